@@ -1,0 +1,90 @@
+"""The data-set card: what a prepared data set holds, as one JSON document, written last.
+
+That it is there says that the data set is complete. It holds nothing that differs between two
+preparations of the same manifest with the same settings: no times, no paths of the output.
+"""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.build import TarFacts
+from pipeline.manifest import TRAIN_SPLIT
+from pipeline.plan import FORMAT_VERSION, PrepareSettings
+
+Card = dict[str, Any]
+
+
+def make_card(
+    *,
+    settings: PrepareSettings,
+    labels: tuple[str, ...],
+    index: pa.Table,
+    reasons: dict[str, int],
+    tars: list[TarFacts],
+    plan_fingerprint: str,
+    checksums: dict[str, str],
+) -> Card:
+    """Describe a data set.
+
+    Args:
+        settings: what it was prepared with.
+        labels: the vocabulary, in the order of the classes.
+        index: all clips, `INDEX_SCHEMA`.
+        reasons: rejected clips by reason.
+        tars: the shards.
+        plan_fingerprint: hash of the manifest and settings it was prepared from.
+        checksums: SHA-256 of the index (`index_sha256`) and of the ledger (`rejects_sha256`).
+
+    Returns:
+        The card; `mean` and `std` are those of the split `train`, or of all clips without one.
+    """
+    splits = sorted(pc.unique(index["split"]).to_pylist())
+    parts = {split: index.filter(pc.equal(index["split"], split)) for split in splits}
+    training = parts.get(TRAIN_SPLIT, index)
+    card: Card = {
+        "format_version": FORMAT_VERSION,
+        "fbank": asdict(settings.fbank),
+        "labels": list(labels),
+        "num_clips": index.num_rows,
+        "splits": {split: _split_facts(part, settings) for split, part in parts.items()},
+        **statistics(training, settings.fbank.num_mels),
+        "class_counts": {split: _count_labels(part, labels) for split, part in parts.items()},
+        "rejects": {"num": sum(reasons.values()), "by_reason": reasons},
+        "shards": [asdict(tar) for tar in tars],
+        "plan_fingerprint": plan_fingerprint,
+        **checksums,
+    }
+    canonical = json.dumps(card, sort_keys=True, ensure_ascii=True)
+    return {**card, "fingerprint": hashlib.sha256(canonical.encode()).hexdigest()}
+
+
+def statistics(clips: pa.Table, num_mels: int) -> dict[str, float]:
+    """Exact mean and standard deviation over every stored number of the clips' fbanks.
+
+    Sums are carried without rounding (`math.fsum`), so the order of the clips does not matter.
+    """
+    num_values = pc.sum(clips["frames"]).as_py() * num_mels
+    mean = math.fsum(clips["fbank_sum"].to_pylist()) / num_values
+    mean_square = math.fsum(clips["fbank_sumsq"].to_pylist()) / num_values
+    return {"mean": mean, "std": math.sqrt(max(0.0, mean_square - mean * mean))}
+
+
+def _split_facts(clips: pa.Table, settings: PrepareSettings) -> dict[str, float]:
+    return {
+        "num_clips": clips.num_rows,
+        "num_frames": pc.sum(clips["frames"]).as_py(),
+        "duration_s": math.fsum(clips["duration_s"].to_pylist()),
+        **statistics(clips, settings.fbank.num_mels),
+    }
+
+
+def _count_labels(clips: pa.Table, labels: tuple[str, ...]) -> dict[str, int]:
+    counts = Counter(pc.list_flatten(clips["labels"]).to_pylist())
+    return {label: counts[label] for label in labels}

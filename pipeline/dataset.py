@@ -1,0 +1,86 @@
+"""A prepared data set, opened for reading: the card, the index, and any clip's fbank."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import storage
+from pipeline.card import Card
+from pipeline.errors import UserError
+from pipeline.plan import FORMAT_VERSION
+from pipeline.shards import Fbank, fbank_from_bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedDataset:
+    """What `prepare` wrote."""
+
+    path: str
+    card: Card
+    index: pa.Table
+
+    @property
+    def labels(self) -> list[str]:
+        """The vocabulary; a label's position is its class index."""
+        return list(self.card["labels"])
+
+    @property
+    def num_mels(self) -> int:
+        """Mel bins of the fbanks, F."""
+        return int(self.card["fbank"]["num_mels"])
+
+    def select(self, split: str, *, fold: int = 0, except_fold: int = 0) -> pa.Table:
+        """Rows of the index: one split, or of it one fold, or all folds but one.
+
+        Raises:
+            UserError: the data set has no such split or fold.
+        """
+        chosen = self.index.filter(pc.equal(self.index["split"], split))
+        if chosen.num_rows == 0:
+            known = ", ".join(self.card["splits"])
+            raise UserError(f"{self.path}: no split {split!r}; there are: {known}")
+        wanted = fold or except_fold
+        if wanted:
+            folds = sorted(pc.unique(chosen["fold"]).to_pylist())
+            if wanted not in folds:
+                raise UserError(f"{self.path}: split {split!r} has no fold {wanted}, only {folds}")
+            keep = pc.equal if fold else pc.not_equal
+            chosen = chosen.filter(keep(chosen["fold"], wanted))
+        return chosen
+
+    def read_fbank(self, row: int) -> Fbank:
+        """`[T, F]` float16 of one row of the whole index, by one positioned read."""
+        place = self.index.slice(row, 1).to_pylist()[0]
+        path = storage.join(self.path, place["shard"])
+        data = storage.read_range(path, place["offset_bytes"], place["size_bytes"])
+        return fbank_from_bytes(data, self.num_mels)
+
+
+def card_path(path: str) -> str:
+    """Where a data set's card stands."""
+    return storage.join(path, "card.json")
+
+
+def open_dataset(path: str) -> PreparedDataset:
+    """Open a prepared data set.
+
+    Raises:
+        UserError: there is no card (so no complete data set), or it is of another format version.
+    """
+    path = storage.absolute(path)
+    storage.check_bucket(path)
+    try:
+        card: Card = storage.read_json(card_path(path))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: no complete data set there (no card.json); finish `ray_job.py prepare` first"
+        ) from error
+    if card.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: the data set has format version {card.get('format_version')}, "
+            f"this program reads {FORMAT_VERSION}; prepare it again"
+        )
+    return PreparedDataset(
+        path=path, card=card, index=storage.read_table(storage.join(path, "index.parquet"))
+    )

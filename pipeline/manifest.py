@@ -1,0 +1,202 @@
+"""The manifest: which clips there are, one row a clip, as a Parquet table.
+
+A clip is an audio file or a stretch of one, with its labels, split and fold. The vocabulary (the
+order of the labels is the order of the classes) travels in the table's schema metadata, so that a
+manifest is one file; one written by other means, without it, gets the sorted labels it uses.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import storage
+from pipeline.errors import UserError
+
+TRAIN_SPLIT = "train"
+"""The split a clip belongs to when its source names none."""
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("start_s", pa.float64()),  # null: from the beginning of the file
+        pa.field("end_s", pa.float64()),  # null: to its end
+        pa.field("labels", pa.list_(pa.string()), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("fold", pa.int32(), nullable=False),  # 0: the data set has no folds
+    ]
+)
+_OPTIONAL_COLUMNS = {"start_s": None, "end_s": None, "split": TRAIN_SPLIT, "fold": 0}
+_METADATA_KEY = b"ast_ray.manifest"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """One row of the manifest, as sources make it."""
+
+    id: str
+    uri: str
+    labels: tuple[str, ...]
+    split: str = TRAIN_SPLIT
+    fold: int = 0
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """The clips (a table of `SCHEMA`), the vocabulary, and what the source had to say."""
+
+    clips: pa.Table
+    labels: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What was left out and why, one line each, for the user."""
+
+
+def from_clips(clips: Sequence[Clip], labels: Sequence[str], notes: Sequence[str] = ()) -> Manifest:
+    """Build a manifest from rows."""
+    columns = {name: [getattr(clip, name) for clip in clips] for name in SCHEMA.names}
+    table = pa.table(columns, schema=SCHEMA)
+    return Manifest(clips=table, labels=tuple(labels), notes=tuple(notes))
+
+
+def check(manifest: Manifest, path: str) -> None:
+    """Refuse a manifest that cannot be meant.
+
+    Raises:
+        UserError: it names no clip, names an id twice, a label is outside the vocabulary, or a
+            clip ends before it starts. `path` is what the message calls the manifest.
+    """
+    clips = manifest.clips
+    if clips.num_rows == 0:
+        raise UserError(f"{path}: the manifest names no clip")
+    _check_ids(clips["id"], path)
+    _check_labels(clips, manifest.labels, path)
+    empty = pc.less_equal(clips["end_s"], pc.fill_null(clips["start_s"], 0.0))
+    backwards = clips.filter(pc.fill_null(empty, False))
+    if backwards.num_rows:
+        row = backwards.slice(0, 1).to_pylist()[0]
+        raise UserError(
+            f"{path}: clip {row['id']} ends at {row['end_s']} s, not after its start; "
+            f"correct start_s and end_s ({backwards.num_rows} such clips)"
+        )
+
+
+def assign_folds(manifest: Manifest, num_folds: int) -> Manifest:
+    """Number the clips 1 to `num_folds`, evenly within each class and the same in every run.
+
+    A clip's class is its first label; the order within a class is by a hash of the id, so that
+    neighbouring files (often cuts of one recording) are not dealt out in turn by their names.
+    """
+    if not 2 <= num_folds <= 100:
+        raise UserError(f"--folds: must be from 2 to 100, got {num_folds}")
+    clips = manifest.clips.select(["id", "labels"]).to_pylist()
+    ordered = sorted(
+        range(len(clips)), key=lambda i: (clips[i]["labels"][:1], _hash(clips[i]["id"]))
+    )
+    folds = [0] * len(clips)
+    for position, row in enumerate(ordered):
+        folds[row] = position % num_folds + 1
+    column = pa.array(folds, pa.int32())
+    table = manifest.clips.set_column(SCHEMA.get_field_index("fold"), SCHEMA.field("fold"), column)
+    return replace(manifest, clips=table)
+
+
+def write_manifest(path: str, manifest: Manifest) -> None:
+    """Check the manifest, then write it."""
+    check(manifest, path)
+    metadata = {_METADATA_KEY: json.dumps({"labels": manifest.labels}).encode()}
+    storage.write_table(path, manifest.clips.replace_schema_metadata(metadata))
+
+
+def read_manifest(path: str) -> Manifest:
+    """Read and check a manifest; columns beside `id`, `uri` and `labels` may be absent.
+
+    Raises:
+        UserError: there is no such file, it is not Parquet, a column is missing or of another
+            type, or `check` finds fault.
+    """
+    try:
+        table = storage.read_table(path)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: no manifest there; write one with `ray_job.py manifest`"
+        ) from error
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path}: not a Parquet file ({error})") from error
+    metadata = (table.schema.metadata or {}).get(_METADATA_KEY)
+    clips = _conform(table, path)
+    labels = json.loads(metadata)["labels"] if metadata else _labels_in_use(clips)
+    manifest = Manifest(clips=clips, labels=tuple(labels))
+    check(manifest, path)
+    return manifest
+
+
+def read_labels(path: str) -> tuple[str, ...]:
+    """A vocabulary from a text file, one label a line, in the order of the classes."""
+    try:
+        lines = storage.read_bytes(path).decode("utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; it should hold one label a line") from error
+    labels = tuple(line.strip() for line in lines if line.strip())
+    if len(set(labels)) != len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise UserError(f"{path}: the label {twice!r} stands there twice")
+    return labels
+
+
+def _check_ids(ids: pa.ChunkedArray, path: str) -> None:
+    counts = pc.value_counts(ids)
+    repeated = counts.filter(pc.greater(pc.struct_field(counts, "counts"), 1))
+    if len(repeated):
+        names = ", ".join(str(item["values"]) for item in repeated[:3].to_pylist())
+        raise UserError(f"{path}: {len(repeated)} ids stand there twice or more, such as {names}")
+
+
+def _check_labels(clips: pa.Table, labels: Sequence[str], path: str) -> None:
+    used = _labels_in_use(clips)
+    unknown = sorted(set(used) - set(labels))
+    if unknown:
+        first = next(
+            row["id"]
+            for row in clips.select(["id", "labels"]).to_pylist()
+            if unknown[0] in row["labels"]
+        )
+        raise UserError(
+            f"{path}: {len(unknown)} labels are outside the vocabulary of {len(labels)}, "
+            f"such as {unknown[0]!r} of clip {first}"
+        )
+
+
+def _labels_in_use(clips: pa.Table) -> list[str]:
+    return sorted(pc.unique(pc.list_flatten(clips["labels"])).to_pylist())
+
+
+def _conform(table: pa.Table, path: str) -> pa.Table:
+    """The table with exactly `SCHEMA`'s columns and types."""
+    columns = []
+    for field in SCHEMA:
+        if field.name in table.column_names:
+            column = table[field.name]
+        elif field.name in _OPTIONAL_COLUMNS:
+            column = pa.array([_OPTIONAL_COLUMNS[field.name]] * table.num_rows, field.type)
+        else:
+            raise UserError(f"{path}: the manifest has no column {field.name!r}")
+        try:
+            column = column.cast(field.type)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise UserError(
+                f"{path}: column {field.name!r} is {column.type}, expected {field.type}"
+            ) from error
+        if not field.nullable and column.null_count:
+            raise UserError(f"{path}: column {field.name!r} has {column.null_count} empty cells")
+        columns.append(column)
+    return pa.table(columns, schema=SCHEMA)
+
+
+def _hash(text: str) -> bytes:
+    return blake2b(text.encode(), digest_size=8).digest()

@@ -1,0 +1,72 @@
+"""Clips that cannot be used: each is named with the stage and reason, counted, and never skipped.
+
+The ledger is a Parquet table with one row a rejected clip. Reasons hold no ids, paths or numbers
+of one file, so that equal ones can be counted together.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+from pipeline.errors import UserError
+
+Stage = Literal["fetch", "decode", "fbank"]
+
+SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "uri", "stage", "reason")])
+
+
+class RejectError(Exception):
+    """One clip cannot be used; the job goes on."""
+
+    def __init__(self, stage: Stage, reason: str) -> None:
+        super().__init__(f"{stage}: {reason}")
+        self.stage = stage
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reject:
+    """A row of the ledger."""
+
+    id: str
+    uri: str
+    stage: str
+    reason: str
+
+
+def to_table(rejects: Sequence[Reject]) -> pa.Table:
+    """The ledger's table, ordered by id."""
+    rows = sorted((asdict(reject) for reject in rejects), key=lambda row: row["id"])
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def count_reasons(rejects: Sequence[Reject]) -> dict[str, int]:
+    """How many clips each "stage: reason" cost, the commonest first."""
+    counts = Counter(f"{reject.stage}: {reject.reason}" for reject in rejects)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def check_share(reasons: dict[str, int], num_clips: int, *, max_share: float, ledger: str) -> None:
+    """Fail the job when more of the clips were rejected than the user allows.
+
+    Args:
+        reasons: as `count_reasons` gives them.
+        num_clips: clips the manifest names.
+        max_share: the largest share of them that may be rejected, 0 to 1.
+        ledger: where the full list stands, for the message.
+
+    Raises:
+        UserError: the share is above `max_share`, or no clip is left at all.
+    """
+    num_rejects = sum(reasons.values())
+    if num_rejects <= max_share * num_clips and num_rejects < num_clips:
+        return
+    commonest = "; ".join(f"{reason} ({count})" for reason, count in list(reasons.items())[:3])
+    raise UserError(
+        f"{num_rejects} of {num_clips} clips were rejected, more than the allowed share of "
+        f"{max_share:g}; commonest: {commonest}. All are named in {ledger}; mend them and run "
+        f"again with --retry-rejects, or raise --max-reject-share"
+    )

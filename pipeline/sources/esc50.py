@@ -1,0 +1,36 @@
+"""ESC-50's layout (K. J. Piczak): `audio/*` and `meta/esc50.csv` with folds and class numbers.
+
+Subsets of it, such as ESC-10, have the same layout. Classes keep the order of their numbers.
+"""
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.manifest import Clip, Manifest, from_clips
+from pipeline.sources.csv_table import read_rows
+
+META_PATH = ("meta", "esc50.csv")
+_COLUMNS = ("filename", "fold", "target", "category")
+
+
+def read(source: str) -> Manifest:
+    """List a folder in ESC-50's layout.
+
+    Raises:
+        UserError: `meta/esc50.csv` is missing, lacks a column, or has a number that is none.
+    """
+    meta = storage.join(source, *META_PATH)
+    rows = read_rows(meta, required=_COLUMNS)
+    try:
+        targets = {row["category"]: int(row["target"]) for row in rows}
+        clips = [
+            Clip(
+                id=row["filename"].rpartition(".")[0],
+                uri=storage.join(source, "audio", row["filename"]),
+                labels=(row["category"],),
+                fold=int(row["fold"]),
+            )
+            for row in rows
+        ]
+    except ValueError as error:
+        raise UserError(f"{meta}: fold and target must be whole numbers ({error})") from error
+    return from_clips(clips, sorted(targets, key=lambda label: targets[label]))

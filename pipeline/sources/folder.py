@@ -1,0 +1,59 @@
+"""A folder per class: `dog/1.wav`, `rain/2.flac`; or per split and class: `train/dog/1.wav`.
+
+Folders named train, validation, test (or val, valid, dev, eval, evaluation) at the top are splits,
+if there is nothing else there; all others are classes. Deeper folders belong to their class.
+"""
+
+from collections import Counter
+from pathlib import PurePosixPath
+
+from pipeline import storage
+from pipeline.manifest import TRAIN_SPLIT, Clip, Manifest, from_clips
+
+AUDIO_SUFFIXES = frozenset(
+    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"}
+    | {".m4a", ".aac", ".mp4", ".webm", ".wma"}
+)
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "eval",
+    "evaluation": "eval",
+}
+
+
+def read(source: str) -> Manifest:
+    """List a folder per class; files that are not audio or in no class folder are noted."""
+    prefix = source.rstrip("/") + "/"
+    relative = [path.removeprefix(prefix) for path in storage.list_files(source)]
+    audio = [name for name in relative if PurePosixPath(name).suffix.lower() in AUDIO_SUFFIXES]
+    tops = {name.split("/")[0] for name in audio if "/" in name}
+    depth = 1 if tops and all(top.lower() in _SPLITS for top in tops) else 0
+    clips = []
+    for name in audio:
+        folders = name.split("/")[:-1]
+        if len(folders) > depth:
+            split = _SPLITS[folders[0].lower()] if depth else TRAIN_SPLIT
+            label = folders[depth]
+            clips.append(Clip(id=name, uri=prefix + name, labels=(label,), split=split))
+    vocabulary = sorted({label for clip in clips for label in clip.labels})
+    return from_clips(clips, vocabulary, _notes(relative, audio, len(clips)))
+
+
+def _notes(relative: list[str], audio: list[str], num_clips: int) -> list[str]:
+    notes = []
+    others = Counter(PurePosixPath(name).suffix.lower() or name for name in relative)
+    for name in audio:
+        others[PurePosixPath(name).suffix.lower()] -= 1
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted((+others).items())[:5])
+    if kinds:
+        notes.append(f"left out {len(relative) - len(audio)} files that are not audio: {kinds}")
+    if len(audio) > num_clips:
+        notes.append(f"left out {len(audio) - num_clips} audio files that are in no class folder")
+    return notes

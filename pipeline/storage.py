@@ -1,0 +1,292 @@
+"""Files by path, local or `s3://bucket/key`, through fsspec and s3fs.
+
+Every artifact of the project is read and written here. A write is atomic: locally a temporary
+file beside the target and a rename, on S3 one put. The S3 endpoint, region and credentials come
+from the usual AWS variables (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...), so that MinIO and Ceph
+work as AWS does.
+"""
+
+import io
+import json
+import os
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import UserError
+
+CONNECT_TIMEOUT_S = 10
+READ_TIMEOUT_S = 30
+MAX_ATTEMPTS = 5
+"""Tries of one S3 request by botocore, with its exponential backoff."""
+
+_REFUSED = {
+    "AccessDenied",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
+    "InvalidClientTokenId",
+    "AuthFailure",
+    "Forbidden",
+    "403",
+}
+
+
+def is_remote(path: str) -> bool:
+    """Whether the path is an object in S3 rather than a local file."""
+    return path.startswith("s3://")
+
+
+def absolute(path: str) -> str:
+    """A path that means the same in another process: Ray's workers have other working folders.
+
+    Raises:
+        UserError: the path has a scheme other than `s3://`, or names no bucket.
+    """
+    scheme = urlsplit(path).scheme if "://" in path else ""
+    if scheme not in ("", "s3"):
+        raise UserError(f"{path}: paths are local or s3://bucket/key, not {scheme}://")
+    if not scheme:
+        return str(Path(path).expanduser().resolve())
+    if not urlsplit(path).netloc:
+        raise UserError(f"{path}: an s3:// path names a bucket: s3://bucket/key")
+    return path.rstrip("/")
+
+
+def join(base: str, *parts: str) -> str:
+    """The path of something inside a folder or under a prefix."""
+    return "/".join([base.rstrip("/"), *parts])
+
+
+def exists(path: str) -> bool:
+    """Whether a file is there; an error of the storage is raised, not taken for a no."""
+    try:
+        return bool(file_system(path).info(path)["type"] == "file")
+    except FileNotFoundError:
+        return False
+
+
+def read_bytes(path: str) -> bytes:
+    """The whole content. Raises FileNotFoundError when it is not there."""
+    return bytes(file_system(path).cat_file(path))
+
+
+def read_range(path: str, offset_bytes: int, size_bytes: int) -> bytes:
+    """`size_bytes` bytes from `offset_bytes`. Raises EOFError when the file ends before."""
+    end_bytes = offset_bytes + size_bytes
+    data = bytes(file_system(path).cat_file(path, start=offset_bytes, end=end_bytes))
+    if len(data) != size_bytes:
+        raise EOFError(f"{path}: {len(data)} bytes from {offset_bytes}, expected {size_bytes}")
+    return data
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Put the content in place as a whole: a reader sees the old file, none, or all of the new."""
+    if is_remote(path):
+        file_system(path).pipe_file(path, data)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{os.getpid()}.{random.getrandbits(32):08x}")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def remove(path: str) -> None:
+    """Delete one file, if it is there."""
+    if exists(path):
+        file_system(path).rm_file(path)
+
+
+def list_files(folder: str) -> list[str]:
+    """Paths of all files below a folder or prefix, sorted; none when it is not there."""
+    found = cast(list[str], file_system(folder).find(folder.rstrip("/") + "/"))
+    prefix = "s3://" if is_remote(folder) else ""
+    return sorted(prefix + path for path in found)
+
+
+def read_json(path: str) -> Any:
+    """A JSON document."""
+    return json.loads(read_bytes(path))
+
+
+def write_json(path: str, document: object) -> None:
+    """Write a JSON document, keys in the order given; NaN is an error, not a word in the file."""
+    write_bytes(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file as a table."""
+    return pq.read_table(io.BytesIO(read_bytes(path)), columns=columns)
+
+
+def encode_table(table: pa.Table) -> bytes:
+    """A table as Parquet; the same table gives the same bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def write_table(path: str, table: pa.Table) -> None:
+    """Write a table as Parquet."""
+    write_bytes(path, encode_table(table))
+
+
+def open_binary(path: str) -> io.IOBase:
+    """A seekable file for reading parts of it, such as one Parquet row group."""
+    return cast(io.IOBase, file_system(path).open(path, "rb"))
+
+
+def read_ahead(paths: list[str], num_ahead: int) -> Iterator[bytes | Exception]:
+    """Contents in the order given, up to `num_ahead` fetched while the caller computes.
+
+    An error is yielded in its place, for the caller to sort into "this file" and "the storage".
+    """
+    with ThreadPoolExecutor(max_workers=num_ahead) as pool:
+        waiting: list[Future[bytes | Exception]] = []
+        for path in paths:
+            waiting.append(pool.submit(_read_or_error, path))
+            if len(waiting) > num_ahead:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()
+
+
+def check_bucket(path: str) -> None:
+    """Ask S3 for one key under a prefix, to fail early and in one line; nothing for a local path.
+
+    Raises:
+        UserError: no such bucket, refused or missing credentials, or an endpoint that does not
+            answer.
+    """
+    if not is_remote(path):
+        return
+    bucket, _, prefix = path.removeprefix("s3://").partition("/")
+    try:
+        file_system(path).call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
+    except Exception as error:
+        reason = explain(error)
+        if reason is None:
+            raise
+        raise UserError(f"s3://{bucket}: {reason}") from error
+
+
+def check_readable(uris: list[str]) -> None:
+    """Read a byte of one of these files of a bucket, to fail early and in one line.
+
+    Files that are not there are no fault of the bucket. Several are tried, because S3 answers
+    "access denied" for a missing key to users who may not list the bucket.
+
+    Raises:
+        UserError: no such bucket, refused or missing credentials, or no answer.
+    """
+    for number, uri in enumerate(uris, start=1):
+        try:
+            file_system(uri).cat_file(uri, start=0, end=1)
+            return
+        except Exception as error:
+            fault = one_file_fault(error)
+            if fault == "not found":
+                return
+            if fault is None or number == len(uris):
+                reason = explain(error)
+                if reason is None:
+                    raise
+                raise UserError(f"{uri}: {reason}") from error
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for a storage error that is not about a single file; None for any other error."""
+    code = _error_code(error)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+    if code == "NoSuchBucket":
+        return "the bucket does not exist; check its name and the endpoint"
+    if code in _REFUSED or isinstance(error, PermissionError):
+        return (
+            f"access refused ({code or error}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
+            f"and the bucket's policy at {endpoint}"
+        )
+    if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+        return (
+            "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE"
+        )
+    if type(error).__name__ in ("EndpointConnectionError", "ConnectTimeoutError"):
+        return f"no answer from {endpoint}; check AWS_ENDPOINT_URL and the network"
+    return None
+
+
+def one_file_fault(error: Exception) -> str | None:
+    """Why one file cannot be read, when the storage as a whole is well; None otherwise."""
+    code = _error_code(error)
+    if isinstance(error, FileNotFoundError) and code != "NoSuchBucket":
+        return "not found"
+    # S3 answers so for a key that is not there, too, to users who may not list the bucket.
+    if isinstance(error, PermissionError) and code in ("", "403", "AccessDenied"):
+        return "access refused"
+    if isinstance(error, IsADirectoryError):
+        return "a folder, not a file"
+    return None
+
+
+def with_retries(action: Any, *arguments: object, attempts: int = 3) -> Any:
+    """Call again, after 0.5, 1, ... seconds, when a read or write broke for a passing reason."""
+    for attempt in range(attempts):
+        try:
+            return action(*arguments)
+        except (FileNotFoundError, PermissionError, UserError):
+            raise
+        except (OSError, EOFError):
+            if attempt == attempts - 1:
+                raise
+            time.sleep(0.5 * 2**attempt)
+    raise AssertionError("attempts must be at least 1")
+
+
+def _read_or_error(path: str) -> bytes | Exception:
+    try:
+        return cast(bytes, with_retries(read_bytes, path))
+    except Exception as error:
+        return error
+
+
+def _error_code(error: BaseException | None) -> str:
+    """The S3 error code behind an exception that s3fs translated, or an empty string."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+        error = error.__cause__
+    return ""
+
+
+def file_system(path: str) -> Any:
+    """The fsspec file system of a path; for callers that hand it to another library."""
+    if not is_remote(path):
+        return fsspec.filesystem("file")
+    return fsspec.filesystem(
+        "s3",
+        use_listings_cache=False,
+        config_kwargs={
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+            "retries": {"max_attempts": MAX_ATTEMPTS, "mode": "standard"},
+            # Servers other than AWS refuse the checksum trailers that newer clients send.
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        },
+    )

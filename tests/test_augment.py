@@ -1,0 +1,375 @@
+"""Augmentation follows the recipe's order and depends on seed, epoch and position alone.
+
+B batch, T frames, F mels.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+import torchaudio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import beta, chisquare, kstest
+from torch import Tensor
+
+from trainer.augment import (
+    LOG_MEL_FLOOR,
+    AugmentDraws,
+    AugmentSettings,
+    add_noise_and_roll,
+    augment_batch,
+    draw_augmentations,
+    mask_,
+    mask_interval,
+    mix_log_mel,
+    mix_targets,
+    needs_partner,
+    normalise,
+    pad_to,
+)
+
+AUDIOSET = {"mean": -4.2677393, "std": 4.5689974}
+SMALL = AugmentSettings(frequency_mask=6, time_mask=10, mixup_share=0.5, noise=True, roll_frames=10)
+NUM_FRAMES, NUM_MELS = 24, 16
+
+
+def draw(
+    augment: AugmentSettings = SMALL,
+    *,
+    num: int = 8,
+    first: int = 0,
+    seed: int = 1,
+    epoch: int = 1,
+    num_mels: int = NUM_MELS,
+    num_frames: int = NUM_FRAMES,
+) -> AugmentDraws:
+    positions = range(first, first + num)
+    return draw_augmentations(
+        augment,
+        seed=seed,
+        epoch=epoch,
+        positions=positions,
+        num_mels=num_mels,
+        num_frames=num_frames,
+    )
+
+
+def rows_of(draws: AugmentDraws, rows: slice) -> AugmentDraws:
+    return AugmentDraws(
+        **{field.name: getattr(draws, field.name)[rows] for field in dataclasses.fields(draws)}
+    )
+
+
+def raw_batch(num: int = 8, seed: int = 0) -> Tensor:
+    return torch.randn(num, NUM_FRAMES, NUM_MELS, generator=torch.Generator().manual_seed(seed)) - 4
+
+
+def reference_clip(raw: Tensor, draws: AugmentDraws, row: int, mean: float, std: float) -> Tensor:
+    """One clip after mixup and padding, `[T, F]`, by indexing alone."""
+    clip = raw.clone()
+    mel, frame = int(draws.frequency_start[row]), int(draws.time_start[row])
+    clip[:, mel : mel + int(draws.frequency_width[row])] = 0
+    clip[frame : frame + int(draws.time_width[row])] = 0
+    clip = (clip - mean) / (2 * std)
+    key = np.array([draws.noise_seed[row], 3], dtype=np.uint64)
+    bits = np.random.Philox(key=key, counter=0).random_raw(-(-clip.numel() // 2))
+    noise = [(half >> 8) / 2**24 for both in bits.tolist() for half in (both % 2**32, both >> 32)]
+    clip = clip + torch.tensor(noise[: clip.numel()]).view_as(clip) * draws.noise_scale[row]
+    return torch.stack([clip[(t - int(draws.roll[row])) % len(clip)] for t in range(len(clip))])
+
+
+@pytest.mark.parametrize("num", [1, 8])
+@pytest.mark.parametrize(
+    "augment",
+    [
+        SMALL,
+        dataclasses.replace(SMALL, noise=False, roll_frames=0),
+        dataclasses.replace(SMALL, frequency_mask=0, time_mask=0, roll_frames=0),
+        dataclasses.replace(SMALL, noise=False),
+    ],
+)
+def test_batch_equals_the_clips_one_by_one(augment: AugmentSettings, num: int) -> None:
+    draws, raw = draw(augment, num=num), raw_batch(num)
+    expected = [reference_clip(raw[row], draws, row, -4.0, 3.0) for row in range(num)]
+    out = augment_batch(raw.clone(), draws, mean=-4.0, std=3.0)
+    torch.testing.assert_close(out, torch.stack(expected))
+
+
+def test_batch_does_not_depend_on_how_it_is_split() -> None:
+    whole = augment_batch(raw_batch(), draw(), mean=-4.0, std=3.0)
+    raw = raw_batch()
+    parts = [
+        augment_batch(raw[first : first + num], draw(first=first, num=num), mean=-4.0, std=3.0)
+        for first, num in ((0, 3), (3, 1), (4, 4))
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**64 - 1), st.integers(0, 1000), st.integers(0, 2**40))
+def test_draws_depend_on_seed_epoch_and_position_alone(seed: int, epoch: int, first: int) -> None:
+    torch.manual_seed(0)
+    whole = draw(num=6, first=first, seed=seed, epoch=epoch)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    part = draw(num=2, first=first + 3, seed=seed, epoch=epoch)
+    for field in dataclasses.fields(AugmentDraws):
+        np.testing.assert_array_equal(
+            getattr(whole, field.name)[3:5], getattr(part, field.name), err_msg=field.name
+        )
+
+
+def test_other_seed_epoch_and_position_draw_other_noise() -> None:
+    seeds = [draw(num=50, seed=s, epoch=e).noise_seed for s in (1, 2) for e in (1, 2)]
+    assert len(np.unique(seeds)) == 200
+
+
+def test_turning_one_setting_off_leaves_the_others_as_they_were() -> None:
+    every = draw(num=200)
+    off = {"frequency_mask": 0, "time_mask": 0, "mixup_share": 0.0, "noise": False}
+    changed_by = {
+        "frequency_mask": {"frequency_start", "frequency_width"},
+        "time_mask": {"time_start", "time_width"},
+        "mixup_share": {"mixup_lambda"},
+        "noise": {"noise_scale"},
+        "roll_frames": {"roll"},
+    }
+    for setting, value in {**off, "roll_frames": 0}.items():
+        other = draw(dataclasses.replace(SMALL, **{setting: value}), num=200)
+        changed = {
+            field.name
+            for field in dataclasses.fields(AugmentDraws)
+            if not np.array_equal(getattr(every, field.name), getattr(other, field.name))
+        }
+        assert changed == changed_by[setting]
+
+
+def test_masked_and_padded_places_are_not_zero_after_normalisation() -> None:
+    augment = AugmentSettings(frequency_mask=6, time_mask=10)
+    draws = draw(augment)
+    raw = torch.stack([pad_to(clip[:20], NUM_FRAMES) for clip in raw_batch()])
+    out = augment_batch(raw, draws, **AUDIOSET)
+    fill = torch.tensor(0.467).expand(NUM_MELS)
+    torch.testing.assert_close(out[0, -1], fill, atol=5e-4, rtol=0)
+    row = int(np.argmax(draws.time_width))
+    assert draws.time_width[row] > 0
+    torch.testing.assert_close(out[row, draws.time_start[row]], fill, atol=5e-4, rtol=0)
+
+
+def test_normalised_training_data_has_mean_0_and_std_one_half() -> None:
+    x = torch.randn(50, NUM_FRAMES, NUM_MELS, generator=torch.Generator().manual_seed(0)) * 5 - 7
+    out = normalise(x, float(x.mean()), float(x.std()))
+    assert float(out.mean()) == pytest.approx(0.0, abs=1e-5)
+    assert float(out.std()) == pytest.approx(0.5, abs=1e-5)
+
+
+def test_mask_interval_equals_torchaudio_on_the_same_random_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    for max_width, size in ((48, 128), (192, 1024), (24, 128), (96, 512), (48, 48)):
+        numbers = rng.random((200, 2))
+        start, width = mask_interval(*numbers.T, max_width=max_width, size=size)
+        # torchaudio draws the width first, then the start.
+        drawn = iter(torch.from_numpy(numbers).flatten().split(1))
+        monkeypatch.setattr(torch, "rand", lambda _, drawn=drawn: next(drawn))
+        for row in range(len(numbers)):
+            masked = torchaudio.functional.mask_along_axis(torch.ones(1, size), max_width, 0.0, 1)
+            expected = torch.ones(size)
+            expected[start[row] : start[row] + width[row]] = 0
+            assert torch.equal(masked[0], expected)
+
+
+def test_masks_are_drawn_over_the_published_ranges() -> None:
+    draws = draw(AugmentSettings(), num=20_000, num_mels=128, num_frames=1024)
+    for start, width, max_width, size in (
+        (draws.frequency_start, draws.frequency_width, 48, 128),
+        (draws.time_start, draws.time_width, 192, 1024),
+    ):
+        assert start.min() == 0
+        assert (start + width).max() < size
+        assert chisquare(np.bincount(width, minlength=max_width)).pvalue > 0.001
+        assert len(np.bincount(width)) == max_width
+        assert kstest(start / (size - width), "uniform").pvalue > 1e-6
+    assert abs(np.corrcoef(draws.frequency_width, draws.time_width)[0, 1]) < 0.03
+    assert abs(np.corrcoef(draws.time_start, draws.time_width)[0, 1] + 0.11) < 0.05
+
+
+def test_widest_and_emptiest_masks() -> None:
+    draws = rows_of(draw(), slice(0, 2))
+    x = raw_batch(2)
+    masked = mask_(
+        x,
+        dataclasses.replace(
+            draws,
+            frequency_start=np.array([0, 3]),
+            frequency_width=np.array([NUM_MELS, 0]),
+            time_start=np.array([0, 5]),
+            time_width=np.array([0, 2]),
+        ),
+    )
+    assert masked is x
+    assert not x[0].any()
+    assert not x[1, 5:7].any()
+    assert x[1, [4, 7]].all()
+
+
+def test_mixup_lambda_is_beta_distributed_for_its_share_of_the_samples() -> None:
+    draws = draw(AugmentSettings(mixup_share=0.3, time_mask=0), num=20_000, num_mels=128)
+    mixed = needs_partner(draws)
+    lambdas = draws.mixup_lambda[mixed]
+    assert mixed.mean() == pytest.approx(0.3, abs=0.015)
+    assert (draws.mixup_lambda[~mixed] == 1.0).all()
+    assert lambdas.mean() == pytest.approx(0.5, abs=0.01)
+    assert lambdas.var() == pytest.approx(1 / (4 * 21), rel=0.06)
+    assert kstest(lambdas, beta(10, 10).cdf).pvalue > 0.001
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_mixup_for_no_and_for_every_sample(share: float) -> None:
+    draws = draw(dataclasses.replace(SMALL, mixup_share=share), num=500)
+    assert needs_partner(draws).mean() == share
+
+
+def test_noise_and_roll_are_drawn_over_the_published_ranges() -> None:
+    draws = draw(num=10_000)
+    assert kstest(draws.noise_scale * 10, "uniform").pvalue > 0.001
+    assert chisquare(np.bincount(draws.roll + 10, minlength=20)).pvalue > 0.001
+    assert (draws.roll.min(), draws.roll.max()) == (-10, 9)
+
+
+def test_noise_is_uniform_up_to_one_scale_per_clip() -> None:
+    draws = draw(dataclasses.replace(SMALL, roll_frames=0), num=4, num_mels=128, num_frames=128)
+    noise = add_noise_and_roll(torch.zeros(4, 128, 128), draws)
+    for row in range(4):
+        scaled = noise[row].flatten() / draws.noise_scale[row]
+        assert kstest(scaled.numpy(), "uniform").pvalue > 0.001
+    assert len(noise.unique()) > 4 * 128 * 128 * 0.99
+
+
+def test_masks_move_with_the_roll() -> None:
+    draws = dataclasses.replace(
+        draw(AugmentSettings(frequency_mask=0, time_mask=10, roll_frames=10), num=1),
+        time_start=np.array([2]),
+        time_width=np.array([3]),
+        roll=np.array([-4]),
+    )
+    out = augment_batch(torch.ones(1, NUM_FRAMES, NUM_MELS), draws, mean=0.0, std=0.5)
+    is_masked = (out[0] == 0).all(dim=1)
+    assert is_masked.nonzero().flatten().tolist() == [0, NUM_FRAMES - 2, NUM_FRAMES - 1]
+
+
+def log_mel_pair(num_primary: int, num_partner: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(num_primary, NUM_MELS, generator=generator) * 3 - 4,
+        torch.randn(num_partner, NUM_MELS, generator=generator) * 3 - 4,
+    )
+
+
+@pytest.mark.parametrize("num_partner", [3, 10, 17])
+@pytest.mark.parametrize("mixup_lambda", [0.25, 0.5, 0.9])
+def test_mix_adds_powers_over_the_primarys_length(num_partner: int, mixup_lambda: float) -> None:
+    primary, partner = log_mel_pair(10, num_partner)
+    power = mixup_lambda**2 * primary.exp()
+    for frame in range(min(10, num_partner)):
+        power[frame] += (1 - mixup_lambda) ** 2 * partner[frame].exp()
+    expected = power.clamp(min=math.exp(LOG_MEL_FLOOR)).log()
+    mixed = mix_log_mel(primary, partner, mixup_lambda)
+    torch.testing.assert_close(mixed, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_mix_is_that_of_the_waveforms_without_bias() -> None:
+    generator = torch.Generator().manual_seed(0)
+    waves = torch.randn(2, 32_000, generator=generator) * torch.tensor([[0.1], [0.02]])
+
+    def fbank(wave: Tensor) -> Tensor:
+        return torchaudio.compliance.kaldi.fbank(
+            wave[None], htk_compat=True, window_type="hanning", num_mel_bins=64
+        )
+
+    a, b, truth = fbank(waves[0]), fbank(waves[1]), fbank(0.4 * waves[0] + 0.6 * waves[1])
+    error, linear_error = mix_log_mel(a, b, 0.4) - truth, 0.4 * a + 0.6 * b - truth
+    assert abs(float(error.mean())) < 0.1
+    assert float(error.square().mean()) < 0.25 * float(linear_error.square().mean())
+
+
+def test_silence_stays_at_the_floor() -> None:
+    silence = torch.full((5, NUM_MELS), LOG_MEL_FLOOR)
+    torch.testing.assert_close(mix_log_mel(silence, silence[:2], 0.5), silence)
+
+
+def test_mix_of_stored_float16_is_computed_in_float32_and_leaves_it_alone() -> None:
+    primary, partner = (x.half() for x in log_mel_pair(10, 12))
+    before = primary.clone()
+    mixed = mix_log_mel(primary, partner, 0.4)
+    assert mixed.dtype == torch.float32
+    assert torch.equal(mixed, mix_log_mel(primary.float(), partner.float(), 0.4))
+    assert torch.equal(primary, before)
+    single = primary.float()
+    unchanged = single.clone()
+    mix_log_mel(single, partner.float(), 0.4)
+    assert torch.equal(single, unchanged)
+
+
+def test_mix_at_the_ends_of_lambda_is_one_of_the_two() -> None:
+    primary, partner = log_mel_pair(10, 10)
+    floor = torch.tensor(LOG_MEL_FLOOR)
+    torch.testing.assert_close(mix_log_mel(primary, partner, 1.0), primary.maximum(floor))
+    torch.testing.assert_close(mix_log_mel(primary, partner, 0.0), partner.maximum(floor))
+    assert (mix_log_mel(primary, partner[:5], 0.0)[5:] == floor).all()
+
+
+def test_mixed_targets_add_where_both_have_the_label() -> None:
+    mixed = mix_targets(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.0, 1.0, 0.0]), 0.7)
+    torch.testing.assert_close(mixed, torch.tensor([0.7, 1.0, 0.0]))
+
+
+@given(st.integers(0, 40), st.integers(1, 40))
+def test_pad_keeps_the_first_frames_and_appends_zeros(num_given: int, num_frames: int) -> None:
+    fbank = torch.arange(1.0, num_given * NUM_MELS + 1).view(num_given, NUM_MELS)
+    padded = pad_to(fbank, num_frames)
+    num_kept = min(num_given, num_frames)
+    assert padded.shape == (num_frames, NUM_MELS)
+    assert torch.equal(padded[:num_kept], fbank[:num_kept])
+    assert not padded[num_kept:].any()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("frequency_mask", -1),
+        ("time_mask", -1),
+        ("mixup_share", 1.5),
+        ("mixup_share", math.nan),
+        ("mixup_alpha", 0.0),
+        ("mixup_alpha", math.inf),
+        ("roll_frames", -1),
+    ],
+)
+def test_setting_out_of_range_is_named(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{field}: must be .*, got "):
+        dataclasses.replace(SMALL, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [({"num_mels": 5}, "frequency_mask: must be at most"), ({"num_frames": 9}, "time_mask: must")],
+)
+def test_mask_larger_than_the_input_is_refused(size: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        draw(**size)
+
+
+def test_batch_of_another_size_than_its_draws_is_refused() -> None:
+    for function in (mask_, add_noise_and_roll):
+        with pytest.raises(ValueError, match=r"^x: must be \[8, frames, mels\]"):
+            function(raw_batch(7), draw())
+
+
+def test_lambda_outside_the_unit_interval_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^mixup_lambda: must be"):
+        mix_log_mel(*log_mel_pair(3, 3), 1.01)

@@ -1,0 +1,398 @@
+"""The AST model against transformers, timm, plain arithmetic and the numbers of the paper."""
+
+import logging
+
+import numpy as np
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+from transformers import ASTConfig, ASTForAudioClassification
+
+from pipeline.errors import UserError
+from trainer.model import AST, ModelSettings, adapt_position_embedding, build_model
+from trainer.weights import from_transformers_state
+
+TINY = "deit_tiny_distilled_patch16_224"
+TINY_ONE_TOKEN = "deit_tiny_patch16_224"
+
+
+def small_settings(**changes):
+    defaults = {"backbone": TINY, "pretrained": False, "depth": 2, "num_frames": 64}
+    return ModelSettings(**{**defaults, **changes})
+
+
+def randomise(module, seed=0):
+    """Every parameter random, so that no bias, norm or embedding is at a value that hides it."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            is_norm_weight = parameter.ndim == 1 and name.endswith("weight")
+            parameter.copy_(1 + 0.3 * noise if is_norm_weight else 0.1 * noise)
+    return module
+
+
+def random_backbone_file(tmp_path, name=TINY, seed=0):
+    """A timm backbone with random weights, without classifier, and a file of them."""
+    backbone = randomise(timm.create_model(name, num_classes=0), seed).eval()
+    path = tmp_path / "backbone.safetensors"
+    save_file(backbone.state_dict(), path)
+    return backbone, str(path)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("stride", "num_frames", "expected"),
+    [
+        (10, 1024, 1212),
+        (12, 1024, 850),
+        (14, 1024, 657),
+        (16, 1024, 512),
+        (10, 512, 600),
+        (10, 128, 144),
+    ],
+)
+def test_num_patches_are_the_published(stride, num_frames, expected):
+    shape = ModelSettings(stride_frequency=stride, stride_time=stride, num_frames=num_frames)
+    assert shape.num_patches(128) == expected
+
+
+@given(
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    patch=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    data=st.data(),
+)
+def test_grid_is_that_of_the_convolution(size, patch, data):
+    patch = (min(patch[0], size[0]), min(patch[1], size[1]))
+    stride = [data.draw(st.integers(1, length)) for length in patch]
+    shape = ModelSettings(
+        patch_frequency=patch[0],
+        patch_time=patch[1],
+        stride_frequency=stride[0],
+        stride_time=stride[1],
+        num_frames=size[1],
+    )
+    with torch.device("meta"):
+        output = nn.Conv2d(1, 1, patch, stride)(torch.empty(1, 1, *size))
+    assert shape.grid(size[0]) == tuple(output.shape[2:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": "deit_tiny_distilled_patch16_225"}, f"backbone: .*near it: {TINY}.*16_225"),
+        ({"backbone": "resnet18"}, "backbone: must be a deit_ or vit_ model of timm.*resnet18"),
+        ({"backbone": f"{TINY}.no_such_tag"}, "backbone: .*no_such_tag"),
+        ({"patch_frequency": 0}, "patch_frequency: must be at least 1, got 0"),
+        ({"patch_time": 0}, "patch_time: must be at least 1, got 0"),
+        ({"num_frames": 0}, "num_frames: must be at least 1, got 0"),
+        ({"num_frames": 15}, r"num_frames: must be at least patch_time \(16\), got 15"),
+        ({"stride_frequency": 0}, r"stride_frequency: .*patch_frequency \(16\).*got 0"),
+        ({"stride_time": 17}, r"stride_time: .*patch_time \(16\).*got 17"),
+        ({"position_embedding": "keep"}, "position_embedding: must be one of .*'keep'"),
+        ({"depth": -1}, "depth: .*got -1"),
+        ({"weights_file": "a.pt", "pretrained": False}, "weights_file: must be empty .*a.pt"),
+    ],
+)
+def test_settings_out_of_range(changes, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        ModelSettings(**changes)
+
+
+def test_edges_of_the_ranges_are_allowed():
+    shape = ModelSettings(stride_frequency=16, stride_time=1, num_frames=16)
+    assert shape.grid(16) == (1, 1)
+    assert ModelSettings(backbone=f"{TINY}.fb_in1k").pretrained
+
+
+def test_patch_higher_than_the_input():
+    with pytest.raises(UserError, match=r"^patch_frequency: .*mel bins \(15\), got 16"):
+        ModelSettings().grid(15)
+
+
+# Size and structure
+
+
+def test_base_model_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        model = build_model(ModelSettings(pretrained=False), num_classes=527, num_mels=128)
+    assert model.num_parameters() == 86_594_063
+    assert model.pos_embed.shape == (1, 2 + 1212, 768)
+    assert len(model.blocks) == 12
+
+
+def test_norms_have_the_eps_of_the_authors_code():
+    model = build_model(small_settings(), num_classes=3, num_mels=64)
+    eps = {name: m.eps for name, m in model.named_modules() if isinstance(m, nn.LayerNorm)}
+    assert eps.pop("head_norm") == 1e-5
+    assert set(eps.values()) == {1e-6}
+    assert len(eps) == 2 * 2 + 1
+
+
+def test_more_blocks_than_the_backbone_has():
+    with pytest.raises(UserError, match=r"^depth: must be at most 12, .*got 13"):
+        build_model(small_settings(depth=13), num_classes=3, num_mels=64)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "vit_tiny_r_s16_p8_224",  # a convolutional stem before the transformer
+        "vit_medium_patch16_gap_240",  # no class token
+        "vit_base_patch32_clip_224",  # a norm before the blocks
+        "vit_small_patch14_reg4_dinov2",  # register tokens
+        "vit_small_patch16_dinov3",  # rotary positions
+    ],
+)
+def test_backbones_that_are_not_plain_are_refused(backbone):
+    with torch.device("meta"), pytest.raises(UserError, match=f"^backbone: {backbone} is not"):
+        build_model(small_settings(backbone=backbone), num_classes=3, num_mels=64)
+
+
+# Against transformers
+
+
+@pytest.mark.parametrize("names", ["in memory", "on disk"])
+@pytest.mark.parametrize(
+    ("num_mels", "num_frames", "strides", "depth", "eps"),
+    [
+        (128, 128, (10, 10), 2, 1e-12),
+        (64, 100, (16, 16), 3, 1e-2),
+        (80, 67, (12, 7), 2, 1e-5),
+    ],
+)
+def test_logits_are_those_of_transformers(
+    tmp_path, names, num_mels, num_frames, strides, depth, eps
+):
+    config = ASTConfig(
+        hidden_size=192,
+        num_hidden_layers=depth,
+        num_attention_heads=3,
+        intermediate_size=768,
+        layer_norm_eps=eps,
+        frequency_stride=strides[0],
+        time_stride=strides[1],
+        max_length=num_frames,
+        num_mel_bins=num_mels,
+        num_labels=5,
+    )
+    reference = randomise(ASTForAudioClassification(config)).eval()
+    state = reference.state_dict()
+    if names == "on disk":
+        reference.save_pretrained(tmp_path)
+        state = load_file(tmp_path / "model.safetensors")
+    model = build_model(
+        small_settings(
+            stride_frequency=strides[0], stride_time=strides[1], num_frames=num_frames, depth=depth
+        ),
+        num_classes=5,
+        num_mels=num_mels,
+        layer_norm_eps=eps,
+        head_norm_eps=eps,
+    ).eval()
+    model.load_state_dict(from_transformers_state(state))
+    x = torch.randn(3, num_frames, num_mels, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected, logits = reference(x).logits, model(x)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+def test_names_on_disk_and_in_memory_are_two_styles(tmp_path):
+    """Else the parity test above would test one style twice."""
+    config = ASTConfig(hidden_size=6, num_attention_heads=1, num_hidden_layers=1, max_length=32)
+    reference = ASTForAudioClassification(config)
+    reference.save_pretrained(tmp_path)
+    prefix = "audio_spectrogram_transformer"
+    on_disk = load_file(tmp_path / "model.safetensors")
+    assert f"{prefix}.encoder.layer.0.attention.attention.query.weight" in on_disk
+    assert f"{prefix}.layers.0.attention.q_proj.weight" in reference.state_dict()
+
+
+# Pretrained weights of an image model
+
+
+@pytest.mark.parametrize("name", [TINY, TINY_ONE_TOKEN])
+def test_one_channel_answers_as_three_equal_ones(tmp_path, name):
+    """Summed weights: timm's embedding of an image with the same picture in all channels."""
+    backbone, path = random_backbone_file(tmp_path, name)
+    shape = small_settings(
+        **{"backbone": name, "pretrained": True, "weights_file": path, "depth": 0},
+        **{"stride_frequency": 16, "stride_time": 16, "num_frames": 224},
+    )
+    model = build_model(shape, num_classes=3, num_mels=224).eval()
+    x = torch.randn(2, 224, 224, generator=torch.Generator().manual_seed(1))
+    image = x.transpose(1, 2).unsqueeze(1).expand(-1, 3, -1, -1)
+    with torch.no_grad():
+        expected = backbone.forward_head(backbone.forward_features(image), pre_logits=True)
+        torch.testing.assert_close(model.embed(x), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_weights_of_the_backbone_are_taken_over(tmp_path):
+    backbone, path = random_backbone_file(tmp_path)
+    model = build_model(
+        small_settings(pretrained=True, weights_file=path, num_frames=400),
+        num_classes=3,
+        num_mels=128,
+    )
+    assert torch.equal(
+        model.patch_embed.weight, backbone.patch_embed.proj.weight.sum(1, keepdim=True)
+    )
+    assert torch.equal(model.patch_embed.bias, backbone.patch_embed.proj.bias)
+    assert torch.equal(model.dist_token, backbone.dist_token)
+    ours, theirs = model.blocks.state_dict(), backbone.blocks[:2].state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    expected = adapt_position_embedding(
+        backbone.pos_embed, num_class_tokens=2, source=(14, 14), target=(12, 39)
+    )
+    assert torch.equal(model.pos_embed, expected)
+
+
+def test_reinitialised_position_embedding(tmp_path):
+    backbone, path = random_backbone_file(tmp_path)
+    shape = small_settings(
+        pretrained=True, weights_file=path, position_embedding="reinitialise", num_frames=400
+    )
+    model = build_model(shape, num_classes=3, num_mels=128)
+    assert model.pos_embed.shape == (1, 2 + 12 * 39, 192)
+    assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.02)
+    assert torch.equal(model.cls_token, backbone.cls_token)
+
+
+@pytest.mark.parametrize("patch", [(128, 2), (16, 8)])
+def test_another_patch_shape_has_a_random_projection(tmp_path, caplog, patch):
+    backbone, path = random_backbone_file(tmp_path)
+    shape = small_settings(
+        **{"pretrained": True, "weights_file": path, "num_frames": 40},
+        **{"patch_frequency": patch[0], "patch_time": patch[1]},
+        **{"stride_frequency": 10, "stride_time": 1},
+    )
+    with caplog.at_level(logging.WARNING):
+        model = build_model(shape, num_classes=3, num_mels=128)
+    assert "the patch projection starts from random weights" in caplog.text
+    assert model.patch_embed.weight.shape == (192, 1, *patch)
+    assert model.patch_embed.weight.std() > 0
+    assert torch.equal(model.blocks[0].attn.qkv.weight, backbone.blocks[0].attn.qkv.weight)
+    assert model(torch.randn(2, 40, 128)).shape == (2, 3)
+
+
+# Positional embedding
+
+
+def plain_fit(values, size):
+    """A vector of embeddings [n, D] fitted to another length, one entry at a time."""
+    length = len(values)
+    if size <= length:
+        start = int(length / 2) - int(size / 2)
+        return values[start : start + size]
+    fitted = []
+    for index in range(size):
+        place = min(max((index + 0.5) * length / size - 0.5, 0), length - 1)
+        left = int(place)
+        right = min(left + 1, length - 1)
+        fitted.append(values[left] * (1 - (place - left)) + values[right] * (place - left))
+    return np.stack(fitted)
+
+
+@settings(deadline=None)
+@given(
+    source=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    target=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    num_class_tokens=st.integers(1, 2),
+    seed=st.integers(0, 99),
+)
+def test_position_embedding_against_plain_arithmetic(source, target, num_class_tokens, seed):
+    values = np.random.default_rng(seed).normal(
+        size=(1, num_class_tokens + source[0] * source[1], 3)
+    )
+    fitted = adapt_position_embedding(
+        torch.tensor(values), num_class_tokens=num_class_tokens, source=source, target=target
+    ).numpy()
+    grid = values[0, num_class_tokens:].reshape(*source, 3)
+    grid = np.stack([plain_fit(row, target[1]) for row in grid])
+    grid = np.stack([plain_fit(grid[:, column], target[0]) for column in range(target[1])], axis=1)
+    assert fitted.shape == (1, num_class_tokens + target[0] * target[1], 3)
+    np.testing.assert_array_equal(fitted[:, :num_class_tokens], values[:, :num_class_tokens])
+    np.testing.assert_allclose(fitted[0, num_class_tokens:], grid.reshape(-1, 3), atol=1e-12)
+
+
+def test_audioset_keeps_the_middle_frequencies_of_imagenet():
+    grid = torch.arange(24.0).repeat_interleave(24)[None, :, None]
+    embedding = torch.cat([torch.tensor([[[-1.0], [-2.0]]]), grid], dim=1)
+    fitted = adapt_position_embedding(
+        embedding, num_class_tokens=2, source=(24, 24), target=(12, 101)
+    ).flatten()
+    assert fitted[:2].tolist() == [-1, -2]
+    rows = fitted[2:].reshape(12, 101)
+    assert torch.equal(rows, torch.arange(6.0, 18.0)[:, None].expand(12, 101))
+
+
+# Training and running
+
+
+def test_gradients_reach_every_parameter():
+    for backbone in (TINY, TINY_ONE_TOKEN):
+        model = randomise(
+            build_model(small_settings(backbone=backbone), num_classes=3, num_mels=64)
+        )
+        model(torch.randn(2, 64, 64)).square().sum().backward()
+        dead = [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.grad is None or not parameter.grad.abs().sum() > 0
+        ]
+        assert dead == []
+
+
+def test_initialisation_depends_on_the_seed_alone():
+    def state(seed):
+        torch.manual_seed(seed)
+        return build_model(small_settings(), num_classes=3, num_mels=64).state_dict()
+
+    first, again, other = state(1), state(1), state(2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    for name in ("patch_embed.weight", "pos_embed", "blocks.1.mlp.fc1.weight", "head.weight"):
+        assert not torch.equal(first[name], other[name])
+
+
+def test_logits_of_a_clip_do_not_depend_on_its_batch():
+    model = randomise(build_model(small_settings(), num_classes=3, num_mels=64)).eval()
+    x = torch.randn(4, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x)[2:3], model(x[2:3]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 65, 64), (2, 64, 63), (2, 1, 64, 64), (64, 64)])
+def test_inputs_of_another_shape_are_refused(shape):
+    model = build_model(small_settings(), num_classes=3, num_mels=64)
+    with pytest.raises(ValueError, match=r"takes inputs \[B, 64 frames, 64 mels\], got"):
+        model(torch.zeros(shape))
+
+
+def test_attention_is_fused(monkeypatch):
+    model = build_model(small_settings(), num_classes=3, num_mels=64)
+    calls = []
+    fused = functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        functional,
+        "scaled_dot_product_attention",
+        lambda *args, **kwargs: calls.append(1) or fused(*args, **kwargs),
+    )
+    model(torch.zeros(1, 64, 64))
+    assert len(calls) == 2
+
+
+def test_compiles_into_one_graph():
+    model: AST = build_model(small_settings(), num_classes=3, num_mels=64).eval()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    x = torch.randn(2, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x))

@@ -1,0 +1,1 @@
+"""Shards to models: sampling, augmentation, the AST, training, metrics, ensembles, reports."""

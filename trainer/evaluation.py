@@ -1,0 +1,82 @@
+"""A model's scores on a clip set, computed by all ranks together.
+
+In: a model and a clip set. Steps: each rank scores its share, every clip exactly once; the shares
+are gathered. Out: scores, targets and the mean loss, the same on every rank.
+
+N clips, C classes.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from trainer.augment import normalise
+from trainer.loader import Loader
+from trainer.loss import Loss, loss_per_clip, scores
+from trainer.metrics import Metrics, evaluate_scores
+from trainer.world import World
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Evaluation:
+    """What a model makes of a clip set."""
+
+    targets: NDArray[np.float32]
+    """`[N, C]`, 0 or 1."""
+    scores: NDArray[np.float32]
+    """`[N, C]`, sigmoid or softmax outputs."""
+    loss: float
+    """Mean over the clips."""
+    metrics: Metrics
+    wall_s: float
+    """Seconds it took."""
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    mean: float,
+    std: float,
+    loss: Loss,
+    batch_size: int,
+    world: World,
+) -> Evaluation:
+    """Score every clip of the loader's set once.
+
+    Args:
+        model: not wrapped for training; its mode is left as it was.
+        loader: reads the clips.
+        mean: of the raw log-mel, for normalisation.
+        std: likewise.
+        loss: the kind of loss, and so of scores.
+        batch_size: clips of this rank at a time.
+        world: the ranks that share the work.
+    """
+    start = time.monotonic()
+    was_training = model.training
+    model.eval()
+    parts = []
+    for batch in loader.evaluation_batches(
+        rank=world.rank, world_size=world.size, batch_size=batch_size
+    ):
+        logits = model(normalise(batch.x.to(world.device), mean, std)).float()
+        losses = loss_per_clip(logits, batch.targets.to(world.device), loss)
+        weights = batch.weights.to(world.device)
+        parts.append(torch.cat([scores(logits, loss), losses[:, None], weights[:, None]], dim=1))
+    model.train(was_training)
+    rows = world.gather(torch.cat(parts)).cpu().numpy()
+    own = rows[rows[:, -1] > 0]
+    targets = loader.clips.targets(np.arange(len(loader.clips)))
+    return Evaluation(
+        targets=targets,
+        scores=own[:, :-2].copy(),
+        loss=float(own[:, -2].mean(dtype=np.float64)),
+        metrics=evaluate_scores(targets, own[:, :-2], loader.clips.labels),
+        wall_s=time.monotonic() - start,
+    )

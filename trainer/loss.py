@@ -1,0 +1,32 @@
+"""Losses and the scores that belong to them.
+
+B batch, C classes.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Loss = Literal["bce", "ce"]
+"""`bce`: independent labels, binary cross-entropy. `ce`: one label a clip, cross-entropy."""
+
+
+def loss_per_clip(logits: Tensor, targets: Tensor, loss: Loss) -> Tensor:
+    """Loss of each clip, `[B]`, from logits and targets `[B, C]`.
+
+    Targets may be soft (mixup): cross-entropy takes them as a distribution over the classes,
+    rather than truncating them to class numbers as the original does. BCE is the mean over the
+    classes, on the logits.
+    """
+    if loss == "bce":
+        return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(
+            dim=1
+        )
+    return functional.cross_entropy(logits, targets, reduction="none")
+
+
+def scores(logits: Tensor, loss: Loss) -> Tensor:
+    """What a model's outputs mean, `[B, C]` in [0, 1]: sigmoid for BCE, softmax for CE."""
+    return torch.sigmoid(logits) if loss == "bce" else torch.softmax(logits, dim=1)

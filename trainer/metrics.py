@@ -1,0 +1,220 @@
+"""Scores to numbers: mAP, mAUC, d-prime, accuracy, and the same per class.
+
+In: the 0/1 targets and the scores of an evaluation, both `[N, C]`, and the C labels. Steps:
+each class is sorted once, the positives are ranked among all clips, and the average precision
+and the ROC AUC are read from those ranks. Out: a `Metrics`, whose `to_json` is what is written
+beside the predictions. Nothing in it is ever NaN: what is undefined is None.
+
+N clips, C classes, P positive clips of one class.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassMetrics:
+    """The metrics of one class; None where undefined."""
+
+    label: str
+    num_positives: int
+    AP: float | None
+    """None without a positive clip."""
+    AUC: float | None
+    """None without a positive or without a negative clip."""
+    d_prime: float | None
+    """None without an AUC, and for an AUC of exactly 0 or 1, where it is infinite."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metrics:
+    """The metrics of one set of predictions; None where undefined."""
+
+    num_clips: int
+    mAP: float | None  # noqa: N815 (the field's name for it)
+    """Mean AP over the classes that have a positive clip."""
+    mAUC: float | None  # noqa: N815
+    """Mean AUC over the classes that have both a positive and a negative clip."""
+    d_prime: float | None
+    """Of mAUC, as the paper does; not the mean of the classes' d-primes."""
+    accuracy: float
+    """Share of the clips whose highest-scoring class is among their labels."""
+    chance_mAP: float | None  # noqa: N815
+    """What random scores reach: the mean positive share of the classes that count in mAP."""
+    num_classes_left_out: int
+    """Classes without a positive clip, which count in neither mean."""
+    per_class: tuple[ClassMetrics, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as JSON's own types, undefined values as null."""
+        values = asdict(self)
+        values["per_class"] = list(values["per_class"])
+        return values
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PositiveRanks:
+    """Where the P positive clips of one class stand among all its N clips, P >= 0.
+
+    The three arrays are `[P]`, from the lowest-scoring positive to the highest.
+    """
+
+    num_clips: int
+    num_below: NDArray[np.intp]
+    """Clips that score less."""
+    num_not_above: NDArray[np.intp]
+    """Clips that score less or the same, itself included."""
+    num_positives_from: NDArray[np.intp]
+    """Positive clips that score the same or more, itself included."""
+
+    @property
+    def num_positives(self) -> int:
+        return len(self.num_below)
+
+
+def rank_positives(targets: ArrayLike, scores: ArrayLike) -> PositiveRanks:
+    """Rank the positives of one class; targets `[N]` 0/1, scores `[N]` without NaN."""
+    values = np.asarray(scores)
+    positives = np.sort(values[np.asarray(targets, dtype=bool)])
+    # Sorting the values alone is several times faster than an argsort, and the positives, which
+    # are few, are then found by bisection.
+    ordered = np.sort(values)
+    return PositiveRanks(
+        num_clips=len(values),
+        num_below=np.searchsorted(ordered, positives, side="left"),
+        num_not_above=np.searchsorted(ordered, positives, side="right"),
+        num_positives_from=len(positives) - np.searchsorted(positives, positives, side="left"),
+    )
+
+
+def average_precision(ranks: PositiveRanks) -> float | None:
+    """Average precision as scikit-learn defines it; None without a positive clip.
+
+    That is the sum over the distinct scores of the recall gained there times the precision
+    there, with no interpolation: clips that score the same enter together. Every positive gains
+    1/P of the recall, so it equals the mean over the positives of the precision at their score.
+    """
+    if ranks.num_positives == 0:
+        return None
+    return float(np.mean(ranks.num_positives_from / (ranks.num_clips - ranks.num_below)))
+
+
+def roc_auc(ranks: PositiveRanks) -> float | None:
+    """Area under the ROC curve; None without a positive or without a negative clip.
+
+    It is the probability that a positive clip scores above a negative one, ties counting one
+    half: the Mann-Whitney statistic of the positives' midranks.
+    """
+    num_positives = ranks.num_positives
+    num_pairs = num_positives * (ranks.num_clips - num_positives)
+    if num_pairs == 0:
+        return None
+    rank_sum = float(np.sum(ranks.num_below + ranks.num_not_above + 1)) / 2
+    return (rank_sum - num_positives * (num_positives + 1) / 2) / num_pairs
+
+
+def d_prime(auc: float | None) -> float | None:
+    """sqrt(2) * Phi^-1(AUC): the distance, in standard deviations, of two equal Gaussians.
+
+    None where it is infinite (AUC of 0 or 1), for JSON has no infinity and one perfect class
+    would swamp any mean; the AUC beside it says which of the two it was.
+    """
+    if auc is None or not 0 < auc < 1:
+        return None
+    return math.sqrt(2) * NormalDist().inv_cdf(auc)
+
+
+def top1_accuracy(targets: ArrayLike, scores: ArrayLike) -> float:
+    """Share of the clips whose highest-scoring class is among their labels; both `[N, C]`.
+
+    On single-label data this is accuracy. Of classes that tie the first one is taken.
+    """
+    positive = np.asarray(targets, dtype=bool)
+    best = np.argmax(np.asarray(scores), axis=1)
+    return float(np.mean(positive[np.arange(len(best)), best]))
+
+
+def evaluate_scores(targets: ArrayLike, scores: ArrayLike, labels: Sequence[str]) -> Metrics:
+    """All metrics of one evaluation: targets `[N, C]` of 0 and 1, scores `[N, C]`, C labels.
+
+    The metrics depend on the order of the scores alone, so logits and sigmoid outputs give the
+    same except where float32 saturates. Raises ValueError for shapes that do not fit, for
+    targets other than 0 and 1, and for a NaN score, naming its class.
+    """
+    positive, values = _checked(targets, scores, labels)
+    per_class = tuple(
+        _class_metrics(label, class_positive, class_values)
+        for label, class_positive, class_values in zip(
+            labels,
+            # One class per contiguous row: sorting strided columns takes twice as long.
+            np.ascontiguousarray(positive.T),
+            np.ascontiguousarray(values.T),
+            strict=True,
+        )
+    )
+    mean_auc = _mean(one.AUC for one in per_class)
+    scored = [one for one in per_class if one.AP is not None]
+    return Metrics(
+        num_clips=len(positive),
+        mAP=_mean(one.AP for one in scored),
+        mAUC=mean_auc,
+        d_prime=d_prime(mean_auc),
+        accuracy=top1_accuracy(positive, values),
+        chance_mAP=_mean(one.num_positives / len(positive) for one in scored),
+        num_classes_left_out=len(per_class) - len(scored),
+        per_class=per_class,
+    )
+
+
+def _class_metrics(label: str, positive: BoolArray, values: FloatArray) -> ClassMetrics:
+    ranks = rank_positives(positive, values)
+    auc = roc_auc(ranks)
+    return ClassMetrics(
+        label=label,
+        num_positives=ranks.num_positives,
+        AP=average_precision(ranks),
+        AUC=auc,
+        d_prime=d_prime(auc),
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are defined, None if none is."""
+    defined = [value for value in values if value is not None]
+    return math.fsum(defined) / len(defined) if defined else None
+
+
+def _checked(
+    targets: ArrayLike, scores: ArrayLike, labels: Sequence[str]
+) -> tuple[BoolArray, FloatArray]:
+    """The inputs as bool and float arrays, once they are known to fit each other."""
+    target_array, score_array = np.asarray(targets), np.asarray(scores)
+    if target_array.ndim != 2 or 0 in target_array.shape:
+        raise ValueError(f"targets: must be [clips, classes], got shape {target_array.shape}")
+    if score_array.shape != target_array.shape:
+        raise ValueError(
+            f"scores: must have the targets' shape {target_array.shape}, got {score_array.shape}"
+        )
+    if len(labels) != target_array.shape[1]:
+        raise ValueError(f"labels: must be {target_array.shape[1]} names, got {len(labels)}")
+    positive = target_array.astype(bool)
+    if not np.array_equal(positive, target_array):
+        raise ValueError("targets: must be 0 or 1, got other values")
+    if score_array.dtype not in (np.float32, np.float64):
+        score_array = score_array.astype(np.float64)
+    has_nan = np.isnan(score_array).any(axis=0)
+    if has_nan.any():
+        first = labels[int(np.argmax(has_nan))]
+        raise ValueError(
+            f"scores: must be numbers, got NaN for {has_nan.sum()} classes, first {first!r}"
+        )
+    return positive, score_array

@@ -1,0 +1,340 @@
+"""The Audio Spectrogram Transformer: normalised log-mel spectrograms in, logits out.
+
+Gong, Chung and Glass, "AST: Audio Spectrogram Transformer", Interspeech 2021, section 2, built
+from the modules of a timm DeiT or ViT. Steps: cut the spectrogram into overlapping patches,
+project each linearly, put the class tokens before them, add the positional embedding, run the
+transformer's blocks, average the class tokens, normalise, project to the classes.
+Out: one logit a class; sigmoid or softmax is the loss's affair. Initialisation draws from torch's
+global seed only.
+
+Where the paper and the code its authors released differ, this follows the code: the weights of
+the three colour channels are summed into one (the paper says averaged), and the head is a
+LayerNorm before the Linear.
+
+Shapes: B batch, T frames, F mels, N patches, P class tokens, D width, C classes;
+f, t rows and columns of the patch grid.
+"""
+
+import difflib
+import logging
+from dataclasses import dataclass
+from typing import Any, cast
+
+import timm
+import torch
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.errors import UserError
+from trainer.weights import create_from_hub, load_backbone_file
+
+_POSITION_STD = 0.02
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSettings:
+    """Shape of the model and where its first weights come from.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    backbone: str = "deit_base_distilled_patch16_384"
+    """timm name of a DeiT (two class tokens if distilled) or ViT (one), with or without a tag."""
+    pretrained: bool = True
+    """Start from the backbone's ImageNet weights; false: from random ones."""
+    weights_file: str = ""
+    """The backbone's timm state dict (.safetensors, .pth, .pt; local or s3://) to start from
+    instead of timm's download; empty: none."""
+    patch_frequency: int = 16
+    """Height of a patch in mel bins. Another patch shape than the backbone's has no pretrained
+    weights: the patch projection is then random, all else is not."""
+    patch_time: int = 16
+    """Width of a patch in frames; see `patch_frequency`."""
+    stride_frequency: int = 10
+    """Mel bins from one patch to the next; less than the patch: they overlap."""
+    stride_time: int = 10
+    """Frames from one patch to the next."""
+    num_frames: int = 1024
+    """Length of the input in frames of 10 ms (the original's target length)."""
+    position_embedding: str = "adapt"
+    """Its start: "adapt" cuts and interpolates the pretrained one, "reinitialise" draws it anew, as
+    in the paper's ablation. Without pretrained weights it is random in both cases."""
+    depth: int = 0
+    """Number of transformer blocks, the backbone's first ones; 0: all of them."""
+
+    def __post_init__(self) -> None:
+        self._check_backbone()
+        for name in ("patch_frequency", "patch_time", "num_frames"):
+            _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for axis in ("frequency", "time"):
+            patch, stride = getattr(self, f"patch_{axis}"), getattr(self, f"stride_{axis}")
+            expected = f"between 1 and patch_{axis} ({patch}), or parts of the input are skipped"
+            _check(1 <= stride <= patch, f"stride_{axis}", expected, stride)
+        expected = f"at least patch_time ({self.patch_time})"
+        _check(self.num_frames >= self.patch_time, "num_frames", expected, self.num_frames)
+        choices = ("adapt", "reinitialise")
+        position = self.position_embedding
+        _check(position in choices, "position_embedding", f"one of {choices}", repr(position))
+        _check(self.depth >= 0, "depth", "0 (all blocks) or more", self.depth)
+        conflict = bool(self.weights_file) and not self.pretrained
+        _check(not conflict, "weights_file", "empty if pretrained is false", self.weights_file)
+
+    def grid(self, num_mels: int) -> tuple[int, int]:
+        """Patches in frequency and in time, (f, t), for an input of `num_mels` mel bins.
+
+        Raises:
+            UserError: the patch is higher than the input.
+        """
+        if num_mels < self.patch_frequency:
+            raise UserError(
+                f"patch_frequency: must be at most the number of mel bins ({num_mels}), "
+                f"got {self.patch_frequency}"
+            )
+        return (
+            (num_mels - self.patch_frequency) // self.stride_frequency + 1,
+            (self.num_frames - self.patch_time) // self.stride_time + 1,
+        )
+
+    def num_patches(self, num_mels: int) -> int:
+        """N: patches of one input, without the class tokens. Raises as `grid`."""
+        rows, columns = self.grid(num_mels)
+        return rows * columns
+
+    def _check_backbone(self) -> None:
+        try:
+            timm.get_pretrained_cfg(self.backbone, allow_unregistered=False)
+            known = self.backbone.startswith(("deit_", "vit_"))
+        except RuntimeError:
+            known = False
+        if not known:
+            # Only the failing path pays for listing all of timm's names.
+            names = [name for family in ("deit_*", "vit_*") for name in timm.list_models(family)]
+            near = difflib.get_close_matches(self.backbone, names, n=1)
+            hint = f" (near it: {near[0]})" if near else ""
+            expected = f"a deit_ or vit_ model of timm{hint}"
+            _check(False, "backbone", expected, repr(self.backbone))
+
+
+class AST(nn.Module):
+    """Audio Spectrogram Transformer on the modules of a timm DeiT or ViT; see `build_model`.
+
+    The names in the state dict are timm's, apart from `patch_embed.*` (timm: `patch_embed.proj.*`)
+    and the classifier, `head_norm.*` and `head.*`.
+    """
+
+    dist_token: nn.Parameter | None
+
+    def __init__(
+        self,
+        backbone: VisionTransformer,
+        settings: ModelSettings,
+        *,
+        num_classes: int,
+        num_mels: int,
+        head_norm_eps: float,
+    ) -> None:
+        super().__init__()
+        assert num_classes >= 1
+        dist_token = getattr(backbone, "dist_token", None)
+        self.input_shape = (settings.num_frames, num_mels)
+        self.num_class_tokens = 1 if dist_token is None else 2
+        self.patch_embed = _patch_projection(backbone, settings)
+        self.cls_token = cast(nn.Parameter, backbone.cls_token)
+        self.register_parameter("dist_token", dist_token)
+        self.pos_embed = nn.Parameter(_position_embedding(backbone, settings, num_mels))
+        self.blocks = backbone.blocks[: settings.depth or None]
+        self.norm = backbone.norm
+        self.head_norm = nn.LayerNorm(backbone.embed_dim, eps=head_norm_eps)
+        self.head = nn.Linear(backbone.embed_dim, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, C] of normalised log-mel spectrograms [B, T, F]; raises as `embed`."""
+        return cast(Tensor, self.head(self.head_norm(self.embed(x))))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Clip embeddings [B, D]: the mean of the class tokens after the final norm.
+
+        Args:
+            x: normalised log-mel spectrograms [B, T, F].
+
+        Raises:
+            ValueError: T or F is not what the model was built for.
+        """
+        if x.ndim != 3 or tuple(x.shape[1:]) != self.input_shape:
+            frames, mels = self.input_shape
+            raise ValueError(
+                f"the model takes inputs [B, {frames} frames, {mels} mels], got {list(x.shape)}; "
+                "pad or cut the clips, or build it with another num_frames"
+            )
+        # Frequency is the image's height, [B, 1, F, T], so that patches are in order of frequency.
+        patches = self.patch_embed(x.transpose(1, 2).unsqueeze(1)).flatten(2).transpose(1, 2)
+        tokens = torch.cat([*self._class_tokens(len(x)), patches], dim=1) + self.pos_embed
+        # The norm works on each token alone, so those that are not used need none.
+        class_tokens = self.blocks(tokens)[:, : self.num_class_tokens]
+        return cast(Tensor, self.norm(class_tokens).mean(dim=1))
+
+    def num_parameters(self) -> int:
+        """All trained numbers of the model."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def _class_tokens(self, num_clips: int) -> list[Tensor]:
+        tokens = [self.cls_token] if self.dist_token is None else [self.cls_token, self.dist_token]
+        return [token.expand(num_clips, -1, -1) for token in tokens]
+
+
+def build_model(
+    settings: ModelSettings,
+    *,
+    num_classes: int,
+    num_mels: int,
+    layer_norm_eps: float | None = None,
+    head_norm_eps: float = 1e-5,
+) -> AST:
+    """An AST with the first weights that the settings ask for; the head is always random.
+
+    To load a checkpoint into it, build it with `pretrained=False` and no `weights_file`: nothing
+    is fetched then.
+
+    Args:
+        layer_norm_eps: eps of the backbone's norms; None: the backbone's own (timm: 1e-6).
+        head_norm_eps: eps of the head's norm (the authors' code: 1e-5; transformers: its
+            `layer_norm_eps` here too).
+
+    Raises:
+        UserError: weights that cannot be fetched, read or fitted; a backbone that is no plain
+            transformer with class tokens; more blocks than it has; a patch higher than the input.
+    """
+    settings.grid(num_mels)
+    backbone = _create_backbone(settings)
+    if settings.depth > len(backbone.blocks):
+        raise UserError(
+            f"depth: must be at most {len(backbone.blocks)}, the number of blocks of "
+            f"{settings.backbone}, got {settings.depth}"
+        )
+    if layer_norm_eps is not None:
+        _set_norm_eps(backbone, layer_norm_eps)
+    return AST(
+        backbone, settings, num_classes=num_classes, num_mels=num_mels, head_norm_eps=head_norm_eps
+    )
+
+
+def adapt_position_embedding(
+    embedding: Tensor, *, num_class_tokens: int, source: tuple[int, int], target: tuple[int, int]
+) -> Tensor:
+    """Fit a positional embedding to another patch grid, as the authors' code does.
+
+    The class tokens' entries are kept. An axis that has more entries than needed is cut to its
+    middle, one that has fewer is interpolated linearly: ImageNet's 24 x 24 becomes AudioSet's
+    12 x 101 by cutting in frequency and interpolating in time.
+
+    Args:
+        embedding: [1, P + f t, D] for the source grid, frequency first.
+        num_class_tokens: P.
+        source: (f, t) of `embedding`.
+        target: (f, t) of the result.
+
+    Returns:
+        [1, P + f t, D] for the target grid; `embedding` is not changed.
+    """
+    class_entries, entries = embedding[:, :num_class_tokens], embedding[:, num_class_tokens:]
+    grid = entries.reshape(1, *source, -1).permute(0, 3, 1, 2)
+    # Bilinear interpolation is separable: the order of the axes does not change the result.
+    for axis, size in zip((2, 3), target, strict=True):
+        grid = _fit_axis(grid, axis, size)
+    return torch.cat([class_entries, grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _fit_axis(grid: Tensor, axis: int, size: int) -> Tensor:
+    current = grid.shape[axis]
+    if size <= current:
+        # Both halves are rounded down, so an odd size leans on an even grid as the authors' does.
+        return grid.narrow(axis, current // 2 - size // 2, size)
+    shape = [size if dim == axis else grid.shape[dim] for dim in (2, 3)]
+    return functional.interpolate(grid, size=shape, mode="bilinear", align_corners=False)
+
+
+def _create_backbone(settings: ModelSettings) -> VisionTransformer:
+    if settings.pretrained and not settings.weights_file:
+        backbone: Any = create_from_hub(settings.backbone)
+    else:
+        backbone = timm.create_model(settings.backbone, pretrained=False, num_classes=0)
+    if not _is_plain(backbone):
+        raise UserError(
+            f"backbone: {settings.backbone} is not a plain transformer with class tokens and a "
+            "learned positional embedding; take a DeiT such as deit_base_distilled_patch16_384 "
+            "or a ViT such as vit_base_patch16_224"
+        )
+    if settings.weights_file:
+        load_backbone_file(backbone, settings.weights_file)
+    return cast(VisionTransformer, backbone)
+
+
+def _is_plain(backbone: Any) -> bool:
+    return (
+        isinstance(backbone, VisionTransformer)
+        and isinstance(backbone.patch_embed, PatchEmbed)
+        and backbone.cls_token is not None
+        and backbone.reg_token is None
+        and backbone.pos_embed is not None
+        and not backbone.no_embed_class
+        and backbone.global_pool == "token"
+        and isinstance(backbone.patch_embed.norm, nn.Identity)
+        and isinstance(backbone.norm_pre, nn.Identity)
+        and isinstance(backbone.fc_norm, nn.Identity)
+    )
+
+
+def _patch_projection(backbone: VisionTransformer, settings: ModelSettings) -> nn.Conv2d:
+    """One-channel patch projection, [D, 1, patch_frequency, patch_time].
+
+    It starts from the backbone's weights summed over its three channels, which answers to one
+    channel as the backbone answers to it three times. Without pretrained weights of this patch
+    shape it starts as any convolution of torch, as in the authors' code.
+    """
+    shape = (settings.patch_frequency, settings.patch_time)
+    stride = (settings.stride_frequency, settings.stride_time)
+    projection = nn.Conv2d(1, backbone.embed_dim, kernel_size=shape, stride=stride)
+    source = backbone.patch_embed.proj
+    if not settings.pretrained:
+        return projection
+    if source.kernel_size != shape:
+        _logger.warning(
+            "%s has patches of %s, not %s: the patch projection starts from random weights",
+            *(settings.backbone, source.kernel_size, shape),
+        )
+        return projection
+    projection.load_state_dict(
+        {"weight": source.weight.detach().sum(dim=1, keepdim=True), "bias": source.bias.detach()}
+    )
+    return projection
+
+
+def _position_embedding(
+    backbone: VisionTransformer, settings: ModelSettings, num_mels: int
+) -> Tensor:
+    """Positional embedding [1, P + N, D] for the input's grid, adapted or random."""
+    if settings.pretrained and settings.position_embedding == "adapt":
+        return adapt_position_embedding(
+            backbone.pos_embed.detach(),
+            num_class_tokens=backbone.num_prefix_tokens,
+            source=backbone.patch_embed.grid_size,
+            target=settings.grid(num_mels),
+        )
+    num_tokens = backbone.num_prefix_tokens + settings.num_patches(num_mels)
+    entries = torch.empty(1, num_tokens, backbone.embed_dim)
+    return nn.init.trunc_normal_(entries, std=_POSITION_STD)
+
+
+def _set_norm_eps(backbone: nn.Module, eps: float) -> None:
+    for module in backbone.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = eps
+
+
+def _check(valid: bool, name: str, expected: str, value: object) -> None:
+    if not valid:
+        raise ValueError(f"{name}: must be {expected}, got {value}")

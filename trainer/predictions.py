@@ -1,0 +1,111 @@
+"""Predictions of a run on a clip set: a Parquet table of scores, and their metrics as JSON."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.errors import UserError
+from trainer.clips import ClipSet
+from trainer.metrics import Metrics
+
+_METADATA_KEY = b"ast_ray"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Predictions:
+    """Scores of one model, or of an ensemble, on N clips."""
+
+    name: str
+    """Name of the clip set."""
+    ids: list[str]
+    labels: list[str]
+    """The vocabulary, `[C]`."""
+    targets: NDArray[np.float32]
+    """`[N, C]`."""
+    scores: NDArray[np.float32]
+    """`[N, C]`."""
+    facts: dict[str, Any]
+    """Where they come from: loss, data fingerprint, checkpoint step."""
+
+
+def from_scores(
+    clips: ClipSet,
+    targets: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    facts: dict[str, Any],
+) -> Predictions:
+    """Predictions on a clip set."""
+    return Predictions(
+        name=clips.name,
+        ids=clips.ids,
+        labels=clips.labels,
+        targets=targets,
+        scores=scores,
+        facts=facts,
+    )
+
+
+def predictions_path(run_path: str, name: str) -> str:
+    """Where the predictions of a run on a clip set stand."""
+    return storage.join(run_path, "predictions", f"{name}.parquet")
+
+
+def write_predictions(run_path: str, predictions: Predictions, metrics: Metrics) -> str:
+    """Write both files, the table last; returns its path."""
+    labels = np.array(predictions.labels, dtype=object)
+    table = pa.table(
+        {
+            "id": pa.array(predictions.ids, pa.string()),
+            "labels": pa.array(
+                [labels[row > 0].tolist() for row in predictions.targets], pa.list_(pa.string())
+            ),
+            "scores": pa.array(list(predictions.scores), pa.list_(pa.float32())),
+        }
+    )
+    metadata = {
+        "name": predictions.name,
+        "labels": predictions.labels,
+        **predictions.facts,
+    }
+    path = predictions_path(run_path, predictions.name)
+    document = {"name": predictions.name, **predictions.facts, **metrics.to_json()}
+    storage.write_json(path.removesuffix(".parquet") + ".json", document)
+    storage.write_table(
+        path, table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
+    )
+    return path
+
+
+def read_predictions(run_path: str, name: str) -> Predictions:
+    """Read what `write_predictions` wrote.
+
+    Raises:
+        UserError: the run has no predictions of that name.
+    """
+    path = predictions_path(run_path, name)
+    try:
+        table = storage.read_table(path)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{run_path}: no predictions on {name!r}; make them with `ray_job.py evaluate`"
+        ) from error
+    metadata = json.loads(table.schema.metadata[_METADATA_KEY])
+    labels = metadata.pop("labels")
+    class_of = {label: index for index, label in enumerate(labels)}
+    targets = np.zeros((table.num_rows, len(labels)), dtype=np.float32)
+    for row, names in enumerate(table["labels"].to_pylist()):
+        targets[row, [class_of[one] for one in names]] = 1.0
+    flat = table["scores"].combine_chunks().flatten().to_numpy()
+    return Predictions(
+        name=metadata.pop("name"),
+        ids=table["id"].to_pylist(),
+        labels=labels,
+        targets=targets,
+        scores=flat.reshape(table.num_rows, len(labels)),
+        facts=metadata,
+    )

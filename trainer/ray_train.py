@@ -1,0 +1,284 @@
+"""Training and evaluation on Ray Train: the loop in every worker, its progress on the driver.
+
+Ray Train starts the workers, joins them in a process group (gloo on CPUs, NCCL on GPUs) and starts
+them anew when one is lost. Checkpoints are the loop's own, in the run folder, so that a new start,
+after a lost worker or by the same command, carries on from the newest one.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.fs
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer
+
+from pipeline import storage
+from pipeline.dataset import open_dataset
+from pipeline.errors import UserError
+from pipeline.progress import ProgressBar
+from trainer.checkpoint import checkpoint_paths, load_newest
+from trainer.clips import select_clips, select_training_data
+from trainer.evaluation import evaluate
+from trainer.loader import Loader
+from trainer.loop import make_model, train
+from trainer.predictions import from_scores, write_predictions
+from trainer.recipe import Recipe, make_recipe
+from trainer.run_folder import check_same_run, is_finished, read_recipe, read_run
+from trainer.world import World
+
+_REPORT_EVERY_S = 0.5
+_RESTARTS = 3
+"""Times a run starts anew after a lost worker before it gives up."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workers:
+    """The processes of a run."""
+
+    num: int = 1
+    """How many."""
+    gpus: int = 0
+    """GPUs of each, 0 or 1."""
+    cpus: int = 1
+    """CPUs of each, and threads of torch where there is no GPU."""
+
+
+class _Board:
+    """An actor that holds the latest progress of each run, for the driver to look at."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, dict[str, Any]] = {}
+
+    def put(self, values: dict[str, Any]) -> None:
+        self._values[values["run"]] = values
+
+    def get(self) -> dict[str, dict[str, Any]]:
+        return self._values
+
+
+def run_training(recipe: Recipe, dataset_path: str, run_path: str, workers: Workers) -> None:
+    """Train, or carry on, on a connected Ray; shows a progress bar.
+
+    Raises:
+        UserError: see `check_training` and `trainer.loop.train`; Ray's own errors wrap it where it
+            comes from a worker.
+    """
+    with progress_board(1) as board:
+        fit_training(recipe, dataset_path, run_path, workers, board)
+
+
+def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> bool:
+    """Find out before Ray starts whether a run can be; True if it is finished already.
+
+    Raises:
+        UserError: no such data set, split or fold; or the folder holds another run.
+    """
+    dataset = open_dataset(dataset_path)
+    select_training_data(dataset, recipe.data)
+    return check_same_run(run_path, recipe, dataset) and is_finished(run_path)
+
+
+def fit_training(
+    recipe: Recipe, dataset_path: str, run_path: str, workers: Workers, board: Any
+) -> None:
+    """One Ray Train run, from the newest checkpoint on; its progress goes to the board."""
+    config = {
+        "recipe": (recipe.name, recipe.to_json()),
+        "dataset": dataset_path,
+        "run": run_path,
+        "threads": workers.cpus,
+        "board": board,
+    }
+    _fit(_train_worker, config, run_path, workers)
+
+
+def check_evaluation(run_path: str, dataset_path: str, split: str, fold: int) -> str:
+    """Find out before Ray starts whether a run can be evaluated; the name of the clip set.
+
+    Raises:
+        UserError: no such run, data set, split or fold; another vocabulary; no checkpoint yet.
+    """
+    run, dataset = read_run(run_path), open_dataset(dataset_path)
+    if dataset.labels != run["data"]["labels"]:
+        raise UserError(
+            f"{dataset_path}: has {len(dataset.labels)} classes that are not, or not in the order "
+            f"of, the {len(run['data']['labels'])} classes of the run {run_path}"
+        )
+    if not checkpoint_paths(run_path):
+        raise UserError(f"{run_path}: the run has no checkpoint yet")
+    return select_clips(dataset, split, fold).name
+
+
+def run_evaluation(
+    run_path: str, dataset_path: str, split: str, fold: int, workers: Workers
+) -> None:
+    """Score a split with a run's newest checkpoint and write the predictions into the run."""
+    config = {
+        "run": run_path,
+        "dataset": dataset_path,
+        "split": split,
+        "fold": fold,
+        "threads": workers.cpus,
+    }
+    _fit(_evaluate_worker, config, run_path, workers)
+
+
+def check_resources(workers: Workers, *, runs: int = 1) -> int:
+    """How many runs fit into the cluster side by side, at most `runs`.
+
+    Raises:
+        UserError: not even one does; Ray would wait for ever.
+    """
+    have = ray.cluster_resources()
+    fits = int(have.get("CPU", 0) // (workers.num * workers.cpus))
+    if workers.gpus:
+        fits = min(fits, int(have.get("GPU", 0) // (workers.num * workers.gpus)))
+    if fits == 0:
+        raise UserError(
+            f"{workers.num} workers of {workers.cpus} CPUs and {workers.gpus} GPUs each do not fit "
+            f"into this cluster of {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs; "
+            f"lower --workers, --cpus-per-worker or --gpus-per-worker"
+        )
+    return min(fits, runs)
+
+
+@contextmanager
+def progress_board(num_runs: int) -> Iterator[Any]:
+    """A board for workers to report to, and a bar over the steps of all runs while it exists."""
+    board = ray.remote(num_cpus=0)(_Board).remote()
+    stop = threading.Event()
+
+    def show() -> None:
+        bar = None
+        while not stop.wait(_REPORT_EVERY_S):
+            values = list(ray.get(board.get.remote()).values())
+            if values and bar is None:
+                bar = ProgressBar("steps", num_runs * values[0]["num_steps"])
+                bar.__enter__()
+            if bar is not None:
+                bar.update(sum(one["step"] for one in values), _note(values))
+        if bar is not None:
+            bar.__exit__(None, None, None)
+
+    thread = threading.Thread(target=show, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield board
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+        ray.kill(board)
+
+
+def _fit(
+    worker: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    run_path: str,
+    workers: Workers,
+) -> None:
+    # Ray Train tells of every start of a worker group; what matters is in the run folder.
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
+    path, file_system = _ray_storage(run_path)
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config=config,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.num,
+            use_gpu=workers.gpus > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=path,
+            storage_filesystem=file_system,
+            failure_config=ray.train.FailureConfig(max_failures=_RESTARTS),
+        ),
+    )
+    trainer.fit()
+
+
+def _ray_storage(run_path: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
+    """Where Ray Train keeps its own few files: in the run folder, through s3fs on S3."""
+    if not storage.is_remote(run_path):
+        return run_path, None
+    handler = pyarrow.fs.FSSpecHandler(storage.file_system(run_path))
+    return run_path.removeprefix("s3://"), pyarrow.fs.PyFileSystem(handler)
+
+
+def _world(threads: int) -> World:
+    """This worker's place, once Ray Train has set up the process group."""
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
+    return World(rank=context.get_world_rank(), size=context.get_world_size(), device=device)
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    name, settings = config["recipe"]
+    board, last = config["board"], 0.0
+
+    def report(values: dict[str, Any]) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _REPORT_EVERY_S or values["step"] == values["num_steps"]:
+            last = time.monotonic()
+            board.put.remote(values)
+
+    world = _world(config["threads"])
+    train(
+        make_recipe(name, settings, where="recipe"),
+        open_dataset(config["dataset"]),
+        config["run"],
+        world=world,
+        report=report if world.is_first else lambda values: None,
+    )
+
+
+def _evaluate_worker(config: dict[str, Any]) -> None:
+    world = _world(config["threads"])
+    run = read_run(config["run"])
+    recipe = read_recipe(run)
+    dataset = open_dataset(config["dataset"])
+    saved = load_newest(config["run"], world.device)
+    assert saved is not None, "check_evaluation saw a checkpoint"
+    model = make_model(recipe, dataset, fresh=False).to(world.device)
+    model.load_state_dict(saved.model)
+    clips = select_clips(dataset, config["split"], config["fold"])
+    evaluation = evaluate(
+        model,
+        Loader(clips, recipe.loader, num_frames=recipe.model.num_frames),
+        mean=run["data"]["mean"],
+        std=run["data"]["std"],
+        loss=recipe.train.loss,
+        batch_size=max(1, recipe.train.batch_size // world.size),
+        world=world,
+    )
+    if world.is_first:
+        facts = {"loss": recipe.train.loss, "checkpoint_step": saved.progress.step}
+        predictions = from_scores(clips, evaluation.targets, evaluation.scores, facts)
+        write_predictions(config["run"], predictions, evaluation.metrics)
+
+
+def _note(values: list[dict[str, Any]]) -> str:
+    """The words behind the bar: of one run its epoch and last figures, of several their epochs."""
+    if len(values) > 1:
+        return ", ".join(f"{one['run'].rpartition('/')[2]} epoch {one['epoch']}" for one in values)
+    one = values[0]
+    figures = [f"epoch {one['epoch']}", f"lr {one['lr']:.1e}"]
+    for name, form in (
+        ("loss", ".3f"),
+        ("clips_per_s", ".0f"),
+        ("mAP", ".3f"),
+        ("accuracy", ".3f"),
+    ):
+        if one[name] is not None:
+            figures.append(f"{name} {one[name]:{form}}")
+    return ", ".join(figures)

@@ -1,0 +1,196 @@
+"""A recipe: all settings of a run, from a TOML file and `--set` overrides.
+
+Sections are the settings classes of the modules that own them. What a recipe leaves out has the
+default written there; what it names and nobody knows is an error that suggests the nearest key.
+"""
+
+import dataclasses
+import difflib
+import math
+import tomllib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from pipeline import storage
+from pipeline.errors import UserError
+from trainer.augment import AugmentSettings
+from trainer.clips import DataSettings
+from trainer.loader import LoaderSettings
+from trainer.loss import Loss
+from trainer.model import ModelSettings
+from trainer.optimiser import OptimiserSettings
+from trainer.sampler import MAX_SEED, SamplerSettings
+from trainer.schedule import ScheduleSettings
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSettings:
+    """Length of the run, size of its batches, and how often it is looked at and saved."""
+
+    loss: Loss = "bce"
+    """`bce` for multi-label data, `ce` for one label a clip."""
+    epochs: int = 5
+    """Number of epochs."""
+    batch_size: int = 12
+    """Clips in a global batch, shared out among the workers."""
+    seed: int = 0
+    """Decides the first weights, the order of the clips and every augmentation."""
+    precision: Precision = "float32"
+    """`bfloat16`: autocast on the GPU; weights and optimiser stay float32."""
+    log_every_steps: int = 20
+    """Steps between two points of the loss curve."""
+    checkpoint_every_s: float = 300.0
+    """Longest time between checkpoints within an epoch, in seconds; each epoch ends with one."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("loss", get_args(Loss)), ("precision", get_args(Precision))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: must be one of {choices}, got {getattr(self, name)!r}")
+        for name in ("epochs", "batch_size", "log_every_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed: must be from 0 to {MAX_SEED}, got {self.seed}")
+        if self.checkpoint_every_s < 0:
+            raise ValueError(
+                f"checkpoint_every_s: must be at least 0, got {self.checkpoint_every_s}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """The settings of one run."""
+
+    name: str
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    loader: LoaderSettings = field(default_factory=LoaderSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """Every setting with its value, by section; NaN as null."""
+        return {
+            section: {key: _plain(value) for key, value in dataclasses.asdict(settings).items()}
+            for section, settings in self._sections()
+        }
+
+    def _sections(self) -> list[tuple[str, Any]]:
+        return [(name, getattr(self, name)) for name in SECTIONS]
+
+
+SECTIONS: dict[str, type] = {
+    name: kind for name, kind in get_type_hints(Recipe).items() if kind is not str
+}
+
+
+def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply overrides of the form `section.key=value`.
+
+    Raises:
+        UserError: the file is not there or not TOML; a section or key is unknown; a value is of
+            the wrong type or out of range.
+    """
+    try:
+        document = tomllib.loads(storage.read_bytes(path).decode())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such recipe") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a TOML file ({error})") from error
+    for override in overrides:
+        section, key, value = _parse_override(override)
+        document.setdefault(section, {})[key] = value
+    name = path.rpartition("/")[2].removesuffix(".toml")
+    return make_recipe(name, document, where=path)
+
+
+def make_recipe(name: str, document: Mapping[str, Any], *, where: str) -> Recipe:
+    """Settings from sections of keys, null standing for NaN; raises as `load_recipe`.
+
+    `where` is what messages call the place the settings come from.
+    """
+    unknown = [section for section in document if section not in SECTIONS]
+    if unknown:
+        raise UserError(f"{where}: no section [{unknown[0]}]{_near(unknown[0], SECTIONS)}")
+    sections = {
+        section: _make_section(section, kind, document.get(section, {}), where)
+        for section, kind in SECTIONS.items()
+    }
+    return Recipe(name=name, **sections)
+
+
+def _make_section(section: str, kind: type, values: Any, where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: {section} is a section, not a value; write [{section}]")
+    hints = get_type_hints(kind)
+    arguments = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise UserError(f"{where}: no key {section}.{key}{_near(key, hints, section)}")
+        arguments[key] = _convert(value, hints[key], f"{where}: {section}.{key}")
+    try:
+        return kind(**arguments)
+    except ValueError as error:
+        raise UserError(f"{where}: {section}.{error}") from error
+
+
+def _convert(value: Any, hint: Any, name: str) -> Any:
+    """The value as the field's type; nothing is converted but whole numbers to floats."""
+    if hint is float and value is None:
+        return math.nan
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(one, get_args(hint)[0], name) for one in value)
+    expected = str if get_origin(hint) is Literal else hint
+    if type(value) is expected:
+        return value
+    raise UserError(f"{name}: must be {_describe(hint)}, got {value!r}")
+
+
+def _describe(hint: Any) -> str:
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(hint)))
+    if isinstance(hint, types.GenericAlias):
+        return "a list, each of it " + _describe(get_args(hint)[0])
+    return words[hint]
+
+
+def _parse_override(override: str) -> tuple[str, str, Any]:
+    """`section.key=value`, the value as TOML would write it, or a bare word for a text."""
+    path, equals, text = override.partition("=")
+    section, dot, key = path.strip().partition(".")
+    if not (equals and dot and section and key):
+        raise UserError(f"--set {override}: must be section.key=value, such as train.epochs=10")
+    try:
+        return section, key, tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return section, key, text.strip()
+
+
+def _near(word: str, known: Mapping[str, Any], section: str = "") -> str:
+    """A hint at the nearest known key, here or in another section."""
+    close = difflib.get_close_matches(word, known, n=1)
+    prefix = f"{section}." if section else ""
+    if close:
+        return f"; did you mean {prefix}{close[0]}?"
+    elsewhere = [
+        name for name, kind in SECTIONS.items() if section and word in get_type_hints(kind)
+    ]
+    if elsewhere:
+        return f"; did you mean {elsewhere[0]}.{word}?"
+    return f"; there are: {', '.join(known)}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return list(value) if isinstance(value, tuple) else value

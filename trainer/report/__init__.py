@@ -1,0 +1,486 @@
+"""Run folders to one self-contained HTML page.
+
+In: run folders, local or s3://, finished or not, and the data set they name, if it can still be
+read. Steps: read what each run wrote; put numbers side by side; draw figures (`figures`) and single
+clips (`examples`); render `page.html.jinja`. Out: one file that needs no network. What is missing
+is said in the page in a sentence; only a folder that is no run is an error.
+
+The page is a function of what was read: no clock, so the same runs give the same bytes.
+"""
+
+import hashlib
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from pipeline import storage
+from pipeline.dataset import PreparedDataset, open_dataset
+from pipeline.errors import UserError
+from trainer.report import examples, figures
+
+FORMAT_VERSION = 1
+NUM_CONFUSIONS = 12
+"""Rows in the table of the most frequent confusions."""
+
+_METRICS = (("mAP", "mAP"), ("mAUC", "mAUC"), ("d_prime", "d′"), ("accuracy", "Accuracy"))
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """What one run folder holds."""
+
+    path: str
+    name: str
+    """Short, and unlike that of any other run of the page."""
+    info: Row
+    """run.json."""
+    steps: list[Row]
+    epochs: list[Row]
+    is_finished: bool
+    evaluations: dict[str, Row]
+    """Metrics by the name of the predictions they are of."""
+
+    @property
+    def data(self) -> Row:
+        """The `data` section of run.json."""
+        return dict(self.info.get("data", {}))
+
+    @property
+    def main_evaluation(self) -> str | None:
+        """The predictions that stand for the run: those of its own evaluation split, if any."""
+        split, fold = self.data.get("eval_split"), self.data.get("eval_fold")
+        wanted = ["eval", f"{split}-fold{fold}", str(split), *self.evaluations]
+        return next((name for name in wanted if name in self.evaluations), None)
+
+    @property
+    def final(self) -> Row:
+        """Metrics of the last evaluation; of the last epoch, or none, where there is none."""
+        if self.main_evaluation is not None:
+            return self.evaluations[self.main_evaluation]
+        return self.epochs[-1] if self.epochs else {}
+
+    @property
+    def train_s(self) -> float:
+        """Seconds of training, without evaluation."""
+        return math.fsum(entry.get("train_s") or 0 for entry in self.epochs)
+
+    @property
+    def history(self) -> figures.History:
+        """The run's curves."""
+        return figures.History(name=self.name, steps=self.steps, epochs=self.epochs)
+
+
+def write_report(runs: list[str], *, output: str | None = None) -> str:
+    """Write the report of one or more runs.
+
+    Args:
+        runs: run folders, local or s3://; the first one's examples and data set are shown.
+        output: the page to write; `report.html` in the first run folder by default.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: no run was given, or a folder is not one of a run.
+    """
+    if not runs:
+        raise UserError("report: no run was given; name one or more run folders")
+    paths = [storage.absolute(path) for path in runs]
+    loaded = [read_run(path, name) for path, name in zip(paths, run_names(paths), strict=True)]
+    target = storage.absolute(output) if output else storage.join(paths[0], "report.html")
+    storage.write_bytes(target, render(loaded).encode())
+    return target
+
+
+def read_run(path: str, name: str) -> Run:
+    """Read a run folder, except for its checkpoints and predictions.
+
+    Raises:
+        UserError: it is not the folder of a run.
+    """
+    storage.check_bucket(path)
+    info = _read_document(storage.join(path, "run.json"))
+    if info is None:
+        raise UserError(f"{path}: no run there (no run.json); give the folder of a training run")
+    if info.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: the run has format version {info.get('format_version')}, "
+            f"this program reads {FORMAT_VERSION}"
+        )
+    history = _read_document(storage.join(path, "history.json")) or {}
+    files = storage.list_files(storage.join(path, "predictions"))
+    evaluations = {
+        PurePosixPath(file).stem: _read_document(file) or {}
+        for file in files
+        if file.endswith(".json")
+    }
+    return Run(
+        path=path,
+        name=name,
+        info=info,
+        steps=history.get("steps", []),
+        epochs=history.get("epochs", []),
+        is_finished=bool(history.get("finished")),
+        evaluations=evaluations,
+    )
+
+
+def run_names(paths: Sequence[str]) -> list[str]:
+    """The last parts of each path, as many as tell the runs apart."""
+    parts = [path.removeprefix("s3://").strip("/").split("/") for path in paths]
+    for length in range(1, max(len(part) for part in parts) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{part[-1]} ({number})" for number, part in enumerate(parts, start=1)]
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page of these runs."""
+    dataset, data_problem = _open(runs[0])
+    sections: Row = {
+        "runs": [
+            {"run": run, "colour": figures.run_colour(number)} for number, run in enumerate(runs)
+        ],
+        "recipes": ", ".join(dict.fromkeys(str(run.info.get("recipe", "run")) for run in runs)),
+        "tiles": make_tiles(runs),
+        "metrics": _METRICS,
+        "summary": summarise(runs),
+        "differences": [row for row in settings_rows(runs) if row["differs"]],
+        "settings": settings_rows(runs),
+        "versions": _table(runs, "versions"),
+        "curves": figures.history_plots([run.history for run in runs]),
+        "classes": class_section(runs),
+        "confusions": confusion_section(runs),
+        "examples": example_section(runs[0], dataset, data_problem),
+        "data": data_section(runs, dataset, data_problem),
+        "durations": duration_section(runs, dataset),
+    }
+    data = _script_json(_figures(sections))
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "count": _count, "duration": _duration}
+    return environment.get_template("page.html.jinja").render(
+        **sections,
+        figure_json=data,
+        plotly_js=get_plotlyjs(),
+        # Only scripts that carry it run: unforeseeable to whoever chose the labels.
+        nonce=hashlib.sha256(data.encode()).hexdigest()[:32],
+    )
+
+
+def make_tiles(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """The headline numbers: label, value, and what to read it by."""
+    tiles = []
+    for key, title in _METRICS:
+        mean, spread = _mean_and_spread([run.final.get(key) for run in runs])
+        chance, _ = _mean_and_spread([run.final.get("chance_mAP") for run in runs])
+        details = []
+        if key == "mAP" and chance is not None:
+            details.append(f"chance {_number(chance)}")
+        if spread is not None:
+            details.append(f"± {_number(spread)} over {len(runs)} runs")
+        tiles.append({"label": title, "value": _number(mean), "detail": ", ".join(details)})
+    data = runs[0].data
+    epochs = sorted({len(run.epochs) for run in runs})
+    total_s = math.fsum(run.train_s for run in runs)
+    return [
+        *tiles,
+        {
+            "label": "Training clips",
+            "value": _count(data.get("num_train_clips")),
+            "detail": f"{_count(data.get('num_eval_clips'))} for evaluation",
+        },
+        {
+            "label": "Epochs",
+            "value": "–".join(str(number) for number in {epochs[0]: 0, epochs[-1]: 0}),
+            "detail": "" if all(run.is_finished for run in runs) else "not finished",
+        },
+        {
+            "label": "Training time",
+            "value": _duration(total_s / len(runs)),
+            "detail": f"mean of {len(runs)} runs" if len(runs) > 1 else "without evaluation",
+        },
+    ]
+
+
+def summarise(runs: Sequence[Run]) -> dict[str, Row]:
+    """Mean and sample standard deviation over the runs, by metric."""
+    summary = {}
+    for key, _ in _METRICS:
+        mean, spread = _mean_and_spread([run.final.get(key) for run in runs])
+        summary[key] = {"mean": mean, "spread": spread}
+    return summary
+
+
+def settings_rows(runs: Sequence[Run]) -> list[Row]:
+    """Every setting: section, key, its value in each run, and whether these differ."""
+    rows = []
+    sections = dict.fromkeys(name for run in runs for name in run.info.get("settings", {}))
+    for section in sections:
+        settings = [run.info.get("settings", {}).get(section, {}) for run in runs]
+        for key in dict.fromkeys(key for one in settings for key in one):
+            values = [_setting(one[key]) if key in one else "–" for one in settings]
+            differs = len(set(values)) > 1
+            rows.append({"section": section, "key": key, "values": values, "differs": differs})
+    return rows
+
+
+def class_section(runs: Sequence[Run]) -> Row:
+    """Average precision per class over the runs that have the first one's classes."""
+    tables = [(run, _by_label(run.final)) for run in runs if run.final.get("per_class")]
+    if not tables:
+        return {"plot": None, "rows": [], "left_out": [], "other_runs": []}
+    labels = list(tables[0][1])
+    same = [(run, table) for run, table in tables if list(table) == labels]
+    rows = [_class_row(label, same) for label in labels]
+    scored = sorted(
+        (row for row in rows if row.mean is not None), key=lambda row: -(row.mean or 0.0)
+    )
+    names = [run.name for run, _ in same]
+    return {
+        "plot": figures.class_plot(scored, names) if scored else None,
+        "rows": scored,
+        "left_out": [row.label for row in rows if row.mean is None],
+        "other_runs": [run.name for run in runs if run.name not in names],
+    }
+
+
+def confusion_section(runs: Sequence[Run]) -> Row:
+    """The confusion matrix, added up over the runs; or why there is none."""
+    total: Any = None
+    vocabulary: list[str] = []
+    names = []
+    for run in runs:
+        clips = _scored_clips(run)
+        if clips is None or (vocabulary and clips.vocabulary != vocabulary):
+            continue
+        counts = examples.confusion_counts(clips)
+        if counts is None:
+            return _no_confusions(
+                "Clips have several labels or none, so that there is no one true class to set "
+                "against the predicted one: a confusion matrix is drawn for data with exactly "
+                "one label a clip."
+            )
+        total, vocabulary = counts if total is None else total + counts, clips.vocabulary
+        names.append(run.name)
+    if total is None:
+        return _no_confusions("There are no predictions yet.")
+    # Classes that no clip has and none was taken for would be empty rows and columns.
+    used = np.flatnonzero(total.sum(axis=0) + total.sum(axis=1))
+    labels = [vocabulary[number] for number in used]
+    counts = total[np.ix_(used, used)]
+    return {
+        "plot": figures.confusion_plot(counts, labels),
+        "reason": "",
+        "pairs": _frequent_confusions(counts, labels),
+        "left_out": [label for label in vocabulary if label not in set(labels)],
+        "names": names,
+    }
+
+
+def example_section(run: Run, dataset: PreparedDataset | None, problem: str) -> Row:
+    """Single clips of the first run; or why there are none."""
+    section: Row = {"run": run.name, "examples": [], "colours": examples.COLOURS, "range": None}
+    clips = _scored_clips(run)
+    if clips is None:
+        return section | {"reason": "There are no predictions yet."}
+    if dataset is None:
+        return section | {"reason": problem}
+    try:
+        shown = examples.make_examples(clips, dataset)
+    except (OSError, EOFError) as error:
+        return section | {"reason": f"The data set's shards cannot be read: {error}"}
+    reason = "" if shown else "The data set holds none of the clips that were evaluated."
+    scale = examples.energy_range(dataset.card)
+    return section | {"examples": shown, "reason": reason, "range": scale}
+
+
+def data_section(runs: Sequence[Run], dataset: PreparedDataset | None, problem: str) -> Row:
+    """What the first run was trained on, and which runs had something else."""
+    data = runs[0].data
+    others = [run for run in runs if run.data.get("fingerprint") != data.get("fingerprint")]
+    section: Row = {"run": data, "other_runs": others, "problem": problem, "card": None}
+    if dataset is None:
+        return section
+    card = dataset.card
+    reasons = card.get("rejects", {}).get("by_reason", {})
+    return section | {
+        "card": card,
+        "is_same": card.get("fingerprint") == data.get("fingerprint"),
+        "rejects": sorted(reasons.items(), key=lambda item: (-item[1], item[0])),
+        "plot": figures.counts_plot(card.get("class_counts", {}), dataset.labels),
+    }
+
+
+def duration_section(runs: Sequence[Run], dataset: PreparedDataset | None) -> Row:
+    """Seconds of preparing the data, of training and of evaluation."""
+    summary = None
+    if dataset is not None:
+        summary = _read_document(storage.join(dataset.path, "prepare_summary.json"))
+    rows = [
+        {
+            "name": run.name,
+            "num_epochs": len(run.epochs),
+            "train_s": run.train_s,
+            "eval_s": math.fsum(entry.get("eval_s") or 0 for entry in run.epochs),
+            "clips_per_s": _mean_and_spread([step.get("clips_per_s") for step in run.steps])[0],
+        }
+        for run in runs
+    ]
+    plot = figures.duration_plot([run.history for run in runs])
+    return {"prepare": summary, "rows": rows, "plot": plot}
+
+
+def _open(run: Run) -> tuple[PreparedDataset | None, str]:
+    """The run's data set, or None and why it cannot be read."""
+    path = run.data.get("path")
+    if not path:
+        return None, "The run does not say where its data set is."
+    try:
+        return open_dataset(path), ""
+    except (UserError, OSError, ValueError) as error:
+        return None, f"The data set cannot be read any more: {error}"
+    except Exception as error:
+        # A storage that is out of reach raises exceptions of its client's own.
+        reason = storage.explain(error)
+        if reason is None:
+            raise
+        return None, f"The data set {path} cannot be read any more: {reason}"
+
+
+def _read_document(path: str) -> Row | None:
+    """A JSON object, None if it is not there.
+
+    Raises:
+        UserError: it is there but is no JSON object.
+    """
+    try:
+        document = storage.read_json(path)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); was it edited or cut?") from error
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: not a JSON object; is this a run folder?")
+    return document
+
+
+def _scored_clips(run: Run) -> examples.ScoredClips | None:
+    if run.main_evaluation is None:
+        return None
+    path = storage.join(run.path, "predictions", f"{run.main_evaluation}.parquet")
+    try:
+        return examples.read_scored_clips(path)
+    except FileNotFoundError:
+        return None
+
+
+def _by_label(metrics: Row) -> dict[str, Row]:
+    return {str(entry["label"]): entry for entry in metrics["per_class"]}
+
+
+def _class_row(label: str, tables: Sequence[tuple[Run, dict[str, Row]]]) -> figures.ClassRow:
+    entries = [table[label] for _, table in tables]
+    counts = [int(entry["num_positives"]) for entry in entries]
+    shares = [
+        count / max(1, int(run.final.get("num_clips") or 0))
+        for count, (run, _) in zip(counts, tables, strict=True)
+    ]
+    return figures.ClassRow(
+        label=label,
+        positives=str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)}–{max(counts)}",
+        chance=statistics.fmean(shares),
+        values=tuple(entry["AP"] for entry in entries),
+    )
+
+
+def _no_confusions(reason: str) -> Row:
+    return {"plot": None, "reason": reason, "pairs": [], "left_out": [], "names": []}
+
+
+def _frequent_confusions(counts: Any, labels: Sequence[str]) -> list[Row]:
+    """The largest cells off the diagonal, by count, then by share of the true class."""
+    totals = counts.sum(axis=1)
+    cells = [
+        {
+            "true": labels[true],
+            "predicted": labels[predicted],
+            "num": int(counts[true, predicted]),
+            "share": float(counts[true, predicted] / totals[true]),
+        }
+        for true, predicted in np.argwhere(counts)
+        if true != predicted
+    ]
+    cells.sort(key=lambda cell: (-cell["num"], -cell["share"], cell["true"], cell["predicted"]))
+    return cells[:NUM_CONFUSIONS]
+
+
+def _table(runs: Sequence[Run], key: str) -> list[Row]:
+    """One row per name in a flat section of run.json, with its value in each run."""
+    names = dict.fromkeys(name for run in runs for name in run.info.get(key, {}))
+    return [
+        {"key": name, "values": [str(run.info.get(key, {}).get(name, "–")) for run in runs]}
+        for name in names
+    ]
+
+
+def _figures(sections: Row) -> dict[str, Row]:
+    """Every plot of the page by its key."""
+    plots = [
+        *sections["curves"],
+        *(sections[name].get("plot") for name in ("classes", "confusions", "data", "durations")),
+    ]
+    return {plot.key: plot.figure for plot in plots if plot is not None}
+
+
+def _script_json(document: object) -> str:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(document, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _mean_and_spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean, and the sample standard deviation of two or more, of the values that are there."""
+    defined = [value for value in values if value is not None]
+    mean = statistics.fmean(defined) if defined else None
+    return mean, statistics.stdev(defined) if len(defined) > 1 else None
+
+
+def _setting(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _count(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def _duration(value_s: float | None) -> str:
+    """Seconds as people say them: `0.8 s`, `47 s`, `12 min 5 s`, `32 h 47 min`."""
+    if value_s is None:
+        return "–"
+    if value_s < 60:
+        return f"{value_s:.1f} s" if value_s < 10 else f"{value_s:.0f} s"
+    minutes, seconds = divmod(round(value_s), 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds} s"
+    return f"{minutes // 60:,} h {minutes % 60} min"

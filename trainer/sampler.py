@@ -1,0 +1,195 @@
+"""Which clips an epoch visits, in which order, and which rank takes which of them.
+
+In: the seed, the epoch (and for balanced sampling the clips' labels). Steps: draw the epoch's
+order of clips, cut it into global batches, cut each batch into equal slices, one per rank. Out:
+positions in the epoch. All are pure functions of their arguments: the order knows nothing of the
+number of ranks or workers, and a restart needs only the seed, the epoch and the step.
+
+Random numbers come from Philox, a counter-based generator: the seed and the purpose are its key,
+the epoch and the position its counter, so any number is found without drawing those before it.
+NumPy guarantees the bits of Philox for all its versions, not the methods of `Generator`; all
+that is drawn here is therefore made from the bits.
+
+N clips, C classes.
+"""
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+SamplingMode = Literal["shuffle", "balanced"]
+
+MAX_SEED = 2**64 - 1
+
+
+class Stream(enum.IntEnum):
+    """What random numbers are drawn for; each has its own stream. Never renumber them."""
+
+    ORDER = 0
+    MIXUP_PARTNERS = 1
+    AUGMENT = 2
+    NOISE = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplerSettings:
+    """How the clips of an epoch are drawn."""
+
+    mode: SamplingMode = "shuffle"
+    """"shuffle": every clip once; "balanced": by class weight, with replacement."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(SamplingMode):
+            raise ValueError(f"mode: must be one of {get_args(SamplingMode)}, got {self.mode!r}")
+
+
+def random_bits(
+    stream: Stream, *, seed: int, epoch: int = 0, position: int = 0
+) -> np.random.Philox:
+    """The generator of one stream at one place; streams and places never overlap."""
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed: must be from 0 to {MAX_SEED}, got {seed}")
+    if epoch < 0:
+        raise ValueError(f"epoch: must be at least 0, got {epoch}")
+    if position < 0:
+        raise ValueError(f"position: must be at least 0, got {position}")
+    # Drawing counts up the first word alone, which leaves 2^66 numbers to each place.
+    counter = np.array([0, position, epoch, 0], dtype=np.uint64)
+    return np.random.Philox(counter=counter, key=np.array([seed, stream], dtype=np.uint64))
+
+
+def uniform(bits: np.random.Philox, size: int) -> FloatArray:
+    """The next `size` numbers, uniform in [0, 1) in steps of 2^-53."""
+    return to_uniform(np.asarray(bits.random_raw(size), dtype=np.uint64))
+
+
+def to_uniform(raw: NDArray[np.uint64]) -> FloatArray:
+    """64 random bits to a number uniform in [0, 1) in steps of 2^-53, each."""
+    return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def class_balanced_weights(label_indices: Sequence[Sequence[int]], num_classes: int) -> FloatArray:
+    """Sampling weights `[N]` of clips with the given label indices.
+
+    A class weighs 1000 / (number of its clips + 0.01), a clip the sum over its labels, as in the
+    authors' script for AudioSet; the paper says only that sampling is balanced. A clip without
+    labels weighs 0 and is never drawn. Raises ValueError for an index outside the classes.
+    """
+    clips = np.repeat(np.arange(len(label_indices)), [len(labels) for labels in label_indices])
+    classes = np.array([index for labels in label_indices for index in labels], dtype=np.int64)
+    if classes.size and not (classes.min() >= 0 and classes.max() < num_classes):
+        raise ValueError(
+            f"label_indices: must be from 0 to {num_classes - 1}, "
+            f"got {classes.min()} to {classes.max()}"
+        )
+    # A label that a clip lists twice counts once, as it does in the clip's targets.
+    pairs = np.sort(clips * num_classes + classes)
+    pairs = pairs[np.diff(pairs, prepend=-1) != 0]
+    clips, classes = np.divmod(pairs, num_classes)
+    class_weights = 1000.0 / (np.bincount(classes, minlength=num_classes) + 0.01)
+    weights = np.bincount(clips, weights=class_weights[classes], minlength=len(label_indices))
+    return weights.astype(np.float64)
+
+
+def draw_weights(
+    settings: SamplerSettings, label_indices: Sequence[Sequence[int]], num_classes: int
+) -> FloatArray | None:
+    """What `epoch_order` takes as weights under these settings: `[N]`, or None to shuffle."""
+    if settings.mode == "shuffle":
+        return None
+    return class_balanced_weights(label_indices, num_classes)
+
+
+def epoch_order(*, seed: int, epoch: int, num_clips: int, weights: FloatArray | None) -> IntArray:
+    """The clip at each position of an epoch, `[N]`.
+
+    Without weights a permutation. With weights `[N]`, N independent draws with replacement, each
+    clip with a probability in proportion to its weight. Raises ValueError for weights that are
+    not N finite numbers of at least 0, or that are all 0.
+    """
+    _check_num_clips(num_clips)
+    bits = random_bits(Stream.ORDER, seed=seed, epoch=epoch)
+    if weights is None:
+        return np.argsort(uniform(bits, num_clips), kind="stable").astype(np.int64)
+    _check_weights(weights, num_clips)
+    upper_edges = np.cumsum(weights, dtype=np.float64)
+    drawn = uniform(bits, num_clips) * upper_edges[-1]
+    clips = np.searchsorted(upper_edges, drawn, side="right")
+    # The product can round up to the last edge, which is past the last clip that has a weight.
+    order: IntArray = np.minimum(clips, np.flatnonzero(weights)[-1]).astype(np.int64)
+    return order
+
+
+def mixup_partners(*, seed: int, epoch: int, num_clips: int) -> IntArray:
+    """The clip to mix in at each position of an epoch, `[N]`: uniform, with replacement.
+
+    Uniform also when the order is balanced: the authors found that weighted partners are worse
+    (a comment in their data loader). A clip can be its own partner.
+    """
+    _check_num_clips(num_clips)
+    bits = random_bits(Stream.MIXUP_PARTNERS, seed=seed, epoch=epoch)
+    return np.floor(uniform(bits, num_clips) * num_clips).astype(np.int64)
+
+
+def steps_per_epoch(num_clips: int, batch: int) -> int:
+    """Global batches of `batch` clips in an epoch; the last one may be smaller."""
+    _check_num_clips(num_clips)
+    _check_batch(batch)
+    return -(-num_clips // batch)
+
+
+def batch_positions(step: int, batch: int, num_clips: int) -> range:
+    """Positions in the epoch of the global batch at `step`, counted from 0 within the epoch."""
+    num_steps = steps_per_epoch(num_clips, batch)
+    if not 0 <= step < num_steps:
+        raise ValueError(f"step: must be from 0 to {num_steps - 1}, got {step}")
+    return range(step * batch, min((step + 1) * batch, num_clips))
+
+
+def rank_slice(
+    positions: Sequence[int] | IntArray, rank: int, world_size: int
+) -> tuple[IntArray, NDArray[np.float32]]:
+    """The rows of one rank, and their weights: 1 for a row that is its own, 0 for filler.
+
+    Every rank gets ceil(rows / world_size) rows, so that all ranks make the same collective
+    calls even where there are fewer rows than ranks. The ranks' own rows, in the order of the
+    ranks, are exactly `positions`: a sum of row times weight over all ranks counts each once.
+    Filler repeats the last position. Raises ValueError without a row or for a rank outside the
+    world.
+    """
+    if len(positions) == 0:
+        raise ValueError("positions: must be at least one, got none")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank: must be from 0 to {world_size - 1}, got {rank}")
+    num_rows = -(-len(positions) // world_size)
+    rows = np.arange(rank * num_rows, (rank + 1) * num_rows)
+    is_own = rows < len(positions)
+    every_position = np.asarray(positions, dtype=np.int64)
+    return every_position[np.minimum(rows, len(positions) - 1)], is_own.astype(np.float32)
+
+
+def _check_num_clips(num_clips: int) -> None:
+    if num_clips < 1:
+        raise ValueError(f"num_clips: must be at least 1, got {num_clips}")
+
+
+def _check_batch(batch: int) -> None:
+    if batch < 1:
+        raise ValueError(f"batch: must be at least 1, got {batch}")
+
+
+def _check_weights(weights: FloatArray, num_clips: int) -> None:
+    if weights.shape != (num_clips,):
+        raise ValueError(f"weights: must have shape ({num_clips},), got {weights.shape}")
+    if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.max() > 0):
+        raise ValueError(
+            "weights: must be finite, at least 0 and not all 0, "
+            f"got {weights.min()} to {weights.max()}"
+        )

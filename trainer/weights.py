@@ -1,0 +1,237 @@
+"""Weights from outside: timm's hub, a file of a timm backbone, a model of transformers.
+
+In: a timm model name, a file (`.safetensors`, `.pth` or `.pt`, local or on S3) or another
+implementation's state dict. Steps: read tensors only (never pickled objects), rename, check every
+name and shape. Out: a backbone with its weights, or a state dict that `trainer.model.AST` loads.
+Nothing is loaded in part: a name too many, too few or of another shape is an error that says so.
+"""
+
+import io
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+from typing import Any, cast
+
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+
+from pipeline import storage
+from pipeline.errors import UserError
+
+State = dict[str, Tensor]
+
+_NUM_NAMES_SHOWN = 4
+_CLASSIFIERS = ("head.", "head_dist.")
+"""Image classifiers of timm's DeiT and ViT: in their files, never in an AST."""
+
+_TRANSFORMERS_EMBEDDINGS = {
+    "audio_spectrogram_transformer.embeddings.cls_token": "cls_token",
+    "audio_spectrogram_transformer.embeddings.distillation_token": "dist_token",
+    "audio_spectrogram_transformer.embeddings.position_embeddings": "pos_embed",
+}
+_TRANSFORMERS_MODULES = {
+    "audio_spectrogram_transformer.embeddings.patch_embeddings.projection": "patch_embed",
+    "audio_spectrogram_transformer.layernorm": "norm",
+    "classifier.layernorm": "head_norm",
+    "classifier.dense": "head",
+}
+_TRANSFORMERS_BLOCK = re.compile(
+    r"audio_spectrogram_transformer\.(?:encoder\.layer|layers)\.(\d+)\.(.+)"
+)
+# Left the names on disk (those of version 4), right those in memory since version 5.
+_TRANSFORMERS_BLOCK_MODULES = {
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    **dict.fromkeys(("attention.attention.query", "attention.q_proj"), "attn.q"),
+    **dict.fromkeys(("attention.attention.key", "attention.k_proj"), "attn.k"),
+    **dict.fromkeys(("attention.attention.value", "attention.v_proj"), "attn.v"),
+    **dict.fromkeys(("attention.output.dense", "attention.o_proj"), "attn.proj"),
+    **dict.fromkeys(("intermediate.dense", "mlp.fc1"), "mlp.fc1"),
+    **dict.fromkeys(("output.dense", "mlp.fc2"), "mlp.fc2"),
+}
+_QUERY = re.compile(r"(blocks\.\d+\.attn)\.[qkv]\.(weight|bias)")
+
+
+def create_from_hub(backbone: str) -> nn.Module:
+    """A timm backbone with its published weights, from the hub or its local cache.
+
+    Args:
+        backbone: timm model name, with or without a tag ("deit_base_distilled_patch16_384").
+
+    Raises:
+        UserError: no weights are published for it, or they could not be fetched.
+    """
+    try:
+        return cast(nn.Module, timm.create_model(backbone, pretrained=True, num_classes=0))
+    # The hub client, the HTTP library below it and the file readers share no base class.
+    except Exception as error:
+        source = timm.get_pretrained_cfg(backbone).hf_hub_id or backbone
+        raise UserError(
+            f"pretrained: could not fetch the weights {source}: {_first_line(error)}; give "
+            "weights_file a copy of them (.safetensors, .pth or .pt), or set pretrained to false "
+            "to train from random weights"
+        ) from error
+
+
+def load_backbone_file(backbone: nn.Module, path: str) -> None:
+    """Put the weights of a file into a timm backbone made without classifier, in place.
+
+    Args:
+        backbone: made by timm with `num_classes=0`.
+        path: see `read_state`; the image classifiers in it (`head`, `head_dist`) are left out.
+
+    Raises:
+        UserError: the file cannot be read, or its names or shapes are not the backbone's.
+    """
+    state = read_state(path)
+    kept = {name: value for name, value in state.items() if not name.startswith(_CLASSIFIERS)}
+    load_exactly(backbone, kept, source=path)
+
+
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Load a state dict of which every name and shape must fit, in place.
+
+    Args:
+        source: where the state dict comes from, for the error.
+
+    Raises:
+        UserError: names the missing, the unexpected and those of another shape.
+    """
+    expected = module.state_dict()
+    problems = [
+        _listing("missing", expected.keys() - state.keys()),
+        _listing("unexpected", state.keys() - expected.keys()),
+        _listing("of another shape", _shape_differences(expected, state)),
+    ]
+    if any(problems):
+        raise UserError(
+            f"{source}: the weights do not fit the model: {'; '.join(filter(None, problems))}"
+        )
+    module.load_state_dict(state)
+
+
+def read_state(path: str) -> State:
+    """Tensors by name from a `.safetensors`, `.pth` or `.pt` file.
+
+    Args:
+        path: local or `s3://`. A `.pth` or `.pt` file holds the state dict, or, as those of DeiT
+            do, a dict with the state dict under "model".
+
+    Raises:
+        UserError: no such file, another suffix, damaged, or with anything but tensors in it.
+    """
+    suffix = PurePosixPath(path).suffix.lower()
+    if suffix not in (".safetensors", ".pth", ".pt"):
+        raise UserError(f"{path}: a file of weights ends in .safetensors, .pth or .pt")
+    data = _read_bytes(path)
+    try:
+        content = (
+            safetensors.torch.load(data)
+            if suffix == ".safetensors"
+            else torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        )
+    # Both readers raise several unrelated types for a damaged file or one with pickled objects.
+    except Exception as error:
+        raise UserError(
+            f"{path}: not a readable file of tensors ({_first_line(error)}); save the bare state "
+            "dict, as .safetensors or with torch.save"
+        ) from error
+    return _tensors_only(content, path)
+
+
+def from_transformers_state(state: Mapping[str, Tensor]) -> State:
+    """The state dict of `trainer.model.AST` from one of `ASTForAudioClassification`.
+
+    Both styles of names are read: those on disk, which are version 4's, and those in memory since
+    version 5. Query, key and value, apart in transformers, become one matrix [3 D, D], as in timm.
+    The shapes are not checked here; the LayerNorm eps is no part of a state dict.
+
+    Raises:
+        UserError: a name that is no part of such a model, the same weight twice, or a block
+            without one of query, key and value.
+    """
+    unknown = {name for name in state if _from_transformers_name(name) is None}
+    if unknown:
+        raise UserError(
+            f"not the weights of an ASTForAudioClassification: {_listing('unexpected', unknown)}"
+        )
+    ours: State = {}
+    for name, value in state.items():
+        target = cast(str, _from_transformers_name(name))
+        if target in ours:
+            raise UserError(f"{name}: the same weight is there twice, under two styles of names")
+        ours[target] = value
+    return _fuse_query_key_value(ours)
+
+
+def _from_transformers_name(name: str) -> str | None:
+    if name in _TRANSFORMERS_EMBEDDINGS:
+        return _TRANSFORMERS_EMBEDDINGS[name]
+    module, _, leaf = name.rpartition(".")
+    if leaf not in ("weight", "bias"):
+        return None
+    if module in _TRANSFORMERS_MODULES:
+        return f"{_TRANSFORMERS_MODULES[module]}.{leaf}"
+    match = _TRANSFORMERS_BLOCK.fullmatch(module)
+    if match is None or match[2] not in _TRANSFORMERS_BLOCK_MODULES:
+        return None
+    return f"blocks.{match[1]}.{_TRANSFORMERS_BLOCK_MODULES[match[2]]}.{leaf}"
+
+
+def _fuse_query_key_value(state: State) -> State:
+    fused: State = {}
+    for name, value in state.items():
+        match = _QUERY.fullmatch(name)
+        if match is None:
+            fused[name] = value
+            continue
+        parts = [f"{match[1]}.{part}.{match[2]}" for part in "qkv"]
+        missing = [part for part in parts if part not in state]
+        if missing:
+            raise UserError(f"query, key and value belong together: {_listing('missing', missing)}")
+        fused[f"{match[1]}.qkv.{match[2]}"] = torch.cat([state[part] for part in parts])
+    return fused
+
+
+def _read_bytes(path: str) -> bytes:
+    try:
+        return storage.read_bytes(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file of weights") from error
+    except OSError as error:
+        reason = storage.explain(error) or _first_line(error)
+        raise UserError(f"{path}: could not read the weights: {reason}") from error
+
+
+def _tensors_only(content: Any, path: str) -> State:
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path}: expected a state dict, found {type(content).__name__}")
+    others = {str(name) for name, value in content.items() if not isinstance(value, Tensor)}
+    if others:
+        raise UserError(f"{path}: expected a state dict; {_listing('not tensors', others)}")
+    return cast(State, content)
+
+
+def _shape_differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    return [
+        f"{name} {list(state[name].shape)} instead of {list(expected[name].shape)}"
+        for name in expected.keys() & state.keys()
+        if state[name].shape != expected[name].shape
+    ]
+
+
+def _listing(what: str, names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    if not ordered:
+        return ""
+    rest = len(ordered) - _NUM_NAMES_SHOWN
+    more = f" and {rest} more" if rest > 0 else ""
+    return f"{what}: {', '.join(ordered[:_NUM_NAMES_SHOWN])}{more}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

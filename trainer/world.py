@@ -1,0 +1,44 @@
+"""Who else trains: this process's rank, and the few collectives that training needs.
+
+All are the identity in a world of one, so that nothing else has to ask.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """One process of a training run."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes what is written once."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sum over the ranks."""
+        if self.size > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """`[size * R, ...]`: the `[R, ...]` of all ranks, in their order; R must be equal."""
+        if self.size == 1:
+            return rows
+        everyone = [torch.empty_like(rows) for _ in range(self.size)]
+        torch.distributed.all_gather(everyone, rows.contiguous())
+        return torch.cat(everyone)
+
+    def share(self, model: nn.Module) -> nn.Module:
+        """The model on this rank's device, its gradients averaged over the ranks."""
+        model = model.to(self.device)
+        return DistributedDataParallel(model) if self.size > 1 else model
