@@ -108,6 +108,13 @@ def test_batch_does_not_depend_on_how_it_is_split() -> None:
     assert torch.equal(torch.cat(parts), whole)
 
 
+def test_batch_stays_on_its_device() -> None:
+    # The meta device refuses to mix with another, as an accelerator does.
+    out = augment_batch(raw_batch().to("meta"), draw(), mean=-4.0, std=3.0)
+    assert out.device.type == "meta"
+    assert out.shape == (8, NUM_FRAMES, NUM_MELS)
+
+
 @settings(max_examples=25)
 @given(st.integers(0, 2**64 - 1), st.integers(0, 1000), st.integers(0, 2**40))
 def test_draws_depend_on_seed_epoch_and_position_alone(seed: int, epoch: int, first: int) -> None:
@@ -239,6 +246,27 @@ def test_noise_and_roll_are_drawn_over_the_published_ranges() -> None:
     assert kstest(draws.noise_scale * 10, "uniform").pvalue > 0.001
     assert chisquare(np.bincount(draws.roll + 10, minlength=20)).pvalue > 0.001
     assert (draws.roll.min(), draws.roll.max()) == (-10, 9)
+
+
+def test_what_is_drawn_for_a_sample_is_independent_of_the_rest() -> None:
+    draws = draw(num=5000)
+    drawn = [
+        needs_partner(draws),
+        np.where(needs_partner(draws), draws.mixup_lambda, 0.5),
+        draws.frequency_width,
+        draws.frequency_start / (NUM_MELS - draws.frequency_width),
+        draws.time_width,
+        draws.time_start / (NUM_FRAMES - draws.time_width),
+        draws.noise_scale,
+        draws.noise_seed / 2**64,
+        draws.roll,
+    ]
+    correlation = np.corrcoef(np.array(drawn, dtype=np.float64)) - np.eye(len(drawn))
+    # Cutting down to whole mels and frames leaves starts and widths slightly correlated.
+    assert np.abs(correlation).max() < 0.15
+    noise = add_noise_and_roll(torch.zeros(8, NUM_FRAMES, NUM_MELS), rows_of(draws, slice(0, 8)))
+    rest = np.corrcoef(noise.flatten(1).numpy()) - np.eye(8)
+    assert np.abs(rest).max() < 0.25
 
 
 def test_noise_is_uniform_up_to_one_scale_per_clip() -> None:

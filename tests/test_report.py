@@ -19,7 +19,7 @@ from PIL import Image
 from pipeline import storage
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
-from tests.browser import OpenPage, open_page
+from browser import OpenPage, open_page
 from trainer.metrics import evaluate_scores
 from trainer.report import examples, figures, run_names, write_report
 

@@ -53,6 +53,17 @@ def test_weighted_epoch_follows_the_weights() -> None:
     assert chisquare(counts[kept], len(order) * weights[kept] / 11).pvalue > 0.001
 
 
+@pytest.mark.parametrize("total", [1.0, np.nextafter(1.0, 2.0), 1.1, 3.1, np.nextafter(4.0, 0.0)])
+def test_extreme_numbers_draw_the_outermost_clips_that_have_a_weight(
+    monkeypatch: pytest.MonkeyPatch, total: float
+) -> None:
+    extremes = np.array([0.0, 0.0, 1 - 2**-53, 1 - 2**-53, 1 - 2**-53])
+    monkeypatch.setattr("trainer.sampler.uniform", lambda bits, size: extremes)
+    weights = np.array([0.0, 0.5, 0.0, total - 0.5, 0.0])
+    order = epoch_order(seed=0, epoch=0, num_clips=5, weights=weights)
+    assert order.tolist() == [1, 1, 3, 3, 3]
+
+
 def test_shuffle_puts_every_clip_everywhere() -> None:
     first = [epoch_order(seed=0, epoch=e, num_clips=5, weights=None)[0] for e in range(5000)]
     assert chisquare(np.bincount(first, minlength=5)).pvalue > 0.001
@@ -159,7 +170,7 @@ def test_ranks_share_a_batch_without_gap_or_duplicate(
     assert own == list(positions)
     for rows, weights in slices:
         assert len(rows) == len(weights) == -(-num_rows // world_size)
-        assert set(rows) <= set(positions)
+        assert set(rows[weights == 0]) <= {positions[-1]}
         assert set(weights) <= {0.0, 1.0}
         assert (rows.dtype, weights.dtype) == (np.int64, np.float32)
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow.fs
@@ -44,10 +44,10 @@ class Workers:
 
     num: int = 1
     """How many."""
-    gpus: int = 0
-    """GPUs of each, 0 or 1."""
     cpus: int = 1
     """CPUs of each, and threads of torch where there is no GPU."""
+    use_gpu: bool | None = None
+    """Whether each has a GPU; None: if the cluster has any."""
 
 
 class _Board:
@@ -70,6 +70,7 @@ def run_training(recipe: Recipe, dataset_path: str, run_path: str, workers: Work
         UserError: see `check_training` and `trainer.loop.train`; Ray's own errors wrap it where it
             comes from a worker.
     """
+    workers, _ = fit_workers(workers)
     with progress_board(1) as board:
         fit_training(recipe, dataset_path, run_path, workers, board)
 
@@ -120,6 +121,7 @@ def run_evaluation(
     run_path: str, dataset_path: str, split: str, fold: int, workers: Workers
 ) -> None:
     """Score a split with a run's newest checkpoint and write the predictions into the run."""
+    workers, _ = fit_workers(workers)
     config = {
         "run": run_path,
         "dataset": dataset_path,
@@ -130,23 +132,26 @@ def run_evaluation(
     _fit(_evaluate_worker, config, run_path, workers)
 
 
-def check_resources(workers: Workers, *, runs: int = 1) -> int:
-    """How many runs fit into the cluster side by side, at most `runs`.
+def fit_workers(workers: Workers, *, runs: int = 1) -> tuple[Workers, int]:
+    """Decide on GPUs, and how many of `runs` runs fit into the connected cluster side by side.
 
     Raises:
         UserError: not even one does; Ray would wait for ever.
     """
     have = ray.cluster_resources()
-    fits = int(have.get("CPU", 0) // (workers.num * workers.cpus))
-    if workers.gpus:
-        fits = min(fits, int(have.get("GPU", 0) // (workers.num * workers.gpus)))
-    if fits == 0:
+    cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
+    if workers.use_gpu is None:
+        workers = replace(workers, use_gpu=gpus > 0)
+    fits = cpus // (workers.num * workers.cpus)
+    if workers.use_gpu:
+        fits = min(fits, gpus // workers.num)
+    if fits < 1:
+        kind = "a GPU" if workers.use_gpu else "no GPU"
         raise UserError(
-            f"{workers.num} workers of {workers.cpus} CPUs and {workers.gpus} GPUs each do not fit "
-            f"into this cluster of {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs; "
-            f"lower --workers, --cpus-per-worker or --gpus-per-worker"
+            f"{workers.num} workers with {workers.cpus} CPUs and {kind} each do not fit into this "
+            f"cluster of {cpus:g} CPUs and {gpus:g} GPUs; lower --workers or --cpus-per-worker"
         )
-    return min(fits, runs)
+    return workers, int(min(fits, runs))
 
 
 @contextmanager
@@ -185,14 +190,14 @@ def _fit(
 ) -> None:
     # Ray Train tells of every start of a worker group; what matters is in the run folder.
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
-    path, file_system = _ray_storage(run_path)
+    resources = {"CPU": workers.cpus, **({"GPU": 1} if workers.use_gpu else {})}
+    path, file_system = ray_storage(run_path)
     trainer = TorchTrainer(
         worker,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.num,
-            use_gpu=workers.gpus > 0,
+            use_gpu=bool(workers.use_gpu),
             resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
@@ -205,7 +210,7 @@ def _fit(
     trainer.fit()
 
 
-def _ray_storage(run_path: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
+def ray_storage(run_path: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
     """Where Ray Train keeps its own few files: in the run folder, through s3fs on S3."""
     if not storage.is_remote(run_path):
         return run_path, None

@@ -79,8 +79,8 @@ def class_balanced_weights(label_indices: Sequence[Sequence[int]], num_classes: 
     """Sampling weights `[N]` of clips with the given label indices.
 
     A class weighs 1000 / (number of its clips + 0.01), a clip the sum over its labels, as in the
-    authors' script for AudioSet; the paper says only that sampling is balanced. A clip without
-    labels weighs 0 and is never drawn. Raises ValueError for an index outside the classes.
+    script that the AST authors released for AudioSet. A clip without labels weighs 0 and is never
+    drawn. Raises ValueError for an index outside the classes.
     """
     clips = np.repeat(np.arange(len(label_indices)), [len(labels) for labels in label_indices])
     classes = np.array([index for labels in label_indices for index in labels], dtype=np.int64)
@@ -119,11 +119,12 @@ def epoch_order(*, seed: int, epoch: int, num_clips: int, weights: FloatArray | 
     if weights is None:
         return np.argsort(uniform(bits, num_clips), kind="stable").astype(np.int64)
     _check_weights(weights, num_clips)
+    # Each clip owns the stretch below its edge, which is empty without a weight. The number drawn
+    # stays below the last edge: 1 - 2^-53, the largest that `uniform` gives, times any total
+    # rounds to less than the total.
     upper_edges = np.cumsum(weights, dtype=np.float64)
     drawn = uniform(bits, num_clips) * upper_edges[-1]
-    clips = np.searchsorted(upper_edges, drawn, side="right")
-    # The product can round up to the last edge, which is past the last clip that has a weight.
-    order: IntArray = np.minimum(clips, np.flatnonzero(weights)[-1]).astype(np.int64)
+    order: IntArray = np.searchsorted(upper_edges, drawn, side="right").astype(np.int64)
     return order
 
 

@@ -56,8 +56,8 @@ def learning_rate(settings: ScheduleSettings, *, step: int, epoch: int) -> float
 
     - warm-up: `step / warmup_steps`, with `step` rounded down to a multiple of
       `warmup_every_steps`, and 1 from step `warmup_steps` on. The first `warmup_every_steps`
-      steps therefore run at a rate of 0, as in the authors' released training loop (not
-      mentioned in the paper); Adam's moments already build up in them.
+      steps therefore run at a rate of 0, as in the training loop that the AST authors released;
+      Adam's moments already build up in them.
     - decay: `decay_factor` for each epoch of `decay_after_epochs` that is finished.
 
     In the authors' loop the warm-up sets an absolute rate and so undoes, for good, every decay

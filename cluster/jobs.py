@@ -1,0 +1,442 @@
+"""Run `ray_job.py` as a job of a cluster, and list, follow and stop such jobs, over HTTP.
+
+In: the command line after `ray_job.py`, the project folder, variables for the job. Steps: pack
+the folder and upload it to the cluster's job server (Ray's dashboard, port 8265), start
+`python ray_job.py ...` there, print its log as it grows. Out: the job's exit status.
+
+A job belongs to the cluster: it goes on when the connection drops (the log is picked up again
+where it stopped, no line twice, none lost) and when the follower is interrupted; only `stop` ends
+it. Nothing is kept here: the job's id is all one needs to come back.
+
+Server: the address given, else `RAY_API_SERVER_ADDRESS`, else `RAY_ADDRESS` if it is an http(s)
+one, else http://127.0.0.1:8265. A server with token authentication wants `RAY_AUTH_MODE=token` and
+`RAY_AUTH_TOKEN` (or `RAY_AUTH_TOKEN_PATH`, or `~/.ray/auth_token`) set here; Ray sends the token.
+"""
+
+import asyncio
+import logging
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+import aiohttp
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobStatus, JobSubmissionClient
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.errors import UserError
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+
+EXCLUDES = (
+    "/.git", "/.venv", "/venv", "/build", "/dist", "/data", "/runs", "__pycache__", "*.egg-info",
+    ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", "node_modules",
+)  # fmt: skip
+"""What of the project folder is not uploaded, as lines of a .gitignore; its own counts too."""
+
+PLAIN_VARIABLES = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_REQUEST_CHECKSUM_CALCULATION",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION",
+)
+"""Sent with every job if they are set: which storage, but no secret."""
+
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+"""Sent only on request: whoever can see the job server can read a job's variables."""
+
+INTERRUPTED = 130
+"""Exit status of a job that was stopped, and of following one until Ctrl-C, as shells have it."""
+
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 60.0
+"""Longest wait for one answer of the job server."""
+LOST_S = 120.0
+"""A follower gives up after the server has not answered for this long."""
+SILENCE_S = 300.0
+"""A log that says nothing for this long is connected to anew: the connection may be dead."""
+STOP_S = 60.0
+"""Longest wait for a stopped job to end; Ray kills it after 3 s."""
+MAX_PAUSE_S = 30.0
+"""Longest pause between two tries to follow a log."""
+
+
+def submit(
+    arguments: Sequence[str],
+    *,
+    working_dir: str,
+    address: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    submission_id: str | None = None,
+    num_cpus: float | None = None,
+    wait: bool = True,
+) -> int:
+    """Start `python ray_job.py <arguments>` on a cluster.
+
+    With `wait` the job's log goes to stdout and everything else to stderr; without, stdout is the
+    job's id alone. Ctrl-C while following leaves the job running and says how to come back to it.
+
+    Args:
+        arguments: The command line after `ray_job.py`, one item per argument.
+        working_dir: The project folder, with `ray_job.py` in it; uploaded without `EXCLUDES`.
+        address: URL of the job server; see the module's docstring for the default.
+        environment: Variables for the job, as `forwarded_environment` gives them.
+        submission_id: Name of the job; one that was used before is refused, so that a repeated
+            submission does not start the same work twice. None: Ray chooses.
+        num_cpus: CPUs to reserve for the driver, which then may run on any node; None: no CPU, on
+            the head node.
+        wait: Whether to follow the log until the job ends.
+
+    Returns:
+        The job's exit status; 1 if it failed without one, 130 if it was stopped or following was
+        interrupted; 0 without `wait`.
+
+    Raises:
+        UserError: no server, refused by it, a used id, or a folder that cannot be uploaded.
+    """
+    if not arguments:
+        raise UserError("submit: give the command to run after --, such as: submit -- train ...")
+    if not (Path(working_dir) / "ray_job.py").is_file():
+        raise UserError(f"{working_dir}: no ray_job.py in it; give the project's folder")
+    if num_cpus is not None and num_cpus < 0:
+        raise UserError(f"num_cpus: must be at least 0, got {num_cpus}")
+    server = _connect(address)
+    job_id = _start(
+        server,
+        entrypoint=shlex.join(["python", "ray_job.py", *arguments]),
+        runtime_env={
+            "working_dir": working_dir,
+            "excludes": list(EXCLUDES),
+            "env_vars": dict(environment or {}),
+        },
+        submission_id=None if submission_id is None else _checked_id(submission_id),
+        entrypoint_num_cpus=num_cpus,
+    )
+    if not wait:
+        print(job_id, flush=True)
+        _say(_how_to_return(server, job_id))
+        return 0
+    _say(f"job {job_id} at {server.get_address()}")
+    return _follow_to_end(server, job_id)
+
+
+def forwarded_environment(
+    items: Sequence[str], *, credentials: bool, environ: Mapping[str, str]
+) -> dict[str, str]:
+    """The variables that go with a job: `PLAIN_VARIABLES` that are set, and what is asked for.
+
+    Args:
+        items: `NAME` to send a variable as it is here, or `NAME=VALUE`.
+        credentials: Whether to send `CREDENTIALS` too. Off by default: nodes normally have a role
+            of their own, and a job's variables can be read by all who can see the job server.
+        environ: The variables here, normally `os.environ`.
+
+    Raises:
+        UserError: an item is neither form, names a variable that is not set here, or there are no
+            credentials to send.
+    """
+    names = [*PLAIN_VARIABLES, *(CREDENTIALS if credentials else ())]
+    variables = {name: environ[name] for name in names if environ.get(name)}
+    missing = [name for name in CREDENTIALS[:2] if name not in variables]
+    if credentials and missing:
+        raise UserError(f"credentials: {' and '.join(missing)} not set here")
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise UserError(f"env: must be NAME or NAME=VALUE, got {name!r}")
+        if not equals and name not in environ:
+            raise UserError(f"env: {name} is not set here; give {name}=VALUE")
+        variables[name] = value if equals else environ[name]
+    return variables
+
+
+def list_jobs(*, address: str | None = None) -> None:
+    """Print a table of the server's submitted jobs, the newest last.
+
+    Raises:
+        UserError: the server cannot be reached or refuses.
+    """
+    server = _connect(address)
+    jobs = [job for job in server.list_jobs() if job.submission_id]
+    if not jobs:
+        _say(f"no jobs at {server.get_address()}")
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("ID", "STATUS", "START", "DURATION"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("ENTRYPOINT", overflow="fold")
+    for job in sorted(jobs, key=lambda job: job.start_time or 0):
+        table.add_row(*(Text(cell) for cell in _row(job)))
+    # Text in a pipe is for programs: lines are not to be folded at 80 columns.
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+
+
+def print_logs(job_id: str, *, address: str | None = None, follow: bool = False) -> int:
+    """Print the log of a job to stdout.
+
+    Returns:
+        0; with `follow`, which prints until the job ends, the same as `submit`.
+
+    Raises:
+        UserError: the server cannot be reached or refuses, or has no such job.
+    """
+    job_id = _checked_id(job_id)
+    server = _connect(address)
+    if follow:
+        server.get_job_info(job_id)
+        return _follow_to_end(server, job_id)
+    sys.stdout.write(server.get_job_logs(job_id))
+    sys.stdout.flush()
+    return 0
+
+
+def stop(job_id: str, *, address: str | None = None) -> int:
+    """Stop a job and wait until it has ended; one that had ended already is left as it is.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: the server cannot be reached or refuses, has no such job, or the job goes on.
+    """
+    job_id = _checked_id(job_id)
+    server = _connect(address)
+    stopping = server.stop_job(job_id)
+    deadline = time.monotonic() + STOP_S
+    while not (details := server.get_job_info(job_id)).status.is_terminal():
+        if time.monotonic() > deadline:
+            raise UserError(f"{job_id}: still {details.status.value} after {STOP_S:g} s")
+        time.sleep(0.5)
+        # A job that waits for its resources takes no notice until it has them.
+        stopping = stopping or server.stop_job(job_id)
+    _say(f"job {job_id}: {'' if stopping else 'had ended already, '}{details.status.value}")
+    return 0
+
+
+class _UnreachableError(UserError):
+    """The job server does not answer; it may later."""
+
+
+class _JobServer(JobSubmissionClient):  # type: ignore[misc]
+    """Ray's client with time limits, and with one line for every way the server says no."""
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+        options.setdefault("timeout", (CONNECT_TIMEOUT_S, READ_TIMEOUT_S))
+        try:
+            return super()._do_request(method, endpoint, **options)
+        except AuthenticationError as error:
+            raise UserError(self._refusal(str(error))) from error
+        except OSError as error:
+            raise _UnreachableError(
+                f"{self._address}: no job server answers ({_reason(error)}); check --address and "
+                "that the cluster is up"
+            ) from error
+
+    def _refusal(self, text: str) -> str:
+        if text.startswith("Authentication required"):
+            return (
+                f"{self._address}: the server asks for a token; set RAY_AUTH_MODE=token and "
+                "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+            )
+        return (
+            f"{self._address}: access refused; check the token in RAY_AUTH_TOKEN, "
+            "RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+        )
+
+    def _raise_error(self, response: Any) -> NoReturn:
+        lines = [line.strip() for line in response.text.splitlines() if line.strip()]
+        # An internal error's text is a traceback, whose last line is the reason.
+        last = lines[-1] if lines else "no reason given"
+        reason = re.sub(r"^[\w.]+(Error|Exception): ", "", last)
+        raise UserError(f"{self._address}: {reason} (status {response.status_code})")
+
+
+class _Log:
+    """The log of one job on its way to stdout: knows how much of it is printed."""
+
+    def __init__(self, server: _JobServer, job_id: str) -> None:
+        self._server = server
+        self._job_id = job_id
+        self.num_printed = 0
+        """Characters from the start of the log."""
+
+    async def tail(self) -> bool:
+        """Print the log as it grows; the server sends it from its start at every connection.
+
+        Returns:
+            Whether the server closed it in good order, which it does after the job's end, but
+            also when the node that has the log is lost.
+        """
+        position = 0
+        stream = self._server.tail_job_logs(self._job_id)
+        try:
+            while True:
+                text = await asyncio.wait_for(anext(stream), SILENCE_S)
+                self._print(position, text)
+                position += len(text)
+        except StopAsyncIteration:
+            return True
+        except (OSError, RuntimeError, aiohttp.ClientError):
+            return False
+        finally:
+            await stream.aclose()
+
+    def catch_up(self) -> bool:
+        """Print the rest of what there is now. Returns whether it could be read."""
+        try:
+            self._print(0, self._server.get_job_logs(self._job_id))
+        except UserError:
+            return False
+        return True
+
+    def _print(self, position: int, text: str) -> None:
+        new = text[max(0, self.num_printed - position) :]
+        sys.stdout.write(new)
+        sys.stdout.flush()
+        self.num_printed += len(new)
+
+
+def _follow_to_end(server: _JobServer, job_id: str) -> int:
+    try:
+        details = _follow(server, job_id)
+    except KeyboardInterrupt:
+        _say(f"\njob {job_id} keeps running; {_how_to_return(server, job_id)}")
+        return INTERRUPTED
+    status, code = details.status, details.driver_exit_code
+    _say(f"job {job_id}: {status.value}" + (f", exit status {code}" if code else ""))
+    if status == JobStatus.SUCCEEDED:
+        return 0
+    if status == JobStatus.STOPPED:
+        return INTERRUPTED
+    if code is None:
+        # It never ran: the reason is not in the log.
+        _say(details.message or "")
+    # A negative code is the number of the signal that ended the shell.
+    return 128 - code if code and code < 0 else code or 1
+
+
+def _follow(server: _JobServer, job_id: str) -> Any:
+    """Print the log until the job ends, over as many connections as it takes."""
+    log = _Log(server, job_id)
+    pause_s, answered = 1.0, time.monotonic()
+    while True:
+        num_printed = log.num_printed
+        closed = asyncio.run(log.tail())
+        if log.num_printed > num_printed:
+            pause_s, answered = 1.0, time.monotonic()
+        try:
+            details = server.get_job_info(job_id)
+            answered = time.monotonic()
+        except _UnreachableError as error:
+            if time.monotonic() - answered > LOST_S:
+                raise UserError(f"{error}; job {job_id} may still be running") from error
+        else:
+            complete = closed or log.catch_up()
+            if details.status.is_terminal():
+                if not complete:
+                    _say(f"job {job_id}: the end of its log could not be read")
+                return details
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, MAX_PAUSE_S)
+
+
+def _start(server: _JobServer, **request: Any) -> str:
+    try:
+        with _quiet_upload():
+            return str(server.submit_job(**request))
+    except (ValueError, OSError) as error:
+        folder = request["runtime_env"]["working_dir"]
+        raise UserError(f"{folder}: cannot be sent to the cluster ({_reason(error)})") from error
+
+
+def _connect(address: str | None) -> _JobServer:
+    url = _server_url(address, os.environ)
+    before = os.environ.get("RAY_API_SERVER_ADDRESS")
+    # Ray lets this variable and RAY_ADDRESS win over the address that it is given.
+    os.environ["RAY_API_SERVER_ADDRESS"] = url
+    try:
+        return _JobServer(url)
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"{url}: not a Ray job server ({_reason(error)})") from error
+    finally:
+        if before is None:
+            del os.environ["RAY_API_SERVER_ADDRESS"]
+        else:
+            os.environ["RAY_API_SERVER_ADDRESS"] = before
+
+
+def _server_url(address: str | None, environ: Mapping[str, str]) -> str:
+    """The job server's URL, without a slash at its end.
+
+    Raises:
+        UserError: it is not an http(s) URL.
+    """
+    joined = environ.get("RAY_ADDRESS", "")
+    # Otherwise it is a cluster's host:port, of which a job server knows nothing.
+    from_joined = joined if joined.startswith(("http://", "https://")) else ""
+    url = address or environ.get("RAY_API_SERVER_ADDRESS") or from_joined or DEFAULT_ADDRESS
+    url = (url if "://" in url else f"http://{url}").rstrip("/")
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise UserError(f"{url}: a job server's address is a URL such as {DEFAULT_ADDRESS}")
+    return url
+
+
+def _checked_id(job_id: str) -> str:
+    # It becomes part of a URL and of a file's name on the cluster.
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", job_id):
+        raise UserError(f"{job_id!r}: a job's id has letters, digits and _.- only")
+    return job_id
+
+
+def _row(job: Any) -> tuple[str, str, str, str, str]:
+    if job.start_time is None:
+        return job.submission_id, job.status.value, "", "", job.entrypoint
+    end_s = (job.end_time or time.time() * 1000) / 1000
+    start = datetime.fromtimestamp(job.start_time / 1000)
+    duration = timedelta(seconds=max(0, round(end_s - job.start_time / 1000)))
+    start_text = start.isoformat(sep=" ", timespec="seconds")
+    return job.submission_id, job.status.value, start_text, str(duration), job.entrypoint
+
+
+def _how_to_return(server: _JobServer, job_id: str) -> str:
+    end = f"{job_id} --address {server.get_address()}"
+    return f"follow it: ray_job.py logs --follow {end}; end it: ray_job.py stop {end}"
+
+
+def _reason(error: BaseException) -> str:
+    """The text of an error, or of its innermost cause, in one line of bearable length."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _quiet_upload() -> Iterator[None]:
+    """Without Ray's notes on what it packs."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)

@@ -1,0 +1,246 @@
+"""A Ray session around a block of code: an embedded one on this machine, or a cluster's.
+
+In: an address (the argument, else `RAY_ADDRESS`, which Ray sets inside a submitted job) or none.
+Steps: join that cluster, or start Ray inside this process' machine; hand over; shut down, also
+after an error or Ctrl-C. Out: nothing but a session that `ray.data`, `ray.train` and `ray.tune`
+find by themselves, and, through `unwrap`, errors of workers as the user's own line.
+
+Who may talk to an embedded session: Ray's ports listen on every network interface and whoever
+reaches them can run code, so Ray authenticates by a token, which by default it writes to
+`~/.ray/auth_token`. Here the token is random, made once per process and handed to Ray's processes
+through their environment: nothing to set up, and nothing is written. An explicit `RAY_AUTH_MODE`,
+`RAY_AUTH_TOKEN` or `RAY_AUTH_TOKEN_PATH` of the user stands.
+
+What workers can import: the installed package. For code that is not installed Ray passes on the
+folder of the script that was run, the working folder and `PYTHONPATH`, but no other `sys.path`.
+"""
+
+import logging
+import os
+import re
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import ray
+from ray._private import ray_logging
+from ray.exceptions import RayTaskError
+
+from pipeline.errors import UserError
+
+CONNECT_TIMEOUT_S = 5.0
+"""Longest wait for the cluster's address to accept a connection."""
+
+_TOKEN = secrets.token_hex(32)
+
+_CHATTER = re.compile(
+    "Failed to query Ray Train Controller actor state|Actor with class name: 'PreemptionWatcher'"
+)
+"""Lines of Ray Train's own helper actors that mean nothing to the user: without a dashboard the
+first comes once a second for as long as a training runs."""
+
+_USER_ERROR_LINE = re.compile(
+    rf"^{re.escape(f'{UserError.__module__}.{UserError.__qualname__}')}: (.+)$", re.MULTILINE
+)
+
+
+@contextmanager
+def connect(
+    *,
+    address: str | None = None,
+    num_cpus: int | None = None,
+    dashboard: bool = False,
+) -> Iterator[None]:
+    """Use a Ray session for the length of a `with` block.
+
+    A session that this process already has is used as it is and left running.
+
+    Args:
+        address: `host:port` of a cluster this machine is a node of, `auto` for the one that runs
+            here, `local` for an embedded session. None: `RAY_ADDRESS`, else embedded.
+        num_cpus: CPUs an embedded session schedules on; None: all of the machine.
+        dashboard: Whether an embedded session has a dashboard, on a free port of 127.0.0.1. It
+            costs about 1 GB of memory; Ray Tune needs one to stop trials early.
+
+    Raises:
+        UserError: the cluster cannot be reached or refuses, or an argument does not fit.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    target = address or os.environ.get("RAY_ADDRESS") or "local"
+    _drop_chatter()
+    with _environment(_session_environment(target)):
+        try:
+            if target == "local":
+                _start(num_cpus, dashboard)
+            else:
+                _join(target, num_cpus)
+            yield
+        finally:
+            ray.shutdown()
+
+
+def total_resources() -> dict[str, float]:
+    """CPUs and GPUs of all nodes of the session, busy or free: `{"CPU": 8.0, "GPU": 0.0}`."""
+    resources = ray.cluster_resources()
+    return {name: float(resources.get(name, 0.0)) for name in ("CPU", "GPU")}
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """The `UserError` of a worker inside the exceptions that Ray wrapped around it.
+
+    Looks through the causes of tasks, actors, Ray Data, Ray Train (`worker_failures`,
+    `controller_failure`) and Ray Tune. Exceptions lose their `__cause__` when they are sent between
+    processes, which is how Ray Data wraps errors: of those the traceback's text still has the line.
+
+    Returns:
+        The UserError, else `error` itself.
+    """
+    if not isinstance(error, Exception):
+        return error
+    links = _links(error)
+    for link in links:
+        # The exception of a remote task is also an instance of its cause's class, but its text
+        # is the worker's whole traceback.
+        if isinstance(link, UserError) and not isinstance(link, RayTaskError):
+            return link
+    for link in links:
+        if lines := _USER_ERROR_LINE.findall(str(link)):
+            return UserError(lines[-1])
+    return error
+
+
+def _links(error: BaseException) -> list[BaseException]:
+    """The error and all that it wraps, outermost first, each once."""
+    found = [error]
+    for link in found:
+        inner: list[Any] = [getattr(link, "cause", None), getattr(link, "controller_failure", None)]
+        failures = getattr(link, "worker_failures", None)
+        inner.extend(failures.values() if isinstance(failures, dict) else [])
+        inner.append(link.__cause__)
+        inner.append(None if link.__suppress_context__ else link.__context__)
+        for item in inner:
+            if isinstance(item, BaseException) and not any(item is known for known in found):
+                found.append(item)
+    return found
+
+
+def _start(num_cpus: int | None, dashboard: bool) -> None:
+    if num_cpus is not None and num_cpus < 1:
+        raise UserError(f"num_cpus: must be at least 1, got {num_cpus}")
+    # Ray says at every start that it has turned authentication on: as it should, see above.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=dashboard,
+            dashboard_host="127.0.0.1",
+            dashboard_port=0 if dashboard else None,
+            logging_level=logging.WARNING,
+        )
+    except OSError as error:
+        if "AF_UNIX" not in str(error):
+            raise
+        folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR")
+        raise UserError(
+            f"{folder}: too long a path for Ray's sockets; set RAY_TMPDIR to a short one, "
+            "such as /tmp"
+        ) from error
+
+
+def _join(address: str, num_cpus: int | None) -> None:
+    if num_cpus is not None:
+        raise UserError("num_cpus: is for an embedded session; a cluster has the CPUs it has")
+    if address != "auto":
+        _check_reachable(address)
+    try:
+        ray.init(address=address, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(_refusal(address, error)) from error
+
+
+def _check_reachable(address: str) -> None:
+    """Fail in seconds: Ray's own attempts take many minutes and end in a traceback.
+
+    Raises:
+        UserError: not `host:port`, or nothing accepts a connection there.
+    """
+    if "://" in address:
+        raise UserError(
+            f"{address}: not a cluster's host:port; for a job server (http://) use the submit "
+            "command, or unset RAY_ADDRESS to run here"
+        )
+    try:
+        parts = urlsplit(f"//{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if host is None or port is None:
+        raise UserError(f"{address}: a cluster's address is host:port, auto or local")
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise UserError(
+            f"{address}: no Ray cluster answers ({error}); check the address, or leave it out to "
+            "run here"
+        ) from error
+
+
+def _refusal(address: str, error: BaseException) -> str:
+    text = " ".join(str(link) for link in _links(error))
+    if "Unauthenticated" in text or "InvalidAuthToken" in text or "no authentication" in text:
+        return (
+            f"{address}: the cluster wants its token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH"
+        )
+    if "ersion mismatch" in text:
+        return f"{address}: {' '.join(str(error).split())}"
+    reason = " ".join(str(error).split()).rstrip(".")
+    return (
+        f"{address}: cannot join the Ray cluster ({reason}); run this on one of its nodes, or send "
+        "it there with the submit command"
+    )
+
+
+def _session_environment(target: str) -> dict[str, str]:
+    """Variables that Ray reads, for the length of a session."""
+    if target != "local":
+        # Attempts to reach the cluster's control service, each of about a second when the service
+        # refuses; 20 by default.
+        return {"RAY_gcs_server_port_wait_time_s": "3"}
+    given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    disabled = os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled"
+    return {} if given or disabled else {"RAY_AUTH_TOKEN": _TOKEN}
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set variables that are not set yet, and put back what Ray and we changed."""
+    names = [*variables, "RAY_AUTH_MODE"]
+    before = {name: os.environ.get(name) for name in names}
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        for name, old in before.items():
+            if old is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = old
+
+
+def _drop_chatter() -> None:
+    """Keep known noise of workers off the terminal; it stays in the session's log files.
+
+    The documented variable for it, RAY_DEDUP_LOGS_SKIP_REGEX, is read when `ray` is first imported,
+    which may be before this module.
+    """
+    for deduplicator in (ray_logging.stdout_deduplicator, ray_logging.stderr_deduplicator):
+        if deduplicator.skip_re is None:
+            deduplicator.skip_re = _CHATTER

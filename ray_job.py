@@ -1,0 +1,435 @@
+#!/usr/bin/env python3
+"""Every step of ast-ray, here or on a Ray cluster: `ray_job.py STEP --help` explains each.
+
+This file only reads the command line and calls the step. Heavy libraries are imported within the
+commands that need them, so that `--help` answers at once.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from pipeline.errors import UserError
+from pipeline.storage import absolute
+
+if TYPE_CHECKING:
+    from trainer.ray_train import Workers
+
+PROJECT = Path(__file__).resolve().parent
+Arguments = argparse.Namespace
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one step; the exit status is 0, 1 for an explained error, or 130 for Ctrl-C."""
+    arguments = make_parser().parse_args(argv)
+    try:
+        status: int | None = arguments.command(arguments)
+        return status or 0
+    except KeyboardInterrupt:
+        print("interrupted; the same command carries on from here", file=sys.stderr)
+        return 130
+    except Exception as error:
+        from cluster.session import unwrap
+
+        cause = unwrap(error)
+        if not isinstance(cause, UserError):
+            raise
+        print(f"ray_job.py: error: {cause}", file=sys.stderr)
+        return 1
+
+
+def manifest(arguments: Arguments) -> None:
+    from pipeline.manifest import assign_folds, write_manifest
+    from pipeline.sources import read_source
+    from pipeline.summary import manifest_table
+
+    output = absolute(arguments.out)
+    found = read_source(absolute(arguments.source), arguments.layout)
+    if arguments.folds:
+        found = assign_folds(found, arguments.folds)
+    write_manifest(output, found)
+    Console().print(manifest_table(found, output))
+
+
+def prepare(arguments: Arguments) -> None:
+    from dataclasses import replace
+
+    from pipeline import prepare as on_ray
+    from pipeline.decode import DecodeSettings
+    from pipeline.manifest import check, read_labels, read_manifest
+    from pipeline.plan import PrepareSettings
+    from pipeline.summary import prepare_table
+
+    path, output = absolute(arguments.manifest), absolute(arguments.out)
+    found = read_manifest(path)
+    if arguments.labels:
+        found = replace(found, labels=read_labels(absolute(arguments.labels)))
+        check(found, path)
+    settings = PrepareSettings(
+        decode=DecodeSettings(max_duration_s=arguments.max_duration_s),
+        clips_per_shard=arguments.clips_per_shard,
+    )
+    summary = on_ray.prepare(
+        found,
+        output,
+        settings,
+        session=_session(arguments),
+        max_reject_share=arguments.max_reject_share,
+        retry_rejects=arguments.retry_rejects,
+        reads_ahead=arguments.reads_ahead,
+    )
+    if summary is None:
+        print(f"{output}: complete already, nothing to do")
+    else:
+        Console().print(prepare_table(summary))
+
+
+def train(arguments: Arguments) -> None:
+    from trainer import ray_train
+    from trainer.recipe import load_recipe
+    from trainer.run_folder import read_run
+    from trainer.summary import metrics_table
+
+    data, run = absolute(arguments.data), absolute(arguments.out)
+    recipe = load_recipe(absolute(arguments.recipe), arguments.set)
+    if ray_train.check_training(recipe, data, run):
+        print(f"{run}: finished already, nothing to do")
+    else:
+        with _session(arguments):
+            ray_train.run_training(recipe, data, run, _workers(arguments))
+    Console().print(metrics_table(run, read_run(run)["data"]["eval_name"]))
+
+
+def evaluate(arguments: Arguments) -> None:
+    from trainer import ray_train
+    from trainer.run_folder import read_run
+    from trainer.summary import metrics_table
+
+    run = absolute(arguments.run)
+    data = absolute(arguments.data) if arguments.data else read_run(run)["data"]["path"]
+    name = ray_train.check_evaluation(run, data, arguments.split, arguments.fold)
+    with _session(arguments):
+        ray_train.run_evaluation(run, data, arguments.split, arguments.fold, _workers(arguments))
+    Console().print(metrics_table(run, name))
+
+
+def ensemble(arguments: Arguments) -> None:
+    from trainer import ray_tune
+    from trainer.ensemble import make_table, score_ensemble
+    from trainer.recipe import load_recipe
+    from trainer.run_folder import read_run
+
+    data, output = absolute(arguments.data), absolute(arguments.out)
+    recipe = load_recipe(absolute(arguments.recipe), arguments.set)
+    waiting = ray_tune.unfinished_seeds(recipe, data, output, arguments.seeds)
+    if waiting:
+        with _session(arguments):
+            ray_tune.run_seeds(recipe, data, output, waiting, _workers(arguments))
+    runs = [ray_tune.seed_path(output, seed) for seed in arguments.seeds]
+    result = score_ensemble(runs, read_run(runs[0])["data"]["eval_name"], output)
+    Console().print(make_table(result))
+
+
+def report(arguments: Arguments) -> None:
+    from trainer.report import write_report
+
+    output = absolute(arguments.out) if arguments.out else None
+    print(write_report([absolute(run) for run in arguments.runs], output=output))
+
+
+def submit(arguments: Arguments) -> int:
+    from cluster import jobs
+
+    command = [word for word in arguments.step if word != "--"]
+    make_parser().parse_args(command)
+    return jobs.submit(
+        command,
+        address=arguments.address,
+        wait=arguments.wait,
+        env=jobs.forwarded_environment(
+            arguments.env, credentials=arguments.forward_credentials, environ=os.environ
+        ),
+        working_dir=str(PROJECT),
+    )
+
+
+def list_jobs(arguments: Arguments) -> None:
+    from cluster import jobs
+
+    jobs.list_jobs(arguments.address)
+
+
+def logs(arguments: Arguments) -> None:
+    from cluster import jobs
+
+    jobs.print_logs(arguments.address, arguments.id, follow=arguments.follow)
+
+
+def stop(arguments: Arguments) -> int:
+    from cluster import jobs
+
+    return jobs.stop(arguments.address, arguments.id)
+
+
+def _session(arguments: Arguments) -> AbstractContextManager[None]:
+    from cluster.session import connect
+
+    return connect(address=arguments.address, num_cpus=arguments.num_cpus)
+
+
+def _workers(arguments: Arguments) -> "Workers":
+    from trainer.ray_train import Workers
+
+    return Workers(num=arguments.workers, cpus=arguments.cpus_per_worker, use_gpu=arguments.gpu)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="ray_job.py",
+        description="Train Audio Spectrogram Transformers: from audio in a folder or bucket to a "
+        "report. Paths are local or s3://bucket/key (endpoint and credentials by the usual AWS "
+        "variables).",
+    )
+    steps = parser.add_subparsers(title="steps", required=True, metavar="STEP")
+    for add in (_add_manifest, _add_prepare, _add_train, _add_evaluate, _add_ensemble, _add_report):
+        add(steps)
+    _add_job_commands(steps)
+    return parser
+
+
+def _add_manifest(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    step = _add_step(
+        steps,
+        "manifest",
+        manifest,
+        "List a data set's clips, with labels, splits and folds, in a Parquet table.",
+        "ray_job.py manifest s3://sounds/ESC-50 --out s3://work/esc50.parquet",
+    )
+    step.add_argument("source", help="folder or table of the data set")
+    step.add_argument("--out", required=True, help="manifest to write (.parquet)")
+    step.add_argument(
+        "--layout",
+        choices=("auto", "esc50", "csv", "folder"),
+        default="auto",
+        help="esc50: audio/ and meta/esc50.csv; csv: a table with path and labels; folder: a "
+        "folder per class (default: %(default)s)",
+    )
+    step.add_argument(
+        "--folds", type=int, default=0, help="number the clips into so many folds, class by class"
+    )
+
+
+def _add_prepare(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    step = _add_step(
+        steps,
+        "prepare",
+        prepare,
+        "Compute fbanks of all clips and write WebDataset shards, an index and a card. Stopped at "
+        "any moment, the same command carries on.",
+        "ray_job.py prepare s3://work/esc50.parquet --out s3://work/esc50",
+    )
+    step.add_argument("manifest", help="what `manifest` wrote")
+    step.add_argument("--out", required=True, help="folder of the prepared data set")
+    step.add_argument("--labels", help="vocabulary, one label a line (default: the manifest's)")
+    step.add_argument(
+        "--max-reject-share",
+        type=_share,
+        default=0.1,
+        help="fail if a larger share of the clips cannot be used (default: %(default)s)",
+    )
+    step.add_argument(
+        "--retry-rejects", action="store_true", help="try clips again that were rejected before"
+    )
+    step.add_argument(
+        "--clips-per-shard",
+        type=_positive,
+        default=512,
+        help="most clips in a shard (default: %(default)s)",
+    )
+    step.add_argument(
+        "--max-duration-s",
+        type=float,
+        default=600.0,
+        help="reject longer clips (default: %(default)s)",
+    )
+    step.add_argument(
+        "--reads-ahead",
+        type=_positive,
+        default=8,
+        help="files each task fetches at once (default: %(default)s)",
+    )
+    _add_session_options(step)
+
+
+def _add_train(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    step = _add_step(
+        steps,
+        "train",
+        train,
+        "Train a recipe on a prepared data set. Stopped at any moment, the same command carries "
+        "on from the last checkpoint.",
+        "ray_job.py train recipes/esc50.toml --data data/esc50 --out runs/esc50 --set data.fold=1",
+    )
+    _add_training_options(step, "folder of the run")
+
+
+def _add_evaluate(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    step = _add_step(
+        steps,
+        "evaluate",
+        evaluate,
+        "Score a split with a run's last checkpoint: mAP, mAUC, d-prime, accuracy, per class.",
+        "ray_job.py evaluate runs/esc50 --split train --fold 1",
+    )
+    step.add_argument("run", help="folder of the run")
+    step.add_argument("--split", required=True, help="split to score")
+    step.add_argument("--fold", type=int, default=0, help="only this fold of it")
+    step.add_argument("--data", help="prepared data set (default: the one trained on)")
+    _add_worker_options(step)
+
+
+def _add_ensemble(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    step = _add_step(
+        steps,
+        "ensemble",
+        ensemble,
+        "Train a recipe with several seeds, as many at a time as fit, and score the mean of their "
+        "outputs. Stopped at any moment, the same command carries on.",
+        "ray_job.py ensemble recipes/esc50.toml --seeds 0 1 2 --data data/esc50 --out runs/esc50x3",
+    )
+    step.add_argument("--seeds", type=int, nargs="+", required=True, help="seeds of the runs")
+    _add_training_options(step, "folder of the runs and of the ensemble's predictions")
+
+
+def _add_report(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    step = _add_step(
+        steps,
+        "report",
+        report,
+        "Draw one HTML page of one or more runs; it needs nothing from elsewhere.",
+        "ray_job.py report runs/esc50 runs/esc50-wide --out compared.html",
+    )
+    step.add_argument("runs", nargs="+", metavar="run", help="folders of runs")
+    step.add_argument("--out", help="page to write (default: report.html in the first run)")
+
+
+def _add_job_commands(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    step = _add_step(
+        steps,
+        "submit",
+        submit,
+        "Run a step on a Ray cluster through its job server; follows the log and ends with the "
+        "job's exit status.",
+        "ray_job.py submit --address http://head:8265 -- prepare s3://work/esc50.parquet "
+        "--out s3://work/esc50 --address auto",
+    )
+    step.add_argument(
+        "--no-wait", dest="wait", action="store_false", help="return once the job is submitted"
+    )
+    step.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="pass this variable to the job, too",
+    )
+    step.add_argument(
+        "--forward-credentials",
+        action="store_true",
+        help="pass the AWS keys to the job; whoever can see the job server can then see them",
+    )
+    step.add_argument("step", nargs=argparse.REMAINDER, metavar="-- STEP ...", help="what to run")
+    listing = _add_step(steps, "jobs", list_jobs, "List the jobs of a cluster.", "ray_job.py jobs")
+    show = _add_step(steps, "logs", logs, "Print a job's log.", "ray_job.py logs JOB --follow")
+    show.add_argument("id", help="the job's id")
+    show.add_argument("--follow", action="store_true", help="go on until the job ends")
+    end = _add_step(steps, "stop", stop, "Stop a job.", "ray_job.py stop JOB")
+    end.add_argument("id", help="the job's id")
+    for one in (step, listing, show, end):
+        one.add_argument(
+            "--address",
+            help="the job server (default: RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265)",
+        )
+
+
+def _add_step(
+    steps: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    command: Callable[[Arguments], int | None],
+    description: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    step = steps.add_parser(
+        name, help=description, description=description, epilog=f"example: {example}"
+    )
+    step.set_defaults(command=command)
+    return step
+
+
+def _add_training_options(step: argparse.ArgumentParser, out_help: str) -> None:
+    step.add_argument("recipe", help="settings of the run (.toml)")
+    step.add_argument("--data", required=True, help="folder of the prepared data set")
+    step.add_argument("--out", required=True, help=out_help)
+    step.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change a setting of the recipe, such as train.epochs=10",
+    )
+    _add_worker_options(step)
+
+
+def _add_worker_options(step: argparse.ArgumentParser) -> None:
+    step.add_argument(
+        "--workers", type=_positive, default=1, help="processes of a run (default: %(default)s)"
+    )
+    step.add_argument(
+        "--cpus-per-worker",
+        type=_positive,
+        default=1,
+        help="CPUs of each, and its threads (default: %(default)s)",
+    )
+    step.add_argument(
+        "--gpu",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="give each a GPU (default: if the cluster has any)",
+    )
+    _add_session_options(step)
+
+
+def _add_session_options(step: argparse.ArgumentParser) -> None:
+    step.add_argument(
+        "--address",
+        help="Ray cluster to use, such as auto or ray://head:10001 (default: RAY_ADDRESS, or a "
+        "Ray of its own in this process)",
+    )
+    step.add_argument("--num-cpus", type=_positive, help="CPUs of a Ray of its own (default: all)")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {text!r}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

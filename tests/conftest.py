@@ -1,0 +1,110 @@
+"""What several test files need: an S3 server, real audio, a Ray session, small waveforms."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from pipeline import storage
+
+# Time limits of single examples say more of the machine's load than of the code.
+settings.register_profile("ast-ray", deadline=None)
+settings.load_profile("ast-ray")
+
+DATA_VARIABLE = "AST_RAY_TEST_DATA"
+"""Names a folder with real audio: `esc10/` in ESC-50's layout, `audioset/` with its CSVs."""
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real audio; tests that need it are skipped where there is none."""
+    folder = os.environ.get(DATA_VARIABLE)
+    if not folder:
+        pytest.skip(f"needs real audio: set {DATA_VARIABLE} to a folder that holds esc10/")
+    path = Path(folder)
+    assert (path / "esc10" / "meta" / "esc50.csv").is_file(), f"{path}: no esc10/ there"
+    return path
+
+
+@pytest.fixture(scope="session")
+def esc10(real_data: Path) -> Path:
+    """ESC-10: 400 clips, 10 classes, 5 folds, OGG 44.1 kHz, in ESC-50's layout."""
+    return real_data / "esc10"
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The address of an S3 server of our own, in a process of its own."""
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait_for(endpoint, server)
+        yield endpoint
+    finally:
+        server.terminate()
+        server.wait(timeout=10)
+
+
+@pytest.fixture
+def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A fresh, empty bucket, `s3://...`, with the AWS variables of this process set to reach it."""
+    for name, value in s3_environment(s3_endpoint).items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    _forget_clients()
+    bucket = f"s3://test-{time.time_ns()}"
+    storage.file_system(bucket).mkdir(bucket)
+    yield bucket
+    _forget_clients()
+
+
+def s3_environment(endpoint: str) -> dict[str, str]:
+    """The usual AWS variables for a server of our own."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_for(endpoint: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert server.poll() is None, "the S3 server ended at once"
+        try:
+            urllib.request.urlopen(endpoint, timeout=1).close()
+            return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            time.sleep(0.1)
+    raise AssertionError("the S3 server did not answer within 60 s")
+
+
+def _forget_clients() -> None:
+    """Drop cached S3 clients: they keep the endpoint and credentials they were made with."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()

@@ -1,0 +1,96 @@
+"""Several seeds of a recipe side by side on Ray Tune, each trial a Ray Train run of its own.
+
+A trial only starts and follows its run, whose workers take the resources; so many trials run at a
+time as their workers fit into the cluster. Each run has its folder, named after its seed: the same
+command again carries on the runs that were interrupted and leaves the finished ones alone.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ray import tune
+
+from pipeline import storage
+from trainer.ray_train import (
+    Workers,
+    check_training,
+    fit_training,
+    fit_workers,
+    progress_board,
+    ray_storage,
+)
+from trainer.recipe import Recipe, make_recipe
+
+
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    """The same recipe with another seed."""
+    return replace(recipe, train=replace(recipe.train, seed=seed))
+
+
+def seed_path(output: str, seed: int) -> str:
+    """The run folder of a seed."""
+    return storage.join(output, f"seed-{seed}")
+
+
+def unfinished_seeds(
+    recipe: Recipe, dataset_path: str, output: str, seeds: Sequence[int]
+) -> list[int]:
+    """The seeds whose runs are not finished yet; raises as `check_training`."""
+    return [
+        seed
+        for seed in seeds
+        if not check_training(with_seed(recipe, seed), dataset_path, seed_path(output, seed))
+    ]
+
+
+def run_seeds(
+    recipe: Recipe, dataset_path: str, output: str, seeds: Sequence[int], workers: Workers
+) -> None:
+    """Train the runs of these seeds on a connected Ray, as many at a time as fit.
+
+    Raises:
+        UserError: not even one run fits into the cluster.
+        Exception: what ended the first of the runs that failed, once the others are through.
+    """
+    workers, num_at_once = fit_workers(workers, runs=len(seeds))
+    # Tune announces every trial; the progress bar and the run folders say the same.
+    logging.getLogger("ray.tune").setLevel(logging.WARNING)
+    path, file_system = ray_storage(output)
+    with progress_board(len(seeds)) as board:
+        constants = {
+            "recipe": (recipe.name, recipe.to_json()),
+            "dataset": dataset_path,
+            "output": output,
+            "workers": workers,
+            "board": board,
+        }
+        trial = tune.with_resources(
+            tune.with_parameters(_trial, constants=constants),
+            # Next to nothing, and on the head: the workers' resources are Ray Train's to ask for.
+            {"node:__internal_head__": 0.001},
+        )
+        tuner = tune.Tuner(
+            trial,
+            param_space={"seed": tune.grid_search(list(seeds))},
+            tune_config=tune.TuneConfig(max_concurrent_trials=num_at_once),
+            run_config=tune.RunConfig(
+                name="tune", storage_path=path, storage_filesystem=file_system, verbose=0
+            ),
+        )
+        results = tuner.fit()
+    for error in results.errors:
+        raise error
+
+
+def _trial(config: dict[str, Any], constants: dict[str, Any]) -> None:
+    name, settings = constants["recipe"]
+    recipe = with_seed(make_recipe(name, settings, where="recipe"), config["seed"])
+    fit_training(
+        recipe,
+        constants["dataset"],
+        seed_path(constants["output"], config["seed"]),
+        constants["workers"],
+        constants["board"],
+    )
