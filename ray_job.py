@@ -146,13 +146,15 @@ def report(arguments: Arguments) -> None:
 def submit(arguments: Arguments) -> int:
     from cluster import jobs
 
-    command = [word for word in arguments.step if word != "--"]
-    make_parser().parse_args(command)
+    command = arguments.step[1:] if arguments.step[:1] == ["--"] else arguments.step
+    if command:
+        # A mistake in the step's own options is better found here than on the cluster.
+        make_parser().parse_args(command)
     return jobs.submit(
         command,
         address=arguments.address,
         wait=arguments.wait,
-        env=jobs.forwarded_environment(
+        environment=jobs.forwarded_environment(
             arguments.env, credentials=arguments.forward_credentials, environ=os.environ
         ),
         working_dir=str(PROJECT),
@@ -162,19 +164,19 @@ def submit(arguments: Arguments) -> int:
 def list_jobs(arguments: Arguments) -> None:
     from cluster import jobs
 
-    jobs.list_jobs(arguments.address)
+    jobs.list_jobs(address=arguments.address)
 
 
-def logs(arguments: Arguments) -> None:
+def logs(arguments: Arguments) -> int:
     from cluster import jobs
 
-    jobs.print_logs(arguments.address, arguments.id, follow=arguments.follow)
+    return jobs.print_logs(arguments.id, address=arguments.address, follow=arguments.follow)
 
 
 def stop(arguments: Arguments) -> int:
     from cluster import jobs
 
-    return jobs.stop(arguments.address, arguments.id)
+    return jobs.stop(arguments.id, address=arguments.address)
 
 
 def _session(arguments: Arguments) -> AbstractContextManager[None]:
@@ -328,7 +330,7 @@ def _add_job_commands(steps: "argparse._SubParsersAction[argparse.ArgumentParser
         "Run a step on a Ray cluster through its job server; follows the log and ends with the "
         "job's exit status.",
         "ray_job.py submit --address http://head:8265 -- prepare s3://work/esc50.parquet "
-        "--out s3://work/esc50 --address auto",
+        "--out s3://work/esc50",
     )
     step.add_argument(
         "--no-wait", dest="wait", action="store_false", help="return once the job is submitted"

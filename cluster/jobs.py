@@ -20,8 +20,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cluster.session import TOKEN_HINT
 from pipeline.errors import UserError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -61,16 +61,30 @@ INTERRUPTED = 130
 """Exit status of a job that was stopped, and of following one until Ctrl-C, as shells have it."""
 
 CONNECT_TIMEOUT_S = 5.0
+"""Longest wait for a connection to the job server, and for its version, which is asked first."""
 READ_TIMEOUT_S = 60.0
-"""Longest wait for one answer of the job server."""
+"""Longest wait for any other answer."""
 LOST_S = 120.0
 """A follower gives up after the server has not answered for this long."""
 SILENCE_S = 300.0
 """A log that says nothing for this long is connected to anew: the connection may be dead."""
-STOP_S = 60.0
+STOP_S = 30.0
 """Longest wait for a stopped job to end; Ray kills it after 3 s."""
 MAX_PAUSE_S = 30.0
 """Longest pause between two tries to follow a log."""
+
+_LOG_LEVELS = {
+    "ray.dashboard.modules.dashboard_sdk": logging.WARNING,
+    "ray.dashboard.modules.job.sdk": logging.WARNING,
+    "ray._private.runtime_env.packaging": logging.WARNING,
+    "ray._private.runtime_env.working_dir": logging.ERROR,
+}
+"""Of Ray's client, which otherwise tells of every connection and every folder it leaves out."""
+
+_WHY_NOT_STOPPED = {
+    JobStatus.PENDING: "still waits for its CPUs; it ends as soon as it gets them, or 15 minutes "
+    "after its submission"
+}
 
 
 def submit(
@@ -217,10 +231,8 @@ def stop(job_id: str, *, address: str | None = None) -> int:
     deadline = time.monotonic() + STOP_S
     while not (details := server.get_job_info(job_id)).status.is_terminal():
         if time.monotonic() > deadline:
-            raise UserError(f"{job_id}: still {details.status.value} after {STOP_S:g} s")
+            raise UserError(f"{job_id}: {_WHY_NOT_STOPPED.get(details.status, 'still running')}")
         time.sleep(0.5)
-        # A job that waits for its resources takes no notice until it has them.
-        stopping = stopping or server.stop_job(job_id)
     _say(f"job {job_id}: {'' if stopping else 'had ended already, '}{details.status.value}")
     return 0
 
@@ -232,8 +244,17 @@ class _UnreachableError(UserError):
 class _JobServer(JobSubmissionClient):  # type: ignore[misc]
     """Ray's client with time limits, and with one line for every way the server says no."""
 
+    _ssl_context: Any
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        if self._ssl_context is None:
+            # What Ray takes for the default is deprecated in aiohttp, whose default is True.
+            self._ssl_context = True
+
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-        options.setdefault("timeout", (CONNECT_TIMEOUT_S, READ_TIMEOUT_S))
+        read_timeout_s = CONNECT_TIMEOUT_S if endpoint == "/api/version" else READ_TIMEOUT_S
+        options.setdefault("timeout", (CONNECT_TIMEOUT_S, read_timeout_s))
         try:
             return super()._do_request(method, endpoint, **options)
         except AuthenticationError as error:
@@ -246,21 +267,17 @@ class _JobServer(JobSubmissionClient):  # type: ignore[misc]
 
     def _refusal(self, text: str) -> str:
         if text.startswith("Authentication required"):
-            return (
-                f"{self._address}: the server asks for a token; set RAY_AUTH_MODE=token and "
-                "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-            )
+            return f"{self._address}: the server wants a token; {TOKEN_HINT}"
         return (
             f"{self._address}: access refused; check the token in RAY_AUTH_TOKEN, "
             "RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
         )
 
     def _raise_error(self, response: Any) -> NoReturn:
-        lines = [line.strip() for line in response.text.splitlines() if line.strip()]
-        # An internal error's text is a traceback, whose last line is the reason.
-        last = lines[-1] if lines else "no reason given"
-        reason = re.sub(r"^[\w.]+(Error|Exception): ", "", last)
-        raise UserError(f"{self._address}: {reason} (status {response.status_code})")
+        # An internal error's text is a traceback, whose last line with words is the reason.
+        lines = [line.strip() for line in response.text.splitlines() if re.search(r"\w", line)]
+        last = lines[-1] if lines else f"refused with status {response.status_code}"
+        raise UserError(f"{self._address}: {re.sub(r'^[A-Za-z_.]+(Error|Exception): ', '', last)}")
 
 
 class _Log:
@@ -354,8 +371,7 @@ def _follow(server: _JobServer, job_id: str) -> Any:
 
 def _start(server: _JobServer, **request: Any) -> str:
     try:
-        with _quiet_upload():
-            return str(server.submit_job(**request))
+        return str(server.submit_job(**request))
     except (ValueError, OSError) as error:
         folder = request["runtime_env"]["working_dir"]
         raise UserError(f"{folder}: cannot be sent to the cluster ({_reason(error)})") from error
@@ -363,11 +379,17 @@ def _start(server: _JobServer, **request: Any) -> str:
 
 def _connect(address: str | None) -> _JobServer:
     url = _server_url(address, os.environ)
+    for name, level in _LOG_LEVELS.items():
+        logging.getLogger(name).setLevel(level)
     before = os.environ.get("RAY_API_SERVER_ADDRESS")
     # Ray lets this variable and RAY_ADDRESS win over the address that it is given.
     os.environ["RAY_API_SERVER_ADDRESS"] = url
     try:
         return _JobServer(url)
+    except AuthenticationError as error:
+        raise UserError(
+            f"{url}: RAY_AUTH_MODE is token, but there is none; {TOKEN_HINT}"
+        ) from error
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise UserError(f"{url}: not a Ray job server ({_reason(error)})") from error
     finally:
@@ -424,19 +446,10 @@ def _reason(error: BaseException) -> str:
     """The text of an error, or of its innermost cause, in one line of bearable length."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = "".join(letter if letter.isprintable() else " " for letter in str(error))
+    text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _quiet_upload() -> Iterator[None]:
-    """Without Ray's notes on what it packs."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)

@@ -27,12 +27,15 @@ from urllib.parse import urlsplit
 
 import ray
 from ray._private import ray_logging
-from ray.exceptions import RayTaskError
+from ray.exceptions import AuthenticationError, RayTaskError
 
 from pipeline.errors import UserError
 
 CONNECT_TIMEOUT_S = 5.0
 """Longest wait for the cluster's address to accept a connection."""
+
+TOKEN_HINT = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+"""What a user does about a server with token authentication; Ray reads the three itself."""
 
 _TOKEN = secrets.token_hex(32)
 
@@ -160,7 +163,7 @@ def _join(address: str, num_cpus: int | None) -> None:
         _check_reachable(address)
     try:
         ray.init(address=address, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(_refusal(address, error)) from error
 
 
@@ -193,11 +196,8 @@ def _check_reachable(address: str) -> None:
 
 def _refusal(address: str, error: BaseException) -> str:
     text = " ".join(str(link) for link in _links(error))
-    if "Unauthenticated" in text or "InvalidAuthToken" in text or "no authentication" in text:
-        return (
-            f"{address}: the cluster wants its token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or "
-            "RAY_AUTH_TOKEN_PATH"
-        )
+    if isinstance(error, AuthenticationError) or "InvalidAuthToken" in text:
+        return f"{address}: the cluster wants a token; {TOKEN_HINT}"
     if "ersion mismatch" in text:
         return f"{address}: {' '.join(str(error).split())}"
     reason = " ".join(str(error).split()).rstrip(".")

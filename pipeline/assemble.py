@@ -6,6 +6,7 @@ carries on from when it is to try rejected clips again.
 """
 
 import hashlib
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -22,6 +23,8 @@ from pipeline.plan import Plan, ShardSpec
 from pipeline.rejects import check_share, count_reasons, to_table
 
 _READERS = 16
+_OUR_TAR = re.compile(r"\.?[A-Za-z0-9_-]+-\d{5,}\.tar(\.\d+\.[0-9a-f]{8})?")
+"""A shard, or the temporary file that becomes one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,8 +144,8 @@ def assemble(
     )
     summary = _summary(plan, job.output, card, ordered, built=built, wall_s=elapsed_s())
     storage.write_json(storage.join(job.output, "prepare_summary.json"), asdict(summary))
+    _remove_strays(job.output, ordered)
     storage.write_json(card_path(job.output), card)
-    _remove_strays(job.output, card)
     return summary
 
 
@@ -166,9 +169,9 @@ def _summary(
     )
 
 
-def _remove_strays(output: str, card: Card) -> None:
-    """Remove tars of an earlier plan that was never completed."""
-    shards = {storage.join(output, tar["name"]) for tar in card["shards"]}
+def _remove_strays(output: str, parts: list[Part]) -> None:
+    """Remove tars of an earlier plan that was never completed, and what a killed write left."""
+    kept = {storage.join(output, part.tar.name) for part in parts if part.tar}
     for path in storage.list_files(storage.join(output, "shards")):
-        if path not in shards:
+        if path not in kept and _OUR_TAR.fullmatch(path.rpartition("/")[2]):
             storage.remove(path)

@@ -110,6 +110,8 @@ def build_shard(spec: ShardSpec, job: BuildJob) -> Part:
                 Reject(id=clip["id"], uri=clip["uri"], stage=error.stage, reason=error.reason)
             )
     with clock.stage("write"):
+        # Stopped between the new tar and its part file, an earlier part would vouch for this tar.
+        storage.remove(part_path(job.output, spec.name))
         tar = _put_tar(writer, job.output, tar_name)
     part = Part(
         fingerprint=spec.fingerprint,
@@ -177,7 +179,8 @@ def _build_clip(
         "frames": len(numbers),
         "duration_s": duration_s,
         "fbank_sum": float(exact.sum()),
-        "fbank_sumsq": float(exact @ exact),
+        # Not `exact @ exact`: its rounding depends on the threads that BLAS has.
+        "fbank_sumsq": float(np.square(exact).sum()),
     }
 
 

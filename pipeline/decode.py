@@ -18,6 +18,13 @@ from pipeline.rejects import RejectError
 MIN_FILE_RATE_HZ = 1_000
 MAX_FILE_RATE_HZ = 768_000
 
+_FRAMES_UNKNOWN = 2**63 - 1
+"""What libsndfile says of a FLAC file that was written as a stream."""
+_WAV_SLACK_BYTES = 64
+"""Some programs count the header's own bytes in a WAV's length, too."""
+_WAV_UNKNOWN_BYTES = 0x7FFF0000
+"""Lengths from here on are what programs write that do not know the length yet."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeSettings:
@@ -63,8 +70,11 @@ def decode_audio(
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             samples = _read_stretch(file, settings, start_s or 0.0, end_s)
             file_rate_hz = int(file.samplerate)
+            reached_end = file.tell() == file.frames
     except soundfile.LibsndfileError as error:
         raise RejectError("decode", f"cannot be decoded ({error.error_string})") from error
+    if reached_end and _is_cut_wav(data):
+        raise RejectError("decode", "ends before the length its header gives")
     if not np.isfinite(samples).all():
         raise RejectError("decode", "samples that are NaN or infinite")
     mono: npt.NDArray[np.float32] = samples.mean(axis=1, dtype=np.float32)
@@ -81,6 +91,8 @@ def _read_stretch(
     rate_hz = file.samplerate
     if not MIN_FILE_RATE_HZ <= rate_hz <= MAX_FILE_RATE_HZ:
         raise RejectError("decode", "the sample rate in the header is out of range")
+    if end_s is None and file.frames == _FRAMES_UNKNOWN:
+        raise RejectError("decode", "its header gives no length")
     start = round(start_s * rate_hz)
     end = file.frames if end_s is None else min(round(end_s * rate_hz), file.frames)
     if end - start > settings.max_duration_s * rate_hz:
@@ -90,6 +102,13 @@ def _read_stretch(
     file.seek(start)
     samples: npt.NDArray[np.float32] = file.read(end - start, dtype="float32", always_2d=True)
     if len(samples) < end - start:
-        # libsndfile returns what it could read of a truncated file without an error.
+        # libsndfile returns what it could read of a truncated MP3 without an error.
         raise RejectError("decode", "ends before the length its header gives")
     return samples
+
+
+def _is_cut_wav(data: bytes) -> bool:
+    """Whether a WAV file is shorter than it says: libsndfile takes what is there for the whole."""
+    size_bytes = int.from_bytes(data[4:8], "little") + 8
+    is_wav = data[:4] == b"RIFF" and data[8:12] == b"WAVE"
+    return is_wav and len(data) + _WAV_SLACK_BYTES < size_bytes < _WAV_UNKNOWN_BYTES

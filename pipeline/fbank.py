@@ -50,6 +50,13 @@ class FbankSettings:
             )
         if not 4 <= self.num_mels <= 1024:
             raise ValueError(f"num_mels: must be from 4 to 1024, got {self.num_mels}")
+        for name in ("frame_length_ms", "frame_shift_ms"):
+            if not 1 <= getattr(self, name) <= 1000:
+                raise ValueError(f"{name}: must be from 1 to 1000, got {getattr(self, name)}")
+        if not 0 <= self.low_hz < self.sample_rate_hz / 2:
+            raise ValueError(f"low_hz: must be from 0 to below Nyquist, got {self.low_hz}")
+        if not 0 <= self.preemphasis <= 1:
+            raise ValueError(f"preemphasis: must be from 0 to 1, got {self.preemphasis}")
 
     @property
     def frame_length(self) -> int:

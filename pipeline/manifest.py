@@ -33,6 +33,10 @@ SCHEMA = pa.schema(
 _OPTIONAL_COLUMNS = {"start_s": None, "end_s": None, "split": TRAIN_SPLIT, "fold": 0}
 _METADATA_KEY = b"ast_ray.manifest"
 
+_URI = r"^(/|s3://[^/]+/)."
+_FAR_S = 1e9
+"""Later than any recording ends."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
@@ -60,7 +64,10 @@ class Manifest:
 def from_clips(clips: Sequence[Clip], labels: Sequence[str], notes: Sequence[str] = ()) -> Manifest:
     """Build a manifest from rows."""
     columns = {name: [getattr(clip, name) for clip in clips] for name in SCHEMA.names}
-    table = pa.table(columns, schema=SCHEMA)
+    try:
+        table = pa.table(columns, schema=SCHEMA)
+    except (pa.ArrowInvalid, OverflowError) as error:
+        raise UserError(f"a fold is too large a number ({error})") from error
     return Manifest(clips=table, labels=tuple(labels), notes=tuple(notes))
 
 
@@ -68,22 +75,22 @@ def check(manifest: Manifest, path: str) -> None:
     """Refuse a manifest that cannot be meant.
 
     Raises:
-        UserError: it names no clip, names an id twice, a label is outside the vocabulary, or a
-            clip ends before it starts. `path` is what the message calls the manifest.
+        UserError: it names no clip, an id is empty or stands there twice, a URI means nothing in
+            another process, a label is outside the vocabulary, a stretch is none, or a fold is
+            negative. `path` is what the message calls the manifest.
     """
     clips = manifest.clips
     if clips.num_rows == 0:
         raise UserError(f"{path}: the manifest names no clip")
     _check_ids(clips["id"], path)
     _check_labels(clips, manifest.labels, path)
-    empty = pc.less_equal(clips["end_s"], pc.fill_null(clips["start_s"], 0.0))
-    backwards = clips.filter(pc.fill_null(empty, False))
-    if backwards.num_rows:
-        row = backwards.slice(0, 1).to_pylist()[0]
-        raise UserError(
-            f"{path}: clip {row['id']} ends at {row['end_s']} s, not after its start; "
-            f"correct start_s and end_s ({backwards.num_rows} such clips)"
-        )
+    named = pc.match_substring_regex(clips["uri"], _URI)
+    _refuse(clips, pc.invert(named), "uri", "an absolute path or s3://bucket/key", path)
+    start_s, end_s = pc.fill_null(clips["start_s"], 0.0), pc.fill_null(clips["end_s"], _FAR_S)
+    _refuse(clips, _outside(start_s, 0.0, _FAR_S), "start_s", "seconds, 0 or more", path)
+    _refuse(clips, _outside(end_s, 0.0, _FAR_S), "end_s", "seconds, above start_s", path)
+    _refuse(clips, pc.less_equal(end_s, start_s), "end_s", "seconds, above start_s", path)
+    _refuse(clips, pc.less(clips["fold"], 0), "fold", "0 or more", path)
 
 
 def assign_folds(manifest: Manifest, num_folds: int) -> Manifest:
@@ -126,8 +133,9 @@ def read_manifest(path: str) -> Manifest:
         raise UserError(
             f"{path}: no manifest there; write one with `ray_job.py manifest`"
         ) from error
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not a Parquet file ({error})") from error
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not a Parquet file ({reason})") from error
     metadata = (table.schema.metadata or {}).get(_METADATA_KEY)
     clips = _conform(table, path)
     labels = json.loads(metadata)["labels"] if metadata else _labels_in_use(clips)
@@ -142,6 +150,8 @@ def read_labels(path: str) -> tuple[str, ...]:
         lines = storage.read_bytes(path).decode("utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; it should hold one label a line") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason})") from error
     labels = tuple(line.strip() for line in lines if line.strip())
     if len(set(labels)) != len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
@@ -155,6 +165,8 @@ def _check_ids(ids: pa.ChunkedArray, path: str) -> None:
     if len(repeated):
         names = ", ".join(str(item["values"]) for item in repeated[:3].to_pylist())
         raise UserError(f"{path}: {len(repeated)} ids stand there twice or more, such as {names}")
+    if pc.any(pc.equal(ids, "")).as_py():
+        raise UserError(f"{path}: a clip has an empty id; give every clip one of its own")
 
 
 def _check_labels(clips: pa.Table, labels: Sequence[str], path: str) -> None:
@@ -169,6 +181,22 @@ def _check_labels(clips: pa.Table, labels: Sequence[str], path: str) -> None:
         raise UserError(
             f"{path}: {len(unknown)} labels are outside the vocabulary of {len(labels)}, "
             f"such as {unknown[0]!r} of clip {first}"
+        )
+
+
+def _outside(column: pa.ChunkedArray, low: float, high: float) -> pa.ChunkedArray:
+    """Where a number is not from `low` to `high`; NaN is not."""
+    return pc.invert(pc.and_(pc.greater_equal(column, low), pc.less_equal(column, high)))
+
+
+def _refuse(clips: pa.Table, wrong: pa.ChunkedArray, name: str, expected: str, path: str) -> None:
+    """Raise if any row is wrong in a column, with the first as the example."""
+    rows = clips.filter(wrong)
+    if rows.num_rows:
+        row = rows.slice(0, 1).to_pylist()[0]
+        raise UserError(
+            f"{path}: {name} must be {expected}; clip {row['id']} has {row[name]!r} "
+            f"({rows.num_rows} such clips)"
         )
 
 
@@ -192,8 +220,11 @@ def _conform(table: pa.Table, path: str) -> pa.Table:
             raise UserError(
                 f"{path}: column {field.name!r} is {column.type}, expected {field.type}"
             ) from error
-        if not field.nullable and column.null_count:
-            raise UserError(f"{path}: column {field.name!r} has {column.null_count} empty cells")
+        num_empty = column.null_count
+        if field.name == "labels":
+            num_empty += pc.list_flatten(column).null_count
+        if not field.nullable and num_empty:
+            raise UserError(f"{path}: column {field.name!r} has {num_empty} empty cells")
         columns.append(column)
     return pa.table(columns, schema=SCHEMA)
 

@@ -62,7 +62,7 @@ def check_share(reasons: dict[str, int], num_clips: int, *, max_share: float, le
         UserError: the share is above `max_share`, or no clip is left at all.
     """
     num_rejects = sum(reasons.values())
-    if num_rejects <= max_share * num_clips and num_rejects < num_clips:
+    if num_rejects / num_clips <= max_share and num_rejects < num_clips:
         return
     commonest = "; ".join(f"{reason} ({count})" for reason, count in list(reasons.items())[:3])
     raise UserError(

@@ -3,9 +3,11 @@
 Every artifact of the project is read and written here. A write is atomic: locally a temporary
 file beside the target and a rename, on S3 one put. The S3 endpoint, region and credentials come
 from the usual AWS variables (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...), so that MinIO and Ceph
-work as AWS does.
+work as AWS does. What only the user can mend (a bucket that does not exist, refused credentials, a
+full disk) is raised as `UserError`; a missing file always as `FileNotFoundError`.
 """
 
+import errno
 import io
 import json
 import os
@@ -13,6 +15,7 @@ import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -20,6 +23,14 @@ from urllib.parse import urlsplit
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from botocore.exceptions import (
+    BotoCoreError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ReadTimeoutError,
+)
 
 from pipeline.errors import UserError
 
@@ -39,6 +50,7 @@ _REFUSED = {
     "Forbidden",
     "403",
 }
+_NO_SUCH_PATH = {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 def is_remote(path: str) -> bool:
@@ -69,21 +81,28 @@ def join(base: str, *parts: str) -> str:
 
 def exists(path: str) -> bool:
     """Whether a file is there; an error of the storage is raised, not taken for a no."""
-    try:
-        return bool(file_system(path).info(path)["type"] == "file")
-    except FileNotFoundError:
-        return False
+    with _explained(path):
+        try:
+            return bool(file_system(path).info(path)["type"] == "file")
+        except FileNotFoundError:
+            return False
 
 
 def read_bytes(path: str) -> bytes:
     """The whole content. Raises FileNotFoundError when it is not there."""
-    return bytes(file_system(path).cat_file(path))
+    with _explained(path):
+        return _read(path)
 
 
 def read_range(path: str, offset_bytes: int, size_bytes: int) -> bytes:
     """`size_bytes` bytes from `offset_bytes`. Raises EOFError when the file ends before."""
     end_bytes = offset_bytes + size_bytes
-    data = bytes(file_system(path).cat_file(path, start=offset_bytes, end=end_bytes))
+    try:
+        data = bytes(file_system(path).cat_file(path, start=offset_bytes, end=end_bytes))
+    except OSError as error:
+        if _error_code(error) != "InvalidRange":
+            raise
+        data = b""
     if len(data) != size_bytes:
         raise EOFError(f"{path}: {len(data)} bytes from {offset_bytes}, expected {size_bytes}")
     return data
@@ -91,33 +110,28 @@ def read_range(path: str, offset_bytes: int, size_bytes: int) -> bytes:
 
 def write_bytes(path: str, data: bytes) -> None:
     """Put the content in place as a whole: a reader sees the old file, none, or all of the new."""
-    if is_remote(path):
-        file_system(path).pipe_file(path, data)
-        return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.{random.getrandbits(32):08x}")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
+    with _explained(path):
+        if is_remote(path):
+            file_system(path).pipe_file(path, data)
+        else:
+            _write_local(path, data)
 
 
 def remove(path: str) -> None:
     """Delete one file, if it is there."""
     if exists(path):
-        file_system(path).rm_file(path)
+        with _explained(path):
+            file_system(path).rm_file(path)
 
 
 def list_files(folder: str) -> list[str]:
     """Paths of all files below a folder or prefix, sorted; none when it is not there."""
-    found = cast(list[str], file_system(folder).find(folder.rstrip("/") + "/"))
-    prefix = "s3://" if is_remote(folder) else ""
-    return sorted(prefix + path for path in found)
+    inside = folder.rstrip("/") + "/"
+    with _explained(folder):
+        found = cast(list[str], file_system(folder).find(inside))
+    paths = [f"s3://{path}" for path in found] if is_remote(folder) else found
+    # Some clients mark a folder of S3 by an empty object with its name and a slash.
+    return sorted(path for path in paths if path.startswith(inside) and not path.endswith("/"))
 
 
 def read_json(path: str) -> Any:
@@ -149,7 +163,8 @@ def write_table(path: str, table: pa.Table) -> None:
 
 def open_binary(path: str) -> io.IOBase:
     """A seekable file for reading parts of it, such as one Parquet row group."""
-    return cast(io.IOBase, file_system(path).open(path, "rb"))
+    with _explained(path):
+        return cast(io.IOBase, file_system(path).open(path, "rb"))
 
 
 def read_ahead(paths: list[str], num_ahead: int) -> Iterator[bytes | Exception]:
@@ -177,56 +192,55 @@ def check_bucket(path: str) -> None:
     if not is_remote(path):
         return
     bucket, _, prefix = path.removeprefix("s3://").partition("/")
-    try:
+    with _explained(f"s3://{bucket}"):
         file_system(path).call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
-    except Exception as error:
-        reason = explain(error)
-        if reason is None:
-            raise
-        raise UserError(f"s3://{bucket}: {reason}") from error
 
 
 def check_readable(uris: list[str]) -> None:
     """Read a byte of one of these files of a bucket, to fail early and in one line.
 
-    Files that are not there are no fault of the bucket. Several are tried, because S3 answers
-    "access denied" for a missing key to users who may not list the bucket.
+    A file that is not there or empty is no fault of the bucket. Several are tried, because S3
+    answers "access denied" for a missing key to users who may not list the bucket.
 
     Raises:
         UserError: no such bucket, refused or missing credentials, or no answer.
     """
     for number, uri in enumerate(uris, start=1):
-        try:
-            file_system(uri).cat_file(uri, start=0, end=1)
-            return
-        except Exception as error:
-            fault = one_file_fault(error)
-            if fault == "not found":
+        with _explained(uri):
+            try:
+                read_range(uri, 0, 1)
                 return
-            if fault is None or number == len(uris):
-                reason = explain(error)
-                if reason is None:
+            except EOFError:
+                return
+            except Exception as error:
+                fault = one_file_fault(error)
+                if fault == "not found":
+                    return
+                if fault is None or number == len(uris):
                     raise
-                raise UserError(f"{uri}: {reason}") from error
 
 
 def explain(error: BaseException) -> str | None:
-    """One line for a storage error that is not about a single file; None for any other error."""
+    """One line for an error that only the user can mend; None for any other, as a missing file."""
     code = _error_code(error)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
     if code == "NoSuchBucket":
         return "the bucket does not exist; check its name and the endpoint"
-    if code in _REFUSED or isinstance(error, PermissionError):
+    if code in _REFUSED or (code and isinstance(error, PermissionError)):
         return (
-            f"access refused ({code or error}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
+            f"access refused ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
             f"and the bucket's policy at {endpoint}"
         )
-    if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+    if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
         return (
             "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE"
         )
-    if type(error).__name__ in ("EndpointConnectionError", "ConnectTimeoutError"):
+    if isinstance(error, (EndpointConnectionError, ConnectTimeoutError, ReadTimeoutError)):
         return f"no answer from {endpoint}; check AWS_ENDPOINT_URL and the network"
+    if isinstance(error, BotoCoreError) or str(error).startswith("Invalid endpoint"):
+        return " ".join(str(error).split())
+    if code and not isinstance(error, FileNotFoundError):
+        return f"the storage at {endpoint} answered {code}, also when asked again"
     return None
 
 
@@ -234,6 +248,8 @@ def one_file_fault(error: Exception) -> str | None:
     """Why one file cannot be read, when the storage as a whole is well; None otherwise."""
     code = _error_code(error)
     if isinstance(error, FileNotFoundError) and code != "NoSuchBucket":
+        return "not found"
+    if isinstance(error, OSError) and error.errno in _NO_SUCH_PATH and not code:
         return "not found"
     # S3 answers so for a key that is not there, too, to users who may not list the bucket.
     if isinstance(error, PermissionError) and code in ("", "403", "AccessDenied"):
@@ -259,9 +275,46 @@ def with_retries(action: Any, *arguments: object, attempts: int = 3) -> Any:
 
 def _read_or_error(path: str) -> bytes | Exception:
     try:
-        return cast(bytes, with_retries(read_bytes, path))
+        return cast(bytes, with_retries(_read, path))
     except Exception as error:
         return error
+
+
+def _read(path: str) -> bytes:
+    return bytes(file_system(path).cat_file(path))
+
+
+def _write_local(path: str, data: bytes) -> None:
+    target = Path(path)
+    aside = target.with_name(f".{target.name}.{os.getpid()}.{random.getrandbits(32):08x}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with aside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Raise what only the user can mend as a `UserError` that names the path."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = explain(error)
+        if reason is None and not is_remote(path) and not isinstance(error, FileNotFoundError):
+            reason = getattr(error, "strerror", None)
+        if reason is None:
+            raise
+        raise UserError(f"{path}: {reason}") from error
 
 
 def _error_code(error: BaseException | None) -> str:

@@ -6,7 +6,6 @@ states. A file appears under its name only when complete.
 """
 
 import io
-import pickle
 import re
 import zipfile
 from dataclasses import asdict, dataclass, field
@@ -69,28 +68,26 @@ def save_checkpoint(run_path: str, checkpoint: Checkpoint) -> str:
     return path
 
 
-def load_newest(run_path: str, device: torch.device) -> Checkpoint | None:
-    """The newest checkpoint that is intact; None if the run has none.
+def load_newest(run_path: str) -> Checkpoint | None:
+    """The newest checkpoint that is intact, on the CPU; None if the run has none.
 
     Raises:
-        UserError: there are checkpoints, but none can be read.
+        UserError: there are checkpoints, but all are damaged.
     """
     paths = checkpoint_paths(run_path)
     for path in reversed(paths):
+        data = storage.with_retries(storage.read_bytes, path)
         try:
-            document = torch.load(
-                io.BytesIO(storage.read_bytes(path)), map_location=device, weights_only=True
-            )
-        except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-            print(f"{path}: damaged, trying the one before ({error})", flush=True)
-            continue
-        return Checkpoint(
-            model=document["model"],
-            optimiser=document["optimiser"],
-            progress=Progress(**document["progress"]),
-        )
+            return _decode(data)
+        # The content alone is at fault, and garbage makes unpickling raise nearly anything.
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            print(f"{path}: damaged, trying the one before ({reason})", flush=True)
     if paths:
-        raise UserError(f"{_folder(run_path)}: none of the {len(paths)} checkpoints can be read")
+        raise UserError(
+            f"{_folder(run_path)}: all {len(paths)} checkpoints are damaged; remove the run and "
+            f"start it again"
+        )
     return None
 
 
@@ -98,6 +95,22 @@ def checkpoint_paths(run_path: str) -> list[str]:
     """All checkpoints of a run, the oldest first."""
     found = storage.list_files(_folder(run_path))
     return [path for path in found if re.search(r"/step-\d{8}\.pt$", path)]
+
+
+def _decode(data: bytes) -> Checkpoint:
+    """A checkpoint from a file's content; no code that a pickle may hold is run."""
+    file = io.BytesIO(data)
+    # torch writes checksums, but does not look at them when it loads.
+    damaged = zipfile.ZipFile(file).testzip()
+    if damaged is not None:
+        raise ValueError(f"wrong checksum of {damaged}")
+    file.seek(0)
+    document = torch.load(file, map_location="cpu", weights_only=True)
+    return Checkpoint(
+        model=document["model"],
+        optimiser=document["optimiser"],
+        progress=Progress(**document["progress"]),
+    )
 
 
 def _folder(run_path: str) -> str:

@@ -39,8 +39,15 @@ class DataSettings:
             raise ValueError(f"fold: must be at least 0, got {self.fold}")
         if math.isnan(self.mean) != math.isnan(self.std):
             raise ValueError("mean: must be given together with std, or neither")
-        if self.std <= 0:
-            raise ValueError(f"std: must be above 0, got {self.std}")
+        if math.isinf(self.mean):
+            raise ValueError(f"mean: must be a finite number, got {self.mean}")
+        if self.std <= 0 or math.isinf(self.std):
+            raise ValueError(f"std: must be a finite number above 0, got {self.std}")
+
+    @property
+    def evaluation(self) -> tuple[str, int]:
+        """Split and fold that are evaluated on after each epoch; fold 0: all of the split."""
+        return (self.train_split, self.fold) if self.fold else (self.eval_split, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -115,10 +122,9 @@ def select_training_data(dataset: PreparedDataset, settings: DataSettings) -> Tr
     if math.isnan(mean):
         exact = statistics(chosen, dataset.num_mels)
         mean, std = exact["mean"], exact["std"]
-    eval_split = settings.train_split if settings.fold else settings.eval_split
     return TrainingData(
         train=make_clip_set(dataset, chosen, settings.train_split),
-        evaluation=select_clips(dataset, eval_split, settings.fold),
+        evaluation=select_clips(dataset, *settings.evaluation),
         mean=mean,
         std=std,
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from pipeline import storage
@@ -45,9 +46,9 @@ def average_predictions(members: Sequence[Predictions]) -> Predictions:
                 f"different clips or labels"
             )
     stacked = np.stack([one.scores for one in members])
-    mean = stacked.mean(axis=0, dtype=np.float64, keepdims=False).astype(np.float32)
+    mean: NDArray[np.float32] = stacked.mean(axis=0, dtype=np.float64).astype(np.float32)
     facts = {"loss": first.facts["loss"], "num_members": len(members)}
-    return replace(first, scores=np.asarray(mean), facts=facts)
+    return replace(first, scores=mean, facts=facts)
 
 
 def score_ensemble(run_paths: Sequence[str], name: str, output: str) -> EnsembleResult:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pipeline.errors import UserError
 from trainer.augment import normalise
 from trainer.loader import Loader
 from trainer.loss import Loss, loss_per_clip, scores
@@ -57,6 +58,9 @@ def evaluate(
         loss: the kind of loss, and so of scores.
         batch_size: clips of this rank at a time.
         world: the ranks that share the work.
+
+    Raises:
+        UserError: the model's outputs are not finite numbers.
     """
     start = time.monotonic()
     was_training = model.training
@@ -72,6 +76,11 @@ def evaluate(
     model.train(was_training)
     rows = world.gather(torch.cat(parts)).cpu().numpy()
     own = rows[rows[:, -1] > 0]
+    if not np.isfinite(own).all():
+        raise UserError(
+            f"the model's outputs on {loader.clips.name!r} are not finite numbers: the training "
+            f"has diverged; lower schedule.lr or lengthen schedule.warmup_steps"
+        )
     targets = loader.clips.targets(np.arange(len(loader.clips)))
     return Evaluation(
         targets=targets,

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import storage
+from pipeline.errors import UserError
 from pipeline.shards import Fbank, fbank_from_bytes
 from trainer.augment import (
     AugmentDraws,
@@ -147,22 +148,31 @@ class Loader:
         )
 
     def fbank(self, row: int) -> Tensor:
-        """The stored fbank of a clip, float16 `[T', F]`, unpadded."""
+        """The stored fbank of a clip, float16 `[T', F]`, unpadded; not to be written to.
+
+        Raises:
+            UserError: the clip's shard is not there or ends too early.
+        """
         cached = self._cache.get(row)
         if cached is None:
-            clips = self.clips
-            data = storage.with_retries(
-                storage.read_range,
-                clips.shards[row],
-                int(clips.offset_bytes[row]),
-                int(clips.size_bytes[row]),
-            )
             # A writable copy: torch refuses to share memory that it may not write to.
-            cached = fbank_from_bytes(data, clips.num_mels).copy()
+            cached = fbank_from_bytes(self._read(row), self.clips.num_mels).copy()
             if self._cache_left_bytes >= cached.nbytes:
                 self._cache_left_bytes -= cached.nbytes
                 self._cache[row] = cached
         return torch.from_numpy(cached)
+
+    def _read(self, row: int) -> bytes:
+        clips = self.clips
+        place = (clips.shards[row], int(clips.offset_bytes[row]), int(clips.size_bytes[row]))
+        try:
+            data: bytes = storage.with_retries(storage.read_range, *place)
+        except (FileNotFoundError, EOFError) as error:
+            raise UserError(
+                f"{clips.shards[row]}: the shard is missing or too short for clip "
+                f"{clips.ids[row]!r}; the data set is damaged, prepare it again"
+            ) from error
+        return data
 
     def _training_batch(self, plan: EpochPlan, augment: AugmentSettings, step: int) -> Batch:
         everyone = batch_positions(step, plan.batch_size, len(plan.order))

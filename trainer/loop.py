@@ -29,7 +29,7 @@ from trainer.loss import loss_per_clip
 from trainer.model import AST, build_model
 from trainer.optimiser import make_optimiser
 from trainer.predictions import from_scores, write_predictions
-from trainer.recipe import Recipe
+from trainer.recipe import Recipe, check_fit
 from trainer.run_folder import TensorBoardLog, describe_run, write_history
 from trainer.sampler import draw_weights
 from trainer.schedule import learning_rate
@@ -75,20 +75,25 @@ def train(
             longer a finite number.
     """
     run = _set_up(recipe, dataset, run_path, world, report)
-    evaluation = None
-    while run.progress.epoch <= recipe.train.epochs:
-        _train_epoch(run)
-        evaluation = _evaluate(run)
-        _finish_epoch(run, evaluation)
-    # A restart between the last checkpoint and the predictions has nothing left but this.
-    _write_results(run, evaluation or _evaluate(run))
+    try:
+        evaluation = None
+        while run.progress.epoch <= recipe.train.epochs:
+            _train_epoch(run)
+            evaluation = _evaluate(run)
+            _finish_epoch(run, evaluation)
+        # A restart between the last checkpoint and the predictions has nothing left but this.
+        _write_results(run, evaluation or _evaluate(run))
+    finally:
+        if run.log is not None:
+            run.log.close()
 
 
 def _set_up(
     recipe: Recipe, dataset: PreparedDataset, run_path: str, world: World, report: Report
 ) -> _Run:
     data = select_training_data(dataset, recipe.data)
-    saved = load_newest(run_path, world.device)
+    check_fit(recipe, data)
+    saved = load_newest(run_path)
     ast = make_model(recipe, dataset, fresh=saved is None)
     if saved is not None:
         ast.load_state_dict(saved.model)
@@ -155,7 +160,8 @@ def _train_epoch(run: _Run) -> None:
             _log_window(run, window, lr)
             _save_if_due(run, plan)
             window = _Window(run.world.device)
-        run.report(_progress_values(run, plan, lr))
+        if run.world.is_first:
+            run.report(_progress_values(run, plan, lr))
 
 
 def _step(run: _Run, batch: Batch, lr: float) -> Tensor:
@@ -197,11 +203,12 @@ def _log_window(run: _Run, window: _Window, lr: float) -> None:
     """Add a point to the training curve; all ranks see the same numbers."""
     progress = run.progress
     loss_sum = float(run.world.sum(window.loss_sum))
-    loss = loss_sum / window.num_clips
-    if not math.isfinite(loss):
+    loss, gradient_norm = loss_sum / window.num_clips, _gradient_norm(run.ast)
+    if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
         raise UserError(
-            f"{run.path}: the loss is {loss} near step {progress.step} (epoch {progress.epoch}); "
-            f"lower schedule.lr or lengthen schedule.warmup_steps, and give another --out"
+            f"{run.path}: the loss is {loss}, the gradient's norm {gradient_norm} near step "
+            f"{progress.step} (epoch {progress.epoch}); lower schedule.lr or lengthen "
+            f"schedule.warmup_steps, and give another --out"
         )
     elapsed_s = time.monotonic() - window.start
     progress.loss_sum += loss_sum
@@ -212,7 +219,7 @@ def _log_window(run: _Run, window: _Window, lr: float) -> None:
         "epoch": progress.epoch,
         "loss": loss,
         "lr": lr,
-        "grad_norm": _gradient_norm(run.ast),
+        "grad_norm": gradient_norm,
         "clips_per_s": window.num_clips / elapsed_s,
     }
     progress.steps.append(point)
@@ -257,11 +264,10 @@ def _finish_epoch(run: _Run, evaluation: Evaluation) -> None:
     progress.epoch += 1
     progress.epoch_step = 0
     progress.loss_sum, progress.num_clips, progress.train_s = 0.0, 0, 0.0
-    _save(run)
     if run.log is not None:
         names = ("eval_loss", "mAP", "mAUC", "d_prime", "accuracy")
         run.log.add(progress.step, {f"eval/{name}": entry[name] for name in names})
-        run.log.flush()
+    _save(run)
 
 
 def _save_if_due(run: _Run, plan: EpochPlan) -> None:
@@ -280,6 +286,9 @@ def _save(run: _Run) -> None:
     checkpoint = Checkpoint(
         model=run.ast.state_dict(), optimiser=run.optimiser.state_dict(), progress=run.progress
     )
+    if run.log is not None:
+        # A restart adds no point up to this checkpoint, so they must be there before it is.
+        run.log.flush()
     save_checkpoint(run.path, checkpoint)
     write_history(run.path, run.progress, finished=False)
 
@@ -292,8 +301,6 @@ def _write_results(run: _Run, evaluation: Evaluation) -> None:
     predictions = from_scores(run.data.evaluation, evaluation.targets, evaluation.scores, facts)
     write_predictions(run.path, predictions, evaluation.metrics)
     write_history(run.path, run.progress, finished=True)
-    if run.log is not None:
-        run.log.flush()
 
 
 def _progress_values(run: _Run, plan: EpochPlan, lr: float) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The optimiser, from its settings."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -31,8 +32,10 @@ class OptimiserSettings:
                 raise ValueError(
                     f"{name}: must be at least 0 and below 1, got {getattr(self, name)}"
                 )
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay: must be at least 0, got {self.weight_decay}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(
+                f"weight_decay: must be a number of at least 0, got {self.weight_decay}"
+            )
 
 
 def make_optimiser(

@@ -29,7 +29,7 @@ from trainer.evaluation import evaluate
 from trainer.loader import Loader
 from trainer.loop import make_model, train
 from trainer.predictions import from_scores, write_predictions
-from trainer.recipe import Recipe, make_recipe
+from trainer.recipe import Recipe, check_fit, make_recipe
 from trainer.run_folder import check_same_run, is_finished, read_recipe, read_run
 from trainer.world import World
 
@@ -82,7 +82,7 @@ def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> bool:
         UserError: no such data set, split or fold; or the folder holds another run.
     """
     dataset = open_dataset(dataset_path)
-    select_training_data(dataset, recipe.data)
+    check_fit(recipe, select_training_data(dataset, recipe.data))
     return check_same_run(run_path, recipe, dataset) and is_finished(run_path)
 
 
@@ -243,7 +243,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         open_dataset(config["dataset"]),
         config["run"],
         world=world,
-        report=report if world.is_first else lambda values: None,
+        report=report,
     )
 
 
@@ -252,7 +252,7 @@ def _evaluate_worker(config: dict[str, Any]) -> None:
     run = read_run(config["run"])
     recipe = read_recipe(run)
     dataset = open_dataset(config["dataset"])
-    saved = load_newest(config["run"], world.device)
+    saved = load_newest(config["run"])
     assert saved is not None, "check_evaluation saw a checkpoint"
     model = make_model(recipe, dataset, fresh=False).to(world.device)
     model.load_state_dict(saved.model)

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from pipeline import storage
 from pipeline.errors import UserError
 from trainer.augment import AugmentSettings
-from trainer.clips import DataSettings
+from trainer.clips import ClipSet, DataSettings, TrainingData
 from trainer.loader import LoaderSettings
 from trainer.loss import Loss
 from trainer.model import ModelSettings
@@ -55,9 +55,9 @@ class TrainSettings:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"seed: must be from 0 to {MAX_SEED}, got {self.seed}")
-        if self.checkpoint_every_s < 0:
+        if not 0 <= self.checkpoint_every_s < math.inf:
             raise ValueError(
-                f"checkpoint_every_s: must be at least 0, got {self.checkpoint_every_s}"
+                f"checkpoint_every_s: must be a number of at least 0, got {self.checkpoint_every_s}"
             )
 
 
@@ -98,15 +98,19 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
         UserError: the file is not there or not TOML; a section or key is unknown; a value is of
             the wrong type or out of range.
     """
+    storage.check_bucket(path)
     try:
         document = tomllib.loads(storage.read_bytes(path).decode())
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such recipe") from error
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UserError(f"{path}: no such recipe (a .toml file)") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a TOML file ({error})") from error
     for override in overrides:
         section, key, value = _parse_override(override)
-        document.setdefault(section, {})[key] = value
+        keys = document.setdefault(section, {})
+        # Where the file has a value in a section's place, `make_recipe` says so.
+        if isinstance(keys, dict):
+            keys[key] = value
     name = path.rpartition("/")[2].removesuffix(".toml")
     return make_recipe(name, document, where=path)
 
@@ -124,6 +128,36 @@ def make_recipe(name: str, document: Mapping[str, Any], *, where: str) -> Recipe
         for section, kind in SECTIONS.items()
     }
     return Recipe(name=name, **sections)
+
+
+def check_fit(recipe: Recipe, data: TrainingData) -> None:
+    """Refuse settings that these clips cannot be trained with.
+
+    Raises:
+        UserError: a mask or patch larger than the input, or cross-entropy on clips that have no or
+            several labels.
+    """
+    mels = ("the number of mel bins", data.train.num_mels)
+    frames = ("model.num_frames", recipe.model.num_frames)
+    for key, value, (axis, size) in (
+        ("augment.frequency_mask", recipe.augment.frequency_mask, mels),
+        ("augment.time_mask", recipe.augment.time_mask, frames),
+        ("model.patch_frequency", recipe.model.patch_frequency, mels),
+    ):
+        if value > size:
+            raise UserError(f"{key}: must be at most {axis} ({size}), got {value}")
+    if recipe.train.loss == "ce":
+        for clips in (data.train, data.evaluation):
+            _check_single_label(clips)
+
+
+def _check_single_label(clips: ClipSet) -> None:
+    for clip_id, labels in zip(clips.ids, clips.label_indices, strict=True):
+        if len(set(labels)) != 1:
+            raise UserError(
+                f"train.loss: 'ce' is for clips with one label, but clip {clip_id!r} of "
+                f"{clips.name!r} has {len(set(labels))}; take 'bce'"
+            )
 
 
 def _make_section(section: str, kind: type, values: Any, where: str) -> Any:
@@ -177,16 +211,15 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
 
 
 def _near(word: str, known: Mapping[str, Any], section: str = "") -> str:
-    """A hint at the nearest known key, here or in another section."""
-    close = difflib.get_close_matches(word, known, n=1)
+    """A hint: the same key of another section, the nearest one of this, or all there are."""
+    if section:
+        for name, kind in SECTIONS.items():
+            if word in get_type_hints(kind):
+                return f"; did you mean {name}.{word}?"
     prefix = f"{section}." if section else ""
+    close = difflib.get_close_matches(word, known, n=1)
     if close:
         return f"; did you mean {prefix}{close[0]}?"
-    elsewhere = [
-        name for name, kind in SECTIONS.items() if section and word in get_type_hints(kind)
-    ]
-    if elsewhere:
-        return f"; did you mean {elsewhere[0]}.{word}?"
     return f"; there are: {', '.join(known)}"
 
 

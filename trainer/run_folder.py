@@ -5,6 +5,7 @@ run is carried on only with the same settings and data.
 """
 
 import platform
+import shutil
 import tempfile
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +31,7 @@ def describe_run(
     recipe: Recipe, dataset: PreparedDataset, data: TrainingData, num_parameters: int
 ) -> dict[str, Any]:
     """The content of `run.json`."""
+    eval_split, eval_fold = recipe.data.evaluation
     return {
         "format_version": FORMAT_VERSION,
         "recipe": recipe.name,
@@ -44,6 +46,8 @@ def describe_run(
             "num_train_clips": len(data.train),
             "num_eval_clips": len(data.evaluation),
             "eval_name": data.evaluation.name,
+            "eval_split": eval_split,
+            "eval_fold": eval_fold,
             "mean": data.mean,
             "std": data.std,
         },
@@ -123,11 +127,12 @@ class TensorBoardLog:
     """Writes TensorBoard's event files; for a run on S3 locally first, then up with each flush."""
 
     def __init__(self, run_path: str, step: int) -> None:
+        """`step`: steps done so far, which is where the curves go on."""
         self._target = storage.join(run_path, "tensorboard")
         self._remote = storage.is_remote(run_path)
         self._folder = tempfile.mkdtemp(prefix="tensorboard-") if self._remote else self._target
-        # Points after the step that a restart goes back to are hidden from the curves.
-        self._writer = SummaryWriter(self._folder, purge_step=step)
+        # Points past the step that a restart goes back to are hidden from the curves.
+        self._writer = SummaryWriter(self._folder, purge_step=step + 1)
 
     def add(self, step: int, values: dict[str, Any]) -> None:
         """Add a point to each of several curves; values that are None are left out."""
@@ -141,6 +146,13 @@ class TensorBoardLog:
         if self._remote:
             for path in sorted(Path(self._folder).iterdir()):
                 storage.write_bytes(storage.join(self._target, path.name), path.read_bytes())
+
+    def close(self) -> None:
+        """Flush, and end the writer's thread."""
+        self.flush()
+        self._writer.close()
+        if self._remote:
+            shutil.rmtree(self._folder)
 
 
 def _versions() -> dict[str, str]:

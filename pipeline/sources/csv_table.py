@@ -44,10 +44,16 @@ def read_rows(path: str, *, required: Sequence[str]) -> list[dict[str, str]]:
         raise UserError(f"{path}: not UTF-8 text ({error.reason})") from error
     delimiter = "\t" if path.endswith(".tsv") else ","
     reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
-    missing = [name for name in required if name not in (reader.fieldnames or [])]
+    try:
+        columns, rows = reader.fieldnames or [], list(reader)
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, line {reader.line_num}: {error}; is a quote left open?"
+        ) from error
+    missing = [name for name in required if name not in columns]
     if missing:
-        raise UserError(f"{path}: no column {', '.join(missing)}; it has {reader.fieldnames}")
-    return [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
+        raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(columns)}")
+    return [{key: (value or "").strip() for key, value in row.items() if key} for row in rows]
 
 
 def _clip(row: dict[str, str], base: str, where: str) -> Clip:
@@ -57,7 +63,7 @@ def _clip(row: dict[str, str], base: str, where: str) -> Clip:
     try:
         return Clip(
             id=row.get("id") or path,
-            uri=path if path.startswith(("/", "s3://")) else storage.join(base, path),
+            uri=path if path.startswith("/") or "://" in path else storage.join(base, path),
             labels=tuple(part.strip() for part in row["labels"].split(";") if part.strip()),
             split=row.get("split") or TRAIN_SPLIT,
             fold=int(row.get("fold") or 0),

@@ -16,15 +16,16 @@ def read(source: str) -> Manifest:
     """List a folder in ESC-50's layout.
 
     Raises:
-        UserError: `meta/esc50.csv` is missing, lacks a column, or has a number that is none.
+        UserError: `meta/esc50.csv` is missing, lacks a column, has a number that is none, or
+            numbers the classes in two ways.
     """
     meta = storage.join(source, *META_PATH)
     rows = read_rows(meta, required=_COLUMNS)
     try:
-        targets = {row["category"]: int(row["target"]) for row in rows}
+        classes = sorted({(int(row["target"]), row["category"]) for row in rows})
         clips = [
             Clip(
-                id=row["filename"].rpartition(".")[0],
+                id=row["filename"].rpartition(".")[0] or row["filename"],
                 uri=storage.join(source, "audio", row["filename"]),
                 labels=(row["category"],),
                 fold=int(row["fold"]),
@@ -33,4 +34,6 @@ def read(source: str) -> Manifest:
         ]
     except ValueError as error:
         raise UserError(f"{meta}: fold and target must be whole numbers ({error})") from error
-    return from_clips(clips, sorted(targets, key=lambda label: targets[label]))
+    if len({target for target, _ in classes}) != len({category for _, category in classes}):
+        raise UserError(f"{meta}: a class has two numbers, or a number two classes")
+    return from_clips(clips, [category for _, category in classes])

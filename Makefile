@@ -1,0 +1,50 @@
+# Every target sets up what it needs. The first one takes a few minutes to download PyTorch.
+#
+#   make demo      the whole job on a built-in data set, in a few minutes
+#   make test      the tests, but for the long ones
+#   make test-all  all tests
+#   make check     format, lint, types, tests
+#   make format    put the code into its format
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-all check lint format esc10 clean
+
+demo: .venv/ready
+	sh recipes/demo.sh
+
+test: .venv/ready browser
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/ready browser
+	$(BIN)/python -m pytest
+
+check: lint test
+
+lint: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv build
+
+# uv installs the CUDA stack of PyTorch in a minute where pip takes ten. It goes into a folder of its
+# own, which pip allows where the system's Python is not to be installed into. Bytecode is compiled
+# now: without it every Ray worker compiles all its imports anew where nothing may be written later.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11 or newer")'
+	$(PYTHON) -m pip install --quiet --upgrade --target build/uv uv
+	PYTHONPATH=build/uv $(PYTHON) -m uv venv --quiet --allow-existing --python $(PYTHON) .venv
+	PYTHONPATH=build/uv $(PYTHON) -m uv pip install --quiet --python $(BIN)/python \
+		--compile-bytecode --constraint constraints.txt --editable '.[dev]'
+	touch .venv/ready
+
+.PHONY: browser
+browser:
+	@sh tests/install_browser.sh
