@@ -47,14 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def manifest(arguments: Arguments) -> None:
     from pipeline.manifest import assign_folds, write_manifest
     from pipeline.sources import read_source
-    from pipeline.summary import manifest_table
+    from pipeline.summary import manifest_summary
 
     output = absolute(arguments.out)
     found = read_source(absolute(arguments.source), arguments.layout)
     if arguments.folds:
         found = assign_folds(found, arguments.folds)
     write_manifest(output, found)
-    Console().print(manifest_table(found, output))
+    Console().print(manifest_summary(found, output))
 
 
 def prepare(arguments: Arguments) -> None:
@@ -64,7 +64,7 @@ def prepare(arguments: Arguments) -> None:
     from pipeline.decode import DecodeSettings
     from pipeline.manifest import check, read_labels, read_manifest
     from pipeline.plan import PrepareSettings
-    from pipeline.summary import prepare_table
+    from pipeline.summary import prepare_summary
 
     path, output = absolute(arguments.manifest), absolute(arguments.out)
     found = read_manifest(path)
@@ -87,14 +87,14 @@ def prepare(arguments: Arguments) -> None:
     if summary is None:
         print(f"{output}: complete already, nothing to do")
     else:
-        Console().print(prepare_table(summary))
+        Console().print(prepare_summary(summary))
 
 
 def train(arguments: Arguments) -> None:
     from trainer import ray_train
     from trainer.recipe import load_recipe
     from trainer.run_folder import read_run
-    from trainer.summary import metrics_table
+    from trainer.summary import metrics_summary
 
     data, run = absolute(arguments.data), absolute(arguments.out)
     recipe = load_recipe(absolute(arguments.recipe), arguments.set)
@@ -103,20 +103,20 @@ def train(arguments: Arguments) -> None:
     else:
         with _session(arguments):
             ray_train.run_training(recipe, data, run, _workers(arguments))
-    Console().print(metrics_table(run, read_run(run)["data"]["eval_name"]))
+    Console().print(metrics_summary(run, read_run(run)["data"]["eval_name"]))
 
 
 def evaluate(arguments: Arguments) -> None:
     from trainer import ray_train
     from trainer.run_folder import read_run
-    from trainer.summary import metrics_table
+    from trainer.summary import metrics_summary
 
     run = absolute(arguments.run)
     data = absolute(arguments.data) if arguments.data else read_run(run)["data"]["path"]
     name = ray_train.check_evaluation(run, data, arguments.split, arguments.fold)
     with _session(arguments):
         ray_train.run_evaluation(run, data, arguments.split, arguments.fold, _workers(arguments))
-    Console().print(metrics_table(run, name))
+    Console().print(metrics_summary(run, name))
 
 
 def ensemble(arguments: Arguments) -> None:

@@ -146,14 +146,14 @@ def _start(num_cpus: int | None, dashboard: bool) -> None:
             dashboard_port=0 if dashboard else None,
             logging_level=logging.WARNING,
         )
-    except OSError as error:
-        if "AF_UNIX" not in str(error):
-            raise
-        folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR")
-        raise UserError(
-            f"{folder}: too long a path for Ray's sockets; set RAY_TMPDIR to a short one, "
-            "such as /tmp"
-        ) from error
+    except Exception as error:
+        # Ray has no type of its own for it; what goes wrong here is the machine's doing.
+        folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+        if "AF_UNIX" in str(error):
+            reason = "too long a path for Ray's sockets; set RAY_TMPDIR to a short one, as /tmp"
+        else:
+            reason = f"Ray cannot start ({_one_line(error)}); see ray/session_latest/logs in it"
+        raise UserError(f"{folder}: {reason}") from error
 
 
 def _join(address: str, num_cpus: int | None) -> None:
@@ -198,13 +198,14 @@ def _refusal(address: str, error: BaseException) -> str:
     text = " ".join(str(link) for link in _links(error))
     if isinstance(error, AuthenticationError) or "InvalidAuthToken" in text:
         return f"{address}: the cluster wants a token; {TOKEN_HINT}"
-    if "ersion mismatch" in text:
-        return f"{address}: {' '.join(str(error).split())}"
-    reason = " ".join(str(error).split()).rstrip(".")
     return (
-        f"{address}: cannot join the Ray cluster ({reason}); run this on one of its nodes, or send "
-        "it there with the submit command"
+        f"{address}: cannot join the Ray cluster ({_one_line(error)}); run this on one of its "
+        "nodes with its version of Ray, or send it there with the submit command"
     )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _session_environment(target: str) -> dict[str, str]:

@@ -3,16 +3,18 @@
 from collections import Counter
 
 import pyarrow.compute as pc
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.assemble import PrepareSummary
 from pipeline.manifest import Manifest
 
 
-def manifest_table(manifest: Manifest, path: str) -> Table:
+def manifest_summary(manifest: Manifest, path: str) -> Group:
     """Clips, labels, splits and folds."""
     clips = manifest.clips
-    table = _facts_table(f"Manifest {path}")
+    table = facts_table()
     table.add_row("clips", f"{clips.num_rows:,}")
     table.add_row("labels", f"{len(manifest.labels):,}")
     for split, count in sorted(Counter(clips["split"].to_pylist()).items()):
@@ -22,12 +24,12 @@ def manifest_table(manifest: Manifest, path: str) -> Table:
         table.add_row("folds", f"{len(folds)}")
     for note in manifest.notes:
         table.add_row("note", note)
-    return table
+    return titled(f"Manifest {path}", table)
 
 
-def prepare_table(summary: PrepareSummary) -> Table:
+def prepare_summary(summary: PrepareSummary) -> Group:
     """What is there now, what was rejected and why, and where the time went."""
-    table = _facts_table(f"Data set {summary.output}")
+    table = facts_table()
     table.add_row("clips", f"{summary.num_clips:,} ({summary.audio_s / 3600:.2f} h)")
     table.add_row("rejected", f"{summary.num_rejects:,}")
     for reason, count in list(summary.rejects_by_reason.items())[:8]:
@@ -41,11 +43,17 @@ def prepare_table(summary: PrepareSummary) -> Table:
     total_s = sum(summary.stages_s.values()) or 1.0
     stages = (f"{name} {100 * s / total_s:.0f} %" for name, s in summary.stages_s.items())
     table.add_row("time of tasks", ", ".join(stages))
-    return table
+    return titled(f"Data set {summary.output}", table)
 
 
-def _facts_table(title: str) -> Table:
-    table = Table(title=title, show_header=False, title_justify="left")
+def facts_table() -> Table:
+    """A table of names and values."""
+    table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column()
     return table
+
+
+def titled(title: str, table: Table) -> Group:
+    """A table under its title, which may be wider than the table."""
+    return Group(Text(title, style="bold"), table)

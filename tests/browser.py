@@ -52,7 +52,7 @@ def open_page(
             opened = OpenPage(page=page)
             address = path.resolve().as_uri()
             _watch(opened, address)
-            page.goto(address)
+            page.goto(address, timeout=120_000)
             yield opened
         finally:
             browser.close()

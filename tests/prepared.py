@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from pipeline import storage
 from pipeline.build import INDEX_SCHEMA, TarFacts
@@ -16,6 +17,9 @@ from pipeline.dataset import PreparedDataset, card_path, open_dataset
 from pipeline.plan import PrepareSettings
 from pipeline.shards import Fbank, ShardWriter
 from trainer.recipe import Recipe, make_recipe
+
+# Tensors this small are slower on several threads, and far slower when the cores are busy.
+torch.set_num_threads(1)
 
 LABELS = ("low", "middle", "high")
 NUM_FOLDS = 2

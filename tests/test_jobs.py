@@ -65,7 +65,9 @@ def free_ports(num: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def submit_when_ready(cluster: Cluster, *arguments: str, submission_id: str) -> None:
+def submit_when_ready(
+    cluster: Cluster, process: subprocess.Popen[bytes], *arguments: str, submission_id: str
+) -> None:
     """Start a job; a server that has just started takes a while to accept any."""
     deadline = time.monotonic() + START_S
     while True:
@@ -80,26 +82,20 @@ def submit_when_ready(cluster: Cluster, *arguments: str, submission_id: str) -> 
             return
         except UserError as error:
             starting = "no job server answers" in str(error) or "No available agent" in str(error)
-            if not starting or time.monotonic() > deadline:
+            if not starting or process.poll() is not None or time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    project = tmp_path_factory.mktemp("project")
-    (project / "ray_job.py").write_text(STAND_IN)
-    for left_out in (".git", ".venv", "data"):
-        (project / left_out).mkdir()
-        (project / left_out / "large").write_text("x")
+@contextlib.contextmanager
+def started(folder: str, project: str) -> Iterator[tuple[Cluster, subprocess.Popen[bytes]]]:
+    """A cluster of one node with one CPU; the caller waits for it to be ready."""
     names = (
         "port", "dashboard-port", "node-manager-port", "object-manager-port",
         "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port",
         "metrics-export-port", "ray-client-server-port",
     )  # fmt: skip
     ports = dict(zip(names, free_ports(len(names)), strict=True))
-    # The sockets in it have paths of limited length.
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=1",
         "--include-dashboard=true", "--dashboard-host=127.0.0.1", "--disable-usage-stats",
@@ -110,22 +106,32 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(without)}
     environment["RAY_AUTH_MODE"] = "disabled"
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    found = Cluster(
-        url=f"http://127.0.0.1:{ports['dashboard-port']}",
-        gcs_address=f"127.0.0.1:{ports['port']}",
-        project=str(project),
-    )
+    # Its output is shown with the tests that fail for want of it.
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.STDOUT)
+    url = f"http://127.0.0.1:{ports['dashboard-port']}"
     try:
-        # Started now, looked at later: a job takes seconds to begin.
-        submit_when_ready(found, "exit", "7", submission_id="seven")
-        submit_when_ready(found, "sleep", submission_id="sleeper")
-        yield found
+        yield Cluster(url, f"127.0.0.1:{ports['port']}", project), process
     finally:
         process.terminate()
         process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    project = tmp_path_factory.mktemp("project")
+    (project / "ray_job.py").write_text(STAND_IN)
+    for left_out in (".git", ".venv", "data"):
+        (project / left_out).mkdir()
+        (project / left_out / "large").write_text("x")
+    # The sockets in it have paths of limited length.
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    try:
+        with started(folder, str(project)) as (found, process):
+            # Started now, looked at later: a job takes seconds to begin.
+            submit_when_ready(found, process, "exit", "7", submission_id="seven")
+            submit_when_ready(found, process, "sleep", submission_id="sleeper")
+            yield found
+    finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -101,7 +101,7 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
     storage.check_bucket(path)
     try:
         document = tomllib.loads(storage.read_bytes(path).decode())
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except FileNotFoundError as error:
         raise UserError(f"{path}: no such recipe (a .toml file)") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a TOML file ({error})") from error

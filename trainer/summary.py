@@ -2,22 +2,21 @@
 
 from typing import Any
 
-from rich.table import Table
+from rich.console import Group
 
 from pipeline import storage
+from pipeline.summary import facts_table, titled
 from trainer.predictions import predictions_path
 from trainer.run_folder import read_history
 
 _NUM_SHOWN = 5
 
 
-def metrics_table(run_path: str, name: str) -> Table:
+def metrics_summary(run_path: str, name: str) -> Group:
     """The metrics of a run's predictions on a clip set, with its best and worst classes."""
     path = predictions_path(run_path, name).removesuffix(".parquet") + ".json"
     metrics: dict[str, Any] = storage.read_json(path)
-    table = Table(title=f"{run_path} on {name}", show_header=False, title_justify="left")
-    table.add_column(style="bold")
-    table.add_column()
+    table = facts_table()
     table.add_row("clips", f"{metrics['num_clips']:,}")
     table.add_row("mAP", f"{_number(metrics['mAP'])} (chance {_number(metrics['chance_mAP'])})")
     for key, title in (("mAUC", "mAUC"), ("d_prime", "d-prime"), ("accuracy", "accuracy")):
@@ -36,7 +35,7 @@ def metrics_table(run_path: str, name: str) -> Table:
         train_s = sum(epoch["train_s"] for epoch in epochs)
         table.add_row("training", f"{len(epochs)} epochs, {train_s:,.0f} s")
     table.add_row("predictions", predictions_path(run_path, name))
-    return table
+    return titled(f"{run_path} on {name}", table)
 
 
 def _classes(classes: list[dict[str, Any]]) -> str:

@@ -1,0 +1,290 @@
+"""The loader against a plain loop over clips, for any number of ranks, threads and restarts."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from prepared import TINY, make_prepared
+
+from pipeline import storage
+from pipeline.dataset import PreparedDataset
+from pipeline.errors import UserError
+from trainer.augment import (
+    AugmentSettings,
+    draw_augmentations,
+    mix_log_mel,
+    mix_targets,
+    needs_partner,
+)
+from trainer.clips import ClipSet, DataSettings, select_clips, select_training_data
+from trainer.loader import Batch, EpochPlan, Loader, LoaderSettings, plan_epoch
+
+NUM_FRAMES = 64
+AUGMENT = AugmentSettings(**TINY["augment"])
+EPOCH = 2
+SEED = 5
+BATCH_SIZE = 7
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return make_prepared(str(tmp_path_factory.mktemp("data")), max_labels=2)
+
+
+@pytest.fixture
+def clips(dataset: PreparedDataset) -> ClipSet:
+    return select_clips(dataset, "train")
+
+
+def make_loader(clips: ClipSet, **settings: int) -> Loader:
+    return Loader(clips, LoaderSettings(**settings), num_frames=NUM_FRAMES)
+
+
+def make_plan(clips: ClipSet, *, rank: int = 0, world_size: int = 1, **others: Any) -> EpochPlan:
+    return plan_epoch(
+        len(clips),
+        others.get("weights"),
+        seed=SEED,
+        epoch=EPOCH,
+        batch_size=BATCH_SIZE,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def training_batches(clips: ClipSet, first_step: int = 0, **settings: int) -> list[Batch]:
+    loader = make_loader(clips, **settings)
+    return list(loader.training_batches(make_plan(clips), AUGMENT, first_step=first_step))
+
+
+def assert_same(batches: Sequence[Batch], others: Sequence[Batch]) -> None:
+    assert len(batches) == len(others)
+    for one, other in zip(batches, others, strict=True):
+        assert torch.equal(one.x, other.x)
+        assert torch.equal(one.targets, other.targets)
+        assert torch.equal(one.weights, other.weights)
+        assert one.num_clips == other.num_clips
+
+
+def padded(fbank: torch.Tensor) -> torch.Tensor:
+    result = torch.zeros(NUM_FRAMES, 128)
+    result[: len(fbank)] = fbank[:NUM_FRAMES]
+    return result
+
+
+def test_batches_are_those_of_a_plain_loop(dataset: PreparedDataset, clips: ClipSet) -> None:
+    """Every clip by itself, read through the data set's index."""
+    rows = dataset.index.to_pylist()
+    labels = {row["id"]: [dataset.labels.index(label) for label in row["labels"]] for row in rows}
+    fbanks = {
+        row["id"]: torch.from_numpy(dataset.read_fbank(position).copy())
+        for position, row in enumerate(rows)
+    }
+    plan = make_plan(clips)
+    assert sorted(plan.order) == list(range(40))
+    position, num_mixed = 0, 0
+    for batch in training_batches(clips):
+        assert batch.num_clips == len(batch.x) == min(BATCH_SIZE, 40 - position)
+        assert batch.weights.tolist() == [1.0] * len(batch.x)
+        for i in range(len(batch.x)):
+            own, partner = clips.ids[plan.order[position]], clips.ids[plan.partners[position]]
+            draws = draw_augmentations(
+                AUGMENT,
+                seed=SEED,
+                epoch=EPOCH,
+                positions=[position],
+                num_mels=128,
+                num_frames=NUM_FRAMES,
+            )
+            x, targets = (
+                fbanks[own].float(),
+                torch.zeros(3).index_fill_(0, torch.tensor(labels[own]), 1.0),
+            )
+            if needs_partner(draws)[0]:
+                share = float(draws.mixup_lambda[0])
+                others = torch.zeros(3).index_fill_(0, torch.tensor(labels[partner]), 1.0)
+                x = mix_log_mel(fbanks[own], fbanks[partner], share)
+                targets = mix_targets(targets, others, share)
+                num_mixed += 1
+            assert torch.equal(batch.x[i], padded(x))
+            torch.testing.assert_close(batch.targets[i], targets)
+            assert batch.draws is not None
+            assert batch.draws.time_start[i] == draws.time_start[0]
+            position += 1
+    assert position == 40
+    assert 8 < num_mixed < 32
+
+
+def test_weights_decide_the_order(clips: ClipSet) -> None:
+    weights = np.zeros(len(clips))
+    weights[3] = 1.0
+    assert make_plan(clips, weights=weights).order.tolist() == [3] * 40
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_the_ranks_share_out_the_same_global_batches(clips: ClipSet, world_size: int) -> None:
+    """Also the last batch, of 5 clips, and where a rank gets none of its own."""
+    ranks = [
+        list(
+            make_loader(clips).training_batches(
+                make_plan(clips, rank=rank, world_size=world_size), AUGMENT
+            )
+        )
+        for rank in range(world_size)
+    ]
+    for whole, *shares in zip(training_batches(clips), *ranks, strict=True):
+        assert {len(share.x) for share in shares} == {-(-whole.num_clips // world_size)}
+        own = [share.weights > 0 for share in shares]
+        for name in ("x", "targets"):
+            parts = [getattr(share, name)[kept] for share, kept in zip(shares, own, strict=True)]
+            assert torch.equal(torch.cat(parts), getattr(whole, name))
+        assert all(share.num_clips == whole.num_clips for share in shares)
+        assert sum(float(share.weights.sum()) for share in shares) == whole.num_clips
+
+
+@pytest.mark.parametrize("first_step", [1, 3, 5, 6])
+def test_an_epoch_is_taken_up_at_any_step(clips: ClipSet, first_step: int) -> None:
+    assert_same(training_batches(clips, first_step), training_batches(clips)[first_step:])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"threads": 1, "batches_ahead": 1, "cache_mb": 0},
+        {"threads": 8, "batches_ahead": 20, "cache_mb": 0},
+        {"threads": 3, "batches_ahead": 2, "cache_mb": 1},
+    ],
+)
+def test_loader_settings_do_not_change_the_batches(
+    clips: ClipSet, settings: dict[str, int]
+) -> None:
+    assert_same(training_batches(clips, **settings), training_batches(clips))
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    reads: list[str] = []
+    read_range = storage.read_range
+
+    def counting(path: str, *place: int) -> bytes:
+        reads.append(path)
+        return read_range(path, *place)
+
+    monkeypatch.setattr(storage, "read_range", counting)
+    return reads
+
+
+@pytest.mark.parametrize(("cache_mb", "num_reads"), [(1024, 40), (0, 80)])
+def test_the_cache_spares_reads_and_is_not_written_to(
+    clips: ClipSet, monkeypatch: pytest.MonkeyPatch, cache_mb: int, num_reads: int
+) -> None:
+    reads = count_reads(monkeypatch)
+    loader = make_loader(clips, threads=1, cache_mb=cache_mb)
+    settings = replace(AUGMENT, mixup_share=0.0)
+    for _ in range(2):
+        batches = list(loader.training_batches(make_plan(clips), settings))
+        for batch in batches:
+            batch.x.fill_(7.0)
+    assert len(reads) == num_reads
+    assert_same(
+        list(loader.evaluation_batches(rank=0, world_size=1, batch_size=40)),
+        list(make_loader(clips).evaluation_batches(rank=0, world_size=1, batch_size=40)),
+    )
+
+
+def test_the_cache_keeps_to_its_size(dataset: PreparedDataset, clips: ClipSet) -> None:
+    loader = make_loader(clips, cache_mb=0)
+    loader._cache_left_bytes = budget = 100_000
+    list(loader.training_batches(make_plan(clips), AUGMENT))
+    cached = sum(one.nbytes for one in loader._cache.values())
+    assert 0 < cached <= budget
+
+
+@pytest.mark.parametrize(("world_size", "batch_size"), [(1, 7), (2, 7), (3, 4), (7, 20)])
+def test_evaluation_covers_every_clip_once(
+    dataset: PreparedDataset, world_size: int, batch_size: int
+) -> None:
+    clips = select_clips(dataset, "eval")
+    rows: list[torch.Tensor] = []
+    targets: list[torch.Tensor] = []
+    counts = set()
+    for rank in range(world_size):
+        batches = list(
+            make_loader(clips).evaluation_batches(
+                rank=rank, world_size=world_size, batch_size=batch_size
+            )
+        )
+        counts.add(len(batches))
+        for batch in batches:
+            assert len(batch.x) <= batch_size
+            assert batch.num_clips == int(batch.weights.sum())
+            rows.extend(batch.x[batch.weights > 0])
+            targets.extend(batch.targets[batch.weights > 0])
+    assert len(counts) == 1, "ranks with unequal numbers of batches would wait for each other"
+    assert len(rows) == len(clips) == 20
+    for number, (x, target) in enumerate(zip(rows, targets, strict=True)):
+        assert torch.equal(x, padded(make_loader(clips).fbank(number)))
+        assert np.flatnonzero(target).tolist() == sorted(clips.label_indices[number])
+
+
+def test_from_a_bucket(s3: str, clips: ClipSet) -> None:
+    remote = select_clips(make_prepared(f"{s3}/data", max_labels=2), "train")
+    assert remote.shards[0].startswith("s3://")
+    assert_same(training_batches(remote), training_batches(clips))
+
+
+def test_a_damaged_shard_is_named(tmp_path: Any) -> None:
+    clips = select_clips(make_prepared(str(tmp_path)), "eval")
+    shard = clips.shards[0]
+    content = storage.read_bytes(shard)
+    storage.write_bytes(shard, content[: int(clips.offset_bytes[1])])
+    loader = make_loader(clips)
+    assert loader.fbank(0).shape[1] == 128
+    with pytest.raises(UserError, match=f"{shard}: .* too short for clip 'eval/01'"):
+        list(loader.evaluation_batches(rank=0, world_size=1, batch_size=4))
+    storage.remove(shard)
+    with pytest.raises(UserError, match=f"{shard}: the shard is missing"):
+        make_loader(clips).fbank(1)
+
+
+def test_a_caller_that_stops_early_leaves_no_reading_behind(
+    clips: ClipSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = count_reads(monkeypatch)
+    loader = make_loader(clips, threads=1, batches_ahead=1, cache_mb=0)
+    batches = loader.training_batches(make_plan(clips), replace(AUGMENT, mixup_share=0.0))
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    # The batches in hand, one ahead, and one that a thread may have begun; not all six.
+    assert len(reads) <= 3 * BATCH_SIZE
+
+
+def test_folds(dataset: PreparedDataset) -> None:
+    data = select_training_data(dataset, DataSettings(fold=2))
+    assert data.evaluation.name == "train-fold2"
+    assert not set(data.train.ids) & set(data.evaluation.ids)
+    assert len(data.train) == len(data.evaluation) == 20
+    exact = np.concatenate(
+        [make_loader(data.train).fbank(row).numpy().ravel() for row in range(20)]
+    )
+    assert data.mean == pytest.approx(exact.astype(np.float64).mean(), rel=1e-9)
+    assert data.std == pytest.approx(exact.astype(np.float64).std(), rel=1e-9)
+    given = select_training_data(dataset, DataSettings(mean=-4.0, std=3.0))
+    assert (given.mean, given.std, given.evaluation.name) == (-4.0, 3.0, "eval")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (DataSettings(train_split="trian"), "no split 'trian'; there are: eval, train"),
+        (DataSettings(eval_split="test"), "no split 'test'"),
+        (DataSettings(fold=3), "split 'train' has no fold 3"),
+    ],
+)
+def test_parts_that_the_data_set_lacks(
+    dataset: PreparedDataset, settings: DataSettings, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        select_training_data(dataset, settings)

@@ -1,0 +1,287 @@
+"""Recipes: defaults, files, overrides, and what is said of a setting that cannot be."""
+
+import json
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prepared import make_prepared, tiny_recipe, write_recipe
+
+from pipeline import storage
+from pipeline.errors import UserError
+from trainer.clips import select_training_data
+from trainer.recipe import SECTIONS, Recipe, check_fit, load_recipe, make_recipe
+
+PROJECT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> str:
+    path = tmp_path / "small.toml"
+    path.write_text(
+        '[data]\nfold = 2\n[model]\nbackbone = "vit_tiny_patch16_224"\n'
+        "[schedule]\nlr = 1\ndecay_after_epochs = [3, 5]\n[augment]\nnoise = true\n"
+    )
+    return str(path)
+
+
+def test_what_a_file_leaves_out_has_its_default(recipe_file: str) -> None:
+    recipe = load_recipe(recipe_file)
+    assert recipe.name == "small"
+    assert (recipe.data.fold, recipe.model.backbone) == (2, "vit_tiny_patch16_224")
+    assert recipe.schedule.decay_after_epochs == (3, 5)
+    assert recipe.augment.noise is True
+    defaults = Recipe(name="small")
+    assert recipe.train == defaults.train
+    assert recipe.augment.time_mask == defaults.augment.time_mask == 192
+    assert math.isnan(recipe.data.mean)
+
+
+def test_whole_numbers_do_for_floats(recipe_file: str) -> None:
+    lr = load_recipe(recipe_file).schedule.lr
+    assert lr == 1.0
+    assert isinstance(lr, float)
+
+
+def test_an_empty_recipe_is_all_defaults() -> None:
+    assert make_recipe("empty", {}, where="nowhere") == Recipe(name="empty")
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "expected"),
+    [
+        ("train.epochs=7", "train", "epochs", 7),
+        ("train.epochs = 7", "train", "epochs", 7),
+        ("schedule.lr=2", "schedule", "lr", 2.0),
+        ("schedule.lr=5e-4", "schedule", "lr", 5e-4),
+        ("schedule.decay_after_epochs=[4, 6]", "schedule", "decay_after_epochs", (4, 6)),
+        ("schedule.decay_after_epochs=[]", "schedule", "decay_after_epochs", ()),
+        ("augment.noise=false", "augment", "noise", False),
+        ("train.loss=ce", "train", "loss", "ce"),
+        ('train.loss="ce"', "train", "loss", "ce"),
+        ("model.weights_file=s3://bucket/a b.pth", "model", "weights_file", "s3://bucket/a b.pth"),
+        ("model.weights_file=/a=b", "model", "weights_file", "/a=b"),
+        ("model.weights_file=", "model", "weights_file", ""),
+    ],
+)
+def test_overrides(
+    recipe_file: str, override: str, section: str, key: str, expected: object
+) -> None:
+    value = getattr(getattr(load_recipe(recipe_file, [override]), section), key)
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+def test_the_last_override_counts(recipe_file: str) -> None:
+    assert load_recipe(recipe_file, ["train.seed=1", "train.seed=2"]).train.seed == 2
+
+
+@pytest.mark.parametrize(
+    "override", ["epochs=1", "train.epochs", "train=1", ".epochs=1", "train.=1"]
+)
+def test_an_override_of_another_form(recipe_file: str, override: str) -> None:
+    with pytest.raises(UserError, match=r"^--set .*: must be section\.key=value"):
+        load_recipe(recipe_file, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=1", r"no key train\.epoch; did you mean train\.epochs\?"),
+        ("trian.epochs=1", r"no section \[trian\]; did you mean train\?"),
+        # The very key of another section is nearer than a like one of this.
+        ("loader.batch_size=1", r"no key loader\.batch_size; did you mean train\.batch_size\?"),
+        ("train.lr=1", r"no key train\.lr; did you mean schedule\.lr\?"),
+        ("sampler.zzz=1", r"no key sampler\.zzz; there are: mode"),
+        ("zzz.epochs=1", r"no section \[zzz\]; there are: data, model"),
+    ],
+)
+def test_unknown_names_get_the_nearest(recipe_file: str, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_recipe(recipe_file, [override])
+    assert str(caught.value).startswith(f"{recipe_file}: ")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epochs=1.5", r"train\.epochs: must be a whole number, got 1\.5"),
+        ("train.epochs=true", r"train\.epochs: must be a whole number, got True"),
+        ("train.epochs=many", r"train\.epochs: must be a whole number, got 'many'"),
+        ("schedule.lr=true", r"schedule\.lr: must be a number, got True"),
+        ("augment.noise=1", r"augment\.noise: must be true or false, got 1"),
+        ("data.eval_split=5", r"data\.eval_split: must be a text, got 5"),
+        ("train.loss=5", r"train\.loss: must be one of 'bce', 'ce', got 5"),
+        ("schedule.decay_after_epochs=3", r"must be a list, each of it a whole number, got 3"),
+        ("schedule.decay_after_epochs=[1.5]", r"decay_after_epochs: must be a whole number"),
+    ],
+)
+def test_a_value_of_another_type(recipe_file: str, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_recipe(recipe_file, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.fold=-1", r"data\.fold: must be at least 0, got -1"),
+        ("data.std=2", r"data\.mean: must be given together with std"),
+        ("model.num_frames=0", r"model\.num_frames: must be at least 1, got 0"),
+        ("model.backbone=deit_tiny_distilled_patch16_22", r"model\.backbone: .*_patch16_224"),
+        ("augment.mixup_share=2", r"augment\.mixup_share: must be from 0 to 1, got 2\.0"),
+        ("sampler.mode=random", r"sampler\.mode: must be one of .*, got 'random'"),
+        ("schedule.lr=nan", r"schedule\.lr: must be a number above 0, got nan"),
+        ("optimiser.beta1=1", r"optimiser\.beta1: must be at least 0 and below 1, got 1\.0"),
+        ("optimiser.name=sgd", r"optimiser\.name: must be one of .*, got 'sgd'"),
+        ("optimiser.weight_decay=nan", r"optimiser\.weight_decay: must be .*, got nan"),
+        ("loader.threads=0", r"loader\.threads: must be at least 1, got 0"),
+        ("loader.cache_mb=-1", r"loader\.cache_mb: must be at least 0, got -1"),
+        ("train.batch_size=0", r"train\.batch_size: must be at least 1, got 0"),
+        ("train.loss=mse", r"train\.loss: must be one of .*, got 'mse'"),
+        ("train.seed=-1", r"train\.seed: must be from 0 to \d+, got -1"),
+        ("train.checkpoint_every_s=inf", r"train\.checkpoint_every_s: must be .*, got inf"),
+    ],
+)
+def test_a_value_out_of_range(recipe_file: str, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_recipe(recipe_file, [override])
+
+
+def test_given_statistics_must_be_usable(recipe_file: str) -> None:
+    for values, message in (
+        (["data.mean=1", "data.std=0"], r"data\.std: must be a finite number above 0, got 0\.0"),
+        (["data.mean=1", "data.std=inf"], r"data\.std: must be a finite number above 0, got inf"),
+        (["data.mean=inf", "data.std=1"], r"data\.mean: must be a finite number, got inf"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_recipe(recipe_file, values)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    path = tmp_path / "none.toml"
+    with pytest.raises(UserError, match=f"^{path}: no such recipe"):
+        load_recipe(str(path))
+    with pytest.raises(UserError, match=f"^{tmp_path}: Is a directory"):
+        load_recipe(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"[train\nepochs = 1", b"\xff\xfe[train]"])
+def test_not_toml(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not a TOML file"):
+        load_recipe(str(path))
+
+
+@pytest.mark.parametrize("overrides", [[], ["train.epochs=1"]])
+def test_a_value_in_the_place_of_a_section(tmp_path: Path, overrides: list[str]) -> None:
+    path = tmp_path / "flat.toml"
+    path.write_text("train = 3\n")
+    with pytest.raises(UserError, match=r"train is a section, not a value; write \[train\]"):
+        load_recipe(str(path), overrides)
+
+
+def test_from_a_bucket(s3: str, recipe_file: str) -> None:
+    storage.write_bytes(f"{s3}/recipes/small.toml", Path(recipe_file).read_bytes())
+    assert load_recipe(f"{s3}/recipes/small.toml") == load_recipe(recipe_file)
+    with pytest.raises(UserError, match="no such recipe"):
+        load_recipe(f"{s3}/recipes/other.toml")
+    with pytest.raises(UserError, match="the bucket does not exist"):
+        load_recipe("s3://no-bucket-of-this-name/small.toml")
+
+
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+DOCUMENTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "data": st.fixed_dictionaries(
+            {"fold": st.integers(0, 9)},
+            optional={"eval_split": st.text(max_size=5), "train_split": st.text(max_size=5)},
+        )
+        | st.builds(
+            lambda mean, std: {"mean": mean, "std": std}, NUMBERS, st.floats(1e-300, 1e300)
+        ),
+        "augment": st.fixed_dictionaries(
+            {"noise": st.booleans(), "mixup_share": st.floats(0, 1), "time_mask": st.integers(0)}
+        ),
+        "schedule": st.fixed_dictionaries(
+            {
+                "lr": st.floats(1e-30, 1e30),
+                "decay_after_epochs": st.sets(st.integers(1, 99)).map(sorted),
+            }
+        ),
+        "train": st.fixed_dictionaries(
+            {"seed": st.integers(0, 2**64 - 1), "loss": st.sampled_from(["bce", "ce"])}
+        ),
+    },
+)
+
+
+@given(DOCUMENTS)
+def test_json_round_trip(document: dict[str, Any]) -> None:
+    recipe = make_recipe("some", document, where="here")
+    text = json.dumps(recipe.to_json(), allow_nan=False)
+    again = make_recipe("some", json.loads(text), where="there")
+    # NaN, which stands for "not given", equals nothing, not even itself.
+    assert again.to_json() == recipe.to_json()
+    assert repr(again) == repr(recipe)
+    for section, keys in document.items():
+        for key, value in keys.items():
+            assert recipe.to_json()[section][key] == value
+
+
+def test_json_names_every_setting() -> None:
+    document = Recipe(name="all").to_json()
+    assert document["data"]["mean"] is None
+    assert {section: set(keys) for section, keys in document.items()} == {
+        section: {field.name for field in fields(kind)} for section, kind in SECTIONS.items()
+    }
+
+
+def test_a_file_says_the_same_as_json(tmp_path: Path) -> None:
+    recipe = tiny_recipe()
+    path = write_recipe(tmp_path / "tiny.toml", recipe)
+    assert repr(load_recipe(str(path))) == repr(recipe)
+
+
+RECIPES = sorted((PROJECT / "recipes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads(path: Path) -> None:
+    recipe = load_recipe(str(path))
+    assert recipe.name == path.stem
+    assert recipe.augment.time_mask <= recipe.model.num_frames
+
+
+def test_there_are_recipes() -> None:
+    assert RECIPES
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"augment": {"time_mask": 65}},
+            r"^augment\.time_mask: must be at most model\.num_frames \(64\), got 65",
+        ),
+        (
+            {"augment": {"frequency_mask": 129}},
+            r"^augment\.frequency_mask: must be at most the number of mel bins \(128\), got 129",
+        ),
+        ({"model": {"patch_frequency": 129}}, r"^model\.patch_frequency: .* \(128\), got 129"),
+        ({"train": {"loss": "ce"}}, r"^train\.loss: 'ce' is for clips with one label, but clip"),
+    ],
+)
+def test_settings_that_do_not_fit_the_data(
+    tmp_path: Path, changes: dict[str, dict[str, Any]], message: str
+) -> None:
+    dataset = make_prepared(str(tmp_path), num_train=8, num_eval=8, max_labels=3)
+    fitting = tiny_recipe(augment={"time_mask": 64, "frequency_mask": 128})
+    check_fit(fitting, select_training_data(dataset, fitting.data))
+    with pytest.raises(UserError, match=message):
+        check_fit(tiny_recipe(**changes), select_training_data(dataset, fitting.data))
