@@ -45,13 +45,9 @@ EXCLUDES = (
 """What of the project folder is not uploaded, as lines of a .gitignore; its own counts too."""
 
 PLAIN_VARIABLES = (
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "AWS_REQUEST_CHECKSUM_CALCULATION",
-    "AWS_RESPONSE_CHECKSUM_VALIDATION",
-)
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION",
+    "AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION",
+)  # fmt: skip
 """Sent with every job if they are set: which storage, but no secret."""
 
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -61,7 +57,9 @@ INTERRUPTED = 130
 """Exit status of a job that was stopped, and of following one until Ctrl-C, as shells have it."""
 
 CONNECT_TIMEOUT_S = 5.0
-"""Longest wait for a connection to the job server, and for its version, which is asked first."""
+"""Longest wait for a connection to the job server."""
+VERSION_TIMEOUT_S = 10.0
+"""Longest wait for its version, which is asked first and costs it nothing."""
 READ_TIMEOUT_S = 60.0
 """Longest wait for any other answer."""
 LOST_S = 120.0
@@ -191,7 +189,7 @@ def list_jobs(*, address: str | None = None) -> None:
     for title in ("ID", "STATUS", "START", "DURATION"):
         table.add_column(title, no_wrap=True)
     table.add_column("ENTRYPOINT", overflow="fold")
-    for job in sorted(jobs, key=lambda job: job.start_time or 0):
+    for job in sorted(jobs, key=lambda job: job.start_time):
         table.add_row(*(Text(cell) for cell in _row(job)))
     # Text in a pipe is for programs: lines are not to be folded at 80 columns.
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)
@@ -211,8 +209,7 @@ def print_logs(job_id: str, *, address: str | None = None, follow: bool = False)
     if follow:
         server.get_job_info(job_id)
         return _follow_to_end(server, job_id)
-    sys.stdout.write(server.get_job_logs(job_id))
-    sys.stdout.flush()
+    print(server.get_job_logs(job_id), end="", flush=True)
     return 0
 
 
@@ -253,7 +250,7 @@ class _JobServer(JobSubmissionClient):  # type: ignore[misc]
             self._ssl_context = True
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-        read_timeout_s = CONNECT_TIMEOUT_S if endpoint == "/api/version" else READ_TIMEOUT_S
+        read_timeout_s = VERSION_TIMEOUT_S if endpoint == "/api/version" else READ_TIMEOUT_S
         options.setdefault("timeout", (CONNECT_TIMEOUT_S, read_timeout_s))
         try:
             return super()._do_request(method, endpoint, **options)
@@ -293,8 +290,7 @@ class _Log:
         """Print the log as it grows; the server sends it from its start at every connection.
 
         Returns:
-            Whether the server closed it in good order, which it does after the job's end, but
-            also when the node that has the log is lost.
+            Whether the server closed it in good order.
         """
         position = 0
         stream = self._server.tail_job_logs(self._job_id)
@@ -320,8 +316,7 @@ class _Log:
 
     def _print(self, position: int, text: str) -> None:
         new = text[max(0, self.num_printed - position) :]
-        sys.stdout.write(new)
-        sys.stdout.flush()
+        print(new, end="", flush=True)
         self.num_printed += len(new)
 
 
@@ -360,7 +355,8 @@ def _follow(server: _JobServer, job_id: str) -> Any:
             if time.monotonic() - answered > LOST_S:
                 raise UserError(f"{error}; job {job_id} may still be running") from error
         else:
-            complete = closed or log.catch_up()
+            # A tail also ends in good order when the node that has the log is lost.
+            complete = log.catch_up() or closed
             if details.status.is_terminal():
                 if not complete:
                     _say(f"job {job_id}: the end of its log could not be read")
@@ -428,13 +424,11 @@ def _checked_id(job_id: str) -> str:
 
 
 def _row(job: Any) -> tuple[str, str, str, str, str]:
-    if job.start_time is None:
-        return job.submission_id, job.status.value, "", "", job.entrypoint
-    end_s = (job.end_time or time.time() * 1000) / 1000
-    start = datetime.fromtimestamp(job.start_time / 1000)
-    duration = timedelta(seconds=max(0, round(end_s - job.start_time / 1000)))
-    start_text = start.isoformat(sep=" ", timespec="seconds")
-    return job.submission_id, job.status.value, start_text, str(duration), job.entrypoint
+    start_s = job.start_time / 1000
+    end_s = job.end_time / 1000 if job.end_time else time.time()
+    start = datetime.fromtimestamp(start_s).isoformat(sep=" ", timespec="seconds")
+    duration = str(timedelta(seconds=max(0, round(end_s - start_s))))
+    return job.submission_id, job.status.value, start, duration, job.entrypoint
 
 
 def _how_to_return(server: _JobServer, job_id: str) -> str:

@@ -84,7 +84,7 @@ def exists(path: str) -> bool:
     with _explained(path):
         try:
             return bool(file_system(path).info(path)["type"] == "file")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
 
@@ -264,10 +264,9 @@ def with_retries(action: Any, *arguments: object, attempts: int = 3) -> Any:
     for attempt in range(attempts):
         try:
             return action(*arguments)
-        except (FileNotFoundError, PermissionError, UserError):
-            raise
-        except (OSError, EOFError):
-            if attempt == attempts - 1:
+        except (OSError, EOFError) as error:
+            lasting = one_file_fault(error) or explain(error)
+            if lasting or attempt == attempts - 1:
                 raise
             time.sleep(0.5 * 2**attempt)
     raise AssertionError("attempts must be at least 1")
@@ -281,7 +280,9 @@ def _read_or_error(path: str) -> bytes | Exception:
 
 
 def _read(path: str) -> bytes:
-    return bytes(file_system(path).cat_file(path))
+    # Left to itself s3fs asks for the size first, to fetch large files in pieces: two requests.
+    options = {"max_concurrency": 1} if is_remote(path) else {}
+    return bytes(file_system(path).cat_file(path, **options))
 
 
 def _write_local(path: str, data: bytes) -> None:

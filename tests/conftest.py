@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -43,10 +44,24 @@ def esc10(real_data: Path) -> Path:
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """The address of an S3 server of our own, in a process of its own."""
+    with _s3_server({}) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def strict_s3_endpoint() -> Iterator[str]:
+    """The address of an S3 server that asks for a key and knows none."""
+    with _s3_server({"INITIAL_NO_AUTH_ACTION_COUNT": "0"}) as endpoint:
+        yield endpoint
+
+
+@contextmanager
+def _s3_server(variables: dict[str, str]) -> Iterator[str]:
     port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        env={**os.environ, **variables},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -97,6 +112,9 @@ def _wait_for(endpoint: str, server: subprocess.Popen[bytes]) -> None:
         assert server.poll() is None, "the S3 server ended at once"
         try:
             urllib.request.urlopen(endpoint, timeout=1).close()
+            return
+        except urllib.error.HTTPError as refusal:
+            refusal.close()
             return
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             time.sleep(0.1)

@@ -186,16 +186,14 @@ def test_a_failed_job_passes_its_exit_status_on(
 def test_without_waiting_the_id_is_all_of_stdout(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start = time.monotonic()
-    arguments = ["exit", "0"]
+    arguments = ["exit", "1"]
     assert jobs.submit(arguments, working_dir=cluster.project, address=cluster.url, wait=False) == 0
-    assert time.monotonic() - start < 5
     job_id, err = capsys.readouterr()
     assert job_id.startswith("raysubmit_")
     assert f"ray_job.py logs --follow {job_id.strip()} --address {cluster.url}" in err
     jobs.list_jobs(address=cluster.url)
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert "python ray_job.py exit 0" in rows[job_id.strip()]
+    assert "python ray_job.py exit 1" in rows[job_id.strip()]
     assert "seven" in rows
 
 

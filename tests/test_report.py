@@ -230,6 +230,4 @@ def write_predictions(
     storage.write_table(str(folder / "predictions" / f"{name}.parquet"), table)
     targets = np.array([[label in own for label in labels] for own in clip_labels])
     metrics = evaluate_scores(targets, scores, labels).to_json()
-    storage.write_json(
-        str(folder / "predictions" / f"{name}.json"), {"name": name, **metrics}
-    )
+    storage.write_json(str(folder / "predictions" / f"{name}.json"), {"name": name, **metrics})

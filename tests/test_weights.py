@@ -100,7 +100,7 @@ def test_no_such_file(tmp_path):
 
 def test_a_folder_is_no_file(tmp_path):
     (tmp_path / "folder.pt").mkdir()
-    with pytest.raises(UserError, match=r"folder\.pt: could not read the weights"):
+    with pytest.raises(UserError, match=r"folder\.pt: Is a directory"):
         read_state(str(tmp_path / "folder.pt"))
 
 

@@ -183,7 +183,8 @@ class AST(nn.Module):
 
     def _class_tokens(self, num_clips: int) -> list[Tensor]:
         tokens = [self.cls_token] if self.dist_token is None else [self.cls_token, self.dist_token]
-        return [token.expand(num_clips, -1, -1) for token in tokens]
+        # Flattened, so that the gradients get the plain strides that DDP wants.
+        return [token.flatten().expand(num_clips, 1, -1) for token in tokens]
 
 
 def build_model(

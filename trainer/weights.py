@@ -200,9 +200,6 @@ def _read_bytes(path: str) -> bytes:
         return storage.read_bytes(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file of weights") from error
-    except OSError as error:
-        reason = storage.explain(error) or _first_line(error)
-        raise UserError(f"{path}: could not read the weights: {reason}") from error
 
 
 def _tensors_only(content: Any, path: str) -> State:

@@ -9,6 +9,7 @@ The page is a function of what was read: no clock, so the same runs give the sam
 """
 
 import hashlib
+import itertools
 import json
 import math
 import statistics
@@ -17,18 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from pipeline import storage
 from pipeline.dataset import PreparedDataset, open_dataset
 from pipeline.errors import UserError
+from pipeline.manifest import TRAIN_SPLIT
+from trainer.predictions import Predictions, predictions_path, read_predictions
 from trainer.report import examples, figures
-
-FORMAT_VERSION = 1
-NUM_CONFUSIONS = 12
-"""Rows in the table of the most frequent confusions."""
+from trainer.run_folder import read_history, read_run
 
 _METRICS = (("mAP", "mAP"), ("mAUC", "mAUC"), ("d_prime", "d′"), ("accuracy", "Accuracy"))
 
@@ -57,9 +56,8 @@ class Run:
 
     @property
     def main_evaluation(self) -> str | None:
-        """The predictions that stand for the run: those of its own evaluation split, if any."""
-        split, fold = self.data.get("eval_split"), self.data.get("eval_fold")
-        wanted = ["eval", f"{split}-fold{fold}", str(split), *self.evaluations]
+        """The predictions that stand for the run: those on its own evaluation clips, if any."""
+        wanted = [self.data.get("eval_name"), *self.evaluations]
         return next((name for name in wanted if name in self.evaluations), None)
 
     @property
@@ -96,41 +94,35 @@ def write_report(runs: list[str], *, output: str | None = None) -> str:
     if not runs:
         raise UserError("report: no run was given; name one or more run folders")
     paths = [storage.absolute(path) for path in runs]
-    loaded = [read_run(path, name) for path, name in zip(paths, run_names(paths), strict=True)]
+    loaded = [load_run(path, name) for path, name in zip(paths, run_names(paths), strict=True)]
     target = storage.absolute(output) if output else storage.join(paths[0], "report.html")
-    storage.write_bytes(target, render(loaded).encode())
+    storage.write_bytes(target, render(loaded).encode(errors="replace"))
     return target
 
 
-def read_run(path: str, name: str) -> Run:
+def load_run(path: str, name: str) -> Run:
     """Read a run folder, except for its checkpoints and predictions.
 
     Raises:
         UserError: it is not the folder of a run.
     """
-    storage.check_bucket(path)
-    info = _read_document(storage.join(path, "run.json"))
-    if info is None:
-        raise UserError(f"{path}: no run there (no run.json); give the folder of a training run")
-    if info.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{path}: the run has format version {info.get('format_version')}, "
-            f"this program reads {FORMAT_VERSION}"
-        )
-    history = _read_document(storage.join(path, "history.json")) or {}
-    files = storage.list_files(storage.join(path, "predictions"))
-    evaluations = {
-        PurePosixPath(file).stem: _read_document(file) or {}
-        for file in files
-        if file.endswith(".json")
-    }
+    try:
+        info, history = read_run(path), read_history(path)
+        files = storage.list_files(storage.join(path, "predictions"))
+        evaluations = {
+            PurePosixPath(file).stem: storage.read_json(file)
+            for file in files
+            if file.endswith(".json")
+        }
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: a file of the run is not valid JSON: {error}") from error
     return Run(
         path=path,
         name=name,
         info=info,
-        steps=history.get("steps", []),
-        epochs=history.get("epochs", []),
-        is_finished=bool(history.get("finished")),
+        steps=history["steps"],
+        epochs=history["epochs"],
+        is_finished=bool(history["finished"]),
         evaluations=evaluations,
     )
 
@@ -148,6 +140,9 @@ def run_names(paths: Sequence[str]) -> list[str]:
 def render(runs: Sequence[Run]) -> str:
     """The page of these runs."""
     dataset, data_problem = _open(runs[0])
+    first = _predictions(runs[0])
+    # One after the other: the scores of all runs need not fit into memory together.
+    scored = itertools.chain([first], map(_predictions, runs[1:]))
     sections: Row = {
         "runs": [
             {"run": run, "colour": figures.run_colour(number)} for number, run in enumerate(runs)
@@ -158,11 +153,12 @@ def render(runs: Sequence[Run]) -> str:
         "summary": summarise(runs),
         "differences": [row for row in settings_rows(runs) if row["differs"]],
         "settings": settings_rows(runs),
+        "num_seeds": len({run.info.get("seed") for run in runs}),
         "versions": _table(runs, "versions"),
         "curves": figures.history_plots([run.history for run in runs]),
         "classes": class_section(runs),
-        "confusions": confusion_section(runs),
-        "examples": example_section(runs[0], dataset, data_problem),
+        "confusions": examples.confusion_section([run.name for run in runs], scored),
+        "examples": examples.example_section(runs[0].name, first, dataset, data_problem),
         "data": data_section(runs, dataset, data_problem),
         "durations": duration_section(runs, dataset),
     }
@@ -184,37 +180,36 @@ def render(runs: Sequence[Run]) -> str:
     )
 
 
-def make_tiles(runs: Sequence[Run]) -> list[dict[str, str]]:
+def make_tiles(runs: Sequence[Run]) -> list[Row]:
     """The headline numbers: label, value, and what to read it by."""
-    tiles = []
+    tiles: list[Row] = []
     for key, title in _METRICS:
         mean, spread = _mean_and_spread([run.final.get(key) for run in runs])
         chance, _ = _mean_and_spread([run.final.get("chance_mAP") for run in runs])
-        details = []
+        details = [f"± {_number(spread)} in {len(runs)} runs"] if spread is not None else []
         if key == "mAP" and chance is not None:
             details.append(f"chance {_number(chance)}")
-        if spread is not None:
-            details.append(f"± {_number(spread)} over {len(runs)} runs")
-        tiles.append({"label": title, "value": _number(mean), "detail": ", ".join(details)})
+        tiles.append({"label": title, "value": _number(mean), "details": details})
     data = runs[0].data
     epochs = sorted({len(run.epochs) for run in runs})
+    num_epochs = str(epochs[0]) if len(epochs) == 1 else f"{epochs[0]}–{epochs[-1]}"
     total_s = math.fsum(run.train_s for run in runs)
     return [
         *tiles,
         {
             "label": "Training clips",
             "value": _count(data.get("num_train_clips")),
-            "detail": f"{_count(data.get('num_eval_clips'))} for evaluation",
+            "details": [f"{_count(data.get('num_eval_clips'))} for evaluation"],
         },
         {
             "label": "Epochs",
-            "value": "–".join(str(number) for number in {epochs[0]: 0, epochs[-1]: 0}),
-            "detail": "" if all(run.is_finished for run in runs) else "not finished",
+            "value": num_epochs,
+            "details": [] if all(run.is_finished for run in runs) else ["not finished"],
         },
         {
             "label": "Training time",
             "value": _duration(total_s / len(runs)),
-            "detail": f"mean of {len(runs)} runs" if len(runs) > 1 else "without evaluation",
+            "details": [f"mean of {len(runs)} runs"] if len(runs) > 1 else ["without evaluation"],
         },
     ]
 
@@ -261,56 +256,6 @@ def class_section(runs: Sequence[Run]) -> Row:
     }
 
 
-def confusion_section(runs: Sequence[Run]) -> Row:
-    """The confusion matrix, added up over the runs; or why there is none."""
-    total: Any = None
-    vocabulary: list[str] = []
-    names = []
-    for run in runs:
-        clips = _scored_clips(run)
-        if clips is None or (vocabulary and clips.vocabulary != vocabulary):
-            continue
-        counts = examples.confusion_counts(clips)
-        if counts is None:
-            return _no_confusions(
-                "Clips have several labels or none, so that there is no one true class to set "
-                "against the predicted one: a confusion matrix is drawn for data with exactly "
-                "one label a clip."
-            )
-        total, vocabulary = counts if total is None else total + counts, clips.vocabulary
-        names.append(run.name)
-    if total is None:
-        return _no_confusions("There are no predictions yet.")
-    # Classes that no clip has and none was taken for would be empty rows and columns.
-    used = np.flatnonzero(total.sum(axis=0) + total.sum(axis=1))
-    labels = [vocabulary[number] for number in used]
-    counts = total[np.ix_(used, used)]
-    return {
-        "plot": figures.confusion_plot(counts, labels),
-        "reason": "",
-        "pairs": _frequent_confusions(counts, labels),
-        "left_out": [label for label in vocabulary if label not in set(labels)],
-        "names": names,
-    }
-
-
-def example_section(run: Run, dataset: PreparedDataset | None, problem: str) -> Row:
-    """Single clips of the first run; or why there are none."""
-    section: Row = {"run": run.name, "examples": [], "colours": examples.COLOURS, "range": None}
-    clips = _scored_clips(run)
-    if clips is None:
-        return section | {"reason": "There are no predictions yet."}
-    if dataset is None:
-        return section | {"reason": problem}
-    try:
-        shown = examples.make_examples(clips, dataset)
-    except (OSError, EOFError) as error:
-        return section | {"reason": f"The data set's shards cannot be read: {error}"}
-    reason = "" if shown else "The data set holds none of the clips that were evaluated."
-    scale = examples.energy_range(dataset.card)
-    return section | {"examples": shown, "reason": reason, "range": scale}
-
-
 def data_section(runs: Sequence[Run], dataset: PreparedDataset | None, problem: str) -> Row:
     """What the first run was trained on, and which runs had something else."""
     data = runs[0].data
@@ -324,7 +269,8 @@ def data_section(runs: Sequence[Run], dataset: PreparedDataset | None, problem: 
         "card": card,
         "is_same": card.get("fingerprint") == data.get("fingerprint"),
         "rejects": sorted(reasons.items(), key=lambda item: (-item[1], item[0])),
-        "plot": figures.counts_plot(card.get("class_counts", {}), dataset.labels),
+        "splits": _training_first(card.get("splits", {})),
+        "plot": figures.counts_plot(_training_first(card["class_counts"]), dataset.labels),
     }
 
 
@@ -332,7 +278,8 @@ def duration_section(runs: Sequence[Run], dataset: PreparedDataset | None) -> Ro
     """Seconds of preparing the data, of training and of evaluation."""
     summary = None
     if dataset is not None:
-        summary = _read_document(storage.join(dataset.path, "prepare_summary.json"))
+        path = storage.join(dataset.path, "prepare_summary.json")
+        summary = storage.read_json(path) if storage.exists(path) else None
     rows = [
         {
             "name": run.name,
@@ -364,31 +311,12 @@ def _open(run: Run) -> tuple[PreparedDataset | None, str]:
         return None, f"The data set {path} cannot be read any more: {reason}"
 
 
-def _read_document(path: str) -> Row | None:
-    """A JSON object, None if it is not there.
-
-    Raises:
-        UserError: it is there but is no JSON object.
-    """
-    try:
-        document = storage.read_json(path)
-    except FileNotFoundError:
+def _predictions(run: Run) -> Predictions | None:
+    """Those of the main evaluation, if they are there."""
+    name = run.main_evaluation
+    if name is None or not storage.exists(predictions_path(run.path, name)):
         return None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); was it edited or cut?") from error
-    if not isinstance(document, dict):
-        raise UserError(f"{path}: not a JSON object; is this a run folder?")
-    return document
-
-
-def _scored_clips(run: Run) -> examples.ScoredClips | None:
-    if run.main_evaluation is None:
-        return None
-    path = storage.join(run.path, "predictions", f"{run.main_evaluation}.parquet")
-    try:
-        return examples.read_scored_clips(path)
-    except FileNotFoundError:
-        return None
+    return read_predictions(run.path, name)
 
 
 def _by_label(metrics: Row) -> dict[str, Row]:
@@ -408,27 +336,6 @@ def _class_row(label: str, tables: Sequence[tuple[Run, dict[str, Row]]]) -> figu
         chance=statistics.fmean(shares),
         values=tuple(entry["AP"] for entry in entries),
     )
-
-
-def _no_confusions(reason: str) -> Row:
-    return {"plot": None, "reason": reason, "pairs": [], "left_out": [], "names": []}
-
-
-def _frequent_confusions(counts: Any, labels: Sequence[str]) -> list[Row]:
-    """The largest cells off the diagonal, by count, then by share of the true class."""
-    totals = counts.sum(axis=1)
-    cells = [
-        {
-            "true": labels[true],
-            "predicted": labels[predicted],
-            "num": int(counts[true, predicted]),
-            "share": float(counts[true, predicted] / totals[true]),
-        }
-        for true, predicted in np.argwhere(counts)
-        if true != predicted
-    ]
-    cells.sort(key=lambda cell: (-cell["num"], -cell["share"], cell["true"], cell["predicted"]))
-    return cells[:NUM_CONFUSIONS]
 
 
 def _table(runs: Sequence[Run], key: str) -> list[Row]:
@@ -455,6 +362,11 @@ def _script_json(document: object) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
+def _training_first(by_split: Row) -> Row:
+    """The same, the training split before the others."""
+    return dict(sorted(by_split.items(), key=lambda item: (item[0] != TRAIN_SPLIT, item[0])))
+
+
 def _mean_and_spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:
     """Mean, and the sample standard deviation of two or more, of the values that are there."""
     defined = [value for value in values if value is not None]
@@ -475,12 +387,12 @@ def _count(value: float | None) -> str:
 
 
 def _duration(value_s: float | None) -> str:
-    """Seconds as people say them: `0.8 s`, `47 s`, `12 min 5 s`, `32 h 47 min`."""
+    """Seconds as people say them: `0.8 s`, `47 s`, `2 min 5 s`, `25 min`, `32 h 47 min`."""
     if value_s is None:
         return "–"
     if value_s < 60:
         return f"{value_s:.1f} s" if value_s < 10 else f"{value_s:.0f} s"
     minutes, seconds = divmod(round(value_s), 60)
     if minutes < 60:
-        return f"{minutes} min {seconds} s"
+        return f"{minutes} min {seconds} s" if minutes < 10 else f"{minutes} min"
     return f"{minutes // 60:,} h {minutes % 60} min"

@@ -1,19 +1,19 @@
 """Predictions of an evaluation to what is shown of single clips: examples and confusions.
 
-In: `predictions/<name>.parquet` of a run and the data set it was made from. Steps: read the scores;
-choose the clips that are most surely right and most surely wrong, spread over the classes; draw
-their fbanks as PNG images. Out: `Example`s and a confusion matrix. The same predictions always give
-the same choice.
+In: predictions and the data set they were made on. Steps: count what was taken for what; choose
+the clips that are most surely right and most surely wrong, spread over the classes; draw their
+fbanks as PNG images. Out: `Example`s and a confusion matrix. The same predictions always give the
+same choice.
 
 Shapes: N clips, C classes, T frames, F mel bins.
 """
 
 import base64
 import io
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import plotly.colors
@@ -22,17 +22,20 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import storage
 from pipeline.dataset import PreparedDataset
-from pipeline.errors import UserError
+from trainer.predictions import Predictions
+from trainer.report import figures
 
-NUM_RIGHT = 4
-NUM_WRONG = 6
+NUM_RIGHT = 5
+NUM_WRONG = 7
 NUM_TOP = 5
 """Predicted tags shown with a clip."""
 
 NUM_EXTRA = 3
 """True labels shown with a clip that are not among the top tags, at most."""
+
+NUM_CONFUSIONS = 12
+"""Rows in the table of the most frequent confusions."""
 
 MAX_COLUMNS = 480
 """Width of a spectrogram image, in pixels; the frames of a longer clip are averaged."""
@@ -43,29 +46,22 @@ COLOURS: tuple[str, ...] = tuple(plotly.colors.sequential.Magma)
 _NUM_LEVELS = 64
 """Shades in an image: as many as can be told apart, at half the bytes of 256."""
 
-BoolArray = NDArray[np.bool_]
+_SHADES = [
+    # Shades of one colour over no colour, so that the page's own background is the zero; steep at
+    # first, so that rare confusions are seen.
+    [0, "rgba(63,116,209,0)"],
+    [0.01, "rgba(63,116,209,0.16)"],
+    [0.25, "rgba(63,116,209,0.42)"],
+    [1, "rgba(63,116,209,0.85)"],
+]
+
+MAX_NAMED_CLASSES = 60
+"""Classes whose names fit beside a confusion matrix."""
+
 FloatArray = NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class ScoredClips:
-    """Labels and scores of N evaluated clips."""
-
-    ids: list[str]
-    labels: list[list[str]]
-    scores: FloatArray
-    """`[N, C]`."""
-    vocabulary: list[str]
-    """C labels."""
-
-    @property
-    def targets(self) -> BoolArray:
-        """`[N, C]`: the labels of each clip; those outside the vocabulary have no class."""
-        classes = {label: number for number, label in enumerate(self.vocabulary)}
-        targets = np.zeros(self.scores.shape, dtype=bool)
-        for row, labels in enumerate(self.labels):
-            targets[row, [classes[label] for label in labels if label in classes]] = True
-        return targets
+Counts = NDArray[np.int64]
+Section = dict[str, Any]
+"""What the page's template needs for one of its sections."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,41 +92,135 @@ class Example:
     """Of the time axis: place in percent of the width, and seconds."""
 
 
-def read_scored_clips(path: str) -> ScoredClips:
-    """Read predictions.
+def confusion_section(names: Sequence[str], scored: Iterable[Predictions | None]) -> Section:
+    """The confusion matrix, added up over the runs that have the same classes.
 
-    Raises:
-        FileNotFoundError: there are none.
-        UserError: the file is not one of predictions.
+    Args:
+        names: of the runs.
+        scored: each run's clips, None for one without predictions.
+
+    Returns:
+        `plot`, `pairs` (the most frequent confusions), `left_out` (classes), `names` (runs added
+        up); without a plot, the `reason` why there is none.
     """
-    table = storage.read_table(path)
-    metadata = (table.schema.metadata or {}).get(b"ast_ray")
-    if metadata is None or not {"id", "labels", "scores"} <= set(table.column_names):
-        raise UserError(f"{path}: not a file of predictions; evaluate the run again")
-    vocabulary = json.loads(metadata)["labels"]
-    values = pc.list_flatten(table["scores"]).to_numpy().astype(np.float32, copy=False)
-    if len(values) != table.num_rows * len(vocabulary):
-        raise UserError(f"{path}: not one score for each clip and label; evaluate the run again")
-    return ScoredClips(
-        ids=table["id"].to_pylist(),
-        labels=table["labels"].to_pylist(),
-        scores=values.reshape(table.num_rows, len(vocabulary)),
-        vocabulary=vocabulary,
-    )
+    total: Counts | None = None
+    vocabulary: list[str] = []
+    added = []
+    for name, clips in zip(names, scored, strict=True):
+        if clips is None or (vocabulary and clips.labels != vocabulary):
+            continue
+        counts = confusion_counts(clips)
+        if counts is None:
+            return _no_confusions(
+                "Clips have several labels or none, so that there is no one true class to set "
+                "against the predicted one: a confusion matrix is drawn for data with exactly "
+                "one label a clip."
+            )
+        total, vocabulary = counts if total is None else total + counts, clips.labels
+        added.append(name)
+    if total is None:
+        return _no_confusions("There are no predictions yet.")
+    # Classes that no clip has and none was taken for would be empty rows and columns.
+    used = np.flatnonzero(total.sum(axis=0) + total.sum(axis=1))
+    labels = [vocabulary[number] for number in used]
+    counts = total[np.ix_(used, used)]
+    return {
+        "plot": confusion_plot(counts, labels),
+        "reason": "",
+        "pairs": _frequent_confusions(counts, labels),
+        "left_out": [label for label in vocabulary if label not in set(labels)],
+        "names": added,
+    }
 
 
-def confusion_counts(clips: ScoredClips) -> NDArray[np.int64] | None:
+def example_section(
+    name: str, clips: Predictions | None, dataset: PreparedDataset | None, problem: str
+) -> Section:
+    """Single clips of one run.
+
+    Args:
+        name: of the run.
+        clips: those it was evaluated on, None without predictions.
+        dataset: what it was evaluated on, None if that cannot be read.
+        problem: why it cannot.
+
+    Returns:
+        `run`, `examples`, `colours` and `range` of the spectrograms; without examples, the
+        `reason` why there are none.
+    """
+    section: Section = {"run": name, "examples": [], "colours": COLOURS, "range": None}
+    if clips is None:
+        return section | {"reason": "There are no predictions yet."}
+    if dataset is None:
+        return section | {"reason": problem}
+    try:
+        shown = make_examples(clips, dataset)
+    except (OSError, EOFError) as error:
+        return section | {"reason": f"The data set's shards cannot be read: {error}"}
+    reason = "" if shown else "The data set holds none of the clips that were evaluated."
+    scale = energy_range(dataset.card)
+    return section | {"examples": shown, "reason": reason, "range": scale}
+
+
+def confusion_counts(clips: Predictions) -> Counts | None:
     """Clips by `[true, predicted]` class `[C, C]`; None if a clip has not exactly one label."""
-    targets = clips.targets
-    if not clips.ids or not (targets.sum(axis=1) == 1).all():
+    if not clips.ids or not (clips.targets.sum(axis=1) == 1).all():
         return None
-    num_classes = len(clips.vocabulary)
-    cells = targets.argmax(axis=1) * num_classes + clips.scores.argmax(axis=1)
+    num_classes = len(clips.labels)
+    cells = clips.targets.argmax(axis=1) * num_classes + clips.scores.argmax(axis=1)
     counts = np.bincount(cells, minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes).astype(np.int64)
 
 
-def choose_rows(clips: ScoredClips, *, num_right: int, num_wrong: int) -> list[int]:
+def confusion_plot(counts: Counts, labels: Sequence[str]) -> figures.Plot:
+    """A confusion matrix: `counts[true, predicted]` `[C, C]`, shown as shares of each row."""
+    totals = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    names = _unique_names(labels)
+    num_classes = len(labels)
+    cells: dict[str, Any] = {
+        "type": "heatmap",
+        "z": np.round(counts / totals, 3).tolist(),
+        "x": names,
+        "y": names,
+        "customdata": counts.tolist(),
+        "zmin": 0,
+        "zmax": 1,
+        "colorscale": _SHADES,
+        "colorbar": {"tickformat": ".0%", "thickness": 10, "outlinewidth": 0, "len": 0.6},
+        "hovertemplate": "true <b>%{y}</b><br>predicted <b>%{x}</b><br>"
+        "%{customdata} clips, %{z:.1%} of the true class<extra></extra>",
+    }
+    if num_classes <= 16:
+        cells |= {"text": np.where(counts, counts, "").tolist(), "texttemplate": "%{text}"}
+    are_named = num_classes <= MAX_NAMED_CLASSES
+    ticks = {"tickvals": names, "ticktext": [figures.short_label(label) for label in labels]}
+    axis = {"type": "category", "ticks": "", "showgrid": False, "automargin": True}
+    axis |= ticks if are_named else {"showticklabels": False}
+    height_px = 180 + max(14, min(34, 480 // num_classes)) * num_classes if are_named else 640
+    titles = [{"title": {"text": text, "standoff": 12}} for text in ("predicted", "true")]
+    return figures.Plot(
+        key="confusions",
+        title="Confusion matrix",
+        caption="Rows are true classes, columns what was predicted; a shade is the share of the "
+        "row. Drag to enlarge a part, double-click to return."
+        + ("" if are_named else " Hover for the names of the classes."),
+        summary=f"Confusion matrix of {num_classes} classes; the most frequent confusions are "
+        "in the table that follows.",
+        figure={
+            "data": [cells],
+            "layout": {
+                "height": height_px,
+                "xaxis": axis | titles[0] | {"tickangle": -45},
+                "yaxis": axis | titles[1] | {"autorange": "reversed"},
+                "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
+            },
+        },
+        height_px=height_px,
+        min_width_px=min(height_px, 640),
+    )
+
+
+def choose_rows(clips: Predictions, *, num_right: int, num_wrong: int) -> list[int]:
     """Rows of the most surely wrong clips, then of the most surely right ones.
 
     Sureness is the distance between the best score of a true label and the best of another. One
@@ -138,13 +228,13 @@ def choose_rows(clips: ScoredClips, *, num_right: int, num_wrong: int) -> list[i
     clip without a label, or with all of them, is not chosen. Fewer of one kind make room for more
     of the other.
     """
-    targets = clips.targets
+    targets = clips.targets > 0
     if clips.scores.size == 0:
         return []
     best_true = np.where(targets, clips.scores, -np.inf).max(axis=1)
     best_other = np.where(targets, -np.inf, clips.scores).max(axis=1)
     margins = best_true - best_other
-    usable = np.flatnonzero(np.isfinite(margins))
+    usable = [int(row) for row in np.flatnonzero(np.isfinite(margins))]
     order = sorted(usable, key=lambda row: (float(margins[row]), clips.ids[row]))
     predicted = clips.scores.argmax(axis=1)
     # A tie between a true label and another is settled as accuracy does: by the first class.
@@ -156,7 +246,7 @@ def choose_rows(clips: ScoredClips, *, num_right: int, num_wrong: int) -> list[i
     return wrong[:num_wrong] + right[: total - num_wrong]
 
 
-def make_examples(clips: ScoredClips, dataset: PreparedDataset) -> list[Example]:
+def make_examples(clips: Predictions, dataset: PreparedDataset) -> list[Example]:
     """The chosen clips with their spectrograms; one that the data set does not have is left out.
 
     Raises:
@@ -207,14 +297,14 @@ def time_ticks(duration_s: float) -> tuple[tuple[float, str], ...]:
 
 
 def _example(
-    clips: ScoredClips, row: int, shape: tuple[int, ...], image: bytes, shift_s: float
+    clips: Predictions, row: int, shape: tuple[int, ...], image: bytes, shift_s: float
 ) -> Example:
     duration_s = shape[0] * shift_s
     tags = _tags(clips, row)
     return Example(
         clip_id=clips.ids[row],
         is_right=tags[0].is_true,
-        labels=tuple(clips.labels[row]),
+        labels=tuple(clips.labels[number] for number in np.flatnonzero(clips.targets[row])),
         tags=tags,
         image="data:image/png;base64," + base64.b64encode(image).decode(),
         duration_s=duration_s,
@@ -223,16 +313,16 @@ def _example(
     )
 
 
-def _tags(clips: ScoredClips, row: int) -> tuple[Tag, ...]:
+def _tags(clips: Predictions, row: int) -> tuple[Tag, ...]:
     """The top tags, then true labels that are not among them."""
     scores = clips.scores[row]
-    true = set(clips.labels[row])
+    true = set(np.flatnonzero(clips.targets[row]))
     ranked = [
         Tag(
-            label=clips.vocabulary[number],
+            label=clips.labels[number],
             score=float(scores[number]),
             rank=rank,
-            is_true=clips.vocabulary[number] in true,
+            is_true=number in true,
         )
         for rank, number in enumerate(np.argsort(-scores, kind="stable"), start=1)
     ]
@@ -243,11 +333,42 @@ def _tags(clips: ScoredClips, row: int) -> tuple[Tag, ...]:
 def _spread(rows: Sequence[int], predicted: NDArray[np.int64]) -> list[int]:
     """The same rows, the first of each predicted class before all others."""
     seen: set[int] = set()
-    first, others = [], []
+    first: list[int] = []
+    others: list[int] = []
     for row in rows:
         (others if predicted[row] in seen else first).append(row)
-        seen.add(predicted[row])
+        seen.add(int(predicted[row]))
     return first + others
+
+
+def _no_confusions(reason: str) -> Section:
+    return {"plot": None, "reason": reason, "pairs": [], "left_out": [], "names": []}
+
+
+def _frequent_confusions(counts: Counts, labels: Sequence[str]) -> list[Section]:
+    """The largest cells off the diagonal, by count, then by share of the true class."""
+    totals = counts.sum(axis=1)
+    cells = [
+        {
+            "true": labels[true],
+            "predicted": labels[predicted],
+            "num": int(counts[true, predicted]),
+            "share": float(counts[true, predicted] / totals[true]),
+        }
+        for true, predicted in np.argwhere(counts)
+        if true != predicted
+    ]
+    cells.sort(key=lambda cell: (-cell["num"], -cell["share"], cell["true"], cell["predicted"]))
+    return cells[:NUM_CONFUSIONS]
+
+
+def _unique_names(labels: Sequence[str]) -> list[str]:
+    """Labels as the names of categories, which must differ for plotly.js."""
+    names: dict[str, None] = {}
+    for number, label in enumerate(labels):
+        name = figures.short_label(label, 60) or " "
+        names[name if name not in names else f"{name} ({number})"] = None
+    return list(names)
 
 
 def _palette() -> list[int]:

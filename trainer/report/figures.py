@@ -1,13 +1,13 @@
 """Numbers of training runs to interactive figures, as plain data that plotly.js draws.
 
-In: histories, metrics per class, a confusion matrix, counts, durations. Out: `Plot`s, whose
+In: histories, metrics per class, counts, durations. Out: `Plot`s, whose
 `figure` holds the `data` and `layout` that `Plotly.newPlot` takes. Colours of text, grid and
 background are left to the page, which knows whether it is light or dark.
 
 Labels, clip and run names are whatever somebody called their files. plotly.js reads some HTML in
 texts, so each of them passes through `plotly_text`.
 
-Shapes: C classes, R runs.
+Shapes: R runs.
 """
 
 import html
@@ -15,9 +15,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 RUN_COLOURS = (
     "#3f74d1",
@@ -37,13 +34,14 @@ MAX_POINTS = 800
 MAX_LABEL_CHARS = 24
 """Characters of a label beside an axis; the full label is shown on hovering."""
 
+CURVE_HEIGHT_PX = 250
+
 _EPOCH_METRICS = (
     ("mAP", "mAP", "Mean over classes of average precision."),
     ("mAUC", "mAUC", "Mean over classes of the area under the ROC curve."),
     ("d_prime", "d′", "d-prime, from mAUC."),
     ("accuracy", "Accuracy", "Share of clips whose highest score is one of their labels."),
 )
-_MUTED = "#8a8f98"
 _BLUE = RUN_COLOURS[0]
 _ORANGE = RUN_COLOURS[1]
 
@@ -127,75 +125,35 @@ def class_plot(rows: Sequence[ClassRow], run_names: Sequence[str]) -> Plot:
         "orientation": "h",
         "x": [_rounded(row.mean) for row in ordered],
         "y": places,
-        "marker": {"color": _BLUE, "opacity": 0.85},
-        "text": [f"{row.mean:.3f}" for row in ordered],
-        "textposition": "outside",
-        "cliponaxis": False,
+        "marker": {"color": _BLUE if len(run_names) == 1 else "rgba(138,143,152,0.45)"},
         "customdata": [[plotly_text(row.label), row.positives] for row in ordered],
         "hovertemplate": "<b>%{customdata[0]}</b><br>AP %{x:.4f}<br>"
         "%{customdata[1]} positive clips<extra></extra>",
     }
-    data = [bars, *_run_dots(ordered, run_names), _chance_marks(ordered)]
+    # In a column of their own, the numbers are in nobody's way.
+    numbers = _marks("text", [1.02] * len(ordered)) | {
+        "text": [f"{row.mean:.3f}" for row in ordered],
+        "textposition": "middle right",
+    }
+    chance = _marks("markers", [_rounded(row.chance) for row in ordered]) | {
+        "marker": {"symbol": "line-ns-open", "size": 13, "color": _ORANGE, "line": {"width": 2}},
+    }
+    layout = _bar_layout([row.label for row in ordered])
+    layout["xaxis"] |= {"range": [0, 1.12], "tickvals": [0, 0.25, 0.5, 0.75, 1]}
+    several = " The bar is the mean of the runs, a dot each run." if len(run_names) > 1 else ""
     return Plot(
         key="classes",
         title="Average precision per class",
-        caption="Best class first. The thin stroke in each bar is chance, the class's share of "
-        "the clips." + _dots_caption(run_names),
+        caption=f"{len(ordered)} classes, best first. The thin stroke is chance, the class's "
+        f"share of the clips.{several}",
         summary=f"Bar chart of average precision for {len(ordered)} classes, best first: "
         f"from {ordered[0].label} ({ordered[0].mean:.3f}) "
         f"to {ordered[-1].label} ({ordered[-1].mean:.3f}).",
         figure={
-            "data": data,
-            "layout": _bar_layout([row.label for row in ordered], x_range=[0, 1.12])
-            | {"barmode": "overlay"},
+            "data": [bars, *_run_dots(ordered, run_names), chance, numbers],
+            "layout": layout | {"barmode": "overlay"},
         },
-        height_px=_bar_height(len(ordered)),
-    )
-
-
-def confusion_plot(counts: NDArray[np.int64], labels: Sequence[str]) -> Plot:
-    """A confusion matrix: `counts[true, predicted]` `[C, C]`, shown as shares of each row."""
-    totals = np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    num_classes = len(labels)
-    names = _unique_names(labels)
-    cells: dict[str, Any] = {
-        "type": "heatmap",
-        "z": np.round(counts / totals, 3).tolist(),
-        "x": names,
-        "y": names,
-        "customdata": counts.tolist(),
-        "zmin": 0,
-        "zmax": 1,
-        # Shades of one colour over no colour, so that the page's own background is the zero.
-        "colorscale": [[0, "rgba(63,116,209,0)"], [0.02, "rgba(63,116,209,0.1)"], [1, _BLUE]],
-        "colorbar": {"tickformat": ".0%", "thickness": 10, "outlinewidth": 0, "len": 0.6},
-        "hovertemplate": "true <b>%{y}</b><br>predicted <b>%{x}</b><br>"
-        "%{customdata} clips, %{z:.1%} of the true class<extra></extra>",
-    }
-    if num_classes <= 16:
-        cells |= {"text": np.where(counts, counts, "").tolist(), "texttemplate": "%{text}"}
-    side_px = 190 + num_classes * _cell_px(num_classes)
-    axis = {"type": "category", "ticks": "", "showgrid": False, "automargin": True}
-    if num_classes <= 60:
-        axis |= {"tickmode": "array", "tickvals": names}
-    return Plot(
-        key="confusions",
-        title="Confusion matrix",
-        caption="Rows are true classes, columns what was predicted; a shade is the share of the "
-        "row. Drag to enlarge a part, double-click to return.",
-        summary=f"Confusion matrix of {num_classes} classes; the most frequent confusions are "
-        "in the table beside it.",
-        figure={
-            "data": [cells],
-            "layout": {
-                "height": side_px,
-                "xaxis": axis | {"title": {"text": "predicted"}, "tickangle": -45},
-                "yaxis": axis | {"title": {"text": "true"}, "autorange": "reversed"},
-                "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
-            },
-        },
-        height_px=side_px,
-        min_width_px=min(side_px, 640),
+        height_px=layout["height"],
     )
 
 
@@ -219,7 +177,7 @@ def counts_plot(counts: dict[str, dict[str, int]], labels: Sequence[str]) -> Plo
         }
         for number, (split, split_counts) in enumerate(counts.items())
     ]
-    layout = _bar_layout(ordered, per_row_px=14 + 8 * len(counts)) | {"barmode": "group"}
+    layout = _bar_layout(ordered, per_row_px=12 + 7 * len(counts)) | {"barmode": "group"}
     layout["xaxis"] |= {"type": "log", "dtick": 1} if is_wide else {"rangemode": "tozero"}
     return Plot(
         key="class-counts",
@@ -233,28 +191,27 @@ def counts_plot(counts: dict[str, dict[str, int]], labels: Sequence[str]) -> Plo
 
 
 def duration_plot(runs: Sequence[History]) -> Plot | None:
-    """Seconds of training and evaluation: per epoch for one run, in all for several."""
-    timed = [(number, run) for number, run in enumerate(runs) if run.epochs]
+    """Seconds of training and evaluation: by epoch for one run, in all for several."""
+    timed = [run for run in runs if run.epochs]
     if not timed:
         return None
-    if len(runs) == 1:
-        names = [f"epoch {entry['epoch']}" for entry in runs[0].epochs]
-        groups = [[entry] for entry in runs[0].epochs]
-    else:
-        names = [run.name for _, run in timed]
-        groups = [run.epochs for _, run in timed]
+    is_single = len(runs) == 1
+    groups = [[entry] for entry in timed[0].epochs] if is_single else [run.epochs for run in timed]
     parts = (("training", "train_s", _BLUE), ("evaluation", "eval_s", _ORANGE))
-    layout = _bar_layout(names) | {"barmode": "stack"}
-    layout["xaxis"] |= {"title": {"text": "seconds"}, "rangemode": "tozero"}
+    if is_single:
+        layout = _curve_layout("epoch") | {"barmode": "stack", "bargap": 0.35}
+        layout["xaxis"] |= _epoch_ticks(runs)
+        places = [entry["epoch"] for entry in timed[0].epochs]
+    else:
+        layout = _bar_layout([run.name for run in timed]) | {"barmode": "stack"}
+        places = list(range(len(timed)))
+    data = [_duration_bars(part, places, groups, is_upright=is_single) for part in parts]
     return Plot(
         key="durations",
-        title="Seconds per epoch" if len(runs) == 1 else "Seconds per run",
+        title="Seconds of each epoch" if is_single else "Seconds of each run",
         caption="",
         summary="Stacked bars of the seconds spent on training and on evaluation.",
-        figure={
-            "data": [_duration_bars(part, names, groups) for part in parts],
-            "layout": layout,
-        },
+        figure={"data": data, "layout": layout},
         height_px=layout["height"],
         legend=tuple((name, colour) for name, _, colour in parts),
     )
@@ -293,7 +250,8 @@ def _loss_plot(runs: Sequence[History]) -> Plot:
     return _curve_plot(
         "loss",
         "Loss",
-        f"Solid: training, mean of an epoch. Dotted: evaluation. Faint: single steps{per_point}.",
+        "Solid: training, mean of an epoch. Dotted: evaluation. "
+        f"Faint: training, as logged{per_point}.",
         data,
         x_title="step",
     )
@@ -311,7 +269,7 @@ def _lr_plot(runs: Sequence[History]) -> Plot:
             line["line"]["shape"] = "hv"
             data.append(line | {"hovertemplate": "%{y:.3g}"})
     plot = _curve_plot("lr", "Learning rate", "At each step.", data, x_title="step")
-    plot.figure["layout"]["yaxis"] |= {"exponentformat": "e", "rangemode": "tozero"}
+    plot.figure["layout"]["yaxis"] |= {"tickformat": "~e", "rangemode": "tozero"}
     return plot
 
 
@@ -320,8 +278,7 @@ def _metric_plot(runs: Sequence[History], key: str, title: str, caption: str) ->
     for number, run in enumerate(runs):
         data += _epoch_line(run, number, "epoch", key, run.name)
     plot = _curve_plot(key.replace("_", "-"), title, caption, data, x_title="epoch")
-    last = max((entry["epoch"] for run in runs for entry in run.epochs), default=1)
-    plot.figure["layout"]["xaxis"] |= {"tick0": 0, "dtick": max(1, math.ceil(last / 8))}
+    plot.figure["layout"]["xaxis"] |= _epoch_ticks(runs)
     return plot
 
 
@@ -335,16 +292,25 @@ def _curve_plot(
         summary=f"Line chart of {title} by {x_title}; the table of epochs has the numbers.",
         figure={
             "data": data,
-            "layout": {
-                "height": 260,
-                "hovermode": "x unified",
-                "xaxis": {"title": {"text": x_title, "standoff": 6}, "zeroline": False},
-                "yaxis": {"automargin": True, "zeroline": False, "nticks": 6},
-                "margin": {"l": 44, "r": 12, "t": 8, "b": 40},
-            },
+            "layout": _curve_layout(x_title) | {"hovermode": "x unified"},
         },
-        height_px=260,
+        height_px=CURVE_HEIGHT_PX,
     )
+
+
+def _curve_layout(x_title: str) -> dict[str, Any]:
+    return {
+        "height": CURVE_HEIGHT_PX,
+        "xaxis": {"title": {"text": x_title, "standoff": 6}, "zeroline": False},
+        "yaxis": {"automargin": True, "zeroline": False, "nticks": 6, "labelalias": {"0e+0": "0"}},
+        "margin": {"l": 44, "r": 12, "t": 8, "b": 40},
+    }
+
+
+def _epoch_ticks(runs: Sequence[History]) -> dict[str, int]:
+    """Whole numbers on an axis of epochs."""
+    last = max((entry["epoch"] for run in runs for entry in run.epochs), default=1)
+    return {"tick0": 0, "dtick": max(1, math.ceil(last / 8))}
 
 
 def _epoch_line(
@@ -379,74 +345,59 @@ def _line(
 
 def _run_dots(rows: Sequence[ClassRow], run_names: Sequence[str]) -> list[dict[str, Any]]:
     """One dot per class and run; nothing for a single run, whose value is the bar."""
-    if len(run_names) < 2:
+    if len(run_names) == 1:
         return []
     return [
-        {
-            "type": "scatter",
-            "mode": "markers",
+        _marks("markers", [_rounded(row.values[number]) for row in rows])
+        | {
             "name": plotly_text(name),
-            "x": [_rounded(row.values[number]) for row in rows],
-            "y": list(range(len(rows))),
-            "marker": {
-                "color": run_colour(number),
-                "size": 6,
-                "line": {"width": 1, "color": "rgba(255,255,255,0.8)"},
-            },
+            "marker": {"color": run_colour(number), "size": 7},
+            "hoverinfo": "all",
             "hovertemplate": "AP %{x:.4f}<extra>%{fullData.name}</extra>",
         }
         for number, name in enumerate(run_names)
     ]
 
 
-def _dots_caption(run_names: Sequence[str]) -> str:
-    return " The bar is the mean of the runs, a dot each run." if len(run_names) > 1 else ""
-
-
-def _chance_marks(rows: Sequence[ClassRow]) -> dict[str, Any]:
+def _marks(mode: str, x: Sequence[float | None]) -> dict[str, Any]:
+    """Marks or texts over horizontal bars, one a row."""
     return {
         "type": "scatter",
-        "mode": "markers",
-        "name": "chance",
-        "x": [_rounded(row.chance) for row in rows],
-        "y": list(range(len(rows))),
-        "marker": {
-            "symbol": "line-ns-open",
-            "size": 11,
-            "color": _MUTED,
-            "line": {"width": 1.5, "color": _MUTED},
-        },
+        "mode": mode,
+        "x": list(x),
+        "y": list(range(len(x))),
         "hoverinfo": "skip",
+        "cliponaxis": False,
     }
 
 
 def _duration_bars(
-    part: tuple[str, str, str], names: Sequence[str], groups: Sequence[list[dict[str, Any]]]
+    part: tuple[str, str, str],
+    places: Sequence[int],
+    groups: Sequence[list[dict[str, Any]]],
+    *,
+    is_upright: bool,
 ) -> dict[str, Any]:
-    title, key, colour = part
+    name, key, colour = part
+    sums = [_rounded(math.fsum(entry.get(key) or 0 for entry in group)) for group in groups]
+    along, across = ("x", "y") if is_upright else ("y", "x")
     return {
         "type": "bar",
-        "orientation": "h",
-        "name": title,
-        "x": [_rounded(math.fsum(entry.get(key) or 0 for entry in group)) for group in groups],
-        "y": list(range(len(names))),
+        "orientation": "v" if is_upright else "h",
+        "name": name,
+        along: list(places),
+        across: sums,
         "marker": {"color": colour},
-        "customdata": [plotly_text(name) for name in names],
-        "hovertemplate": "<b>%{customdata}</b><br>%{x:.1f} s<extra>%{fullData.name}</extra>",
+        "hovertemplate": f"%{{{across}:.1f}} s<extra>{name}</extra>",
     }
 
 
-def _bar_layout(
-    labels: Sequence[str], *, x_range: list[float] | None = None, per_row_px: int = 22
-) -> dict[str, Any]:
+def _bar_layout(labels: Sequence[str], *, per_row_px: int = 22) -> dict[str, Any]:
     """Horizontal bars at the places 0 to len - 1, the first on top, the scale above them."""
-    x_axis: dict[str, Any] = {"side": "top", "zeroline": False, "automargin": True}
-    if x_range is not None:
-        x_axis |= {"range": x_range, "tickvals": [0, 0.25, 0.5, 0.75, 1]}
     return {
-        "height": _bar_height(len(labels), per_row_px),
+        "height": 44 + len(labels) * per_row_px,
         "bargap": 0.28,
-        "xaxis": x_axis,
+        "xaxis": {"side": "top", "zeroline": False, "automargin": True},
         "yaxis": {
             "tickmode": "array",
             "tickvals": list(range(len(labels))),
@@ -456,30 +407,13 @@ def _bar_layout(
             # Without these two, plotly.js compares every label with every other: 500 take 5 s.
             "tickangle": 0,
             "ticklabeloverflow": "allow",
+            "ticklabelstandoff": 6,
             "showgrid": False,
             "zeroline": False,
             "ticks": "",
         },
-        "margin": {"l": 10, "r": 24, "t": 34, "b": 8},
+        "margin": {"l": 10, "r": 24, "t": 26, "b": 8},
     }
-
-
-def _bar_height(num_rows: int, per_row_px: int = 22) -> int:
-    return 56 + num_rows * per_row_px
-
-
-def _cell_px(num_classes: int) -> int:
-    """Side of a cell, in pixels: large for few classes, as small as fits a page for many."""
-    return max(1, min(34, 720 // num_classes))
-
-
-def _unique_names(labels: Sequence[str]) -> list[str]:
-    """Short labels as the names of categories, which must differ for plotly.js."""
-    names: dict[str, None] = {}
-    for number, label in enumerate(labels):
-        name = short_label(label) or " "
-        names[name if name not in names else f"{name} ({number})"] = None
-    return list(names)
 
 
 def _rounded(value: float | None) -> float | None:

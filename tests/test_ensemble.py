@@ -1,0 +1,134 @@
+"""Ensembles: the mean of the scores, and the table of its members."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from rich.console import Console
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from pipeline import storage
+from pipeline.errors import UserError
+from trainer.ensemble import average_predictions, make_table, score_ensemble
+from trainer.metrics import evaluate_scores
+from trainer.predictions import Predictions, read_predictions, write_predictions
+
+NUM_CLIPS = 30
+TARGETS = (np.arange(NUM_CLIPS * 3).reshape(NUM_CLIPS, 3) * 7 % 5 < 2).astype(np.float32)
+
+
+def make_member(seed: int) -> Predictions:
+    """Scores that lean to the targets, each member with errors of its own."""
+    rng = np.random.default_rng(seed)
+    scores = 1 / (1 + np.exp(-(TARGETS * 1.5 + rng.normal(0, 1, TARGETS.shape))))
+    return Predictions(
+        name="eval",
+        ids=[f"clip-{number}" for number in range(NUM_CLIPS)],
+        labels=["a", "b", "c"],
+        targets=TARGETS,
+        scores=scores.astype(np.float32),
+        facts={"loss": "bce", "checkpoint_step": 10 * seed},
+    )
+
+
+def write_member(folder: Path, predictions: Predictions) -> str:
+    metrics = evaluate_scores(predictions.targets, predictions.scores, predictions.labels)
+    write_predictions(str(folder), predictions, metrics)
+    return str(folder)
+
+
+def figures(scores: NDArray[np.float32]) -> dict[str, float]:
+    return {
+        "mAP": average_precision_score(TARGETS, scores),
+        "mAUC": roc_auc_score(TARGETS, scores),
+        "accuracy": float(np.mean(TARGETS[np.arange(NUM_CLIPS), scores.argmax(axis=1)] == 1)),
+    }
+
+
+def test_the_average() -> None:
+    members = [make_member(seed) for seed in (1, 2, 3)]
+    average = average_predictions(members)
+    expected = np.mean([one.scores.astype(np.float64) for one in members], axis=0)
+    np.testing.assert_allclose(average.scores, expected, atol=1e-7)
+    assert average.scores.dtype == np.float32
+    assert (average.ids, average.labels) == (members[0].ids, members[0].labels)
+    assert average.facts == {"loss": "bce", "num_members": 3}
+
+
+def test_one_member_is_its_own_average(tmp_path: Path) -> None:
+    member = make_member(1)
+    assert np.array_equal(average_predictions([member]).scores, member.scores)
+    path = write_member(tmp_path / "seed-1", member)
+    score_ensemble([path], "eval", str(tmp_path))
+    numbers = storage.read_json(f"{tmp_path}/ensemble.json")
+    assert numbers["mean"] == numbers["ensemble"] == numbers["members"]["seed-1"]
+    assert numbers["std"] == {"mAP": 0.0, "mAUC": 0.0, "d_prime": 0.0, "accuracy": 0.0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ids": [f"clip-{number}" for number in reversed(range(NUM_CLIPS))]},
+        {"labels": ["b", "a", "c"]},
+    ],
+)
+def test_members_that_do_not_fit_together(changes: dict[str, list[str]]) -> None:
+    with pytest.raises(UserError, match="predictions on 'eval' cannot be averaged"):
+        average_predictions([make_member(1), replace(make_member(2), **changes)])
+
+
+def test_a_member_without_predictions(tmp_path: Path) -> None:
+    path = write_member(tmp_path / "seed-1", make_member(1))
+    with pytest.raises(UserError, match="seed-2: no predictions on 'eval'"):
+        score_ensemble([path, str(tmp_path / "seed-2")], "eval", str(tmp_path))
+
+
+def test_the_numbers_and_the_table(tmp_path: Path) -> None:
+    members = {f"seed-{seed}": make_member(seed) for seed in (4, 5, 6)}
+    paths = [write_member(tmp_path / name, one) for name, one in members.items()]
+    result = score_ensemble(paths, "eval", str(tmp_path / "all"))
+
+    numbers = storage.read_json(f"{tmp_path}/all/ensemble.json")
+    by_hand = {name: figures(one.scores) for name, one in members.items()}
+    mean_scores = np.mean([one.scores for one in members.values()], axis=0)
+    assert np.allclose(read_predictions(f"{tmp_path}/all", "eval").scores, mean_scores)
+    for figure in ("mAP", "mAUC", "accuracy"):
+        values = [one[figure] for one in by_hand.values()]
+        for name, expected in zip(members, values, strict=True):
+            assert numbers["members"][name][figure] == pytest.approx(expected, abs=1e-9)
+        assert numbers["mean"][figure] == pytest.approx(np.mean(values), abs=1e-9)
+        assert numbers["std"][figure] == pytest.approx(np.std(values, ddof=1), abs=1e-9)
+        expected = figures(mean_scores)[figure]
+        assert numbers["ensemble"][figure] == pytest.approx(expected, abs=1e-9)
+    # Errors of their own average out, or this test would not tell an ensemble from a member.
+    assert numbers["ensemble"]["mAP"] > max(one["mAP"] for one in by_hand.values())
+
+    text = io.StringIO()
+    Console(file=text, width=100).print(make_table(result))
+    rows = {
+        line.split("│")[1].strip(): line for line in text.getvalue().splitlines() if "│" in line
+    }
+    assert rows.keys() >= {"seed-4", "seed-5", "seed-6", "mean", "standard deviation", "ensemble"}
+    assert f"{numbers['ensemble']['mAP']:.4f}" in rows["ensemble"]
+    assert f"{numbers['std']['accuracy']:.4f}" in rows["standard deviation"]
+    assert "Ensemble of 3 on eval" in text.getvalue()
+
+
+def test_what_a_member_lacks_has_no_mean(tmp_path: Path) -> None:
+    """A perfect member has an infinite d-prime, which is none."""
+    perfect = replace(make_member(1), scores=TARGETS * 0.5 + 0.25)
+    paths = [
+        write_member(tmp_path / "seed-1", perfect),
+        write_member(tmp_path / "seed-2", make_member(2)),
+    ]
+    result = score_ensemble(paths, "eval", str(tmp_path))
+    numbers = storage.read_json(f"{tmp_path}/ensemble.json")
+    assert numbers["members"]["seed-1"]["d_prime"] is None
+    assert numbers["mean"]["d_prime"] is None
+    assert numbers["mean"]["mAP"] is not None
+    text = io.StringIO()
+    Console(file=text, width=100).print(make_table(result))
+    assert "-" in next(line for line in text.getvalue().splitlines() if "seed-1" in line)

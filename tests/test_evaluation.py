@@ -1,0 +1,133 @@
+"""Evaluation: every clip once, as a plain loop scores it, for any number of ranks."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from prepared import make_prepared, tiny_recipe
+from ranks import run_ranks
+from sklearn.metrics import average_precision_score
+from torch import Tensor, nn
+
+from pipeline.dataset import PreparedDataset, open_dataset
+from pipeline.errors import UserError
+from trainer.augment import normalise, pad_to
+from trainer.clips import select_clips
+from trainer.evaluation import Evaluation, evaluate
+from trainer.loader import Loader, LoaderSettings
+from trainer.loop import make_model
+from trainer.loss import Loss, loss_per_clip, scores
+from trainer.model import AST
+from trainer.world import World
+
+MEAN, STD = -5.0, 2.5
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return make_prepared(str(tmp_path_factory.mktemp("data")), max_labels=2, num_eval=9)
+
+
+def make_loader(dataset: PreparedDataset) -> Loader:
+    return Loader(select_clips(dataset, "eval"), LoaderSettings(threads=1), num_frames=64)
+
+
+def tiny_model(dataset: PreparedDataset) -> AST:
+    return make_model(tiny_recipe(), dataset, fresh=True)
+
+
+def evaluate_tiny(
+    dataset: PreparedDataset, loss: Loss, batch_size: int, world: World
+) -> Evaluation:
+    return evaluate(
+        tiny_model(dataset),
+        make_loader(dataset),
+        mean=MEAN,
+        std=STD,
+        loss=loss,
+        batch_size=batch_size,
+        world=world,
+    )
+
+
+@pytest.mark.parametrize("loss", ["bce", "ce"])
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_scores_are_those_of_one_clip_at_a_time(
+    dataset: PreparedDataset, loss: Loss, batch_size: int
+) -> None:
+    result = evaluate_tiny(dataset, loss, batch_size, World())
+    loader, model = make_loader(dataset), tiny_model(dataset).eval()
+    losses = []
+    for row in range(9):
+        x = normalise(pad_to(loader.fbank(row), 64).float(), MEAN, STD)[None]
+        targets = torch.from_numpy(loader.clips.targets(np.array([row])))
+        with torch.inference_mode():
+            logits = model(x)
+        np.testing.assert_allclose(result.scores[row], scores(logits, loss)[0], atol=1e-6)
+        assert np.array_equal(result.targets[row], targets[0])
+        losses.append(float(loss_per_clip(logits, targets, loss)[0]))
+    assert result.loss == pytest.approx(np.mean(losses), abs=1e-5)
+    assert result.scores.dtype == np.float32
+    assert result.metrics.num_clips == 9
+    assert result.metrics.mAP == pytest.approx(
+        average_precision_score(result.targets, result.scores, average="macro")
+    )
+
+
+def save_evaluation(world: World, data_path: str, output: str) -> None:
+    result = evaluate_tiny(open_dataset(data_path), "bce", 2, world)
+    np.savez(f"{output}/{world.rank}.npz", scores=result.scores, loss=result.loss)
+
+
+def test_ranks_find_the_same_together(dataset: PreparedDataset, tmp_path: Path) -> None:
+    """9 clips on 2 ranks: 5 and 4, so that the second has a filler."""
+    run_ranks(2, save_evaluation, dataset.path, str(tmp_path))
+    alone = evaluate_tiny(dataset, "bce", 4, World())
+    for rank in range(2):
+        with np.load(tmp_path / f"{rank}.npz") as found:
+            np.testing.assert_allclose(found["scores"], alone.scores, atol=1e-6)
+            assert float(found["loss"]) == pytest.approx(alone.loss, abs=1e-6)
+
+
+class Constant(nn.Module):
+    """Answers the same to everything, and notes the mode it was asked in."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+        self.modes: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.modes.append(self.training)
+        return torch.full((len(x), 3), self.value)
+
+
+def evaluate_constant(dataset: PreparedDataset, model: Constant) -> Evaluation:
+    return evaluate(
+        model,
+        make_loader(dataset),
+        mean=MEAN,
+        std=STD,
+        loss="bce",
+        batch_size=5,
+        world=World(),
+    )
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_the_model_is_asked_in_evaluation_mode_and_left_in_its_own(
+    dataset: PreparedDataset, mode: bool
+) -> None:
+    model = Constant(0.0).train(mode)
+    assert evaluate_constant(dataset, model).loss == pytest.approx(np.log(2))
+    assert model.modes == [False, False]
+    assert model.training is mode
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_has_diverged_is_an_explained_error(
+    dataset: PreparedDataset, value: float
+) -> None:
+    with pytest.raises(UserError, match="outputs on 'eval' are not finite numbers"):
+        evaluate_constant(dataset, Constant(value))

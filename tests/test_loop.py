@@ -1,0 +1,415 @@
+"""The training loop: it learns, and restarts and ranks change nothing."""
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from prepared import make_prepared, tiny_recipe
+from ranks import run_ranks
+
+from pipeline import storage
+from pipeline.dataset import PreparedDataset, open_dataset
+from pipeline.errors import UserError
+from trainer import loop
+from trainer.checkpoint import checkpoint_paths, load_newest
+from trainer.loop import train
+from trainer.predictions import read_predictions
+from trainer.recipe import Recipe, make_recipe
+from trainer.run_folder import is_finished, read_history, read_recipe, read_run
+from trainer.schedule import learning_rate
+from trainer.world import World
+
+OFTEN: dict[str, Any] = {"log_every_steps": 1, "checkpoint_every_s": 0}
+"""A checkpoint after every step."""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return make_prepared(str(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def multi_label(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    """29 clips to train on: in batches of 7 the last is a single one."""
+    return make_prepared(str(tmp_path_factory.mktemp("data")), num_train=29, max_labels=2)
+
+
+class Stopped(Exception):  # noqa: N818 (no error of the code)
+    """What the tests end a run with."""
+
+
+def untimed(run: str) -> dict[str, Any]:
+    """The run's curves without what the clock says."""
+    history = read_history(run)
+    timings = {"clips_per_s", "train_s", "eval_s"}
+    return {
+        name: [{key: one[key] for key in one.keys() - timings} for one in history[name]]
+        for name in ("steps", "epochs")
+    }
+
+
+def assert_same_run(run: str, other: str) -> None:
+    """Bit by bit: curves, weights, optimiser and predictions."""
+    assert is_finished(run)
+    assert untimed(run) == untimed(other)
+    loaded, expected = load_newest(run), load_newest(other)
+    assert loaded is not None
+    assert expected is not None
+    assert loaded.progress.step == expected.progress.step
+    for name, value in expected.model.items():
+        assert torch.equal(loaded.model[name], value), name
+    for number, state in expected.optimiser["state"].items():
+        for name, value in state.items():
+            assert torch.equal(loaded.optimiser["state"][number][name], value)
+    scores = [read_predictions(one, "eval").scores for one in (run, other)]
+    assert np.array_equal(*scores)
+
+
+@pytest.mark.parametrize("loss", ["bce", "ce"])
+def test_it_learns(dataset: PreparedDataset, tmp_path: Path, loss: str) -> None:
+    run = str(tmp_path)
+    train(tiny_recipe(train={"loss": loss}), dataset, run, world=World())
+    history = read_history(run)
+    losses = [epoch["train_loss"] for epoch in history["epochs"]]
+    assert losses[-1] < 0.8 * losses[0]
+    final = storage.read_json(f"{run}/predictions/eval.json")
+    assert final["mAP"] > final["chance_mAP"] + 0.4
+    assert final["accuracy"] > 0.8
+    assert history["epochs"][-1]["mAP"] == final["mAP"]
+    scores = read_predictions(run, "eval").scores
+    assert np.allclose(scores.sum(axis=1), 1, atol=1e-5) == (loss == "ce")
+
+
+def test_what_it_leaves_behind(dataset: PreparedDataset, tmp_path: Path) -> None:
+    """The formats that the report and others read."""
+    run = str(tmp_path)
+    recipe = tiny_recipe(data={"fold": 2}, train={"epochs": 2, "log_every_steps": 1})
+    values: list[dict[str, Any]] = []
+    train(recipe, dataset, run, world=World(), report=values.append)
+
+    info = read_run(run)
+    assert info["recipe"] == "tiny"
+    assert repr(read_recipe(info)) == repr(recipe)
+    assert info["seed"] == recipe.train.seed
+    assert info["versions"].keys() >= {"python", "torch", "timm", "ray", "ast-ray"}
+    saved = load_newest(run)
+    assert saved is not None
+    assert info["num_parameters"] == sum(one.numel() for one in saved.model.values())
+    in_fold_1 = dataset.select("train", fold=1).to_pylist()
+    num_values = 128 * sum(clip["frames"] for clip in in_fold_1)
+    mean = sum(clip["fbank_sum"] for clip in in_fold_1) / num_values
+    std = math.sqrt(sum(clip["fbank_sumsq"] for clip in in_fold_1) / num_values - mean**2)
+    assert info["data"] == {
+        "path": dataset.path,
+        "fingerprint": dataset.card["fingerprint"],
+        "labels": ["low", "middle", "high"],
+        "num_train_clips": 20,
+        "num_eval_clips": 20,
+        "eval_name": "train-fold2",
+        "eval_split": "train",
+        "eval_fold": 2,
+        "mean": pytest.approx(mean, rel=1e-9),
+        "std": pytest.approx(std, rel=1e-9),
+    }
+
+    history = read_history(run)
+    assert history["finished"] is True
+    assert [point["step"] for point in history["steps"]] == [1, 2, 3, 4, 5, 6]
+    assert [point["epoch"] for point in history["steps"]] == [1, 1, 1, 2, 2, 2]
+    for point in history["steps"]:
+        assert point.keys() == {"step", "epoch", "loss", "lr", "grad_norm", "clips_per_s"}
+        assert point["grad_norm"] > 0
+    for number, epoch in enumerate(history["epochs"], start=1):
+        assert (epoch["epoch"], epoch["step"]) == (number, 3 * number)
+        assert epoch.keys() >= {"mAP", "mAUC", "d_prime", "accuracy", "train_s", "eval_s"}
+        own = [point["loss"] for point in history["steps"] if point["epoch"] == number]
+        assert epoch["train_loss"] == pytest.approx(np.average(own, weights=[7, 7, 6]))
+
+    predictions = read_predictions(run, "train-fold2")
+    assert predictions.ids == dataset.select("train", fold=2)["id"].to_pylist()
+    assert predictions.facts == {"loss": "bce", "checkpoint_step": 6}
+    assert len(checkpoint_paths(run)) == 2
+
+    assert [one["step"] for one in values] == [1, 2, 3, 4, 5, 6]
+    assert {one["num_steps"] for one in values} == {6}
+    assert {one["run"] for one in values} == {run}
+    assert values[2]["mAP"] is None
+    assert values[3]["mAP"] == history["epochs"][0]["mAP"]
+
+
+def test_the_learning_rate_follows_the_schedule(dataset: PreparedDataset, tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        schedule={"warmup_steps": 8, "warmup_every_steps": 2, "decay_after_epochs": [1, 2]},
+        train=OFTEN,
+    )
+    train(recipe, dataset, str(tmp_path), world=World())
+    steps = read_history(str(tmp_path))["steps"]
+    assert [point["lr"] for point in steps] == [
+        learning_rate(recipe.schedule, step=point["step"] - 1, epoch=point["epoch"])
+        for point in steps
+    ]
+    assert [point["lr"] for point in steps[:4]] == [0, 0, 5e-4, 5e-4]
+    assert steps[-1]["lr"] == 5e-4
+
+
+def test_steps_at_a_rate_of_zero_change_nothing(dataset: PreparedDataset, tmp_path: Path) -> None:
+    """The rate of the history is the rate of the step."""
+    recipe = tiny_recipe(
+        schedule={"warmup_steps": 99, "warmup_every_steps": 99}, train={"epochs": 1}
+    )
+    train(recipe, dataset, str(tmp_path), world=World())
+    saved = load_newest(str(tmp_path))
+    assert saved is not None
+    first = loop.make_model(recipe, dataset, fresh=True)
+    for name, value in first.state_dict().items():
+        assert torch.equal(saved.model[name], value)
+
+
+def test_another_seed_is_another_run(dataset: PreparedDataset, tmp_path: Path) -> None:
+    losses = []
+    for seed in (0, 1):
+        run = str(tmp_path / str(seed))
+        train(tiny_recipe(train={"epochs": 1, "seed": seed}), dataset, run, world=World())
+        losses.append(read_history(run)["steps"][0]["loss"])
+    assert losses[0] != losses[1]
+
+
+# Restarts
+
+
+def stop_at(step: int) -> Callable[[dict[str, Any]], None]:
+    def report(values: dict[str, Any]) -> None:
+        if values["step"] == step:
+            raise Stopped
+
+    return report
+
+
+def start(recipe: Recipe, dataset: PreparedDataset, run: str, stop_step: int = -1) -> None:
+    train(recipe, dataset, run, world=World(), report=stop_at(stop_step))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> str:
+    run = str(tmp_path_factory.mktemp("run"))
+    start(tiny_recipe(train=OFTEN), dataset, run)
+    return run
+
+
+def test_stopped_after_any_step(
+    dataset: PreparedDataset, uninterrupted: str, tmp_path: Path
+) -> None:
+    """6 steps an epoch: in the middle of epochs, at their ends, before their evaluation."""
+    run = str(tmp_path)
+    for step in (1, 3, 6, 7, 8, 12, 17, 18):
+        with pytest.raises(Stopped):
+            start(tiny_recipe(train=OFTEN), dataset, run, step)
+        assert not is_finished(run)
+    start(tiny_recipe(train=OFTEN), dataset, run)
+    assert_same_run(run, uninterrupted)
+
+
+def stopping_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, but its n-th call ends the run instead."""
+    calls_left = itertools.count(call - 1, -1)
+
+    def stopping(*arguments: Any, **others: Any) -> Any:
+        if next(calls_left) == 0:
+            raise Stopped
+        return function(*arguments, **others)
+
+    return stopping
+
+
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    [
+        ("evaluate", [1, 1]),
+        ("save_checkpoint", [1, 5, 6]),
+        ("write_history", [1, 5, 6]),
+        ("write_predictions", [1, 1]),
+    ],
+)
+def test_stopped_between_two_writes(
+    dataset: PreparedDataset,
+    uninterrupted: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    calls: list[int],
+) -> None:
+    """Also between the last checkpoint and the results. Each start ends with the n-th call."""
+    run = str(tmp_path)
+    for call in calls:
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, name, stopping_at(call, getattr(loop, name)))
+            with pytest.raises(Stopped):
+                start(tiny_recipe(train=OFTEN), dataset, run)
+    start(tiny_recipe(train=OFTEN), dataset, run)
+    assert_same_run(run, uninterrupted)
+
+
+def test_without_checkpoints_in_between_the_epoch_starts_again(
+    dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(train={"epochs": 2})
+    straight, run = str(tmp_path / "straight"), str(tmp_path / "run")
+    start(recipe, dataset, straight)
+    with pytest.raises(Stopped):
+        start(recipe, dataset, run, 5)
+    assert checkpoint_paths(run) == []
+    with pytest.raises(Stopped):
+        start(recipe, dataset, run, 11)
+    saved = load_newest(run)
+    assert saved is not None
+    assert saved.progress.step == 6
+    assert read_history(run)["finished"] is False
+    start(recipe, dataset, run)
+    assert_same_run(run, straight)
+
+
+def test_points_of_several_steps_are_the_same_after_a_restart(
+    dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(train={"epochs": 2, "log_every_steps": 4, "checkpoint_every_s": 0})
+    straight, run = str(tmp_path / "straight"), str(tmp_path / "run")
+    start(recipe, dataset, straight)
+    for step in (3, 5, 11):
+        with pytest.raises(Stopped):
+            start(recipe, dataset, run, step)
+    start(recipe, dataset, run)
+    assert [point["step"] for point in read_history(run)["steps"]] == [4, 6, 10, 12]
+    assert_same_run(run, straight)
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    dataset: PreparedDataset, uninterrupted: str, tmp_path: Path
+) -> None:
+    run = str(tmp_path)
+    with pytest.raises(Stopped):
+        start(tiny_recipe(train=OFTEN), dataset, run, 9)
+    newest = checkpoint_paths(run)[-1]
+    storage.write_bytes(newest, storage.read_bytes(newest)[:5000])
+    start(tiny_recipe(train=OFTEN), dataset, run)
+    assert_same_run(run, uninterrupted)
+
+
+def test_a_finished_run_stays_as_it_is(
+    dataset: PreparedDataset, uninterrupted: str, tmp_path: Path
+) -> None:
+    before = untimed(uninterrupted)
+    start(tiny_recipe(train=OFTEN), dataset, uninterrupted, stop_step=1)
+    assert untimed(uninterrupted) == before
+    assert is_finished(uninterrupted)
+
+
+def test_pretrained_weights_are_not_asked_for_again(
+    dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "weights.pth"
+    backbone = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=0)
+    torch.save(backbone.state_dict(), weights)
+    recipe = tiny_recipe(
+        model={
+            "pretrained": True,
+            "weights_file": str(weights),
+            "patch_frequency": 16,
+            "stride_frequency": 16,
+        },
+        train={"epochs": 2},
+    )
+    run = str(tmp_path / "run")
+    with pytest.raises(Stopped):
+        start(recipe, dataset, run, 7)
+    weights.unlink()
+    start(recipe, dataset, run)
+    assert is_finished(run)
+
+
+# Ranks
+
+
+def train_rank(
+    world: World, document: dict[str, Any], data: str, runs: list[str], stop_step: int
+) -> None:
+    for run in runs:
+        recipe = make_recipe("tiny", document, where="test")
+        train(recipe, open_dataset(data), run, world=world, report=stop_at(stop_step))
+
+
+def assert_close_runs(run: str, other: str) -> None:
+    """Equal up to the order of float sums."""
+    curves, expected = untimed(run), untimed(other)
+    for name, keys in (("steps", ("loss", "grad_norm")), ("epochs", ("train_loss", "eval_loss"))):
+        assert len(curves[name]) == len(expected[name])
+        for point, expected_point in zip(curves[name], expected[name], strict=True):
+            for key in keys:
+                assert point[key] == pytest.approx(expected_point[key], abs=1e-5)
+    loaded, saved = load_newest(run), load_newest(other)
+    assert loaded is not None
+    assert saved is not None
+    for name, value in saved.model.items():
+        kept = torch.ones_like(value, dtype=torch.bool)
+        if name.endswith("qkv.bias"):
+            # Softmax does not see the keys' bias: its gradient is nothing but rounding errors,
+            # which Adam blows up to whole steps.
+            kept[len(value) // 3 : 2 * len(value) // 3] = False
+        torch.testing.assert_close(loaded.model[name][kept], value[kept], rtol=0, atol=2e-5)
+    scores = [read_predictions(one, "eval").scores for one in (run, other)]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_any_number_of_ranks_trains_the_same(
+    multi_label: PreparedDataset, tmp_path: Path, world_size: int
+) -> None:
+    """Batches of 7, the last of 1: ranks get unequal shares, and filler, and none of their own.
+
+    A second run was begun by one rank and is carried on by several.
+    """
+    recipe = tiny_recipe(train=OFTEN | {"epochs": 2})
+    alone, together, taken_over = (str(tmp_path / name) for name in ("1", "n", "1-n"))
+    start(recipe, multi_label, alone)
+    with pytest.raises(Stopped):
+        start(recipe, multi_label, taken_over, 3)
+    runs = [together, taken_over]
+    run_ranks(world_size, train_rank, recipe.to_json(), multi_label.path, runs, -1)
+    assert len(read_history(together)["steps"]) == 10
+    assert_close_runs(together, alone)
+    assert_close_runs(taken_over, alone)
+
+
+# Runs that fail
+
+
+def test_a_loss_that_is_no_number(dataset: PreparedDataset, tmp_path: Path) -> None:
+    run = str(tmp_path)
+    recipe = tiny_recipe(schedule={"lr": 1e30, "warmup_steps": 0}, train=OFTEN)
+    with pytest.raises(UserError, match=rf"^{run}: the loss is (nan|inf), .* lower schedule\.lr"):
+        start(recipe, dataset, run)
+    for path in checkpoint_paths(run):
+        model = torch.load(path, weights_only=True)["model"]
+        assert all(torch.isfinite(value).all() for value in model.values())
+
+
+def test_a_gradient_that_is_no_number(
+    dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the loss still is one: the weights after such a step are not saved."""
+    run = str(tmp_path)
+    monkeypatch.setattr(loop, "_gradient_norm", lambda model: math.inf)
+    with pytest.raises(UserError, match=r"the gradient's norm inf near step 1 \(epoch 1\)"):
+        start(tiny_recipe(train=OFTEN), dataset, run)
+    assert checkpoint_paths(run) == []
+
+
+def test_masks_larger_than_the_input(dataset: PreparedDataset, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"augment\.time_mask: must be at most"):
+        start(tiny_recipe(augment={"time_mask": 99}), dataset, str(tmp_path))
+    assert storage.list_files(str(tmp_path)) == []

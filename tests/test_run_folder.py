@@ -1,0 +1,167 @@
+"""The run folder: which run may be carried on in it, and TensorBoard's logs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prepared import make_prepared, tiny_recipe
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pipeline import storage
+from pipeline.dataset import PreparedDataset
+from pipeline.errors import UserError
+from trainer.clips import select_training_data
+from trainer.loop import train
+from trainer.recipe import Recipe
+from trainer.run_folder import (
+    TensorBoardLog,
+    check_same_run,
+    describe_run,
+    read_history,
+    read_run,
+)
+from trainer.world import World
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return make_prepared(str(tmp_path_factory.mktemp("data")))
+
+
+def begin(run: str, recipe: Recipe, dataset: PreparedDataset) -> None:
+    data = select_training_data(dataset, recipe.data)
+    storage.write_json(f"{run}/run.json", describe_run(recipe, dataset, data, 1000))
+
+
+def test_a_run_is_carried_on_with_its_own_settings(
+    dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(data={"mean": -5.0, "std": 3.0})
+    run = str(tmp_path)
+    assert check_same_run(run, recipe, dataset) is False
+    begin(run, recipe, dataset)
+    assert check_same_run(run, recipe, dataset) is True
+
+
+def test_how_batches_are_loaded_may_change(dataset: PreparedDataset, tmp_path: Path) -> None:
+    begin(str(tmp_path), tiny_recipe(), dataset)
+    changed = tiny_recipe(loader={"threads": 7, "batches_ahead": 1, "cache_mb": 0})
+    assert check_same_run(str(tmp_path), changed, dataset) is True
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {"epochs": 9}}, r"with train\.epochs = 3, not 9; give another --out"),
+        ({"train": {"seed": 1}}, r"with train\.seed = 0, not 1"),
+        ({"data": {"mean": 1.0, "std": 2.0}}, r"with data\.mean = None, not 1\.0"),
+        ({"schedule": {"decay_after_epochs": [1]}}, r"with .*epochs = \[2\], not \[1\]"),
+    ],
+)
+def test_other_settings_are_refused(
+    dataset: PreparedDataset, tmp_path: Path, changes: dict[str, dict[str, Any]], message: str
+) -> None:
+    begin(str(tmp_path), tiny_recipe(), dataset)
+    with pytest.raises(UserError, match=rf"^{tmp_path}: the run was started {message}"):
+        check_same_run(str(tmp_path), tiny_recipe(**changes), dataset)
+
+
+def test_other_data_are_refused(dataset: PreparedDataset, tmp_path: Path) -> None:
+    begin(str(tmp_path / "run"), tiny_recipe(), dataset)
+    other = make_prepared(str(tmp_path / "data"), seed=1)
+    with pytest.raises(UserError, match="run: the run was trained on other data; give another"):
+        check_same_run(str(tmp_path / "run"), tiny_recipe(), other)
+    # The same data in another place is the same data.
+    moved = make_prepared(str(tmp_path / "moved"))
+    assert check_same_run(str(tmp_path / "run"), tiny_recipe(), moved) is True
+
+
+def test_not_a_run(dataset: PreparedDataset, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no run there \(no run\.json\)"):
+        read_run(str(tmp_path))
+    storage.write_json(f"{tmp_path}/run.json", {"format_version": 99})
+    with pytest.raises(UserError, match="has format version 99, this program reads 1"):
+        read_run(str(tmp_path))
+    assert read_history(str(tmp_path)) == {"steps": [], "epochs": [], "finished": False}
+
+
+# TensorBoard
+
+
+def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Points of each curve as TensorBoard shows them, without what it was told to hide."""
+    events = EventAccumulator(str(folder))  # type: ignore[no-untyped-call]
+    events.Reload()  # type: ignore[no-untyped-call]
+    return {
+        tag: [(point.step, point.value) for point in events.Scalars(tag)]  # type: ignore[no-untyped-call]
+        for tag in events.Tags()["scalars"]  # type: ignore[no-untyped-call]
+    }
+
+
+def assert_events_match_history(folder: Path, history: dict[str, Any]) -> None:
+    events = read_events(folder)
+    assert events.keys() >= {"train/loss", "train/lr", "train/grad_norm", "train/clips_per_s"}
+    for prefix, points, names in (
+        ("train", history["steps"], ("loss", "lr")),
+        ("eval", history["epochs"], ("eval_loss", "mAP", "mAUC", "accuracy")),
+    ):
+        for name in names:
+            expected = [(point["step"], point[name]) for point in points]
+            assert [step for step, _ in events[f"{prefix}/{name}"]] == [
+                step for step, _ in expected
+            ]
+            for (_, value), (_, exact) in zip(events[f"{prefix}/{name}"], expected, strict=True):
+                assert value == pytest.approx(exact, rel=1e-6)
+
+
+def stopping(steps: list[int]) -> Callable[[dict[str, Any]], None]:
+    def report(values: dict[str, Any]) -> None:
+        if steps and values["step"] == steps[0]:
+            steps.pop(0)
+            raise KeyboardInterrupt
+
+    return report
+
+
+def test_the_curves_are_whole_after_restarts(dataset: PreparedDataset, tmp_path: Path) -> None:
+    """No point is missing or there twice, though steps were done twice."""
+    recipe = tiny_recipe(train={"log_every_steps": 1, "epochs": 2, "checkpoint_every_s": 0.01})
+    steps = [2, 5, 6, 9]
+    report = stopping(steps)
+    while steps:
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, dataset, str(tmp_path), world=World(), report=report)
+    train(recipe, dataset, str(tmp_path), world=World())
+    history = read_history(str(tmp_path))
+    assert [point["step"] for point in history["steps"]] == list(range(1, 13))
+    assert_events_match_history(tmp_path / "tensorboard", history)
+
+
+def test_what_a_killed_process_wrote_is_there_up_to_its_checkpoint(tmp_path: Path) -> None:
+    """Without `close`, as after `kill -9`: a checkpoint's points were flushed before it."""
+    killed = TensorBoardLog(str(tmp_path), 0)
+    killed.add(1, {"train/loss": 0.5, "train/lr": None})
+    killed.add(2, {"train/loss": 0.25})
+    killed.flush()
+    killed.add(3, {"train/loss": 7.0})
+    killed.flush()
+    again = TensorBoardLog(str(tmp_path), 2)
+    again.add(3, {"train/loss": 0.125})
+    again.close()
+    assert read_events(tmp_path / "tensorboard") == {
+        "train/loss": [(1, 0.5), (2, 0.25), (3, 0.125)]
+    }
+    killed.close()
+
+
+def test_curves_of_a_run_in_a_bucket(s3: str, tmp_path: Path) -> None:
+    log = TensorBoardLog(f"{s3}/runs/one", 0)
+    for step in (1, 2):
+        log.add(step, {"train/loss": step / 8})
+        log.flush()
+        for path in storage.list_files(f"{s3}/runs/one/tensorboard"):
+            (tmp_path / path.rpartition("/")[2]).write_bytes(storage.read_bytes(path))
+        assert len(read_events(tmp_path)["train/loss"]) == step
+    log.close()
+    assert read_events(tmp_path) == {"train/loss": [(1, 0.125), (2, 0.25)]}

@@ -1,0 +1,377 @@
+"""Files by path: atomic writes, ranges, the same on S3, and one line for whatever is amiss."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pytest
+
+from pipeline import storage
+from pipeline.errors import UserError
+from tests.conftest import free_port, s3_environment
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty folder, in each of the two kinds of storage."""
+    if request.param == "s3":
+        return f"{request.getfixturevalue('s3')}/some/folder"
+    return str(tmp_path / "folder")
+
+
+# --- both kinds of storage ---------------------------------------------------------------------
+
+
+def test_what_is_written_is_read(folder: str) -> None:
+    path = storage.join(folder, "a", "ümlaut #1?%20 .bin")
+    assert not storage.exists(path)
+    storage.write_bytes(path, b"first")
+    storage.write_bytes(path, b"second")
+    assert storage.exists(path)
+    assert storage.read_bytes(path) == b"second"
+    storage.remove(path)
+    storage.remove(path)
+    assert not storage.exists(path)
+
+
+def test_a_missing_file_is_a_file_not_found(folder: str) -> None:
+    path = storage.join(folder, "none")
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(path)
+    with pytest.raises(FileNotFoundError):
+        storage.read_range(path, 0, 1)
+    with pytest.raises(FileNotFoundError):
+        storage.open_binary(path)
+    assert storage.list_files(folder) == []
+
+
+def test_ranges(folder: str) -> None:
+    path = storage.join(folder, "digits")
+    storage.write_bytes(path, b"0123456789")
+    assert storage.read_range(path, 0, 10) == b"0123456789"
+    assert storage.read_range(path, 3, 4) == b"3456"
+    assert storage.read_range(path, 9, 1) == b"9"
+    for offset_bytes, size_bytes in ((9, 2), (10, 1), (1000, 5), (0, 11)):
+        with pytest.raises(EOFError, match=rf"digits: \d+ bytes from {offset_bytes}, expected"):
+            storage.read_range(path, offset_bytes, size_bytes)
+
+
+def test_listing_is_sorted_deep_and_of_this_folder_only(folder: str) -> None:
+    names = ["b.txt", "a/2.txt", "a/10.txt", "a/deep/er/x"]
+    for name in names:
+        storage.write_bytes(storage.join(folder, name), b"x")
+    storage.write_bytes(f"{folder}-beside/y", b"y")
+    expected = sorted(storage.join(folder, name) for name in names)
+    assert storage.list_files(folder) == storage.list_files(f"{folder}/") == expected
+    assert storage.list_files(storage.join(folder, "b.txt")) == []
+
+
+def test_documents_and_tables_round_trip(folder: str) -> None:
+    document = {"b": [1, 2.5, None], "a": "ü"}
+    storage.write_json(storage.join(folder, "d.json"), document)
+    assert list(storage.read_json(storage.join(folder, "d.json")).items()) == list(document.items())
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        storage.write_json(storage.join(folder, "nan.json"), {"x": float("nan")})
+    assert not storage.exists(storage.join(folder, "nan.json"))
+    table = pa.table({"x": [1, 2], "y": [["a"], []]})
+    path = storage.join(folder, "t.parquet")
+    storage.write_table(path, table)
+    assert storage.read_table(path).equals(table)
+    assert storage.read_table(path, columns=["y"]).column_names == ["y"]
+    with storage.open_binary(path) as file:
+        file.seek(-4, os.SEEK_END)
+        assert file.read() == b"PAR1"
+
+
+def test_reading_ahead_keeps_the_order_and_puts_errors_in_their_place(folder: str) -> None:
+    paths = [storage.join(folder, str(number)) for number in range(20)]
+    for number, path in enumerate(paths):
+        if number not in (0, 7, 19):
+            storage.write_bytes(path, str(number).encode())
+    for num_ahead in (1, 3, 50):
+        contents = list(storage.read_ahead(paths, num_ahead))
+        assert [i for i, content in enumerate(contents) if isinstance(content, bytes)] == [
+            i for i in range(20) if i not in (0, 7, 19)
+        ]
+        for number, content in enumerate(contents):
+            if isinstance(content, bytes):
+                assert content == str(number).encode()
+            else:
+                assert storage.one_file_fault(content) == "not found"
+
+
+def test_reading_ahead_of_nothing_ends(folder: str) -> None:
+    assert list(storage.read_ahead([], 4)) == []
+
+
+# --- local files -------------------------------------------------------------------------------
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "file"
+    storage.write_bytes(str(target), b"old")
+
+    def no_space(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(UserError, match=r"file: cannot be written \(No space left on device\)"):
+        storage.write_bytes(str(target), b"new")
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def write_and_die(path: str) -> None:
+    """In a process of its own: killed when the content is on its way but not in place."""
+
+    def die(_: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    os.fsync = die
+    storage.write_bytes(path, b"new" * 1000)
+
+
+def test_a_writer_killed_half_way_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    storage.write_bytes(str(target), b"old")
+    writer = multiprocessing.get_context("spawn").Process(target=write_and_die, args=(str(target),))
+    writer.start()
+    writer.join(60)
+    assert writer.exitcode == -signal.SIGKILL
+    assert target.read_bytes() == b"old"
+    storage.write_bytes(str(target), b"newer")
+    assert target.read_bytes() == b"newer"
+
+
+def test_where_nothing_can_be_written_is_one_line(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "file"), b"")
+    for path in (tmp_path / "file" / "below", tmp_path, Path("/proc/none/file")):
+        with pytest.raises(UserError, match=r"^\S+: cannot be written \([^\n]+\)$"):
+            storage.write_bytes(str(path), b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_local_path_that_leads_through_a_file_is_one_line(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "file"), b"")
+    with pytest.raises(UserError, match="below: Not a directory"):
+        storage.read_bytes(str(tmp_path / "file" / "below"))
+    with pytest.raises(UserError, match="Is a directory"):
+        storage.read_bytes(str(tmp_path))
+    assert not storage.exists(str(tmp_path / "file" / "below"))
+    assert not storage.exists(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("none", "not found"),
+        ("file/below", "not found"),
+        ("x" * 300, "not found"),
+        ("", "a folder, not a file"),
+    ],
+)
+def test_local_faults_of_one_file(tmp_path: Path, name: str, fault: str) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    [error] = storage.read_ahead([str(tmp_path / name)], 1)
+    assert isinstance(error, Exception)
+    assert storage.one_file_fault(error) == fault
+
+
+def test_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("data/x") == str(tmp_path / "data" / "x")
+    assert storage.absolute("/data/../x/") == "/x"
+    assert storage.absolute("~/x") == str(Path.home() / "x")
+    assert storage.absolute("s3://bucket/key/") == "s3://bucket/key"
+    for path in ("http://host/x", "gs://bucket/x", "file:///x"):
+        with pytest.raises(UserError, match=r"paths are local or s3://bucket/key, not \w+://"):
+            storage.absolute(path)
+    with pytest.raises(UserError, match="names a bucket"):
+        storage.absolute("s3:///key")
+
+
+def test_passing_faults_are_retried_and_lasting_ones_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    outcomes: list[Any] = [OSError("reset"), EOFError("cut"), b"content"]
+
+    def action() -> bytes:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return bytes(outcome)
+
+    assert storage.with_retries(action) == b"content"
+    assert waits == [0.5, 1.0]
+    outcomes[:] = [OSError(str(number)) for number in range(9)]
+    with pytest.raises(OSError, match=r"^2$"):
+        storage.with_retries(action)
+    outcomes[:] = [FileNotFoundError(), b"not asked for"]
+    with pytest.raises(FileNotFoundError):
+        storage.with_retries(action)
+    assert len(outcomes) == 1
+
+
+# --- S3 ----------------------------------------------------------------------------------------
+
+
+def test_markers_of_folders_are_no_files(s3: str) -> None:
+    client = storage.file_system(s3)
+    bucket = s3.removeprefix("s3://")
+    client.call_s3("put_object", Bucket=bucket, Key="folder/", Body=b"")
+    client.call_s3("put_object", Bucket=bucket, Key="folder/sub/", Body=b"")
+    storage.write_bytes(f"{s3}/folder/sub/file", b"x")
+    assert storage.list_files(s3) == [f"{s3}/folder/sub/file"]
+    assert not storage.exists(f"{s3}/folder")
+
+
+def test_a_bucket_is_there_also_when_empty(s3: str) -> None:
+    storage.check_bucket(s3)
+    storage.check_bucket(f"{s3}/some/prefix")
+    storage.check_bucket("/a/local/path")
+
+
+def failures(path: str) -> list[str]:
+    """The message of each operation on a path, all of which must fail with a `UserError`."""
+    messages = []
+    for operation in (
+        lambda: storage.check_bucket(path),
+        lambda: storage.check_readable([path, path]),
+        lambda: storage.read_bytes(path),
+        lambda: storage.write_bytes(path, b"x"),
+        lambda: storage.list_files(path),
+        lambda: storage.open_binary(path),
+    ):
+        with pytest.raises(UserError) as caught:
+            operation()
+        messages.append(str(caught.value))
+    return messages
+
+
+def assert_one_line(messages: list[str], path: str, *words: str) -> None:
+    bucket = "/".join(path.split("/")[:3])
+    for message in messages:
+        assert message.startswith(f"{bucket}")
+        assert "\n" not in message
+        for word in words:
+            assert word in message
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_bucket_that_does_not_exist() -> None:
+    path = "s3://no-such-bucket/key"
+    assert_one_line(failures(path), path, "the bucket does not exist; check its name")
+    [error] = storage.read_ahead([path], 1)
+    assert isinstance(error, Exception)
+    assert storage.one_file_fault(error) is None
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_name_that_no_bucket_can_have() -> None:
+    path = "s3://No_Bucket!/key"
+    assert_one_line(failures(path), path, "Invalid bucket name")
+
+
+@pytest.fixture
+def few_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail soon: the usual attempts take a quarter of a minute."""
+    monkeypatch.setattr(storage, "MAX_ATTEMPTS", 1)
+
+
+@pytest.fixture
+def fresh_clients() -> Iterator[Any]:
+    """Clients keep the endpoint and credentials that they were made with: drop them."""
+    forget = fsspec.get_filesystem_class("s3").clear_instance_cache
+    forget()
+    yield forget
+    forget()
+
+
+@pytest.mark.usefixtures("few_attempts")
+def test_no_credentials(
+    s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fresh_clients: Any
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    fresh_clients()
+    path = f"{s3}/key"
+    assert_one_line(failures(path), path, "no credentials found; set AWS_ACCESS_KEY_ID and")
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    fresh_clients()
+    assert_one_line(failures(path), path, "nobody", "could not be found")
+
+
+@pytest.mark.usefixtures("few_attempts")
+def test_an_endpoint_that_does_not_answer(
+    s3: str, monkeypatch: pytest.MonkeyPatch, fresh_clients: Any
+) -> None:
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    fresh_clients()
+    path = f"{s3}/key"
+    assert_one_line(failures(path), path, f"no answer from {endpoint}; check AWS_ENDPOINT_URL")
+
+
+def test_an_endpoint_that_is_no_url(
+    s3: str, monkeypatch: pytest.MonkeyPatch, fresh_clients: Any
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "storage:9000")
+    fresh_clients()
+    path = f"{s3}/key"
+    assert_one_line(failures(path), path, "Invalid endpoint: storage:9000")
+
+
+@pytest.mark.usefixtures("fresh_clients")
+def test_refused_credentials(strict_s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3_environment(strict_s3_endpoint).items():
+        monkeypatch.setenv(name, value)
+    path = "s3://bucket/key"
+    messages = failures(path)
+    assert_one_line(messages, path, "access refused (", "check AWS_ACCESS_KEY_ID")
+    assert "(InvalidAccessKeyId)" in messages[0]
+    [error] = storage.read_ahead([path], 1)
+    assert isinstance(error, Exception)
+    assert storage.one_file_fault(error) is None
+
+
+def test_one_readable_file_vouches_for_its_bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_bytes(f"{s3}/there", b"x")
+    storage.write_bytes(f"{s3}/empty", b"")
+    for uris in ([f"{s3}/there"], [f"{s3}/empty"], [f"{s3}/missing", f"{s3}/there"], []):
+        storage.check_readable(uris)
+    refused = PermissionError("Access Denied")
+    refused.response = {"Error": {"Code": "AccessDenied"}}  # type: ignore[attr-defined]
+    readable = storage.read_range
+
+    def read(path: str, *place: int) -> bytes:
+        if path.endswith("secret"):
+            raise refused
+        return readable(path, *place)
+
+    monkeypatch.setattr(storage, "read_range", read)
+    storage.check_readable([f"{s3}/secret", f"{s3}/there"])
+    with pytest.raises(UserError, match=r"secret: access refused \(AccessDenied\)"):
+        storage.check_readable([f"{s3}/secret", f"{s3}/secret"])
+
+
+def test_a_storage_that_stays_broken_is_named() -> None:
+    broken = OSError("Please reduce your request rate.")
+    broken.__cause__ = Exception("cause")
+    broken.__cause__.response = {"Error": {"Code": "SlowDown"}}  # type: ignore[attr-defined]
+    explained = storage.explain(broken)
+    assert explained is not None
+    assert "answered SlowDown" in explained
+    assert storage.one_file_fault(broken) is None
+    assert storage.explain(FileNotFoundError("x")) is None
+    assert storage.explain(ValueError("x")) is None
