@@ -87,12 +87,6 @@ def connect(
             ray.shutdown()
 
 
-def total_resources() -> dict[str, float]:
-    """CPUs and GPUs of all nodes of the session, busy or free: `{"CPU": 8.0, "GPU": 0.0}`."""
-    resources = ray.cluster_resources()
-    return {name: float(resources.get(name, 0.0)) for name in ("CPU", "GPU")}
-
-
 def unwrap(error: BaseException) -> BaseException:
     """The `UserError` of a worker inside the exceptions that Ray wrapped around it.
 

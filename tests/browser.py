@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, Route, sync_playwright
 
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+PROGRAMS = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+)
 
 
 @dataclass(kw_only=True)
@@ -30,7 +36,7 @@ def find_chromium() -> str:
     """Path of the browser. Without one the test is skipped, in CI (CI=true) it fails."""
     found = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if found is None:
-        reason = f"no browser: none of {', '.join(PROGRAMS)} is installed"
+        reason = f"no browser: none of {', '.join(PROGRAMS[:4])} is installed"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)

@@ -17,7 +17,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,9 +29,9 @@ from ray.job_submission import JobStatus
 
 from cluster import jobs, session
 from pipeline.errors import UserError
+from tests.ray_head import Cluster, started, submit_when_ready
 
 PROJECT = Path(__file__).parent.parent
-START_S = 120.0
 
 STAND_IN = """
 import json, os, sys, time
@@ -47,73 +46,6 @@ if sys.argv[1] == "sleep":
 if sys.argv[1] == "exit":
     sys.exit(int(sys.argv[2]))
 """
-
-
-@dataclass(frozen=True)
-class Cluster:
-    url: str
-    gcs_address: str
-    project: str
-
-
-def free_ports(num: int) -> list[int]:
-    """Ports that are free now and differ from each other."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(num)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-def submit_when_ready(
-    cluster: Cluster, process: subprocess.Popen[bytes], *arguments: str, submission_id: str
-) -> None:
-    """Start a job; a server that has just started takes a while to accept any."""
-    deadline = time.monotonic() + START_S
-    while True:
-        try:
-            jobs.submit(
-                arguments,
-                working_dir=cluster.project,
-                address=cluster.url,
-                submission_id=submission_id,
-                wait=False,
-            )
-            return
-        except UserError as error:
-            starting = "no job server answers" in str(error) or "No available agent" in str(error)
-            if not starting or process.poll() is not None or time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
-
-
-@contextlib.contextmanager
-def started(folder: str, project: str) -> Iterator[tuple[Cluster, subprocess.Popen[bytes]]]:
-    """A cluster of one node with one CPU; the caller waits for it to be ready."""
-    names = (
-        "port", "dashboard-port", "node-manager-port", "object-manager-port",
-        "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port",
-        "metrics-export-port", "ray-client-server-port",
-    )  # fmt: skip
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
-    command = [
-        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=1",
-        "--include-dashboard=true", "--dashboard-host=127.0.0.1", "--disable-usage-stats",
-        f"--temp-dir={folder}", "--min-worker-port=0", "--max-worker-port=0",
-        *(f"--{name}={port}" for name, port in ports.items()),
-    ]  # fmt: skip
-    without = ("RAY_", "PYTHONDONTWRITEBYTECODE", "AWS_")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(without)}
-    environment["RAY_AUTH_MODE"] = "disabled"
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    # Its output is shown with the tests that fail for want of it.
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.STDOUT)
-    url = f"http://127.0.0.1:{ports['dashboard-port']}"
-    try:
-        yield Cluster(url, f"127.0.0.1:{ports['port']}", project), process
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 @pytest.fixture(scope="module")
@@ -483,7 +415,7 @@ def fails_in(kind: str) -> Callable[[], None]:
 
 
 def check_embedded_session() -> None:
-    assert session.total_resources()["CPU"] == 1.0
+    assert ray.cluster_resources()["CPU"] == 1.0
     assert ray.get(ray.remote(lambda: os.environ["RAY_AUTH_MODE"]).remote()) == "token"
     for kind in ("task", "nested", "data"):
         with pytest.raises(Exception, match="line 3 has no label") as caught:
@@ -492,7 +424,7 @@ def check_embedded_session() -> None:
         assert type(found) is UserError
         assert str(found) == "clips.csv: line 3 has no label"
     with session.connect(address="local", num_cpus=7):
-        assert session.total_resources()["CPU"] == 1.0
+        assert ray.cluster_resources()["CPU"] == 1.0
     assert ray.is_initialized()
     raise KeyError("mine")
 
@@ -515,7 +447,7 @@ def test_an_embedded_session(
 def test_a_session_of_a_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", cluster.gcs_address)
     with session.connect():
-        assert session.total_resources() == {"CPU": 1.0, "GPU": 0.0}
+        assert ray.cluster_resources()["CPU"] == 1.0
         assert ray.get_runtime_context().gcs_address.endswith(cluster.gcs_address.split(":")[1])
     assert not ray.is_initialized()
     with pytest.raises(UserError, match="num_cpus"), session.connect(num_cpus=2):

@@ -5,11 +5,13 @@ them anew when one is lost. Checkpoints are the loop's own, in the run folder, s
 after a lost worker or by the same command, carries on from the newest one.
 """
 
-import logging
+import math
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +36,7 @@ from trainer.run_folder import check_same_run, is_finished, read_recipe, read_ru
 from trainer.world import World
 
 _REPORT_EVERY_S = 0.5
+_SAY_WAITING_AFTER_S = 60.0
 _RESTARTS = 3
 """Times a run starts anew after a lost worker before it gives up."""
 
@@ -138,20 +141,45 @@ def fit_workers(workers: Workers, *, runs: int = 1) -> tuple[Workers, int]:
     Raises:
         UserError: not even one does; Ray would wait for ever.
     """
-    have = ray.cluster_resources()
-    cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = (int(sum(node.get(name, 0) for node in nodes)) for name in ("CPU", "GPU"))
     if workers.use_gpu is None:
         workers = replace(workers, use_gpu=gpus > 0)
-    fits = cpus // (workers.num * workers.cpus)
-    if workers.use_gpu:
-        fits = min(fits, gpus // workers.num)
+    # A worker is on one node, so what is left over on several nodes makes no place for another.
+    places = [
+        min(
+            node.get("CPU", 0) // workers.cpus,
+            node.get("GPU", 0) if workers.use_gpu else math.inf,
+        )
+        for node in nodes
+    ]
+    fits = int(sum(places)) // workers.num
     if fits < 1:
         kind = "a GPU" if workers.use_gpu else "no GPU"
         raise UserError(
             f"{workers.num} workers with {workers.cpus} CPUs and {kind} each do not fit into this "
-            f"cluster of {cpus:g} CPUs and {gpus:g} GPUs; lower --workers or --cpus-per-worker"
+            f"cluster of {len(nodes)} nodes, {cpus} CPUs and {gpus} GPUs; lower --workers or "
+            f"--cpus-per-worker"
         )
-    return workers, int(min(fits, runs))
+    return workers, min(fits, runs)
+
+
+class _Failures(ray.train.UserCallback):  # type: ignore[misc]
+    """Tells Ray Train's controller which failures of workers a new start cannot mend."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Ray calls it before it decides; what is raised here ends the run."""
+        for error in worker_exceptions.values():
+            if isinstance(error, UserError):
+                raise error
+        rank, error = next(iter(worker_exceptions.items()))
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        print(
+            f"worker {rank} was lost ({reason}); carrying on from the last checkpoint, unless "
+            f"this happens more than {_RESTARTS} times",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 @contextmanager
@@ -159,20 +187,9 @@ def progress_board(num_runs: int) -> Iterator[Any]:
     """A board for workers to report to, and a bar over the steps of all runs while it exists."""
     board = ray.remote(num_cpus=0)(_Board).remote()
     stop = threading.Event()
-
-    def show() -> None:
-        bar = None
-        while not stop.wait(_REPORT_EVERY_S):
-            values = list(ray.get(board.get.remote()).values())
-            if values and bar is None:
-                bar = ProgressBar("steps", num_runs * values[0]["num_steps"])
-                bar.__enter__()
-            if bar is not None:
-                bar.update(sum(one["step"] for one in values), _note(values))
-        if bar is not None:
-            bar.__exit__(None, None, None)
-
-    thread = threading.Thread(target=show, name="progress", daemon=True)
+    thread = threading.Thread(
+        target=_show_progress, args=(board, num_runs, stop), name="progress", daemon=True
+    )
     thread.start()
     try:
         yield board
@@ -182,14 +199,39 @@ def progress_board(num_runs: int) -> Iterator[Any]:
         ray.kill(board)
 
 
+def _show_progress(board: Any, num_runs: int, stop: threading.Event) -> None:
+    """What the progress thread does."""
+    # When the session ends below the thread, those who wait for the run say why.
+    with suppress(ray.exceptions.RayError):
+        values: list[dict[str, Any]] = []
+        waiting_since = time.monotonic()
+        while not values:
+            if stop.wait(_REPORT_EVERY_S):
+                return
+            values = list(ray.get(board.get.remote()).values())
+            if time.monotonic() - waiting_since > _SAY_WAITING_AFTER_S:
+                waiting_since = time.monotonic()
+                free = ray.available_resources()
+                print(
+                    f"waiting for workers to start; the cluster has {free.get('CPU', 0):g} CPUs "
+                    f"and {free.get('GPU', 0):g} GPUs free",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        with ProgressBar("steps", num_runs * values[0]["num_steps"]) as bar:
+            is_over = False
+            while not is_over:
+                is_over = stop.wait(_REPORT_EVERY_S)
+                values = list(ray.get(board.get.remote()).values())
+                bar.update(sum(one["step"] for one in values), _note(values))
+
+
 def _fit(
     worker: Callable[[dict[str, Any]], None],
     config: dict[str, Any],
     run_path: str,
     workers: Workers,
 ) -> None:
-    # Ray Train tells of every start of a worker group; what matters is in the run folder.
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
     resources = {"CPU": workers.cpus, **({"GPU": 1} if workers.use_gpu else {})}
     path, file_system = ray_storage(run_path)
     trainer = TorchTrainer(
@@ -205,9 +247,27 @@ def _fit(
             storage_path=path,
             storage_filesystem=file_system,
             failure_config=ray.train.FailureConfig(max_failures=_RESTARTS),
+            callbacks=[_Failures()],
+            # Ray Train tells of every start of its workers, and of every error again and again:
+            # once by the exception that `fit` raises is enough. Its log files have it all.
+            logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),
         ),
     )
-    trainer.fit()
+    with _ctrl_c_interrupts():
+        trainer.fit()
+
+
+@contextmanager
+def _ctrl_c_interrupts() -> Iterator[None]:
+    """Make Ctrl-C what it is elsewhere: Ray Train's handler ends the process as if it were done."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def ray_storage(run_path: str) -> tuple[str, pyarrow.fs.FileSystem | None]:

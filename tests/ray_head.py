@@ -1,0 +1,83 @@
+"""A Ray head node with a job server on loopback, beside any other Ray on the machine."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster import jobs
+from pipeline.errors import UserError
+
+START_S = 120.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    url: str
+    gcs_address: str
+    project: str
+
+
+def free_ports(num: int) -> list[int]:
+    """Ports that are free now and differ from each other."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(num)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def submit_when_ready(
+    cluster: Cluster, process: subprocess.Popen[bytes], *arguments: str, submission_id: str
+) -> None:
+    """Start a job; a server that has just started takes a while to accept any."""
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            jobs.submit(
+                arguments,
+                working_dir=cluster.project,
+                address=cluster.url,
+                submission_id=submission_id,
+                wait=False,
+            )
+            return
+        except UserError as error:
+            starting = "no job server answers" in str(error) or "No available agent" in str(error)
+            if not starting or process.poll() is not None or time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def started(folder: str, project: str) -> Iterator[tuple[Cluster, subprocess.Popen[bytes]]]:
+    """A cluster of one node with one CPU; the caller waits for it to be ready."""
+    names = (
+        "port", "dashboard-port", "node-manager-port", "object-manager-port",
+        "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port",
+        "metrics-export-port", "ray-client-server-port",
+    )  # fmt: skip
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    command = [
+        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=1",
+        "--include-dashboard=true", "--dashboard-host=127.0.0.1", "--disable-usage-stats",
+        f"--temp-dir={folder}", "--min-worker-port=0", "--max-worker-port=0",
+        *(f"--{name}={port}" for name, port in ports.items()),
+    ]  # fmt: skip
+    without = ("RAY_", "PYTHONDONTWRITEBYTECODE", "AWS_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(without)}
+    environment["RAY_AUTH_MODE"] = "disabled"
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    # Its output is shown with the tests that fail for want of it.
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.STDOUT)
+    url = f"http://127.0.0.1:{ports['dashboard-port']}"
+    try:
+        yield Cluster(url, f"127.0.0.1:{ports['port']}", project), process
+    finally:
+        process.terminate()
+        process.wait(60)
