@@ -71,10 +71,13 @@ def prepare(arguments: Arguments) -> None:
     if arguments.labels:
         found = replace(found, labels=read_labels(absolute(arguments.labels)))
         check(found, path)
-    settings = PrepareSettings(
-        decode=DecodeSettings(max_duration_s=arguments.max_duration_s),
-        clips_per_shard=arguments.clips_per_shard,
-    )
+    try:
+        settings = PrepareSettings(
+            decode=DecodeSettings(max_duration_s=arguments.max_duration_s),
+            clips_per_shard=arguments.clips_per_shard,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
     summary = on_ray.prepare(
         found,
         output,
@@ -411,8 +414,8 @@ def _add_worker_options(step: argparse.ArgumentParser) -> None:
 def _add_session_options(step: argparse.ArgumentParser) -> None:
     step.add_argument(
         "--address",
-        help="Ray cluster to use, such as auto or ray://head:10001 (default: RAY_ADDRESS, or a "
-        "Ray of its own in this process)",
+        help="Ray cluster that this machine is a node of: auto or HOST:PORT (default: RAY_ADDRESS, "
+        "else a Ray of its own)",
     )
     step.add_argument("--num-cpus", type=_positive, help="CPUs of a Ray of its own (default: all)")
 

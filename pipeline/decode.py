@@ -77,7 +77,8 @@ def decode_audio(
         raise RejectError("decode", "ends before the length its header gives")
     if not np.isfinite(samples).all():
         raise RejectError("decode", "samples that are NaN or infinite")
-    mono: npt.NDArray[np.float32] = samples.mean(axis=1, dtype=np.float32)
+    # The sum of several channels of float samples may overflow float32, their mean cannot.
+    mono: npt.NDArray[np.float32] = samples.mean(axis=1, dtype=np.float64).astype(np.float32)
     if file_rate_hz == sample_rate_hz:
         return mono
     resampled: npt.NDArray[np.float32] = soxr.resample(mono, file_rate_hz, sample_rate_hz)

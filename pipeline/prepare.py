@@ -90,15 +90,16 @@ def _build(specs: list[ShardSpec], plan: Plan, job: BuildJob) -> None:
     """Build shards in Ray tasks and show how it goes."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    # At its usual level it tells of every plan and bar; its full log is in Ray's session folder.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    largest = max(spec.num_clips for spec in specs)
+    # It would tell of every plan, and of an error before we do; its log file still has all of it.
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
     shards = ray.data.from_items(
         [asdict(spec) for spec in specs], override_num_blocks=len(specs)
     ).map(
         partial(_task, job=job),
         num_cpus=1,
-        memory=_TASK_MEMORY_BYTES + largest * _TASK_MEMORY_PER_CLIP_BYTES,
+        memory=_task_memory_bytes(max(spec.num_clips for spec in specs)),
     )
     total = plan.clips.num_rows
     done = total - sum(spec.num_clips for spec in specs)
@@ -110,6 +111,13 @@ def _build(specs: list[ShardSpec], plan: Plan, job: BuildJob) -> None:
             num_rejects += row["num_rejects"]
             rate = (done - first) / (time.monotonic() - start)
             bar.update(done, f"{rate:.0f} clips/s, {num_rejects} rejected")
+
+
+def _task_memory_bytes(num_clips: int) -> float:
+    """What to ask Ray for; a task that asks for more than any node has would wait for ever."""
+    needed = _TASK_MEMORY_BYTES + num_clips * _TASK_MEMORY_PER_CLIP_BYTES
+    nodes = [node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]]
+    return min(needed, max(nodes))
 
 
 def _task(row: dict[str, Any], job: BuildJob) -> dict[str, Any]:

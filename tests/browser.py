@@ -2,13 +2,23 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from playwright.sync_api import Page, Route, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Dialog,
+    Page,
+    Request,
+    Route,
+    sync_playwright,
+)
 
 PROGRAMS = (
     "chromium",
@@ -17,6 +27,9 @@ PROGRAMS = (
     "google-chrome-stable",
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
 )
+
+LOAD_TIMEOUT_S = 120
+"""Until a page must have loaded: a report holds 5 MB of scripts."""
 
 
 @dataclass(kw_only=True)
@@ -43,46 +56,87 @@ def find_chromium() -> str:
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class OfflineBrowser:
+    """The browser; only one can be open in a process."""
+
+    browser: Browser
+
+    def open(
+        self,
+        path: Path,
+        *,
+        width_px: int = 1280,
+        height_px: int = 900,
+        colour_scheme: Literal["dark", "light"] = "light",
+    ) -> OpenPage:
+        """Open a local HTML file; a request to anything but a file is refused and noted."""
+        page = self.browser.new_page(
+            viewport={"width": width_px, "height": height_px}, color_scheme=colour_scheme
+        )
+        opened = OpenPage(page=page)
+        address = path.resolve().as_uri()
+        _watch(opened, address)
+        page.goto(address, timeout=LOAD_TIMEOUT_S * 1000)
+        return opened
+
+
 @contextmanager
-def open_page(
-    path: Path, *, width_px: int = 1280, height_px: int = 900, colour_scheme: str = "light"
-) -> Iterator[OpenPage]:
-    """Open a local HTML file; every request to anything but a file is refused and noted."""
+def open_browser() -> Iterator[OfflineBrowser]:
+    """Start the browser; it ends with the context, and all pages with it."""
     arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    program = find_chromium()
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=arguments)
+        browser = playwright.chromium.launch(
+            executable_path=program, args=arguments, timeout=LOAD_TIMEOUT_S * 1000
+        )
         try:
-            page = browser.new_page(
-                viewport={"width": width_px, "height": height_px}, color_scheme=colour_scheme
-            )
-            opened = OpenPage(page=page)
-            address = path.resolve().as_uri()
-            _watch(opened, address)
-            page.goto(address, timeout=120_000)
-            yield opened
+            yield OfflineBrowser(browser=browser)
         finally:
             browser.close()
 
 
+@contextmanager
+def open_page(path: Path) -> Iterator[OpenPage]:
+    """Open one local HTML file in a browser of its own."""
+    with open_browser() as browser:
+        yield browser.open(path)
+
+
+def wait_until(page: Page, expression: str, *, timeout_s: float = 60) -> None:
+    """Wait for a JavaScript expression to become true.
+
+    Playwright's own `wait_for_function` evaluates strings inside the page, which a page's content
+    security policy may forbid.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, f"not true within {timeout_s} s: {expression}"
+        page.wait_for_timeout(50)
+
+
 def _watch(opened: OpenPage, address: str) -> None:
-    def route(route: Route) -> None:
+    def refuse_network(route: Route) -> None:
         if route.request.url.startswith("file:"):
             route.continue_()
         else:
             route.abort()
 
-    def note_request(url: str) -> None:
-        if url != address and not url.startswith(("data:", "blob:")):
-            opened.requests.append(url)
+    def note_request(request: Request) -> None:
+        if request.url != address and not request.url.startswith(("data:", "blob:")):
+            opened.requests.append(request.url)
+
+    def note_message(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            opened.errors.append(message.text)
+
+    def note_dialog(dialog: Dialog) -> None:
+        opened.dialogs.append(dialog.message)
+        dialog.dismiss()
 
     page = opened.page
-    page.route("**/*", route)
-    page.on("request", lambda request: note_request(request.url))
+    page.route("**/*", refuse_network)
+    page.on("request", note_request)
     page.on("pageerror", lambda error: opened.errors.append(str(error)))
-    page.on(
-        "console",
-        lambda message: (
-            opened.errors.append(message.text) if message.type in ("error", "warning") else None
-        ),
-    )
-    page.on("dialog", lambda dialog: (opened.dialogs.append(dialog.message), dialog.dismiss()))
+    page.on("console", note_message)
+    page.on("dialog", note_dialog)

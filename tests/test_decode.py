@@ -96,6 +96,11 @@ def test_a_stretch_is_cut_before_resampling(container: str) -> None:
     np.testing.assert_allclose(decoded, part, atol=1e-6)
 
 
+def test_channels_of_the_largest_numbers_have_a_mean() -> None:
+    decoded = decode(encode(np.full((100, 2), 3e38, np.float32), 16_000, "WAV", "FLOAT"))
+    np.testing.assert_array_equal(decoded, np.full(100, 3e38, np.float32))
+
+
 def test_an_empty_file_is_refused() -> None:
     assert reason_for(b"") == "the file is empty"
 

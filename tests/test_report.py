@@ -6,7 +6,7 @@ import io
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import storage
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
-from tests.browser import OpenPage, open_page
+from tests.browser import OfflineBrowser, OpenPage, open_browser, wait_until
 from trainer.metrics import evaluate_scores
 from trainer.predictions import Predictions, write_predictions
 from trainer.report import examples, figures, run_names, write_report
@@ -44,20 +44,17 @@ ONE_LABEL = [[SOUNDS[number // 2 % 4]] for number in range(80)]
 
 
 def write_data(
-    folder: str | Path,
+    folder: str,
     clip_labels: Sequence[Sequence[str]] = ONE_LABEL,
     labels: Sequence[str] = SOUNDS,
     *,
     fingerprint: str = "f" * 64,
-    make_fbank: Callable[[int], Any] | None = None,
 ) -> str:
     """A prepared data set: the clips are `clip-0`, ...; every second one is for evaluation."""
     rng = np.random.default_rng(0)
-    rows, shard = [], io.BytesIO(b"")
+    rows, shard = [], io.BytesIO()
     for number, own in enumerate(clip_labels):
-        fbank = (
-            make_fbank(number) if make_fbank else rng.normal(-5, 3, (FRAMES + number, NUM_MELS))
-        ).astype(np.float16)
+        fbank = rng.normal(-5, 3, (FRAMES + number, NUM_MELS)).astype(np.float16)
         rows.append(
             {
                 "id": f"clip-{number}",
@@ -75,9 +72,8 @@ def write_data(
             }
         )
         shard.write(fbank.tobytes())
-    storage.write_bytes(storage.join(str(folder), "shards/all-00000.tar"), shard.getvalue())
-    storage.write_table(storage.join(str(folder), "index.parquet"), pa.Table.from_pylist(rows))
-    num_mels = fbank.shape[1]
+    storage.write_bytes(storage.join(folder, "shards/all-00000.tar"), shard.getvalue())
+    storage.write_table(storage.join(folder, "index.parquet"), pa.Table.from_pylist(rows))
     split_facts = {
         split: {
             "num_clips": sum(row["split"] == split for row in rows),
@@ -97,7 +93,7 @@ def write_data(
     }
     card = {
         "format_version": 1,
-        "fbank": {"sample_rate_hz": 16000, "num_mels": num_mels, "frame_shift_ms": 10},
+        "fbank": {"sample_rate_hz": 16000, "num_mels": NUM_MELS, "frame_shift_ms": 10},
         "labels": list(labels),
         "num_clips": len(rows),
         "splits": split_facts,
@@ -108,7 +104,7 @@ def write_data(
         "fingerprint": fingerprint,
     }
     storage.write_json(
-        storage.join(str(folder), "prepare_summary.json"),
+        storage.join(folder, "prepare_summary.json"),
         {
             "num_clips": len(rows),
             "num_rejects": 3,
@@ -117,12 +113,12 @@ def write_data(
             "stages_s": {"fetch": 3.0, "decode": 8.0, "fbank": 71.0, "write": 0.5},
         },
     )
-    storage.write_json(storage.join(str(folder), "card.json"), card)
-    return str(folder)
+    storage.write_json(storage.join(folder, "card.json"), card)
+    return folder
 
 
 def write_run(
-    folder: str | Path,
+    folder: str,
     data: str,
     clip_labels: Sequence[Sequence[str]] = ONE_LABEL,
     labels: Sequence[str] = SOUNDS,
@@ -160,15 +156,15 @@ def write_run(
             "std": 3.0,
         },
     }
-    storage.write_json(storage.join(str(folder), "run.json"), run)
+    storage.write_json(storage.join(folder, "run.json"), run)
     storage.write_json(
-        storage.join(str(folder), "history.json"), make_history(rng, num_epochs, is_finished=is_finished)
+        storage.join(folder, "history.json"), make_history(rng, num_epochs, is_finished=is_finished)
     )
     if has_predictions:
         predictions = make_predictions(rng, clip_labels, labels, skill)
         metrics = evaluate_scores(predictions.targets, predictions.scores, labels)
-        write_predictions(str(folder), predictions, metrics)
-    return str(folder)
+        write_predictions(folder, predictions, metrics)
+    return folder
 
 
 def make_history(
@@ -222,3 +218,570 @@ def make_predictions(
         scores=(1 / (1 + np.exp(-logits))).astype(np.float32),
         facts={"loss": "bce", "checkpoint_step": 60},
     )
+
+
+class Text(HTMLParser):
+    """What a page says, and what is in it."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._silent = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._silent = tag in ("script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._silent = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._silent:
+            self.words += data.split()
+
+    def __contains__(self, sentence: str) -> bool:
+        return sentence in " ".join(self.words)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def report(*runs: str, **options: Any) -> Text:
+    return Text(storage.read_bytes(write_report(list(runs), **options)).decode())
+
+
+def shown_figures(runs: Sequence[str]) -> dict[str, Any]:
+    """The figures in a page, by key."""
+    page = storage.read_bytes(write_report(list(runs))).decode()
+    start = page.index('id="figures">') + len('id="figures">')
+    found: dict[str, Any] = json.loads(page[start : page.index("</script>", start)])
+    return found
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    return write_data(str(tmp_path / "data"))
+
+
+@pytest.fixture
+def run(tmp_path: Path, data: str) -> str:
+    return write_run(str(tmp_path / "run"), data)
+
+
+def test_one_run_is_reported_in_its_folder(run: str, data: str) -> None:
+    path = write_report([run])
+    assert path == f"{run}/report.html"
+    page = storage.read_bytes(path).decode()
+    assert page.lstrip().startswith("<!DOCTYPE html>")
+    text = Text(page)
+    metrics = storage.read_json(f"{run}/predictions/eval.json")
+    assert f"mAP {metrics['mAP']:.3f} chance {metrics['chance_mAP']:.3f}" in text
+    assert f"mAUC {metrics['mAUC']:.3f} d′ {metrics['d_prime']:.3f}" in text
+    assert f"Accuracy {metrics['accuracy']:.3f}" in text
+    assert "Training clips 40 40 for evaluation Epochs 3 Training time 3 min 3 s" in text
+    assert "86,594,063 parameters, seed 0, recipe tiny" in text
+    assert "optimizer betas [0.95, 0.999]" in text
+    assert "python 3.11" in text
+    assert "train 40 1 h 23 min −5.0000 3.0000 eval 40" in text
+    assert "Rejected clips: 3 Stage and reason Clips decode: <b>not audio</b> 2" in text
+    assert "fbank 1 min 11 s" in text
+    assert data in text
+    assert "f" * 64 in text
+    assert "not finished" not in text
+    assert "no longer the one" not in text
+
+
+def test_a_page_holds_everything_it_needs(run: str) -> None:
+    text = report(run)
+    for tag, attributes in text.elements:
+        for name in ("src", "href", "srcset", "data", "action", "poster"):
+            value = attributes.get(name) or ""
+            assert value == "" or value.startswith(("#", "data:image/png;base64,")), (tag, value)
+        assert "url(" not in (attributes.get("style") or "")
+    assert text.all("link") == text.all("iframe") == []
+    assert all(image["alt"] for image in text.all("img"))
+    nonces = [script.get("nonce") for script in text.all("script") if "type" not in script]
+    assert len(nonces) == 2
+    policy = text.all("meta")[1]["content"] or ""
+    assert f"default-src 'none'; script-src 'nonce-{nonces[0]}'" in policy
+    assert nonces[0] == nonces[1]
+
+
+def test_the_same_runs_give_the_same_page(run: str, tmp_path: Path) -> None:
+    first = storage.read_bytes(write_report([run], output=str(tmp_path / "first.html")))
+    assert storage.read_bytes(write_report([run], output=str(tmp_path / "second.html"))) == first
+
+
+def test_several_runs_are_compared(tmp_path: Path, data: str) -> None:
+    runs = [write_run(str(tmp_path / f"seed-{seed}"), data, seed=seed) for seed in range(3)]
+    text = report(*runs)
+    values = [storage.read_json(f"{run}/predictions/eval.json")["mAP"] for run in runs]
+    mean, spread = statistics.fmean(values), statistics.stdev(values)
+    assert f"mAP {mean:.3f} ± {spread:.3f} in 3 runs" in text
+    assert f"Mean {mean:.4f}" in text
+    assert f"Standard deviation {spread:.4f}" in text
+    assert "optimizer.lr 1e-05 2e-05" in text
+    found = shown_figures(runs)
+    # Each run: what was logged, the epochs' training loss, the evaluation loss.
+    assert len(found["curve-loss"]["data"]) == 9
+    assert [line["name"] for line in found["curve-mAP"]["data"]] == ["seed-0", "seed-1", "seed-2"]
+    counts = np.array(found["confusions"]["data"][0]["customdata"])
+    assert counts.sum() == 3 * 40
+    assert [mark["name"] for mark in found["classes"]["data"] if "name" in mark] == [
+        "seed-0",
+        "seed-1",
+        "seed-2",
+    ]
+
+
+def test_runs_that_differ_in_nothing_but_the_seed_say_so(tmp_path: Path, data: str) -> None:
+    runs = [write_run(str(tmp_path / name), data) for name in ("a", "b")]
+    info = storage.read_json(f"{runs[1]}/run.json")
+    storage.write_json(f"{runs[1]}/run.json", info | {"seed": 7})
+    assert "The runs have the same settings, apart from the seed." in report(*runs)
+
+
+def test_runs_with_other_classes_are_not_mixed(tmp_path: Path, data: str) -> None:
+    other = [[label.upper() for label in labels] for labels in ONE_LABEL]
+    sounds = [label.upper() for label in SOUNDS]
+    first = write_run(str(tmp_path / "first"), data)
+    second = write_run(
+        str(tmp_path / "second"), write_data(str(tmp_path / "other"), other, sounds), other, sounds
+    )
+    info = storage.read_json(f"{second}/run.json")
+    info["data"]["fingerprint"] = "e" * 64
+    storage.write_json(f"{second}/run.json", info)
+    text = report(first, second)
+    assert "which are not in this figure (1): second." in text
+    assert "second was trained on other data" in text
+    found = shown_figures([first, second])
+    assert np.array(found["confusions"]["data"][0]["customdata"]).sum() == 40
+
+
+def test_multi_label_data_has_no_confusion_matrix(tmp_path: Path) -> None:
+    labels = [*SOUNDS, "never heard", "nor this"]
+    clips = [[SOUNDS[number % 4], SOUNDS[(number // 4 + number) % 4]] for number in range(60)]
+    clips = [sorted(set(own)) for own in clips]
+    data = write_data(str(tmp_path / "data"), clips, labels)
+    run = write_run(str(tmp_path / "run"), data, clips, labels)
+    text = report(run)
+    assert "Clips have several labels or none" in text
+    assert "do not count in mAP (2): never heard, nor this." in text
+    found = shown_figures([run])
+    assert "confusions" not in found
+    bars = found["classes"]["data"][0]
+    per_class = storage.read_json(f"{run}/predictions/eval.json")["per_class"]
+    expected = {one["label"]: one for one in per_class if one["AP"] is not None}
+    assert len(bars["x"]) == 4
+    assert bars["x"] == sorted(bars["x"], reverse=True)
+    for value, (label, positives) in zip(bars["x"], bars["customdata"], strict=True):
+        assert value == pytest.approx(expected[label]["AP"], rel=1e-5)
+        assert positives == str(expected[label]["num_positives"])
+
+
+def test_a_run_without_predictions_says_what_is_missing(tmp_path: Path, data: str) -> None:
+    run = write_run(
+        str(tmp_path / "run"), data, num_epochs=1, is_finished=False, has_predictions=False
+    )
+    text = report(run)
+    assert "run is not finished: its numbers are those of 1 epoch so far." in text
+    assert "With one epoch there is one point per metric" in text
+    assert "Accuracy is undefined in every epoch" in text
+    assert "There are no metrics per class yet" in text
+    assert "No clips can be shown. There are no predictions yet." in text
+    assert "last epoch" in text
+
+
+def test_a_run_that_has_only_begun(tmp_path: Path, data: str) -> None:
+    run = write_run(str(tmp_path / "run"), data, num_epochs=0, has_predictions=False)
+    storage.remove(f"{run}/history.json")
+    text = report(run)
+    assert "run is not finished: no epoch is complete yet." in text
+    assert "there are no curves" in text
+    assert "mAP – mAUC – d′ – Accuracy –" in text
+
+
+def test_a_data_set_that_is_gone_is_said_to_be(tmp_path: Path, run: str, data: str) -> None:
+    Path(data).rename(tmp_path / "elsewhere")
+    text = report(run)
+    assert f"The data set cannot be read any more: {data}: no complete data set there" in text
+    assert "No clips can be shown. The data set cannot be read any more" in text
+    assert "How long the data took to prepare is not known" in text
+    assert "confusions" in shown_figures([run])
+
+
+def test_shards_that_are_gone_are_said_to_be(run: str, data: str) -> None:
+    storage.remove(f"{data}/shards/all-00000.tar")
+    assert "No clips can be shown. The data set's shards cannot be read" in report(run)
+
+
+def test_another_data_set_at_the_path_is_noticed(run: str, data: str) -> None:
+    write_data(data, fingerprint="0" * 64)
+    assert "The data set at this path is no longer the one the run was trained on" in report(run)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, run: str) -> None:
+    with pytest.raises(UserError, match=r"nothing-here: no run there"):
+        write_report([run, str(tmp_path / "nothing-here")])
+    with pytest.raises(UserError, match="name one or more run folders"):
+        write_report([])
+    Path(run, "history.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        write_report([run])
+    storage.write_json(f"{run}/run.json", {"format_version": 99})
+    with pytest.raises(UserError, match="format version 99"):
+        write_report([run])
+
+
+def test_runs_and_data_in_a_bucket(s3: str) -> None:
+    data = write_data(f"{s3}/data")
+    text = report(write_run(f"{s3}/run", data))
+    assert f"{s3}/run" in text
+    assert len(text.all("img")) == examples.NUM_RIGHT + examples.NUM_WRONG
+
+
+def test_examples_are_the_clips_the_scores_name(run: str, data: str) -> None:
+    predictions = make_predictions(np.random.default_rng(0), ONE_LABEL, SOUNDS, 2.0)
+    shown = examples.make_examples(predictions, open_dataset(data))
+    assert len({one.clip_id for one in shown}) == len(shown) == 12
+    for one in shown:
+        row = predictions.ids.index(one.clip_id)
+        number = int(one.clip_id.removeprefix("clip-"))
+        assert list(one.labels) == ONE_LABEL[number]
+        assert one.duration_s == pytest.approx((FRAMES + number) / 100)
+        assert one.num_mels == NUM_MELS
+        best = SOUNDS[int(predictions.scores[row].argmax())]
+        assert one.tags[0].label == best
+        assert one.tags[0].score == pytest.approx(float(predictions.scores[row].max()))
+        assert one.is_right == (best in ONE_LABEL[number])
+    assert {one.is_right for one in shown} == {True, False}
+
+
+def test_a_missed_label_is_shown_with_its_rank() -> None:
+    labels = [f"class {number}" for number in range(20)]
+    targets = np.zeros((1, 20), dtype=np.float32)
+    targets[0, [0, 19]] = 1
+    scores = np.linspace(1, 0, 20, dtype=np.float32)[None]
+    clips = Predictions(
+        name="eval", ids=["a"], labels=labels, targets=targets, scores=scores, facts={}
+    )
+    tags = examples._tags(clips, 0)
+    assert [tag.rank for tag in tags] == [1, 2, 3, 4, 5, 20]
+    assert [tag.is_true for tag in tags] == [True, False, False, False, False, True]
+
+
+@given(
+    targets=st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), max_size=25),
+    num_right=st.integers(0, 5),
+    num_wrong=st.integers(0, 5),
+    seed=st.integers(0, 1000),
+)
+def test_chosen_rows_are_right_wrong_and_independent_of_order(
+    targets: list[tuple[bool, ...]], num_right: int, num_wrong: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    # Few distinct scores, so that there are ties.
+    scores = rng.integers(0, 4, (len(targets), 3)).astype(np.float32) / 4
+    clips = Predictions(
+        name="eval",
+        ids=[f"{number:02d}" for number in range(len(targets))],
+        labels=["a", "b", "c"],
+        targets=np.array(targets, dtype=np.float32).reshape(-1, 3),
+        scores=scores,
+        facts={},
+    )
+    rows = examples.choose_rows(clips, num_right=num_right, num_wrong=num_wrong)
+    usable = [row for row, own in enumerate(targets) if 0 < sum(own) < 3]
+    right = {row for row in usable if targets[row][int(scores[row].argmax())]}
+    assert len(set(rows)) == len(rows) == min(len(usable), num_right + num_wrong)
+    assert set(rows) <= set(usable)
+    num_wrong_usable = len(usable) - len(right)
+    assert len(set(rows) - right) >= min(num_wrong, num_wrong_usable)
+    assert len(set(rows) & right) >= min(num_right, len(right))
+    order = rng.permutation(len(targets))
+    shuffled = replace(
+        clips,
+        ids=[clips.ids[row] for row in order],
+        targets=clips.targets[order],
+        scores=clips.scores[order],
+    )
+    again = examples.choose_rows(shuffled, num_right=num_right, num_wrong=num_wrong)
+    assert [shuffled.ids[row] for row in again] == [clips.ids[row] for row in rows]
+
+
+def test_the_most_surely_wrong_clip_comes_first() -> None:
+    scores = np.array([[0.6, 0.4], [0.9, 0.1], [0.2, 0.8], [0.7, 0.3]], dtype=np.float32)
+    targets = np.array([[0, 1], [0, 1], [0, 1], [1, 0]], dtype=np.float32)
+    clips = Predictions(
+        name="eval", ids=list("abcd"), labels=["x", "y"], targets=targets, scores=scores, facts={}
+    )
+    assert examples.choose_rows(clips, num_right=2, num_wrong=2) == [1, 0, 2, 3]
+
+
+@given(true=st.lists(st.integers(0, 3), min_size=1, max_size=40), seed=st.integers(0, 99))
+def test_confusions_count_every_clip_once(true: list[int], seed: int) -> None:
+    scores = np.random.default_rng(seed).random((len(true), 4), dtype=np.float32)
+    clips = Predictions(
+        name="eval",
+        ids=[str(number) for number in range(len(true))],
+        labels=list(SOUNDS),
+        targets=np.eye(4, dtype=np.float32)[true],
+        scores=scores,
+        facts={},
+    )
+    counts = examples.confusion_counts(clips)
+    assert counts is not None
+    expected = np.zeros((4, 4), dtype=int)
+    for row, number in enumerate(true):
+        expected[number, int(scores[row].argmax())] += 1
+    assert (counts == expected).all()
+    clips.targets[0] = 0
+    assert examples.confusion_counts(clips) is None
+
+
+@pytest.mark.parametrize("num_frames", [1, 37, examples.MAX_COLUMNS, 2 * examples.MAX_COLUMNS + 1])
+def test_a_spectrogram_has_low_bins_at_the_bottom(num_frames: int) -> None:
+    fbank = np.full((num_frames, NUM_MELS), -10, dtype=np.float32)
+    fbank[:, 2] = 5
+    fbank[0, NUM_MELS - 1] = 5
+    png = examples.spectrogram_png(fbank, low=-10, high=5)
+    with Image.open(io.BytesIO(png)) as image:
+        stretch = math.ceil(num_frames / examples.MAX_COLUMNS)
+        assert image.size == (math.ceil(num_frames / stretch), NUM_MELS)
+        assert image.width <= examples.MAX_COLUMNS
+        pixels = np.asarray(image.convert("RGB")).astype(int).sum(axis=2)
+    assert (pixels[NUM_MELS - 1 - 2] == pixels.max()).all()
+    assert (pixels[NUM_MELS - 1] == pixels.min()).all()
+    # The bright frame is one of `stretch` that its column averages.
+    assert (pixels[0, 0] == pixels.max()) == (stretch == 1)
+    assert pixels[0, 0] > pixels.min()
+
+
+@given(st.floats(0.02, 40_000))
+def test_time_ticks_are_few_round_and_within_the_clip(duration_s: float) -> None:
+    ticks = examples.time_ticks(duration_s)
+    assert 1 <= len(ticks) <= 8
+    assert ticks[0] == (0, "0")
+    for place, text in ticks:
+        assert 0 <= place <= 100 + 1e-6
+        assert float(text) == pytest.approx(place * duration_s / 100, abs=1e-6)
+
+
+@given(
+    values=st.lists(st.one_of(st.none(), st.floats(-1e3, 1e3)), min_size=1, max_size=60),
+    max_points=st.integers(1, 20),
+)
+def test_thinned_curves_keep_their_mean(values: list[float | None], max_points: int) -> None:
+    means, length = figures.thinned(values, max_points)
+    assert len(means) <= max_points
+    for number, mean in enumerate(means):
+        defined = [
+            one for one in values[number * length : (number + 1) * length] if one is not None
+        ]
+        if defined:
+            assert mean == pytest.approx(statistics.fmean(defined), rel=1e-4, abs=1e-3)
+        else:
+            assert mean is None
+
+
+def test_a_long_history_stays_small(tmp_path: Path, data: str) -> None:
+    run = write_run(str(tmp_path / "run"), data, num_epochs=1)
+    history = make_history(
+        np.random.default_rng(0), 1, is_finished=True, steps_per_epoch=5 * figures.MAX_POINTS - 3
+    )
+    storage.write_json(f"{run}/history.json", history)
+    found = shown_figures([run])
+    logged = found["curve-loss"]["data"][0]
+    assert len(logged["x"]) == len(logged["y"]) == figures.MAX_POINTS
+    assert logged["x"][:2] == [5, 10]
+    assert logged["x"][-1] == 5 * figures.MAX_POINTS - 3
+    assert len(found["curve-lr"]["data"][0]["x"]) == figures.MAX_POINTS
+    assert "(means of 5)" in report(run)
+
+
+@given(st.lists(st.lists(st.sampled_from("ab"), min_size=1, max_size=3), min_size=1, max_size=5))
+def test_run_names_tell_runs_apart(parts: list[list[str]]) -> None:
+    paths = ["/runs/" + "/".join(part) for part in parts]
+    names = run_names(paths)
+    assert len(set(names)) == len(names)
+    if len(set(paths)) == len(paths):
+        assert all(path.endswith("/" + name) for path, name in zip(paths, names, strict=True))
+
+
+def test_a_run_name_is_no_longer_than_needed() -> None:
+    assert run_names(["s3://bucket/x/run"]) == ["run"]
+    assert run_names(["/x/seed-0/run", "/x/seed-1/run"]) == ["seed-0/run", "seed-1/run"]
+    assert run_names(["/x/run", "/x/run"]) == ["run (1)", "run (2)"]
+
+
+def test_many_classes_keep_a_full_confusion_matrix() -> None:
+    labels = [f"a rather long label that ends in its number {number}" for number in range(80)]
+    counts = np.eye(80, dtype=np.int64) * 3
+    plot = examples.confusion_plot(counts, labels)
+    cells = plot.figure["data"][0]
+    assert len(set(cells["x"])) == 80
+    assert np.array(cells["z"]).shape == (80, 80)
+    assert plot.height_px < 700
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[OfflineBrowser]:
+    with open_browser() as started:
+        yield started
+
+
+def open_report(browser: OfflineBrowser, path: str) -> OpenPage:
+    opened = browser.open(Path(path))
+    wait_until(opened.page, "document.documentElement.dataset.drawn > 0")
+    return opened
+
+
+@pytest.fixture(scope="module")
+def hostile_page(browser: OfflineBrowser, tmp_path_factory: pytest.TempPathFactory) -> OpenPage:
+    """Two runs with hostile labels and names, open in a browser."""
+    folder = tmp_path_factory.mktemp("hostile")
+    labels = list(HOSTILE)
+    clips = [[labels[number // 2 % len(labels)]] for number in range(140)]
+    data = write_data(str(folder / "data"), clips, labels)
+    names = ("<b>run</b> & %{x}", "<img src=x onerror=alert(3)>")
+    runs = [
+        write_run(str(folder / name), data, clips, labels, seed=seed, recipe=HOSTILE[seed])
+        for seed, name in enumerate(names)
+    ]
+    return open_report(browser, write_report(runs, output=str(folder / "report.html")))
+
+
+def test_nothing_is_fetched_and_nothing_fails(hostile_page: OpenPage) -> None:
+    assert hostile_page.requests == []
+    assert hostile_page.errors == []
+    assert hostile_page.dialogs == []
+
+
+def test_labels_stay_text_in_the_page(hostile_page: OpenPage) -> None:
+    page = hostile_page.page
+    assert page.locator("script").count() == 3
+    assert page.locator("main a:not([href^='#']), main b, main u").count() == 0
+    assert page.locator("img:not([src^='data:image/png;base64,'])").count() == 0
+    cells = page.locator("#classes tbody th").all_text_contents()
+    assert sorted(" ".join(text.split()) for text in cells) == sorted(
+        " ".join(label.split()) for label in HOSTILE
+    )
+
+
+def test_labels_stay_text_in_the_figures(hostile_page: OpenPage) -> None:
+    page = hostile_page.page
+    ticks = page.locator("[data-figure=classes] .ytick text").all_text_contents()
+    expected = {label if len(label) <= 24 else label[:23].rstrip() + "…" for label in HOSTILE}
+    assert {" ".join(text.split()) for text in ticks} == {
+        " ".join(text.split()) for text in expected
+    }
+    # plotly.js makes a link or a styled span of the tags that it reads.
+    assert page.locator("svg text a, svg tspan[style*='font-weight']").count() == 0
+    page.locator("#confusions").scroll_into_view_if_needed()
+    page.evaluate(
+        """() => Plotly.Fx.hover(document.querySelector('[data-figure=classes]'),
+                                 [{curveNumber: 0, pointNumber: 0}])"""
+    )
+    hover = page.locator("[data-figure=classes] .hoverlayer").text_content() or ""
+    best = page.locator("#classes tbody th").first.text_content() or ""
+    assert best[:20] in hover
+
+
+def test_every_figure_is_drawn(hostile_page: OpenPage) -> None:
+    drawn = hostile_page.page.evaluate(
+        """() => Object.fromEntries([...document.querySelectorAll('[data-figure]')].map((box) => {
+            const size = box.querySelector('.main-svg').getBoundingClientRect();
+            return [box.dataset.figure, {
+                width: size.width, height: size.height,
+                lines: box.querySelectorAll('.scatterlayer .js-line').length,
+                bars: box.querySelectorAll('.barlayer .point path').length,
+                cells: box.querySelectorAll('.heatmaplayer image').length,
+                marks: box.querySelectorAll('.scatterlayer .point').length,
+            }];
+        }))"""
+    )
+    assert set(drawn) >= {"curve-loss", "curve-lr", "curve-mAP", "classes", "confusions"}
+    assert all(one["width"] > 200 and one["height"] > 80 for one in drawn.values())
+    assert drawn["curve-loss"]["lines"] == 6
+    assert drawn["curve-lr"]["lines"] == drawn["curve-mAP"]["lines"] == 2
+    assert drawn["classes"]["bars"] == len(HOSTILE)
+    assert drawn["classes"]["marks"] == 3 * len(HOSTILE)
+    assert drawn["confusions"]["cells"] == 1
+    assert drawn["class-counts"]["bars"] == 2 * len(HOSTILE)
+    assert drawn["durations"]["bars"] == 4
+
+
+def test_figures_are_what_plotly_understands(hostile_page: OpenPage) -> None:
+    problems = hostile_page.page.evaluate(
+        """() => Object.entries(JSON.parse(document.getElementById('figures').textContent))
+            .flatMap(([key, figure]) => (Plotly.validate(figure.data, figure.layout) ?? [])
+                .map((problem) => `${key}: ${problem.msg}`))"""
+    )
+    assert problems == []
+
+
+def test_a_run_can_be_hidden(hostile_page: OpenPage) -> None:
+    page = hostile_page.page
+    lines = page.locator("[data-figure=curve-mAP] .js-line")
+    assert lines.count() == 2
+    button = page.locator("button[data-run]").first
+    button.click()
+    wait_until(page, "document.querySelectorAll('[data-figure=curve-mAP] .js-line').length === 1")
+    assert button.get_attribute("aria-pressed") == "false"
+    button.click()
+    wait_until(page, "document.querySelectorAll('[data-figure=curve-mAP] .js-line').length === 2")
+
+
+def test_the_page_fits_a_phone_and_the_dark(hostile_page: OpenPage) -> None:
+    page = hostile_page.page
+    colour = "getComputedStyle(document.querySelector('[data-figure=classes] .ytick text')).fill"
+    light = page.evaluate(colour)
+    try:
+        page.set_viewport_size({"width": 390, "height": 800})
+        page.emulate_media(color_scheme="dark")
+        wait_until(page, f"{colour} !== '{light}'")
+        wait_until(page, "document.documentElement.scrollWidth <= 390")
+    finally:
+        page.emulate_media(color_scheme="light")
+        page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_figures_fit_the_paper(hostile_page: OpenPage) -> None:
+    page = hostile_page.page
+    width = "document.querySelector('[data-figure=classes] .main-svg').clientWidth"
+    wait_until(page, f"{width} > 900")
+    page.evaluate(
+        """() => matchMedia('print').addEventListener('change', (media) => {
+            if (media.matches) window.printed = [...document.querySelectorAll('.plot')].map(
+                (box) => [box.clientWidth, box.querySelector('.main-svg').clientWidth]);
+        })"""
+    )
+    page.pdf(format="A4")
+    printed = page.evaluate("window.printed")
+    assert printed
+    assert all(0 < figure <= box < 900 for box, figure in printed)
+    wait_until(page, f"{width} > 900")
+
+
+def test_hundreds_of_classes_are_drawn_in_a_box_that_scrolls(
+    browser: OfflineBrowser, tmp_path: Path
+) -> None:
+    labels = [f"{sound}, number {number}" for number in range(132) for sound in SOUNDS][:527]
+    rng = np.random.default_rng(0)
+    clips = [sorted({labels[index] for index in rng.integers(0, 527, 3)}) for _ in range(800)]
+    data = write_data(str(tmp_path / "data"), clips, labels)
+    run = write_run(str(tmp_path / "run"), data, clips, labels)
+    num_scored = 527 - storage.read_json(f"{run}/predictions/eval.json")["num_classes_left_out"]
+    opened = open_report(browser, write_report([run]))
+    page = opened.page
+    assert page.locator("[data-figure=classes] .barlayer .point").count() == num_scored
+    assert page.locator("[data-figure=classes] .ytick").count() == num_scored
+    heights = page.evaluate(
+        """() => { const box = document.querySelector('[data-figure=classes]').parentElement;
+                   return [box.clientHeight, box.scrollHeight]; }"""
+    )
+    assert heights[0] <= 640 < heights[1]
+    assert opened.errors == opened.requests == []
+    page.close()

@@ -1,12 +1,16 @@
 """Files by path: atomic writes, ranges, the same on S3, and one line for whatever is amiss."""
 
+import json
 import multiprocessing
 import os
 import signal
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import fsspec
 import pyarrow as pa
 import pytest
@@ -345,24 +349,71 @@ def test_refused_credentials(strict_s3_endpoint: str, monkeypatch: pytest.Monkey
     assert storage.one_file_fault(error) is None
 
 
-def test_one_readable_file_vouches_for_its_bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    storage.write_bytes(f"{s3}/there", b"x")
+@pytest.fixture
+def restricted(strict_s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, fresh_clients: Any) -> str:
+    """A bucket with `open/there` and `secret/there`; the user may read what is below `open/`."""
+
+    def ask_for_keys_after(num_requests: str) -> None:
+        request = urllib.request.Request(
+            f"{strict_s3_endpoint}/moto-api/reset-auth",
+            data=num_requests.encode(),
+            headers={"Content-Type": "text/plain"},
+        )
+        urllib.request.urlopen(request).close()
+
+    ask_for_keys_after("inf")
+    for name, value in s3_environment(strict_s3_endpoint).items():
+        monkeypatch.setenv(name, value)
+    bucket = f"s3://restricted-{time.time_ns()}"
+    storage.file_system(bucket).mkdir(bucket)
+    for name in ("open", "secret"):
+        storage.write_bytes(f"{bucket}/{name}/there", b"x")
+    for name, value in _new_user(bucket, "s3:GetObject", "/open/*").items():
+        monkeypatch.setenv(name, value)
+    ask_for_keys_after("0")
+    fresh_clients()
+    return bucket
+
+
+def _new_user(bucket: str, action: str, resource: str) -> dict[str, str]:
+    """AWS variables of a user who may do one thing only."""
+    iam = boto3.client("iam")
+    name = bucket.removeprefix("s3://")
+    arn = f"arn:aws:s3:::{name}{resource}"
+    policy = {
+        "Version": "2012-10-17",
+        "Statement": [{"Effect": "Allow", "Action": action, "Resource": arn}],
+    }
+    iam.create_user(UserName=name)
+    iam.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=json.dumps(policy))
+    key = iam.create_access_key(UserName=name)["AccessKey"]
+    iam.close()
+    return {
+        "AWS_ACCESS_KEY_ID": key["AccessKeyId"],
+        "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
+    }
+
+
+def test_a_file_that_is_refused_is_no_fault_of_its_bucket(restricted: str) -> None:
+    there, secret = f"{restricted}/open/there", f"{restricted}/secret/there"
+    assert storage.read_bytes(there) == b"x"
+    found, refused = storage.read_ahead([there, secret], 2)
+    assert found == b"x"
+    assert isinstance(refused, Exception)
+    assert storage.one_file_fault(refused) == "access refused"
+    storage.check_readable([secret, secret, there])
+    with pytest.raises(UserError, match=r"secret/there: access refused \(AccessDenied\)"):
+        storage.check_readable([secret, secret])
+    with pytest.raises(UserError, match=r"access refused \(AccessDenied\)"):
+        storage.write_bytes(there, b"y")
+    with pytest.raises(UserError, match=r"access refused \(AccessDenied\)"):
+        storage.check_bucket(restricted)
+
+
+def test_a_missing_or_empty_file_is_no_fault_of_its_bucket(s3: str) -> None:
     storage.write_bytes(f"{s3}/empty", b"")
-    for uris in ([f"{s3}/there"], [f"{s3}/empty"], [f"{s3}/missing", f"{s3}/there"], []):
+    for uris in ([f"{s3}/empty"], [f"{s3}/missing"], []):
         storage.check_readable(uris)
-    refused = PermissionError("Access Denied")
-    refused.response = {"Error": {"Code": "AccessDenied"}}  # type: ignore[attr-defined]
-    readable = storage.read_range
-
-    def read(path: str, *place: int) -> bytes:
-        if path.endswith("secret"):
-            raise refused
-        return readable(path, *place)
-
-    monkeypatch.setattr(storage, "read_range", read)
-    storage.check_readable([f"{s3}/secret", f"{s3}/there"])
-    with pytest.raises(UserError, match=r"secret: access refused \(AccessDenied\)"):
-        storage.check_readable([f"{s3}/secret", f"{s3}/secret"])
 
 
 def test_a_storage_that_stays_broken_is_named() -> None:

@@ -31,6 +31,7 @@ from trainer.evaluation import evaluate
 from trainer.loader import Loader
 from trainer.loop import make_model, train
 from trainer.predictions import from_scores, write_predictions
+from trainer.ray_actors import Board, Failures
 from trainer.recipe import Recipe, check_fit, make_recipe
 from trainer.run_folder import check_same_run, is_finished, read_recipe, read_run
 from trainer.world import World
@@ -51,19 +52,6 @@ class Workers:
     """CPUs of each, and threads of torch where there is no GPU."""
     use_gpu: bool | None = None
     """Whether each has a GPU; None: if the cluster has any."""
-
-
-class _Board:
-    """An actor that holds the latest progress of each run, for the driver to look at."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, dict[str, Any]] = {}
-
-    def put(self, values: dict[str, Any]) -> None:
-        self._values[values["run"]] = values
-
-    def get(self) -> dict[str, dict[str, Any]]:
-        return self._values
 
 
 def run_training(recipe: Recipe, dataset_path: str, run_path: str, workers: Workers) -> None:
@@ -164,28 +152,10 @@ def fit_workers(workers: Workers, *, runs: int = 1) -> tuple[Workers, int]:
     return workers, min(fits, runs)
 
 
-class _Failures(ray.train.UserCallback):  # type: ignore[misc]
-    """Tells Ray Train's controller which failures of workers a new start cannot mend."""
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Ray calls it before it decides; what is raised here ends the run."""
-        for error in worker_exceptions.values():
-            if isinstance(error, UserError):
-                raise error
-        rank, error = next(iter(worker_exceptions.items()))
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        print(
-            f"worker {rank} was lost ({reason}); carrying on from the last checkpoint, unless "
-            f"this happens more than {_RESTARTS} times",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
 @contextmanager
 def progress_board(num_runs: int) -> Iterator[Any]:
     """A board for workers to report to, and a bar over the steps of all runs while it exists."""
-    board = ray.remote(num_cpus=0)(_Board).remote()
+    board = ray.remote(num_cpus=0)(Board).remote()
     stop = threading.Event()
     thread = threading.Thread(
         target=_show_progress, args=(board, num_runs, stop), name="progress", daemon=True
@@ -208,13 +178,13 @@ def _show_progress(board: Any, num_runs: int, stop: threading.Event) -> None:
         while not values:
             if stop.wait(_REPORT_EVERY_S):
                 return
-            values = list(ray.get(board.get.remote()).values())
+            values = ray.get(board.get.remote())
             if time.monotonic() - waiting_since > _SAY_WAITING_AFTER_S:
                 waiting_since = time.monotonic()
                 free = ray.available_resources()
                 print(
-                    f"waiting for workers to start; the cluster has {free.get('CPU', 0):g} CPUs "
-                    f"and {free.get('GPU', 0):g} GPUs free",
+                    f"still waiting for the first step; the cluster has {free.get('CPU', 0):g} "
+                    f"CPUs and {free.get('GPU', 0):g} GPUs free",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -222,8 +192,21 @@ def _show_progress(board: Any, num_runs: int, stop: threading.Event) -> None:
             is_over = False
             while not is_over:
                 is_over = stop.wait(_REPORT_EVERY_S)
-                values = list(ray.get(board.get.remote()).values())
+                values = ray.get(board.get.remote())
                 bar.update(sum(one["step"] for one in values), _note(values))
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Ray Train's trainer without its `PlacementGroupCleaner`.
+
+    That helper asks the Ray it happens to find on the machine whether the training still lives. If
+    this is another than the one in use, it takes the resources from a training that does. What it
+    is for, a lost controller, ends this process and with it what Ray holds for it.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [one for one in callbacks if type(one).__name__ != "PlacementGroupCleanerCallback"]
 
 
 def _fit(
@@ -234,7 +217,7 @@ def _fit(
 ) -> None:
     resources = {"CPU": workers.cpus, **({"GPU": 1} if workers.use_gpu else {})}
     path, file_system = ray_storage(run_path)
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         worker,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
@@ -247,7 +230,7 @@ def _fit(
             storage_path=path,
             storage_filesystem=file_system,
             failure_config=ray.train.FailureConfig(max_failures=_RESTARTS),
-            callbacks=[_Failures()],
+            callbacks=[Failures()],
             # Ray Train tells of every start of its workers, and of every error again and again:
             # once by the exception that `fit` raises is enough. Its log files have it all.
             logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),

@@ -6,13 +6,16 @@ command again carries on the runs that were interrupted and leaves the finished 
 """
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from ray import tune
 
 from pipeline import storage
+from pipeline.errors import UserError
 from trainer.ray_train import (
     Workers,
     check_training,
@@ -23,10 +26,26 @@ from trainer.ray_train import (
 )
 from trainer.recipe import Recipe, make_recipe
 
+_TUNE_VARIABLES = {
+    # Its newer output announces the experiment whatever `verbose` says.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Otherwise `fit` returns after Ctrl-C as if all were done.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # What its own logs of each trial would hold is in the run folders.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+
 
 def with_seed(recipe: Recipe, seed: int) -> Recipe:
-    """The same recipe with another seed."""
-    return replace(recipe, train=replace(recipe.train, seed=seed))
+    """The same recipe with another seed.
+
+    Raises:
+        UserError: the seed is out of range.
+    """
+    try:
+        return replace(recipe, train=replace(recipe.train, seed=seed))
+    except ValueError as error:
+        raise UserError(f"--seeds: {error}") from error
 
 
 def seed_path(output: str, seed: int) -> str:
@@ -37,7 +56,13 @@ def seed_path(output: str, seed: int) -> str:
 def unfinished_seeds(
     recipe: Recipe, dataset_path: str, output: str, seeds: Sequence[int]
 ) -> list[int]:
-    """The seeds whose runs are not finished yet; raises as `check_training`."""
+    """The seeds whose runs are not finished yet.
+
+    Raises:
+        UserError: a seed is out of range or named twice; else as `check_training`.
+    """
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds: each may be named once, got {' '.join(map(str, seeds))}")
     return [
         seed
         for seed in seeds
@@ -55,8 +80,8 @@ def run_seeds(
         Exception: what ended the first of the runs that failed, once the others are through.
     """
     workers, num_at_once = fit_workers(workers, runs=len(seeds))
-    # Tune announces every trial; the progress bar and the run folders say the same.
-    logging.getLogger("ray.tune").setLevel(logging.WARNING)
+    # Tune logs each error with its traceback; once by the exception below is enough.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     path, file_system = ray_storage(output)
     with progress_board(len(seeds)) as board:
         constants = {
@@ -79,9 +104,22 @@ def run_seeds(
                 name="tune", storage_path=path, storage_filesystem=file_system, verbose=0
             ),
         )
-        results = tuner.fit()
+        with _environment(_TUNE_VARIABLES):
+            results = tuner.fit()
     for error in results.errors:
         raise error
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set variables that Ray Tune reads, where the user has not, and take them back."""
+    added = variables.keys() - os.environ.keys()
+    os.environ.update({name: variables[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def _trial(config: dict[str, Any], constants: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import math
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pipeline import storage
@@ -112,7 +112,12 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
         if isinstance(keys, dict):
             keys[key] = value
     name = path.rpartition("/")[2].removesuffix(".toml")
-    return make_recipe(name, document, where=path)
+    recipe = make_recipe(name, document, where=path)
+    if not recipe.model.weights_file:
+        return recipe
+    # Workers have other working folders.
+    weights_file = storage.absolute(recipe.model.weights_file)
+    return replace(recipe, model=replace(recipe.model, weights_file=weights_file))
 
 
 def make_recipe(name: str, document: Mapping[str, Any], *, where: str) -> Recipe:

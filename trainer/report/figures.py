@@ -134,9 +134,11 @@ def class_plot(rows: Sequence[ClassRow], run_names: Sequence[str]) -> Plot:
     numbers = _marks("text", [1.02] * len(ordered)) | {
         "text": [f"{row.mean:.3f}" for row in ordered],
         "textposition": "middle right",
+        "hoverinfo": "skip",
     }
     chance = _marks("markers", [_rounded(row.chance) for row in ordered]) | {
         "marker": {"symbol": "line-ns-open", "size": 13, "color": _ORANGE, "line": {"width": 2}},
+        "hoverinfo": "skip",
     }
     layout = _bar_layout([row.label for row in ordered])
     layout["xaxis"] |= {"range": [0, 1.12], "tickvals": [0, 0.25, 0.5, 0.75, 1]}
@@ -200,8 +202,9 @@ def duration_plot(runs: Sequence[History]) -> Plot | None:
     parts = (("training", "train_s", _BLUE), ("evaluation", "eval_s", _ORANGE))
     if is_single:
         layout = _curve_layout("epoch") | {"barmode": "stack", "bargap": 0.35}
-        layout["xaxis"] |= _epoch_ticks(runs)
         places = [entry["epoch"] for entry in timed[0].epochs]
+        # Room for eight, so that one or two epochs are not drawn as walls.
+        layout["xaxis"] |= _epoch_ticks(runs) | {"range": [0.4, max(8, *places) + 0.6]}
     else:
         layout = _bar_layout([run.name for run in timed]) | {"barmode": "stack"}
         places = list(range(len(timed)))
@@ -235,7 +238,9 @@ def _loss_plot(runs: Sequence[History]) -> Plot:
     stretch = 1
     for number, run in enumerate(runs):
         losses, length = thinned([entry.get("loss") for entry in run.steps], MAX_POINTS)
-        steps = [entry["step"] for entry in run.steps][length - 1 :: length]
+        # A mean stands at the last of its steps; the last stretch may be cut short.
+        ends = run.steps[length - 1 :: length]
+        steps = [entry["step"] for entry in ends + run.steps[-1:]][: len(losses)]
         stretch = max(stretch, length)
         if any(loss is not None for loss in losses):
             faint = _line(run.name, number, steps, losses, mode="lines") | {
@@ -331,7 +336,7 @@ def _epoch_line(
 def _line(
     name: str, number: int, x: Sequence[int], y: Sequence[float | None], *, mode: str
 ) -> dict[str, Any]:
-    return {
+    line = {
         "type": "scatter",
         "mode": mode,
         "name": plotly_text(name),
@@ -339,8 +344,8 @@ def _line(
         "x": list(x),
         "y": list(y),
         "line": {"color": run_colour(number), "width": 2},
-        "marker": {"size": 5},
     }
+    return line | ({"marker": {"size": 5}} if "markers" in mode else {})
 
 
 def _run_dots(rows: Sequence[ClassRow], run_names: Sequence[str]) -> list[dict[str, Any]]:
@@ -352,7 +357,6 @@ def _run_dots(rows: Sequence[ClassRow], run_names: Sequence[str]) -> list[dict[s
         | {
             "name": plotly_text(name),
             "marker": {"color": run_colour(number), "size": 7},
-            "hoverinfo": "all",
             "hovertemplate": "AP %{x:.4f}<extra>%{fullData.name}</extra>",
         }
         for number, name in enumerate(run_names)
@@ -366,7 +370,6 @@ def _marks(mode: str, x: Sequence[float | None]) -> dict[str, Any]:
         "mode": mode,
         "x": list(x),
         "y": list(range(len(x))),
-        "hoverinfo": "skip",
         "cliponaxis": False,
     }
 
