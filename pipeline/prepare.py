@@ -116,7 +116,7 @@ def _build(specs: list[ShardSpec], plan: Plan, job: BuildJob) -> None:
 def _task_memory_bytes(num_clips: int) -> float:
     """What to ask Ray for; a task that asks for more than any node has would wait for ever."""
     needed = _TASK_MEMORY_BYTES + num_clips * _TASK_MEMORY_PER_CLIP_BYTES
-    nodes = [node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]]
+    nodes = [float(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]]
     return min(needed, max(nodes))
 
 

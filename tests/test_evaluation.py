@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from prepared import make_prepared, tiny_recipe
-from ranks import run_ranks
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from pipeline.dataset import PreparedDataset, open_dataset
 from pipeline.errors import UserError
+from tests.prepared import make_prepared, tiny_recipe
+from tests.ranks import run_ranks
 from trainer.augment import normalise, pad_to
 from trainer.clips import select_clips
 from trainer.evaluation import Evaluation, evaluate

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from prepared import TINY, make_prepared
 
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
 from pipeline.errors import UserError
+from tests.prepared import TINY, make_prepared
 from trainer.augment import (
     AugmentSettings,
     draw_augmentations,

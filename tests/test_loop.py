@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import timm
 import torch
-from prepared import make_prepared, tiny_recipe
-from ranks import run_ranks
 
 from pipeline import storage
 from pipeline.dataset import PreparedDataset, open_dataset
 from pipeline.errors import UserError
+from tests.prepared import make_prepared, tiny_recipe
+from tests.ranks import run_ranks
 from trainer import loop
 from trainer.checkpoint import checkpoint_paths, load_newest
 from trainer.loop import train

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from prepared import make_prepared
 
 from pipeline import storage
 from pipeline.errors import UserError
+from tests.prepared import make_prepared
 from trainer.clips import select_clips
 from trainer.metrics import evaluate_scores
 from trainer.predictions import (

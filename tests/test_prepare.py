@@ -282,14 +282,17 @@ def test_ray_reads_the_shards_with_its_own_reader(
 # --- one line ----------------------------------------------------------------------------------
 
 
-def error_line(command: Sequence[str], capfd: pytest.CaptureFixture[str]) -> str:
+def error_line(
+    command: Sequence[str], capfd: pytest.CaptureFixture[str], *, progress: Sequence[str] = ()
+) -> str:
     """What a step prints that must fail with an explanation: one line, no traceback."""
     capfd.readouterr()
     status = ray_job.main(command)
     told = capfd.readouterr()
     assert status == 1
     assert told.out == ""
-    [line] = told.err.splitlines()
+    *before, line = told.err.splitlines()
+    assert before == list(progress)
     assert line.startswith("ray_job.py: error: ")
     return line.removeprefix("ray_job.py: error: ")
 
@@ -417,7 +420,8 @@ def test_a_storage_that_fails_in_a_worker(
     # A process' memory cannot be read from its beginning: an error such as a broken disk gives.
     clips = [replace(write_clips(tmp_path / "audio", 1)[0], uri="/proc/self/mem")]
     write_manifest(str(tmp_path / "m.parquet"), from_clips(clips, ["dog", "rain"]))
-    line = error_line(prepare_command(tmp_path / "m.parquet", tmp_path / "out"), capfd)
+    command = prepare_command(tmp_path / "m.parquet", tmp_path / "out")
+    line = error_line(command, capfd, progress=["clips: 0/1 (stopped)"])
     assert line.startswith("/proc/self/mem: cannot be read: ")
     assert line.endswith("Run the same command again to go on")
     assert not (tmp_path / "out" / "card.json").exists()

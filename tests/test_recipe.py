@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prepared import make_prepared, tiny_recipe, write_recipe
 
 from pipeline import storage
 from pipeline.errors import UserError
+from tests.prepared import make_prepared, tiny_recipe, write_recipe
 from trainer.clips import select_training_data
 from trainer.recipe import SECTIONS, Recipe, check_fit, load_recipe, make_recipe
 

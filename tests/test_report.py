@@ -626,6 +626,14 @@ def test_many_classes_keep_a_full_confusion_matrix() -> None:
     assert plot.height_px < 700
 
 
+def test_figures_cannot_end_the_script_element_they_stand_in(run: str) -> None:
+    page = storage.read_bytes(write_report([run])).decode()
+    start = page.index('id="figures">') + len('id="figures">')
+    # The figures do hold tags: those of the texts shown on hovering.
+    assert "<b>" in shown_figures([run])["classes"]["data"][0]["hovertemplate"]
+    assert not set(page[start : page.index("</script>", start)]) & set("<>&")
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[OfflineBrowser]:
     with open_browser() as started:

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prepared import make_prepared, tiny_recipe
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
 from pipeline.errors import UserError
+from tests.prepared import make_prepared, tiny_recipe
 from trainer.clips import select_training_data
 from trainer.loop import train
 from trainer.recipe import Recipe

@@ -359,7 +359,7 @@ def _figures(sections: Row) -> dict[str, Row]:
 def _script_json(document: object) -> str:
     """JSON that cannot end the script element it stands in."""
     text = json.dumps(document, allow_nan=False, separators=(",", ":"))
-    return text
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _training_first(by_split: Row) -> Row:
