@@ -12,7 +12,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("pipeline", "trainer", "cluster")
 
-MAY_IMPORT_RAY = {"pipeline.prepare", "trainer.ray_train", "trainer.ray_tune", "ray_job"}
+MAY_IMPORT_RAY = {
+    "pipeline.prepare",
+    "trainer.ray_actors",
+    "trainer.ray_train",
+    "trainer.ray_tune",
+    "ray_job",
+}
 MAY_IMPORT = {
     "pipeline": {"pipeline"},
     "trainer": {"pipeline", "trainer"},

@@ -16,8 +16,9 @@ from pipeline.dataset import PreparedDataset, open_dataset
 from pipeline.errors import UserError
 from tests.prepared import make_prepared, tiny_recipe
 from tests.ranks import run_ranks
+from tests.runs import assert_close_runs, assert_same_run, newest, untimed
 from trainer import loop
-from trainer.checkpoint import checkpoint_paths, load_newest
+from trainer.checkpoint import checkpoint_paths
 from trainer.loop import train
 from trainer.predictions import read_predictions
 from trainer.recipe import Recipe, make_recipe
@@ -42,33 +43,6 @@ def multi_label(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
 
 class Stopped(Exception):  # noqa: N818 (no error of the code)
     """What the tests end a run with."""
-
-
-def untimed(run: str) -> dict[str, Any]:
-    """The run's curves without what the clock says."""
-    history = read_history(run)
-    timings = {"clips_per_s", "train_s", "eval_s"}
-    return {
-        name: [{key: one[key] for key in one.keys() - timings} for one in history[name]]
-        for name in ("steps", "epochs")
-    }
-
-
-def assert_same_run(run: str, other: str) -> None:
-    """Bit by bit: curves, weights, optimiser and predictions."""
-    assert is_finished(run)
-    assert untimed(run) == untimed(other)
-    loaded, expected = load_newest(run), load_newest(other)
-    assert loaded is not None
-    assert expected is not None
-    assert loaded.progress.step == expected.progress.step
-    for name, value in expected.model.items():
-        assert torch.equal(loaded.model[name], value), name
-    for number, state in expected.optimiser["state"].items():
-        for name, value in state.items():
-            assert torch.equal(loaded.optimiser["state"][number][name], value)
-    scores = [read_predictions(one, "eval").scores for one in (run, other)]
-    assert np.array_equal(*scores)
 
 
 @pytest.mark.parametrize("loss", ["bce", "ce"])
@@ -98,8 +72,7 @@ def test_what_it_leaves_behind(dataset: PreparedDataset, tmp_path: Path) -> None
     assert repr(read_recipe(info)) == repr(recipe)
     assert info["seed"] == recipe.train.seed
     assert info["versions"].keys() >= {"python", "torch", "timm", "ray", "ast-ray"}
-    saved = load_newest(run)
-    assert saved is not None
+    saved = newest(run)
     assert info["num_parameters"] == sum(one.numel() for one in saved.model.values())
     in_fold_1 = dataset.select("train", fold=1).to_pylist()
     num_values = 128 * sum(clip["frames"] for clip in in_fold_1)
@@ -164,8 +137,7 @@ def test_steps_at_a_rate_of_zero_change_nothing(dataset: PreparedDataset, tmp_pa
         schedule={"warmup_steps": 99, "warmup_every_steps": 99}, train={"epochs": 1}
     )
     train(recipe, dataset, str(tmp_path), world=World())
-    saved = load_newest(str(tmp_path))
-    assert saved is not None
+    saved = newest(str(tmp_path))
     first = loop.make_model(recipe, dataset, fresh=True)
     for name, value in first.state_dict().items():
         assert torch.equal(saved.model[name], value)
@@ -266,8 +238,7 @@ def test_without_checkpoints_in_between_the_epoch_starts_again(
     assert checkpoint_paths(run) == []
     with pytest.raises(Stopped):
         start(recipe, dataset, run, 11)
-    saved = load_newest(run)
-    assert saved is not None
+    saved = newest(run)
     assert saved.progress.step == 6
     assert read_history(run)["finished"] is False
     start(recipe, dataset, run)
@@ -294,8 +265,8 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     run = str(tmp_path)
     with pytest.raises(Stopped):
         start(tiny_recipe(train=OFTEN), dataset, run, 9)
-    newest = checkpoint_paths(run)[-1]
-    storage.write_bytes(newest, storage.read_bytes(newest)[:5000])
+    path = checkpoint_paths(run)[-1]
+    storage.write_bytes(path, storage.read_bytes(path)[:5000])
     start(tiny_recipe(train=OFTEN), dataset, run)
     assert_same_run(run, uninterrupted)
 
@@ -341,28 +312,6 @@ def train_rank(
     for run in runs:
         recipe = make_recipe("tiny", document, where="test")
         train(recipe, open_dataset(data), run, world=world, report=stop_at(stop_step))
-
-
-def assert_close_runs(run: str, other: str) -> None:
-    """Equal up to the order of float sums."""
-    curves, expected = untimed(run), untimed(other)
-    for name, keys in (("steps", ("loss", "grad_norm")), ("epochs", ("train_loss", "eval_loss"))):
-        assert len(curves[name]) == len(expected[name])
-        for point, expected_point in zip(curves[name], expected[name], strict=True):
-            for key in keys:
-                assert point[key] == pytest.approx(expected_point[key], abs=1e-5)
-    loaded, saved = load_newest(run), load_newest(other)
-    assert loaded is not None
-    assert saved is not None
-    for name, value in saved.model.items():
-        kept = torch.ones_like(value, dtype=torch.bool)
-        if name.endswith("qkv.bias"):
-            # Softmax does not see the keys' bias: its gradient is nothing but rounding errors,
-            # which Adam blows up to whole steps.
-            kept[len(value) // 3 : 2 * len(value) // 3] = False
-        torch.testing.assert_close(loaded.model[name][kept], value[kept], rtol=0, atol=2e-5)
-    scores = [read_predictions(one, "eval").scores for one in (run, other)]
-    np.testing.assert_allclose(*scores, atol=1e-5)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
 from pipeline.errors import UserError
 from tests.prepared import make_prepared, tiny_recipe
+from tests.runs import assert_events_match_history, read_events
 from trainer.clips import select_training_data
 from trainer.loop import train
 from trainer.recipe import Recipe
@@ -89,32 +89,6 @@ def test_not_a_run(dataset: PreparedDataset, tmp_path: Path) -> None:
 # TensorBoard
 
 
-def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Points of each curve as TensorBoard shows them, without what it was told to hide."""
-    events = EventAccumulator(str(folder))  # type: ignore[no-untyped-call]
-    events.Reload()  # type: ignore[no-untyped-call]
-    return {
-        tag: [(point.step, point.value) for point in events.Scalars(tag)]  # type: ignore[no-untyped-call]
-        for tag in events.Tags()["scalars"]  # type: ignore[no-untyped-call]
-    }
-
-
-def assert_events_match_history(folder: Path, history: dict[str, Any]) -> None:
-    events = read_events(folder)
-    assert events.keys() >= {"train/loss", "train/lr", "train/grad_norm", "train/clips_per_s"}
-    for prefix, points, names in (
-        ("train", history["steps"], ("loss", "lr")),
-        ("eval", history["epochs"], ("eval_loss", "mAP", "mAUC", "accuracy")),
-    ):
-        for name in names:
-            expected = [(point["step"], point[name]) for point in points]
-            assert [step for step, _ in events[f"{prefix}/{name}"]] == [
-                step for step, _ in expected
-            ]
-            for (_, value), (_, exact) in zip(events[f"{prefix}/{name}"], expected, strict=True):
-                assert value == pytest.approx(exact, rel=1e-6)
-
-
 def stopping(steps: list[int]) -> Callable[[dict[str, Any]], None]:
     def report(values: dict[str, Any]) -> None:
         if steps and values["step"] == steps[0]:
@@ -135,7 +109,7 @@ def test_the_curves_are_whole_after_restarts(dataset: PreparedDataset, tmp_path:
     train(recipe, dataset, str(tmp_path), world=World())
     history = read_history(str(tmp_path))
     assert [point["step"] for point in history["steps"]] == list(range(1, 13))
-    assert_events_match_history(tmp_path / "tensorboard", history)
+    assert_events_match_history(tmp_path)
 
 
 def test_what_a_killed_process_wrote_is_there_up_to_its_checkpoint(tmp_path: Path) -> None:

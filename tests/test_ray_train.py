@@ -1,0 +1,320 @@
+"""Training on Ray Train: the same runs as without it, whatever is killed, in S3 too."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+import ray_job
+from cluster.session import connect
+from pipeline import storage
+from pipeline.dataset import PreparedDataset
+from pipeline.errors import UserError
+from tests.conftest import s3_environment
+from tests.prepared import make_prepared, tiny_recipe, write_recipe
+from tests.runs import assert_close_runs, assert_events_match_history, newest
+from trainer import ray_train
+from trainer.checkpoint import checkpoint_paths
+from trainer.clips import select_clips
+from trainer.evaluation import evaluate
+from trainer.loader import Loader, LoaderSettings
+from trainer.loop import make_model, train
+from trainer.predictions import read_predictions
+from trainer.ray_actors import Failures
+from trainer.ray_train import Workers, fit_workers, progress_board
+from trainer.run_folder import is_finished, read_run
+from trainer.world import World
+
+PROJECT = Path(__file__).resolve().parent.parent
+RECIPE = tiny_recipe(train={"epochs": 4, "log_every_steps": 1, "checkpoint_every_s": 0})
+"""24 steps, each followed by a checkpoint."""
+
+
+@pytest.fixture(scope="module")
+def session(s3_endpoint: str) -> Iterator[None]:
+    """A Ray of 2 CPUs whose workers know the S3 server."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        # Workers that may not keep compiled modules compile all of them at every start.
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        for name, value in s3_environment(s3_endpoint).items():
+            patch.setenv(name, value)
+        with connect(address="local", num_cpus=2):
+            yield
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return make_prepared(str(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_recipe(tmp_path_factory.mktemp("recipe") / "tiny.toml", RECIPE))
+
+
+@pytest.fixture(scope="module")
+def without_ray(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> str:
+    run = str(tmp_path_factory.mktemp("run"))
+    train(RECIPE, dataset, run, world=World())
+    return run
+
+
+def train_command(recipe_file: str, dataset: PreparedDataset, run: str, *more: str) -> list[str]:
+    return ["train", recipe_file, "--data", dataset.path, "--out", run, *more]
+
+
+# On two CPUs
+
+
+@pytest.mark.usefixtures("session")
+def test_two_workers_write_the_run_of_the_loop_into_a_bucket(
+    dataset: PreparedDataset,
+    recipe_file: str,
+    without_ray: str,
+    s3: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = f"{s3}/runs/one"
+    command = train_command(recipe_file, dataset, run, "--workers", "2")
+    assert ray_job.main(command) == 0
+    shown = capfd.readouterr()
+    assert_close_runs(run, without_ray)
+    assert "mAP" in shown.out
+    assert "steps: 24/24" in shown.err
+    quiet = [line for line in shown.err.splitlines() if line and not line.startswith("steps: ")]
+    assert quiet == []
+
+    monkeypatch.setattr(ray_train, "run_training", None)
+    assert ray_job.main(command) == 0
+    assert f"{run}: finished already, nothing to do" in capfd.readouterr().out
+
+
+@pytest.mark.usefixtures("session")
+def test_another_split_is_evaluated_with_the_last_checkpoint(
+    dataset: PreparedDataset, without_ray: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert ray_job.main(["evaluate", without_ray, "--split", "train", "--fold", "2"]) == 0
+    assert "on train-fold2" in capfd.readouterr().out
+    found = read_predictions(without_ray, "train-fold2")
+    model = make_model(RECIPE, dataset, fresh=False)
+    model.load_state_dict(newest(without_ray).model)
+    clips, data = select_clips(dataset, "train", 2), read_run(without_ray)["data"]
+    expected = evaluate(
+        model,
+        Loader(clips, LoaderSettings(), num_frames=64),
+        mean=data["mean"],
+        std=data["std"],
+        loss="bce",
+        batch_size=7,
+        world=World(),
+    )
+    assert found.ids == clips.ids
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
+    assert found.facts == {"loss": "bce", "checkpoint_step": 24}
+    metrics = storage.read_json(f"{without_ray}/predictions/train-fold2.json")
+    assert metrics["mAP"] == pytest.approx(expected.metrics.mAP)
+
+
+def kill_the_first_worker(run: Path) -> None:
+    """Once it has written a checkpoint; TensorBoard names its files after the process."""
+    while not checkpoint_paths(str(run)):
+        time.sleep(0.01)
+    (events,) = (run / "tensorboard").iterdir()
+    os.kill(int(events.name.split(".")[-2]), signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("session")
+def test_a_killed_worker_is_started_anew(
+    dataset: PreparedDataset,
+    recipe_file: str,
+    without_ray: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    killer = threading.Thread(target=kill_the_first_worker, args=(tmp_path,), daemon=True)
+    killer.start()
+    assert ray_job.main(train_command(recipe_file, dataset, str(tmp_path))) == 0
+    killer.join()
+    assert "starting again from the last checkpoint" in capfd.readouterr().err
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+    assert_close_runs(str(tmp_path), without_ray)
+    assert_events_match_history(tmp_path)
+
+
+@pytest.mark.usefixtures("session")
+def test_one_worker_with_a_users_error_ends_the_run_with_one_line(
+    recipe_file: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The other one waits for it in the middle of a step; none is started anew."""
+    dataset = make_prepared(str(tmp_path / "data"))
+    shard = f"{dataset.path}/shards/train-00000.tar"
+    last = dataset.select("train").to_pylist()[-1]
+    storage.write_bytes(shard, storage.read_bytes(shard)[: last["offset_bytes"] + 1])
+    run = tmp_path / "run"
+    command = train_command(recipe_file, dataset, str(run), "--workers", "2")
+    assert ray_job.main(command) == 1
+    errors = [line for line in capfd.readouterr().err.splitlines() if "steps: " not in line]
+    assert errors == [
+        f"ray_job.py: error: {shard}: the shard is missing or too short for clip 'train/39'; the "
+        f"data set is damaged, prepare it again"
+    ]
+    assert len(list((run / "tensorboard").iterdir())) == 1
+    assert not is_finished(str(run))
+
+
+@pytest.mark.usefixtures("session")
+def test_workers_that_do_not_fit_are_refused_at_once(
+    dataset: PreparedDataset, recipe_file: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    for options in (["--workers", "3"], ["--cpus-per-worker", "3"], ["--gpu"]):
+        assert ray_job.main(train_command(recipe_file, dataset, run, *options)) == 1
+        error = capfd.readouterr().err
+        assert "do not fit into this cluster of 1 nodes, 2 CPUs and 0 GPUs" in error
+        assert error.count("\n") == 1
+    assert storage.list_files(run) == []
+
+
+@pytest.mark.usefixtures("session")
+def test_the_progress_takes_no_cpu_and_outlives_its_board() -> None:
+    """An exception of its thread would fail this test."""
+    with progress_board(1) as board:
+        values = {"run": "/a/run", "step": 1, "num_steps": 2, "epoch": 1, "lr": 0.1}
+        nothing = dict.fromkeys(("loss", "clips_per_s", "mAP", "accuracy"))
+        ray.get(board.put.remote({**values, **nothing}))
+        assert ray.available_resources()["CPU"] == 2
+        ray.kill(board)
+        time.sleep(1.5)
+
+
+# Without a session
+
+
+def nodes(*resources: dict[str, float]) -> Callable[[], list[dict[str, Any]]]:
+    alive = [{"Alive": True, "Resources": one} for one in resources]
+    return lambda: [*alive, {"Alive": False, "Resources": {"CPU": 100.0, "GPU": 8.0}}]
+
+
+def test_places_for_workers_are_counted_node_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "nodes", nodes({"CPU": 3.0}, {"CPU": 3.0}))
+    assert fit_workers(Workers(num=2, cpus=2)) == (Workers(num=2, cpus=2, use_gpu=False), 1)
+    # Six CPUs, but not three times two on one node.
+    with pytest.raises(UserError, match="3 workers with 2 CPUs and no GPU each do not fit"):
+        fit_workers(Workers(num=3, cpus=2))
+    assert fit_workers(Workers(num=1, cpus=1), runs=4)[1] == 4
+    assert fit_workers(Workers(num=1, cpus=1), runs=9)[1] == 6
+    assert fit_workers(Workers(num=2, cpus=1), runs=9)[1] == 3
+
+
+def test_gpus_are_used_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "nodes", nodes({"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}))
+    assert fit_workers(Workers(num=1), runs=9) == (Workers(num=1, use_gpu=True), 2)
+    assert fit_workers(Workers(num=1, use_gpu=False), runs=99)[1] == 16
+    with pytest.raises(UserError, match="3 workers with 1 CPUs and a GPU each do not fit"):
+        fit_workers(Workers(num=3))
+
+
+def test_which_failures_are_worth_a_new_start(capsys: pytest.CaptureFixture[str]) -> None:
+    Failures().after_exception(None, {1: RuntimeError("the node went\naway")})
+    assert "worker 1 failed (away); starting again" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no such shard"):
+        Failures().after_exception(
+            None, {0: RuntimeError("peer lost"), 1: UserError("no such shard")}
+        )
+
+
+def test_what_cannot_be_is_found_out_before_ray_starts(
+    dataset: PreparedDataset,
+    recipe_file: str,
+    without_ray: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cluster.session.connect", None)
+    free, taken = str(tmp_path / "run"), without_ray
+    for command, message in (
+        (train_command(recipe_file, dataset, taken, "--set", "train.epochs=9"), "train.epochs = 4"),
+        (train_command(recipe_file, dataset, free, "--set", "data.fold=9"), "has no fold 9"),
+        (train_command(recipe_file, dataset, free, "--set", "augment.time_mask=99"), "time_mask"),
+        (["train", recipe_file, "--data", str(tmp_path), "--out", free], "no complete data set"),
+        (["evaluate", free, "--split", "eval"], "no run there"),
+        (["evaluate", taken, "--split", "test"], "no split 'test'"),
+        (["evaluate", taken, "--split", "eval", "--fold", "1"], "has no fold 1"),
+    ):
+        assert ray_job.main(command) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("ray_job.py: error: ")
+        assert message in error
+        assert error.count("\n") == 1
+
+
+# Processes that are killed
+
+
+def start(recipe_file: str, dataset: PreparedDataset, run: Path) -> "subprocess.Popen[str]":
+    """`ray_job.py train` in a process group of its own."""
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    options = ["--workers", "2", "--num-cpus", "2", "--address", "local"]
+    return subprocess.Popen(
+        [
+            sys.executable,
+            str(PROJECT / "ray_job.py"),
+            *train_command(recipe_file, dataset, str(run), *options),
+        ],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_step(process: "subprocess.Popen[str]", run: Path, step: int) -> int:
+    """Wait for a checkpoint of at least this step; returns its step."""
+    while True:
+        assert process.poll() is None, process.communicate()
+        steps = [int(path[-11:-3]) for path in checkpoint_paths(str(run))]
+        if steps and steps[-1] >= step:
+            return steps[-1]
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_after_ctrl_c_and_kill_the_same_command_carries_on(
+    dataset: PreparedDataset, recipe_file: str, without_ray: str, tmp_path: Path
+) -> None:
+    process = start(recipe_file, dataset, tmp_path)
+    reached = wait_for_step(process, tmp_path, 1)
+    # As the terminal does: to all processes of the group.
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert errors.endswith("interrupted; the same command carries on from here\n")
+    assert "Traceback" not in errors
+
+    process = start(recipe_file, dataset, tmp_path)
+    wait_for_step(process, tmp_path, reached + 3)
+    process.kill()
+    process.communicate()
+    assert not is_finished(str(tmp_path))
+
+    process = start(recipe_file, dataset, tmp_path)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "mAP" in output
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 3
+    assert_close_runs(str(tmp_path), without_ray)
+    assert_events_match_history(tmp_path)
