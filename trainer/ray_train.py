@@ -5,6 +5,7 @@ them anew when one is lost. Checkpoints are the loop's own, in the run folder, s
 after a lost worker or by the same command, carries on from the newest one.
 """
 
+import logging
 import math
 import signal
 import sys
@@ -263,6 +264,8 @@ def ray_storage(run_path: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
 
 def _world(threads: int) -> World:
     """This worker's place, once Ray Train has set up the process group."""
+    # Ray Train lets through to the terminal what any library logs at INFO, such as botocore.
+    logging.getLogger().setLevel(logging.WARNING)
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     if device.type == "cpu":
@@ -321,12 +324,9 @@ def _note(values: list[dict[str, Any]]) -> str:
         return ", ".join(f"{one['run'].rpartition('/')[2]} epoch {one['epoch']}" for one in values)
     one = values[0]
     figures = [f"epoch {one['epoch']}", f"lr {one['lr']:.1e}"]
-    for name, form in (
-        ("loss", ".3f"),
-        ("clips_per_s", ".0f"),
-        ("mAP", ".3f"),
-        ("accuracy", ".3f"),
-    ):
+    if one["clips_per_s"] is not None:
+        figures.append(f"{one['clips_per_s']:.0f} clips/s")
+    for name in ("loss", "mAP", "accuracy"):
         if one[name] is not None:
-            figures.append(f"{name} {one[name]:{form}}")
+            figures.append(f"{name} {one[name]:.3f}")
     return ", ".join(figures)
