@@ -19,7 +19,9 @@ import logging
 import os
 import re
 import secrets
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -82,9 +84,23 @@ def connect(
                 _start(num_cpus, dashboard)
             else:
                 _join(target, num_cpus)
-            yield
+            with _terminate_as_ctrl_c():
+                yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _terminate_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM, which batch systems send, end a step as Ctrl-C does, without stack traces."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def unwrap(error: BaseException) -> BaseException:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -97,18 +97,20 @@ def build_shard(spec: ShardSpec, job: BuildJob) -> Part:
     torch.set_num_threads(1)
     clock = _Stages()
     clips = read_shard_clips(job.plan_path, spec.row_group).to_pylist()
-    contents = storage.read_ahead([clip["uri"] for clip in clips], job.reads_ahead)
     writer = ShardWriter()
     tar_name = f"shards/{spec.name}.tar"
     rows: list[dict[str, Any]] = []
     rejects: list[Reject] = []
-    for clip in clips:
-        try:
-            rows.append({**_build_clip(clip, contents, writer, job, clock), "shard": tar_name})
-        except RejectError as error:
-            rejects.append(
-                Reject(id=clip["id"], uri=clip["uri"], stage=error.stage, reason=error.reason)
-            )
+    uris = [clip["uri"] for clip in clips]
+    with closing(storage.read_ahead(uris, job.reads_ahead)) as contents:
+        for clip in clips:
+            try:
+                row = _build_clip(clip, contents, writer, job, clock)
+                rows.append({**row, "shard": tar_name})
+            except RejectError as error:
+                rejects.append(
+                    Reject(id=clip["id"], uri=clip["uri"], stage=error.stage, reason=error.reason)
+                )
     with clock.stage("write"):
         # Stopped between the new tar and its part file, an earlier part would vouch for this tar.
         storage.remove(part_path(job.output, spec.name))

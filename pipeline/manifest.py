@@ -114,7 +114,13 @@ def assign_folds(manifest: Manifest, num_folds: int) -> Manifest:
 
 
 def write_manifest(path: str, manifest: Manifest) -> None:
-    """Check the manifest, then write it."""
+    """Check the manifest, then write it.
+
+    Raises:
+        UserError: `check` finds fault, or the path does not end in `.parquet`.
+    """
+    if not path.endswith(".parquet"):
+        raise UserError(f"{path}: a manifest is a Parquet file; give it a name ending in .parquet")
     check(manifest, path)
     metadata = {_METADATA_KEY: json.dumps({"labels": manifest.labels}).encode()}
     storage.write_table(path, manifest.clips.replace_schema_metadata(metadata))
@@ -134,8 +140,9 @@ def read_manifest(path: str) -> Manifest:
             f"{path}: no manifest there; write one with `ray_job.py manifest`"
         ) from error
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not a Parquet file ({reason})") from error
+        raise UserError(
+            f"{path}: not a manifest (a Parquet file); write one with `ray_job.py manifest`"
+        ) from error
     metadata = (table.schema.metadata or {}).get(_METADATA_KEY)
     clips = _conform(table, path)
     labels = json.loads(metadata)["labels"] if metadata else _labels_in_use(clips)

@@ -22,7 +22,7 @@ from pipeline.manifest import Manifest
 from pipeline.plan import Plan, PrepareSettings, ShardSpec, make_plan
 from pipeline.progress import ProgressBar
 
-_TASK_MEMORY_BYTES = 400_000_000
+_TASK_MEMORY_BYTES = 500_000_000
 """What a task takes with its libraries, before it holds any clip."""
 _TASK_MEMORY_PER_CLIP_BYTES = 600_000
 """A shard is held in memory once as a tar; this leaves room for its copy on the way to storage."""

@@ -13,7 +13,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,6 +117,19 @@ def write_bytes(path: str, data: bytes) -> None:
             _write_local(path, data)
 
 
+def make_folder(path: str) -> None:
+    """Make a local folder and those above it; S3 has none to make.
+
+    Raises:
+        UserError: it cannot be made, or a file has its name.
+    """
+    if not is_remote(path):
+        try:
+            Path(path).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
 def remove(path: str) -> None:
     """Delete one file, if it is there."""
     if exists(path):
@@ -167,12 +180,15 @@ def open_binary(path: str) -> io.IOBase:
         return cast(io.IOBase, file_system(path).open(path, "rb"))
 
 
-def read_ahead(paths: list[str], num_ahead: int) -> Iterator[bytes | Exception]:
+def read_ahead(paths: list[str], num_ahead: int) -> Generator[bytes | Exception, None, None]:
     """Contents in the order given, up to `num_ahead` fetched while the caller computes.
 
     An error is yielded in its place, for the caller to sort into "this file" and "the storage".
+    The caller closes it (`contextlib.closing`): left to the garbage collector, which may run within
+    the start of a thread, waiting here for threads to end waits for ever.
     """
-    with ThreadPoolExecutor(max_workers=num_ahead) as pool:
+    pool = ThreadPoolExecutor(max_workers=num_ahead)
+    try:
         waiting: list[Future[bytes | Exception]] = []
         for path in paths:
             waiting.append(pool.submit(_read_or_error, path))
@@ -180,6 +196,8 @@ def read_ahead(paths: list[str], num_ahead: int) -> Iterator[bytes | Exception]:
                 yield waiting.pop(0).result()
         for future in waiting:
             yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def check_bucket(path: str) -> None:

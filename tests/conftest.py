@@ -1,6 +1,7 @@
 """What several test files need: an S3 server, real audio, a Ray session, small waveforms."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,11 @@ from pipeline import storage
 # Time limits of single examples say more of the machine's load than of the code.
 settings.register_profile("ast-ray", deadline=None)
 settings.load_profile("ast-ray")
+
+# A shell starts what it puts into the background with SIGINT ignored, and that is inherited: the
+# processes whose Ctrl-C is tested would never see it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATA_VARIABLE = "AST_RAY_TEST_DATA"
 """Names a folder with real audio: `esc10/` in ESC-50's layout, `audioset/` with its CSVs."""

@@ -68,11 +68,11 @@ def assert_close_runs(run: str, other: str) -> None:
 
 def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Points of each curve as TensorBoard shows them, without what it was told to hide."""
-    events = EventAccumulator(str(folder))  # type: ignore[no-untyped-call]
-    events.Reload()  # type: ignore[no-untyped-call]
+    events = EventAccumulator(str(folder))
+    events.Reload()
     return {
-        tag: [(point.step, point.value) for point in events.Scalars(tag)]  # type: ignore[no-untyped-call]
-        for tag in events.Tags()["scalars"]  # type: ignore[no-untyped-call]
+        tag: [(point.step, point.value) for point in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
     }
 
 

@@ -5,8 +5,9 @@ import io
 import json
 import math
 import tarfile
+import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,11 @@ def bad_clips(folder: Path) -> dict[str, Clip]:
             path.write_bytes(content)
         found[reason] = Clip(id=f"bad {number}", uri=str(path), labels=("dog",))
     return found
+
+
+def die(*_: object, **__: object) -> None:
+    """In the place of a function: what happens when the process is stopped there."""
+    raise KeyboardInterrupt
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -338,6 +344,29 @@ def test_a_storage_that_fails_stops_the_task(
     assert prep.finished() == set()
 
 
+def test_no_thread_outlives_a_task(
+    tmp_path: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[object] = []  # so that nothing is closed by going out of sight
+    read_ahead = storage.read_ahead
+
+    def keep(paths: list[str], num_ahead: int) -> Generator[bytes | Exception, None, None]:
+        contents = read_ahead(paths, num_ahead)
+        kept.append(contents)
+        return contents
+
+    monkeypatch.setattr(storage, "read_ahead", keep)
+    before = set(threading.enumerate())
+    prep = preparation(tmp_path, clips)
+    prep.build()
+    assert set(threading.enumerate()) <= before
+    monkeypatch.setattr(build, "decode_audio", die)
+    with pytest.raises(KeyboardInterrupt):
+        prep.build()
+    assert set(threading.enumerate()) <= before
+    assert len(kept) == len(prep.plan.specs) + 1
+
+
 # --- what is finished --------------------------------------------------------------------------
 
 
@@ -380,10 +409,6 @@ def test_retrying_builds_only_shards_with_rejects(tmp_path: Path, clips: list[Cl
     at_once.build()
     at_once.finish()
     assert files(tmp_path / "out") == files(tmp_path / "at once")
-
-
-def die(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def test_stopped_between_a_new_tar_and_its_part_an_old_part_does_not_vouch_for_it(

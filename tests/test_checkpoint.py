@@ -120,7 +120,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before(
     newest = save_checkpoint(run, make_checkpoint(20))
     storage.write_bytes(newest, damaged(storage.read_bytes(newest), kind))
     assert_equal(load_newest(run), make_checkpoint(10))
-    output = capsys.readouterr().out
+    output = capsys.readouterr().err
     assert output.startswith(f"{newest}: damaged, trying the one before (")
     assert output.count("\n") == 1
 

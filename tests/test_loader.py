@@ -256,7 +256,7 @@ def test_a_caller_that_stops_early_leaves_no_reading_behind(
     loader = make_loader(clips, threads=1, batches_ahead=1, cache_mb=0)
     batches = loader.training_batches(make_plan(clips), replace(AUGMENT, mixup_share=0.0))
     next(batches)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     # The batches in hand, one ahead, and one that a thread may have begun; not all six.
     assert len(reads) <= 3 * BATCH_SIZE
 

@@ -334,6 +334,21 @@ def test_any_number_of_ranks_trains_the_same(
     assert_close_runs(taken_over, alone)
 
 
+def train_in_own_folder(world: World, document: dict[str, Any], data: str, runs: list[str]) -> None:
+    with pytest.raises(UserError, match=r"checkpoints of different steps there \(\[3, 0\]\)"):
+        train_rank(world, document, data, [runs[world.rank]], -1)
+
+
+def test_ranks_that_do_not_share_the_run_folder_are_refused(
+    multi_label: PreparedDataset, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(train=OFTEN | {"epochs": 1})
+    runs = [str(tmp_path / name) for name in ("first", "second")]
+    with pytest.raises(Stopped):
+        start(recipe, multi_label, runs[0], 3)
+    run_ranks(2, train_in_own_folder, recipe.to_json(), multi_label.path, runs)
+
+
 # Runs that fail
 
 

@@ -69,8 +69,14 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_the_same_manifest_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("1", "2"):
-        write_manifest(str(tmp_path / name), from_clips(CLIPS, LABELS))
-    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+        write_manifest(str(tmp_path / f"{name}.parquet"), from_clips(CLIPS, LABELS))
+    assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
+
+
+def test_a_name_that_promises_another_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"ending in \.parquet"):
+        write_manifest(str(tmp_path / "m.csv"), from_clips(CLIPS, LABELS))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_from_another_program_without_what_is_optional(tmp_path: Path) -> None:
@@ -166,7 +172,7 @@ def test_a_label_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
 def test_what_is_not_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "m.parquet"
     path.write_bytes(content)
-    assert "not a Parquet file (" in refusal(str(path))
+    assert "not a manifest (a Parquet file); write one with" in refusal(str(path))
 
 
 def test_a_missing_manifest_says_how_to_make_one(tmp_path: Path) -> None:

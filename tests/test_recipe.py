@@ -103,7 +103,7 @@ def test_an_override_of_another_form(recipe_file: str, override: str) -> None:
 def test_unknown_names_get_the_nearest(recipe_file: str, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load_recipe(recipe_file, [override])
-    assert str(caught.value).startswith(f"{recipe_file}: ")
+    assert str(caught.value).startswith(f"--set {override}: ")
 
 
 @pytest.mark.parametrize(

@@ -182,15 +182,21 @@ def test_a_class_may_be_called_train_beside_others(tmp_path: Path) -> None:
     assert rows(manifest, "labels", "split") == [(["train"], "train"), (["tram"], "train")]
 
 
-@pytest.mark.parametrize("names", [(), ("notes.txt",), ("loose.wav",)])
+@pytest.mark.parametrize("names", [("notes.txt",), ("loose.wav",)])
 def test_a_folder_without_classes_is_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match="no clip found in the layout 'folder'"):
         read_source(write_files(tmp_path / "x", *names), "auto")
 
 
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    for source in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UserError, match="no such folder, or nothing in it"):
+            read_source(str(source), "auto")
+
+
 def test_one_audio_file_is_no_folder_of_classes(tmp_path: Path) -> None:
     source = write_files(tmp_path, "dog/1.wav")
-    with pytest.raises(UserError, match="no clip found"):
+    with pytest.raises(UserError, match="no such folder"):
         read_source(f"{source}/dog/1.wav", "auto")
 
 

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -107,6 +108,15 @@ def test_reading_ahead_keeps_the_order_and_puts_errors_in_their_place(folder: st
                 assert content == str(number).encode()
             else:
                 assert storage.one_file_fault(content) == "not found"
+
+
+def test_reading_ahead_stops_when_closed(folder: str) -> None:
+    before = set(threading.enumerate())
+    paths = [storage.join(folder, str(number)) for number in range(20)]
+    contents = storage.read_ahead(paths, 2)
+    assert isinstance(next(contents), FileNotFoundError)
+    contents.close()
+    assert {thread for thread in threading.enumerate() if "Pool" in thread.name} <= before
 
 
 def test_reading_ahead_of_nothing_ends(folder: str) -> None:

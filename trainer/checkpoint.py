@@ -7,6 +7,7 @@ states. A file appears under its name only when complete.
 
 import io
 import re
+import sys
 import zipfile
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -82,7 +83,7 @@ def load_newest(run_path: str) -> Checkpoint | None:
         # The content alone is at fault, and garbage makes unpickling raise nearly anything.
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-            print(f"{path}: damaged, trying the one before ({reason})", flush=True)
+            print(f"{path}: damaged, trying the one before ({reason})", file=sys.stderr, flush=True)
     if paths:
         raise UserError(
             f"{_folder(run_path)}: all {len(paths)} checkpoints are damaged; remove the run and "

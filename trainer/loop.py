@@ -94,6 +94,7 @@ def _set_up(
     data = select_training_data(dataset, recipe.data)
     check_fit(recipe, data)
     saved = load_newest(run_path)
+    _check_ranks_agree(world, run_path, 0 if saved is None else saved.progress.step)
     ast = make_model(recipe, dataset, fresh=saved is None)
     if saved is not None:
         ast.load_state_dict(saved.model)
@@ -122,6 +123,16 @@ def _set_up(
         report=report,
         saved_at=time.monotonic(),
     )
+
+
+def _check_ranks_agree(world: World, run_path: str, step: int) -> None:
+    """Refuse ranks that would carry on from different places: a local folder of another machine."""
+    steps = world.gather(torch.tensor([step], device=world.device)).tolist()
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"{run_path}: the workers find checkpoints of different steps there ({steps}); it must "
+            f"be a folder that all of their machines share, such as one on S3"
+        )
 
 
 def make_model(recipe: Recipe, dataset: PreparedDataset, *, fresh: bool) -> AST:

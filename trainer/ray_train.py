@@ -71,11 +71,14 @@ def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> bool:
     """Find out before Ray starts whether a run can be; True if it is finished already.
 
     Raises:
-        UserError: no such data set, split or fold; or the folder holds another run.
+        UserError: no such data set, split or fold; the folder holds another run or cannot be
+            written to.
     """
     dataset = open_dataset(dataset_path)
     check_fit(recipe, select_training_data(dataset, recipe.data))
-    return check_same_run(run_path, recipe, dataset) and is_finished(run_path)
+    is_begun = check_same_run(run_path, recipe, dataset)
+    storage.make_folder(run_path)
+    return is_begun and is_finished(run_path)
 
 
 def fit_training(
@@ -184,8 +187,8 @@ def _show_progress(board: Any, num_runs: int, stop: threading.Event) -> None:
                 waiting_since = time.monotonic()
                 free = ray.available_resources()
                 print(
-                    f"still waiting for the first step; the cluster has {free.get('CPU', 0):g} "
-                    f"CPUs and {free.get('GPU', 0):g} GPUs free",
+                    f"still waiting for the first step: the workers are starting, or the cluster "
+                    f"is busy ({free.get('CPU', 0):g} CPUs, {free.get('GPU', 0):g} GPUs free)",
                     file=sys.stderr,
                     flush=True,
                 )

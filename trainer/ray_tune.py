@@ -5,10 +5,11 @@ time as their workers fit into the cluster. Each run has its folder, named after
 command again carries on the runs that were interrupted and leaves the finished ones alone.
 """
 
+import io
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from typing import Any
 
@@ -27,8 +28,6 @@ from trainer.ray_train import (
 from trainer.recipe import Recipe, make_recipe
 
 _TUNE_VARIABLES = {
-    # Its newer output announces the experiment whatever `verbose` says.
-    "RAY_AIR_NEW_OUTPUT": "0",
     # Otherwise `fit` returns after Ctrl-C as if all were done.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # What its own logs of each trial would hold is in the run folders.
@@ -104,7 +103,8 @@ def run_seeds(
                 name="tune", storage_path=path, storage_filesystem=file_system, verbose=0
             ),
         )
-        with _environment(_TUNE_VARIABLES):
+        # It announces the experiment and its trials on standard output whatever `verbose` says.
+        with _environment(_TUNE_VARIABLES), redirect_stdout(io.StringIO()):
             results = tuner.fit()
     for error in results.errors:
         raise error

@@ -105,14 +105,15 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{path}: no such recipe (a .toml file)") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a TOML file ({error})") from error
-    for override in overrides:
-        section, key, value = _parse_override(override)
-        keys = document.setdefault(section, {})
-        # Where the file has a value in a section's place, `make_recipe` says so.
-        if isinstance(keys, dict):
-            keys[key] = value
     name = path.rpartition("/")[2].removesuffix(".toml")
+    # First by itself, so that what is wrong with the file is not said of the overrides.
     recipe = make_recipe(name, document, where=path)
+    if overrides:
+        for override in overrides:
+            section, key, value = _parse_override(override)
+            document.setdefault(section, {})[key] = value
+        where = " ".join(f"--set {override}" for override in overrides)
+        recipe = make_recipe(name, document, where=where)
     if not recipe.model.weights_file:
         return recipe
     # Workers have other working folders.

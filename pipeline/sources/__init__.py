@@ -37,5 +37,8 @@ def read_source(source: str, layout: str) -> Manifest:
     name = detect(source) if layout == "auto" else layout
     manifest = LAYOUTS[name](source)
     if manifest.clips.num_rows == 0:
-        raise UserError(f"{source}: no clip found in the layout {name!r}")
+        raise UserError(
+            f"{source}: no clip found in the layout {name!r}; there are {', '.join(LAYOUTS)}, see "
+            f"`ray_job.py manifest --help`"
+        )
     return manifest

@@ -52,7 +52,9 @@ def read_rows(path: str, *, required: Sequence[str]) -> list[dict[str, str]]:
         ) from error
     missing = [name for name in required if name not in columns]
     if missing:
-        raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(columns)}")
+        raise UserError(
+            f"{path}: no column {', '.join(missing)}; it has {', '.join(columns) or 'none'}"
+        )
     return [{key: (value or "").strip() for key, value in row.items() if key} for row in rows]
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import PurePosixPath
 
 from pipeline import storage
+from pipeline.errors import UserError
 from pipeline.manifest import TRAIN_SPLIT, Clip, Manifest, from_clips
 
 AUDIO_SUFFIXES = frozenset(
@@ -29,9 +30,15 @@ _SPLITS = {
 
 
 def read(source: str) -> Manifest:
-    """List a folder per class; files that are not audio or in no class folder are noted."""
+    """List a folder per class; files that are not audio or in no class folder are noted.
+
+    Raises:
+        UserError: there is no such folder, or it is empty.
+    """
     prefix = source.rstrip("/") + "/"
     relative = [path.removeprefix(prefix) for path in storage.list_files(source)]
+    if not relative:
+        raise UserError(f"{source}: no such folder, or nothing in it")
     audio = [name for name in relative if PurePosixPath(name).suffix.lower() in AUDIO_SUFFIXES]
     tops = {name.split("/")[0] for name in audio if "/" in name}
     depth = 1 if tops and all(top.lower() in _SPLITS for top in tops) else 0
