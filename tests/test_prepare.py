@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,18 +103,24 @@ def prepare_command(manifest: Path | str, output: Path, *more: str) -> list[str]
     return ["prepare", str(manifest), "--out", str(output), *options]
 
 
-def start(command: Sequence[str]) -> "subprocess.Popen[str]":
-    """`ray_job.py` in a process (and process group) of its own."""
+@contextmanager
+def started(command: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
+    """`ray_job.py` in a process (and process group) of its own, which ends with the block."""
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, str(PROJECT / "ray_job.py"), *command],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )
+    ) as step:
+        try:
+            yield step
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(step.pid, signal.SIGKILL)
 
 
 # --- the same bytes ----------------------------------------------------------------------------
@@ -146,8 +152,8 @@ def test_one_cpu_gives_the_reference(
 ) -> None:
     assert manifest.clips.num_rows == 50
     command = prepare_command(audio / "manifest.parquet", tmp_path / "out", "--num-cpus", "1")
-    step = start(command)
-    printed, told = step.communicate(timeout=240)
+    with started(command) as step:
+        printed, told = step.communicate(timeout=240)
     assert step.returncode == 0, told
     assert contents(str(tmp_path / "out")) == reference
     assert "rejected" in printed
@@ -167,14 +173,13 @@ def test_killed_and_run_again_gives_the_reference(
     slow = Path(manifest.clips["uri"][7].as_py())
     slow.rename(tmp_path / "aside")
     os.mkfifo(slow)
-    step = start(prepare_command(audio / "manifest.parquet", output, "--num-cpus", "2"))
     try:
-        wait_for_parts(output, 3, step)
-        os.kill(step.pid, signal.SIGKILL)
-        step.communicate(timeout=60)
+        command = prepare_command(audio / "manifest.parquet", output, "--num-cpus", "2")
+        with started(command) as step:
+            wait_for_parts(output, 3, step)
+            os.kill(step.pid, signal.SIGKILL)
+            step.communicate(timeout=60)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(step.pid, signal.SIGKILL)
         (tmp_path / "aside").replace(slow)
     assert not (output / "card.json").exists()
     finished = {path.stem for path in parts(output)}
@@ -298,8 +303,8 @@ def error_line(
 
 
 def test_as_a_process_it_ends_with_one_line_and_a_status(tmp_path: Path) -> None:
-    step = start(prepare_command(tmp_path / "none.parquet", tmp_path / "out"))
-    printed, told = step.communicate(timeout=120)
+    with started(prepare_command(tmp_path / "none.parquet", tmp_path / "out")) as step:
+        printed, told = step.communicate(timeout=120)
     assert step.returncode == 1
     assert printed == ""
     [line] = told.splitlines()
