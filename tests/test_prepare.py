@@ -41,7 +41,6 @@ PROJECT = Path(ray_job.__file__).parent
 def session(s3_endpoint: str) -> Iterator[None]:
     """A Ray of 2 CPUs whose workers know the S3 server."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
         # Workers that may not keep compiled modules compile all of them at every start.
         patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         for name, value in s3_environment(s3_endpoint).items():

@@ -44,7 +44,6 @@ RECIPE = tiny_recipe(train={"epochs": 4, "log_every_steps": 1, "checkpoint_every
 def session(s3_endpoint: str) -> Iterator[None]:
     """A Ray of 2 CPUs whose workers know the S3 server."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
         # Workers that may not keep compiled modules compile all of them at every start.
         patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         for name, value in s3_environment(s3_endpoint).items():

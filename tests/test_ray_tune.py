@@ -30,7 +30,6 @@ RECIPE = tiny_recipe(train={"epochs": 4, "log_every_steps": 1, "checkpoint_every
 @pytest.fixture(scope="module")
 def session() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         with connect(address="local", num_cpus=2):
             yield
