@@ -215,7 +215,7 @@ def _add_manifest(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "manifest",
         manifest,
         "List a data set's clips, with labels, splits and folds, in a Parquet table.",
-        "ray_job.py manifest s3://sounds/ESC-50 --out s3://work/esc50.parquet",
+        "ray_job.py manifest s3://sounds/ESC-50 --out s3://lab/esc50.parquet",
     )
     step.add_argument("source", help="folder or table of the data set")
     step.add_argument("--out", required=True, help="manifest to write (.parquet)")
@@ -238,7 +238,7 @@ def _add_prepare(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         prepare,
         "Compute fbanks of all clips and write WebDataset shards, an index and a card. Stopped at "
         "any moment, the same command carries on.",
-        "ray_job.py prepare s3://work/esc50.parquet --out s3://work/esc50",
+        "ray_job.py prepare s3://lab/esc50.parquet --out s3://lab/esc50",
     )
     step.add_argument("manifest", help="what `manifest` wrote")
     step.add_argument("--out", required=True, help="folder of the prepared data set")
@@ -332,8 +332,8 @@ def _add_job_commands(steps: "argparse._SubParsersAction[argparse.ArgumentParser
         submit,
         "Run a step on a Ray cluster through its job server; follows the log and ends with the "
         "job's exit status.",
-        "ray_job.py submit --address http://head:8265 -- prepare s3://work/esc50.parquet "
-        "--out s3://work/esc50",
+        "ray_job.py submit --address http://head:8265 -- prepare s3://lab/esc50.parquet "
+        "--out s3://lab/esc50",
     )
     step.add_argument(
         "--no-wait", dest="wait", action="store_false", help="return once the job is submitted"
