@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -297,11 +298,15 @@ def wait_for_step(process: "subprocess.Popen[str]", run: Path, step: int) -> int
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_after_ctrl_c_and_kill_the_same_command_carries_on(
-    dataset: PreparedDataset, recipe_file: str, without_ray: str, tmp_path: Path
+    dataset: PreparedDataset, tmp_path: Path
 ) -> None:
-    command = train_command(recipe_file, dataset, str(tmp_path), "--workers", "2")
+    """A longer run: it takes a moment until Ctrl-C has ended it."""
+    recipe = replace(RECIPE, train=replace(RECIPE.train, epochs=25))
+    recipe_file = str(write_recipe(tmp_path / "tiny.toml", recipe))
+    run, alone = tmp_path / "run", str(tmp_path / "alone")
+    command = train_command(recipe_file, dataset, str(run), "--workers", "2")
     with started(command) as process:
-        reached = wait_for_step(process, tmp_path, 1)
+        wait_for_step(process, run, 1)
         # As the terminal does: to all processes of the group.
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate()
@@ -310,14 +315,15 @@ def test_after_ctrl_c_and_kill_the_same_command_carries_on(
     assert "Traceback" not in errors
 
     with started(command) as process:
-        wait_for_step(process, tmp_path, reached + 3)
+        wait_for_step(process, run, newest(str(run)).progress.step + 2)
         process.kill()
-    assert not is_finished(str(tmp_path))
+    assert not is_finished(str(run))
 
     with started(command) as process:
         output, errors = process.communicate()
     assert process.returncode == 0, errors
     assert "mAP" in output
-    assert len(list((tmp_path / "tensorboard").iterdir())) == 3
-    assert_close_runs(str(tmp_path), without_ray)
-    assert_events_match_history(tmp_path)
+    assert len(list((run / "tensorboard").iterdir())) == 3
+    train(recipe, dataset, alone, world=World())
+    assert_close_runs(str(run), alone)
+    assert_events_match_history(run)
