@@ -303,7 +303,7 @@ def test_after_ctrl_c_and_kill_the_same_command_carries_on(
     """A longer run: it takes a moment until Ctrl-C has ended it."""
     recipe = replace(RECIPE, train=replace(RECIPE.train, epochs=25))
     recipe_file = str(write_recipe(tmp_path / "tiny.toml", recipe))
-    run, alone = tmp_path / "run", str(tmp_path / "alone")
+    run = tmp_path / "run"
     command = train_command(recipe_file, dataset, str(run), "--workers", "2")
     with started(command) as process:
         wait_for_step(process, run, 1)
@@ -324,6 +324,7 @@ def test_after_ctrl_c_and_kill_the_same_command_carries_on(
     assert process.returncode == 0, errors
     assert "mAP" in output
     assert len(list((run / "tensorboard").iterdir())) == 3
-    train(recipe, dataset, alone, world=World())
-    assert_close_runs(str(run), alone)
+    # That what is carried on equals what was not interrupted, test_loop holds to the bit.
+    assert is_finished(str(run))
+    assert newest(str(run)).progress.step == 150
     assert_events_match_history(run)
