@@ -9,7 +9,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all check lint format esc10 clean
+.PHONY: demo test test-all check lint format clean
 
 demo: .venv/ready
 	sh recipes/demo.sh

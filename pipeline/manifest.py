@@ -1,14 +1,17 @@
 """The manifest: which clips there are, one row a clip, as a Parquet table.
 
-A clip is an audio file or a stretch of one, with its labels, split and fold. The vocabulary (the
-order of the labels is the order of the classes) travels in the table's schema metadata, so that a
-manifest is one file; one written by other means, without it, gets the sorted labels it uses.
+A clip is an audio file or a stretch of one, with its labels, split and fold. The file may lie in
+another: a member of a tar (`offset_bytes`, `size_bytes`) or a row of a Parquet file (`row_group`,
+`row`). The vocabulary (the order of the labels is the order of the classes) and the coverage travel
+in the table's schema metadata, so that a manifest is one file; one written by other means, without
+it, gets the sorted labels it uses.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,9 +31,15 @@ SCHEMA = pa.schema(
         pa.field("labels", pa.list_(pa.string()), nullable=False),
         pa.field("split", pa.string(), nullable=False),
         pa.field("fold", pa.int32(), nullable=False),  # 0: the data set has no folds
+        pa.field("common", pa.bool_(), nullable=False),  # in the list of ids that others scored
+        pa.field("offset_bytes", pa.int64()),  # of the audio in the file `uri`; null: all of it
+        pa.field("size_bytes", pa.int64()),
+        pa.field("row_group", pa.int32()),  # of the Parquet file `uri`; null: not in Parquet
+        pa.field("row", pa.int32()),  # in the row group
     ]
 )
-_OPTIONAL_COLUMNS = {"start_s": None, "end_s": None, "split": TRAIN_SPLIT, "fold": 0}
+_DEFAULTS = {"split": TRAIN_SPLIT, "fold": 0, "common": False}
+_REQUIRED = ("id", "uri", "labels")
 _METADATA_KEY = b"ast_ray.manifest"
 
 _URI = r"^(/|s3://[^/]+/)."
@@ -49,6 +58,11 @@ class Clip:
     fold: int = 0
     start_s: float | None = None
     end_s: float | None = None
+    common: bool = False
+    offset_bytes: int | None = None
+    size_bytes: int | None = None
+    row_group: int | None = None
+    row: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,16 +73,36 @@ class Manifest:
     labels: tuple[str, ...]
     notes: tuple[str, ...] = ()
     """What was left out and why, one line each, for the user."""
+    coverage: dict[str, Any] | None = None
+    """Counts of what the source lists and what of it was found, where it tells; plain JSON."""
 
 
 def from_clips(clips: Sequence[Clip], labels: Sequence[str], notes: Sequence[str] = ()) -> Manifest:
     """Build a manifest from rows."""
     columns = {name: [getattr(clip, name) for clip in clips] for name in SCHEMA.names}
     try:
-        table = pa.table(columns, schema=SCHEMA)
+        return from_columns(columns, labels, notes)
     except (pa.ArrowInvalid, OverflowError) as error:
         raise UserError(f"a fold is too large a number ({error})") from error
-    return Manifest(clips=table, labels=tuple(labels), notes=tuple(notes))
+
+
+def from_columns(
+    columns: Mapping[str, Any],
+    labels: Sequence[str],
+    notes: Sequence[str] = (),
+    coverage: dict[str, Any] | None = None,
+) -> Manifest:
+    """Build a manifest of millions of clips from columns of `SCHEMA`, lists or Arrow arrays.
+
+    `id`, `uri` and `labels` must be there; others that are absent get their defaults.
+    """
+    num_clips = len(columns["id"])
+    filled = {
+        field.name: columns.get(field.name, pa.repeat(_default(field), num_clips))
+        for field in SCHEMA
+    }
+    table = pa.table(filled, schema=SCHEMA)
+    return Manifest(clips=table, labels=tuple(labels), notes=tuple(notes), coverage=coverage)
 
 
 def check(manifest: Manifest, path: str) -> None:
@@ -76,8 +110,8 @@ def check(manifest: Manifest, path: str) -> None:
 
     Raises:
         UserError: it names no clip, an id is empty or stands there twice, a URI means nothing in
-            another process, a label is outside the vocabulary, a stretch is none, or a fold is
-            negative. `path` is what the message calls the manifest.
+            another process, a label is outside the vocabulary, a stretch is none, or a fold or a
+            place in a container is negative or half there. `path` is what the message calls it.
     """
     clips = manifest.clips
     if clips.num_rows == 0:
@@ -90,7 +124,11 @@ def check(manifest: Manifest, path: str) -> None:
     _refuse(clips, _outside(start_s, 0.0, _FAR_S), "start_s", "seconds, 0 or more", path)
     _refuse(clips, _outside(end_s, 0.0, _FAR_S), "end_s", "seconds, above start_s", path)
     _refuse(clips, pc.less_equal(end_s, start_s), "end_s", "seconds, above start_s", path)
-    _refuse(clips, pc.less(clips["fold"], 0), "fold", "0 or more", path)
+    for name in ("fold", "offset_bytes", "size_bytes", "row_group", "row"):
+        _refuse(clips, pc.less(clips[name], 0), name, "0 or more", path)
+    for name, other in (("offset_bytes", "size_bytes"), ("row_group", "row")):
+        alone = pc.xor(pc.is_null(clips[name]), pc.is_null(clips[other]))
+        _refuse(clips, alone, name, f"given together with {other}", path)
 
 
 def assign_folds(manifest: Manifest, num_folds: int) -> Manifest:
@@ -122,7 +160,8 @@ def write_manifest(path: str, manifest: Manifest) -> None:
     if not path.endswith(".parquet"):
         raise UserError(f"{path}: a manifest is a Parquet file; give it a name ending in .parquet")
     check(manifest, path)
-    metadata = {_METADATA_KEY: json.dumps({"labels": manifest.labels}).encode()}
+    document = {"labels": manifest.labels, "coverage": manifest.coverage}
+    metadata = {_METADATA_KEY: json.dumps(document).encode()}
     storage.write_table(path, manifest.clips.replace_schema_metadata(metadata))
 
 
@@ -145,8 +184,12 @@ def read_manifest(path: str) -> Manifest:
         ) from error
     metadata = (table.schema.metadata or {}).get(_METADATA_KEY)
     clips = _conform(table, path)
-    labels = json.loads(metadata)["labels"] if metadata else _labels_in_use(clips)
-    manifest = Manifest(clips=clips, labels=tuple(labels))
+    document: dict[str, Any] = (
+        json.loads(metadata) if metadata else {"labels": _labels_in_use(clips)}
+    )
+    manifest = Manifest(
+        clips=clips, labels=tuple(document["labels"]), coverage=document.get("coverage")
+    )
     check(manifest, path)
     return manifest
 
@@ -217,10 +260,10 @@ def _conform(table: pa.Table, path: str) -> pa.Table:
     for field in SCHEMA:
         if field.name in table.column_names:
             column = table[field.name]
-        elif field.name in _OPTIONAL_COLUMNS:
-            column = pa.array([_OPTIONAL_COLUMNS[field.name]] * table.num_rows, field.type)
-        else:
+        elif field.name in _REQUIRED:
             raise UserError(f"{path}: the manifest has no column {field.name!r}")
+        else:
+            column = pa.repeat(_default(field), table.num_rows)
         try:
             column = column.cast(field.type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -234,6 +277,10 @@ def _conform(table: pa.Table, path: str) -> pa.Table:
             raise UserError(f"{path}: column {field.name!r} has {num_empty} empty cells")
         columns.append(column)
     return pa.table(columns, schema=SCHEMA)
+
+
+def _default(field: pa.Field) -> pa.Scalar:
+    return pa.scalar(_DEFAULTS.get(field.name), field.type)
 
 
 def _hash(text: str) -> bytes:

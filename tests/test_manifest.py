@@ -49,6 +49,28 @@ def refusal(path: str) -> str:
     return message
 
 
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"offset_bytes": [512]}, "offset_bytes must be given together with size_bytes"),
+        ({"row": [3]}, "row_group must be given together with row"),
+        ({"row": [3], "row_group": [-1]}, "row_group must be 0 or more"),
+    ],
+)
+def test_places_in_containers_are_whole(
+    tmp_path: Path, columns: dict[str, Any], expected: str
+) -> None:
+    clip = {"id": ["a"], "uri": ["/x.tar"], "labels": [["dog"]]}
+    assert expected in refusal(write_plain(tmp_path / "manifest.parquet", **clip, **columns))
+
+
+def test_coverage_travels_with_the_manifest(tmp_path: Path) -> None:
+    path = str(tmp_path / "manifest.parquet")
+    coverage = {"listed": 3, "found": 2}
+    write_manifest(path, replace(from_clips(CLIPS, LABELS), coverage=coverage))
+    assert read_manifest(path).coverage == coverage
+
+
 def test_round_trip(tmp_path: Path) -> None:
     path = str(tmp_path / "manifest.parquet")
     manifest = from_clips(CLIPS, LABELS)
@@ -64,6 +86,11 @@ def test_round_trip(tmp_path: Path) -> None:
         "labels": [],
         "split": "train",
         "fold": 0,
+        "common": False,
+        "offset_bytes": None,
+        "size_bytes": None,
+        "row_group": None,
+        "row": None,
     }
 
 

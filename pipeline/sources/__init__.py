@@ -1,7 +1,7 @@
 """Layouts of audio data sets, one module each: a folder or table in, a `Manifest` out.
 
-To add a layout, write a module with `read(source) -> Manifest` and name it in `LAYOUTS`; if it can
-be told from the file names alone, add the sign to `detect`.
+To add a layout, write a module with `read(source, options) -> Manifest` and name it in `LAYOUTS`;
+if it can be told from the file names alone, add the sign to `detect`.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,9 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
 from pipeline.sources import csv_table, esc50, folder
+from pipeline.sources.options import SourceOptions
 
-LAYOUTS: dict[str, Callable[[str], Manifest]] = {
+LAYOUTS: dict[str, Callable[[str, SourceOptions], Manifest]] = {
     "esc50": esc50.read,
     "csv": csv_table.read,
     "folder": folder.read,
@@ -27,7 +28,9 @@ def detect(source: str) -> str:
     return "folder"
 
 
-def read_source(source: str, layout: str) -> Manifest:
+def read_source(
+    source: str, layout: str = "auto", options: SourceOptions | None = None
+) -> Manifest:
     """List a source in the named layout (`auto` to detect it).
 
     Raises:
@@ -35,7 +38,7 @@ def read_source(source: str, layout: str) -> Manifest:
     """
     storage.check_bucket(source)
     name = detect(source) if layout == "auto" else layout
-    manifest = LAYOUTS[name](source)
+    manifest = LAYOUTS[name](source, options or SourceOptions())
     if manifest.clips.num_rows == 0:
         raise UserError(
             f"{source}: no clip found in the layout {name!r}; there are {', '.join(LAYOUTS)}, see "

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest import TRAIN_SPLIT, Clip, Manifest, from_clips, read_labels
+from pipeline.sources.options import SourceOptions
 
 
-def read(source: str) -> Manifest:
+def read(source: str, options: SourceOptions) -> Manifest:
     """List the clips of a table.
 
     Raises:

@@ -7,12 +7,13 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest import Clip, Manifest, from_clips
 from pipeline.sources.csv_table import read_rows
+from pipeline.sources.options import SourceOptions
 
 META_PATH = ("meta", "esc50.csv")
 _COLUMNS = ("filename", "fold", "target", "category")
 
 
-def read(source: str) -> Manifest:
+def read(source: str, options: SourceOptions) -> Manifest:
     """List a folder in ESC-50's layout.
 
     Raises:

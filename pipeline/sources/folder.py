@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest import TRAIN_SPLIT, Clip, Manifest, from_clips
+from pipeline.sources.options import SourceOptions
 
 AUDIO_SUFFIXES = frozenset(
     {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"}
@@ -29,7 +30,7 @@ _SPLITS = {
 }
 
 
-def read(source: str) -> Manifest:
+def read(source: str, options: SourceOptions) -> Manifest:
     """List a folder per class; files that are not audio or in no class folder are noted.
 
     Raises:
