@@ -1,10 +1,12 @@
 """Files by path, local or `s3://bucket/key`, through fsspec and s3fs.
 
-Every artifact of the project is read and written here. A write is atomic: locally a temporary
-file beside the target and a rename, on S3 one put. The S3 endpoint, region and credentials come
-from the usual AWS variables (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...), so that MinIO and Ceph
-work as AWS does. What only the user can mend (a bucket that does not exist, refused credentials, a
-full disk) is raised as `UserError`; a missing file always as `FileNotFoundError`.
+Every artifact of the project is read and written here; contents and listings of S3 come through
+`pipeline.s3_objects`, and contents through s3fs where that fails. A write is atomic: locally a
+temporary file beside the target and a rename, on S3 one put. The S3 endpoint, region and
+credentials come from the usual AWS variables (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...), so
+that MinIO and Ceph work as AWS does. What only the user can mend (a bucket that does not exist,
+refused credentials, a full disk) is raised as `UserError`; a missing file always as
+`FileNotFoundError`.
 """
 
 import errno
@@ -13,8 +15,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -31,11 +32,18 @@ from botocore.exceptions import (
     PartialCredentialsError,
     ReadTimeoutError,
 )
+from obstore.exceptions import BaseError
 
 from pipeline.errors import UserError
+from pipeline.s3_objects import (
+    CONNECT_TIMEOUT_S,
+    LISTING_SCHEMA,
+    READ_TIMEOUT_S,
+    list_objects,
+    read_object,
+    read_object_range,
+)
 
-CONNECT_TIMEOUT_S = 10
-READ_TIMEOUT_S = 30
 MAX_ATTEMPTS = 5
 """Tries of one S3 request by botocore, with its exponential backoff."""
 
@@ -91,21 +99,31 @@ def exists(path: str) -> bool:
 def read_bytes(path: str) -> bytes:
     """The whole content. Raises FileNotFoundError when it is not there."""
     with _explained(path):
-        return _read(path)
+        return read_file(path)
 
 
 def read_range(path: str, offset_bytes: int, size_bytes: int) -> bytes:
     """`size_bytes` bytes from `offset_bytes`. Raises EOFError when the file ends before."""
-    end_bytes = offset_bytes + size_bytes
-    try:
-        data = bytes(file_system(path).cat_file(path, start=offset_bytes, end=end_bytes))
-    except OSError as error:
-        if _error_code(error) != "InvalidRange":
-            raise
-        data = b""
+    data = read_file(path, offset_bytes, size_bytes)
     if len(data) != size_bytes:
         raise EOFError(f"{path}: {len(data)} bytes from {offset_bytes}, expected {size_bytes}")
     return data
+
+
+def read_file(path: str, offset_bytes: int = 0, size_bytes: int | None = None) -> bytes:
+    """The content or a range of it, cut where the file ends; errors as the storage raises them."""
+    if not is_remote(path):
+        with Path(path).open("rb") as file:
+            file.seek(offset_bytes)
+            return file.read(size_bytes)
+    try:
+        if size_bytes is None:
+            return read_object(path)
+        return read_object_range(path, offset_bytes, size_bytes)
+    except Exception as error:
+        if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
+            raise FileNotFoundError(path) from error
+        return _read_by_s3fs(path, offset_bytes, size_bytes)
 
 
 def write_bytes(path: str, data: bytes) -> None:
@@ -139,12 +157,27 @@ def remove(path: str) -> None:
 
 def list_files(folder: str) -> list[str]:
     """Paths of all files below a folder or prefix, sorted; none when it is not there."""
+    return sorted(path for batch in iter_files(folder) for path in batch["path"].to_pylist())
+
+
+def file_sizes(folder: str) -> dict[str, int]:
+    """Sizes in bytes of all files below a folder or prefix, by path."""
+    return {
+        path: size
+        for batch in iter_files(folder)
+        for path, size in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+    }
+
+
+def iter_files(folder: str) -> Iterator[pa.RecordBatch]:
+    """All files below a folder or prefix, in no order, as batches of `s3_objects.LISTING_SCHEMA`.
+
+    Listings of millions of files are never held as a whole here. None when it is not there.
+    """
     inside = folder.rstrip("/") + "/"
+    check_bucket(folder)
     with _explained(folder):
-        found = cast(list[str], file_system(folder).find(inside))
-    paths = [f"s3://{path}" for path in found] if is_remote(folder) else found
-    # Some clients mark a folder of S3 by an empty object with its name and a slash.
-    return sorted(path for path in paths if path.startswith(inside) and not path.endswith("/"))
+        yield from list_objects(inside) if is_remote(folder) else _list_local(folder)
 
 
 def read_json(path: str) -> Any:
@@ -159,13 +192,13 @@ def write_json(path: str, document: object) -> None:
 
 def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
     """A Parquet file as a table."""
-    return pq.read_table(io.BytesIO(read_bytes(path)), columns=columns)
+    return pq.read_table(pa.BufferReader(read_bytes(path)), columns=columns)
 
 
-def encode_table(table: pa.Table) -> bytes:
+def encode_table(table: pa.Table, rows_per_group: int | None = None) -> bytes:
     """A table as Parquet; the same table gives the same bytes."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", row_group_size=rows_per_group)
     return buffer.getvalue()
 
 
@@ -176,28 +209,10 @@ def write_table(path: str, table: pa.Table) -> None:
 
 def open_binary(path: str) -> io.IOBase:
     """A seekable file for reading parts of it, such as one Parquet row group."""
+    # Left to itself s3fs reads 50 MB ahead of every part.
+    options = {"cache_type": "none"} if is_remote(path) else {}
     with _explained(path):
-        return cast(io.IOBase, file_system(path).open(path, "rb"))
-
-
-def read_ahead(paths: list[str], num_ahead: int) -> Generator[bytes | Exception, None, None]:
-    """Contents in the order given, up to `num_ahead` fetched while the caller computes.
-
-    An error is yielded in its place, for the caller to sort into "this file" and "the storage".
-    The caller closes it (`contextlib.closing`): left to the garbage collector, which may run within
-    the start of a thread, waiting here for threads to end waits for ever.
-    """
-    pool = ThreadPoolExecutor(max_workers=num_ahead)
-    try:
-        waiting: list[Future[bytes | Exception]] = []
-        for path in paths:
-            waiting.append(pool.submit(_read_or_error, path))
-            if len(waiting) > num_ahead:
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+        return cast(io.IOBase, file_system(path).open(path, "rb", **options))
 
 
 def check_bucket(path: str) -> None:
@@ -241,6 +256,8 @@ def check_readable(uris: list[str]) -> None:
 def explain(error: BaseException) -> str | None:
     """One line for an error that only the user can mend; None for any other, as a missing file."""
     code = _error_code(error)
+    if isinstance(error, FileNotFoundError) and "<Code>NoSuchBucket" in str(error):
+        code = "NoSuchBucket"
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
     if code == "NoSuchBucket":
         return "the bucket does not exist; check its name and the endpoint"
@@ -255,6 +272,8 @@ def explain(error: BaseException) -> str | None:
         )
     if isinstance(error, (EndpointConnectionError, ConnectTimeoutError, ReadTimeoutError)):
         return f"no answer from {endpoint}; check AWS_ENDPOINT_URL and the network"
+    if isinstance(error, BaseError):
+        return f"no use of {endpoint}: {str(error).splitlines()[0]}"
     if isinstance(error, BotoCoreError) or str(error).startswith("Invalid endpoint"):
         return " ".join(str(error).split())
     if code and not isinstance(error, FileNotFoundError):
@@ -290,17 +309,38 @@ def with_retries(action: Any, *arguments: object, attempts: int = 3) -> Any:
     raise AssertionError("attempts must be at least 1")
 
 
-def _read_or_error(path: str) -> bytes | Exception:
-    try:
-        return cast(bytes, with_retries(_read, path))
-    except Exception as error:
-        return error
-
-
-def _read(path: str) -> bytes:
+def _read_by_s3fs(path: str, offset_bytes: int, size_bytes: int | None) -> bytes:
     # Left to itself s3fs asks for the size first, to fetch large files in pieces: two requests.
-    options = {"max_concurrency": 1} if is_remote(path) else {}
-    return bytes(file_system(path).cat_file(path, **options))
+    place: dict[str, int] = {"max_concurrency": 1}
+    if size_bytes is not None:
+        place = {"start": offset_bytes, "end": offset_bytes + size_bytes}
+    try:
+        return bytes(file_system(path).cat_file(path, **place))
+    except OSError as error:
+        if _error_code(error) != "InvalidRange":
+            raise
+        return b""
+
+
+def _list_local(folder: str) -> Iterator[pa.RecordBatch]:
+    """Links are followed, but into no folder twice."""
+    waiting, seen = [folder.rstrip("/")], set()
+    while waiting:
+        inside = waiting.pop()
+        seen.add(os.path.realpath(inside))
+        sizes: dict[str, int] = {}
+        try:
+            with os.scandir(f"{inside}/") as entries:
+                for entry in entries:
+                    path = f"{inside}/{entry.name}"
+                    if not entry.is_dir():
+                        dangling = entry.is_symlink() and not Path(path).exists()
+                        sizes[path] = 0 if dangling else entry.stat().st_size
+                    elif not entry.is_symlink() or os.path.realpath(path) not in seen:
+                        waiting.append(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        yield pa.record_batch([list(sizes), list(sizes.values())], schema=LISTING_SCHEMA)
 
 
 def _write_local(path: str, data: bytes) -> None:

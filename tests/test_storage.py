@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -93,36 +92,6 @@ def test_documents_and_tables_round_trip(folder: str) -> None:
         assert file.read() == b"PAR1"
 
 
-def test_reading_ahead_keeps_the_order_and_puts_errors_in_their_place(folder: str) -> None:
-    paths = [storage.join(folder, str(number)) for number in range(20)]
-    for number, path in enumerate(paths):
-        if number not in (0, 7, 19):
-            storage.write_bytes(path, str(number).encode())
-    for num_ahead in (1, 3, 50):
-        contents = list(storage.read_ahead(paths, num_ahead))
-        assert [i for i, content in enumerate(contents) if isinstance(content, bytes)] == [
-            i for i in range(20) if i not in (0, 7, 19)
-        ]
-        for number, content in enumerate(contents):
-            if isinstance(content, bytes):
-                assert content == str(number).encode()
-            else:
-                assert storage.one_file_fault(content) == "not found"
-
-
-def test_reading_ahead_stops_when_closed(folder: str) -> None:
-    before = set(threading.enumerate())
-    paths = [storage.join(folder, str(number)) for number in range(20)]
-    contents = storage.read_ahead(paths, 2)
-    assert isinstance(next(contents), FileNotFoundError)
-    contents.close()
-    assert {thread for thread in threading.enumerate() if "Pool" in thread.name} <= before
-
-
-def test_reading_ahead_of_nothing_ends(folder: str) -> None:
-    assert list(storage.read_ahead([], 4)) == []
-
-
 # --- local files -------------------------------------------------------------------------------
 
 
@@ -193,9 +162,9 @@ def test_a_local_path_that_leads_through_a_file_is_one_line(tmp_path: Path) -> N
 )
 def test_local_faults_of_one_file(tmp_path: Path, name: str, fault: str) -> None:
     (tmp_path / "file").write_bytes(b"x")
-    [error] = storage.read_ahead([str(tmp_path / name)], 1)
-    assert isinstance(error, Exception)
-    assert storage.one_file_fault(error) == fault
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - of whatever kind
+        storage.read_file(str(tmp_path / name))
+    assert storage.one_file_fault(caught.value) == fault
 
 
 def test_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,9 +253,9 @@ def assert_one_line(messages: list[str], path: str, *words: str) -> None:
 def test_a_bucket_that_does_not_exist() -> None:
     path = "s3://no-such-bucket/key"
     assert_one_line(failures(path), path, "the bucket does not exist; check its name")
-    [error] = storage.read_ahead([path], 1)
-    assert isinstance(error, Exception)
-    assert storage.one_file_fault(error) is None
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - of whatever kind
+        storage.read_file(path)
+    assert storage.one_file_fault(caught.value) is None
 
 
 @pytest.mark.usefixtures("s3")
@@ -354,9 +323,9 @@ def test_refused_credentials(strict_s3_endpoint: str, monkeypatch: pytest.Monkey
     messages = failures(path)
     assert_one_line(messages, path, "access refused (", "check AWS_ACCESS_KEY_ID")
     assert "(InvalidAccessKeyId)" in messages[0]
-    [error] = storage.read_ahead([path], 1)
-    assert isinstance(error, Exception)
-    assert storage.one_file_fault(error) is None
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - of whatever kind
+        storage.read_file(path)
+    assert storage.one_file_fault(caught.value) is None
 
 
 @pytest.fixture
@@ -407,10 +376,10 @@ def _new_user(bucket: str, action: str, resource: str) -> dict[str, str]:
 def test_a_file_that_is_refused_is_no_fault_of_its_bucket(restricted: str) -> None:
     there, secret = f"{restricted}/open/there", f"{restricted}/secret/there"
     assert storage.read_bytes(there) == b"x"
-    found, refused = storage.read_ahead([there, secret], 2)
-    assert found == b"x"
-    assert isinstance(refused, Exception)
-    assert storage.one_file_fault(refused) == "access refused"
+    assert storage.read_file(there) == b"x"
+    with pytest.raises(PermissionError) as caught:
+        storage.read_file(secret)
+    assert storage.one_file_fault(caught.value) == "access refused"
     storage.check_readable([secret, secret, there])
     with pytest.raises(UserError, match=r"secret/there: access refused \(AccessDenied\)"):
         storage.check_readable([secret, secret])

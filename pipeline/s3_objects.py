@@ -1,0 +1,103 @@
+"""Objects of S3 in bulk, through obstore: thousands of small reads, listings of millions of keys.
+
+s3fs, which everything else goes through, costs more CPU time for each read than a fbank takes to
+compute. Same variables and credentials as there. What fails here for another reason than a missing
+key is left to `pipeline.storage`, which asks again through s3fs and explains the error.
+"""
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlsplit
+
+import botocore.session
+import obstore
+import pyarrow as pa
+from botocore.exceptions import NoCredentialsError
+from obstore.store import S3Store
+
+CONNECT_TIMEOUT_S = 10
+READ_TIMEOUT_S = 30
+MAX_RETRIES = 4
+RETRY_TIMEOUT_S = 60
+"""No retry starts later than this after the first try of a request."""
+
+LISTING_SCHEMA = pa.schema([("path", pa.string()), ("size_bytes", pa.int64())])
+
+_KEYS_PER_PAGE = 1000
+_CREDENTIALS_LAST = timedelta(minutes=5)
+"""How long before botocore, which refreshes temporary credentials, is asked again."""
+
+
+def read_object(uri: str) -> bytes:
+    """The whole content. Raises FileNotFoundError, or obstore's errors."""
+    bucket, key = _split(uri)
+    return bytes(obstore.get(_store(bucket), key).bytes())
+
+
+def read_object_range(uri: str, offset_bytes: int, size_bytes: int) -> bytes:
+    """At most `size_bytes` bytes: fewer where the object ends before."""
+    bucket, key = _split(uri)
+    return bytes(obstore.get_range(_store(bucket), key, start=offset_bytes, length=size_bytes))
+
+
+def list_objects(uri: str) -> Iterator[pa.RecordBatch]:
+    """Keys below a prefix, page by page, as `LISTING_SCHEMA` with full URIs.
+
+    Left out are empty objects without a suffix: most are no files but marks of folders.
+    """
+    bucket, prefix = _split(uri)
+    for page in obstore.list(_store(bucket), prefix.rstrip("/"), chunk_size=_KEYS_PER_PAGE):
+        # A mark of a folder is an empty object with its name and a slash, which is lost here.
+        files = [item for item in page if item["size"] or "." in item["path"].rpartition("/")[2]]
+        paths = [f"s3://{bucket}/{item['path']}" for item in files]
+        yield pa.record_batch([paths, [item["size"] for item in files]], schema=LISTING_SCHEMA)
+
+
+def _split(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+def _store(bucket: str) -> S3Store:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return _connect(bucket, endpoint)
+
+
+@lru_cache(maxsize=32)
+def _connect(bucket: str, endpoint: str | None) -> S3Store:
+    if endpoint and urlsplit(endpoint).scheme not in ("http", "https"):
+        raise ValueError(f"Invalid endpoint: {endpoint}")
+    session = botocore.session.get_session()
+    address: Any = {"endpoint": endpoint} if endpoint else {}
+    return S3Store(
+        bucket,
+        region=session.get_config_variable("region") or "us-east-1",
+        **address,
+        virtual_hosted_style_request=endpoint is None,
+        credential_provider=lambda: _credentials(session),
+        client_options={
+            "allow_http": endpoint is not None and endpoint.startswith("http://"),
+            "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
+            "timeout": timedelta(seconds=READ_TIMEOUT_S),
+        },
+        retry_config={
+            "max_retries": MAX_RETRIES,
+            "retry_timeout": timedelta(seconds=RETRY_TIMEOUT_S),
+        },
+    )
+
+
+def _credentials(session: Any) -> Any:
+    found = session.get_credentials()
+    if found is None:
+        raise NoCredentialsError
+    frozen = found.get_frozen_credentials()
+    return {
+        "access_key_id": frozen.access_key,
+        "secret_access_key": frozen.secret_key,
+        "token": frozen.token,
+        "expires_at": datetime.now(UTC) + _CREDENTIALS_LAST,
+    }
