@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.build import INDEX_SCHEMA, STAGES, BuildJob, Part, part_path, read_part
+from pipeline.build import BuildJob
 from pipeline.card import Card, make_card
-from pipeline.dataset import card_path
+from pipeline.dataset import INDEX_ROWS_PER_GROUP, card_path
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
+from pipeline.parts import INDEX_SCHEMA, STAGES, Part, part_path, read_part
 from pipeline.plan import Plan, ShardSpec
 from pipeline.rejects import check_share, count_reasons, to_table
 
@@ -40,6 +41,8 @@ class PrepareSummary:
     """Shards built by this run; the others were finished before."""
     num_clips_built: int
     size_bytes: int
+    fetched_bytes: int
+    """Size of the audio that the shards were made from."""
     audio_s: float
     wall_s: float
     clips_per_s: float
@@ -48,42 +51,55 @@ class PrepareSummary:
     """Seconds of tasks in each stage, all shards added up."""
 
 
-def complete_card(output: str, plan: Plan) -> Card | None:
-    """The card, if a data set of this plan is complete; None if there is none.
-
-    Raises:
-        UserError: a complete data set made from something else is there.
-    """
+def read_card(output: str) -> Card | None:
+    """The card, if a complete data set is there."""
     try:
         card: Card = storage.read_json(card_path(output))
     except FileNotFoundError:
         return None
-    if card.get("plan_fingerprint") != plan.fingerprint:
+    except ValueError as error:
         raise UserError(
-            f"{output}: holds a data set prepared from another manifest or with other settings; "
-            f"give another --out, or remove it"
-        )
+            f"{card_path(output)}: not a card ({error}); remove it and run `prepare` again, which "
+            f"keeps the shards"
+        ) from error
     return card
 
 
-def finished_parts(plan: Plan, output: str, *, retry_rejects: bool) -> dict[str, Part]:
+def is_intact(card: Card, output: str) -> bool:
+    """Whether all that the card names is there in full size, as far as a listing can tell."""
+    sizes = storage.file_sizes(output)
+    named = {"index.parquet", "rejects.parquet"} <= {
+        path.removeprefix(f"{output}/") for path in sizes
+    }
+    return named and all(
+        sizes.get(storage.join(output, tar["name"])) == tar["size_bytes"] for tar in card["shards"]
+    )
+
+
+def finished_parts(
+    plan: Plan, output: str, *, retry_rejects: bool = False, damaged: frozenset[str] = frozenset()
+) -> dict[str, Part]:
     """Parts of the plan that need not be built: same clips and settings, and the tar is there.
 
     Args:
         plan: what is to be built.
         output: the data set's folder.
         retry_rejects: take a shard with rejected clips as not finished.
+        damaged: shards that `verify` found fault with.
     """
-    present = set(storage.list_files(output))
+    sizes = storage.file_sizes(output)
     paths = {spec: part_path(output, spec.name) for spec in plan.specs}
 
     def read(spec: ShardSpec) -> Part | None:
-        if paths[spec] not in present:
+        if paths[spec] not in sizes or spec.name in damaged:
             return None
-        part = read_part(paths[spec])
+        try:
+            part = read_part(paths[spec])
+        except (pa.ArrowException, KeyError, TypeError, ValueError, OSError):
+            return None  # Damaged: the shard is built again.
         if part.fingerprint != spec.fingerprint or (retry_rejects and part.rejects):
             return None
-        if part.tar and storage.join(output, part.tar.name) not in present:
+        if part.tar and sizes.get(storage.join(output, part.tar.name)) != part.tar.size_bytes:
             return None
         return part
 
@@ -114,7 +130,7 @@ def assemble(
     Raises:
         UserError: too many clips were rejected. The ledger is there then, the card is not.
     """
-    parts = finished_parts(plan, job.output, retry_rejects=False)
+    parts = finished_parts(plan, job.output)
     missing = [spec.name for spec in plan.specs if spec.name not in parts]
     if missing:
         raise UserError(f"{job.output}: shards {missing[:3]} are not there; run prepare again")
@@ -128,7 +144,7 @@ def assemble(
     check_share(reasons, num_clips, max_share=max_reject_share, ledger=ledger_path)
 
     index = pa.concat_tables([INDEX_SCHEMA.empty_table(), *(part.index for part in ordered)])
-    index_bytes = storage.encode_table(index)
+    index_bytes = storage.encode_table(index, INDEX_ROWS_PER_GROUP)
     storage.write_bytes(storage.join(job.output, "index.parquet"), index_bytes)
     card = make_card(
         settings=job.settings,
@@ -137,6 +153,7 @@ def assemble(
         reasons=reasons,
         tars=[part.tar for part in ordered if part.tar],
         plan_fingerprint=plan.fingerprint,
+        coverage=manifest.coverage,
         checksums={
             "index_sha256": hashlib.sha256(index_bytes).hexdigest(),
             "rejects_sha256": hashlib.sha256(ledger).hexdigest(),
@@ -162,6 +179,7 @@ def _summary(
         num_shards_built=len(built),
         num_clips_built=num_clips_built,
         size_bytes=sum(tar["size_bytes"] for tar in card["shards"]),
+        fetched_bytes=sum(part.fetched_bytes for part in parts),
         audio_s=sum(facts["duration_s"] for facts in card["splits"].values()),
         wall_s=wall_s,
         clips_per_s=num_clips_built / wall_s,

@@ -1,50 +1,44 @@
 """Build one shard: the plan's clips in, a tar and its part file out. Runs without Ray.
 
-Steps: read the shard's row group of the plan; fetch files ahead of the computation; decode; fbank;
+Steps: read the shard's row group of the plan; fetch audio ahead of the computation; decode; fbank;
 append to the tar. Then the tar is put in place, and last the part file, which says that the shard
 is done: its rows of the index, its rejects, the tar's checksum. A restart keeps shards whose part
 file is there and builds all others anew.
+
+A decoder that crashes or hangs on a clip takes the whole process with it, and the shard is tried
+again. A marker tells of the first try; the second decodes every clip in a process of its own, where
+such a clip is only rejected. So sound files pay nothing for the broken ones.
 """
 
+import faulthandler
 import hashlib
-import json
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
 from pipeline import storage
 from pipeline.decode import decode_audio
-from pipeline.errors import UserError
 from pipeline.fbank import fbank
+from pipeline.fetch import fault, fetch_ahead
+from pipeline.parts import INDEX_SCHEMA, STAGES, Part, TarFacts, part_path, work_folder, write_part
 from pipeline.plan import PrepareSettings, ShardSpec, read_shard_clips
 from pipeline.rejects import Reject, RejectError
-from pipeline.shards import Fbank, ShardWriter
+from pipeline.sandbox import DecoderProcess
+from pipeline.shards import ShardWriter
 
-INDEX_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("uri", pa.string()),
-        ("split", pa.string()),
-        ("fold", pa.int32()),
-        ("labels", pa.list_(pa.string())),
-        ("shard", pa.string()),  # the tar, relative to the data set
-        ("offset_bytes", pa.int64()),  # of the float16 [T, F] numbers in the tar
-        ("size_bytes", pa.int64()),
-        ("frames", pa.int32()),
-        ("duration_s", pa.float64()),
-        ("fbank_sum", pa.float64()),  # of the stored numbers, for exact means of any subset
-        ("fbank_sumsq", pa.float64()),
-    ]
-)
-STAGES = ("fetch", "decode", "fbank", "write")
+MAX_DECODE_S = 60.0
+"""Longest time for decoding one clip; a process that takes longer is ended."""
 
-_METADATA_KEY = b"ast_ray.part"
+_REARM_S = 5.0
+Decode = Callable[..., npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,38 +47,14 @@ class BuildJob:
 
     output: str
     """The data set's folder."""
-    plan_path: str
     settings: PrepareSettings
     reads_ahead: int = 8
     """Files fetched at once, ahead of the computation."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TarFacts:
-    """A finished tar, as the card names it."""
-
-    name: str
-    num_clips: int
-    size_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
-    """What is known of a finished shard."""
-
-    fingerprint: str
-    tar: TarFacts | None
-    """None when every clip of the shard was rejected: there is no tar then."""
-    index: pa.Table
-    rejects: tuple[Reject, ...]
-    stages_s: dict[str, float]
-    """Seconds the task spent waiting for or working on each of `STAGES`."""
-
-
-def part_path(output: str, name: str) -> str:
-    """Where a shard's part file stands."""
-    return storage.join(output, "_work", "parts", f"{name}.parquet")
+    @property
+    def work(self) -> str:
+        """The folder of the plan, part files and markers."""
+        return work_folder(self.output)
 
 
 def build_shard(spec: ShardSpec, job: BuildJob) -> Part:
@@ -95,115 +65,127 @@ def build_shard(spec: ShardSpec, job: BuildJob) -> Part:
     """
     # More threads would only fight with the tasks beside this one, and change the rounding.
     torch.set_num_threads(1)
-    clock = _Stages()
-    clips = read_shard_clips(job.plan_path, spec.row_group).to_pylist()
+    marker = storage.join(job.work, "started", spec.name)
+    was_tried = storage.exists(marker)
+    storage.write_bytes(marker, b"")
+    with _sandbox() if was_tried else _watched() as decode:
+        writer, part = _build(spec, job, decode)
+    clock = _Stages(part.stages_s)
+    with clock.stage("write"):
+        part = replace(part, tar=_put_tar(writer, job.output, _tar_name(spec)))
+    write_part(part_path(job.output, spec.name), part)
+    storage.remove(marker)
+    return part
+
+
+def _tar_name(spec: ShardSpec) -> str:
+    return f"shards/{spec.name}.tar"
+
+
+def _build(spec: ShardSpec, job: BuildJob, decode: Decode) -> tuple[ShardWriter, Part]:
+    """All clips of a shard in a tar that is not yet in place."""
+    clock = _Stages(dict.fromkeys(STAGES, 0.0))
+    clips = read_shard_clips(job.work, spec).to_pylist()
     writer = ShardWriter()
-    tar_name = f"shards/{spec.name}.tar"
     rows: list[dict[str, Any]] = []
     rejects: list[Reject] = []
-    uris = [clip["uri"] for clip in clips]
-    with closing(storage.read_ahead(uris, job.reads_ahead)) as contents:
+    fetched_bytes = 0
+    with closing(fetch_ahead(clips, job.reads_ahead)) as contents:
         for clip in clips:
+            with clock.stage("fetch"):
+                content = next(contents)
             try:
-                row = _build_clip(clip, contents, writer, job, clock)
-                rows.append({**row, "shard": tar_name})
+                if isinstance(content, Exception):
+                    raise fault(content, clip["uri"]) from content
+                fetched_bytes += len(content)
+                row = _build_clip(clip, content, decode, writer, job.settings, clock)
+                rows.append({**row, "shard": _tar_name(spec)})
             except RejectError as error:
                 rejects.append(
                     Reject(id=clip["id"], uri=clip["uri"], stage=error.stage, reason=error.reason)
                 )
-    with clock.stage("write"):
-        # Stopped between the new tar and its part file, an earlier part would vouch for this tar.
-        storage.remove(part_path(job.output, spec.name))
-        tar = _put_tar(writer, job.output, tar_name)
-    part = Part(
+    return writer, Part(
         fingerprint=spec.fingerprint,
-        tar=tar,
+        tar=None,
         index=pa.Table.from_pylist(rows, schema=INDEX_SCHEMA),
         rejects=tuple(rejects),
         stages_s=clock.seconds,
-    )
-    _write_part(part_path(job.output, spec.name), part)
-    return part
-
-
-def read_part(path: str) -> Part:
-    """A part file, as `build_shard` wrote it."""
-    table = storage.read_table(path)
-    document = json.loads(table.schema.metadata[_METADATA_KEY])
-    return Part(
-        fingerprint=document["fingerprint"],
-        tar=TarFacts(**document["tar"]) if document["tar"] else None,
-        index=table.replace_schema_metadata(None),
-        rejects=tuple(Reject(**row) for row in document["rejects"]),
-        stages_s=document["stages_s"],
+        fetched_bytes=fetched_bytes,
     )
 
 
-def _write_part(path: str, part: Part) -> None:
-    document = {
-        "fingerprint": part.fingerprint,
-        "tar": asdict(part.tar) if part.tar else None,
-        "rejects": [asdict(reject) for reject in part.rejects],
-        "stages_s": part.stages_s,
-    }
-    metadata = {_METADATA_KEY: json.dumps(document).encode()}
-    storage.write_table(path, part.index.replace_schema_metadata(metadata))
+@contextmanager
+def _sandbox() -> Iterator[Decode]:
+    with DecoderProcess(timeout_s=MAX_DECODE_S) as decoder:
+        yield decoder.decode_audio
+
+
+@contextmanager
+def _watched() -> Iterator[Decode]:
+    """Decoding in this process, which is ended when it hangs in a library."""
+    armed_s = -math.inf
+
+    def decode(*arguments: Any, **options: Any) -> npt.NDArray[np.float32]:
+        nonlocal armed_s
+        # Arming starts a thread, so not for every clip.
+        if time.monotonic() - armed_s > _REARM_S:
+            armed_s = time.monotonic()
+            # 2: standard error itself, whatever Python calls by that name now.
+            faulthandler.dump_traceback_later(MAX_DECODE_S + _REARM_S, exit=True, file=2)
+        return decode_audio(*arguments, **options)
+
+    try:
+        yield decode
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _build_clip(
     clip: dict[str, Any],
-    contents: Iterator[bytes | Exception],
+    content: bytes,
+    decode: Decode,
     writer: ShardWriter,
-    job: BuildJob,
+    settings: PrepareSettings,
     clock: "_Stages",
 ) -> dict[str, Any]:
-    """Take the next file's content, append its fbank to the tar and return its row of the index."""
-    with clock.stage("fetch"):
-        data = _fetched(next(contents), clip["uri"])
+    """Append the fbank of a file's content to the tar and return its row of the index."""
     with clock.stage("decode"):
-        waveform = decode_audio(
-            data,
-            job.settings.decode,
-            sample_rate_hz=job.settings.fbank.sample_rate_hz,
+        waveform = decode(
+            content,
+            settings.decode,
+            sample_rate_hz=settings.fbank.sample_rate_hz,
             start_s=clip["start_s"],
             end_s=clip["end_s"],
         )
     with clock.stage("fbank"):
-        numbers = _fbank16(waveform, job.settings)
-        exact = numbers.astype(np.float64).ravel()
+        numbers = _fbank16(waveform, settings)
+        # Exact in float32: a float16 has 11 significant bits, its square 22.
+        exact = numbers.float()
+        level = float(np.einsum("i,i->", waveform, waveform)) / len(waveform)
     with clock.stage("write"):
         facts = {name: clip[name] for name in ("labels", "split", "fold")}
-        duration_s = len(waveform) / job.settings.fbank.sample_rate_hz
-        placed = writer.add(clip["id"], {**facts, "duration_s": duration_s}, numbers)
+        duration_s = len(waveform) / settings.fbank.sample_rate_hz
+        placed = writer.add(clip["id"], {**facts, "duration_s": duration_s}, numbers.numpy())
     return {
-        **{name: clip[name] for name in ("id", "uri", "split", "fold", "labels")},
+        **{name: clip[name] for name in ("id", "uri", "split", "fold", "labels", "common")},
         **asdict(placed),
         "frames": len(numbers),
         "duration_s": duration_s,
-        "fbank_sum": float(exact.sum()),
-        # Not `exact @ exact`: its rounding depends on the threads that BLAS has.
-        "fbank_sumsq": float(np.square(exact).sum()),
+        "level_dbfs": round(10 * math.log10(level), 2) if level else -math.inf,
+        "fbank_sum": exact.sum(dtype=torch.float64).item(),
+        "fbank_sumsq": exact.square_().sum(dtype=torch.float64).item(),
     }
 
 
-def _fetched(content: bytes | Exception, uri: str) -> bytes:
-    if isinstance(content, bytes):
-        return content
-    reason = storage.one_file_fault(content)
-    if reason is not None:
-        raise RejectError("fetch", reason) from content
-    explained = storage.explain(content) or f"{type(content).__name__}: {content}"
-    raise UserError(f"{uri}: cannot be read: {explained}. Run the same command again to go on")
-
-
-def _fbank16(waveform: np.ndarray[Any, np.dtype[np.float32]], settings: PrepareSettings) -> Fbank:
+def _fbank16(waveform: npt.NDArray[np.float32], settings: PrepareSettings) -> torch.Tensor:
     """`[T, F]` float16 log-mel of a waveform."""
     if settings.fbank.num_frames(len(waveform)) == 0:
         raise RejectError("fbank", f"shorter than one {settings.fbank.frame_length_ms} ms frame")
-    numbers: Fbank = fbank(torch.from_numpy(waveform), settings.fbank).to(torch.float16).numpy()
-    if not np.isfinite(numbers).all():
+    numbers = fbank(torch.from_numpy(waveform), settings.fbank)
+    # Too high a level gives infinite energy, which is the largest number there is, or NaN.
+    if not torch.isfinite(numbers.amax()):
         raise RejectError("fbank", "levels too high for the fbank to be finite")
-    return numbers
+    return numbers.half()
 
 
 def _put_tar(writer: ShardWriter, output: str, name: str) -> TarFacts | None:
@@ -222,8 +204,8 @@ def _put_tar(writer: ShardWriter, output: str, name: str) -> TarFacts | None:
 class _Stages:
     """Adds up the seconds spent in each stage."""
 
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(STAGES, 0.0)
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.build import TarFacts
 from pipeline.manifest import TRAIN_SPLIT
+from pipeline.parts import TarFacts
 from pipeline.plan import FORMAT_VERSION, PrepareSettings
 
 Card = dict[str, Any]
@@ -29,6 +29,7 @@ def make_card(
     reasons: dict[str, int],
     tars: list[TarFacts],
     plan_fingerprint: str,
+    coverage: dict[str, Any] | None,
     checksums: dict[str, str],
 ) -> Card:
     """Describe a data set.
@@ -40,6 +41,7 @@ def make_card(
         reasons: rejected clips by reason.
         tars: the shards.
         plan_fingerprint: hash of the manifest and settings it was prepared from.
+        coverage: what the manifest's source lists and what of it was found, if it tells.
         checksums: SHA-256 of the index (`index_sha256`) and of the ledger (`rejects_sha256`).
 
     Returns:
@@ -59,10 +61,17 @@ def make_card(
         "rejects": {"num": sum(reasons.values()), "by_reason": reasons},
         "shards": [asdict(tar) for tar in tars],
         "plan_fingerprint": plan_fingerprint,
+        "coverage": coverage,
         **checksums,
     }
-    canonical = json.dumps(card, sort_keys=True, ensure_ascii=True)
-    return {**card, "fingerprint": hashlib.sha256(canonical.encode()).hexdigest()}
+    return {**card, "fingerprint": fingerprint(card)}
+
+
+def fingerprint(card: Card) -> str:
+    """Hash of all that a card says, but for this hash itself."""
+    facts = {name: value for name, value in card.items() if name != "fingerprint"}
+    canonical = json.dumps(facts, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def statistics(clips: pa.Table, num_mels: int) -> dict[str, float]:

@@ -4,12 +4,16 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.card import Card
 from pipeline.errors import UserError
 from pipeline.plan import FORMAT_VERSION
 from pipeline.shards import Fbank, fbank_from_bytes
+
+INDEX_ROWS_PER_GROUP = 16_384
+"""Few enough that the rows of one shard are a small read, many enough for a small footer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +64,16 @@ class PreparedDataset:
 def card_path(path: str) -> str:
     """Where a data set's card stands."""
     return storage.join(path, "card.json")
+
+
+def read_index_rows(path: str, start: int, end: int) -> pa.Table:
+    """Rows `start` to `end` of the index, without reading the others (but their neighbours)."""
+    with storage.open_binary(storage.join(path, "index.parquet")) as file:
+        index = pq.ParquetFile(file)
+        first = start // INDEX_ROWS_PER_GROUP
+        groups = range(first, -(-end // INDEX_ROWS_PER_GROUP))
+        rows = index.read_row_groups(list(groups))
+    return rows.slice(start - first * INDEX_ROWS_PER_GROUP, end - start)
 
 
 def open_dataset(path: str) -> PreparedDataset:

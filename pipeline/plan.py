@@ -1,16 +1,23 @@
-"""Which clip goes into which shard: a pure function of the manifest and the settings.
+"""Which clip goes into which shard: a pure function of manifest, settings and what was there.
 
 Within a split the clips are ordered by a hash of their ids, so that a shard holds a fair mix of
-classes, and cut into shards of nearly equal size. The plan is written once, one Parquet row group
-a shard, and each task reads only its own row group.
+classes, and cut into shards of nearly equal size. Clips of one Parquet row group stay together, so
+that it is read once. Clips that come later go into further shards: a plan only grows.
+
+On storage a plan is a JSON document with its shards, and the clips in Parquet files of up to
+`_SHARDS_PER_FILE` row groups, one a shard: a task reads its own row group and a small footer.
 """
 
 import hashlib
 import io
 import json
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,11 +28,12 @@ from pipeline.errors import UserError
 from pipeline.fbank import FbankSettings
 from pipeline.manifest import Manifest
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Changes whenever the same manifest and settings would give other tars, index or card."""
 
 _MIN_SHARDS = 16
 _MIN_CLIPS_PER_SHARD = 25
+_SHARDS_PER_FILE = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,13 +56,19 @@ class PrepareSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardSpec:
-    """One task: the shard's name and which row group of the plan it builds."""
+    """One task: the shard's name and where its clips stand in the plan."""
 
     name: str
+    plan_file: int
     row_group: int
     num_clips: int
     fingerprint: str
     """Hash of the shard's clips and of the settings: a finished shard with another is not this."""
+
+    @property
+    def split(self) -> str:
+        """The split that all its clips belong to."""
+        return self.name.rpartition("-")[0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,53 +77,143 @@ class Plan:
 
     specs: tuple[ShardSpec, ...]
     clips: pa.Table
-    fingerprint: str
-    """Hash of everything that decides the data set."""
+    basis: dict[str, Any]
+    """Format, settings and labels: shards of another basis do not belong together."""
 
-    def write(self, path: str) -> None:
-        """Write the clips, one row group a shard."""
-        buffer = io.BytesIO()
-        start = 0
-        with pq.ParquetWriter(buffer, self.clips.schema, compression="zstd") as writer:
-            for spec in self.specs:
-                rows = self.clips.slice(start, spec.num_clips)
-                writer.write_table(rows, row_group_size=max(1, spec.num_clips))
-                start += spec.num_clips
-        storage.write_bytes(path, buffer.getvalue())
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides the data set."""
+        return _sha256(_canonical(self.basis), *[spec.fingerprint for spec in self.specs])
 
 
-def read_shard_clips(path: str, row_group: int) -> pa.Table:
-    """The clips of one shard, from the plan."""
-    with storage.open_binary(path) as file:
-        return pq.ParquetFile(file).read_row_group(row_group)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Differences:
+    """What keeps a manifest from carrying on a data set."""
+
+    settings: tuple[str, ...]
+    """Each as "name was, now is"."""
+    removed_ids: tuple[str, ...]
+    changed_ids: tuple[str, ...]
 
 
-def make_plan(manifest: Manifest, settings: PrepareSettings) -> Plan:
+def make_plan(manifest: Manifest, settings: PrepareSettings, before: Plan | None = None) -> Plan:
     """Assign every clip of the manifest to a shard.
+
+    Args:
+        manifest: the clips.
+        settings: what they are to be prepared with.
+        before: a plan of the same basis; its shards stay, clips it does not have get further ones.
 
     Raises:
         UserError: a split's name cannot be part of a file name.
     """
-    base = json.dumps([FORMAT_VERSION, asdict(settings), manifest.labels])
-    specs: list[ShardSpec] = []
-    parts: list[pa.Table] = []
-    for split in sorted(pc.unique(manifest.clips["split"]).to_pylist()):
+    basis = _basis(manifest, settings)
+    specs = list(before.specs) if before else []
+    parts = [before.clips] if before else []
+    clips = manifest.clips
+    if before:
+        clips = clips.filter(pc.invert(pc.is_in(clips["id"], before.clips["id"])))
+    num_shards = Counter(spec.split for spec in specs)
+    first = len(specs)
+    first_file = specs[-1].plan_file + 1 if specs else 0
+    for split in sorted(pc.unique(clips["split"]).to_pylist()):
         _check_split(split)
-        clips = _in_hash_order(manifest.clips.filter(pc.equal(manifest.clips["split"], split)))
+        ordered = _in_hash_order(clips.filter(pc.equal(clips["split"], split)))
         start = 0
-        for number, num_clips in enumerate(shard_sizes(clips.num_rows, settings.clips_per_shard)):
-            part = clips.slice(start, num_clips)
+        sizes = shard_sizes(ordered.num_rows, settings.clips_per_shard)
+        for number, num_clips in enumerate(sizes, start=num_shards[split]):
+            place = len(specs) - first
+            part = ordered.slice(start, num_clips)
             spec = ShardSpec(
                 name=f"{split}-{number:05d}",
-                row_group=len(specs),
+                plan_file=first_file + place // _SHARDS_PER_FILE,
+                row_group=place % _SHARDS_PER_FILE,
                 num_clips=num_clips,
-                fingerprint=_sha256(base, json.dumps(part.to_pylist())),
+                fingerprint=_sha256(_canonical(basis), _content_hash(part)),
             )
             specs.append(spec)
-            parts.append(part)
             start += num_clips
-    fingerprint = _sha256(base, *[spec.fingerprint for spec in specs])
-    return Plan(specs=tuple(specs), clips=pa.concat_tables(parts), fingerprint=fingerprint)
+        parts.append(ordered)
+    return Plan(specs=tuple(specs), clips=pa.concat_tables(parts).combine_chunks(), basis=basis)
+
+
+def differences(before: Plan, manifest: Manifest, settings: PrepareSettings) -> Differences:
+    """What of a plan's clips and settings is not in the manifest as it was; new clips are not."""
+    basis = _flat(_basis(manifest, settings))
+    old = _flat(before.basis)
+    names = [name for name in {**old, **basis} if old.get(name) != basis.get(name)]
+    rows = pc.index_in(before.clips["id"], manifest.clips["id"])
+    there = before.clips.filter(pc.is_valid(rows))
+    now = manifest.clips.take(pc.drop_null(rows))
+    changed: list[str] = []
+    for start in range(0, there.num_rows, 1000):
+        one, other = there.slice(start, 1000), now.slice(start, 1000)
+        if _content_hash(one) != _content_hash(other):
+            pairs = zip(one.to_pylist(), other.to_pylist(), strict=True)
+            changed += [row["id"] for row, new in pairs if row != new]
+    return Differences(
+        settings=tuple(f"{name} was {old.get(name)}, now {basis.get(name)}" for name in names),
+        removed_ids=tuple(before.clips["id"].filter(pc.is_null(rows)).to_pylist()),
+        changed_ids=tuple(changed),
+    )
+
+
+def write_plan(plan: Plan, folder: str, manifest: Manifest, before: Plan | None = None) -> None:
+    """Write a plan; the document that names the shards last, and only files that are new.
+
+    Args:
+        plan: what to write.
+        folder: where to.
+        manifest: what the plan was made from, for `planned_fingerprint`.
+        before: the plan that is there and that this one carries on.
+    """
+    num_specs = len(before.specs) if before else 0
+    start = sum(spec.num_clips for spec in plan.specs[:num_specs])
+    for first in range(num_specs, len(plan.specs), _SHARDS_PER_FILE):
+        specs = plan.specs[first : first + _SHARDS_PER_FILE]
+        buffer = io.BytesIO()
+        with pq.ParquetWriter(
+            buffer, plan.clips.schema, compression="zstd", write_statistics=False
+        ) as writer:
+            for spec in specs:
+                rows = plan.clips.slice(start, spec.num_clips)
+                writer.write_table(rows, row_group_size=spec.num_clips)
+                start += spec.num_clips
+        storage.write_bytes(_file(folder, specs[0].plan_file), buffer.getvalue())
+    document = {
+        "basis": plan.basis,
+        "manifest": _content_hash(manifest.clips),
+        "fingerprint": plan.fingerprint,
+        "specs": [asdict(spec) for spec in plan.specs],
+    }
+    storage.write_json(_document(folder), document)
+
+
+def planned_fingerprint(folder: str, manifest: Manifest, settings: PrepareSettings) -> str | None:
+    """The fingerprint of the plan there if it was made from just this, without making it again."""
+    document = _read_document(folder)
+    if document is None or document["basis"] != _basis(manifest, settings):
+        return None
+    same = document["manifest"] == _content_hash(manifest.clips)
+    return str(document["fingerprint"]) if same else None
+
+
+def read_plan(folder: str) -> Plan | None:
+    """The plan that was written there; None if there is none."""
+    document = _read_document(folder)
+    if document is None:
+        return None
+    specs = tuple(ShardSpec(**spec) for spec in document["specs"])
+    files = sorted({spec.plan_file for spec in specs})
+    tables = [storage.read_table(_file(folder, number)) for number in files]
+    clips = pa.concat_tables(tables).combine_chunks()
+    return Plan(specs=specs, clips=clips, basis=document["basis"])
+
+
+def read_shard_clips(folder: str, spec: ShardSpec) -> pa.Table:
+    """The clips of one shard, from the written plan."""
+    with storage.open_binary(_file(folder, spec.plan_file)) as file:
+        return pq.ParquetFile(file).read_row_group(spec.row_group)
 
 
 def shard_sizes(num_clips: int, clips_per_shard: int) -> list[int]:
@@ -125,11 +229,26 @@ def shard_sizes(num_clips: int, clips_per_shard: int) -> list[int]:
 
 
 def _in_hash_order(clips: pa.Table) -> pa.Table:
-    digests = [
-        hashlib.blake2b(clip_id.encode(), digest_size=16).digest()
-        for clip_id in clips["id"].to_pylist()
-    ]
-    return clips.take(pa.array(sorted(range(len(digests)), key=digests.__getitem__)))
+    order = _hashes(clips["id"])
+    place = order
+    if clips["row_group"].null_count < clips.num_rows:
+        groups = pc.binary_join_element_wise(
+            clips["uri"], pc.cast(clips["row_group"], pa.string()), "#"
+        )
+        together = pc.is_valid(groups).to_numpy()[:, None]
+        place = np.where(together, _hashes(pc.fill_null(groups, "")), order)
+    keys = (order[:, 1], order[:, 0], place[:, 1], place[:, 0])
+    return clips.take(pa.array(np.lexsort(keys)))
+
+
+def _hashes(texts: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+    """`[N, 2]`: 128 bits a text."""
+    digests = (
+        hashlib.blake2b(text.encode(), digest_size=16).digest()
+        for chunk in texts.chunks
+        for text in chunk.to_pylist()
+    )
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64).reshape(-1, 2)
 
 
 def _check_split(split: str) -> None:
@@ -138,6 +257,65 @@ def _check_split(split: str) -> None:
             f"split {split!r}: shards are named after their split, so it may hold only letters, "
             f"digits, '-' and '_'; rename it in the manifest"
         )
+
+
+def _basis(manifest: Manifest, settings: PrepareSettings) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "settings": asdict(settings),
+        "labels": list(manifest.labels),
+    }
+
+
+def _flat(basis: dict[str, Any]) -> dict[str, Any]:
+    """The basis with one name for each thing that may differ."""
+    flat: dict[str, Any] = {"format_version": basis["format_version"]}
+    for name, value in basis["settings"].items():
+        flat.update(value if isinstance(value, dict) else {name: value})
+    labels = basis["labels"]
+    return {**flat, "vocabulary": f"{len(labels)} labels ({_sha256(*labels)[:8]})"}
+
+
+def _document(folder: str) -> str:
+    return storage.join(folder, "plan.json")
+
+
+def _read_document(folder: str) -> dict[str, Any] | None:
+    try:
+        document: dict[str, Any] = storage.read_json(_document(folder))
+    except FileNotFoundError:
+        return None
+    return document
+
+
+def _file(folder: str, number: int) -> str:
+    return storage.join(folder, "plan", f"{number:05d}.parquet")
+
+
+def _content_hash(clips: pa.Table) -> str:
+    """Hash of every cell of a table of `SCHEMA`, the same however its columns lie in memory."""
+    digest = hashlib.sha256()
+    for column in clips.columns:
+        _hash_column(digest, column.combine_chunks())
+    return digest.hexdigest()
+
+
+def _hash_column(digest: Any, column: pa.Array) -> None:
+    digest.update(column.is_null().to_numpy(zero_copy_only=False).tobytes())
+    if pa.types.is_list(column.type):
+        digest.update(pc.fill_null(pc.list_value_length(column), -1).to_numpy().tobytes())
+        _hash_column(digest, column.flatten())
+    elif pa.types.is_string(column.type):
+        filled = pc.fill_null(column, "")
+        digest.update(pc.binary_length(filled).to_numpy().tobytes())
+        digest.update("".join(filled.to_pylist()).encode())
+    else:
+        filled = pc.fill_null(column, pa.scalar(0).cast(column.type))
+        digest.update(filled.to_numpy(zero_copy_only=False).tobytes())
+
+
+def _canonical(basis: dict[str, Any]) -> str:
+    return json.dumps(basis, sort_keys=True)
 
 
 def _sha256(*texts: str) -> str:

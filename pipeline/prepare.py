@@ -1,29 +1,36 @@
-"""Manifest to prepared data set on Ray Data; the only module of `pipeline` that imports Ray.
+"""Manifest to prepared data set: plan, build what is not finished, assemble.
 
-One row of the Ray Data set is one shard's specification, and one task builds one shard: names are
-stable, so a restart skips what is finished, and no clip passes through the object store.
+One item is one shard's specification, and one task builds one shard: names are stable, so a restart
+skips what is finished, and no audio passes between processes.
 """
 
-import logging
 import time
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import ray
-import ray.data
+import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.assemble import PrepareSummary, assemble, complete_card, finished_parts
+from pipeline.assemble import PrepareSummary, assemble, finished_parts, is_intact, read_card
 from pipeline.build import BuildJob, build_shard
+from pipeline.carry_on import check_carries_on, clear_damaged, discard_parts, read_damaged
 from pipeline.dataset import card_path
+from pipeline.errors import UserError
 from pipeline.manifest import Manifest
-from pipeline.plan import Plan, PrepareSettings, ShardSpec, make_plan
-from pipeline.progress import ProgressBar
+from pipeline.plan import (
+    Plan,
+    PrepareSettings,
+    ShardSpec,
+    make_plan,
+    planned_fingerprint,
+    read_plan,
+    write_plan,
+)
+from pipeline.progress import ProgressBar, Rate
+from pipeline.ray_tasks import TASK_MEMORY_BYTES, run_tasks
 
-_TASK_MEMORY_BYTES = 500_000_000
-"""What a task takes with its libraries, before it holds any clip."""
 _TASK_MEMORY_PER_CLIP_BYTES = 600_000
 """A shard is held in memory once as a tar; this leaves room for its copy on the way to storage."""
 
@@ -39,6 +46,7 @@ def prepare(
     max_reject_share: float,
     retry_rejects: bool = False,
     reads_ahead: int = 8,
+    json_logs: bool = False,
 ) -> PrepareSummary | None:
     """Prepare a data set, or carry on where an earlier run was stopped.
 
@@ -50,33 +58,59 @@ def prepare(
         max_reject_share: the largest share of clips that may be rejected, 0 to 1.
         retry_rejects: build shards again that have rejected clips.
         reads_ahead: files each task fetches at once.
+        json_logs: tell of the progress in JSON lines.
 
     Returns:
         What was done, or None if the data set was complete already.
 
     Raises:
-        UserError: the output or the audio's bucket cannot be used, another data set is there, or
-            too many clips were rejected.
+        UserError: the output or the audio's bucket cannot be used, another data set is there,
+            clips of it were removed or changed, or too many clips were rejected.
     """
     start = time.monotonic()
     storage.check_bucket(output)
+    job = BuildJob(output=output, settings=settings, reads_ahead=reads_ahead)
+    card, damaged = read_card(output), read_damaged(job.work)
+
+    def is_complete(fingerprint: str | None) -> bool:
+        return (
+            card is not None
+            and card["plan_fingerprint"] == fingerprint
+            and damaged is None
+            and not (retry_rejects and card["rejects"]["num"])
+            and is_intact(card, output)
+        )
+
+    if is_complete(planned_fingerprint(job.work, manifest, settings)):
+        return None
     _check_buckets(manifest)
-    plan = make_plan(manifest, settings)
-    card = complete_card(output, plan)
-    if card is not None:
-        if not (retry_rejects and card["rejects"]["num"]):
-            return None
-        # From here until the new card is there, tars may change under the old index.
-        storage.remove(card_path(output))
-    plan_path = storage.join(output, "_work", "plan.parquet")
-    job = BuildJob(output=output, plan_path=plan_path, settings=settings, reads_ahead=reads_ahead)
-    finished = finished_parts(plan, output, retry_rejects=retry_rejects)
+    before = read_plan(job.work)
+    if before:
+        check_carries_on(before, manifest, settings, output)
+    plan = make_plan(manifest, settings, before)
+    if is_complete(plan.fingerprint):
+        return None
+    if card and not before and card["plan_fingerprint"] != plan.fingerprint:
+        raise UserError(
+            f"{output}: holds a data set prepared from another manifest or with other settings; "
+            f"give another --out, or remove it"
+        )
+    # From here until the new card is there, tars may change under the old index.
+    storage.remove(card_path(output))
+    write_plan(plan, job.work, manifest, before)
+    finished = finished_parts(
+        plan,
+        output,
+        retry_rejects=retry_rejects,
+        damaged=damaged.shards if damaged else frozenset(),
+    )
     waiting = [spec for spec in plan.specs if spec.name not in finished]
     if waiting:
-        plan.write(plan_path)
+        # Stopped between a new tar and its part file, an earlier part would vouch for the tar.
+        discard_parts(waiting, output)
         with session:
-            _build(waiting, plan, job)
-    return assemble(
+            _build(waiting, plan, job, json_logs=json_logs)
+    summary = assemble(
         plan,
         manifest,
         job,
@@ -84,55 +118,46 @@ def prepare(
         max_reject_share=max_reject_share,
         elapsed_s=lambda: time.monotonic() - start,
     )
+    clear_damaged(job.work)
+    return summary
 
 
-def _build(specs: list[ShardSpec], plan: Plan, job: BuildJob) -> None:
+def _build(specs: list[ShardSpec], plan: Plan, job: BuildJob, *, json_logs: bool) -> None:
     """Build shards in Ray tasks and show how it goes."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    # It would tell of every plan, and of an error before we do; its log file still has all of it.
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.CRITICAL)
-    shards = ray.data.from_items(
-        [asdict(spec) for spec in specs], override_num_blocks=len(specs)
-    ).map(
+    largest = max(spec.num_clips for spec in specs)
+    tasks = run_tasks(
+        [asdict(spec) for spec in specs],
         partial(_task, job=job),
-        num_cpus=1,
-        memory=_task_memory_bytes(max(spec.num_clips for spec in specs)),
+        memory_bytes=TASK_MEMORY_BYTES + largest * _TASK_MEMORY_PER_CLIP_BYTES,
     )
     total = plan.clips.num_rows
     done = total - sum(spec.num_clips for spec in specs)
-    num_rejects, start, first = 0, time.monotonic(), done
-    with ProgressBar("clips", total) as bar:
+    rate = Rate()
+    num_rejects = 0
+    with ProgressBar("clips", total, json_lines=json_logs) as bar:
         bar.update(done)
-        for row in shards.iter_rows():
+        for row in tasks:
             done += row["num_clips"]
             num_rejects += row["num_rejects"]
-            rate = (done - first) / (time.monotonic() - start)
-            bar.update(done, f"{rate:.0f} clips/s, {num_rejects} rejected")
-
-
-def _task_memory_bytes(num_clips: int) -> float:
-    """What to ask Ray for; a task that asks for more than any node has would wait for ever."""
-    needed = _TASK_MEMORY_BYTES + num_clips * _TASK_MEMORY_PER_CLIP_BYTES
-    nodes = [float(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]]
-    return min(needed, max(nodes))
+            rate.add(row["num_clips"], row["fetched_bytes"])
+            bar.update(done, facts={**rate.facts(total - done), "rejected": num_rejects})
 
 
 def _task(row: dict[str, Any], job: BuildJob) -> dict[str, Any]:
     spec = ShardSpec(**row)
     part = build_shard(spec, job)
-    return {"name": spec.name, "num_clips": spec.num_clips, "num_rejects": len(part.rejects)}
+    return {
+        "num_clips": spec.num_clips,
+        "num_rejects": len(part.rejects),
+        "fetched_bytes": part.fetched_bytes,
+    }
 
 
 def _check_buckets(manifest: Manifest) -> None:
     """Fail before any work when a bucket that the manifest names cannot be read."""
-    samples: dict[str, list[str]] = {}
-    for uri in manifest.clips["uri"].to_pylist():
-        if storage.is_remote(uri):
-            bucket_uris = samples.setdefault("/".join(uri.split("/")[:3]), [])
-            if len(bucket_uris) < _SAMPLES_PER_BUCKET:
-                bucket_uris.append(uri)
-    for uris in samples.values():
-        storage.check_readable(uris)
+    uris = manifest.clips["uri"]
+    remote = uris.filter(pc.starts_with(uris, "s3://"))
+    buckets = pc.replace_substring_regex(remote, r"^(s3://[^/]+/).*", r"\1")
+    for bucket in pc.unique(buckets).to_pylist():
+        inside = remote.filter(pc.equal(buckets, bucket)).slice(0, _SAMPLES_PER_BUCKET)
+        storage.check_readable(inside.to_pylist())

@@ -1,7 +1,12 @@
-"""Progress of a long step: a bar in a terminal, a line now and then where there is none."""
+"""Progress of a long step: a bar in a terminal, a line now and then where there is none.
 
+Lines are words for people, or JSON for machines.
+"""
+
+import json
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -19,13 +24,16 @@ from rich.progress import (
 LINE_EVERY_S = 10.0
 """How often progress is written to a log."""
 
+_NO_FACTS: Mapping[str, float] = {}
+
 
 class ProgressBar:
     """Shows how much of `total` is done, in a unit the title names. Writes to standard error."""
 
-    def __init__(self, title: str, total: int) -> None:
+    def __init__(self, title: str, total: int, *, json_lines: bool = False) -> None:
         self._title = title
         self._total = total
+        self._json_lines = json_lines
         self._done = 0
         self._last_line = time.monotonic()
         console = Console(stderr=True)
@@ -38,21 +46,35 @@ class ProgressBar:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
-            disable=not console.is_terminal,
+            disable=json_lines or not console.is_terminal,
         )
         self._task = self._bar.add_task(title, total=total, note="")
 
-    def update(self, done: int, note: str = "") -> None:
-        """Set how much is done; the note stands behind the bar."""
+    def update(self, done: int, note: str = "", facts: Mapping[str, float] = _NO_FACTS) -> None:
+        """Set how much is done; the note, or else the facts, stand behind the bar."""
         self._done = done
+        note = note or ", ".join(f"{value:,.0f} {name}" for name, value in facts.items())
         self._bar.update(self._task, completed=done, note=note)
         now = time.monotonic()
         if self._bar.disable and now - self._last_line >= LINE_EVERY_S:
             self._last_line = now
-            self._line(note)
+            self._line(note, facts)
 
-    def _line(self, note: str) -> None:
-        print(f"{self._title}: {self._done}/{self._total} {note}", file=sys.stderr, flush=True)
+    def _line(self, note: str, facts: Mapping[str, float]) -> None:
+        line = f"{self._title}: {self._done}/{self._total} {note}"
+        if self._json_lines:
+            line = json.dumps(
+                {
+                    "event": "progress",
+                    "time_s": round(time.time(), 3),
+                    "unit": self._title,
+                    "done": self._done,
+                    "total": self._total,
+                    "note": note,
+                    **facts,
+                }
+            )
+        print(line, file=sys.stderr, flush=True)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -66,4 +88,28 @@ class ProgressBar:
     ) -> None:
         self._bar.stop()
         if self._bar.disable:
-            self._line("" if error is None else "(stopped)")
+            self._line("" if error is None else "(stopped)", _NO_FACTS)
+
+
+class Rate:
+    """Speed of a step that finishes some items at a time."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._num_items = 0
+        self._num_bytes = 0
+
+    def add(self, num_items: int, num_bytes: int) -> None:
+        """Count what was done."""
+        self._num_items += num_items
+        self._num_bytes += num_bytes
+
+    def facts(self, num_left: int) -> dict[str, float]:
+        """Items and megabytes a second since the start, and the seconds that the rest will take."""
+        elapsed_s = max(time.monotonic() - self._start, 1e-9)
+        rate = self._num_items / elapsed_s
+        return {
+            "clips/s": round(rate, 1),
+            "MB/s": round(self._num_bytes / 1e6 / elapsed_s, 2),
+            "s left": round(num_left / rate) if rate else 0,
+        }

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.assemble import PrepareSummary, assemble, finished_parts
-from pipeline.build import BuildJob, Part, build_shard
+from pipeline.build import BuildJob, build_shard
 from pipeline.manifest import Clip, Manifest, from_clips
-from pipeline.plan import Plan, PrepareSettings, make_plan
+from pipeline.parts import Part
+from pipeline.plan import Plan, PrepareSettings, make_plan, write_plan
 from tests.audio import encode, noise, tone
 
 LABELS = ("rain", "dog", "never")
@@ -26,7 +27,7 @@ class Preparation:
     job: BuildJob
 
     def build(self, names: Sequence[str] | None = None) -> list[Part]:
-        self.plan.write(self.job.plan_path)
+        write_plan(self.plan, self.job.work, self.manifest)
         return [
             build_shard(spec, self.job)
             for spec in self.plan.specs
@@ -56,7 +57,6 @@ def preparation(
         plan=make_plan(manifest, prepare),
         job=BuildJob(
             output=str(output),
-            plan_path=f"{output}/_work/plan.parquet",
             settings=prepare,
             **job,
         ),
@@ -71,7 +71,7 @@ def bad_clips(folder: Path) -> dict[str, Clip]:
         "decode: samples that are NaN or infinite": encode(
             np.full(16_000, np.nan), subtype="FLOAT"
         ),
-        "decode: ends before the length its header gives": encode(noise(1.0, 16_000))[:9_000],
+        "decode: cut short or damaged": encode(noise(1.0, 16_000))[:9_000],
         "decode: longer than 600 s": encode(np.zeros(601 * 1_000), 1_000, "FLAC"),
         "fbank: shorter than one 25 ms frame": encode(noise(0.02, 16_000)),
         "fbank: levels too high for the fbank to be finite": encode(

@@ -11,9 +11,9 @@ import pyarrow as pa
 import torch
 
 from pipeline import storage
-from pipeline.build import INDEX_SCHEMA, TarFacts
 from pipeline.card import make_card
 from pipeline.dataset import PreparedDataset, card_path, open_dataset
+from pipeline.parts import INDEX_SCHEMA, TarFacts
 from pipeline.plan import PrepareSettings
 from pipeline.shards import Fbank, ShardWriter
 from trainer.recipe import Recipe, make_recipe
@@ -147,6 +147,7 @@ def _write_index_and_card(folder: str, rows: list[dict[str, Any]], tars: list[Ta
         index=index,
         reasons={},
         tars=tars,
+        coverage=None,
         plan_fingerprint=hashlib.sha256(shas.encode()).hexdigest(),
         checksums={"index_sha256": "", "rejects_sha256": ""},
     )

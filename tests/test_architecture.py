@@ -14,6 +14,8 @@ PACKAGES = ("pipeline", "trainer", "cluster")
 
 MAY_IMPORT_RAY = {
     "pipeline.prepare",
+    "pipeline.ray_tasks",
+    "pipeline.verify",
     "trainer.ray_actors",
     "trainer.ray_train",
     "trainer.ray_tune",
@@ -65,7 +67,7 @@ def test_the_project_is_seen() -> None:
     assert {"pipeline", "pipeline.sources.esc50", "trainer.loop", "cluster.session"} <= set(
         modules()
     )
-    assert "ray.data" in imports("pipeline.prepare")
+    assert "ray.data" in imports("pipeline.ray_tasks")
     assert {"trainer.ray_train", "pipeline.errors"} <= project_imports("ray_job")
 
 

@@ -14,11 +14,11 @@ import pytest
 import soundfile
 
 from pipeline import storage
-from pipeline.assemble import complete_card
-from pipeline.build import INDEX_SCHEMA
+from pipeline.assemble import is_intact, read_card
 from pipeline.dataset import PreparedDataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.manifest import Clip
+from pipeline.parts import INDEX_SCHEMA
 from pipeline.rejects import check_share
 from tests.audio import write_clips
 from tests.preparation import (
@@ -48,7 +48,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, clips: list[Clip]) -> Prep
 
 def test_the_card_describes_the_data_set(dataset: PreparedDataset, clips: list[Clip]) -> None:
     card = dataset.card
-    assert (card["format_version"], card["num_clips"]) == (1, 14)
+    assert (card["format_version"], card["num_clips"]) == (2, 14)
     assert card["fbank"]["num_mels"] == dataset.num_mels == 128
     assert tuple(card["labels"]) == tuple(dataset.labels) == LABELS
     assert card["class_counts"] == {
@@ -148,7 +148,7 @@ def test_too_many_rejects_leave_the_ledger_and_no_card(tmp_path: Path, clips: li
     }
     with pytest.raises(UserError, match="no complete data set there"):
         open_dataset(str(tmp_path / "out"))
-    assert complete_card(str(tmp_path / "out"), prep.plan) is None
+    assert read_card(str(tmp_path / "out")) is None
     # With a larger share the same parts are enough: nothing is built again.
     assert prep.finished() == {spec.name for spec in prep.plan.specs}
     assert prep.finish(max_reject_share=1 / 3).num_clips_built == 0
@@ -207,7 +207,9 @@ def test_the_card_is_what_comes_last(
     prep.build()
     prep.finish()
     assert order == [
-        "_work/plan.parquet",
+        "_work/plan/00000.parquet",
+        "_work/plan.json",
+        "_work/started/train-00000",
         "shards/train-00000.tar",
         "_work/parts/train-00000.parquet",
         "rejects.parquet",
@@ -217,15 +219,36 @@ def test_the_card_is_what_comes_last(
     ]
 
 
-def test_a_complete_data_set_is_known_by_its_plan(
-    tmp_path: Path, dataset: PreparedDataset, clips: list[Clip]
+def test_a_listing_tells_what_is_missing_or_cut(tmp_path: Path, clips: list[Clip]) -> None:
+    output = str(tmp_path / "out")
+    assert read_card(output) is None
+    prep = preparation(tmp_path / "out", clips)
+    prep.build()
+    prep.finish()
+    card = read_card(output)
+    assert card is not None
+    assert is_intact(card, output)
+    for name in ("index.parquet", "rejects.parquet", "shards/train-00001.tar"):
+        path = tmp_path / "out" / name
+        content = path.read_bytes()
+        path.unlink()
+        assert not is_intact(card, output)
+        path.write_bytes(content)
+        assert is_intact(card, output)
+    path.write_bytes(content[:-1])
+    assert not is_intact(card, output)
+    assert prep.finished() == {"train-00000", "train-00002", "eval-00000"}
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 and nothing more", None])
+def test_a_damaged_part_file_is_no_finished_shard(
+    tmp_path: Path, clips: list[Clip], content: bytes | None
 ) -> None:
-    prep = preparation(Path(dataset.path), clips)
-    assert complete_card(dataset.path, prep.plan) == dataset.card
-    assert complete_card(str(tmp_path), prep.plan) is None
-    other = preparation(Path(dataset.path), clips[1:])
-    with pytest.raises(UserError, match="holds a data set prepared from another manifest"):
-        complete_card(dataset.path, other.plan)
+    prep = preparation(tmp_path, clips)
+    prep.build()
+    part = tmp_path / "_work" / "parts" / "train-00001.parquet"
+    part.write_bytes(part.read_bytes()[:-20] if content is None else content)
+    assert prep.finished() == {"train-00000", "train-00002", "eval-00000"}
 
 
 def test_the_fingerprint_covers_the_whole_card(dataset: PreparedDataset) -> None:
@@ -236,7 +259,7 @@ def test_the_fingerprint_covers_the_whole_card(dataset: PreparedDataset) -> None
 
 def test_a_data_set_of_another_format_is_refused(tmp_path: Path) -> None:
     storage.write_json(f"{tmp_path}/card.json", {"format_version": 99})
-    with pytest.raises(UserError, match="has format version 99, this program reads 1"):
+    with pytest.raises(UserError, match="has format version 99, this program reads 2"):
         open_dataset(str(tmp_path))
 
 

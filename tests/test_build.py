@@ -8,6 +8,7 @@ import threading
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ import soundfile
 import torch
 
 from pipeline import build, storage
-from pipeline.build import part_path, read_part
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.fbank import FbankSettings, fbank
 from pipeline.manifest import Clip
+from pipeline.parts import part_path, read_part
 from tests.audio import encode, noise, write_clips
 from tests.preparation import (
     SETTINGS,
@@ -137,10 +138,10 @@ def test_a_storage_that_fails_stops_the_task(
 ) -> None:
     prep = preparation(tmp_path, clips[:2])
 
-    def fail(path: str) -> bytes:
+    def fail(path: str, *_: object) -> bytes:
         raise OSError(5, "Input/output error", path)
 
-    monkeypatch.setattr(storage, "_read", fail)
+    monkeypatch.setattr(storage, "read_file", fail)
     monkeypatch.setattr("time.sleep", lambda _: None)
     with pytest.raises(UserError, match=r"cannot be read: .*Run the same command again to go on"):
         prep.build()
@@ -151,14 +152,16 @@ def test_no_thread_outlives_a_task(
     tmp_path: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[object] = []  # so that nothing is closed by going out of sight
-    read_ahead = storage.read_ahead
+    fetch_ahead = build.fetch_ahead
 
-    def keep(paths: list[str], num_ahead: int) -> Generator[bytes | Exception, None, None]:
-        contents = read_ahead(paths, num_ahead)
+    def keep(
+        clips: list[dict[str, Any]], num_ahead: int
+    ) -> Generator[bytes | Exception, None, None]:
+        contents = fetch_ahead(clips, num_ahead)
         kept.append(contents)
         return contents
 
-    monkeypatch.setattr(storage, "read_ahead", keep)
+    monkeypatch.setattr(build, "fetch_ahead", keep)
     before = set(threading.enumerate())
     prep = preparation(tmp_path, clips)
     prep.build()
@@ -223,14 +226,14 @@ def test_stopped_between_a_new_tar_and_its_part_an_old_part_does_not_vouch_for_i
     assert prep.finished() == {"train-00000"}
     late.write_bytes(encode(noise(0.5, 16_000)))
     with monkeypatch.context() as patch:
-        patch.setattr(build, "_write_part", die)
+        patch.setattr(build, "write_part", die)
         with pytest.raises(KeyboardInterrupt):
             prep.build()
     # Four clips are in the tar now; the part of before would say three, at other places.
     assert prep.finished() == set()
 
 
-@pytest.mark.parametrize("step", ["_put_tar", "_write_part"])
+@pytest.mark.parametrize("step", ["_put_tar", "write_part"])
 def test_stopped_in_a_shard_it_is_built_again_to_the_same_bytes(
     tmp_path: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

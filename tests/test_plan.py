@@ -12,7 +12,7 @@ from pipeline.decode import DecodeSettings
 from pipeline.errors import UserError
 from pipeline.fbank import FbankSettings
 from pipeline.manifest import Clip, from_clips
-from pipeline.plan import PrepareSettings, make_plan, read_shard_clips
+from pipeline.plan import PrepareSettings, make_plan, read_shard_clips, write_plan
 from tests.preparation import LABELS, SETTINGS, planned_ids, preparation
 
 
@@ -105,7 +105,7 @@ def test_a_task_reads_its_own_clips_of_the_plan(tmp_path: Path) -> None:
         "train-00001",
         "train-00002",
     ]
-    prep.plan.write(prep.job.plan_path)
+    write_plan(prep.plan, prep.job.work, prep.manifest)
     for spec, ids in zip(prep.plan.specs, planned_ids(prep.plan), strict=True):
-        rows = read_shard_clips(prep.job.plan_path, spec.row_group)
+        rows = read_shard_clips(prep.job.work, spec)
         assert rows["id"].to_pylist() == ids

@@ -25,7 +25,7 @@ from pipeline.build import BuildJob, build_shard
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest, from_clips, read_manifest, write_manifest
-from pipeline.plan import PrepareSettings, make_plan
+from pipeline.plan import PrepareSettings, make_plan, write_plan
 from pipeline.prepare import prepare
 from pipeline.sources import read_source
 from pipeline.synthetic import SyntheticSettings, write_synthetic
@@ -72,8 +72,8 @@ def reference(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> d
     """The data set, built shard by shard in this process."""
     folder = tmp_path_factory.mktemp("reference")
     plan = make_plan(manifest, SETTINGS)
-    job = BuildJob(output=str(folder), plan_path=f"{folder}/_work/plan.parquet", settings=SETTINGS)
-    plan.write(job.plan_path)
+    job = BuildJob(output=str(folder), settings=SETTINGS)
+    write_plan(plan, job.work, manifest)
     for spec in plan.specs:
         build_shard(spec, job)
     assemble(plan, manifest, job, built=set(), max_reject_share=0.1, elapsed_s=lambda: 1.0)
@@ -413,7 +413,7 @@ def test_another_data_set_in_the_way(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert ray_job.main(command) == 0
     assert capfd.readouterr().out == f"{tmp_path}/out: complete already, nothing to do\n"
     line = error_line([*command, "--max-duration-s", "9"], capfd)
-    assert "holds a data set prepared from another manifest or with other settings" in line
+    assert "/out: holds shards of another manifest or other settings: max_duration_s was" in line
     assert contents(str(tmp_path / "out")) == before
 
 

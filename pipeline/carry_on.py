@@ -1,0 +1,72 @@
+"""What an earlier run of `prepare` left, and what of it may stand."""
+
+from dataclasses import dataclass
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.manifest import Manifest
+from pipeline.parts import part_path, work_folder
+from pipeline.plan import Plan, PrepareSettings, ShardSpec, differences
+
+_NAMED = 5
+"""Ids that a message names."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Damaged:
+    """What `verify` found fault with: `prepare` makes it anew."""
+
+    shards: frozenset[str]
+    """Shards to be built again; index, ledger and card are made again in any case."""
+
+
+def read_damaged(work: str) -> Damaged | None:
+    """The note of the last `verify`; None if it found nothing."""
+    try:
+        return Damaged(shards=frozenset(storage.read_json(_damaged_path(work))["shards"]))
+    except FileNotFoundError:
+        return None
+
+
+def write_damaged(work: str, damaged: Damaged) -> None:
+    """Leave a note for `prepare`."""
+    storage.write_json(_damaged_path(work), {"shards": sorted(damaged.shards)})
+
+
+def clear_damaged(work: str) -> None:
+    """Remove the note: all it named is mended."""
+    storage.remove(_damaged_path(work))
+
+
+def discard_parts(specs: list[ShardSpec], output: str) -> None:
+    """Remove the part files of shards that will be built again."""
+    present = set(storage.list_files(storage.join(work_folder(output), "parts")))
+    for spec in specs:
+        if part_path(output, spec.name) in present:
+            storage.remove(part_path(output, spec.name))
+
+
+def check_carries_on(
+    before: Plan, manifest: Manifest, settings: PrepareSettings, output: str
+) -> None:
+    """Refuse to mix what does not belong together: a data set may only get new clips.
+
+    Raises:
+        UserError: settings or the vocabulary differ from those of the plan that is there, or clips
+            of it were removed or changed.
+    """
+    found = differences(before, manifest, settings)
+    told = list(found.settings)
+    for what, ids in (("removed", found.removed_ids), ("changed", found.changed_ids)):
+        if ids:
+            more = ", ..." if len(ids) > _NAMED else ""
+            told.append(f"{len(ids)} clips were {what} ({', '.join(ids[:_NAMED])}{more})")
+    if told:
+        raise UserError(
+            f"{output}: holds shards of another manifest or other settings: {'; '.join(told)}. "
+            f"Only new clips can be added; give another --out, or remove it"
+        )
+
+
+def _damaged_path(work: str) -> str:
+    return storage.join(work, "damaged.json")

@@ -1,0 +1,40 @@
+"""Tasks on Ray Data; the only module of `pipeline` that imports Ray.
+
+One row of the Ray Data set is one item, and one task of one CPU takes it. A task whose worker or
+node dies is run again by Ray.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+import ray.data
+
+TASK_MEMORY_BYTES = 500_000_000
+"""What a task takes with its libraries, before it holds any data."""
+
+
+def run_tasks(
+    items: Sequence[dict[str, Any]],
+    task: Callable[[dict[str, Any]], dict[str, Any]],
+    *,
+    memory_bytes: float,
+) -> Iterator[dict[str, Any]]:
+    """Call the task on every item, as many at a time as fit; yields what it returns, in no order.
+
+    Args:
+        items: what the tasks take, as small dictionaries.
+        task: a function that can be sent to other processes.
+        memory_bytes: what to ask Ray for; more than any node has would never be scheduled, so it
+            is at most what the largest has.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    # It would tell of every plan, and of an error before we do; its log file still has all of it.
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
+    nodes = [float(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]]
+    rows = ray.data.from_items(list(items), override_num_blocks=len(items))
+    yield from rows.map(task, num_cpus=1, memory=min(memory_bytes, max(nodes))).iter_rows()
