@@ -4,7 +4,6 @@ stay inert text, in the page and in the figures.
 
 import io
 import json
-import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,11 +16,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from pipeline import storage
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
+from pipeline.plan import FORMAT_VERSION
 from tests.browser import OfflineBrowser, OpenPage, open_browser, wait_until
 from trainer.metrics import evaluate_scores
 from trainer.predictions import Predictions, write_predictions
@@ -92,7 +91,7 @@ def write_data(
         for split in split_facts
     }
     card = {
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "fbank": {"sample_rate_hz": 16000, "num_mels": NUM_MELS, "frame_shift_ms": 10},
         "labels": list(labels),
         "num_clips": len(rows),
@@ -450,8 +449,8 @@ def test_examples_are_the_clips_the_scores_name(run: str, data: str) -> None:
         row = predictions.ids.index(one.clip_id)
         number = int(one.clip_id.removeprefix("clip-"))
         assert list(one.labels) == ONE_LABEL[number]
-        assert one.duration_s == pytest.approx((FRAMES + number) / 100)
-        assert one.num_mels == NUM_MELS
+        assert one.spectrogram.duration_s == pytest.approx((FRAMES + number) / 100)
+        assert one.spectrogram.num_mels == NUM_MELS
         best = SOUNDS[int(predictions.scores[row].argmax())]
         assert one.tags[0].label == best
         assert one.tags[0].score == pytest.approx(float(predictions.scores[row].max()))
@@ -539,34 +538,6 @@ def test_confusions_count_every_clip_once(true: list[int], seed: int) -> None:
     assert (counts == expected).all()
     clips.targets[0] = 0
     assert examples.confusion_counts(clips) is None
-
-
-@pytest.mark.parametrize("num_frames", [1, 37, examples.MAX_COLUMNS, 2 * examples.MAX_COLUMNS + 1])
-def test_a_spectrogram_has_low_bins_at_the_bottom(num_frames: int) -> None:
-    fbank = np.full((num_frames, NUM_MELS), -10, dtype=np.float32)
-    fbank[:, 2] = 5
-    fbank[0, NUM_MELS - 1] = 5
-    png = examples.spectrogram_png(fbank, low=-10, high=5)
-    with Image.open(io.BytesIO(png)) as image:
-        stretch = math.ceil(num_frames / examples.MAX_COLUMNS)
-        assert image.size == (math.ceil(num_frames / stretch), NUM_MELS)
-        assert image.width <= examples.MAX_COLUMNS
-        pixels = np.asarray(image.convert("RGB")).astype(int).sum(axis=2)
-    assert (pixels[NUM_MELS - 1 - 2] == pixels.max()).all()
-    assert (pixels[NUM_MELS - 1] == pixels.min()).all()
-    # The bright frame is one of `stretch` that its column averages.
-    assert (pixels[0, 0] == pixels.max()) == (stretch == 1)
-    assert pixels[0, 0] > pixels.min()
-
-
-@given(st.floats(0.02, 40_000))
-def test_time_ticks_are_few_round_and_within_the_clip(duration_s: float) -> None:
-    ticks = examples.time_ticks(duration_s)
-    assert 1 <= len(ticks) <= 8
-    assert ticks[0] == (0, "0")
-    for place, text in ticks:
-        assert 0 <= place <= 100 + 1e-6
-        assert float(text) == pytest.approx(place * duration_s / 100, abs=1e-6)
 
 
 @given(

@@ -8,7 +8,6 @@ is said in the page in a sentence; only a folder that is no run is an error.
 The page is a function of what was read: no clock, so the same runs give the same bytes.
 """
 
-import hashlib
 import itertools
 import json
 import math
@@ -18,18 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from plotly.offline import get_plotlyjs
-
 from pipeline import storage
 from pipeline.dataset import PreparedDataset, open_dataset
 from pipeline.errors import UserError
-from pipeline.manifest import TRAIN_SPLIT
+from pipeline.pages import page
+from pipeline.pages.plots import Plot, counts_plot, series_colour
 from trainer.predictions import Predictions, predictions_path, read_predictions
 from trainer.report import examples, figures
 from trainer.run_folder import read_history, read_run
 
 _METRICS = (("mAP", "mAP"), ("mAUC", "mAUC"), ("d_prime", "d′"), ("accuracy", "Accuracy"))
+
+_TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 Row = dict[str, Any]
 
@@ -96,7 +95,8 @@ def write_report(runs: list[str], *, output: str | None = None) -> str:
     paths = [storage.absolute(path) for path in runs]
     loaded = [load_run(path, name) for path, name in zip(paths, run_names(paths), strict=True)]
     target = storage.absolute(output) if output else storage.join(paths[0], "report.html")
-    storage.write_bytes(target, render(loaded).encode(errors="replace"))
+    sections = make_sections(loaded)
+    page.write_page(target, _TEMPLATE, sections, _plots(sections))
     return target
 
 
@@ -137,16 +137,14 @@ def run_names(paths: Sequence[str]) -> list[str]:
     return [f"{part[-1]} ({number})" for number, part in enumerate(parts, start=1)]
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The page of these runs."""
+def make_sections(runs: Sequence[Run]) -> Row:
+    """What the page says of these runs, by the names in its template."""
     dataset, data_problem = _open(runs[0])
     first = _predictions(runs[0])
     # One after the other: the scores of all runs need not fit into memory together.
     scored = itertools.chain([first], map(_predictions, runs[1:]))
-    sections: Row = {
-        "runs": [
-            {"run": run, "colour": figures.run_colour(number)} for number, run in enumerate(runs)
-        ],
+    return {
+        "runs": [{"run": run, "colour": series_colour(number)} for number, run in enumerate(runs)],
         "recipes": ", ".join(dict.fromkeys(str(run.info.get("recipe", "run")) for run in runs)),
         "tiles": make_tiles(runs),
         "metrics": _METRICS,
@@ -162,22 +160,6 @@ def render(runs: Sequence[Run]) -> str:
         "data": data_section(runs, dataset, data_problem),
         "durations": duration_section(runs, dataset),
     }
-    data = _script_json(_figures(sections))
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number, "count": _count, "duration": _duration}
-    return environment.get_template("page.html.jinja").render(
-        **sections,
-        figure_json=data,
-        plotly_js=get_plotlyjs(),
-        # Only scripts that carry it run: unforeseeable to whoever chose the labels.
-        nonce=hashlib.sha256(data.encode()).hexdigest()[:32],
-    )
 
 
 def make_tiles(runs: Sequence[Run]) -> list[Row]:
@@ -186,10 +168,10 @@ def make_tiles(runs: Sequence[Run]) -> list[Row]:
     for key, title in _METRICS:
         mean, spread = _mean_and_spread([run.final.get(key) for run in runs])
         chance, _ = _mean_and_spread([run.final.get("chance_mAP") for run in runs])
-        details = [f"± {_number(spread)} in {len(runs)} runs"] if spread is not None else []
+        details = [f"± {page.number(spread)} in {len(runs)} runs"] if spread is not None else []
         if key == "mAP" and chance is not None:
-            details.append(f"chance {_number(chance)}")
-        tiles.append({"label": title, "value": _number(mean), "details": details})
+            details.append(f"chance {page.number(chance)}")
+        tiles.append({"label": title, "value": page.number(mean), "details": details})
     data = runs[0].data
     epochs = sorted({len(run.epochs) for run in runs})
     num_epochs = str(epochs[0]) if len(epochs) == 1 else f"{epochs[0]}–{epochs[-1]}"
@@ -198,8 +180,8 @@ def make_tiles(runs: Sequence[Run]) -> list[Row]:
         *tiles,
         {
             "label": "Training clips",
-            "value": _count(data.get("num_train_clips")),
-            "details": [f"{_count(data.get('num_eval_clips'))} for evaluation"],
+            "value": page.count(data.get("num_train_clips")),
+            "details": [f"{page.count(data.get('num_eval_clips'))} for evaluation"],
         },
         {
             "label": "Epochs",
@@ -208,7 +190,7 @@ def make_tiles(runs: Sequence[Run]) -> list[Row]:
         },
         {
             "label": "Training time",
-            "value": _duration(total_s / len(runs)),
+            "value": page.duration(total_s / len(runs)),
             "details": [f"mean of {len(runs)} runs"] if len(runs) > 1 else ["without evaluation"],
         },
     ]
@@ -269,8 +251,8 @@ def data_section(runs: Sequence[Run], dataset: PreparedDataset | None, problem: 
         "card": card,
         "is_same": card.get("fingerprint") == data.get("fingerprint"),
         "rejects": sorted(reasons.items(), key=lambda item: (-item[1], item[0])),
-        "splits": _training_first(card.get("splits", {})),
-        "plot": figures.counts_plot(_training_first(card["class_counts"]), dataset.labels),
+        "splits": page.training_first(card.get("splits", {})),
+        "plot": counts_plot(page.training_first(card["class_counts"]), dataset.labels),
     }
 
 
@@ -347,24 +329,10 @@ def _table(runs: Sequence[Run], key: str) -> list[Row]:
     ]
 
 
-def _figures(sections: Row) -> dict[str, Row]:
-    """Every plot of the page by its key."""
-    plots = [
-        *sections["curves"],
-        *(sections[name].get("plot") for name in ("classes", "confusions", "data", "durations")),
-    ]
-    return {plot.key: plot.figure for plot in plots if plot is not None}
-
-
-def _script_json(document: object) -> str:
-    """JSON that cannot end the script element it stands in."""
-    text = json.dumps(document, allow_nan=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def _training_first(by_split: Row) -> Row:
-    """The same, the training split before the others."""
-    return dict(sorted(by_split.items(), key=lambda item: (item[0] != TRAIN_SPLIT, item[0])))
+def _plots(sections: Row) -> list[Plot | None]:
+    """Every figure of the page."""
+    names = ("classes", "confusions", "data", "durations")
+    return [*sections["curves"], *(sections[name].get("plot") for name in names)]
 
 
 def _mean_and_spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:
@@ -376,23 +344,3 @@ def _mean_and_spread(values: Sequence[float | None]) -> tuple[float | None, floa
 
 def _setting(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
-
-
-def _count(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}"
-
-
-def _duration(value_s: float | None) -> str:
-    """Seconds as people say them: `0.8 s`, `47 s`, `2 min 5 s`, `25 min`, `32 h 47 min`."""
-    if value_s is None:
-        return "–"
-    if value_s < 60:
-        return f"{value_s:.1f} s" if value_s < 10 else f"{value_s:.0f} s"
-    minutes, seconds = divmod(round(value_s), 60)
-    if minutes < 60:
-        return f"{minutes} min {seconds} s" if minutes < 10 else f"{minutes} min"
-    return f"{minutes // 60:,} h {minutes % 60} min"

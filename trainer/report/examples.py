@@ -8,23 +8,19 @@ same choice.
 Shapes: N clips, C classes, T frames, F mel bins.
 """
 
-import base64
-import io
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import plotly.colors
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.dataset import PreparedDataset
+from pipeline.pages.plots import Plot, short_label
+from pipeline.pages.spectrogram import COLOURS, Spectrogram, draw, energy_range
 from trainer.predictions import Predictions
-from trainer.report import figures
 
 NUM_RIGHT = 5
 NUM_WRONG = 7
@@ -36,15 +32,6 @@ NUM_EXTRA = 3
 
 NUM_CONFUSIONS = 12
 """Rows in the table of the most frequent confusions."""
-
-MAX_COLUMNS = 480
-"""Width of a spectrogram image, in pixels; the frames of a longer clip are averaged."""
-
-COLOURS: tuple[str, ...] = tuple(plotly.colors.sequential.Magma)
-"""The colour scale of spectrograms, from low to high: perceptually even."""
-
-_NUM_LEVELS = 64
-"""Shades in an image: as many as can be told apart, at half the bytes of 256."""
 
 _SHADES = [
     # Shades of one colour over no colour, so that the page's own background is the zero; steep at
@@ -58,7 +45,6 @@ _SHADES = [
 MAX_NAMED_CLASSES = 60
 """Classes whose names fit beside a confusion matrix."""
 
-FloatArray = NDArray[np.float32]
 Counts = NDArray[np.int64]
 Section = dict[str, Any]
 """What the page's template needs for one of its sections."""
@@ -84,12 +70,7 @@ class Example:
     """Whether the highest score is that of a true label."""
     labels: tuple[str, ...]
     tags: tuple[Tag, ...]
-    image: str
-    """Data URI of the spectrogram, low mel bins at the bottom."""
-    duration_s: float
-    num_mels: int
-    ticks: tuple[tuple[float, str], ...]
-    """Of the time axis: place in percent of the width, and seconds."""
+    spectrogram: Spectrogram
 
 
 def confusion_section(names: Sequence[str], scored: Iterable[Predictions | None]) -> Section:
@@ -172,7 +153,7 @@ def confusion_counts(clips: Predictions) -> Counts | None:
     return counts.reshape(num_classes, num_classes).astype(np.int64)
 
 
-def confusion_plot(counts: Counts, labels: Sequence[str]) -> figures.Plot:
+def confusion_plot(counts: Counts, labels: Sequence[str]) -> Plot:
     """A confusion matrix: `counts[true, predicted]` `[C, C]`, shown as shares of each row."""
     totals = np.maximum(counts.sum(axis=1, keepdims=True), 1)
     names = _unique_names(labels)
@@ -193,12 +174,12 @@ def confusion_plot(counts: Counts, labels: Sequence[str]) -> figures.Plot:
     if num_classes <= 16:
         cells |= {"text": np.where(counts, counts, "").tolist(), "texttemplate": "%{text}"}
     are_named = num_classes <= MAX_NAMED_CLASSES
-    ticks = {"tickvals": names, "ticktext": [figures.short_label(label) for label in labels]}
+    ticks = {"tickvals": names, "ticktext": [short_label(label) for label in labels]}
     axis = {"type": "category", "ticks": "", "showgrid": False, "automargin": True}
     axis |= ticks if are_named else {"showticklabels": False}
     height_px = 180 + max(14, min(34, 480 // num_classes)) * num_classes if are_named else 640
     titles = [{"title": {"text": text, "standoff": 12}} for text in ("predicted", "true")]
-    return figures.Plot(
+    return Plot(
         key="confusions",
         title="Confusion matrix",
         caption="Rows are true classes, columns what was predicted; a shade is the share of the "
@@ -257,59 +238,21 @@ def make_examples(clips: Predictions, dataset: PreparedDataset) -> list[Example]
         pa.array([clips.ids[row] for row in rows], pa.string()),
         value_set=dataset.index["id"].combine_chunks(),
     ).to_pylist()
-    low, high = energy_range(dataset.card)
-    shift_s = dataset.card["fbank"]["frame_shift_ms"] / 1000
-    examples = []
-    for row, place in zip(rows, places, strict=True):
-        if place is not None:
-            fbank = dataset.read_fbank(place).astype(np.float32)
-            image = spectrogram_png(fbank, low=low, high=high)
-            examples.append(_example(clips, row, fbank.shape, image, shift_s))
-    return examples
+    return [
+        _example(clips, row, draw(dataset.read_fbank(place), dataset.card))
+        for row, place in zip(rows, places, strict=True)
+        if place is not None
+    ]
 
 
-def energy_range(card: dict[str, float]) -> tuple[float, float]:
-    """Log-mel energies of the darkest and the brightest shade, the same for all clips."""
-    return card["mean"] - 2 * card["std"], card["mean"] + 2.5 * card["std"]
-
-
-def spectrogram_png(fbank: FloatArray, *, low: float, high: float) -> bytes:
-    """Draw a fbank `[T, F]`, one pixel per mel bin and at most `MAX_COLUMNS` in time."""
-    stretch = math.ceil(len(fbank) / MAX_COLUMNS)
-    starts = np.arange(0, len(fbank), stretch)
-    lengths = np.diff(np.append(starts, len(fbank)))
-    columns = np.add.reduceat(fbank, starts, axis=0) / lengths[:, None]
-    shares = np.clip((columns - low) / max(high - low, 1e-6), 0, 1)
-    levels = np.round(shares * (_NUM_LEVELS - 1)).astype(np.uint8)
-    image = Image.fromarray(np.ascontiguousarray(levels.T[::-1]))
-    image.putpalette(_palette())
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def time_ticks(duration_s: float) -> tuple[tuple[float, str], ...]:
-    """Round times along a clip, four to eight of them: place in percent, and seconds."""
-    steps = [10.0**power * digit for power in range(-3, 5) for digit in (1, 2, 5)]
-    step = next((step for step in steps if duration_s / step <= 6), steps[-1])
-    ticks = [number * step for number in range(int(duration_s / step + 1e-9) + 1)]
-    return tuple((100 * tick / duration_s, f"{tick:.6g}") for tick in ticks)
-
-
-def _example(
-    clips: Predictions, row: int, shape: tuple[int, ...], image: bytes, shift_s: float
-) -> Example:
-    duration_s = shape[0] * shift_s
+def _example(clips: Predictions, row: int, spectrogram: Spectrogram) -> Example:
     tags = _tags(clips, row)
     return Example(
         clip_id=clips.ids[row],
         is_right=tags[0].is_true,
         labels=tuple(clips.labels[number] for number in np.flatnonzero(clips.targets[row])),
         tags=tags,
-        image="data:image/png;base64," + base64.b64encode(image).decode(),
-        duration_s=duration_s,
-        num_mels=shape[1],
-        ticks=time_ticks(duration_s),
+        spectrogram=spectrogram,
     )
 
 
@@ -366,14 +309,6 @@ def _unique_names(labels: Sequence[str]) -> list[str]:
     """Labels as the names of categories, which must differ for plotly.js."""
     names: dict[str, None] = {}
     for number, label in enumerate(labels):
-        name = figures.short_label(label, 60) or " "
+        name = short_label(label, 60) or " "
         names[name if name not in names else f"{name} ({number})"] = None
     return list(names)
-
-
-def _palette() -> list[int]:
-    """Red, green and blue of each shade, interpolated between `COLOURS`."""
-    anchors = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in COLOURS])
-    places = np.linspace(0, len(anchors) - 1, _NUM_LEVELS)
-    channels = [np.interp(places, np.arange(len(anchors)), anchors[:, i]) for i in range(3)]
-    return [round(float(value)) for shade in zip(*channels, strict=True) for value in shade]

@@ -1,38 +1,27 @@
 """Numbers of training runs to interactive figures, as plain data that plotly.js draws.
 
-In: histories, metrics per class, counts, durations. Out: `Plot`s, whose
-`figure` holds the `data` and `layout` that `Plotly.newPlot` takes. Colours of text, grid and
-background are left to the page, which knows whether it is light or dark.
-
-Labels, clip and run names are whatever somebody called their files. plotly.js reads some HTML in
-texts, so each of them passes through `plotly_text`.
+In: histories, metrics per class, durations. Out: `Plot`s; run names and labels in them are what
+somebody called their files, and pass through `plotly_text`.
 
 Shapes: R runs.
 """
 
-import html
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-RUN_COLOURS = (
-    "#3f74d1",
-    "#d5702b",
-    "#2b9a7c",
-    "#b24a93",
-    "#8f7a1a",
-    "#7a64c8",
-    "#c5504f",
-    "#4c93b3",
+from pipeline.pages.plots import (
+    SERIES_COLOURS,
+    Plot,
+    bar_layout,
+    plotly_text,
+    rounded,
+    series_colour,
 )
-"""Colours of runs, in their order, then from the start: readable on white and on near-black."""
 
 MAX_POINTS = 800
 """Points of a curve over single steps; a longer history is averaged in equal stretches."""
-
-MAX_LABEL_CHARS = 24
-"""Characters of a label beside an axis; the full label is shown on hovering."""
 
 CURVE_HEIGHT_PX = 250
 
@@ -42,8 +31,8 @@ _EPOCH_METRICS = (
     ("d_prime", "d′", "d-prime, from mAUC."),
     ("accuracy", "Accuracy", "Share of clips whose highest score is one of their labels."),
 )
-_BLUE = RUN_COLOURS[0]
-_ORANGE = RUN_COLOURS[1]
+_BLUE = SERIES_COLOURS[0]
+_ORANGE = SERIES_COLOURS[1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,41 +63,6 @@ class ClassRow:
         return math.fsum(defined) / len(defined) if defined else None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plot:
-    """One figure of the page."""
-
-    key: str
-    """Unique within the page."""
-    title: str
-    caption: str
-    summary: str
-    """What it shows, for those who do not see it."""
-    figure: dict[str, Any]
-    """`data` and `layout` of plotly.js."""
-    height_px: int
-    min_width_px: int = 0
-    """Where the page is narrower, the figure scrolls sideways."""
-    legend: tuple[tuple[str, str], ...] = field(default=())
-    """Name and colour of what is drawn, shown above the figure."""
-
-
-def plotly_text(text: str) -> str:
-    """A text that plotly.js shows as it is, tags and entities included."""
-    return html.escape(text, quote=False)
-
-
-def short_label(label: str, max_chars: int = MAX_LABEL_CHARS) -> str:
-    """A label cut to fit beside an axis, for plotly.js."""
-    cut = label if len(label) <= max_chars else label[: max_chars - 1].rstrip() + "…"
-    return plotly_text(cut)
-
-
-def run_colour(index: int) -> str:
-    """Colour of the run with this number, from 0."""
-    return RUN_COLOURS[index % len(RUN_COLOURS)]
-
-
 def history_plots(runs: Sequence[History]) -> list[Plot]:
     """Loss, learning rate and each metric that some epoch has, all runs in each figure."""
     metrics = [_metric_plot(runs, *metric) for metric in _EPOCH_METRICS]
@@ -123,7 +77,7 @@ def class_plot(rows: Sequence[ClassRow], run_names: Sequence[str]) -> Plot:
     bars = {
         "type": "bar",
         "orientation": "h",
-        "x": [_rounded(row.mean) for row in ordered],
+        "x": [rounded(row.mean) for row in ordered],
         "y": places,
         "marker": {"color": _BLUE if len(run_names) == 1 else "rgba(138,143,152,0.45)"},
         "customdata": [[plotly_text(row.label), row.positives] for row in ordered],
@@ -136,11 +90,11 @@ def class_plot(rows: Sequence[ClassRow], run_names: Sequence[str]) -> Plot:
         "textposition": "middle right",
         "hoverinfo": "skip",
     }
-    chance = _marks("markers", [_rounded(row.chance) for row in ordered]) | {
+    chance = _marks("markers", [rounded(row.chance) for row in ordered]) | {
         "marker": {"symbol": "line-ns-open", "size": 13, "color": _ORANGE, "line": {"width": 2}},
         "hoverinfo": "skip",
     }
-    layout = _bar_layout([row.label for row in ordered])
+    layout = bar_layout([row.label for row in ordered])
     layout["xaxis"] |= {"range": [0, 1.12], "tickvals": [0, 0.25, 0.5, 0.75, 1]}
     several = " The bar is the mean of the runs, a dot each run." if len(run_names) > 1 else ""
     return Plot(
@@ -159,39 +113,6 @@ def class_plot(rows: Sequence[ClassRow], run_names: Sequence[str]) -> Plot:
     )
 
 
-def counts_plot(counts: dict[str, dict[str, int]], labels: Sequence[str]) -> Plot:
-    """Clips per class in each split, the most frequent class first."""
-    totals = {label: sum(split.get(label, 0) for split in counts.values()) for label in labels}
-    ordered = sorted(labels, key=lambda label: (-totals[label], label))
-    present = [count for split in counts.values() for count in split.values() if count > 0]
-    is_wide = bool(present) and max(present) > 50 * min(present)
-    data = [
-        {
-            "type": "bar",
-            "orientation": "h",
-            "name": plotly_text(split),
-            # A logarithmic axis has no place for a zero.
-            "x": [split_counts.get(label, 0) or None for label in ordered],
-            "y": list(range(len(ordered))),
-            "marker": {"color": run_colour(number)},
-            "customdata": [plotly_text(label) for label in ordered],
-            "hovertemplate": "<b>%{customdata}</b><br>%{x} clips<extra>%{fullData.name}</extra>",
-        }
-        for number, (split, split_counts) in enumerate(counts.items())
-    ]
-    layout = _bar_layout(ordered, per_row_px=12 + 7 * len(counts)) | {"barmode": "group"}
-    layout["xaxis"] |= {"type": "log", "dtick": 1} if is_wide else {"rangemode": "tozero"}
-    return Plot(
-        key="class-counts",
-        title="Clips per class",
-        caption="Most frequent first" + (", on a logarithmic axis." if is_wide else "."),
-        summary=f"Bar chart of clips per class in the splits {', '.join(counts)}.",
-        figure={"data": data, "layout": layout},
-        height_px=layout["height"],
-        legend=tuple((split, run_colour(number)) for number, split in enumerate(counts)),
-    )
-
-
 def duration_plot(runs: Sequence[History]) -> Plot | None:
     """Seconds of training and evaluation: by epoch for one run, in all for several."""
     timed = [run for run in runs if run.epochs]
@@ -206,7 +127,7 @@ def duration_plot(runs: Sequence[History]) -> Plot | None:
         # Room for eight, so that one or two epochs are not drawn as walls.
         layout["xaxis"] |= _epoch_ticks(runs) | {"range": [0.4, max(8, *places) + 0.6]}
     else:
-        layout = _bar_layout([run.name for run in timed]) | {"barmode": "stack"}
+        layout = bar_layout([run.name for run in timed]) | {"barmode": "stack"}
         places = list(range(len(timed)))
     data = [_duration_bars(part, places, groups, is_upright=is_single) for part in parts]
     return Plot(
@@ -229,7 +150,7 @@ def thinned(values: Sequence[float | None], max_points: int) -> tuple[list[float
     means: list[float | None] = []
     for start in range(0, len(values), length):
         defined = [value for value in values[start : start + length] if value is not None]
-        means.append(_rounded(math.fsum(defined) / len(defined)) if defined else None)
+        means.append(rounded(math.fsum(defined) / len(defined)) if defined else None)
     return means, length
 
 
@@ -322,7 +243,7 @@ def _epoch_line(
     run: History, number: int, x_key: str, y_key: str, name: str, *, dash: str = "solid"
 ) -> list[dict[str, Any]]:
     """The curve of one value over the epochs, or none if no epoch has it."""
-    values = [_rounded(entry.get(y_key)) for entry in run.epochs]
+    values = [rounded(entry.get(y_key)) for entry in run.epochs]
     if all(value is None for value in values):
         return []
     # With many epochs the markers would hide the line; a single epoch is nothing but a marker.
@@ -343,7 +264,7 @@ def _line(
         "legendgroup": f"run-{number}",
         "x": list(x),
         "y": list(y),
-        "line": {"color": run_colour(number), "width": 2},
+        "line": {"color": series_colour(number), "width": 2},
     }
     return line | ({"marker": {"size": 5}} if "markers" in mode else {})
 
@@ -353,10 +274,10 @@ def _run_dots(rows: Sequence[ClassRow], run_names: Sequence[str]) -> list[dict[s
     if len(run_names) == 1:
         return []
     return [
-        _marks("markers", [_rounded(row.values[number]) for row in rows])
+        _marks("markers", [rounded(row.values[number]) for row in rows])
         | {
             "name": plotly_text(name),
-            "marker": {"color": run_colour(number), "size": 7},
+            "marker": {"color": series_colour(number), "size": 7},
             "hovertemplate": "AP %{x:.4f}<extra>%{fullData.name}</extra>",
         }
         for number, name in enumerate(run_names)
@@ -382,7 +303,7 @@ def _duration_bars(
     is_upright: bool,
 ) -> dict[str, Any]:
     name, key, colour = part
-    sums = [_rounded(math.fsum(entry.get(key) or 0 for entry in group)) for group in groups]
+    sums = [rounded(math.fsum(entry.get(key) or 0 for entry in group)) for group in groups]
     along, across = ("x", "y") if is_upright else ("y", "x")
     return {
         "type": "bar",
@@ -393,32 +314,3 @@ def _duration_bars(
         "marker": {"color": colour},
         "hovertemplate": f"%{{{across}:.1f}} s<extra>{name}</extra>",
     }
-
-
-def _bar_layout(labels: Sequence[str], *, per_row_px: int = 22) -> dict[str, Any]:
-    """Horizontal bars at the places 0 to len - 1, the first on top, the scale above them."""
-    return {
-        "height": 44 + len(labels) * per_row_px,
-        "bargap": 0.28,
-        "xaxis": {"side": "top", "zeroline": False, "automargin": True},
-        "yaxis": {
-            "tickmode": "array",
-            "tickvals": list(range(len(labels))),
-            "ticktext": [short_label(label) for label in labels],
-            "range": [len(labels) - 0.5, -0.5],
-            "automargin": True,
-            # Without these two, plotly.js compares every label with every other: 500 take 5 s.
-            "tickangle": 0,
-            "ticklabeloverflow": "allow",
-            "ticklabelstandoff": 6,
-            "showgrid": False,
-            "zeroline": False,
-            "ticks": "",
-        },
-        "margin": {"l": 10, "r": 24, "t": 26, "b": 8},
-    }
-
-
-def _rounded(value: float | None) -> float | None:
-    """A number with the digits that a figure can show: it keeps the page small."""
-    return None if value is None else float(f"{value:.6g}")

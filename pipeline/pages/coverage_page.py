@@ -1,0 +1,92 @@
+"""Coverage to a page: how much of what a source lists was found, and what that means for scores.
+
+In: the counts that a manifest carries (`Manifest.coverage`): clips listed, found, missing and
+unreadable, in each split and in all, and per class. Steps: shares, an order, worst first. Out: one
+HTML file that needs no network, or a section of the page of a data set.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.pages import page
+
+_TEMPLATE = Path(__file__).with_name("coverage_page.html.jinja")
+
+_KINDS = (("found", "#3f74d1"), ("missing", "#c3c8cf"), ("unreadable", "#d5702b"))
+"""What becomes of a listed clip, and its colour."""
+
+_NUM_AUDIOSET_CLASSES = 527
+
+Coverage = dict[str, Any]
+Section = dict[str, Any]
+"""What the templates need."""
+
+
+def write_coverage_page(path: str, coverage: Coverage, title: str) -> None:
+    """Write the page of a source's coverage.
+
+    Args:
+        path: the page, local or s3://.
+        coverage: `source`; `splits`, by name, and `total` with `listed`, `found`, `missing` and
+            `unreadable` clips and `found_s`, the seconds of those found; `classes`, each with its
+            `label` and the clips that are `official` and `found`; `common`, clips `listed` and
+            `found` of those that others scored, or None.
+        title: what the data are called.
+    """
+    section = coverage_section(coverage)
+    values = {"title": title, "coverage": section, "tiles": _tiles(section)}
+    page.write_page(path, _TEMPLATE, values)
+
+
+def coverage_section(coverage: Coverage) -> Section:
+    """The coverage with shares, classes worst first, as `coverage_parts.html.jinja` shows it."""
+    rows = [_row(name, counts) for name, counts in coverage["splits"].items()]
+    classes = [entry | {"share": share(entry, "official")} for entry in coverage["classes"]]
+    # Classes that the source has no clip of have no share, and come last.
+    classes.sort(key=lambda entry: (entry["share"] is None, entry["share"], entry["label"]))
+    listed = [entry for entry in classes if entry["official"]]
+    common = coverage["common"]
+    return {
+        "source": coverage["source"],
+        "kinds": _KINDS,
+        "rows": rows,
+        # A split that models are trained on is no split that they are scored on.
+        "scored": [row for row in rows if "train" not in row["name"]],
+        "total": _row("All", coverage["total"]),
+        "classes": classes,
+        "num_listed": len(listed),
+        "median_share": listed[len(listed) // 2]["share"] if listed else None,
+        "empty": [entry["label"] for entry in listed if not entry["found"]],
+        "common": common and {**common, "share": share(common, "listed")},
+        "is_audioset": len(classes) == _NUM_AUDIOSET_CLASSES,
+    }
+
+
+def share(counts: dict[str, Any], whole: str) -> float | None:
+    """The share that was found, None of nothing."""
+    return counts["found"] / counts[whole] if counts[whole] else None
+
+
+def _row(name: str, counts: dict[str, Any]) -> Section:
+    parts = [(kind, colour, counts[kind] / max(1, counts["listed"])) for kind, colour in _KINDS]
+    return {"name": name, **counts, "share": share(counts, "listed"), "parts": parts}
+
+
+def _tiles(section: Section) -> list[Section]:
+    total, common = section["total"], section["common"]
+    tiles = [
+        ("Found", page.percent(total["share"]), f"{page.count(total['found'])} clips"),
+        ("Missing", page.count(total["missing"]), "listed, not there"),
+        ("Unreadable", page.count(total["unreadable"]), "there, of no use"),
+        ("Audio found", page.duration(total["found_s"]), ""),
+    ]
+    if section["classes"]:
+        least = section["classes"][0]
+        tiles.append(("Least covered class", page.percent(least["share"]), least["label"]))
+    if common:
+        whole = f"{page.count(common['found'])} of {page.count(common['listed'])} clips"
+        tiles.append(("Common subset", page.percent(common["share"]), whole))
+    return [
+        {"label": label, "value": value, "details": [detail] if detail else []}
+        for label, value, detail in tiles
+    ]

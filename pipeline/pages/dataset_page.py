@@ -1,0 +1,357 @@
+"""A prepared data set to a page: what is in it, what is not, and what single clips look like.
+
+In: the folder that `prepare` wrote, local or on S3. Steps: read the card, columns of the index, the
+ledger of rejected clips and how the last run went; count in bins; draw twenty clips. Out:
+`dataset.html` in that folder, one file that needs no network. Its size does not grow with the
+number of clips.
+
+Shapes: N clips.
+"""
+
+import math
+import random
+import statistics
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.card import Card
+from pipeline.dataset import PreparedDataset, open_dataset
+from pipeline.pages import page
+from pipeline.pages.coverage_page import Coverage, coverage_section
+from pipeline.pages.plots import Plot, counts_plot, rounded, series_colour
+from pipeline.pages.spectrogram import COLOURS, draw, energy_range
+
+NUM_EXAMPLES = 20
+NUM_REJECT_EXAMPLES = 5
+"""Ids shown of the clips that were rejected for one reason, at most."""
+
+PUBLISHED = (
+    ("AudioSet", -4.2677393, 4.5689974),
+    ("ESC-50", -6.6268077, 5.358466),
+    ("Speech Commands V2", -6.845978, 5.5654526),
+)
+"""Mean and standard deviation of log-mels that AST's authors normalised each data set by."""
+
+_LEVEL_STEP_DB = 2
+_MAX_BINS = 50
+_HEIGHT_PX = 260
+_TEMPLATE = Path(__file__).with_name("dataset_page.html.jinja")
+
+FloatArray = NDArray[np.float64]
+Section = dict[str, Any]
+"""What the template needs for one of its sections."""
+
+
+def write_dataset_page(dataset_path: str) -> str:
+    """Write the page of a prepared data set into its folder.
+
+    Args:
+        dataset_path: the folder, local or s3://.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: there is no complete data set.
+    """
+    dataset = open_dataset(dataset_path)
+    card = dataset.card
+    coverage, is_prepared = _coverage(card)
+    charts = {
+        "classes": _class_plot(dataset),
+        "durations": duration_plot(_column(dataset, "duration_s")),
+        "levels": level_plot(_column(dataset, "level_dbfs")),
+    }
+    output = storage.join(dataset.path, "dataset.html")
+    values = {
+        "name": PurePosixPath(dataset.path).name,
+        "path": dataset.path,
+        "card": card,
+        "tiles": _tiles(card, coverage),
+        "splits": page.training_first(card["splits"]),
+        "norms": norms(card["mean"], card["std"]),
+        "coverage": coverage and coverage_section(coverage),
+        "is_prepared": is_prepared,
+        "charts": charts,
+        "rejects": reject_rows(dataset),
+        "examples": _examples(dataset),
+        "colours": COLOURS,
+        "range": energy_range(card),
+        "preparation": _preparation(dataset),
+    }
+    page.write_page(output, _TEMPLATE, values, charts.values())
+    return output
+
+
+def norms(mean: float, std: float) -> list[Section]:
+    """Published mean and deviation of each data set, and what this one's become by them."""
+    return [
+        {
+            "name": name,
+            "mean": other_mean,
+            "std": other_std,
+            "mean_after": (mean - other_mean) / (2 * other_std),
+            "std_after": std / (2 * other_std),
+        }
+        for name, other_mean, other_std in PUBLISHED
+    ]
+
+
+def prepared_coverage(coverage: Coverage, card: Card) -> Coverage | None:
+    """The coverage with clips that `prepare` rejected counted as unreadable instead of found.
+
+    Returns:
+        None if the data set is not of the clips that were counted.
+    """
+    splits = {}
+    for name, counts in coverage["splits"].items():
+        facts = card["splits"].get(name, {"num_clips": 0, "duration_s": 0.0})
+        splits[name] = _with_rejects(counts, facts["num_clips"], facts["duration_s"])
+    lost = [coverage["splits"][name]["found"] - counts["found"] for name, counts in splits.items()]
+    if min(lost, default=0) < 0 or sum(lost) != card["rejects"]["num"]:
+        return None
+    duration_s = math.fsum(counts["found_s"] for counts in splits.values())
+    classes = [
+        entry
+        | {"found": sum(split.get(entry["label"], 0) for split in card["class_counts"].values())}
+        for entry in coverage["classes"]
+    ]
+    return coverage | {
+        "splits": splits,
+        "total": _with_rejects(coverage["total"], card["num_clips"], duration_s),
+        "classes": classes,
+    }
+
+
+def duration_plot(durations_s: FloatArray) -> Plot:
+    """Histogram of the clips' durations `[N]`, in octaves where some are far longer than most."""
+    shortest_s, longest_s = float(durations_s.min()), float(durations_s.max())
+    median_s = float(np.median(durations_s))
+    if longest_s > 20 * median_s:
+        first, last = (math.floor(math.log2(value)) for value in (shortest_s, longest_s))
+        edges, every = [2.0**power for power in range(first, last + 2)], 1
+    else:
+        step_s = _round_step(longest_s / _MAX_BINS)
+        num_bins = int(longest_s / step_s + 1e-9) + 1
+        # Rounded, so that a duration that is an edge falls into the bin above it.
+        edges, every = [round(step_s * number, 6) for number in range(num_bins + 1)], 5
+    return _histogram(
+        "durations",
+        "Durations",
+        f"From {shortest_s:.2f} s to {longest_s:.2f} s, median {median_s:.2f} s.",
+        names=_bin_names(edges, "s"),
+        counts=np.histogram(durations_s, edges)[0].tolist(),
+        ticks=[(number - 0.5, f"{edge:.4g}") for number, edge in enumerate(edges)][::every],
+        x_title="seconds",
+    )
+
+
+def level_plot(levels_dbfs: FloatArray) -> Plot | None:
+    """Histogram of the clips' levels `[N]`, silence in a bin of its own; None without any level."""
+    heard = levels_dbfs[np.isfinite(levels_dbfs)]
+    num_silent = int(np.isneginf(levels_dbfs).sum())
+    names, counts, ticks, notes = [], [], [], []
+    if num_silent:
+        # A gap after it: it is no level that other bins come close to.
+        names, counts, ticks = ["silence", "", ""], [num_silent, 0, 0], [(0.0, "−∞")]
+        notes = [f"{num_silent:,} clips are silent throughout (−∞)."]
+    if len(heard):
+        low, high = (math.floor(level / _LEVEL_STEP_DB) for level in (heard.min(), heard.max()))
+        edges = [float(_LEVEL_STEP_DB * number) for number in range(low, high + 2)]
+        ticks += [
+            (len(counts) + number - 0.5, _signed(edge))
+            for number, edge in enumerate(edges)
+            if edge % 10 == 0 or len(edges) < 6
+        ]
+        names += _bin_names(edges, "dB")
+        counts += np.histogram(heard, edges)[0].tolist()
+        notes = [f"Median {page.number(float(np.median(heard)), 1)} dB.", *notes]
+    num_unknown = len(levels_dbfs) - len(heard) - num_silent
+    if num_unknown:
+        notes.append(f"Of {num_unknown:,} clips it is not known.")
+    if not counts:
+        return None
+    return _histogram(
+        "levels",
+        "Levels",
+        " ".join(notes),
+        names=names,
+        counts=counts,
+        ticks=ticks,
+        x_title="RMS level of the clip, dB re full scale",
+    )
+
+
+def reject_rows(dataset: PreparedDataset) -> list[Section]:
+    """Rejected clips by stage and reason, the commonest first, with some of their ids."""
+    if not dataset.card["rejects"]["num"]:
+        return []
+    ledger = storage.read_table(storage.join(dataset.path, "rejects.parquet"))
+    groups = ledger.group_by(["stage", "reason"], use_threads=False)
+    rows = groups.aggregate([("id", "count"), ("id", "list")]).to_pylist()
+    found = [
+        {
+            "stage": row["stage"],
+            "reason": row["reason"],
+            "num": row["id_count"],
+            "ids": row["id_list"][:NUM_REJECT_EXAMPLES],
+        }
+        for row in rows
+    ]
+    return sorted(found, key=lambda row: (-row["num"], row["stage"], row["reason"]))
+
+
+def choose_rows(num_clips: int, fingerprint: str) -> list[int]:
+    """Rows of random clips, always the same of one data set."""
+    wanted = min(NUM_EXAMPLES, num_clips)
+    return sorted(random.Random(fingerprint).sample(range(num_clips), wanted))
+
+
+def _examples(dataset: PreparedDataset) -> Section:
+    """The chosen clips, or the `reason` why none can be shown."""
+    rows = choose_rows(dataset.index.num_rows, dataset.card["fingerprint"])
+    facts = dataset.index.select(["id", "labels", "duration_s"]).take(rows).to_pylist()
+    try:
+        drawn = [draw(dataset.read_fbank(row), dataset.card) for row in rows]
+    except (OSError, EOFError) as error:
+        return {"clips": [], "reason": f"The data set's shards cannot be read: {error}"}
+    clips = [
+        clip | {"spectrogram": spectrogram} for clip, spectrogram in zip(facts, drawn, strict=True)
+    ]
+    return {"clips": clips, "reason": ""}
+
+
+def _coverage(card: Card) -> tuple[Coverage | None, bool]:
+    """What is known of the coverage, and whether it counts what `prepare` rejected."""
+    counted: Coverage | None = card.get("coverage")
+    prepared = prepared_coverage(counted, card) if counted else None
+    return prepared or counted, prepared is not None
+
+
+def _with_rejects(counts: Section, num_clips: int, duration_s: float) -> Section:
+    num_rejects = counts["found"] - num_clips
+    unreadable = counts["unreadable"] + num_rejects
+    return counts | {"found": num_clips, "unreadable": unreadable, "found_s": duration_s}
+
+
+def _class_plot(dataset: PreparedDataset) -> Plot | None:
+    counts = page.training_first(dataset.card["class_counts"])
+    return counts_plot(counts, dataset.labels) if dataset.labels else None
+
+
+def _preparation(dataset: PreparedDataset) -> Section | None:
+    """How long the last run took, and the share of each stage; None if it is not known."""
+    path = storage.join(dataset.path, "prepare_summary.json")
+    if not storage.exists(path):
+        return None
+    summary: Section = storage.read_json(path)
+    total_s = math.fsum(summary["stages_s"].values())
+    stages = [
+        (f"{name} {page.duration(seconds)}", series_colour(number), seconds / (total_s or 1.0))
+        for number, (name, seconds) in enumerate(summary["stages_s"].items())
+    ]
+    return summary | {"stages": stages, "total_s": total_s}
+
+
+def _tiles(card: Card, coverage: Coverage | None) -> list[Section]:
+    num_rejects = card["rejects"]["num"]
+    reject_share = num_rejects / (num_rejects + card["num_clips"])
+    splits = card["splits"].values()
+    num_splits = f"in {len(splits)} splits" if len(splits) > 1 else "in one split"
+    tiles = [
+        ("Clips", page.count(card["num_clips"]), num_splits),
+        ("Audio", page.duration(math.fsum(split["duration_s"] for split in splits)), ""),
+        ("Classes", page.count(len(card["labels"])), ""),
+        ("Size", page.size(sum(tar["size_bytes"] for tar in card["shards"])), ""),
+        ("Rejected", page.count(num_rejects), f"{page.percent(reject_share)} of the clips"),
+    ]
+    if coverage:
+        section = coverage_section(coverage)
+        whole = f"of {page.count(coverage['total']['listed'])} listed clips"
+        tiles.append(("Coverage", page.percent(section["total"]["share"]), whole))
+    return [
+        {"label": label, "value": value, "details": [detail] if detail else []}
+        for label, value, detail in tiles
+    ]
+
+
+def _column(dataset: PreparedDataset, name: str) -> FloatArray:
+    """Numbers `[N]` of a column of the index, NaN where there is none."""
+    if name not in dataset.index.column_names:
+        return np.full(dataset.index.num_rows, np.nan)
+    numbers: FloatArray = dataset.index[name].to_numpy().astype(np.float64)
+    return numbers
+
+
+def _round_step(least: float) -> float:
+    """The smallest of 1, 2, 5, 10, ... times a power of ten that is not below `least`."""
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= least * (1 - 1e-9))
+
+
+def _bin_names(edges: Sequence[float], unit: str) -> list[str]:
+    return [f"{_signed(low)} to {_signed(high)} {unit}" for low, high in pairwise(edges)]
+
+
+def _signed(value: float) -> str:
+    return f"{value:.4g}".replace("-", "−")
+
+
+def _histogram(
+    key: str,
+    title: str,
+    caption: str,
+    *,
+    names: Sequence[str],
+    counts: Sequence[int],
+    ticks: Sequence[tuple[float, str]],
+    x_title: str,
+) -> Plot:
+    """Bars at the places 0, 1, ...; `ticks` are places and texts between them."""
+    present = [count for count in counts if count]
+    # One bin that dwarfs the others would be all there is to see.
+    is_log = max(present) > 100 * statistics.median(present)
+    y_axis: Section = {"title": {"text": "clips", "standoff": 8}, "automargin": True}
+    if is_log:
+        y_axis |= {"type": "log", "dtick": 1, "range": [-0.3, math.log10(max(present)) + 0.1]}
+    else:
+        y_axis |= {"rangemode": "tozero", "nticks": min(6, max(present) + 1)}
+    bars = {
+        "type": "bar",
+        "x": list(range(len(counts))),
+        "y": [count or None for count in counts],
+        "marker": {"color": series_colour(0)},
+        "customdata": list(names),
+        "hovertemplate": "%{customdata}<br>%{y:,} clips<extra></extra>",
+    }
+    layout = {
+        "height": _HEIGHT_PX,
+        "bargap": 0.08,
+        "xaxis": {
+            "title": {"text": x_title, "standoff": 8},
+            "tickmode": "array",
+            "tickvals": [rounded(place) for place, _ in ticks],
+            "ticktext": [text for _, text in ticks],
+            "tickangle": 0,
+            # Room for twelve, so that one or two are not drawn as walls.
+            "range": [-0.7, max(12, len(counts)) - 0.3],
+            "showgrid": False,
+            "zeroline": False,
+        },
+        "yaxis": y_axis | {"zeroline": False},
+        "margin": {"l": 10, "r": 12, "t": 8, "b": 44},
+    }
+    return Plot(
+        key=key,
+        title=title,
+        caption=caption + (" Logarithmic scale." if is_log else ""),
+        summary=f"Histogram. {caption}",
+        figure={"data": [bars], "layout": layout},
+        height_px=_HEIGHT_PX,
+    )

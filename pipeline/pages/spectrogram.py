@@ -1,0 +1,90 @@
+"""Fbanks as pictures: log-mel energy by time and mel bin, as PNG images within the page.
+
+Shapes: T frames, F mel bins.
+"""
+
+import base64
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.colors
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.card import Card
+from pipeline.shards import Fbank
+
+MAX_COLUMNS = 480
+"""Width of a spectrogram image, in pixels; the frames of a longer clip are averaged."""
+
+COLOURS: tuple[str, ...] = tuple(plotly.colors.sequential.Magma)
+"""The colour scale of spectrograms, from low to high: perceptually even."""
+
+_NUM_LEVELS = 64
+"""Shades in an image: as many as can be told apart, at half the bytes of 256."""
+
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spectrogram:
+    """A fbank as a page shows it."""
+
+    image: str
+    """Data URI of the picture, low mel bins at the bottom."""
+    duration_s: float
+    num_mels: int
+    ticks: tuple[tuple[float, str], ...]
+    """Of the time axis: place in percent of the width, and seconds."""
+
+
+def draw(fbank: Fbank, card: Card) -> Spectrogram:
+    """The picture of a clip's fbank `[T, F]`; its shades are the same for all of a data set."""
+    low, high = energy_range(card)
+    duration_s = len(fbank) * card["fbank"]["frame_shift_ms"] / 1000
+    png = spectrogram_png(fbank.astype(np.float32), low=low, high=high)
+    return Spectrogram(
+        image="data:image/png;base64," + base64.b64encode(png).decode(),
+        duration_s=duration_s,
+        num_mels=fbank.shape[1],
+        ticks=time_ticks(duration_s),
+    )
+
+
+def energy_range(card: Card) -> tuple[float, float]:
+    """Log-mel energies of the darkest and the brightest shade, the same for all clips."""
+    return card["mean"] - 2 * card["std"], card["mean"] + 2.5 * card["std"]
+
+
+def spectrogram_png(fbank: FloatArray, *, low: float, high: float) -> bytes:
+    """Draw a fbank `[T, F]`, one pixel per mel bin and at most `MAX_COLUMNS` in time."""
+    stretch = math.ceil(len(fbank) / MAX_COLUMNS)
+    starts = np.arange(0, len(fbank), stretch)
+    lengths = np.diff(np.append(starts, len(fbank)))
+    columns = np.add.reduceat(fbank, starts, axis=0) / lengths[:, None]
+    shares = np.clip((columns - low) / max(high - low, 1e-6), 0, 1)
+    levels = np.round(shares * (_NUM_LEVELS - 1)).astype(np.uint8)
+    image = Image.fromarray(np.ascontiguousarray(levels.T[::-1]))
+    image.putpalette(_palette())
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def time_ticks(duration_s: float) -> tuple[tuple[float, str], ...]:
+    """Round times along a clip, four to eight of them: place in percent, and seconds."""
+    steps = [10.0**power * digit for power in range(-3, 5) for digit in (1, 2, 5)]
+    step = next((step for step in steps if duration_s / step <= 6), steps[-1])
+    ticks = [number * step for number in range(int(duration_s / step + 1e-9) + 1)]
+    return tuple((100 * tick / duration_s, f"{tick:.6g}") for tick in ticks)
+
+
+def _palette() -> list[int]:
+    """Red, green and blue of each shade, interpolated between `COLOURS`."""
+    anchors = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in COLOURS])
+    places = np.linspace(0, len(anchors) - 1, _NUM_LEVELS)
+    channels = [np.interp(places, np.arange(len(anchors)), anchors[:, i]) for i in range(3)]
+    return [round(float(value)) for shade in zip(*channels, strict=True) for value in shade]
