@@ -10,6 +10,7 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
 from pipeline.sources import detect, read_source
+from pipeline.sources.options import SourceOptions
 
 
 def write_files(folder: Path, *names: str, content: bytes = b"audio") -> str:
@@ -142,6 +143,44 @@ def test_csv_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "clips.csv").write_bytes(b"path,labels\n\xff\xfe,dog\n")
     with pytest.raises(UserError, match="not UTF-8 text"):
         read_source(str(tmp_path / "clips.csv"), "auto")
+
+
+def test_csv_whose_columns_have_other_names(tmp_path: Path) -> None:
+    text = 'fname,tags,mids,split,part one\n64760,"Bark, Dog",/m/b,val,3\n2,Cat,/m/c,train,1\n'
+    source = write_table(tmp_path / "meta" / "dev.csv", text)
+    columns = {
+        "path": "../audio.{split}/{fname}.wav",
+        "id": "fname",
+        "labels": "tags",
+        "fold": "part one",
+    }
+    manifest = read_source(source, "csv", SourceOptions(columns=columns, separator=","))
+    assert rows(manifest, "id", "uri", "labels", "split", "fold") == [
+        ("64760", f"{tmp_path}/audio.val/64760.wav", ["Bark", "Dog"], "val", 3),
+        ("2", f"{tmp_path}/audio.train/2.wav", ["Cat"], "train", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"lables": "tags"}, r"--column lables=...: there are only path, labels, id"),
+        ({"labels": "tags"}, "no column tags; it has path, labels"),
+        ({"path": "{folder}/{path}"}, "no column folder; it has path, labels"),
+    ],
+)
+def test_columns_that_are_not_there_are_refused(
+    tmp_path: Path, columns: dict[str, str], expected: str
+) -> None:
+    source = write_table(tmp_path / "clips.csv", "path,labels\na.wav,dog\n")
+    with pytest.raises(UserError, match=expected):
+        read_source(source, "csv", SourceOptions(columns=columns))
+
+
+def test_csv_without_splits_gets_the_one_given(tmp_path: Path) -> None:
+    source = write_table(tmp_path / "clips.csv", "path,labels,split\na.wav,dog,\nb.wav,dog,test\n")
+    manifest = read_source(source, "csv", SourceOptions(split="eval"))
+    assert manifest.clips["split"].to_pylist() == ["eval", "test"]
 
 
 # --- a folder per class ------------------------------------------------------------------------

@@ -5,27 +5,57 @@ if it can be told from the file names alone, add the sign to `detect`.
 """
 
 from collections.abc import Callable
+from pathlib import PurePosixPath
 
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
-from pipeline.sources import csv_table, esc50, folder
+from pipeline.sources import (
+    ast_json,
+    audioset,
+    csv_table,
+    esc50,
+    folder,
+    parquet_files,
+    speech_commands,
+    tar_files,
+)
+from pipeline.sources.common_ids import mark_common
+from pipeline.sources.listing import AUDIO_SUFFIXES
 from pipeline.sources.options import SourceOptions
 
 LAYOUTS: dict[str, Callable[[str, SourceOptions], Manifest]] = {
     "esc50": esc50.read,
+    "speech-commands": speech_commands.read,
+    "audioset": audioset.read,
+    "ast-json": ast_json.read,
     "csv": csv_table.read,
+    "parquet": parquet_files.read,
+    "webdataset": tar_files.read,
     "folder": folder.read,
+}
+_BY_SUFFIX = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "ast-json",
+    ".parquet": "parquet",
+    ".tar": "webdataset",
 }
 
 
-def detect(source: str) -> str:
-    """The layout's name, from the file names at the source; a folder per class when in doubt."""
-    if source.endswith((".csv", ".tsv")):
-        return "csv"
+def detect(source: str, options: SourceOptions | None = None) -> str:
+    """The layout's name, from the options and the file names at the source; a folder per class
+    when in doubt."""
+    if options and options.segments:
+        return "ast-json" if options.segments[0].endswith(".json") else "audioset"
+    suffix = PurePosixPath(source).suffix
+    if suffix in _BY_SUFFIX:
+        return _BY_SUFFIX[suffix]
     if storage.exists(storage.join(source, *esc50.META_PATH)):
         return "esc50"
-    return "folder"
+    if any(storage.exists(storage.join(source, name)) for name in speech_commands.LISTS.values()):
+        return "speech-commands"
+    return _detect_containers(source) or "folder"
 
 
 def read_source(
@@ -37,11 +67,24 @@ def read_source(
         UserError: nothing is there, or what is there is not in that layout.
     """
     storage.check_bucket(source)
-    name = detect(source) if layout == "auto" else layout
-    manifest = LAYOUTS[name](source, options or SourceOptions())
+    options = options or SourceOptions()
+    name = detect(source, options) if layout == "auto" else layout
+    manifest = LAYOUTS[name](source, options)
     if manifest.clips.num_rows == 0:
         raise UserError(
             f"{source}: no clip found in the layout {name!r}; there are {', '.join(LAYOUTS)}, see "
             f"`ray_job.py manifest --help`"
         )
-    return manifest
+    return mark_common(manifest, options.common_ids) if options.common_ids else manifest
+
+
+def _detect_containers(source: str) -> str | None:
+    """The layout of a folder's container files, unless an audio file comes before."""
+    for batch in storage.iter_files(source):
+        suffixes = {PurePosixPath(path).suffix.lower() for path in batch["path"].to_pylist()}
+        if suffixes & AUDIO_SUFFIXES:
+            return None
+        for suffix in (".parquet", ".tar"):
+            if suffix in suffixes:
+                return _BY_SUFFIX[suffix]
+    return None

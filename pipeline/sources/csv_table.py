@@ -1,30 +1,39 @@
 """A CSV or TSV table with one row a clip, for any data set that fits no other layout.
 
-Columns: `path` (relative to the table, absolute, or `s3://`) and `labels` (separated by `;`);
-optionally `id` (the path without it), `split`, `fold`, `start_s` and `end_s`. A file `labels.txt`
-beside the table, one label a line, fixes the vocabulary and the order of the classes; without it
-the labels are sorted.
+Columns: `path` (relative to the table, absolute, or `s3://`) and `labels` (separated by `;` or the
+option `separator`); optionally `id` (the path without it), `split`, `fold`, `start_s` and `end_s`.
+The option `columns` says what a table calls them, or how to make one of others:
+`path=audio/{fname}.wav`. A file `labels.txt` beside the table, one label a line, fixes the
+vocabulary and the order of the classes; without it the labels are sorted.
 """
 
 import csv
 import io
-from collections.abc import Sequence
+import posixpath
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.manifest import TRAIN_SPLIT, Clip, Manifest, from_clips, read_labels
+from pipeline.manifest import Clip, Manifest, from_clips, read_labels
 from pipeline.sources.options import SourceOptions
+
+COLUMNS = ("path", "labels", "id", "split", "fold", "start_s", "end_s")
+_IN_BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def read(source: str, options: SourceOptions) -> Manifest:
     """List the clips of a table.
 
     Raises:
-        UserError: the table is missing, lacks a column, or a number in it is none.
+        UserError: the table is missing, lacks a column, or a number in it is none; `columns` has
+            a name that is not in `COLUMNS`.
     """
-    rows = read_rows(source, required=("path", "labels"))
     base = source.rpartition("/")[0]
-    clips = [_clip(row, base, f"{source}, row {i}") for i, row in enumerate(rows, start=2)]
+    clips = [
+        _clip(row, base, options, f"{source}, row {number}")
+        for number, row in enumerate(_named_rows(source, options.columns), start=2)
+    ]
     vocabulary = storage.join(base, "labels.txt")
     if storage.exists(vocabulary):
         return from_clips(clips, read_labels(vocabulary))
@@ -59,16 +68,44 @@ def read_rows(path: str, *, required: Sequence[str]) -> list[dict[str, str]]:
     return [{key: (value or "").strip() for key, value in row.items() if key} for row in rows]
 
 
-def _clip(row: dict[str, str], base: str, where: str) -> Clip:
+def resolve(path: str, base: str) -> str:
+    """A path as a table in the folder `base` means it."""
+    if path.startswith("/") or "://" in path:
+        return path
+    scheme, sign, folder = base.rpartition("://")
+    return scheme + sign + posixpath.normpath(f"{folder}/{path}")
+
+
+def _named_rows(path: str, columns: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """The rows, their columns renamed or made as `columns` says."""
+    unknown = sorted(columns.keys() - set(COLUMNS))
+    if unknown:
+        raise UserError(f"--column {unknown[0]}=...: there are only {', '.join(COLUMNS)}")
+    patterns = {
+        name: column if _IN_BRACES.search(column) else f"{{{column}}}"
+        for name, column in {"path": "path", "labels": "labels", **columns}.items()
+    }
+    used = sorted({used for pattern in patterns.values() for used in _IN_BRACES.findall(pattern)})
+    for row in read_rows(path, required=used):
+        yield {**row, **{name: _filled(pattern, row) for name, pattern in patterns.items()}}
+
+
+def _filled(pattern: str, row: Mapping[str, str]) -> str:
+    return _IN_BRACES.sub(lambda match: row[match[1]], pattern)
+
+
+def _clip(row: dict[str, str], base: str, options: SourceOptions, where: str) -> Clip:
     path = row["path"]
     if not path:
         raise UserError(f"{where}: the path is empty")
     try:
         return Clip(
             id=row.get("id") or path,
-            uri=path if path.startswith("/") or "://" in path else storage.join(base, path),
-            labels=tuple(part.strip() for part in row["labels"].split(";") if part.strip()),
-            split=row.get("split") or TRAIN_SPLIT,
+            uri=resolve(path, base),
+            labels=tuple(
+                part.strip() for part in row["labels"].split(options.separator) if part.strip()
+            ),
+            split=row.get("split") or options.split,
             fold=int(row.get("fold") or 0),
             start_s=float(row["start_s"]) if row.get("start_s") else None,
             end_s=float(row["end_s"]) if row.get("end_s") else None,

@@ -10,13 +10,10 @@ from pathlib import PurePosixPath
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest import TRAIN_SPLIT, Clip, Manifest, from_clips
+from pipeline.sources.listing import AUDIO_SUFFIXES
 from pipeline.sources.options import SourceOptions
 
-AUDIO_SUFFIXES = frozenset(
-    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"}
-    | {".m4a", ".aac", ".mp4", ".webm", ".wma"}
-)
-_SPLITS = {
+SPLITS = {
     "train": "train",
     "training": "train",
     "val": "validation",
@@ -28,6 +25,7 @@ _SPLITS = {
     "eval": "eval",
     "evaluation": "eval",
 }
+"""What the folders of splits may be called, in small letters."""
 
 
 def read(source: str, options: SourceOptions) -> Manifest:
@@ -42,12 +40,12 @@ def read(source: str, options: SourceOptions) -> Manifest:
         raise UserError(f"{source}: no such folder, or nothing in it")
     audio = [name for name in relative if PurePosixPath(name).suffix.lower() in AUDIO_SUFFIXES]
     tops = {name.split("/")[0] for name in audio if "/" in name}
-    depth = 1 if tops and all(top.lower() in _SPLITS for top in tops) else 0
+    depth = 1 if tops and all(top.lower() in SPLITS for top in tops) else 0
     clips = []
     for name in audio:
         folders = name.split("/")[:-1]
         if len(folders) > depth:
-            split = _SPLITS[folders[0].lower()] if depth else TRAIN_SPLIT
+            split = SPLITS[folders[0].lower()] if depth else TRAIN_SPLIT
             label = folders[depth]
             clips.append(Clip(id=name, uri=prefix + name, labels=(label,), split=split))
     vocabulary = sorted({label for clip in clips for label in clip.labels})
