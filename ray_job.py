@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from trainer.ray_train import Workers
 
 PROJECT = Path(__file__).resolve().parent
+_PLAN_SAMPLE = 64
+"""Clips that `prepare --plan` times."""
 Arguments = argparse.Namespace
 
 
@@ -44,27 +46,57 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def download(arguments: Arguments) -> None:
+    from pipeline.download import DATASETS
+    from pipeline.download import download as fetch
+
+    output = absolute(arguments.out)
+    is_new = fetch(DATASETS[arguments.name], output, arguments.url)
+    print(output if is_new else f"{output}: there already, nothing to do")
+
+
 def manifest(arguments: Arguments) -> None:
+    from pipeline import storage
     from pipeline.manifest import assign_folds, write_manifest
+    from pipeline.pages.coverage_page import write_coverage_page
     from pipeline.sources import read_source
+    from pipeline.sources.options import SourceOptions
     from pipeline.summary import manifest_summary
 
     output = absolute(arguments.out)
-    found = read_source(absolute(arguments.source), arguments.layout)
+    options = SourceOptions(
+        segments=tuple(arguments.segments),
+        class_labels=arguments.class_labels and absolute(arguments.class_labels),
+        cut=arguments.cut,
+        common_ids=arguments.common_ids and absolute(arguments.common_ids),
+        columns=dict(arguments.column),
+        separator=arguments.separator,
+        split=arguments.split,
+    )
+    found = read_source(absolute(arguments.source), arguments.layout, options)
     if arguments.folds:
         found = assign_folds(found, arguments.folds)
     write_manifest(output, found)
+    stem = output.removesuffix(".parquet")
+    if found.missing is not None:
+        storage.write_table(f"{stem}.missing.parquet", found.missing)
+    if found.coverage is not None:
+        storage.write_json(f"{stem}.coverage.json", found.coverage)
+        write_coverage_page(f"{stem}.coverage.html", found.coverage, stem.rpartition("/")[2])
     Console().print(manifest_summary(found, output))
 
 
 def prepare(arguments: Arguments) -> None:
-    from dataclasses import replace
+    import json
+    from dataclasses import asdict, replace
 
     from pipeline import prepare as on_ray
     from pipeline.decode import DecodeSettings
+    from pipeline.estimate import estimate
     from pipeline.manifest import check, read_labels, read_manifest
+    from pipeline.pages.dataset_page import write_dataset_page
     from pipeline.plan import PrepareSettings
-    from pipeline.summary import prepare_summary
+    from pipeline.summary import estimate_summary, prepare_summary
 
     path, output = absolute(arguments.manifest), absolute(arguments.out)
     found = read_manifest(path)
@@ -78,6 +110,13 @@ def prepare(arguments: Arguments) -> None:
         )
     except ValueError as error:
         raise UserError(str(error)) from error
+    if arguments.plan:
+        found_plan = estimate(found, settings, _PLAN_SAMPLE)
+        if arguments.json_logs:
+            print(json.dumps({"event": "plan", **asdict(found_plan)}))
+        else:
+            Console().print(estimate_summary(found_plan, output))
+        return
     summary = on_ray.prepare(
         found,
         output,
@@ -86,15 +125,40 @@ def prepare(arguments: Arguments) -> None:
         max_reject_share=arguments.max_reject_share,
         retry_rejects=arguments.retry_rejects,
         reads_ahead=arguments.reads_ahead,
+        json_logs=arguments.json_logs,
     )
-    if summary is None:
+    page = write_dataset_page(output) if summary else None
+    if arguments.json_logs:
+        facts = asdict(summary) if summary else {}
+        print(json.dumps({"event": "summary", "page": page, **facts}))
+    elif summary is None:
         print(f"{output}: complete already, nothing to do")
     else:
         Console().print(prepare_summary(summary))
+        print(page)
+
+
+def verify(arguments: Arguments) -> int:
+    import json
+    from dataclasses import asdict
+
+    from pipeline import verify as checks
+    from pipeline.summary import faults_summary
+
+    path = absolute(arguments.data)
+    faults = checks.verify(path, session=_session(arguments), json_logs=arguments.json_logs)
+    if arguments.json_logs:
+        for fault in faults:
+            print(json.dumps({"event": "fault", **asdict(fault)}))
+        print(json.dumps({"event": "summary", "num_faults": len(faults)}))
+    else:
+        Console().print(faults_summary(faults, path))
+    return 1 if faults else 0
 
 
 def train(arguments: Arguments) -> None:
     from trainer import ray_train
+    from trainer.checkpoint import checkpoint_paths
     from trainer.recipe import load_recipe
     from trainer.run_folder import read_run
     from trainer.summary import metrics_summary
@@ -104,6 +168,9 @@ def train(arguments: Arguments) -> None:
     if ray_train.check_training(recipe, data, run):
         print(f"{run}: finished already, nothing to do")
     else:
+        if checkpoints := checkpoint_paths(run):
+            newest = checkpoints[-1].rpartition("/")[2]
+            print(f"{run}: carrying on; the newest checkpoint is {newest}", file=sys.stderr)
         with _session(arguments):
             ray_train.run_training(recipe, data, run, _workers(arguments))
     Console().print(metrics_summary(run, read_run(run)["data"]["eval_name"]))
@@ -203,10 +270,33 @@ def make_parser() -> argparse.ArgumentParser:
         "variables).",
     )
     steps = parser.add_subparsers(title="steps", required=True, metavar="STEP")
-    for add in (_add_manifest, _add_prepare, _add_train, _add_evaluate, _add_ensemble, _add_report):
+    for add in (
+        _add_download,
+        _add_manifest,
+        _add_prepare,
+        _add_verify,
+        _add_train,
+        _add_evaluate,
+        _add_ensemble,
+        _add_report,
+    ):
         add(steps)
     _add_job_commands(steps)
     return parser
+
+
+def _add_download(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    step = _add_step(
+        steps,
+        "download",
+        download,
+        "Fetch a public data set from its own server and check it. Stopped at any moment, the same "
+        "command carries on.",
+        "ray_job.py download speech-commands --out data/speech-commands",
+    )
+    step.add_argument("name", choices=("esc50", "speech-commands"), help="which data set")
+    step.add_argument("--out", required=True, help="local folder to make")
+    step.add_argument("--url", help="address of the same archive elsewhere")
 
 
 def _add_manifest(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -214,20 +304,74 @@ def _add_manifest(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         steps,
         "manifest",
         manifest,
-        "List a data set's clips, with labels, splits and folds, in a Parquet table.",
-        "ray_job.py manifest s3://sounds/ESC-50 --out s3://lab/esc50.parquet",
+        "List a data set's clips, with labels, splits and folds, in a Parquet table. For AudioSet, "
+        "what is missing and a page of the coverage are written beside it.",
+        "ray_job.py manifest s3://sounds/audioset --segments csv/balanced_train_segments.csv "
+        "--segments csv/eval_segments.csv --out s3://lab/audioset.parquet",
     )
-    step.add_argument("source", help="folder or table of the data set")
+    step.add_argument("source", help="folder, table or container file of the data set")
     step.add_argument("--out", required=True, help="manifest to write (.parquet)")
     step.add_argument(
         "--layout",
-        choices=("auto", "esc50", "csv", "folder"),
+        choices=(
+            "auto",
+            "esc50",
+            "speech-commands",
+            "audioset",
+            "ast-json",
+            "csv",
+            "parquet",
+            "webdataset",
+            "folder",
+        ),
         default="auto",
-        help="esc50: audio/ and meta/esc50.csv; csv: a table with path and labels; folder: a "
-        "folder per class (default: %(default)s)",
+        help="esc50: audio/ and meta/esc50.csv; speech-commands: a folder per word and lists; "
+        "audioset: files named after YouTube ids, and --segments; ast-json: JSON files of the AST "
+        "authors' code; csv: a table with path and labels; parquet, webdataset: audio within "
+        "Parquet files or tars; folder: a folder per class (default: %(default)s)",
     )
     step.add_argument(
         "--folds", type=int, default=0, help="number the clips into so many folds, class by class"
+    )
+    step.add_argument(
+        "--segments",
+        action="append",
+        default=[],
+        metavar="[SPLIT=]PATH",
+        help="a segment CSV of AudioSet, or a JSON of the AST authors' code; may be repeated",
+    )
+    step.add_argument(
+        "--class-labels",
+        metavar="PATH",
+        help="CSV with index, mid, display_name (default for AudioSet: class_labels_indices.csv "
+        "beside the segments)",
+    )
+    step.add_argument(
+        "--cut",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="whether AudioSet's files that are named by an id alone are clips cut already; auto: "
+        "by the length of some (default: %(default)s)",
+    )
+    step.add_argument(
+        "--common-ids", metavar="PATH", help="mark these clips as common; a text, one id a line"
+    )
+    step.add_argument(
+        "--column",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="NAME=COLUMN",
+        help="what a table calls path, labels, id, split, fold, start_s or end_s, or how to make "
+        "one: path=audio/{fname}.wav",
+    )
+    step.add_argument(
+        "--separator", default=";", help="between the labels in a table (default: %(default)s)"
+    )
+    step.add_argument(
+        "--split",
+        default="train",
+        help="split of clips whose source names none (default: %(default)s)",
     )
 
 
@@ -270,6 +414,26 @@ def _add_prepare(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         default=8,
         help="files each task fetches at once (default: %(default)s)",
     )
+    step.add_argument(
+        "--plan",
+        action="store_true",
+        help="write nothing; time a sample of the files and say what the data set would take",
+    )
+    step.add_argument("--json-logs", action="store_true", help="progress and summary as JSON lines")
+    _add_session_options(step)
+
+
+def _add_verify(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    step = _add_step(
+        steps,
+        "verify",
+        verify,
+        "Check every byte of a prepared data set against its card and index. What is wrong is "
+        "named, and `prepare` run again mends exactly that.",
+        "ray_job.py verify s3://lab/esc50",
+    )
+    step.add_argument("data", help="folder of the prepared data set")
+    step.add_argument("--json-logs", action="store_true", help="progress and faults as JSON lines")
     _add_session_options(step)
 
 
@@ -424,6 +588,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not (name and sign and value):
+        raise argparse.ArgumentTypeError(f"must be NAME=COLUMN, got {text!r}")
+    return name, value
 
 
 def _share(text: str) -> float:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.build import BuildJob
-from pipeline.card import Card, make_card
+from pipeline.card import Card, card_fault, make_card
 from pipeline.dataset import INDEX_ROWS_PER_GROUP, card_path
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
@@ -52,17 +52,12 @@ class PrepareSummary:
 
 
 def read_card(output: str) -> Card | None:
-    """The card, if a complete data set is there."""
+    """The card, if a complete data set is there; none that is damaged: it can be made again."""
     try:
         card: Card = storage.read_json(card_path(output))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
-    except ValueError as error:
-        raise UserError(
-            f"{card_path(output)}: not a card ({error}); remove it and run `prepare` again, which "
-            f"keeps the shards"
-        ) from error
-    return card
+    return None if card_fault(card) else card
 
 
 def is_intact(card: Card, output: str) -> bool:

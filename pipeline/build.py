@@ -15,7 +15,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -37,7 +37,6 @@ from pipeline.shards import ShardWriter
 MAX_DECODE_S = 60.0
 """Longest time for decoding one clip; a process that takes longer is ended."""
 
-_REARM_S = 5.0
 Decode = Callable[..., npt.NDArray[np.float32]]
 
 
@@ -57,6 +56,21 @@ class BuildJob:
         return work_folder(self.output)
 
 
+class Stages:
+    """Adds up the seconds spent in each stage."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+
 def build_shard(spec: ShardSpec, job: BuildJob) -> Part:
     """Build a shard and put it in place.
 
@@ -68,9 +82,9 @@ def build_shard(spec: ShardSpec, job: BuildJob) -> Part:
     marker = storage.join(job.work, "started", spec.name)
     was_tried = storage.exists(marker)
     storage.write_bytes(marker, b"")
-    with _sandbox() if was_tried else _watched() as decode:
+    with _sandbox() if was_tried else nullcontext(_watched) as decode:
         writer, part = _build(spec, job, decode)
-    clock = _Stages(part.stages_s)
+    clock = Stages(part.stages_s)
     with clock.stage("write"):
         part = replace(part, tar=_put_tar(writer, job.output, _tar_name(spec)))
     write_part(part_path(job.output, spec.name), part)
@@ -84,7 +98,7 @@ def _tar_name(spec: ShardSpec) -> str:
 
 def _build(spec: ShardSpec, job: BuildJob, decode: Decode) -> tuple[ShardWriter, Part]:
     """All clips of a shard in a tar that is not yet in place."""
-    clock = _Stages(dict.fromkeys(STAGES, 0.0))
+    clock = Stages(dict.fromkeys(STAGES, 0.0))
     clips = read_shard_clips(job.work, spec).to_pylist()
     writer = ShardWriter()
     rows: list[dict[str, Any]] = []
@@ -98,7 +112,7 @@ def _build(spec: ShardSpec, job: BuildJob, decode: Decode) -> tuple[ShardWriter,
                 if isinstance(content, Exception):
                     raise fault(content, clip["uri"]) from content
                 fetched_bytes += len(content)
-                row = _build_clip(clip, content, decode, writer, job.settings, clock)
+                row = build_clip(clip, content, decode, writer, job.settings, clock)
                 rows.append({**row, "shard": _tar_name(spec)})
             except RejectError as error:
                 rejects.append(
@@ -120,35 +134,29 @@ def _sandbox() -> Iterator[Decode]:
         yield decoder.decode_audio
 
 
-@contextmanager
-def _watched() -> Iterator[Decode]:
-    """Decoding in this process, which is ended when it hangs in a library."""
-    armed_s = -math.inf
-
-    def decode(*arguments: Any, **options: Any) -> npt.NDArray[np.float32]:
-        nonlocal armed_s
-        # Arming starts a thread, so not for every clip.
-        if time.monotonic() - armed_s > _REARM_S:
-            armed_s = time.monotonic()
-            # 2: standard error itself, whatever Python calls by that name now.
-            faulthandler.dump_traceback_later(MAX_DECODE_S + _REARM_S, exit=True, file=2)
-        return decode_audio(*arguments, **options)
-
+def _watched(*arguments: Any, **options: Any) -> npt.NDArray[np.float32]:
+    """Decode in this process, which is ended when it hangs in a library."""
+    # 2: standard error itself, whatever Python calls by that name now.
+    faulthandler.dump_traceback_later(MAX_DECODE_S, exit=True, file=2)
     try:
-        yield decode
+        return decode_audio(*arguments, **options)
     finally:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _build_clip(
+def build_clip(
     clip: dict[str, Any],
     content: bytes,
     decode: Decode,
     writer: ShardWriter,
     settings: PrepareSettings,
-    clock: "_Stages",
+    clock: Stages,
 ) -> dict[str, Any]:
-    """Append the fbank of a file's content to the tar and return its row of the index."""
+    """Append the fbank of a file's content to the tar and return its row of the index.
+
+    Raises:
+        RejectError: the clip cannot be used.
+    """
     with clock.stage("decode"):
         waveform = decode(
             content,
@@ -199,18 +207,3 @@ def _put_tar(writer: ShardWriter, output: str, name: str) -> TarFacts | None:
         size_bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
     )
-
-
-class _Stages:
-    """Adds up the seconds spent in each stage."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = seconds
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.perf_counter() - start

@@ -74,6 +74,14 @@ def fingerprint(card: Card) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def card_fault(card: Any) -> str | None:
+    """What is wrong with what was read as a card; None if it is as it was written."""
+    if not isinstance(card, dict):
+        return "is no card"
+    whole = card.get("fingerprint") == fingerprint(card)
+    return None if whole else "does not have the checksum it gives itself"
+
+
 def statistics(clips: pa.Table, num_mels: int) -> dict[str, float]:
     """Exact mean and standard deviation over every stored number of the clips' fbanks.
 

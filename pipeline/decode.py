@@ -1,11 +1,17 @@
 """Bytes of an audio file to a mono waveform at the sample rate of the fbank.
 
-Steps: open with libsndfile, check the header against the limits, read the asked stretch, average
-the channels, resample with soxr. Whatever is wrong with a file raises `RejectError`, with a reason
-that says what.
+Steps: tell the kind of file by its first bytes, check its header against the limits, decode the
+asked stretch in blocks with libsndfile, or FFmpeg where that cannot, average the channels, resample
+with soxr. Whatever is wrong with a file raises `RejectError`, with a reason that says what.
+
+A file that is cut short is never taken for a whole one, as far as its kind can show that:
+`pipeline.containers` says what is checked and what cannot be known. A stretch that ends before the
+cut can be used.
 """
 
 import io
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,31 +19,43 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from pipeline import decode_av
+from pipeline.containers import Kind, has_damaged_pages, is_cut, kind_of, without_id3, xing_frames
+from pipeline.decode_av import Block
 from pipeline.rejects import RejectError
+
+Samples = npt.NDArray[np.float32]
 
 MIN_FILE_RATE_HZ = 1_000
 MAX_FILE_RATE_HZ = 768_000
 
+_BLOCK_VALUES = 2**22
+"""Decoded at once: few enough for the memory, and usual clips whole, as each block costs a seek."""
 _FRAMES_UNKNOWN = 2**63 - 1
 """What libsndfile says of a FLAC file that was written as a stream."""
-_WAV_SLACK_BYTES = 64
-"""Some programs count the header's own bytes in a WAV's length, too."""
-_WAV_UNKNOWN_BYTES = 0x7FFF0000
-"""Lengths from here on are what programs write that do not know the length yet."""
+_SNDFILE_KINDS: tuple[Kind, ...] = ("wav", "aiff", "caf", "au", "w64", "flac", "ogg", "mp3")
+_OF_ANY_CODING: tuple[Kind, ...] = ("wav", "aiff", "ogg")
+"""Kinds that hold any coding, also such as libsndfile does not know."""
+_EMPTY_ID3 = b"ID3\x04\x00\x00\x00\x00\x00\x0a" + bytes(10)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeSettings:
-    """Limits on what is decoded, so that one file cannot take a worker's memory."""
+    """Limits on what is decoded, so that one file cannot take a worker's memory or time."""
 
     max_duration_s: float = 600.0
     """Longest stretch decoded for one clip, in seconds; longer clips are rejected."""
+    max_values: int = 2**28
+    """Most samples decoded for one clip, those of all channels together: 10 minutes of 8 channels
+    at 48 kHz are fewer."""
 
     def __post_init__(self) -> None:
         if not 0 < self.max_duration_s <= 86_400:
             raise ValueError(
                 f"max_duration_s: must be above 0 and at most 86400, got {self.max_duration_s}"
             )
+        if self.max_values < 1:
+            raise ValueError(f"max_values: must be at least 1, got {self.max_values}")
 
 
 def decode_audio(
@@ -47,11 +65,12 @@ def decode_audio(
     sample_rate_hz: int,
     start_s: float | None = None,
     end_s: float | None = None,
-) -> npt.NDArray[np.float32]:
+) -> Samples:
     """Decode, cut, mix down and resample one clip.
 
     Args:
-        data: the whole file: WAV, FLAC, OGG, MP3 or whatever else libsndfile reads.
+        data: the whole file: WAV, FLAC, OGG, MP3, AIFF, CAF, AU, W64, MP4 and MOV, WebM and MKV,
+            AAC in ADTS; of a video, the sound.
         settings: limits.
         sample_rate_hz: rate of the result.
         start_s: where the clip starts in the file, in seconds; None: at the beginning.
@@ -61,55 +80,118 @@ def decode_audio(
         `[N]` float32, nominally in [-1, 1].
 
     Raises:
-        RejectError: the file is empty, cannot be decoded, has no samples in the stretch or samples
-            that are not finite, or is outside the limits.
+        RejectError: the file is empty, cannot be decoded, is cut short, has no samples in the
+            stretch or samples that are not finite, or is outside the limits.
     """
     if not data:
         raise RejectError("decode", "the file is empty")
+    data = without_id3(data)
+    kind = kind_of(data)
+    if kind is None:
+        raise RejectError("decode", "cannot be decoded (no known kind of audio file)")
+    blocks = _read_blocks(data, kind, settings, start_s or 0.0, end_s)
+    with closing(blocks):
+        return _join(blocks, settings, sample_rate_hz)
+
+
+def _read_blocks(
+    data: bytes, kind: Kind, settings: DecodeSettings, start_s: float, end_s: float | None
+) -> Generator[Block, None, None]:
+    """The stretch's samples, by the decoder that fits."""
+    if kind == "ogg" and has_damaged_pages(data):
+        raise RejectError("decode", "cut short or damaged")
+    file = _open_sndfile(data, kind)
+    # FFmpeg reads a FLAC file of unknown length to its end, libsndfile cannot.
+    if file is None or file.frames == _FRAMES_UNKNOWN:
+        yield from decode_av.read_blocks(data, kind, start_s, end_s)
+        return
+    with file:
+        start = round(start_s * file.samplerate)
+        end = file.frames if end_s is None else min(round(end_s * file.samplerate), file.frames)
+        _check_limits(settings, file.samplerate, max(0, end - start), file.channels)
+        if end == file.frames and is_cut(data, kind):
+            raise RejectError("decode", "cut short or damaged")
+        if 0 < start < end:
+            file.seek(start)
+        step = max(1, _BLOCK_VALUES // file.channels)
+        try:
+            for at in range(start, end, step):
+                size = min(step, end - at)
+                samples = file.read(size, dtype="float32", always_2d=True)
+                if len(samples) < size:
+                    raise RejectError("decode", "cut short or damaged")
+                yield file.samplerate, samples
+        except soundfile.LibsndfileError as error:
+            raise _undecodable(error) from error
+
+
+def _open_sndfile(data: bytes, kind: Kind) -> soundfile.SoundFile | None:
+    """The file, opened by libsndfile; None where FFmpeg is to read it."""
+    # Of an MP3 without a Xing header, libsndfile guesses the length from the first frame.
+    if kind not in _SNDFILE_KINDS or (kind == "mp3" and xing_frames(data) is None):
+        return None
+    # Where no tag tells an MP3, libsndfile looks for certain files in the working folder first.
+    source = io.BytesIO(_EMPTY_ID3 + data if kind == "mp3" else data)
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            samples = _read_stretch(file, settings, start_s or 0.0, end_s)
-            file_rate_hz = int(file.samplerate)
-            reached_end = file.tell() == file.frames
+        file = soundfile.SoundFile(source)
     except soundfile.LibsndfileError as error:
-        raise RejectError("decode", f"cannot be decoded ({error.error_string})") from error
-    if reached_end and _is_cut_wav(data):
-        raise RejectError("decode", "ends before the length its header gives")
-    if not np.isfinite(samples).all():
-        raise RejectError("decode", "samples that are NaN or infinite")
-    # The sum of several channels of float samples may overflow float32, their mean cannot.
-    mono: npt.NDArray[np.float32] = samples.mean(axis=1, dtype=np.float64).astype(np.float32)
-    if file_rate_hz == sample_rate_hz:
-        return mono
-    resampled: npt.NDArray[np.float32] = soxr.resample(mono, file_rate_hz, sample_rate_hz)
-    return resampled
+        if kind in _OF_ANY_CODING:
+            return None
+        raise _undecodable(error) from error
+    if kind == "caf" and file.subtype.startswith("ALAC"):
+        # libsndfile and FFmpeg both lose the end of such files, each of those the other wrote.
+        raise RejectError("decode", "cannot be decoded (ALAC in CAF)")
+    # Of an MP3 in a WAV, libsndfile knows no length.
+    return None if kind == "wav" and file.subtype.startswith("MPEG") else file
 
 
-def _read_stretch(
-    file: soundfile.SoundFile, settings: DecodeSettings, start_s: float, end_s: float | None
-) -> npt.NDArray[np.float32]:
-    """`[N, channels]` samples of the stretch, within the limits."""
-    rate_hz = file.samplerate
+def _undecodable(error: soundfile.LibsndfileError) -> RejectError:
+    return RejectError("decode", f"cannot be decoded ({error.error_string})")
+
+
+def _join(blocks: Iterator[Block], settings: DecodeSettings, sample_rate_hz: int) -> Samples:
+    """The blocks, mixed down and resampled one by one, as one waveform."""
+    parts: list[Samples] = []
+    resampler = None
+    num_frames = 0
+    for file_rate_hz, samples in blocks:
+        num_frames += len(samples)
+        _check_limits(settings, file_rate_hz, num_frames, samples.shape[1])
+        mono = _mean_of_channels(samples)
+        if not np.isfinite(mono).all():
+            raise RejectError("decode", "samples that are NaN or infinite")
+        if file_rate_hz != sample_rate_hz:
+            if resampler is None:
+                resampler = soxr.ResampleStream(file_rate_hz, sample_rate_hz, 1, dtype="float32")
+            mono = resampler.resample_chunk(mono)
+        parts.append(mono)
+    if num_frames == 0:
+        raise RejectError("decode", "no samples in the stretch from start_s to end_s")
+    if resampler is not None:
+        parts.append(resampler.resample_chunk(np.empty(0, np.float32), last=True))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _check_limits(
+    settings: DecodeSettings, rate_hz: int, num_frames: int, num_channels: int
+) -> None:
     if not MIN_FILE_RATE_HZ <= rate_hz <= MAX_FILE_RATE_HZ:
         raise RejectError("decode", "the sample rate in the header is out of range")
-    if end_s is None and file.frames == _FRAMES_UNKNOWN:
-        raise RejectError("decode", "its header gives no length")
-    start = round(start_s * rate_hz)
-    end = file.frames if end_s is None else min(round(end_s * rate_hz), file.frames)
-    if end - start > settings.max_duration_s * rate_hz:
+    if num_frames > settings.max_duration_s * rate_hz:
         raise RejectError("decode", f"longer than {settings.max_duration_s:g} s")
-    if end <= start:
-        raise RejectError("decode", "no samples in the stretch from start_s to end_s")
-    file.seek(start)
-    samples: npt.NDArray[np.float32] = file.read(end - start, dtype="float32", always_2d=True)
-    if len(samples) < end - start:
-        # libsndfile returns what it could read of a truncated MP3 without an error.
-        raise RejectError("decode", "ends before the length its header gives")
-    return samples
+    if num_frames * num_channels > settings.max_values:
+        raise RejectError("decode", "more samples, of all channels, than are decoded for one clip")
 
 
-def _is_cut_wav(data: bytes) -> bool:
-    """Whether a WAV file is shorter than it says: libsndfile takes what is there for the whole."""
-    size_bytes = int.from_bytes(data[4:8], "little") + 8
-    is_wav = data[:4] == b"RIFF" and data[8:12] == b"WAVE"
-    return is_wav and len(data) + _WAV_SLACK_BYTES < size_bytes < _WAV_UNKNOWN_BYTES
+def _mean_of_channels(samples: Samples) -> Samples:
+    """`[N, channels]` to `[N]`."""
+    if samples.shape[1] == 1:
+        return samples[:, 0]
+    # One channel after the other is many times faster than NumPy's mean over so short an axis.
+    # The sum of float32 samples may overflow float32, their mean cannot.
+    total = samples[:, 0].astype(np.float64)
+    with np.errstate(invalid="ignore"):  # infinities of both signs, which are rejected later
+        for channel in range(1, samples.shape[1]):
+            total += samples[:, channel]
+    mean: Samples = (total / samples.shape[1]).astype(np.float32)
+    return mean

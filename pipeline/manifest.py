@@ -8,6 +8,7 @@ it, gets the sorted labels it uses.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -75,6 +76,8 @@ class Manifest:
     """What was left out and why, one line each, for the user."""
     coverage: dict[str, Any] | None = None
     """Counts of what the source lists and what of it was found, where it tells; plain JSON."""
+    missing: pa.Table | None = None
+    """What the source lists and was not found, where it tells; not written with the clips."""
 
 
 def from_clips(clips: Sequence[Clip], labels: Sequence[str], notes: Sequence[str] = ()) -> Manifest:
@@ -146,9 +149,13 @@ def assign_folds(manifest: Manifest, num_folds: int) -> Manifest:
     folds = [0] * len(clips)
     for position, row in enumerate(ordered):
         folds[row] = position % num_folds + 1
+    sizes = Counter(label for clip in clips for label in clip["labels"][:1])
+    small = [label for label in manifest.labels if 0 < sizes[label] < num_folds]
+    note = f"{len(small)} classes have fewer than {num_folds} clips, so not one in each fold: "
+    notes = (*manifest.notes, note + ", ".join(small[:5])) if small else manifest.notes
     column = pa.array(folds, pa.int32())
     table = manifest.clips.set_column(SCHEMA.get_field_index("fold"), SCHEMA.field("fold"), column)
-    return replace(manifest, clips=table)
+    return replace(manifest, clips=table, notes=notes)
 
 
 def write_manifest(path: str, manifest: Manifest) -> None:

@@ -4,12 +4,14 @@ A Parquet file a shard in `_work/parts`, with the shard's rows of the index; the
 metadata. Index, ledger and card are made from them alone.
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.plan import content_hash
 from pipeline.rejects import Reject
 
 INDEX_SCHEMA = pa.schema(
@@ -33,6 +35,7 @@ INDEX_SCHEMA = pa.schema(
 STAGES = ("fetch", "decode", "fbank", "write")
 
 _METADATA_KEY = b"ast_ray.part"
+_CHECKSUM_KEY = b"ast_ray.sha256"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,10 +73,20 @@ def part_path(output: str, name: str) -> str:
     return storage.join(work_folder(output), "parts", f"{name}.parquet")
 
 
+def has_parts(output: str) -> bool:
+    """Whether any shard was finished."""
+    parts = storage.list_files(storage.join(work_folder(output), "parts"))
+    return any(path.endswith(".parquet") for path in parts)  # not what a killed write left
+
+
 def read_part(path: str) -> Part:
-    """A part file, as `build_shard` wrote it."""
+    """A part file, as `build_shard` wrote it; ArrowException or ValueError if it is damaged."""
     table = storage.read_table(path)
-    document = json.loads(table.schema.metadata[_METADATA_KEY])
+    metadata = table.schema.metadata or {}
+    text = metadata.get(_METADATA_KEY, b"")
+    if metadata.get(_CHECKSUM_KEY) != _checksum(text, table):
+        raise ValueError(f"{path}: does not have the checksum it gives itself")
+    document = json.loads(text)
     return Part(
         fingerprint=document["fingerprint"],
         tar=TarFacts(**document["tar"]) if document["tar"] else None,
@@ -93,5 +106,10 @@ def write_part(path: str, part: Part) -> None:
         "stages_s": part.stages_s,
         "fetched_bytes": part.fetched_bytes,
     }
-    metadata = {_METADATA_KEY: json.dumps(document).encode()}
+    text = json.dumps(document).encode()
+    metadata = {_METADATA_KEY: text, _CHECKSUM_KEY: _checksum(text, part.index)}
     storage.write_table(path, part.index.replace_schema_metadata(metadata))
+
+
+def _checksum(text: bytes, index: pa.Table) -> bytes:
+    return hashlib.sha256(text + content_hash(index).encode()).hexdigest().encode()

@@ -129,7 +129,7 @@ def make_plan(manifest: Manifest, settings: PrepareSettings, before: Plan | None
                 plan_file=first_file + place // _SHARDS_PER_FILE,
                 row_group=place % _SHARDS_PER_FILE,
                 num_clips=num_clips,
-                fingerprint=_sha256(_canonical(basis), _content_hash(part)),
+                fingerprint=_sha256(_canonical(basis), content_hash(part)),
             )
             specs.append(spec)
             start += num_clips
@@ -148,7 +148,7 @@ def differences(before: Plan, manifest: Manifest, settings: PrepareSettings) -> 
     changed: list[str] = []
     for start in range(0, there.num_rows, 1000):
         one, other = there.slice(start, 1000), now.slice(start, 1000)
-        if _content_hash(one) != _content_hash(other):
+        if content_hash(one) != content_hash(other):
             pairs = zip(one.to_pylist(), other.to_pylist(), strict=True)
             changed += [row["id"] for row, new in pairs if row != new]
     return Differences(
@@ -182,7 +182,7 @@ def write_plan(plan: Plan, folder: str, manifest: Manifest, before: Plan | None 
         storage.write_bytes(_file(folder, specs[0].plan_file), buffer.getvalue())
     document = {
         "basis": plan.basis,
-        "manifest": _content_hash(manifest.clips),
+        "manifest": content_hash(manifest.clips),
         "fingerprint": plan.fingerprint,
         "specs": [asdict(spec) for spec in plan.specs],
     }
@@ -194,18 +194,26 @@ def planned_fingerprint(folder: str, manifest: Manifest, settings: PrepareSettin
     document = _read_document(folder)
     if document is None or document["basis"] != _basis(manifest, settings):
         return None
-    same = document["manifest"] == _content_hash(manifest.clips)
+    same = document["manifest"] == content_hash(manifest.clips)
     return str(document["fingerprint"]) if same else None
 
 
 def read_plan(folder: str) -> Plan | None:
-    """The plan that was written there; None if there is none."""
+    """The plan that was written there; None if there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
     document = _read_document(folder)
     if document is None:
         return None
     specs = tuple(ShardSpec(**spec) for spec in document["specs"])
-    files = sorted({spec.plan_file for spec in specs})
-    tables = [storage.read_table(_file(folder, number)) for number in files]
+    tables = []
+    for number in sorted({spec.plan_file for spec in specs}):
+        try:
+            tables.append(storage.read_table(_file(folder, number)))
+        except (FileNotFoundError, pa.ArrowException) as error:
+            raise _damaged(_file(folder, number), error) from error
     clips = pa.concat_tables(tables).combine_chunks()
     return Plan(specs=specs, clips=clips, basis=document["basis"])
 
@@ -285,14 +293,24 @@ def _read_document(folder: str) -> dict[str, Any] | None:
         document: dict[str, Any] = storage.read_json(_document(folder))
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise _damaged(_document(folder), error) from error
     return document
+
+
+def _damaged(path: str, error: Exception) -> UserError:
+    reason = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
+    return UserError(
+        f"{path}: the plan of this data set {reason}; bring the file back, or remove plan.json to "
+        f"plan anew, which keeps the shards of a data set that was made from one manifest"
+    )
 
 
 def _file(folder: str, number: int) -> str:
     return storage.join(folder, "plan", f"{number:05d}.parquet")
 
 
-def _content_hash(clips: pa.Table) -> str:
+def content_hash(clips: pa.Table) -> str:
     """Hash of every cell of a table of `SCHEMA`, the same however its columns lie in memory."""
     digest = hashlib.sha256()
     for column in clips.columns:

@@ -19,6 +19,7 @@ from pipeline.carry_on import check_carries_on, clear_damaged, discard_parts, re
 from pipeline.dataset import card_path
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
+from pipeline.parts import has_parts
 from pipeline.plan import (
     Plan,
     PrepareSettings,
@@ -84,7 +85,8 @@ def prepare(
     if is_complete(planned_fingerprint(job.work, manifest, settings)):
         return None
     _check_buckets(manifest)
-    before = read_plan(job.work)
+    # A plan of which nothing was built binds nobody.
+    before = read_plan(job.work) if card or damaged or has_parts(output) else None
     if before:
         check_carries_on(before, manifest, settings, output)
     plan = make_plan(manifest, settings, before)

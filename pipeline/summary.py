@@ -1,24 +1,38 @@
 """What `manifest` and `prepare` tell the user at the end, as tables for the terminal."""
 
-from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.assemble import PrepareSummary
 from pipeline.manifest import Manifest
+
+if TYPE_CHECKING:  # they bring PyTorch and Ray, which `manifest` can do without
+    from pipeline.assemble import PrepareSummary
+    from pipeline.estimate import Estimate
+    from pipeline.verify import Fault
+
+_FAULTS_SHOWN = 50
 
 
 def manifest_summary(manifest: Manifest, path: str) -> Group:
-    """Clips, labels, splits and folds."""
+    """Clips, labels, splits and folds, and how much was found of what the source lists."""
     clips = manifest.clips
     table = facts_table()
     table.add_row("clips", f"{clips.num_rows:,}")
     table.add_row("labels", f"{len(manifest.labels):,}")
-    for split, count in sorted(Counter(clips["split"].to_pylist()).items()):
-        table.add_row(f"clips in {split}", f"{count:,}")
+    if manifest.coverage:
+        counts = {**manifest.coverage["splits"], "all": manifest.coverage["total"]}
+        for name, count in counts.items():
+            parts = (f"{count[k]:,} {k}" for k in ("listed", "found", "missing", "unreadable"))
+            table.add_row(f"segments in {name}", ", ".join(parts))
+    else:
+        splits = pc.value_counts(clips["split"]).to_pylist()
+        for split in sorted(splits, key=lambda split: str(split["values"])):
+            table.add_row(f"clips in {split['values']}", f"{split['counts']:,}")
     folds = [fold for fold in sorted(pc.unique(clips["fold"]).to_pylist()) if fold]
     if folds:
         table.add_row("folds", f"{len(folds)}")
@@ -27,7 +41,7 @@ def manifest_summary(manifest: Manifest, path: str) -> Group:
     return titled(f"Manifest {path}", table)
 
 
-def prepare_summary(summary: PrepareSummary) -> Group:
+def prepare_summary(summary: "PrepareSummary") -> Group:
     """What is there now, what was rejected and why, and where the time went."""
     table = facts_table()
     table.add_row("clips", f"{summary.num_clips:,} ({summary.audio_s / 3600:.2f} h)")
@@ -39,11 +53,41 @@ def prepare_summary(summary: PrepareSummary) -> Group:
         f"{summary.num_shards:,} ({summary.size_bytes / 1e6:,.0f} MB), "
         f"{summary.num_shards_built:,} built by this run",
     )
+    table.add_row("audio read", f"{summary.fetched_bytes / 1e6:,.0f} MB")
     table.add_row("speed", f"{summary.clips_per_s:,.1f} clips/s over {summary.wall_s:.1f} s")
     total_s = sum(summary.stages_s.values()) or 1.0
     stages = (f"{name} {100 * s / total_s:.0f} %" for name, s in summary.stages_s.items())
     table.add_row("time of tasks", ", ".join(stages))
     return titled(f"Data set {summary.output}", table)
+
+
+def estimate_summary(estimate: "Estimate", output: str) -> Group:
+    """What a data set would take."""
+    table = facts_table()
+    table.add_row("clips", f"{estimate.num_clips:,} (about {estimate.audio_h:,.2f} h)")
+    table.add_row("shards", f"{estimate.num_shards:,}")
+    table.add_row("to read", f"about {estimate.read_bytes / 1e9:,.3f} GB")
+    table.add_row("to write", f"about {estimate.written_bytes / 1e9:,.3f} GB")
+    table.add_row("to compute", f"about {estimate.core_h:,.3f} core-hours like this machine's")
+    table.add_row("to wait", f"about {estimate.wait_h:,.3f} h, less by --reads-ahead and per CPU")
+    for reason, count in estimate.sampled_rejects.items():
+        table.add_row("rejected", f"{count} of {estimate.num_sampled} sampled: {reason}")
+    table.add_row("from", f"{estimate.num_sampled} clips taken at random; nothing was written")
+    return titled(f"Plan of {output}", table)
+
+
+def faults_summary(faults: "Sequence[Fault]", path: str) -> Group:
+    """What is wrong with a data set, or that nothing is."""
+    table = facts_table()
+    for fault in faults[:_FAULTS_SHOWN]:
+        table.add_row(fault.path, fault.what)
+    if len(faults) > _FAULTS_SHOWN:
+        table.add_row("", f"and {len(faults) - _FAULTS_SHOWN} more")
+    if faults:
+        table.add_row("", "run `prepare` again with the same manifest and settings to mend this")
+    else:
+        table.add_row("checked", "every byte is what the card and the index say")
+    return titled(f"Data set {path}", table)
 
 
 def facts_table() -> Table:

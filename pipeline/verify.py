@@ -1,8 +1,8 @@
 """Check a prepared data set against itself: is every byte what the card and the index say?
 
 In: a data set. Per shard: the tar's checksum; its members in pairs, whole and in the order of the
-index; the JSON against the index; the numbers where the index says, finite, as many as frames. For
-the whole: index and ledger against the card's checksums, the card against its own, labels against
+index; the JSON against the index; the numbers where the index says, finite, as many as frames; the
+part file that `prepare` carries on from. For the whole: index and ledger against the card's checksums, the card against its own, labels against
 the vocabulary. Out: what is wrong, by name, and a note for `prepare`, which then mends just that.
 """
 
@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.card import Card, fingerprint
+from pipeline.card import Card, card_fault
 from pipeline.carry_on import Damaged, clear_damaged, write_damaged
 from pipeline.dataset import PreparedDataset, card_path, open_dataset, read_index_rows
 from pipeline.errors import UserError
-from pipeline.parts import work_folder
+from pipeline.parts import TarFacts, part_path, read_part, work_folder
 from pipeline.progress import ProgressBar
 from pipeline.ray_tasks import TASK_MEMORY_BYTES, run_tasks
 from pipeline.shards import fbank_from_bytes, shard_key
@@ -41,6 +41,8 @@ class Fault:
     path: str
     """The file, relative to the data set."""
     what: str
+    shard: str | None = None
+    """Name of the shard that has to be built again for it."""
 
 
 def verify(
@@ -60,7 +62,9 @@ def verify(
         UserError: there is no data set to check.
     """
     faults = document_faults(path)
-    if not any(fault.path in ("card.json", "index.parquet") for fault in faults):
+    if any(fault.path in ("card.json", "index.parquet") for fault in faults):
+        faults.append(Fault(path="shards", what="were not checked; run `verify` again after that"))
+    else:
         dataset = open_dataset(path)
         items = _items(dataset)
         done = 0
@@ -74,9 +78,8 @@ def verify(
                 bar.update(done, facts={"faults": len(faults)})
     work = work_folder(path)
     if faults:
-        names = {fault.path for fault in faults if fault.path.startswith("shards/")}
-        shards = frozenset(name.removeprefix("shards/").removesuffix(".tar") for name in names)
-        write_damaged(work, Damaged(shards=shards))
+        shards = {fault.shard for fault in faults if fault.shard}
+        write_damaged(work, Damaged(shards=frozenset(shards)))
     else:
         clear_damaged(work)
     return sorted(faults, key=lambda fault: (fault.path, fault.what))
@@ -90,11 +93,11 @@ def shard_faults(path: str, tar: dict[str, Any], rows: list[dict[str, Any]]) -> 
         tar: the card's entry.
         rows: the index's rows of this tar, in its order.
     """
-    try:
-        data = storage.read_bytes(storage.join(path, tar["name"]))
-    except FileNotFoundError:
-        return [Fault(path=tar["name"], what="is missing")]
-    return [Fault(path=tar["name"], what=what) for what in _contents_faults(data, tar, rows)]
+    shard = tar["name"].removeprefix("shards/").removesuffix(".tar")
+    faults = [Fault(path=tar["name"], what=what, shard=shard) for what in _tar_faults(path, tar, rows)]
+    if what := _part_fault(path, shard, tar):
+        faults.append(Fault(path=f"_work/parts/{shard}.parquet", what=what, shard=shard))
+    return faults
 
 
 def _items(dataset: PreparedDataset) -> list[dict[str, Any]]:
@@ -129,8 +132,8 @@ def document_faults(path: str) -> list[Fault]:
         ) from error
     except ValueError as error:
         return [Fault(path="card.json", what=f"is not JSON ({error})")]
-    if card.get("fingerprint") != fingerprint(card):
-        return [Fault(path="card.json", what="does not have the checksum it gives itself")]
+    if what := card_fault(card):
+        return [Fault(path="card.json", what=what)]
     faults = []
     for name in ("index", "rejects"):
         file = f"{name}.parquet"
@@ -154,7 +157,23 @@ def _index_faults(card: Card, index: pa.Table) -> list[Fault]:
     return [Fault(path="index.parquet", what=what) for what in faults]
 
 
-def _contents_faults(data: bytes, tar: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[str]:
+def _part_fault(path: str, shard: str, tar: dict[str, Any]) -> str | None:
+    """What is wrong with a shard's part file; it need not be there, to read the data set."""
+    try:
+        part = read_part(part_path(path, shard))
+    except FileNotFoundError:
+        return None
+    except (pa.ArrowException, ValueError):
+        return "is damaged"
+    return None if part.tar == TarFacts(**tar) else "is that of another tar"
+
+
+def _tar_faults(path: str, tar: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[str]:
+    try:
+        data = storage.read_bytes(storage.join(path, tar["name"]))
+    except FileNotFoundError:
+        yield "is missing"
+        return
     if len(data) != tar["size_bytes"]:
         yield f"has {len(data)} bytes, the card says {tar['size_bytes']}"
     elif hashlib.sha256(data).hexdigest() != tar["sha256"]:
@@ -162,7 +181,7 @@ def _contents_faults(data: bytes, tar: dict[str, Any], rows: list[dict[str, Any]
     if len(rows) != tar["num_clips"]:
         yield f"has {len(rows)} clips in the index, {tar['num_clips']} in the card"
     try:
-        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
             members = {
                 member.name: data[member.offset_data : member.offset_data + member.size]
                 for member in archive.getmembers()

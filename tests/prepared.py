@@ -108,6 +108,7 @@ def make_prepared(
                     "offset_bytes": placed.offset_bytes,
                     "size_bytes": placed.size_bytes,
                     "frames": len(fbank),
+                    "common": number % 2 == 0,
                     "fbank_sum": math.fsum(exact.ravel()),
                     "fbank_sumsq": math.fsum((exact**2).ravel()),
                 }

@@ -148,13 +148,14 @@ def test_the_real_csvs(real_data: Path) -> None:
 
 
 def test_a_segment_listed_again_counts_once(tmp_path: Path) -> None:
+    later = f"{IDS[1]},50,60,/m/a\n"
     for name in ("eval_segments.csv", "balanced_train_segments.csv"):
-        (tmp_path / name).write_text(OFFICIAL)
+        (tmp_path / name).write_text(later + OFFICIAL)
     given = [str(tmp_path / name) for name in ("eval_segments.csv", "balanced_train_segments.csv")]
     table, notes = read_segments(given, MIDS)
-    assert table["id"].to_pylist() == list(IDS)
+    assert table["id"].to_pylist() == [IDS[1], *IDS]
     assert set(table["split"].to_pylist()) == {"eval"}
-    assert notes == ["4 segments are listed again (same id and start); the first counts"]
+    assert notes == ["5 segments are listed again (same id and start); the first counts"]
 
 
 @pytest.mark.parametrize(
@@ -284,6 +285,7 @@ def test_every_form_of_name_finds_its_segment(
     [
         "--PJHxphWEs_31.5.wav",
         "--PJHxphWEs_50_60.wav",
+        "--PJHxphWEs_9999999.wav",
         "--PJHxphWE.wav",
         "--PJHxphWEsX.wav",
         "X--PJHxphWEs.wav",
@@ -470,6 +472,7 @@ def test_audio_in_tars(source: Path, location: str) -> None:
     for clip, content in zip(found, (b"abc", long), strict=True):
         place = (clip["offset_bytes"], clip["size_bytes"])
         assert storage.read_range(clip["uri"], *place) == content
+    assert [note for note in manifest.notes if "left out" in note] == []
     assert manifest.coverage is not None
     assert manifest.coverage["total"]["unreadable"] == 1
 

@@ -30,6 +30,7 @@ def make_member(seed: int) -> Predictions:
         labels=["a", "b", "c"],
         targets=TARGETS,
         scores=scores.astype(np.float32),
+        common=np.zeros(len(TARGETS), dtype=bool),
         facts={"loss": "bce", "checkpoint_step": 10 * seed},
     )
 

@@ -260,6 +260,13 @@ def _of_class(folds: dict[str, int], labels: list[list[str]], name: str) -> list
     return [fold for fold, own in zip(folds.values(), labels, strict=True) if own == [name]]
 
 
+def test_a_class_too_small_for_its_folds_is_told_of() -> None:
+    clips = [Clip(id=str(i), uri="/x", labels=("dog" if i else "rain",)) for i in range(6)]
+    assert assign_folds(from_clips(clips, ["dog", "rain"]), 5).notes == (
+        "1 classes have fewer than 5 clips, so not one in each fold: rain",
+    )
+
+
 @pytest.mark.parametrize("num_folds", [-1, 1, 101])
 def test_a_number_of_folds_out_of_range_is_refused(num_folds: int) -> None:
     with pytest.raises(UserError, match=f"--folds: must be from 2 to 100, got {num_folds}"):

@@ -30,6 +30,7 @@ def make_predictions() -> Predictions:
         labels=["dog", "cat, small", "Ümläut"],
         targets=targets,
         scores=scores,
+        common=np.zeros(len(targets), dtype=bool),
         facts={"loss": "bce", "checkpoint_step": 30},
     )
 
@@ -47,6 +48,21 @@ def assert_round_trip(folder: str) -> None:
     assert read.facts == written.facts
     assert np.array_equal(read.scores, written.scores)
     assert np.array_equal(read.targets, written.targets)
+    assert np.array_equal(read.common, written.common)
+
+
+def test_the_common_subset_is_scored_apart(tmp_path: object) -> None:
+    common = np.array([True, False, True, True])
+    written = replace(make_predictions(), common=common)
+    document = storage.read_json(write(str(tmp_path), written).replace(".parquet", ".json"))
+    assert document["num_clips"] == 4
+    expected = evaluate_scores(
+        written.targets[common], written.scores[common], written.labels
+    ).to_json()
+    assert document["common"] == json.loads(json.dumps(expected))
+    assert document["common"]["mAP"] != document["mAP"]
+    none = storage.read_json(write(str(tmp_path), make_predictions()).replace("parquet", "json"))
+    assert "common" not in none
 
 
 def test_round_trip(tmp_path: object) -> None:
@@ -66,6 +82,7 @@ def test_format(tmp_path: object) -> None:
         ("id", "string"),
         ("labels", "list<element: string>"),
         ("scores", "list<element: float>"),
+        ("common", "bool"),
     ]
     assert table["labels"].to_pylist() == [["dog"], ["cat, small", "Ümläut"], [], ["Ümläut"]]
     metadata = json.loads(table.schema.metadata[b"ast_ray"])

@@ -215,6 +215,7 @@ def make_predictions(
         labels=list(labels),
         targets=targets.astype(np.float32),
         scores=(1 / (1 + np.exp(-logits))).astype(np.float32),
+        common=np.zeros(len(targets), dtype=bool),
         facts={"loss": "bce", "checkpoint_step": 60},
     )
 
@@ -464,7 +465,13 @@ def test_a_missed_label_is_shown_with_its_rank() -> None:
     targets[0, [0, 19]] = 1
     scores = np.linspace(1, 0, 20, dtype=np.float32)[None]
     clips = Predictions(
-        name="eval", ids=["a"], labels=labels, targets=targets, scores=scores, facts={}
+        name="eval",
+        ids=["a"],
+        labels=labels,
+        targets=targets,
+        scores=scores,
+        common=np.zeros(len(targets), dtype=bool),
+        facts={},
     )
     tags = examples._tags(clips, 0)
     assert [tag.rank for tag in tags] == [1, 2, 3, 4, 5, 20]
@@ -489,6 +496,7 @@ def test_chosen_rows_are_right_wrong_and_independent_of_order(
         labels=["a", "b", "c"],
         targets=np.array(targets, dtype=np.float32).reshape(-1, 3),
         scores=scores,
+        common=np.zeros(len(targets), dtype=bool),
         facts={},
     )
     rows = examples.choose_rows(clips, num_right=num_right, num_wrong=num_wrong)
@@ -514,7 +522,13 @@ def test_the_most_surely_wrong_clip_comes_first() -> None:
     scores = np.array([[0.6, 0.4], [0.9, 0.1], [0.2, 0.8], [0.7, 0.3]], dtype=np.float32)
     targets = np.array([[0, 1], [0, 1], [0, 1], [1, 0]], dtype=np.float32)
     clips = Predictions(
-        name="eval", ids=list("abcd"), labels=["x", "y"], targets=targets, scores=scores, facts={}
+        name="eval",
+        ids=list("abcd"),
+        labels=["x", "y"],
+        targets=targets,
+        scores=scores,
+        common=np.zeros(len(targets), dtype=bool),
+        facts={},
     )
     assert examples.choose_rows(clips, num_right=2, num_wrong=2) == [1, 0, 2, 3]
 
@@ -528,6 +542,7 @@ def test_confusions_count_every_clip_once(true: list[int], seed: int) -> None:
         labels=list(SOUNDS),
         targets=np.eye(4, dtype=np.float32)[true],
         scores=scores,
+        common=np.zeros(4, dtype=bool),
         facts={},
     )
     counts = examples.confusion_counts(clips)

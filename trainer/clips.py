@@ -63,6 +63,8 @@ class ClipSet:
     size_bytes: NDArray[np.int64]
     label_indices: list[list[int]]
     """Class indices of each clip's labels, `[N]` lists."""
+    common: NDArray[np.bool_]
+    """Clips that are also in the subset others scored, `[N]`."""
     labels: list[str]
     """The vocabulary, `[C]`."""
     num_mels: int
@@ -97,6 +99,7 @@ def make_clip_set(dataset: PreparedDataset, clips: pa.Table, name: str) -> ClipS
         shards=[storage.join(dataset.path, shard) for shard in clips["shard"].to_pylist()],
         offset_bytes=clips["offset_bytes"].to_numpy(),
         size_bytes=clips["size_bytes"].to_numpy(),
+        common=clips["common"].to_numpy(),
         label_indices=[[class_of[one] for one in row] for row in clips["labels"].to_pylist()],
         labels=dataset.labels,
         num_mels=dataset.num_mels,

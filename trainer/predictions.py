@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.errors import UserError
 from trainer.clips import ClipSet
-from trainer.metrics import Metrics
+from trainer.metrics import Metrics, evaluate_scores
 
 _METADATA_KEY = b"ast_ray"
 
@@ -29,6 +29,8 @@ class Predictions:
     """`[N, C]`."""
     scores: NDArray[np.float32]
     """`[N, C]`."""
+    common: NDArray[np.bool_]
+    """Clips that are also in the subset others scored, `[N]`."""
     facts: dict[str, Any]
     """Where they come from: loss, data fingerprint, checkpoint step."""
 
@@ -46,6 +48,7 @@ def from_scores(
         labels=clips.labels,
         targets=targets,
         scores=scores,
+        common=clips.common,
         facts=facts,
     )
 
@@ -56,7 +59,10 @@ def predictions_path(run_path: str, name: str) -> str:
 
 
 def write_predictions(run_path: str, predictions: Predictions, metrics: Metrics) -> str:
-    """Write both files, the table last; returns its path."""
+    """Write both files, the table last; returns its path.
+
+    Where clips are of the common subset, the JSON has their metrics, too, under `common`.
+    """
     labels = np.array(predictions.labels, dtype=object)
     table = pa.table(
         {
@@ -65,6 +71,7 @@ def write_predictions(run_path: str, predictions: Predictions, metrics: Metrics)
                 [labels[row > 0].tolist() for row in predictions.targets], pa.list_(pa.string())
             ),
             "scores": pa.array(list(predictions.scores), pa.list_(pa.float32())),
+            "common": pa.array(predictions.common),
         }
     )
     metadata = {
@@ -74,6 +81,11 @@ def write_predictions(run_path: str, predictions: Predictions, metrics: Metrics)
     }
     path = predictions_path(run_path, predictions.name)
     document = {"name": predictions.name, **predictions.facts, **metrics.to_json()}
+    common = predictions.common
+    if common.any():
+        document["common"] = evaluate_scores(
+            predictions.targets[common], predictions.scores[common], predictions.labels
+        ).to_json()
     storage.write_json(path.removesuffix(".parquet") + ".json", document)
     storage.write_table(
         path, table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
@@ -107,5 +119,6 @@ def read_predictions(run_path: str, name: str) -> Predictions:
         labels=labels,
         targets=targets,
         scores=flat.reshape(table.num_rows, len(labels)),
+        common=table["common"].to_numpy(),
         facts=metadata,
     )

@@ -21,6 +21,11 @@ def metrics_summary(run_path: str, name: str) -> Group:
     table.add_row("mAP", f"{_number(metrics['mAP'])} (chance {_number(metrics['chance_mAP'])})")
     for key, title in (("mAUC", "mAUC"), ("d_prime", "d-prime"), ("accuracy", "accuracy")):
         table.add_row(title, _number(metrics[key]))
+    if "common" in metrics:
+        common = metrics["common"]
+        table.add_row(
+            "common subset", f"mAP {_number(common['mAP'])} on {common['num_clips']:,} clips"
+        )
     if metrics["num_classes_left_out"]:
         table.add_row("left out", f"{metrics['num_classes_left_out']} classes without positives")
     scored = [one for one in metrics["per_class"] if one["AP"] is not None]

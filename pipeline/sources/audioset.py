@@ -85,7 +85,7 @@ def read(source: str, options: SourceOptions) -> Manifest:
     # In a fixed order, so that of two files for one segment every run takes the same.
     order = ("name", "uri", "offset_bytes", "row_group", "row")
     listing, left_out = list_audio(source)
-    listing = listing.sort_by([(name, "ascending") for name in order]).combine_chunks()
+    listing = listing.combine_chunks().sort_by([(name, "ascending") for name in order])
     keys, ids = segment_keys(segments)
     names = parse_names(listing["name"], ids)
     whole, note = _are_whole(listing, names.without_start & _readable(listing), options.cut)

@@ -1,0 +1,132 @@
+"""Seconds and peak memory of `manifest` and of the plan of `prepare` for all of AudioSet.
+
+In: AudioSet's real segment CSVs. Steps: repeat their lines with other ids until there are as many
+segments as asked for; list a file for most of them, by batches made in memory or, with `--files`,
+by real files of a folder; write the manifest; read it and plan its shards. Each step runs in a
+process of its own. Out: a table.
+
+    .venv/bin/python benchmarks/manifest_at_scale.py data/audioset/*_segments.csv \
+        --class-labels data/audioset/class_labels_indices.csv
+"""
+
+import argparse
+import multiprocessing
+import os
+import platform
+import resource
+import tempfile
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Iterator
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from unittest import mock
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.manifest import read_manifest, write_manifest
+from pipeline.sources import audioset
+from pipeline.sources.options import SourceOptions
+
+NUM_AUDIOSET = 2_084_320
+FOUND_OF_TEN = 9
+BATCH_SIZE = 10_000
+FILES_PER_FOLDER = 10_000
+
+Result = tuple[int, float, float, float]
+"""Clips, seconds, seconds of CPU time, peak memory in GB."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("segments", type=Path, nargs="+", help="AudioSet's segment CSVs")
+    parser.add_argument("--class-labels", required=True, help="class_labels_indices.csv")
+    parser.add_argument("--clips", type=int, default=NUM_AUDIOSET, help="segments to list")
+    parser.add_argument("--files", action="store_true", help="make real files and list those")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        segments, manifest = Path(folder) / "segments.csv", Path(folder) / "manifest.parquet"
+        paths = write_segments(arguments.segments, segments, arguments.clips, f"{folder}/audio")
+        listing = None if arguments.files else f"{folder}/listing.parquet"
+        if listing:
+            pq.write_table(pa.table({"path": paths, "size_bytes": [1] * len(paths)}), listing)
+        else:
+            make_files(paths)
+        options = SourceOptions(
+            segments=(f"train={segments}",), class_labels=arguments.class_labels
+        )
+        steps = {
+            "manifest": partial(time_manifest, f"{folder}/audio", options, listing, str(manifest)),
+            "read and plan": partial(time_plan, str(manifest)),
+        }
+        results = {name: measure(step) for name, step in steps.items()}
+    print(f"{arguments.clips:,} segments, {describe_machine()}")
+    print(f"{'':16}{'clips':>12}{'seconds':>10}{'CPU s':>10}{'peak GB':>10}")
+    for name, (num_clips, seconds, cpu_s, peak_gb) in results.items():
+        print(f"{name:16}{num_clips:12,}{seconds:10.1f}{cpu_s:10.1f}{peak_gb:10.2f}")
+
+
+def write_segments(sources: list[Path], target: Path, num_clips: int, audio: str) -> list[str]:
+    """Write a CSV of so many segments, and say which files there should be."""
+    lines = [line for path in sources for line in path.read_text().splitlines() if line[0] != "#"]
+    paths = []
+    with target.open("w") as file:
+        for number in range(num_clips):
+            digest = blake2b(str(number).encode(), digest_size=9).digest()
+            clip_id = urlsafe_b64encode(digest).decode()[:11]
+            file.write(clip_id + lines[number % len(lines)][11:] + "\n")
+            if number % 10 < FOUND_OF_TEN:
+                paths.append(f"{audio}/{number // FILES_PER_FOLDER:04d}/Y{clip_id}.flac")
+    return paths
+
+
+def make_files(paths: list[str]) -> None:
+    """Files of a byte, which take no block of the disk."""
+    for folder in {path.rpartition("/")[0] for path in paths}:
+        Path(folder).mkdir(parents=True)
+    for path in paths:
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
+        os.truncate(path, 1)
+
+
+def stored_batches(listing: str, folder: str) -> Iterator[pa.RecordBatch]:
+    """What `storage.iter_files` would give, from a Parquet file."""
+    return pq.ParquetFile(listing).iter_batches(BATCH_SIZE)
+
+
+def time_manifest(audio: str, options: SourceOptions, listing: str | None, output: str) -> int:
+    iterate = partial(stored_batches, listing) if listing else storage.iter_files
+    with mock.patch.object(storage, "iter_files", iterate):
+        manifest = audioset.read(audio, options)
+    write_manifest(output, manifest)
+    return manifest.clips.num_rows
+
+
+def time_plan(path: str) -> int:
+    from pipeline.plan import PrepareSettings, make_plan  # brings PyTorch, which costs memory
+
+    return make_plan(read_manifest(path), PrepareSettings()).clips.num_rows
+
+
+def measure(step: Callable[[], int]) -> Result:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measured, [step])
+
+
+def _measured(step: Callable[[], int]) -> Result:
+    start = time.monotonic()
+    num_clips = step()
+    seconds = time.monotonic() - start
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return num_clips, seconds, time.process_time(), peak_gb
+
+
+def describe_machine() -> str:
+    return f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}"
+
+
+if __name__ == "__main__":
+    main()
