@@ -28,11 +28,11 @@ def test_the_readme_names_every_module() -> None:
 
 
 def test_every_command_in_the_readme_and_recipes_parses() -> None:
-    texts = [PROJECT / "README.md", *PROJECT.glob("recipes/*.toml")]
+    texts = [PROJECT / "README.md", *PROJECT.glob("docs/*.md"), *PROJECT.glob("recipes/*.toml")]
     commands = []
     for path in texts:
         text = re.sub(r"\s*\\\n\s*#?\s*", " ", path.read_text())
-        commands += re.findall(r"ray_job\.py ((?:manifest|prepare|train|ensemble|report).*)", text)
+        commands += re.findall(r"ray_job\.py ((?:manifest|prepare|verify|train|ensemble|report).*)", text)
     assert len(commands) >= 8
     for command in commands:
         make_parser().parse_args(command.strip("`").split())
