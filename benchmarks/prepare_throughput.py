@@ -1,19 +1,25 @@
-"""Clips per second of `prepare`, beside a plain loop over the same files, in one run.
+"""Clips per second of `prepare`, beside two plain loops over the same files, in one run.
 
 In: a folder of audio, such as ESC-50's `audio/`. Steps: cut it into 10 s FLAC files of 16 kHz, as
-AudioSet's clips are; list them in a manifest as often as it takes; time a plain loop (soundfile,
-`torchaudio.compliance.kaldi.fbank`, `np.save`) in one process with one thread and in one process
-per CPU; time `prepare` from starting Ray to the finished card. Out: a table.
+AudioSet's clips are; list them in a manifest as often as it takes. Time the path of most scripts
+(soundfile, `torchaudio.compliance.kaldi.fbank`, `np.save`, webdataset's `TarWriter`) in one process
+per CPU; the functions of `prepare` in a plain loop in one process, without Ray; and `prepare` from
+starting Ray to the finished card. Out: a table, and the memory that the workers of Ray took.
 
-    .venv/bin/python benchmarks/prepare_throughput.py AUDIO_FOLDER --clips 4000
+    .venv/bin/python benchmarks/prepare_throughput.py AUDIO_FOLDER --clips 20000
 """
 
 import argparse
+import io
 import multiprocessing
 import os
 import platform
+import re
+import shutil
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +27,12 @@ import soundfile
 import soxr
 import torch
 import torchaudio
+import webdataset
 
 from cluster.session import connect
+from pipeline.build import BuildJob, build_shard
 from pipeline.manifest import Clip, Manifest, from_clips
-from pipeline.plan import PrepareSettings
+from pipeline.plan import PrepareSettings, make_plan, write_plan
 from pipeline.prepare import prepare
 
 RATE_HZ = 16_000
@@ -32,26 +40,48 @@ CLIP_S = 10
 NUM_FILES = 200
 
 
+LOOP_CLIPS = 5_120
+"""Clips of the loop without Ray: ten shards."""
+CLIPS_PER_SHARD = 512
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("audio", type=Path, help="folder of audio files")
-    parser.add_argument("--clips", type=int, default=4000, help="clips in the manifest")
+    parser.add_argument("--clips", type=int, default=20_000, help="clips in the manifest")
     parser.add_argument("--cpus", type=int, default=os.cpu_count(), help="CPUs for both sides")
     arguments = parser.parse_args()
+    num_cpus = arguments.cpus
     with tempfile.TemporaryDirectory() as folder:
         files = make_clips(arguments.audio, Path(folder))
         paths = [str(files[i % len(files)]) for i in range(arguments.clips)]
         print(f"{len(paths)} clips of {CLIP_S} s ({len(files)} different), {describe_machine()}")
-        rows = [
-            ("plain loop, 1 process", time_loop(paths, 1, folder)),
-            (f"plain loop, {arguments.cpus} processes", time_loop(paths, arguments.cpus, folder)),
-            (f"prepare, {arguments.cpus} CPUs", time_prepare(paths, arguments.cpus, folder)),
-        ]
-    base = len(paths) / rows[0][1]
-    print(f"{'':28}{'seconds':>10}{'clips/s':>10}{'ratio':>8}")
-    for name, seconds in rows:
-        rate = len(paths) / seconds
-        print(f"{name:28}{seconds:10.1f}{rate:10.1f}{rate / base:8.2f}")
+        print(f"{'':44}{'clips':>8}{'seconds':>10}{'clips/s':>10}")
+        script = show(
+            f"soundfile, torchaudio, TarWriter, {num_cpus} processes",
+            len(paths),
+            time_script(paths, num_cpus, folder),
+        )
+        loop = show(
+            "prepare's functions in a loop, 1 process",
+            min(LOOP_CLIPS, len(paths)),
+            time_loop(paths[:LOOP_CLIPS], folder),
+        )
+        with MemoryWatch() as memory:
+            whole = show(
+                f"prepare, {num_cpus} CPUs, Ray's start included",
+                len(paths),
+                time_prepare(paths, num_cpus, folder),
+            )
+    print(f"prepare / script                 {whole / script:.2f}")
+    print(f"prepare / ({num_cpus} x loop)              {whole / num_cpus / loop:.2f}")
+    print(f"largest worker of Ray            {memory.peak_bytes / 1e6:.0f} MB")
+
+
+def show(name: str, num_clips: int, seconds: float) -> float:
+    """Print a row; returns clips a second."""
+    print(f"{name:44}{num_clips:8}{seconds:10.1f}{num_clips / seconds:10.1f}", flush=True)
+    return num_clips / seconds
 
 
 def make_clips(source: Path, folder: Path) -> list[Path]:
@@ -73,47 +103,100 @@ def make_clips(source: Path, folder: Path) -> list[Path]:
     return files
 
 
-def time_loop(paths: list[str], num_processes: int, folder: str) -> float:
-    """Seconds of the plain loop, its processes' start included."""
+def time_script(paths: list[str], num_processes: int, folder: str) -> float:
+    """Seconds of the usual script, its processes' start included."""
     start = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(num_processes) as pool:
-        shares = [(paths[i::num_processes], folder, i) for i in range(num_processes)]
-        pool.starmap(plain_loop, shares)
-    return time.monotonic() - start
+        shares = [(paths[i::num_processes], f"{folder}/{i}") for i in range(num_processes)]
+        pool.starmap(script, shares)
+    seconds = time.monotonic() - start
+    for number in range(num_processes):
+        shutil.rmtree(f"{folder}/{number}")
+    return seconds
 
 
-def plain_loop(paths: list[str], folder: str, number: int) -> None:
-    """What one writes first: read, fbank, save."""
+def script(paths: list[str], folder: str) -> None:
+    """What one writes first: read, fbank, save into tars."""
     torch.set_num_threads(1)
-    for path in paths:
-        audio, _ = soundfile.read(path, dtype="float32")
-        waveform = torch.from_numpy(audio)[None]
-        fbank = torchaudio.compliance.kaldi.fbank(
-            waveform - waveform.mean(),
-            htk_compat=True,
-            sample_frequency=RATE_HZ,
-            use_energy=False,
-            window_type="hanning",
-            num_mel_bins=128,
-            dither=0.0,
-            frame_shift=10,
-        )
-        np.save(Path(folder) / f"loop-{number}.npy", fbank.numpy().astype(np.float16))
+    Path(folder).mkdir()
+    for first in range(0, len(paths), CLIPS_PER_SHARD):
+        with webdataset.TarWriter(f"{folder}/{first:06d}.tar") as writer:
+            for number, path in enumerate(paths[first : first + CLIPS_PER_SHARD], start=first):
+                audio, _ = soundfile.read(path, dtype="float32")
+                waveform = torch.from_numpy(audio)[None]
+                fbank = torchaudio.compliance.kaldi.fbank(
+                    waveform - waveform.mean(),
+                    htk_compat=True,
+                    sample_frequency=RATE_HZ,
+                    use_energy=False,
+                    window_type="hanning",
+                    num_mel_bins=128,
+                    dither=0.0,
+                    frame_shift=10,
+                )
+                buffer = io.BytesIO()
+                np.save(buffer, fbank.numpy().astype(np.float16))
+                facts = {"id": str(number), "labels": ["any"]}
+                writer.write({"__key__": f"{number:08d}", "json": facts, "npy": buffer.getvalue()})
+
+
+def make_manifest(paths: list[str]) -> Manifest:
+    clips = [Clip(id=str(i), uri=path, labels=("any",)) for i, path in enumerate(paths)]
+    return from_clips(clips, ["any"])
+
+
+def time_loop(paths: list[str], folder: str) -> float:
+    """Seconds of building all shards one after the other in this process, without Ray."""
+    manifest, settings = make_manifest(paths), PrepareSettings(clips_per_shard=CLIPS_PER_SHARD)
+    job = BuildJob(output=f"{folder}/loop", settings=settings)
+    plan = make_plan(manifest, settings)
+    write_plan(plan, job.work, manifest)
+    start = time.monotonic()
+    for spec in plan.specs:
+        build_shard(spec, job)
+    seconds = time.monotonic() - start
+    shutil.rmtree(job.output)
+    return seconds
 
 
 def time_prepare(paths: list[str], num_cpus: int, folder: str) -> float:
     """Seconds of `prepare`, Ray's start included."""
-    clips = [Clip(id=str(i), uri=path, labels=("any",)) for i, path in enumerate(paths)]
-    manifest: Manifest = from_clips(clips, ["any"])
+    manifest = make_manifest(paths)
     start = time.monotonic()
     prepare(
         manifest,
-        str(Path(folder) / "dataset"),
-        PrepareSettings(),
+        f"{folder}/dataset",
+        PrepareSettings(clips_per_shard=CLIPS_PER_SHARD),
         session=connect(num_cpus=num_cpus),
         max_reject_share=0.0,
     )
     return time.monotonic() - start
+
+
+class MemoryWatch:
+    """The largest resident set of any worker process of Ray, looked at twice a second."""
+
+    peak_bytes = 0
+
+    def __enter__(self) -> "MemoryWatch":
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.5):
+            for process in Path("/proc").glob("[0-9]*"):
+                with suppress(OSError):
+                    if (process / "cmdline").read_bytes().startswith(b"ray::"):
+                        status = (process / "status").read_text()
+                        found = re.search(r"VmRSS:\s+(\d+) kB", status)
+                        if found:
+                            self.peak_bytes = max(self.peak_bytes, 1024 * int(found[1]))
 
 
 def describe_machine() -> str:

@@ -5,7 +5,7 @@ asked stretch in blocks with libsndfile, or FFmpeg where that cannot, average th
 with soxr. Whatever is wrong with a file raises `RejectError`, with a reason that says what.
 
 A file that is cut short is never taken for a whole one, as far as its kind can show that:
-`pipeline.containers` says what is checked and what cannot be known. A stretch that ends before the
+`pipeline.audio_kinds` says what is checked and what cannot be known. A stretch that ends before the
 cut can be used.
 """
 
@@ -20,7 +20,7 @@ import soundfile
 import soxr
 
 from pipeline import decode_av
-from pipeline.containers import Kind, has_damaged_pages, is_cut, kind_of, without_id3, xing_frames
+from pipeline.audio_kinds import Kind, has_damaged_pages, is_cut, kind_of, without_id3, xing_frames
 from pipeline.decode_av import Block
 from pipeline.rejects import RejectError
 

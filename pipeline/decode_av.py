@@ -3,7 +3,7 @@
 Bytes of a file -> its best audio stream -> the stretch's samples in blocks. The time of a sample
 is counted from the first one that FFmpeg gives out: encoder delay and edit lists are left out
 before. A damaged packet, a gap between timestamps, or fewer samples than the header gives reject
-the file; `containers.is_cut` is asked where the stretch reaches the end of it.
+the file; `audio_kinds.is_cut` is asked where the stretch reaches the end of it.
 """
 
 import io
@@ -14,7 +14,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.containers import Kind, is_cut
+from pipeline.audio_kinds import Kind, is_cut
 from pipeline.rejects import RejectError
 
 Block = tuple[int, npt.NDArray[np.float32]]

@@ -45,10 +45,9 @@ class ShardWriter:
         document = json.dumps({"id": clip_id, **facts}, ensure_ascii=False)
         self._add_member(f"{key}.json", document.encode())
         header = _npy_header(fbank)
-        numbers = fbank.tobytes()
-        start = self._add_member(f"{key}.npy", header + numbers)
+        start = self._add_member(f"{key}.npy", header, np.ascontiguousarray(fbank).data.cast("B"))
         self.num_clips += 1
-        return Placed(offset_bytes=start + len(header), size_bytes=len(numbers))
+        return Placed(offset_bytes=start + len(header), size_bytes=fbank.nbytes)
 
     def finish(self) -> bytes:
         """The tar's bytes, ended as tar demands; the writer is done after that."""
@@ -56,14 +55,15 @@ class ShardWriter:
         self._buffer.write(bytes(end + -end % tarfile.RECORDSIZE - self._buffer.tell()))
         return self._buffer.getvalue()
 
-    def _add_member(self, name: str, content: bytes) -> int:
+    def _add_member(self, name: str, *content: bytes | memoryview) -> int:
         """Append a file, all that could vary fixed; returns where its content starts."""
         info = tarfile.TarInfo(name)
-        info.size, info.mtime, info.mode = len(content), 0, _MODE
+        info.size, info.mtime, info.mode = sum(map(len, content)), 0, _MODE
         self._buffer.write(info.tobuf(tarfile.PAX_FORMAT))
         start = self._buffer.tell()
-        self._buffer.write(content)
-        self._buffer.write(bytes(-len(content) % tarfile.BLOCKSIZE))
+        for part in content:
+            self._buffer.write(part)
+        self._buffer.write(bytes(-info.size % tarfile.BLOCKSIZE))
         return start
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.containers import xing_frames
+from pipeline.audio_kinds import xing_frames
 from pipeline.decode import DecodeSettings, decode_audio
 from pipeline.rejects import RejectError
 from tests.audio import Samples, encode, encode_av, encode_video, noise, tone
@@ -283,7 +283,6 @@ def test_an_mp3_of_variable_rate_without_a_header_is_decoded_to_its_end() -> Non
     data = variable_mp3()
     declared = xing_frames(data)
     assert declared is not None
-    bare = data[len(data[:1]) :]
     bare = data[data.index(data[:2], 2) :]
     assert xing_frames(bare) is None
     decoded = decode(bare, rate_hz=44_100)
