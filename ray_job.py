@@ -105,7 +105,10 @@ def prepare(arguments: Arguments) -> None:
         check(found, path)
     try:
         settings = PrepareSettings(
-            decode=DecodeSettings(max_duration_s=arguments.max_duration_s),
+            decode=DecodeSettings(
+                max_duration_s=arguments.max_duration_s,
+                max_file_bytes=arguments.max_file_mb * 1_000_000,
+            ),
             clips_per_shard=arguments.clips_per_shard,
         )
     except ValueError as error:
@@ -407,6 +410,12 @@ def _add_prepare(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         type=float,
         default=600.0,
         help="reject longer clips (default: %(default)s)",
+    )
+    step.add_argument(
+        "--max-file-mb",
+        type=_positive,
+        default=500,
+        help="reject larger files (default: %(default)s)",
     )
     step.add_argument(
         "--reads-ahead",

@@ -104,7 +104,8 @@ def _build(spec: ShardSpec, job: BuildJob, decode: Decode) -> tuple[ShardWriter,
     rows: list[dict[str, Any]] = []
     rejects: list[Reject] = []
     fetched_bytes = 0
-    with closing(fetch_ahead(clips, job.reads_ahead)) as contents:
+    max_bytes = job.settings.decode.max_file_bytes
+    with closing(fetch_ahead(clips, job.reads_ahead, max_bytes)) as contents:
         for clip in clips:
             with clock.stage("fetch"):
                 content = next(contents)
@@ -200,7 +201,7 @@ def _put_tar(writer: ShardWriter, output: str, name: str) -> TarFacts | None:
     if writer.num_clips == 0:
         return None
     data = writer.finish()
-    storage.with_retries(storage.write_bytes, storage.join(output, name), data)
+    storage.write_bytes(storage.join(output, name), data)
     return TarFacts(
         name=name,
         num_clips=writer.num_clips,

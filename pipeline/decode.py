@@ -45,6 +45,8 @@ class DecodeSettings:
 
     max_duration_s: float = 600.0
     """Longest stretch decoded for one clip, in seconds; longer clips are rejected."""
+    max_file_bytes: int = 500_000_000
+    """Largest file read for one clip, in bytes; for audio in Parquet, the audio in its row."""
     max_values: int = 2**28
     """Most samples decoded for one clip, those of all channels together: 10 minutes of 8 channels
     at 48 kHz are fewer."""
@@ -54,8 +56,9 @@ class DecodeSettings:
             raise ValueError(
                 f"max_duration_s: must be above 0 and at most 86400, got {self.max_duration_s}"
             )
-        if self.max_values < 1:
-            raise ValueError(f"max_values: must be at least 1, got {self.max_values}")
+        for name in ("max_file_bytes", "max_values"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
 
 
 def decode_audio(

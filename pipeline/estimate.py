@@ -58,7 +58,7 @@ def estimate(manifest: Manifest, settings: PrepareSettings, num_sampled: int) ->
     audio_s, read_bytes = 0.0, 0
     rejects: Counter[str] = Counter()
     fbank(torch.zeros(settings.fbank.sample_rate_hz), settings.fbank)  # The first makes constants.
-    with closing(fetch_ahead(clips, 1)) as contents:
+    with closing(fetch_ahead(clips, 1, settings.decode.max_file_bytes)) as contents:
         for clip in clips:
             with clock.stage("fetch"):
                 content = next(contents)

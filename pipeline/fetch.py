@@ -7,6 +7,7 @@ bytes or the error of each clip, in the same order.
 
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -23,8 +24,10 @@ _ROW_GROUPS_AHEAD = 1
 """Row groups hold hundreds of clips: more of them at once would only fill the memory."""
 
 
-def fetch_ahead(clips: list[Clip], num_ahead: int) -> Generator[bytes | Exception, None, None]:
-    """Contents in the order given.
+def fetch_ahead(
+    clips: list[Clip], num_ahead: int, max_bytes: int | None = None
+) -> Generator[bytes | Exception, None, None]:
+    """Contents in the order given; none larger than `max_bytes`.
 
     An error is yielded in its place, for `fault` to tell "this clip" from "the storage". The caller
     closes the generator (`contextlib.closing`): left to the garbage collector, which may run within
@@ -34,7 +37,7 @@ def fetch_ahead(clips: list[Clip], num_ahead: int) -> Generator[bytes | Exceptio
     pool = ThreadPoolExecutor(max_workers=num_ahead)
     try:
         waiting: list[Future[list[bytes | Exception]]] = []
-        for read in _reads(clips):
+        for read in _reads(clips, max_bytes):
             waiting.append(pool.submit(read))
             if len(waiting) > ahead:
                 yield from waiting.pop(0).result()
@@ -55,13 +58,17 @@ def fault(error: Exception, uri: str) -> RejectError:
         reason = "its Parquet file is damaged"
     if reason is None and isinstance(error, EOFError):
         reason = "its container ends before it"
+    if isinstance(error, storage.TooLargeError):
+        reason = "larger than the files that are read"
     if reason is not None:
         return RejectError("fetch", reason)
     explained = storage.explain(error) or f"{type(error).__name__}: {error}"
     raise UserError(f"{uri}: cannot be read: {explained}. Run the same command again to go on")
 
 
-def _reads(clips: list[Clip]) -> Iterator[Callable[[], list[bytes | Exception]]]:
+def _reads(
+    clips: list[Clip], max_bytes: int | None
+) -> Iterator[Callable[[], list[bytes | Exception]]]:
     """One read for each file or range, one for neighbours in a row group."""
 
     def place(clip: Clip) -> object:
@@ -69,23 +76,29 @@ def _reads(clips: list[Clip]) -> Iterator[Callable[[], list[bytes | Exception]]]
 
     for _, group in groupby(clips, key=place):
         together = list(group)
-        yield lambda together=together: _read_or_errors(together)  # type: ignore[misc]
+        yield partial(_read_or_errors, together, max_bytes)
 
 
-def _read_or_errors(clips: list[Clip]) -> list[bytes | Exception]:
+def _read_or_errors(clips: list[Clip], max_bytes: int | None) -> list[bytes | Exception]:
     try:
-        contents: list[bytes | Exception] = storage.with_retries(_read, clips)
+        contents: list[bytes | Exception] = storage.with_retries(_read, clips, max_bytes)
     except Exception as error:
         contents = [error] * len(clips)
     return contents
 
 
-def _read(clips: list[Clip]) -> list[bytes]:
+def _read(clips: list[Clip], max_bytes: int | None) -> list[bytes | Exception]:
     first = clips[0]
+    too_large = storage.TooLargeError(f"{first['uri']}: audio of more than {max_bytes} bytes")
     if first["row_group"] is not None:
         with storage.open_binary(first["uri"]) as file:
             found = read_audio(file, first["row_group"], [clip["row"] for clip in clips])
-        return [content or b"" for content in found]
+        return [
+            content if len(content) <= (max_bytes or len(content)) else too_large
+            for content in (one or b"" for one in found)
+        ]
     if first["offset_bytes"] is not None:
+        if first["size_bytes"] > (max_bytes or first["size_bytes"]):
+            return [too_large]
         return [storage.read_range(first["uri"], first["offset_bytes"], first["size_bytes"])]
-    return [storage.read_file(first["uri"])]
+    return [storage.read_file(first["uri"], max_bytes=max_bytes)]

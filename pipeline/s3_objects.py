@@ -6,7 +6,7 @@ key is left to `pipeline.storage`, which asks again through s3fs and explains th
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -19,22 +19,31 @@ from botocore.exceptions import NoCredentialsError
 from obstore.store import S3Store
 
 CONNECT_TIMEOUT_S = 10
-READ_TIMEOUT_S = 30
+READ_TIMEOUT_S = 20
+"""Longest silence, not longest download."""
 MAX_RETRIES = 4
-RETRY_TIMEOUT_S = 60
+RETRY_TIMEOUT_S = 15
 """No retry starts later than this after the first try of a request."""
 
 LISTING_SCHEMA = pa.schema([("path", pa.string()), ("size_bytes", pa.int64())])
 
 _KEYS_PER_PAGE = 1000
+_DOWNLOAD_TIMEOUT = timedelta(hours=1)
 _CREDENTIALS_LAST = timedelta(minutes=5)
 """How long before botocore, which refreshes temporary credentials, is asked again."""
 
 
-def read_object(uri: str) -> bytes:
-    """The whole content. Raises FileNotFoundError, or obstore's errors."""
+def read_object(uri: str, check_size: Callable[[int], None]) -> bytes:
+    """The whole content. Raises FileNotFoundError, or obstore's errors.
+
+    Args:
+        uri: `s3://bucket/key`.
+        check_size: called with the size in bytes before the content is read; may raise.
+    """
     bucket, key = _split(uri)
-    return bytes(obstore.get(_store(bucket), key).bytes())
+    found = obstore.get(_store(bucket), key)
+    check_size(found.meta["size"])
+    return bytes(found.bytes())
 
 
 def read_object_range(uri: str, offset_bytes: int, size_bytes: int) -> bytes:
@@ -81,7 +90,8 @@ def _connect(bucket: str, endpoint: str | None) -> S3Store:
         client_options={
             "allow_http": endpoint is not None and endpoint.startswith("http://"),
             "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
-            "timeout": timedelta(seconds=READ_TIMEOUT_S),
+            "read_timeout": timedelta(seconds=READ_TIMEOUT_S),
+            "timeout": _DOWNLOAD_TIMEOUT,
         },
         retry_config={
             "max_retries": MAX_RETRIES,

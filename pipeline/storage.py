@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -24,14 +25,17 @@ from urllib.parse import urlsplit
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from aiohttp import ClientPayloadError
 from botocore.exceptions import (
     BotoCoreError,
     ConnectTimeoutError,
     EndpointConnectionError,
+    HTTPClientError,
     NoCredentialsError,
     PartialCredentialsError,
     ReadTimeoutError,
 )
+from fsspec.exceptions import FSTimeoutError
 from obstore.exceptions import BaseError
 
 from pipeline.errors import UserError
@@ -44,8 +48,13 @@ from pipeline.s3_objects import (
     read_object_range,
 )
 
-MAX_ATTEMPTS = 5
-"""Tries of one S3 request by botocore, with its exponential backoff."""
+MAX_ATTEMPTS = 2
+"""Tries of one S3 request by botocore, in each of the tries here."""
+
+RETRY_AFTER_S = (1.0, 5.0, 25.0)
+"""Pauses before a read or write that broke for a passing reason is tried again."""
+RETRY_FOR_S = 60.0
+"""No such try starts later than this after the first: those that stalled have waited enough."""
 
 _REFUSED = {
     "AccessDenied",
@@ -58,7 +67,13 @@ _REFUSED = {
     "Forbidden",
     "403",
 }
+_NO_ANSWER = (EndpointConnectionError, ConnectTimeoutError, ReadTimeoutError, FSTimeoutError)
+_OVERLOADED = {"SlowDown", "RequestTimeout", "Throttling", "RequestLimitExceeded"}
 _NO_SUCH_PATH = {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+
+
+class TooLargeError(Exception):
+    """A file is larger than the caller wants to hold in memory."""
 
 
 def is_remote(path: str) -> bool:
@@ -91,7 +106,7 @@ def exists(path: str) -> bool:
     """Whether a file is there; an error of the storage is raised, not taken for a no."""
     with _explained(path):
         try:
-            return bool(file_system(path).info(path)["type"] == "file")
+            return bool(with_retries(file_system(path).info, path)["type"] == "file")
         except (FileNotFoundError, NotADirectoryError):
             return False
 
@@ -99,7 +114,7 @@ def exists(path: str) -> bool:
 def read_bytes(path: str) -> bytes:
     """The whole content. Raises FileNotFoundError when it is not there."""
     with _explained(path):
-        return read_file(path)
+        return bytes(with_retries(read_file, path))
 
 
 def read_range(path: str, offset_bytes: int, size_bytes: int) -> bytes:
@@ -110,19 +125,30 @@ def read_range(path: str, offset_bytes: int, size_bytes: int) -> bytes:
     return data
 
 
-def read_file(path: str, offset_bytes: int = 0, size_bytes: int | None = None) -> bytes:
-    """The content or a range of it, cut where the file ends; errors as the storage raises them."""
+def read_file(
+    path: str, offset_bytes: int = 0, size_bytes: int | None = None, *, max_bytes: int | None = None
+) -> bytes:
+    """The content or a range of it, cut where the file ends; errors as the storage raises them.
+
+    Raises:
+        TooLargeError: the file is larger than `max_bytes`, which is found out before reading it.
+    """
     if not is_remote(path):
         with Path(path).open("rb") as file:
+            _check_size(path, os.fstat(file.fileno()).st_size, max_bytes)
             file.seek(offset_bytes)
             return file.read(size_bytes)
     try:
         if size_bytes is None:
-            return read_object(path)
+            return read_object(path, lambda size: _check_size(path, size, max_bytes))
         return read_object_range(path, offset_bytes, size_bytes)
+    except TooLargeError:
+        raise
     except Exception as error:
         if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
             raise FileNotFoundError(path) from error
+        if max_bytes is not None:
+            _check_size(path, file_system(path).info(path)["size"], max_bytes)
         return _read_by_s3fs(path, offset_bytes, size_bytes)
 
 
@@ -130,7 +156,7 @@ def write_bytes(path: str, data: bytes) -> None:
     """Put the content in place as a whole: a reader sees the old file, none, or all of the new."""
     with _explained(path):
         if is_remote(path):
-            file_system(path).pipe_file(path, data)
+            with_retries(file_system(path).pipe_file, path, data)
         else:
             _write_local(path, data)
 
@@ -152,7 +178,7 @@ def remove(path: str) -> None:
     """Delete one file, if it is there."""
     if exists(path):
         with _explained(path):
-            file_system(path).rm_file(path)
+            with_retries(file_system(path).rm_file, path)
 
 
 def list_files(folder: str) -> list[str]:
@@ -212,7 +238,8 @@ def open_binary(path: str) -> io.IOBase:
     # Left to itself s3fs reads 50 MB ahead of every part.
     options = {"cache_type": "none"} if is_remote(path) else {}
     with _explained(path):
-        return cast(io.IOBase, file_system(path).open(path, "rb", **options))
+        opened = with_retries(partial(file_system(path).open, path, "rb", **options))
+        return cast(io.IOBase, opened)
 
 
 def check_bucket(path: str) -> None:
@@ -270,8 +297,10 @@ def explain(error: BaseException) -> str | None:
         return (
             "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE"
         )
-    if isinstance(error, (EndpointConnectionError, ConnectTimeoutError, ReadTimeoutError)):
+    if isinstance(error, _NO_ANSWER):
         return f"no answer from {endpoint}; check AWS_ENDPOINT_URL and the network"
+    if isinstance(error, ClientPayloadError):
+        return f"answers of {endpoint} are cut short, also when asked again; check the network"
     if isinstance(error, BaseError):
         return f"no use of {endpoint}: {str(error).splitlines()[0]}"
     if isinstance(error, BotoCoreError) or str(error).startswith("Invalid endpoint"):
@@ -296,17 +325,34 @@ def one_file_fault(error: Exception) -> str | None:
     return None
 
 
-def with_retries(action: Any, *arguments: object, attempts: int = 3) -> Any:
-    """Call again, after 0.5, 1, ... seconds, when a read or write broke for a passing reason."""
-    for attempt in range(attempts):
+def with_retries(action: Any, *arguments: object) -> Any:
+    """Call again, after the pauses of `RETRY_AFTER_S`, when a read or write broke in passing."""
+    start = time.monotonic()
+    for pause_s in RETRY_AFTER_S:
         try:
             return action(*arguments)
-        except (OSError, EOFError) as error:
-            lasting = one_file_fault(error) or explain(error)
-            if lasting or attempt == attempts - 1:
+        except Exception as error:
+            if not _may_pass(error) or time.monotonic() + pause_s > start + RETRY_FOR_S:
                 raise
-            time.sleep(0.5 * 2**attempt)
-    raise AssertionError("attempts must be at least 1")
+            time.sleep(pause_s)
+    return action(*arguments)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether asking again may help: no answer, a broken one, or one of an overloaded storage."""
+    if isinstance(error, UserError):
+        return False
+    status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if _error_code(error):
+        return status >= 500 or _error_code(error) in _OVERLOADED
+    if isinstance(error, OSError):
+        return one_file_fault(error) is None
+    return isinstance(error, (HTTPClientError, ClientPayloadError))
+
+
+def _check_size(path: str, size_bytes: int, max_bytes: int | None) -> None:
+    if max_bytes is not None and size_bytes > max_bytes:
+        raise TooLargeError(f"{path}: {size_bytes} bytes, at most {max_bytes} are read")
 
 
 def _read_by_s3fs(path: str, offset_bytes: int, size_bytes: int | None) -> bytes:
@@ -376,29 +422,36 @@ def _explained(path: str) -> Iterator[None]:
         raise UserError(f"{path}: {reason}") from error
 
 
-def _error_code(error: BaseException | None) -> str:
+def _error_code(error: BaseException) -> str:
     """The S3 error code behind an exception that s3fs translated, or an empty string."""
+    return str(_response(error).get("Error", {}).get("Code", ""))
+
+
+def _response(error: BaseException | None) -> dict[str, Any]:
     while error is not None:
         response = getattr(error, "response", None)
         if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
+            return response
         error = error.__cause__
-    return ""
+    return {}
 
 
 def file_system(path: str) -> Any:
     """The fsspec file system of a path; for callers that hand it to another library."""
     if not is_remote(path):
         return fsspec.filesystem("file")
-    return fsspec.filesystem(
+    remote = fsspec.filesystem(
         "s3",
         use_listings_cache=False,
         config_kwargs={
             "connect_timeout": CONNECT_TIMEOUT_S,
             "read_timeout": READ_TIMEOUT_S,
-            "retries": {"max_attempts": MAX_ATTEMPTS, "mode": "standard"},
+            "retries": {"total_max_attempts": MAX_ATTEMPTS, "mode": "standard"},
             # Servers other than AWS refuse the checksum trailers that newer clients send.
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
         },
     )
+    # Its tries multiply with those of botocore, and for reads with themselves.
+    remote.retries = 1
+    return remote

@@ -79,6 +79,20 @@ def _s3_server(variables: dict[str, str]) -> Iterator[str]:
         server.wait(timeout=10)
 
 
+@pytest.fixture(scope="module")
+def session(s3_endpoint: str) -> Iterator[None]:
+    """A Ray of 2 CPUs whose workers know the S3 server."""
+    from cluster.session import connect  # not at the top: most tests do without Ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Workers that may not keep compiled modules compile all of them at every start.
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        for name, value in s3_environment(s3_endpoint).items():
+            patch.setenv(name, value)
+        with connect(address="local", num_cpus=2):
+            yield
+
+
 @pytest.fixture
 def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A fresh, empty bucket, `s3://...`, with the AWS variables of this process set to reach it."""

@@ -154,10 +154,8 @@ def test_no_thread_outlives_a_task(
     kept: list[object] = []  # so that nothing is closed by going out of sight
     fetch_ahead = build.fetch_ahead
 
-    def keep(
-        clips: list[dict[str, Any]], num_ahead: int
-    ) -> Generator[bytes | Exception, None, None]:
-        contents = fetch_ahead(clips, num_ahead)
+    def keep(clips: list[dict[str, Any]], *limits: int) -> Generator[bytes | Exception, None, None]:
+        contents = fetch_ahead(clips, *limits)
         kept.append(contents)
         return contents
 

@@ -117,6 +117,24 @@ def test_what_a_container_lacks_costs_its_clips_only(
     ]
 
 
+def test_what_is_too_large_is_not_read(folder: str) -> None:
+    storage.write_bytes(storage.join(folder, "a.tar"), bytes(100))
+    audio = pa.array([{"bytes": bytes(size), "path": None} for size in (10, 11)])
+    storage.write_table(storage.join(folder, "a.parquet"), pa.table({"audio": audio}))
+    clips = [
+        clip(0, storage.join(folder, "a.tar")),
+        clip(1, storage.join(folder, "a.tar"), offset_bytes=5, size_bytes=10),
+        clip(2, storage.join(folder, "a.tar"), offset_bytes=5, size_bytes=11),
+        clip(3, storage.join(folder, "a.parquet"), row_group=0, row=0),
+        clip(4, storage.join(folder, "a.parquet"), row_group=0, row=1),
+    ]
+    contents = list(fetch_ahead(clips, 2, 10))
+    assert (contents[1], contents[3]) == (bytes(10), bytes(10))
+    for number in (0, 2, 4):
+        assert reason(contents[number]) == "larger than the files that are read"
+    assert list(fetch_ahead(clips[:1], 2, 100)) == [bytes(100)]
+
+
 def test_a_fault_of_the_storage_is_no_reject() -> None:
     error = OSError(5, "Input/output error")
     with pytest.raises(UserError, match=r"^/a.wav: cannot be read: .*same command again to go on"):

@@ -3,10 +3,8 @@
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,23 +28,10 @@ from pipeline.prepare import prepare
 from pipeline.sources import read_source
 from pipeline.synthetic import SyntheticSettings, write_synthetic
 from tests.audio import write_clips
-from tests.conftest import s3_environment
+from tests.steps import started
 
 SETTINGS = PrepareSettings(clips_per_shard=4)
 NUM_SHARDS = 13
-PROJECT = Path(ray_job.__file__).parent
-
-
-@pytest.fixture(scope="module")
-def session(s3_endpoint: str) -> Iterator[None]:
-    """A Ray of 2 CPUs whose workers know the S3 server."""
-    with pytest.MonkeyPatch.context() as patch:
-        # Workers that may not keep compiled modules compile all of them at every start.
-        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-        for name, value in s3_environment(s3_endpoint).items():
-            patch.setenv(name, value)
-        with connect(address="local", num_cpus=2):
-            yield
 
 
 @pytest.fixture(scope="module")
@@ -100,26 +85,6 @@ def run_prepare(manifest: Manifest, output: str, **changes: Any) -> PrepareSumma
 def prepare_command(manifest: Path | str, output: Path, *more: str) -> list[str]:
     options = ["--clips-per-shard", "4", "--address", "local", *more]
     return ["prepare", str(manifest), "--out", str(output), *options]
-
-
-@contextmanager
-def started(command: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
-    """`ray_job.py` in a process (and process group) of its own, which ends with the block."""
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    with subprocess.Popen(
-        [sys.executable, str(PROJECT / "ray_job.py"), *command],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as step:
-        try:
-            yield step
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(step.pid, signal.SIGKILL)
 
 
 # --- the same bytes ----------------------------------------------------------------------------

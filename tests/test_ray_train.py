@@ -3,11 +3,9 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,12 @@ import pytest
 import ray
 
 import ray_job
-from cluster.session import connect
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
 from pipeline.errors import UserError
-from tests.conftest import s3_environment
 from tests.prepared import make_prepared, tiny_recipe, write_recipe
 from tests.runs import assert_close_runs, assert_events_match_history, newest
+from tests.steps import started
 from trainer import ray_train
 from trainer.checkpoint import checkpoint_paths
 from trainer.clips import select_clips
@@ -39,18 +36,6 @@ from trainer.world import World
 PROJECT = Path(__file__).resolve().parent.parent
 RECIPE = tiny_recipe(train={"epochs": 4, "log_every_steps": 1, "checkpoint_every_s": 0})
 """24 steps, each followed by a checkpoint."""
-
-
-@pytest.fixture(scope="module")
-def session(s3_endpoint: str) -> Iterator[None]:
-    """A Ray of 2 CPUs whose workers know the S3 server."""
-    with pytest.MonkeyPatch.context() as patch:
-        # Workers that may not keep compiled modules compile all of them at every start.
-        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-        for name, value in s3_environment(s3_endpoint).items():
-            patch.setenv(name, value)
-        with connect(address="local", num_cpus=2):
-            yield
 
 
 @pytest.fixture(scope="module")
@@ -265,26 +250,6 @@ def test_what_cannot_be_is_found_out_before_ray_starts(
 # Processes that are killed
 
 
-@contextmanager
-def started(command: Sequence[str]) -> "Iterator[subprocess.Popen[str]]":
-    """`ray_job.py` in a process group of its own, with two CPUs of its own Ray."""
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    process = subprocess.Popen(
-        [sys.executable, str(PROJECT / "ray_job.py"), *command, "--num-cpus", "2"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def wait_for_step(process: "subprocess.Popen[str]", run: Path, step: int) -> int:
     """Wait for a checkpoint of at least this step; returns its step."""
     while True:
@@ -304,7 +269,8 @@ def test_after_ctrl_c_and_kill_the_same_command_carries_on(
     recipe = replace(RECIPE, train=replace(RECIPE.train, epochs=25))
     recipe_file = str(write_recipe(tmp_path / "tiny.toml", recipe))
     run = tmp_path / "run"
-    command = train_command(recipe_file, dataset, str(run), "--workers", "2")
+    options = ["--workers", "2", "--num-cpus", "2"]
+    command = train_command(recipe_file, dataset, str(run), *options)
     with started(command) as process:
         wait_for_step(process, run, 1)
         # As the terminal does: to all processes of the group.

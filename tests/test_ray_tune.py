@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +10,12 @@ import numpy as np
 import pytest
 
 import ray_job
-from cluster.session import connect
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
 from tests.prepared import make_prepared, tiny_recipe, write_recipe
 from tests.runs import assert_close_runs
-from tests.test_ray_train import started, wait_for_step
+from tests.steps import started
+from tests.test_ray_train import wait_for_step
 from trainer import ray_tune
 from trainer.loop import train
 from trainer.predictions import read_predictions
@@ -25,14 +24,6 @@ from trainer.run_folder import is_finished
 from trainer.world import World
 
 RECIPE = tiny_recipe(train={"epochs": 4, "log_every_steps": 1, "checkpoint_every_s": 0})
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-        with connect(address="local", num_cpus=2):
-            yield
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +153,7 @@ def test_a_killed_ensemble_is_carried_on(
 ) -> None:
     """Three seeds on two CPUs: some have begun, one has not."""
     command = ensemble_command(recipe_file, dataset, tmp_path, 0, 1, 2)
-    with started(command) as process:
+    with started([*command, "--num-cpus", "2"]) as process:
         wait_for_step(process, tmp_path / "seed-0", 2)
         process.send_signal(kind)
         _, errors = process.communicate()
@@ -172,7 +163,7 @@ def test_a_killed_ensemble_is_carried_on(
     # Its workers may outlive a killed process by a moment.
     time.sleep(3)
 
-    with started(command) as process:
+    with started([*command, "--num-cpus", "2"]) as process:
         output, errors = process.communicate()
     assert process.returncode == 0, errors
     assert_ensemble(tmp_path, output, [0, 1, 2])

@@ -4,16 +4,20 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from urllib.parse import parse_qs, urlsplit
 
 import boto3
 import fsspec
 import pyarrow as pa
 import pytest
+from aiohttp import ClientPayloadError
 
 from pipeline import storage
 from pipeline.errors import UserError
@@ -185,7 +189,7 @@ def test_passing_faults_are_retried_and_lasting_ones_are_not(
 ) -> None:
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
-    outcomes: list[Any] = [OSError("reset"), EOFError("cut"), b"content"]
+    outcomes: list[Any] = [OSError("reset"), ClientPayloadError("cut"), b"content"]
 
     def action() -> bytes:
         outcome = outcomes.pop(0)
@@ -194,9 +198,9 @@ def test_passing_faults_are_retried_and_lasting_ones_are_not(
         return bytes(outcome)
 
     assert storage.with_retries(action) == b"content"
-    assert waits == [0.5, 1.0]
+    assert waits == [1.0, 5.0]
     outcomes[:] = [OSError(str(number)) for number in range(9)]
-    with pytest.raises(OSError, match=r"^2$"):
+    with pytest.raises(OSError, match=r"^3$"):
         storage.with_retries(action)
     outcomes[:] = [FileNotFoundError(), b"not asked for"]
     with pytest.raises(FileNotFoundError):
@@ -405,3 +409,54 @@ def test_a_storage_that_stays_broken_is_named() -> None:
     assert storage.one_file_fault(broken) is None
     assert storage.explain(FileNotFoundError("x")) is None
     assert storage.explain(ValueError("x")) is None
+
+
+class EndlessListing(BaseHTTPRequestHandler):
+    """An S3 that lists 200 pages of 1,000 keys, made as they are asked for."""
+
+    num_pages = 200
+    pages_asked: ClassVar[list[int]] = []
+
+    def do_GET(self) -> None:
+        query = parse_qs(urlsplit(self.path).query)
+        page = int(query.get("continuation-token", ["0"])[0])
+        size = int(query.get("max-keys", ["1000"])[0])
+        self.pages_asked.append(page)
+        keys = "".join(
+            f"<Contents><Key>audio/{page * 1000 + number:07d}.flac</Key><Size>{number}</Size>"
+            f"<LastModified>2020-01-01T00:00:00.000Z</LastModified></Contents>"
+            for number in range(min(size, 1000))
+        )
+        is_last = page + 1 == self.num_pages
+        following = "" if is_last else f"<NextContinuationToken>{page + 1}</NextContinuationToken>"
+        body = (
+            f"<ListBucketResult><Name>big</Name><IsTruncated>{str(not is_last).lower()}"
+            f"</IsTruncated>{following}{keys}</ListBucketResult>"
+        ).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_listing_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first keys are there long before the last page is asked for."""
+    EndlessListing.pages_asked.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), EndlessListing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name, value in s3_environment(f"http://127.0.0.1:{server.server_port}").items():
+            monkeypatch.setenv(name, value)
+        batches = storage.iter_files("s3://big/audio")
+        first = next(batches)
+        assert first["path"][:2].to_pylist() == [
+            "s3://big/audio/0000000.flac",
+            "s3://big/audio/0000001.flac",
+        ]
+        assert first["size_bytes"][7].as_py() == 7
+        assert max(EndlessListing.pages_asked) < 20
+        assert first.num_rows + sum(batch.num_rows for batch in batches) == 200_000
+        assert max(EndlessListing.pages_asked) == 199
+        server.shutdown()
