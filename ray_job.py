@@ -420,7 +420,7 @@ def _add_prepare(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     step.add_argument(
         "--reads-ahead",
         type=_positive,
-        default=8,
+        default=16,
         help="files each task fetches at once (default: %(default)s)",
     )
     step.add_argument(

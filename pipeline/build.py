@@ -47,7 +47,7 @@ class BuildJob:
     output: str
     """The data set's folder."""
     settings: PrepareSettings
-    reads_ahead: int = 8
+    reads_ahead: int = 16
     """Files fetched at once, ahead of the computation."""
 
     @property

@@ -1,0 +1,160 @@
+"""What reading from S3 costs `prepare`: without and with latency, by obstore and by s3fs.
+
+In: a folder of audio, such as ESC-50's `audio/`. Steps: cut it into 10 s FLAC files of 16 kHz in a
+bucket of a server on this machine (see `s3_server`); build a shard of them in this process, from
+local files, through s3fs and through obstore; then `prepare` on Ray, its workers started before.
+Sides take turns, and the best round of each is kept. Out: a table, with the seconds of each stage
+summed over all tasks.
+
+    .venv/bin/python benchmarks/prepare_from_s3.py AUDIO_FOLDER --clips 4000
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+from unittest import mock
+
+from prepare_throughput import CLIP_S, describe_machine, make_clips
+from s3_reads import Reader, cpu_s, read_by_obstore, read_by_s3fs
+from s3_server import serve_s3
+
+from cluster.session import connect
+from pipeline import storage
+from pipeline.build import BuildJob, build_shard
+from pipeline.manifest import Clip, Manifest, from_clips
+from pipeline.parts import STAGES
+from pipeline.plan import PrepareSettings, make_plan, write_plan
+from pipeline.prepare import prepare
+
+NUM_WARM_UP = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """One round of one side."""
+
+    num_clips: int
+    seconds: float
+    cpu_s: float | None
+    """CPU time of this process; None where others do the work."""
+    stages_s: dict[str, float]
+
+
+Side = Callable[[str], Timing]
+"""What is timed, given a folder for its output."""
+
+Key = tuple[str, float]
+"""A side's name, and the latency in milliseconds."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("audio", type=Path, help="folder of audio files")
+    parser.add_argument("--clips", type=int, default=4000, help="clips for prepare")
+    parser.add_argument("--latency-ms", type=float, default=20.0, help="added to each request")
+    parser.add_argument("--reads-ahead", type=int, nargs="+", default=[8])
+    parser.add_argument("--rounds", type=int, default=2, help="the best of so many is shown")
+    parser.add_argument("--cpus", type=int, default=os.cpu_count(), help="CPUs for prepare")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, serve_s3(Path(folder)) as latency_s:
+        (Path(folder) / "bucket").mkdir()
+        names = [file.name for file in make_clips(arguments.audio, Path(folder) / "bucket")]
+        print(f"clips of {CLIP_S} s ({len(names)} different), {describe_machine()}")
+        local_clips = make_manifest(names, arguments.clips, f"{folder}/bucket")
+        s3_clips = make_manifest(names, arguments.clips, "s3://bucket")
+        local = partial(time_shard, local_clips, read_by_obstore, 8)
+        shards: dict[Key, Side] = {("local files", 0.0): local}
+        tasks: dict[Key, Side] = {}
+        for latency_ms in (0.0, arguments.latency_ms):
+            for ahead in arguments.reads_ahead:
+                for name, read in (("s3fs", read_by_s3fs), ("obstore", read_by_obstore)):
+                    side = partial(time_shard, s3_clips, read, ahead)
+                    shards[f"{name}, {ahead} ahead", latency_ms] = side
+                side = partial(time_prepare, s3_clips, ahead)
+                tasks[f"prepare, {ahead} ahead", latency_ms] = side
+        show(take_turns(shards, latency_s, arguments.rounds))
+        with connect(num_cpus=arguments.cpus):
+            with tempfile.TemporaryDirectory() as output:
+                time_prepare(make_manifest(names, NUM_WARM_UP, "s3://bucket"), 8, output)
+            show(take_turns(tasks, latency_s, arguments.rounds))
+
+
+def make_manifest(names: list[str], num_clips: int, folder: str) -> Manifest:
+    """Clips whose files are in a folder, again and again until there are enough."""
+    uris = [f"{folder}/{names[number % len(names)]}" for number in range(num_clips)]
+    clips = [Clip(id=str(number), uri=uri, labels=("any",)) for number, uri in enumerate(uris)]
+    return from_clips(clips, ["any"])
+
+
+def take_turns(sides: dict[Key, Side], latency_s: Synchronized, rounds: int) -> dict[Key, Timing]:
+    """The fastest round of each side."""
+    best: dict[Key, Timing] = {}
+    for number in range(rounds):
+        # To and fro, so that none always runs when other work has just begun.
+        for key, side in list(sides.items())[:: -1 if number % 2 else 1]:
+            latency_s.value = key[1] / 1000
+            with tempfile.TemporaryDirectory() as output:
+                timing = side(output)
+            if key not in best or timing.seconds < best[key].seconds:
+                best[key] = timing
+    return {key: best[key] for key in sides}
+
+
+def time_shard(manifest: Manifest, read: Reader, reads_ahead: int, output: str) -> Timing:
+    """Build the first shard of a plan in this process, reading objects as told."""
+    plan = make_plan(manifest, PrepareSettings())
+    job = BuildJob(output=output, settings=PrepareSettings(), reads_ahead=reads_ahead)
+    write_plan(plan, job.work, manifest)
+    start, start_cpu_s = time.monotonic(), cpu_s()
+    with mock.patch.object(storage, "read_object", lambda uri, check_size: read(uri)):
+        part = build_shard(plan.specs[0], job)
+    assert not part.rejects
+    return Timing(
+        num_clips=part.index.num_rows,
+        seconds=time.monotonic() - start,
+        cpu_s=cpu_s() - start_cpu_s,
+        stages_s=part.stages_s,
+    )
+
+
+def time_prepare(manifest: Manifest, reads_ahead: int, output: str) -> Timing:
+    """All of `prepare`, in the session of Ray that is there."""
+    summary = prepare(
+        manifest,
+        output,
+        PrepareSettings(),
+        session=connect(),
+        max_reject_share=0.0,
+        reads_ahead=reads_ahead,
+    )
+    assert summary is not None
+    return Timing(
+        num_clips=summary.num_clips,
+        seconds=summary.wall_s,
+        cpu_s=None,
+        stages_s=summary.stages_s,
+    )
+
+
+def show(timings: dict[Key, Timing]) -> None:
+    """Print a table."""
+    stages = "".join(f"{stage:>8}" for stage in STAGES)
+    print(f"{'':20}{'latency':>9}{'clips':>7}{'seconds':>9}{'clips/s':>9}{'CPU ms':>8}{stages}")
+    for (name, latency_ms), timing in timings.items():
+        rate = timing.num_clips / timing.seconds
+        cpu = f"{1000 * timing.cpu_s / timing.num_clips:.2f}" if timing.cpu_s else ""
+        seconds = "".join(f"{timing.stages_s[stage]:8.1f}" for stage in STAGES)
+        print(
+            f"{name:20}{latency_ms:>6g} ms{timing.num_clips:7}{timing.seconds:9.1f}{rate:9.1f}"
+            f"{cpu:>8}{seconds}"
+        )
+
+
+if __name__ == "__main__":
+    main()

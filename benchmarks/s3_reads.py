@@ -1,0 +1,126 @@
+"""Reads of small S3 objects a second, and client CPU time for each, by several clients in one run.
+
+In: nothing. Steps: serve a bucket of 200 KB objects on this machine (see `s3_server`); read them
+from 1, 8 and 32 threads with s3fs, pyarrow and obstore (as `pipeline.s3_objects` uses it), without
+and with added latency a request; keep the best of several rounds. Out: a table.
+
+    .venv/bin/python benchmarks/s3_reads.py
+"""
+
+import argparse
+import os
+import platform
+import random
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import pyarrow.fs
+from s3_server import serve_s3
+
+from pipeline import storage
+from pipeline.s3_objects import read_object
+
+OBJECT_BYTES = 200_000
+NUM_OBJECTS = 200
+IN_FLIGHT = (1, 8, 32)
+MIN_READS = 100
+READS_PER_FLIGHT = 40
+
+Reader = Callable[[str], bytes]
+
+
+def read_by_s3fs(uri: str) -> bytes:
+    """By one request, as `pipeline.storage` asks where obstore fails."""
+    return bytes(storage.file_system(uri).cat_file(uri, max_concurrency=1))
+
+
+def read_by_obstore(uri: str) -> bytes:
+    return read_object(uri, lambda size_bytes: None)
+
+
+def read_by_pyarrow(uri: str) -> bytes:
+    with pyarrow_file_system().open_input_file(uri.removeprefix("s3://")) as file:
+        return bytes(file.read())
+
+
+@cache
+def pyarrow_file_system() -> pyarrow.fs.S3FileSystem:
+    return pyarrow.fs.S3FileSystem(
+        endpoint_override=os.environ["AWS_ENDPOINT_URL"], region=os.environ["AWS_DEFAULT_REGION"]
+    )
+
+
+READERS: dict[str, Reader] = {
+    "s3fs": read_by_s3fs,
+    "pyarrow": read_by_pyarrow,
+    "obstore": read_by_obstore,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--latency-ms", type=float, default=20.0, help="added to each request")
+    parser.add_argument("--rounds", type=int, default=3, help="the best of so many is shown")
+    arguments = parser.parse_args()
+    print(f"objects of {OBJECT_BYTES} bytes, best of {arguments.rounds}, {describe_machine()}")
+    print(f"{'':10}{'latency':>10}{'in flight':>11}{'objects/s':>11}{'CPU ms':>9}")
+    with tempfile.TemporaryDirectory() as folder, serve_s3(Path(folder)) as latency_s:
+        uris = make_objects(Path(folder))
+        for latency_ms in (0.0, arguments.latency_ms):
+            latency_s.value = latency_ms / 1000
+            for in_flight in IN_FLIGHT:
+                for name, (rate, cpu_ms) in measure(uris, in_flight, arguments.rounds).items():
+                    latency = f"{latency_ms:g} ms"
+                    print(f"{name:10}{latency:>10}{in_flight:11}{rate:11.0f}{cpu_ms:9.2f}")
+
+
+def make_objects(folder: Path) -> list[str]:
+    """Write objects to a bucket and name them."""
+    (folder / "bucket").mkdir()
+    generator = random.Random(0)
+    for number in range(NUM_OBJECTS):
+        (folder / "bucket" / str(number)).write_bytes(generator.randbytes(OBJECT_BYTES))
+    return [f"s3://bucket/{number}" for number in range(NUM_OBJECTS)]
+
+
+def measure(uris: list[str], in_flight: int, rounds: int) -> dict[str, tuple[float, float]]:
+    """The highest rate of each reader, and its lowest CPU time an object."""
+    num_reads = max(MIN_READS, READS_PER_FLIGHT * in_flight)
+    asked = [uris[number % len(uris)] for number in range(num_reads)]
+    results: dict[str, list[tuple[float, float]]] = {name: [] for name in READERS}
+    for _ in range(rounds):
+        for name, read in READERS.items():
+            results[name].append(time_reads(read, asked, in_flight))
+    return {
+        name: (max(rate for rate, _ in found), min(cpu_ms for _, cpu_ms in found))
+        for name, found in results.items()
+    }
+
+
+def time_reads(read: Reader, uris: list[str], in_flight: int) -> tuple[float, float]:
+    """Objects a second and milliseconds of this process' CPU time an object."""
+    with ThreadPoolExecutor(in_flight) as pool:
+        # Opens the connections.
+        list(pool.map(read, uris[:in_flight]))
+        start, start_cpu_s = time.perf_counter(), cpu_s()
+        assert {len(data) for data in pool.map(read, uris)} == {OBJECT_BYTES}
+        seconds, used_s = time.perf_counter() - start, cpu_s() - start_cpu_s
+    return len(uris) / seconds, 1000 * used_s / len(uris)
+
+
+def cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def describe_machine() -> str:
+    return f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}"
+
+
+if __name__ == "__main__":
+    main()
