@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.build import BuildJob
-from pipeline.card import Card, card_fault, make_card
+from pipeline.card import Card, card_fault, common_fingerprint, make_card
 from pipeline.dataset import INDEX_ROWS_PER_GROUP, card_path
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
@@ -139,6 +140,7 @@ def assemble(
     check_share(reasons, num_clips, max_share=max_reject_share, ledger=ledger_path)
 
     index = pa.concat_tables([INDEX_SCHEMA.empty_table(), *(part.index for part in ordered)])
+    index = _with_common(index, manifest)
     index_bytes = storage.encode_table(index, INDEX_ROWS_PER_GROUP)
     storage.write_bytes(storage.join(job.output, "index.parquet"), index_bytes)
     card = make_card(
@@ -149,6 +151,7 @@ def assemble(
         tars=[part.tar for part in ordered if part.tar],
         plan_fingerprint=plan.fingerprint,
         coverage=manifest.coverage,
+        common_fingerprint=common_fingerprint(manifest),
         checksums={
             "index_sha256": hashlib.sha256(index_bytes).hexdigest(),
             "rejects_sha256": hashlib.sha256(ledger).hexdigest(),
@@ -159,6 +162,13 @@ def assemble(
     _remove_strays(job.output, ordered)
     storage.write_json(card_path(job.output), card)
     return summary
+
+
+def _with_common(index: pa.Table, manifest: Manifest) -> pa.Table:
+    """The index with the common subset of the manifest, which may be later than the parts."""
+    rows = pc.index_in(index["id"], manifest.clips["id"])
+    place = INDEX_SCHEMA.get_field_index("common")
+    return index.set_column(place, INDEX_SCHEMA.field(place), manifest.clips["common"].take(rows))
 
 
 def _summary(

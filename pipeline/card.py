@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.manifest import TRAIN_SPLIT
+from pipeline.manifest import TRAIN_SPLIT, Manifest
 from pipeline.parts import TarFacts
 from pipeline.plan import FORMAT_VERSION, PrepareSettings
 
@@ -30,6 +30,7 @@ def make_card(
     tars: list[TarFacts],
     plan_fingerprint: str,
     coverage: dict[str, Any] | None,
+    common_fingerprint: str,
     checksums: dict[str, str],
 ) -> Card:
     """Describe a data set.
@@ -42,6 +43,7 @@ def make_card(
         tars: the shards.
         plan_fingerprint: hash of the manifest and settings it was prepared from.
         coverage: what the manifest's source lists and what of it was found, if it tells.
+        common_fingerprint: of the manifest's common subset.
         checksums: SHA-256 of the index (`index_sha256`) and of the ledger (`rejects_sha256`).
 
     Returns:
@@ -62,9 +64,16 @@ def make_card(
         "shards": [asdict(tar) for tar in tars],
         "plan_fingerprint": plan_fingerprint,
         "coverage": coverage,
+        "common_fingerprint": common_fingerprint,
         **checksums,
     }
     return {**card, "fingerprint": fingerprint(card)}
+
+
+def common_fingerprint(manifest: Manifest) -> str:
+    """Hash of the ids in the common subset, which may change without anything being built."""
+    ids = manifest.clips["id"].filter(manifest.clips["common"]).to_pylist()
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
 def fingerprint(card: Card) -> str:

@@ -129,7 +129,7 @@ def make_plan(manifest: Manifest, settings: PrepareSettings, before: Plan | None
                 plan_file=first_file + place // _SHARDS_PER_FILE,
                 row_group=place % _SHARDS_PER_FILE,
                 num_clips=num_clips,
-                fingerprint=_sha256(_canonical(basis), content_hash(part)),
+                fingerprint=_sha256(_canonical(basis), content_hash(_what_is_built(part))),
             )
             specs.append(spec)
             start += num_clips
@@ -143,8 +143,8 @@ def differences(before: Plan, manifest: Manifest, settings: PrepareSettings) -> 
     old = _flat(before.basis)
     names = [name for name in {**old, **basis} if old.get(name) != basis.get(name)]
     rows = pc.index_in(before.clips["id"], manifest.clips["id"])
-    there = before.clips.filter(pc.is_valid(rows))
-    now = manifest.clips.take(pc.drop_null(rows))
+    there = _what_is_built(before.clips.filter(pc.is_valid(rows)))
+    now = _what_is_built(manifest.clips.take(pc.drop_null(rows)))
     changed: list[str] = []
     for start in range(0, there.num_rows, 1000):
         one, other = there.slice(start, 1000), now.slice(start, 1000)
@@ -220,8 +220,14 @@ def read_plan(folder: str) -> Plan | None:
 
 def read_shard_clips(folder: str, spec: ShardSpec) -> pa.Table:
     """The clips of one shard, from the written plan."""
-    with storage.open_binary(_file(folder, spec.plan_file)) as file:
-        return pq.ParquetFile(file).read_row_group(spec.row_group)
+    path = _file(folder, spec.plan_file)
+    with storage.explained(path):
+        return storage.with_retries(_read_row_group, path, spec.row_group)
+
+
+def _read_row_group(path: str, row_group: int) -> pa.Table:
+    with storage.open_binary(path) as file:
+        return pq.ParquetFile(file).read_row_group(row_group)
 
 
 def shard_sizes(num_clips: int, clips_per_shard: int) -> list[int]:
@@ -265,6 +271,11 @@ def _check_split(split: str) -> None:
             f"split {split!r}: shards are named after their split, so it may hold only letters, "
             f"digits, '-' and '_'; rename it in the manifest"
         )
+
+
+def _what_is_built(clips: pa.Table) -> pa.Table:
+    """The clips without what is only in the index, which is made anew from any manifest."""
+    return clips.drop_columns(["common"])
 
 
 def _basis(manifest: Manifest, settings: PrepareSettings) -> dict[str, Any]:

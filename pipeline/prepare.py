@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.assemble import PrepareSummary, assemble, finished_parts, is_intact, read_card
 from pipeline.build import BuildJob, build_shard
+from pipeline.card import common_fingerprint
 from pipeline.carry_on import check_carries_on, clear_damaged, discard_parts, read_damaged
 from pipeline.dataset import card_path
 from pipeline.errors import UserError
@@ -46,7 +47,7 @@ def prepare(
     session: AbstractContextManager[None],
     max_reject_share: float,
     retry_rejects: bool = False,
-    reads_ahead: int = 8,
+    reads_ahead: int = 16,
     json_logs: bool = False,
 ) -> PrepareSummary | None:
     """Prepare a data set, or carry on where an earlier run was stopped.
@@ -77,6 +78,8 @@ def prepare(
         return (
             card is not None
             and card["plan_fingerprint"] == fingerprint
+            and card["coverage"] == manifest.coverage
+            and card["common_fingerprint"] == common_fingerprint(manifest)
             and damaged is None
             and not (retry_rejects and card["rejects"]["num"])
             and is_intact(card, output)

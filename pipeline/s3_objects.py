@@ -16,6 +16,7 @@ import botocore.session
 import obstore
 import pyarrow as pa
 from botocore.exceptions import NoCredentialsError
+from obstore.exceptions import GenericError
 from obstore.store import S3Store
 
 CONNECT_TIMEOUT_S = 10
@@ -58,11 +59,26 @@ def list_objects(uri: str) -> Iterator[pa.RecordBatch]:
     Left out are empty objects without a suffix: most are no files but marks of folders.
     """
     bucket, prefix = _split(uri)
-    for page in obstore.list(_store(bucket), prefix.rstrip("/"), chunk_size=_KEYS_PER_PAGE):
+    for page in _pages(_store(bucket), prefix.rstrip("/")):
         # A mark of a folder is an empty object with its name and a slash, which is lost here.
         files = [item for item in page if item["size"] or "." in item["path"].rpartition("/")[2]]
         paths = [f"s3://{bucket}/{item['path']}" for item in files]
         yield pa.record_batch([paths, [item["size"] for item in files]], schema=LISTING_SCHEMA)
+
+
+def _pages(store: S3Store, prefix: str) -> Iterator[Any]:
+    """Pages of a listing; one that is cut short, which obstore leaves so, is asked for again."""
+    last, failures = None, 0
+    while True:
+        try:
+            for page in obstore.list(store, prefix, offset=last, chunk_size=_KEYS_PER_PAGE):
+                yield page
+                last, failures = page[-1]["path"], 0
+            return
+        except GenericError:
+            failures += 1
+            if failures > MAX_RETRIES:
+                raise
 
 
 def _split(uri: str) -> tuple[str, str]:

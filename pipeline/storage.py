@@ -66,6 +66,7 @@ _REFUSED = {
     "AuthFailure",
     "Forbidden",
     "403",
+    "400",  # answers to HEAD have no other code: a token that expired
 }
 _NO_ANSWER = (EndpointConnectionError, ConnectTimeoutError, ReadTimeoutError, FSTimeoutError)
 _OVERLOADED = {"SlowDown", "RequestTimeout", "Throttling", "RequestLimitExceeded"}
@@ -104,7 +105,7 @@ def join(base: str, *parts: str) -> str:
 
 def exists(path: str) -> bool:
     """Whether a file is there; an error of the storage is raised, not taken for a no."""
-    with _explained(path):
+    with explained(path):
         try:
             return bool(with_retries(file_system(path).info, path)["type"] == "file")
         except (FileNotFoundError, NotADirectoryError):
@@ -113,7 +114,7 @@ def exists(path: str) -> bool:
 
 def read_bytes(path: str) -> bytes:
     """The whole content. Raises FileNotFoundError when it is not there."""
-    with _explained(path):
+    with explained(path):
         return bytes(with_retries(read_file, path))
 
 
@@ -154,7 +155,7 @@ def read_file(
 
 def write_bytes(path: str, data: bytes) -> None:
     """Put the content in place as a whole: a reader sees the old file, none, or all of the new."""
-    with _explained(path):
+    with explained(path):
         if is_remote(path):
             with_retries(file_system(path).pipe_file, path, data)
         else:
@@ -177,7 +178,7 @@ def make_folder(path: str) -> None:
 def remove(path: str) -> None:
     """Delete one file, if it is there."""
     if exists(path):
-        with _explained(path):
+        with explained(path):
             with_retries(file_system(path).rm_file, path)
 
 
@@ -202,7 +203,7 @@ def iter_files(folder: str) -> Iterator[pa.RecordBatch]:
     """
     inside = folder.rstrip("/") + "/"
     check_bucket(folder)
-    with _explained(folder):
+    with explained(folder):
         yield from list_objects(inside) if is_remote(folder) else _list_local(folder)
 
 
@@ -237,7 +238,7 @@ def open_binary(path: str) -> io.IOBase:
     """A seekable file for reading parts of it, such as one Parquet row group."""
     # Left to itself s3fs reads 50 MB ahead of every part.
     options = {"cache_type": "none"} if is_remote(path) else {}
-    with _explained(path):
+    with explained(path):
         opened = with_retries(partial(file_system(path).open, path, "rb", **options))
         return cast(io.IOBase, opened)
 
@@ -252,8 +253,10 @@ def check_bucket(path: str) -> None:
     if not is_remote(path):
         return
     bucket, _, prefix = path.removeprefix("s3://").partition("/")
-    with _explained(f"s3://{bucket}"):
-        file_system(path).call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
+    with explained(f"s3://{bucket}"):
+        ask = partial(file_system(path).call_s3, "list_objects_v2", Bucket=bucket)
+        # A mistyped endpoint is told of at once.
+        with_retries(partial(ask, Prefix=prefix, MaxKeys=1), lasting=_NO_ANSWER)
 
 
 def check_readable(uris: list[str]) -> None:
@@ -266,7 +269,7 @@ def check_readable(uris: list[str]) -> None:
         UserError: no such bucket, refused or missing credentials, or no answer.
     """
     for number, uri in enumerate(uris, start=1):
-        with _explained(uri):
+        with explained(uri):
             try:
                 read_range(uri, 0, 1)
                 return
@@ -325,14 +328,23 @@ def one_file_fault(error: Exception) -> str | None:
     return None
 
 
-def with_retries(action: Any, *arguments: object) -> Any:
-    """Call again, after the pauses of `RETRY_AFTER_S`, when a read or write broke in passing."""
+def with_retries(
+    action: Any, *arguments: object, lasting: tuple[type[Exception], ...] = (UserError,)
+) -> Any:
+    """Call again, after the pauses of `RETRY_AFTER_S`, when a read or write broke in passing.
+
+    Args:
+        action: what to call.
+        arguments: what it takes.
+        lasting: errors that are raised at once, beside those that asking again cannot help.
+    """
     start = time.monotonic()
     for pause_s in RETRY_AFTER_S:
         try:
             return action(*arguments)
         except Exception as error:
-            if not _may_pass(error) or time.monotonic() + pause_s > start + RETRY_FOR_S:
+            is_late = time.monotonic() + pause_s > start + RETRY_FOR_S
+            if isinstance(error, lasting) or not _may_pass(error) or is_late:
                 raise
             time.sleep(pause_s)
     return action(*arguments)
@@ -340,8 +352,6 @@ def with_retries(action: Any, *arguments: object) -> Any:
 
 def _may_pass(error: Exception) -> bool:
     """Whether asking again may help: no answer, a broken one, or one of an overloaded storage."""
-    if isinstance(error, UserError):
-        return False
     status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if _error_code(error):
         return status >= 500 or _error_code(error) in _OVERLOADED
@@ -407,7 +417,7 @@ def _write_local(path: str, data: bytes) -> None:
 
 
 @contextmanager
-def _explained(path: str) -> Iterator[None]:
+def explained(path: str) -> Iterator[None]:
     """Raise what only the user can mend as a `UserError` that names the path."""
     try:
         yield

@@ -2,8 +2,9 @@
 
 In: a data set. Per shard: the tar's checksum; its members in pairs, whole and in the order of the
 index; the JSON against the index; the numbers where the index says, finite, as many as frames; the
-part file that `prepare` carries on from. For the whole: index and ledger against the card's checksums, the card against its own, labels against
-the vocabulary. Out: what is wrong, by name, and a note for `prepare`, which then mends just that.
+part file that `prepare` carries on from. For the whole: index and ledger against the card's
+checksums, the card against its own, labels against the vocabulary. Out: what is wrong, by name, and
+a note for `prepare`, which then mends just that.
 """
 
 import hashlib
@@ -94,7 +95,9 @@ def shard_faults(path: str, tar: dict[str, Any], rows: list[dict[str, Any]]) -> 
         rows: the index's rows of this tar, in its order.
     """
     shard = tar["name"].removeprefix("shards/").removesuffix(".tar")
-    faults = [Fault(path=tar["name"], what=what, shard=shard) for what in _tar_faults(path, tar, rows)]
+    faults = [
+        Fault(path=tar["name"], what=what, shard=shard) for what in _tar_faults(path, tar, rows)
+    ]
     if what := _part_fault(path, shard, tar):
         faults.append(Fault(path=f"_work/parts/{shard}.parquet", what=what, shard=shard))
     return faults

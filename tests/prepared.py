@@ -149,6 +149,7 @@ def _write_index_and_card(folder: str, rows: list[dict[str, Any]], tars: list[Ta
         reasons={},
         tars=tars,
         coverage=None,
+        common_fingerprint="",
         plan_fingerprint=hashlib.sha256(shas.encode()).hexdigest(),
         checksums={"index_sha256": "", "rejects_sha256": ""},
     )

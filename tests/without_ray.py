@@ -1,12 +1,12 @@
 """`prepare` and `verify` in the process of the test: one shard after the other."""
 
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import ray_job
 from pipeline import prepare as preparing
 from pipeline import verify as verifying
 from pipeline.assemble import PrepareSummary
@@ -14,28 +14,29 @@ from pipeline.manifest import Manifest
 from pipeline.plan import PrepareSettings
 from tests.preparation import SETTINGS
 
-Row = dict[str, Any]
+
+def do_without_ray(patch: pytest.MonkeyPatch) -> None:
+    """Let `prepare` and `verify`, also from the command line, call their tasks one by one."""
+    for module in (preparing, verifying):
+        patch.setattr(module, "run_tasks", lambda items, task, **_: map(task, items))
+    patch.setattr(ray_job, "_session", lambda _: nullcontext())
 
 
 def prepare(
     manifest: Manifest, output: Path | str, settings: PrepareSettings = SETTINGS, **changes: Any
 ) -> PrepareSummary | None:
+    options = {"session": nullcontext(), "max_reject_share": 1.0, **changes}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparing, "run_tasks", _run_tasks)
-        options = {"session": nullcontext(), "max_reject_share": 1.0, **changes}
+        do_without_ray(patch)
         return preparing.prepare(manifest, str(output), settings, **options)
 
 
 def verify(path: Path | str) -> list[verifying.Fault]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verifying, "run_tasks", _run_tasks)
+        do_without_ray(patch)
         return verifying.verify(str(path), session=nullcontext())
 
 
 def tars(output: Path) -> dict[str, int]:
     """When each shard was written, by its name."""
     return {path.stem: path.stat().st_mtime_ns for path in (output / "shards").glob("*.tar")}
-
-
-def _run_tasks(items: Sequence[Row], task: Callable[[Row], Row], **_: float) -> Iterator[Row]:
-    return map(task, items)

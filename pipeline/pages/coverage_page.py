@@ -16,6 +16,8 @@ _KINDS = (("found", "#3f74d1"), ("missing", "#c3c8cf"), ("unreadable", "#d5702b"
 """What becomes of a listed clip, and its colour."""
 
 _NUM_AUDIOSET_CLASSES = 527
+_TRAINED = ("train", "balanced")
+"""What is in the names of splits that models are trained on, and so not scored on."""
 
 Coverage = dict[str, Any]
 Section = dict[str, Any]
@@ -50,8 +52,7 @@ def coverage_section(coverage: Coverage) -> Section:
         "source": coverage["source"],
         "kinds": _KINDS,
         "rows": rows,
-        # A split that models are trained on is no split that they are scored on.
-        "scored": [row for row in rows if "train" not in row["name"]],
+        "scored": [row for row in rows if not any(part in row["name"] for part in _TRAINED)],
         "total": _row("All", coverage["total"]),
         "classes": classes,
         "num_listed": len(listed),
