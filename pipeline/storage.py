@@ -356,7 +356,8 @@ def _may_pass(error: Exception) -> bool:
     if _error_code(error):
         return status >= 500 or _error_code(error) in _OVERLOADED
     if isinstance(error, OSError):
-        return one_file_fault(error) is None
+        # EIO: a broken disk, or a network drive that has asked again long enough itself.
+        return one_file_fault(error) is None and error.errno != errno.EIO
     return isinstance(error, (HTTPClientError, ClientPayloadError))
 
 

@@ -46,6 +46,8 @@ class Faults:
     stall_s: float = 0.2
     after: int = 0
     """Requests that pass before."""
+    at_most: int = 10**9
+    """Requests that are spoiled; all others pass again."""
 
     def choose(self, request: str, number: int) -> str | None:
         """How to spoil the request, when it is asked for the `number`th time."""
@@ -77,9 +79,10 @@ class FaultyProxy(ThreadingHTTPServer):
         """Count a request, and say how to spoil it."""
         with self._lock:
             self._asked[request] += 1
-            if self._asked.total() <= self.faults.after:
+            faults = self.faults
+            if self._asked.total() <= faults.after or self.injected.total() >= faults.at_most:
                 return None
-            fault = self.faults.choose(request, self._asked[request])
+            fault = faults.choose(request, self._asked[request])
             if fault:
                 self.injected[fault] += 1
             return fault

@@ -25,8 +25,8 @@ from pipeline.plan import (
     read_shard_clips,
     write_plan,
 )
-from tests.audio import write_clips
-from tests.preparation import LABELS, SETTINGS, files, planned_ids
+from tests.audio import encode, noise, write_clips
+from tests.preparation import LABELS, SETTINGS, die, files, planned_ids
 from tests.without_ray import prepare, tars, verify
 
 
@@ -166,6 +166,23 @@ def test_a_common_subset_that_comes_later_changes_only_the_index(
     assert verify(copy) == []
     assert prepare(first, copy) is not None
     assert not any(pq.read_table(copy / "index.parquet")["common"].to_pylist())
+
+
+def test_an_old_part_does_not_vouch_for_a_new_tar_of_the_same_size(tmp_path: Path) -> None:
+    late = tmp_path / "late.wav"
+    clips = write_clips(tmp_path / "audio", 3, duration_s=0.1)
+    found = from_clips([*clips, Clip(id="late", uri=str(late), labels=())], LABELS)
+    prepare(found, tmp_path / "out")
+    size_bytes = (tmp_path / "out" / "shards" / "train-00000.tar").stat().st_size
+    late.write_bytes(encode(noise(0.03, 16_000)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.build.write_part", die)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(found, tmp_path / "out", retry_rejects=True)
+    assert (tmp_path / "out" / "shards" / "train-00000.tar").stat().st_size == size_bytes
+    prepare(found, tmp_path / "out")
+    prepare(found, tmp_path / "at once")
+    assert files(tmp_path / "out") == files(tmp_path / "at once")
 
 
 def test_the_same_clips_in_another_order_are_complete_already(copy: Path, first: Manifest) -> None:

@@ -2,7 +2,7 @@
 
 import faulthandler
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -98,6 +98,24 @@ def test_faults_in_passing_change_nothing(
     assert proxy.injected.total() >= 15
     proxy.spoil(Faults())
     assert contents(f"{s3}/out") == reference
+
+
+@pytest.mark.usefixtures("short_pauses")
+def test_every_operation_is_tried_again(s3: str, proxy: FaultyProxy) -> None:
+    path = f"{s3}/some/file"
+    operations: list[tuple[Callable[[], object], object]] = [
+        (lambda: storage.write_bytes(path, b"content"), None),
+        (lambda: storage.exists(path), True),
+        (lambda: storage.read_bytes(path), b"content"),
+        (lambda: storage.open_binary(path).read(), b"content"),
+        (lambda: storage.list_files(s3), [path]),
+        (lambda: storage.remove(path), None),
+        (lambda: storage.exists(path), False),
+    ]
+    for operation, expected in operations:
+        proxy.spoil(Faults(share=1.0, kinds=("reset",), at_most=5))
+        assert operation() == expected
+        assert proxy.injected.total() == 5
 
 
 @pytest.mark.usefixtures("short_pauses")

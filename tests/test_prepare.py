@@ -72,7 +72,7 @@ def contents(folder: str) -> dict[str, bytes]:
     return {
         path.removeprefix(f"{folder}/"): storage.read_bytes(path)
         for path in storage.list_files(folder)
-        if "/_work/" not in path and not path.endswith("/prepare_summary.json")
+        if "/_work/" not in path and not path.endswith(("/prepare_summary.json", ".html"))
     }
 
 
