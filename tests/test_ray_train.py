@@ -121,6 +121,7 @@ def kill_the_first_worker(run: Path) -> None:
     os.kill(int(events.name.split(".")[-2]), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("session")
 def test_a_killed_worker_is_started_anew(
     dataset: PreparedDataset,
@@ -139,6 +140,7 @@ def test_a_killed_worker_is_started_anew(
     assert_events_match_history(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("session")
 def test_one_worker_with_a_users_error_ends_the_run_with_one_line(
     recipe_file: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -91,6 +91,7 @@ def test_two_seeds_run_side_by_side_and_are_averaged(
     assert_ensemble(output, capfd.readouterr().out, [1, 2])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("session")
 def test_an_error_in_a_trial_is_one_line_and_spares_the_others(
     recipe_file: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
