@@ -111,8 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         place = re.sub("^/[^/?]*", "", self.path)  # the bucket has another name in every run
-        request = f"{self.command} {place} {self.headers.get('Range', '')}"
-        fault = self.server.fault_of(request)
+        # Not the range: plans and part files hold names and times, so their sizes differ a little.
+        fault = self.server.fault_of(f"{self.command} {place}")
         if fault in _ERRORS:
             self._refuse(*_ERRORS[fault])
         elif fault == "reset":

@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.fetch import fetch_ahead
 from pipeline.manifest import Clip, Manifest, from_clips, write_manifest
 from tests.audio import encode, noise, write_clips
-from tests.faulty_proxy import Faults, FaultyProxy, faulty_proxy
+from tests.faulty_proxy import KINDS, Faults, FaultyProxy, faulty_proxy
 from tests.preparation import LABELS
 from tests.steps import started
 from tests.without_ray import prepare
@@ -88,15 +88,14 @@ def reference(manifest: Manifest, tmp_path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("short_pauses")
-@pytest.mark.parametrize("seed", [1, slow(2)])
+@pytest.mark.parametrize("seed", [4, slow(5)])
 def test_faults_in_passing_change_nothing(
     seed: int, s3: str, proxy: FaultyProxy, manifest: Manifest, reference: dict[str, bytes]
 ) -> None:
     proxy.spoil(Faults(share=0.15, seed=seed))
     prepare(manifest, f"{s3}/out", max_reject_share=0.0)
-    # Which requests are spoiled depends on the bucket's name, which is another in every run.
-    assert len(proxy.injected) >= 3
-    assert proxy.injected.total() >= 5
+    assert set(proxy.injected) == set(KINDS)
+    assert proxy.injected.total() >= 15
     proxy.spoil(Faults())
     assert contents(f"{s3}/out") == reference
 
@@ -211,7 +210,7 @@ def test_faults_in_passing_on_ray(
     tmp_path: Path,
 ) -> None:
     write_manifest(str(tmp_path / "m.parquet"), manifest)
-    proxy.spoil(Faults(share=0.12, stall_s=5.0))
+    proxy.spoil(Faults(share=0.15, seed=4, stall_s=5.0))
     with started(
         [
             "prepare",
@@ -224,6 +223,6 @@ def test_faults_in_passing_on_ray(
     ) as step:
         _, told = step.communicate(timeout=240)
     assert step.returncode == 0, told
-    assert len(proxy.injected) >= 2
+    assert set(proxy.injected) == set(KINDS)
     proxy.spoil(Faults())
     assert contents(f"{s3}/out") == reference
