@@ -3,8 +3,9 @@
 In: a folder of audio, such as ESC-50's `audio/`. Steps: cut it into 10 s FLAC files of 16 kHz, as
 AudioSet's clips are; list them in a manifest as often as it takes. Time the path of most scripts
 (soundfile, `torchaudio.compliance.kaldi.fbank`, `np.save`, webdataset's `TarWriter`) in one process
-per CPU; the functions of `prepare` in a plain loop in one process, without Ray; and `prepare` from
-starting Ray to the finished card. Out: a table, and the memory that the workers of Ray took.
+per CPU; `prepare` from starting Ray to the finished card; and before and after it the functions of
+`prepare` in a plain loop in one process, without Ray. Out: a table, and the memory that the workers
+of Ray took after the first thousand clips and at the end.
 
     .venv/bin/python benchmarks/prepare_throughput.py AUDIO_FOLDER --clips 20000
 """
@@ -42,6 +43,7 @@ NUM_FILES = 200
 
 LOOP_CLIPS = 5_120
 """Clips of the loop without Ray: ten shards."""
+EARLY_CLIPS = 1_024
 CLIPS_PER_SHARD = 512
 
 
@@ -62,26 +64,30 @@ def main() -> None:
             len(paths),
             time_script(paths, num_cpus, folder),
         )
-        loop = show(
-            "prepare's functions in a loop, 1 process",
-            min(LOOP_CLIPS, len(paths)),
-            time_loop(paths[:LOOP_CLIPS], folder),
-        )
-        with MemoryWatch() as memory:
+        loops = [show_loop(paths, folder)]
+        with MemoryWatch(Path(folder, "dataset", "_work", "parts")) as memory:
             whole = show(
                 f"prepare, {num_cpus} CPUs, Ray's start included",
                 len(paths),
                 time_prepare(paths, num_cpus, folder),
             )
+        loops.append(show_loop(paths, folder))
     print(f"prepare / script                 {whole / script:.2f}")
-    print(f"prepare / ({num_cpus} x loop)              {whole / num_cpus / loop:.2f}")
-    print(f"largest worker of Ray            {memory.peak_bytes / 1e6:.0f} MB")
+    print(f"prepare / ({num_cpus} x loop)              {whole / num_cpus / np.mean(loops):.2f}")
+    print(f"largest worker, 1,000 clips done {memory.early_bytes / 1e6:.0f} MB")
+    print(f"largest worker, all the time     {memory.peak_bytes / 1e6:.0f} MB")
 
 
 def show(name: str, num_clips: int, seconds: float) -> float:
     """Print a row; returns clips a second."""
     print(f"{name:44}{num_clips:8}{seconds:10.1f}{num_clips / seconds:10.1f}", flush=True)
     return num_clips / seconds
+
+
+def show_loop(paths: list[str], folder: str) -> float:
+    some = paths[:LOOP_CLIPS]
+    name = "prepare's functions in a loop, 1 process"
+    return show(name, len(some), time_loop(some, folder))
 
 
 def make_clips(source: Path, folder: Path) -> list[Path]:
@@ -177,6 +183,11 @@ class MemoryWatch:
     """The largest resident set of any worker process of Ray, looked at twice a second."""
 
     peak_bytes = 0
+    early_bytes = 0
+    """Until the parts of 1,000 clips were there."""
+
+    def __init__(self, parts: Path) -> None:
+        self._parts = parts
 
     def __enter__(self) -> "MemoryWatch":
         self._stop = threading.Event()
@@ -197,6 +208,8 @@ class MemoryWatch:
                         found = re.search(r"VmRSS:\s+(\d+) kB", status)
                         if found:
                             self.peak_bytes = max(self.peak_bytes, 1024 * int(found[1]))
+            if len(list(self._parts.glob("*.parquet"))) * CLIPS_PER_SHARD <= EARLY_CLIPS:
+                self.early_bytes = self.peak_bytes
 
 
 def describe_machine() -> str:

@@ -10,13 +10,12 @@ again. A marker tells of the first try; the second decodes every clip in a proce
 such a clip is only rejected. So sound files pay nothing for the broken ones.
 """
 
-import faulthandler
-import hashlib
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -82,25 +81,24 @@ def build_shard(spec: ShardSpec, job: BuildJob) -> Part:
     marker = storage.join(job.work, "started", spec.name)
     was_tried = storage.exists(marker)
     storage.write_bytes(marker, b"")
-    with _sandbox() if was_tried else nullcontext(_watched) as decode:
-        writer, part = _build(spec, job, decode)
-    clock = Stages(part.stages_s)
-    with clock.stage("write"):
-        part = replace(part, tar=_put_tar(writer, job.output, _tar_name(spec)))
+    name = f"shards/{spec.name}.tar"
+    with (
+        _sandbox() if was_tried else nullcontext(_watched) as decode,
+        storage.new_file(storage.join(job.output, name)) as file,
+    ):
+        part = _build(spec, job, decode, ShardWriter(file), name)
+        if part.tar:
+            with Stages(part.stages_s).stage("write"):
+                file.commit()
     write_part(part_path(job.output, spec.name), part)
     storage.remove(marker)
     return part
 
 
-def _tar_name(spec: ShardSpec) -> str:
-    return f"shards/{spec.name}.tar"
-
-
-def _build(spec: ShardSpec, job: BuildJob, decode: Decode) -> tuple[ShardWriter, Part]:
-    """All clips of a shard in a tar that is not yet in place."""
+def _build(spec: ShardSpec, job: BuildJob, decode: Decode, writer: ShardWriter, name: str) -> Part:
+    """Write all clips of a shard; `name` is the tar's, relative to the data set."""
     clock = Stages(dict.fromkeys(STAGES, 0.0))
     clips = read_shard_clips(job.work, spec).to_pylist()
-    writer = ShardWriter()
     rows: list[dict[str, Any]] = []
     rejects: list[Reject] = []
     fetched_bytes = 0
@@ -114,14 +112,22 @@ def _build(spec: ShardSpec, job: BuildJob, decode: Decode) -> tuple[ShardWriter,
                     raise fault(content, clip["uri"]) from content
                 fetched_bytes += len(content)
                 row = build_clip(clip, content, decode, writer, job.settings, clock)
-                rows.append({**row, "shard": _tar_name(spec)})
+                rows.append({**row, "shard": name})
             except RejectError as error:
                 rejects.append(
                     Reject(id=clip["id"], uri=clip["uri"], stage=error.stage, reason=error.reason)
                 )
-    return writer, Part(
+    with clock.stage("write"):
+        writer.finish()
+    tar = TarFacts(
+        name=name,
+        num_clips=writer.num_clips,
+        size_bytes=writer.size_bytes,
+        sha256=writer.sha256,
+    )
+    return Part(
         fingerprint=spec.fingerprint,
-        tar=None,
+        tar=tar if tar.num_clips else None,
         index=pa.Table.from_pylist(rows, schema=INDEX_SCHEMA),
         rejects=tuple(rejects),
         stages_s=clock.seconds,
@@ -136,13 +142,13 @@ def _sandbox() -> Iterator[Decode]:
 
 
 def _watched(*arguments: Any, **options: Any) -> npt.NDArray[np.float32]:
-    """Decode in this process, which is ended when it hangs in a library."""
-    # 2: standard error itself, whatever Python calls by that name now.
-    faulthandler.dump_traceback_later(MAX_DECODE_S, exit=True, file=2)
+    """Decode in this process, which SIGALRM ends when it hangs in a library."""
+    # The kernel's timer needs neither the interpreter, which a library may hold, nor a thread.
+    before = signal.setitimer(signal.ITIMER_REAL, MAX_DECODE_S)
     try:
         return decode_audio(*arguments, **options)
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, *before)
 
 
 def build_clip(
@@ -195,16 +201,3 @@ def _fbank16(waveform: npt.NDArray[np.float32], settings: PrepareSettings) -> to
     if not torch.isfinite(numbers.amax()):
         raise RejectError("fbank", "levels too high for the fbank to be finite")
     return numbers.half()
-
-
-def _put_tar(writer: ShardWriter, output: str, name: str) -> TarFacts | None:
-    if writer.num_clips == 0:
-        return None
-    data = writer.finish()
-    storage.write_bytes(storage.join(output, name), data)
-    return TarFacts(
-        name=name,
-        num_clips=writer.num_clips,
-        size_bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-    )

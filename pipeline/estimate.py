@@ -4,6 +4,7 @@ In: a manifest and settings. Steps: make the plan; fetch, decode and compute fba
 this process, one thread. Out: clips, shards, bytes and core-hours. Nothing is written.
 """
 
+import io
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def estimate(manifest: Manifest, settings: PrepareSettings, num_sampled: int) ->
     rows = np.random.default_rng(0).choice(num_clips, num_sampled, replace=False)
     clips = plan.clips.take(np.sort(rows)).to_pylist()
     clock = Stages(dict.fromkeys(STAGES, 0.0))
-    writer = ShardWriter()
+    writer = ShardWriter(io.BytesIO())
     audio_s, read_bytes = 0.0, 0
     rejects: Counter[str] = Counter()
     fbank(torch.zeros(settings.fbank.sample_rate_hz), settings.fbank)  # The first makes constants.
@@ -75,6 +76,7 @@ def estimate(manifest: Manifest, settings: PrepareSettings, num_sampled: int) ->
             f"none of {num_sampled} clips taken at random can be used; commonest: "
             f"{'; '.join(f'{reason} ({count})' for reason, count in rejects.most_common(3))}"
         )
+    writer.finish()
     scale = num_clips / num_sampled
     wait_s = clock.seconds.pop("fetch")
     return Estimate(
@@ -83,7 +85,7 @@ def estimate(manifest: Manifest, settings: PrepareSettings, num_sampled: int) ->
         num_sampled=num_sampled,
         audio_h=scale * audio_s / 3600,
         read_bytes=round(scale * read_bytes),
-        written_bytes=round(scale * len(writer.finish())),
+        written_bytes=round(scale * writer.size_bytes),
         core_h=scale * sum(clock.seconds.values()) / 3600,
         wait_h=scale * wait_s / 3600,
         sampled_rejects=dict(rejects.most_common()),

@@ -5,8 +5,13 @@ node dies is run again by Ray.
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+# Read when Ray Data is imported. Its thread for the metadata of finished tasks keeps a CPU waiting
+# for 0.14 s until the next task; without it, 0.03 s.
+os.environ.setdefault("RAY_DATA_METADATA_PREFETCH_ON_THREAD", "0")
 
 import ray
 import ray.data

@@ -6,10 +6,13 @@ The place of the fbank's numbers, past the tar and NPY headers, goes into the in
 clip is one positioned read.
 """
 
+import hashlib
 import io
 import json
 import tarfile
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
 from urllib.parse import quote
 
 import numpy as np
@@ -28,43 +31,57 @@ class Placed:
     size_bytes: int
 
 
+class Sink(Protocol):
+    """Where bytes go, one after the other."""
+
+    def write(self, data: bytes | memoryview, /) -> object: ...
+
+
 class ShardWriter:
-    """Builds one tar in memory: the same clips in the same order give the same bytes.
+    """Writes one tar: the same clips in the same order give the same bytes."""
 
-    In memory, because a shard must appear under its name whole or not at all, on S3 too, where
-    that takes one put.
-    """
-
-    def __init__(self) -> None:
-        self._buffer = io.BytesIO()
+    def __init__(self, file: Sink) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
         self.num_clips = 0
+        self.size_bytes = 0
+        """Bytes written so far."""
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of the bytes written so far, in hexadecimal."""
+        return self._hash.hexdigest()
 
     def add(self, clip_id: str, facts: dict[str, object], fbank: Fbank) -> Placed:
         """Append a clip. `facts` become the JSON member, beside the id."""
         key = shard_key(clip_id)
         document = json.dumps({"id": clip_id, **facts}, ensure_ascii=False)
         self._add_member(f"{key}.json", document.encode())
-        header = _npy_header(fbank)
+        header = _npy_header(fbank.shape)
         start = self._add_member(f"{key}.npy", header, np.ascontiguousarray(fbank).data.cast("B"))
         self.num_clips += 1
         return Placed(offset_bytes=start + len(header), size_bytes=fbank.nbytes)
 
-    def finish(self) -> bytes:
-        """The tar's bytes, ended as tar demands; the writer is done after that."""
-        end = self._buffer.tell() + 2 * tarfile.BLOCKSIZE
-        self._buffer.write(bytes(end + -end % tarfile.RECORDSIZE - self._buffer.tell()))
-        return self._buffer.getvalue()
+    def finish(self) -> None:
+        """End the tar as the format demands; the writer is done after that."""
+        end = self.size_bytes + 2 * tarfile.BLOCKSIZE
+        self._write(bytes(end + -end % tarfile.RECORDSIZE - self.size_bytes))
 
     def _add_member(self, name: str, *content: bytes | memoryview) -> int:
         """Append a file, all that could vary fixed; returns where its content starts."""
         info = tarfile.TarInfo(name)
         info.size, info.mtime, info.mode = sum(map(len, content)), 0, _MODE
-        self._buffer.write(info.tobuf(tarfile.PAX_FORMAT))
-        start = self._buffer.tell()
+        self._write(info.tobuf(tarfile.PAX_FORMAT))
+        start = self.size_bytes
         for part in content:
-            self._buffer.write(part)
-        self._buffer.write(bytes(-info.size % tarfile.BLOCKSIZE))
+            self._write(part)
+        self._write(bytes(-info.size % tarfile.BLOCKSIZE))
         return start
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self.size_bytes += len(data)
 
 
 def shard_key(clip_id: str) -> str:
@@ -77,7 +94,10 @@ def fbank_from_bytes(data: bytes, num_mels: int) -> Fbank:
     return np.frombuffer(data, dtype="<f2").reshape(-1, num_mels)
 
 
-def _npy_header(array: Fbank) -> bytes:
+@lru_cache
+def _npy_header(shape: tuple[int, ...]) -> bytes:
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, np.lib.format.header_data_from_array_1_0(array))
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": "<f2", "fortran_order": False, "shape": shape}
+    )
     return buffer.getvalue()

@@ -15,11 +15,12 @@ import json
 import os
 import random
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 from urllib.parse import urlsplit
 
 import fsspec
@@ -71,6 +72,10 @@ _REFUSED = {
 _NO_ANSWER = (EndpointConnectionError, ConnectTimeoutError, ReadTimeoutError, FSTimeoutError)
 _OVERLOADED = {"SlowDown", "RequestTimeout", "Throttling", "RequestLimitExceeded"}
 _NO_SUCH_PATH = {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+
+
+_PUT_BYTES = 16 * 2**20
+"""Larger objects go to S3 in parts of this size, ten at a time."""
 
 
 class TooLargeError(Exception):
@@ -155,11 +160,94 @@ def read_file(
 
 def write_bytes(path: str, data: bytes) -> None:
     """Put the content in place as a whole: a reader sees the old file, none, or all of the new."""
-    with explained(path):
-        if is_remote(path):
-            with_retries(file_system(path).pipe_file, path, data)
-        else:
-            _write_local(path, data)
+    with new_file(path) as file:
+        file.write(data)
+        file.commit()
+
+
+class NewFile(ABC):
+    """A file to write into, which `commit` puts in place as a whole.
+
+    A `with` block that ends without `commit` leaves no file.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> Self:
+        return self
+
+    @abstractmethod
+    def __exit__(self, *_: object) -> None: ...
+
+    @abstractmethod
+    def write(self, data: bytes | memoryview, /) -> None:
+        """Append bytes."""
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Put the file in place; nothing is written after that."""
+
+
+def new_file(path: str) -> NewFile:
+    """Local files grow beside the target, objects of S3 in memory."""
+    return _NewObject(path) if is_remote(path) else _NewLocalFile(path)
+
+
+class _NewObject(NewFile):
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._buffer = io.BytesIO()
+
+    def __exit__(self, *_: object) -> None:
+        self._buffer.close()
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        self._buffer.write(data)
+
+    def commit(self) -> None:
+        content = self._buffer.getvalue()
+        with explained(self.path):
+            with_retries(file_system(self.path).pipe_file, self.path, content, _PUT_BYTES)
+
+
+class _NewLocalFile(NewFile):
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        target = Path(path)
+        name = f".{target.name}.{os.getpid()}.{random.getrandbits(32):08x}"
+        self._aside = target.with_name(name)
+        with self._explained():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._aside.open("wb")
+
+    def __exit__(self, *_: object) -> None:
+        # Closing writes what is still in the buffer, which is of no use now.
+        with suppress(OSError):
+            self._file.close()
+        with self._explained():
+            self._aside.unlink(missing_ok=True)
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        with self._explained():
+            self._file.write(data)
+
+    def commit(self) -> None:
+        with self._explained():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._aside.replace(self.path)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
 
 
 def make_folder(path: str) -> None:
@@ -398,23 +486,6 @@ def _list_local(folder: str) -> Iterator[pa.RecordBatch]:
         except (FileNotFoundError, NotADirectoryError):
             continue
         yield pa.record_batch([list(sizes), list(sizes.values())], schema=LISTING_SCHEMA)
-
-
-def _write_local(path: str, data: bytes) -> None:
-    target = Path(path)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.{random.getrandbits(32):08x}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with aside.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(target)
-        finally:
-            aside.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 @contextmanager

@@ -85,7 +85,8 @@ def make_prepared(
     tars = []
     for split, num_clips in (("train", num_train), ("eval", num_eval)):
         name = f"shards/{split}-00000.tar"
-        writer = ShardWriter()
+        file = storage.new_file(storage.join(folder, name))
+        writer = ShardWriter(file)
         for number in range(num_clips):
             count = int(rng.integers(1, max_labels + 1))
             classes = sorted({number % len(LABELS), *rng.permutation(len(LABELS))[: count - 1]})
@@ -113,7 +114,16 @@ def make_prepared(
                     "fbank_sumsq": math.fsum((exact**2).ravel()),
                 }
             )
-        tars.append(_write_tar(folder, name, writer))
+        writer.finish()
+        file.commit()
+        tars.append(
+            TarFacts(
+                name=name,
+                num_clips=num_clips,
+                size_bytes=writer.size_bytes,
+                sha256=writer.sha256,
+            )
+        )
     _write_index_and_card(folder, rows, tars)
     return open_dataset(folder)
 
@@ -125,17 +135,6 @@ def _fbank(rng: np.random.Generator, classes: Sequence[int], num_mels: int) -> F
     for one in classes:
         fbank[:, one * width : (one + 1) * width] += 3
     return fbank.astype(np.float16)
-
-
-def _write_tar(folder: str, name: str, writer: ShardWriter) -> TarFacts:
-    data = writer.finish()
-    storage.write_bytes(storage.join(folder, name), data)
-    return TarFacts(
-        name=name,
-        num_clips=writer.num_clips,
-        size_bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-    )
 
 
 def _write_index_and_card(folder: str, rows: list[dict[str, Any]], tars: list[TarFacts]) -> None:

@@ -196,13 +196,15 @@ def test_the_card_is_what_comes_last(
     tmp_path: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    write_bytes: Callable[[str, bytes], None] = storage.write_bytes
+    with storage.new_file(f"{tmp_path}/any") as file:
+        local_file = type(file)
+    commit: Callable[[storage.NewFile], None] = local_file.commit
 
-    def record(path: str, data: bytes) -> None:
-        order.append(path.removeprefix(f"{tmp_path}/"))
-        write_bytes(path, data)
+    def record(file: storage.NewFile) -> None:
+        order.append(file.path.removeprefix(f"{tmp_path}/"))
+        commit(file)
 
-    monkeypatch.setattr(storage, "write_bytes", record)
+    monkeypatch.setattr(local_file, "commit", record)
     prep = preparation(tmp_path, clips[:3])
     prep.build()
     prep.finish()

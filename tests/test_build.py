@@ -231,7 +231,7 @@ def test_stopped_between_a_new_tar_and_its_part_an_old_part_does_not_vouch_for_i
     assert prep.finished() == set()
 
 
-@pytest.mark.parametrize("step", ["_put_tar", "write_part"])
+@pytest.mark.parametrize("step", ["ShardWriter.finish", "write_part"])
 def test_stopped_in_a_shard_it_is_built_again_to_the_same_bytes(
     tmp_path: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -241,7 +241,7 @@ def test_stopped_in_a_shard_it_is_built_again_to_the_same_bytes(
     prep = preparation(tmp_path / "out", clips)
     prep.build(["train-00000"])
     with monkeypatch.context() as patch:
-        patch.setattr(build, step, die)
+        patch.setattr(f"pipeline.build.{step}", die)
         with pytest.raises(KeyboardInterrupt):
             prep.build(["train-00001"])
     assert prep.finished() == {"train-00000"}

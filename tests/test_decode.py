@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.audio_kinds import xing_frames
 from pipeline.decode import DecodeSettings, decode_audio
+from pipeline.decode_flac import read_flac
 from pipeline.rejects import RejectError
 from tests.audio import Samples, encode, encode_av, encode_video, noise, tone
 
@@ -331,6 +332,36 @@ def test_a_flac_written_as_a_stream_is_decoded_to_its_end() -> None:
     assert reason_for(bytes(data[:-1])).startswith("cannot be decoded (")
     data[len(data) // 2] ^= 1
     assert reason_for(bytes(data)).startswith(("a gap between", "cannot be decoded ("))
+
+
+@settings(max_examples=40)
+@given(
+    subtype=st.sampled_from(["PCM_S8", "PCM_16", "PCM_24"]),
+    num_channels=st.integers(1, 8),
+    num_frames=st.integers(1, 20_000),
+    rate_hz=st.sampled_from([8_000, 16_000, 44_100, 96_000]),
+    flips=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 7)), max_size=2),
+)
+def test_flac_by_dr_flac_is_what_libsndfile_wrote_or_left_to_it(
+    subtype: str, num_channels: int, num_frames: int, rate_hz: int, flips: list[tuple[int, int]]
+) -> None:
+    audio = np.stack([noise(num_frames / rate_hz, rate_hz, seed=s) for s in range(num_channels)], 1)
+    data = bytearray(encode(audio, rate_hz, "FLAC", subtype))
+    expected, _ = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    for place, bit in flips:
+        data[place % len(data)] ^= 1 << bit
+    block = read_flac(bytes(data), 2**20)
+    if block is None:
+        assert flips
+    else:
+        np.testing.assert_array_equal(block[1], expected)
+
+
+def test_a_flac_of_more_samples_than_allowed_is_not_read_at_once() -> None:
+    data = encode(noise(1.0, 16_000), 16_000, "FLAC", "PCM_16")
+    assert read_flac(data, 16_000) is not None
+    assert read_flac(data, 15_999) is None
+    assert all(read_flac(data[:size], 16_000) is None for size in (4, 41, 42, len(data) - 1))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

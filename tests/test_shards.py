@@ -1,5 +1,6 @@
 """The tars: plain WebDataset, the same bytes every time, every fbank where the index says."""
 
+import hashlib
 import io
 import subprocess
 import tarfile
@@ -41,13 +42,17 @@ def random_fbank(num_frames: int, seed: int = 0) -> Fbank:
 def write_shard(ids: list[str]) -> tuple[bytes, list[Fbank], list[Placed]]:
     """A tar of a clip an id, their fbanks and where they lie."""
     fbanks = [random_fbank(1 + 13 * number, seed=number) for number in range(len(ids))]
-    writer = ShardWriter()
+    file = io.BytesIO()
+    writer = ShardWriter(file)
     places = [
         writer.add(clip_id, {"labels": ["dög", "rain"], "fold": number, "duration_s": 0.1}, numbers)
         for number, (clip_id, numbers) in enumerate(zip(ids, fbanks, strict=True))
     ]
     assert writer.num_clips == len(ids)
-    return writer.finish(), fbanks, places
+    writer.finish()
+    data = file.getvalue()
+    assert (writer.size_bytes, writer.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    return data, fbanks, places
 
 
 @given(num_clips=st.integers(1, 100_000), clips_per_shard=st.integers(1, 5_000))
@@ -144,9 +149,10 @@ def test_webdataset_streams_it_with_its_own_decoders(tmp_path: Path) -> None:
 
 
 def test_a_shard_of_many_frames_keeps_its_places() -> None:
-    writer = ShardWriter()
+    file = io.BytesIO()
+    writer = ShardWriter(file)
     places = [writer.add(str(number), {}, random_fbank(998)) for number in range(20)]
-    data = writer.finish()
+    data = file.getvalue()
     assert {place.size_bytes for place in places} == {998 * 128 * 2}
     for place in places:
         stored = data[place.offset_bytes : place.offset_bytes + place.size_bytes]
