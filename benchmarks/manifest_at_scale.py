@@ -1,9 +1,9 @@
 """Seconds and peak memory of `manifest` and of the plan of `prepare` for all of AudioSet.
 
 In: AudioSet's real segment CSVs. Steps: repeat their lines with other ids until there are as many
-segments as asked for; list a file for most of them, by batches made in memory or, with `--files`,
-by real files of a folder; write the manifest; read it and plan its shards. Each step runs in a
-process of its own. Out: a table.
+segments as asked for; list a file for most of them: in batches made in memory, with `--files` real
+files of a folder, with `--s3` a local S3 server that lists them, a thousand a page; write the
+manifest; read it and plan its shards. Each step runs in a process of its own. Out: a table.
 
     .venv/bin/python benchmarks/manifest_at_scale.py data/audioset/*_segments.csv \
         --class-labels data/audioset/class_labels_indices.csv
@@ -18,6 +18,7 @@ import tempfile
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -25,6 +26,7 @@ from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from s3_listing import serve_listing
 
 from pipeline import storage
 from pipeline.manifest import read_manifest, write_manifest
@@ -45,21 +47,31 @@ def main() -> None:
     parser.add_argument("segments", type=Path, nargs="+", help="AudioSet's segment CSVs")
     parser.add_argument("--class-labels", required=True, help="class_labels_indices.csv")
     parser.add_argument("--clips", type=int, default=NUM_AUDIOSET, help="segments to list")
-    parser.add_argument("--files", action="store_true", help="make real files and list those")
+    listed = parser.add_mutually_exclusive_group()
+    listed.add_argument("--files", action="store_true", help="make real files and list those")
+    listed.add_argument("--s3", action="store_true", help="list them by a local S3 server")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         segments, manifest = Path(folder) / "segments.csv", Path(folder) / "manifest.parquet"
-        paths = write_segments(arguments.segments, segments, arguments.clips, f"{folder}/audio")
-        listing = None if arguments.files else f"{folder}/listing.parquet"
-        if listing:
-            pq.write_table(pa.table({"path": paths, "size_bytes": [1] * len(paths)}), listing)
-        else:
+        audio = "s3://bucket/audio" if arguments.s3 else f"{folder}/audio"
+        paths = write_segments(arguments.segments, segments, arguments.clips, audio)
+        listing = None
+        if arguments.files:
             make_files(paths)
+        elif arguments.s3:
+            keys = pa.table({"key": [path.removeprefix("s3://bucket/") for path in paths]})
+            pq.write_table(keys, f"{folder}/keys.parquet")
+            stack.enter_context(serve_listing(f"{folder}/keys.parquet"))
+        else:
+            listing = f"{folder}/listing.parquet"
+            pq.write_table(pa.table({"path": paths, "size_bytes": [1] * len(paths)}), listing)
         options = SourceOptions(
             segments=(f"train={segments}",), class_labels=arguments.class_labels
         )
         steps = {
-            "manifest": partial(time_manifest, f"{folder}/audio", options, listing, str(manifest)),
+            "listing": partial(time_listing, audio, listing),
+            "manifest": partial(time_manifest, audio, options, listing, str(manifest)),
             "read and plan": partial(time_plan, str(manifest)),
         }
         results = {name: measure(step) for name, step in steps.items()}
@@ -95,6 +107,11 @@ def make_files(paths: list[str]) -> None:
 def stored_batches(listing: str, folder: str) -> Iterator[pa.RecordBatch]:
     """What `storage.iter_files` would give, from a Parquet file."""
     return pq.ParquetFile(listing).iter_batches(BATCH_SIZE)
+
+
+def time_listing(audio: str, listing: str | None) -> int:
+    batches = stored_batches(listing, audio) if listing else storage.iter_files(audio)
+    return sum(batch.num_rows for batch in batches)
 
 
 def time_manifest(audio: str, options: SourceOptions, listing: str | None, output: str) -> int:
