@@ -1,15 +1,15 @@
 """Kaldi-compatible log-mel filter banks, as AST computes them.
 
-In: a mono waveform in [-1, 1] at 16 kHz. Steps: remove the clip's mean; cut into 25 ms frames every
+In: mono waveforms in [-1, 1] at 16 kHz. Steps: remove the clip's mean; cut into 25 ms frames every
 10 ms; per frame remove the mean, pre-emphasise, apply the Hann window, take the power spectrum;
-mel filters; natural log. Out: `[T, F]` raw log-mel, neither padded nor normalised.
+mel filters; natural log. Out: `[T, F]` raw log-mel each, neither padded nor normalised.
 
 The golden reference is `torchaudio.compliance.kaldi.fbank` with the arguments of the AST authors'
 `dataloader.py` (`htk_compat=True, use_energy=False, window_type="hanning", num_mel_bins=128,
 dither=0.0, frame_shift=10`). The paper (section 2.1) says Hamming; the code that made the
 published numbers says Hann, and so does this file.
 
-Shapes: N samples, T frames, F mel bins, K points of the FFT.
+Shapes: B clips, N samples, T frames, F mel bins, K points of the FFT.
 """
 
 import threading
@@ -84,29 +84,34 @@ class FbankSettings:
 
 
 def fbank(waveform: Tensor, settings: FbankSettings) -> Tensor:
-    """Compute the log-mel filter bank of one clip.
+    """Compute the log-mel filter bank of a clip, or of several of one length at once.
 
     Up to the FFT, every operation and its rounding is the golden reference's: where energy is near
     the floor, a different but equally good rounding shows as differences of up to 3e-3 between two
     correct float32 fbanks of real audio.
 
     Args:
-        waveform: `[N]` float32 (or float64) on any device, N at least one frame.
+        waveform: `[N]` or `[B, N]`, float32 (or float64) on any device, N at least one frame.
         settings: what to compute.
 
     Returns:
-        `[T, F]` on the waveform's device and in its type, `T = settings.num_frames(N)`.
+        `[T, F]` or `[B, T, F]` on the waveform's device and in its type,
+        `T = settings.num_frames(N)`.
 
     Raises:
-        ValueError: the waveform is not one-dimensional or is shorter than one frame.
+        ValueError: the waveform has another number of axes or is shorter than one frame.
     """
-    if waveform.dim() != 1 or waveform.numel() < settings.frame_length:
+    if waveform.dim() not in (1, 2) or waveform.shape[-1] < settings.frame_length:
         raise ValueError(
-            f"waveform: must be [N] with N >= {settings.frame_length} samples, "
+            f"waveform: must be [N] or [B, N] with N >= {settings.frame_length} samples, "
             f"got {list(waveform.shape)}"
         )
     window, bands = _constants(settings, waveform.device, waveform.dtype)
-    frames = (waveform - waveform.mean()).unfold(0, settings.frame_length, settings.frame_shift)
+    centred = waveform - waveform.mean(dim=-1, keepdim=True)
+    frames = centred.unfold(-1, settings.frame_length, settings.frame_shift)
+    shape = (*frames.shape[:-1], settings.num_mels)
+    if waveform.dim() == 2:
+        frames = frames.flatten(0, 1)
     out = waveform.new_empty(frames.shape[0], settings.num_mels)
     if waveform.device.type == "cpu":
         block, buffers = _FRAMES_PER_BLOCK, _scratch.buffers(settings, waveform)
@@ -117,7 +122,7 @@ def fbank(waveform: Tensor, settings: FbankSettings) -> Tensor:
         for band in bands:
             place = out[start : start + block, band.first_mel : band.end_mel]
             torch.mm(power[:, band.first : band.end], band.filters, out=place)
-    return out.clamp_(min=ENERGY_FLOOR).log_()
+    return out.clamp_(min=ENERGY_FLOOR).log_().view(shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,16 @@ def test_equals_the_reference_on_real_audio(real_waveforms: list[Tensor]) -> Non
         assert largest_difference(numbers, golden(waveform)) < 1e-4
 
 
+def test_clips_of_one_length_together_are_the_clips_one_by_one(
+    real_waveforms: list[Tensor],
+) -> None:
+    batch = torch.stack([waveform[:70_000] for waveform in real_waveforms[:7]])
+    together = fbank(batch, SETTINGS)
+    assert together.shape == (7, SETTINGS.num_frames(70_000), 128)
+    for waveform, numbers in zip(batch, together, strict=True):
+        assert largest_difference(numbers, golden(waveform)) < 1e-4
+
+
 def test_is_as_close_to_float64_as_the_reference_on_real_audio(
     real_waveforms: list[Tensor],
 ) -> None:
@@ -189,9 +199,9 @@ def test_other_settings_equal_the_reference() -> None:
     assert largest_difference(fbank(waveform, chosen), reference) < ROUNDING
 
 
-@pytest.mark.parametrize("shape", [(0,), (399,), (1, 16_000), (2, 16_000)])
+@pytest.mark.parametrize("shape", [(), (0,), (399,), (2, 399), (2, 1, 16_000)])
 def test_refuses_what_is_not_a_mono_frame(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"waveform: must be \[N\] with N >= 400"):
+    with pytest.raises(ValueError, match=r"waveform: must be \[N\] or \[B, N\] with N >= 400"):
         fbank(torch.zeros(shape), SETTINGS)
 
 
