@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.build import BuildJob
 from pipeline.card import Card, card_fault, common_fingerprint, make_card
+from pipeline.carry_on import remove_unfinished
 from pipeline.dataset import INDEX_ROWS_PER_GROUP, card_path
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
@@ -25,8 +26,7 @@ from pipeline.plan import Plan, ShardSpec
 from pipeline.rejects import check_share, count_reasons, to_table
 
 _READERS = 16
-_OUR_TAR = re.compile(r"\.?[A-Za-z0-9_-]+-\d{5,}\.tar(\.\d+\.[0-9a-f]{8})?")
-"""A shard, or the temporary file that becomes one."""
+_OUR_TAR = re.compile(r"[A-Za-z0-9_-]+-\d{5,}\.tar")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +160,7 @@ def assemble(
     summary = _summary(plan, job.output, card, ordered, built=built, wall_s=elapsed_s())
     storage.write_json(storage.join(job.output, "prepare_summary.json"), asdict(summary))
     _remove_strays(job.output, ordered)
+    remove_unfinished(job.output)
     storage.write_json(card_path(job.output), card)
     return summary
 
@@ -193,7 +194,7 @@ def _summary(
 
 
 def _remove_strays(output: str, parts: list[Part]) -> None:
-    """Remove tars of an earlier plan that was never completed, and what a killed write left."""
+    """Remove tars of an earlier plan that was never completed."""
     kept = {storage.join(output, part.tar.name) for part in parts if part.tar}
     for path in storage.list_files(storage.join(output, "shards")):
         if path not in kept and _OUR_TAR.fullmatch(path.rpartition("/")[2]):

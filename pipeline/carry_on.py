@@ -1,5 +1,6 @@
 """What an earlier run of `prepare` left, and what of it may stand."""
 
+import re
 from dataclasses import dataclass
 
 from pipeline import storage
@@ -8,6 +9,7 @@ from pipeline.manifest import Manifest
 from pipeline.parts import part_path, work_folder
 from pipeline.plan import Plan, PrepareSettings, ShardSpec, differences
 
+_UNFINISHED_TAR = re.compile(r"\.[A-Za-z0-9_-]+-\d{5,}\.tar\.\d+\.[0-9a-f]{8}")
 _NAMED = 5
 """Ids that a message names."""
 
@@ -44,6 +46,14 @@ def discard_parts(specs: list[ShardSpec], output: str) -> None:
     for spec in specs:
         if part_path(output, spec.name) in present:
             storage.remove(part_path(output, spec.name))
+
+
+def remove_unfinished(output: str) -> None:
+    """Remove what processes that were killed left of shards: on S3 nothing, locally a tar each."""
+    if not storage.is_remote(output):
+        for path in storage.list_files(storage.join(output, "shards")):
+            if _UNFINISHED_TAR.fullmatch(path.rpartition("/")[2]):
+                storage.remove(path)
 
 
 def check_carries_on(

@@ -16,7 +16,13 @@ from pipeline import storage
 from pipeline.assemble import PrepareSummary, assemble, finished_parts, is_intact, read_card
 from pipeline.build import BuildJob, build_shard
 from pipeline.card import common_fingerprint
-from pipeline.carry_on import check_carries_on, clear_damaged, discard_parts, read_damaged
+from pipeline.carry_on import (
+    check_carries_on,
+    clear_damaged,
+    discard_parts,
+    read_damaged,
+    remove_unfinished,
+)
 from pipeline.dataset import card_path
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
@@ -113,6 +119,8 @@ def prepare(
     if waiting:
         # Stopped between a new tar and its part file, an earlier part would vouch for the tar.
         discard_parts(waiting, output)
+        # Before the first task, as disks may be nearly full.
+        remove_unfinished(output)
         with session:
             _build(waiting, plan, job, json_logs=json_logs)
     summary = assemble(

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import prepare as preparing
 from pipeline.build import BuildJob, build_shard
 from pipeline.decode import DecodeSettings
 from pipeline.errors import UserError
@@ -399,3 +400,23 @@ def test_a_plan_of_many_shards_is_cut_into_files(tmp_path: Path) -> None:
     assert (
         read_shard_clips(str(tmp_path), plan.specs[149])["id"].to_pylist() == planned_ids(plan)[149]
     )
+
+
+def test_what_a_killed_process_left_is_gone_before_the_next_shard(
+    first: Manifest, tmp_path: Path
+) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    left, others = shards / ".train-00001.tar.4711.0123abcd", shards / ".mine.tar"
+    for path in (left, others):
+        path.write_bytes(b"")
+
+    def task_dies(row: dict[str, object], **_: object) -> None:
+        assert not left.exists()
+        die()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparing, "_task", task_dies)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(first, tmp_path)
+    assert others.exists()
