@@ -3,9 +3,10 @@
 In: a folder of audio, such as ESC-50's `audio/`. Steps: cut it into 10 s FLAC files of 16 kHz, as
 AudioSet's clips are; list them in a manifest as often as it takes. Time the path of most scripts
 (soundfile, `torchaudio.compliance.kaldi.fbank`, `np.save`, webdataset's `TarWriter`) in one process
-per CPU; `prepare` from starting Ray to the finished card; and before and after it the functions of
-`prepare` in a plain loop in one process, without Ray. Out: a table, and the memory that the workers
-of Ray took after the first thousand clips and at the end.
+per CPU; the functions of `prepare` in a plain loop, without Ray, over a few clips in one process
+and over all in one process per CPU; `prepare` from starting Ray to the finished card; and the one
+loop again. Out: a table, and the memory that the workers of Ray took after the first thousand clips
+and at the end.
 
     .venv/bin/python benchmarks/prepare_throughput.py AUDIO_FOLDER --clips 20000
 """
@@ -65,6 +66,11 @@ def main() -> None:
             time_script(paths, num_cpus, folder),
         )
         loops = [show_loop(paths, folder)]
+        together = show(
+            f"prepare's functions in a loop, {num_cpus} processes",
+            len(paths),
+            time_loops(paths, num_cpus, folder),
+        )
         with MemoryWatch(Path(folder, "dataset", "_work", "parts")) as memory:
             whole = show(
                 f"prepare, {num_cpus} CPUs, Ray's start included",
@@ -74,6 +80,7 @@ def main() -> None:
         loops.append(show_loop(paths, folder))
     print(f"prepare / script                 {whole / script:.2f}")
     print(f"prepare / ({num_cpus} x loop)              {whole / num_cpus / np.mean(loops):.2f}")
+    print(f"prepare / loops of {num_cpus} processes    {whole / together:.2f}")
     print(f"largest worker, 1,000 clips done {memory.early_bytes / 1e6:.0f} MB")
     print(f"largest worker, all the time     {memory.peak_bytes / 1e6:.0f} MB")
 
@@ -87,7 +94,7 @@ def show(name: str, num_clips: int, seconds: float) -> float:
 def show_loop(paths: list[str], folder: str) -> float:
     some = paths[:LOOP_CLIPS]
     name = "prepare's functions in a loop, 1 process"
-    return show(name, len(some), time_loop(some, folder))
+    return show(name, len(some), time_loop(some, f"{folder}/loop"))
 
 
 def make_clips(source: Path, folder: Path) -> list[Path]:
@@ -151,10 +158,19 @@ def make_manifest(paths: list[str]) -> Manifest:
     return from_clips(clips, ["any"])
 
 
-def time_loop(paths: list[str], folder: str) -> float:
+def time_loops(paths: list[str], num_processes: int, folder: str) -> float:
+    """Seconds of as many loops at once, their processes' start included."""
+    start = time.monotonic()
+    with multiprocessing.get_context("spawn").Pool(num_processes) as pool:
+        shares = [(paths[i::num_processes], f"{folder}/loop{i}") for i in range(num_processes)]
+        pool.starmap(time_loop, shares)
+    return time.monotonic() - start
+
+
+def time_loop(paths: list[str], output: str) -> float:
     """Seconds of building all shards one after the other in this process, without Ray."""
     manifest, settings = make_manifest(paths), PrepareSettings(clips_per_shard=CLIPS_PER_SHARD)
-    job = BuildJob(output=f"{folder}/loop", settings=settings)
+    job = BuildJob(output=output, settings=settings)
     plan = make_plan(manifest, settings)
     write_plan(plan, job.work, manifest)
     start = time.monotonic()
