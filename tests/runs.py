@@ -16,7 +16,7 @@ from trainer.run_folder import is_finished, read_history
 def untimed(run: str) -> dict[str, Any]:
     """The run's curves without what the clock says."""
     history = read_history(run)
-    timings = {"clips_per_s", "train_s", "eval_s"}
+    timings = {"clips_per_s", "data_wait_share", "train_s", "eval_s"}
     return {
         name: [{key: one[key] for key in one.keys() - timings} for one in history[name]]
         for name in ("steps", "epochs")

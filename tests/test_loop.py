@@ -96,8 +96,12 @@ def test_what_it_leaves_behind(dataset: PreparedDataset, tmp_path: Path) -> None
     assert [point["step"] for point in history["steps"]] == [1, 2, 3, 4, 5, 6]
     assert [point["epoch"] for point in history["steps"]] == [1, 1, 1, 2, 2, 2]
     for point in history["steps"]:
-        assert point.keys() == {"step", "epoch", "loss", "lr", "grad_norm", "clips_per_s"}
         assert point["grad_norm"] > 0
+        assert point["clips_per_s"] > 0
+        assert 0 <= point["data_wait_share"] <= 1
+        assert point["num_bad_steps"] == 0
+        # A CPU's memory and peak are not known.
+        assert point["peak_memory_bytes"] is point["mfu"] is None
     for number, epoch in enumerate(history["epochs"], start=1):
         assert (epoch["epoch"], epoch["step"]) == (number, 3 * number)
         assert epoch.keys() >= {"mAP", "mAUC", "d_prime", "accuracy", "train_s", "eval_s"}
@@ -334,6 +338,25 @@ def test_any_number_of_ranks_trains_the_same(
     assert_close_runs(taken_over, alone)
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_clips_computed_at_once_change_nothing(
+    dataset: PreparedDataset, tmp_path: Path, world_size: int
+) -> None:
+    """Over 54 steps: in one part and in two, of batches whose last part is smaller."""
+    changes = {"epochs": 9, "log_every_steps": 1}
+    alone = str(tmp_path / "alone")
+    start(tiny_recipe(train=changes), dataset, alone)
+    for micro_batch_size in (0, -(-7 // world_size) // 2 + (world_size == 1)):
+        recipe = tiny_recipe(train=changes | {"micro_batch_size": micro_batch_size})
+        run = str(tmp_path / str(micro_batch_size))
+        run_ranks(world_size, train_rank, recipe.to_json(), dataset.path, [run], -1)
+        losses, expected = (
+            [point["loss"] for point in untimed(one)["steps"]] for one in (run, alone)
+        )
+        assert len(losses) == 54
+        assert losses == pytest.approx(expected, abs=1e-5)
+
+
 def train_in_own_folder(world: World, document: dict[str, Any], data: str, runs: list[str]) -> None:
     with pytest.raises(UserError, match=r"checkpoints of different steps there \(\[3, 0\]\)"):
         train_rank(world, document, data, [runs[world.rank]], -1)
@@ -352,11 +375,18 @@ def test_ranks_that_do_not_share_the_run_folder_are_refused(
 # Runs that fail
 
 
-def test_a_loss_that_is_no_number(dataset: PreparedDataset, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number(
+    dataset: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It goes back once, and then stops."""
     run = str(tmp_path)
-    recipe = tiny_recipe(schedule={"lr": 1e30, "warmup_steps": 0}, train=OFTEN)
+    recipe = tiny_recipe(
+        schedule={"lr": 1e30, "warmup_steps": 0}, train=OFTEN | {"max_bad_steps": 3}
+    )
     with pytest.raises(UserError, match=rf"^{run}: the loss is (nan|inf), .* lower schedule\.lr"):
         start(recipe, dataset, run)
+    assert capsys.readouterr().err.count("; carrying on from step 1\n") == 1
+    assert len(checkpoint_paths(run)) == 1
     for path in checkpoint_paths(run):
         model = torch.load(path, weights_only=True)["model"]
         assert all(torch.isfinite(value).all() for value in model.values())
@@ -365,11 +395,11 @@ def test_a_loss_that_is_no_number(dataset: PreparedDataset, tmp_path: Path) -> N
 def test_a_gradient_that_is_no_number(
     dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the loss still is one: the weights after such a step are not saved."""
+    """While the loss still is one; there is no checkpoint to go back to."""
     run = str(tmp_path)
-    monkeypatch.setattr(loop, "_gradient_norm", lambda model: math.inf)
-    with pytest.raises(UserError, match=r"the gradient's norm inf near step 1 \(epoch 1\)"):
-        start(tiny_recipe(train=OFTEN), dataset, run)
+    monkeypatch.setattr(loop, "gradient_norm", lambda model: torch.tensor(math.inf))
+    with pytest.raises(UserError, match=r"norm inf near step 2 \(epoch 1\), 2 skipped in a row"):
+        start(tiny_recipe(train=OFTEN | {"max_bad_steps": 2}), dataset, run)
     assert checkpoint_paths(run) == []
 
 

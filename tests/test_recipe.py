@@ -144,6 +144,10 @@ def test_a_value_of_another_type(recipe_file: str, override: str, message: str) 
         ("train.loss=mse", r"train\.loss: must be one of .*, got 'mse'"),
         ("train.seed=-1", r"train\.seed: must be from 0 to \d+, got -1"),
         ("train.checkpoint_every_s=inf", r"train\.checkpoint_every_s: must be .*, got inf"),
+        ("train.micro_batch_size=-1", r"train\.micro_batch_size: must be .*, got -1"),
+        ("train.max_gradient_norm=nan", r"train\.max_gradient_norm: must be .*, got nan"),
+        ("train.max_bad_steps=0", r"train\.max_bad_steps: must be at least 1, got 0"),
+        ("train.lr_after_divergence=0", r"train\.lr_after_divergence: must be above 0"),
     ],
 )
 def test_a_value_out_of_range(recipe_file: str, override: str, message: str) -> None:

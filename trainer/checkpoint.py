@@ -1,15 +1,18 @@
 """Checkpoints: everything a restart needs, one file each, in the run's `checkpoints/`.
 
-The sampler, the augmentation and the schedule are pure functions of the seed and the position, so
-a checkpoint holds the model, the optimiser, the position and the curves so far, and no generator
-states. A file appears under its name only when complete.
+The sampler, the augmentation, the schedule and torch's own generators are functions of the seed and
+the position, so a checkpoint holds the model, the optimiser, averages, the position and the curves
+so far, and no generator states. A file appears under its name only when complete; training goes on
+while a copy of its state is written.
 """
 
 import io
 import re
 import sys
 import zipfile
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -42,6 +45,18 @@ class Progress:
     """Points of the training curve."""
     epochs: list[dict[str, Any]] = field(default_factory=list)
     """One entry for each finished epoch."""
+    bad_steps: list[dict[str, Any]] = field(default_factory=list)
+    """One entry for each step that was skipped."""
+    num_bad_in_a_row: int = 0
+    """The last ones of them, if no good step followed."""
+    has_gone_back: bool = False
+    """Whether the run has diverged and gone back to a checkpoint before."""
+
+    def copy(self) -> "Progress":
+        """A moment of it; the entries of its lists are never changed."""
+        return replace(
+            self, steps=[*self.steps], epochs=[*self.epochs], bad_steps=[*self.bad_steps]
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,16 +66,52 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimiser: dict[str, Any]
     progress: Progress
+    ema: dict[str, Tensor] = field(default_factory=dict)
+    """Moving average of the model; empty without one."""
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """State of the loss scaler; empty but in float16."""
+    score_sum: Tensor | None = None
+    """Sum of the evaluations' scores over the finished epochs, `[N, C]`."""
+
+    def copy(self) -> "Checkpoint":
+        """The same in memory of its own on the CPU, which training does not change."""
+        return Checkpoint(
+            **{name: _copied(getattr(self, name)) for name in _TENSOR_FIELDS},
+            progress=self.progress.copy(),
+        )
+
+
+_TENSOR_FIELDS = ("model", "optimiser", "ema", "scaler", "score_sum")
+
+
+class Background:
+    """Work done by a thread, one piece after the other, none left behind."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._last: Future[None] | None = None
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Begin the work once the last one is done; raises what that one raised."""
+        self.wait()
+        self._last = self._pool.submit(work)
+
+    def wait(self) -> None:
+        """Until the work is done; raises what it raised."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def close(self) -> None:
+        """Let the work come to its end, whatever it is."""
+        self._pool.shutdown()
 
 
 def save_checkpoint(run_path: str, checkpoint: Checkpoint) -> str:
     """Write a checkpoint, then remove all but the newest `NUM_KEPT`; returns its path."""
     buffer = io.BytesIO()
-    document = {
-        "model": checkpoint.model,
-        "optimiser": checkpoint.optimiser,
-        "progress": asdict(checkpoint.progress),
-    }
+    document = {name: getattr(checkpoint, name) for name in _TENSOR_FIELDS}
+    document["progress"] = asdict(checkpoint.progress)
     torch.save(document, buffer)
     path = storage.join(_folder(run_path), f"step-{checkpoint.progress.step:08d}.pt")
     storage.with_retries(storage.write_bytes, path, buffer.getvalue())
@@ -107,11 +158,15 @@ def _decode(data: bytes) -> Checkpoint:
         raise ValueError(f"wrong checksum of {damaged}")
     file.seek(0)
     document = torch.load(file, map_location="cpu", weights_only=True)
-    return Checkpoint(
-        model=document["model"],
-        optimiser=document["optimiser"],
-        progress=Progress(**document["progress"]),
-    )
+    return Checkpoint(**{**document, "progress": Progress(**document["progress"])})
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(one) for key, one in value.items()}
+    return [_copied(one) for one in value] if isinstance(value, list) else value
 
 
 def _folder(run_path: str) -> str:

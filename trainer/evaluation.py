@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.errors import UserError
 from trainer.augment import normalise
+from trainer.divergence import DivergedError
 from trainer.loader import Loader
 from trainer.loss import Loss, loss_per_clip, scores
 from trainer.metrics import Metrics, evaluate_scores
@@ -60,7 +60,7 @@ def evaluate(
         world: the ranks that share the work.
 
     Raises:
-        UserError: the model's outputs are not finite numbers.
+        DivergedError: the model's outputs are not finite numbers.
     """
     start = time.monotonic()
     was_training = model.training
@@ -77,7 +77,7 @@ def evaluate(
     rows = world.gather(torch.cat(parts)).cpu().numpy()
     own = rows[rows[:, -1] > 0]
     if not np.isfinite(own).all():
-        raise UserError(
+        raise DivergedError(
             f"the model's outputs on {loader.clips.name!r} are not finite numbers: the training "
             f"has diverged; lower schedule.lr or lengthen schedule.warmup_steps"
         )

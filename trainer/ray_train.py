@@ -39,6 +39,15 @@ from trainer.world import World
 
 _REPORT_EVERY_S = 0.5
 _SAY_WAITING_AFTER_S = 60.0
+_FIGURES: dict[str, Callable[[float], str]] = {
+    "clips_per_s": lambda value: f"{value:.0f} clips/s",
+    "data_wait_share": lambda value: f"{value:.0%} waiting for data",
+    "peak_memory_bytes": lambda value: f"{value / 1e9:.1f} GB",
+    "mfu": lambda value: f"{value:.0%} of peak FLOPs",
+    "grad_norm": lambda value: f"gradient {value:.2g}",
+    "num_bad_steps": lambda value: f"{value} steps skipped",
+}
+"""Words of the progress line; what is not known, or 0, is left out."""
 _RESTARTS = 3
 """Times a run starts anew after a lost worker before it gives up."""
 
@@ -327,8 +336,9 @@ def _note(values: list[dict[str, Any]]) -> str:
         return ", ".join(f"{one['run'].rpartition('/')[2]} epoch {one['epoch']}" for one in values)
     one = values[0]
     figures = [f"epoch {one['epoch']}", f"lr {one['lr']:.1e}"]
-    if one["clips_per_s"] is not None:
-        figures.append(f"{one['clips_per_s']:.0f} clips/s")
+    for name, show in _FIGURES.items():
+        if one.get(name):
+            figures.append(show(one[name]))
     for name in ("loss", "mAP", "accuracy"):
         if one[name] is not None:
             figures.append(f"{name} {one[name]:.3f}")

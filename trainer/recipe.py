@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from pipeline import storage
 from pipeline.errors import UserError
 from trainer.augment import AugmentSettings
+from trainer.averaging import AveragingSettings
 from trainer.clips import ClipSet, DataSettings, TrainingData
 from trainer.loader import LoaderSettings
 from trainer.loss import Loss
@@ -24,7 +25,7 @@ from trainer.optimiser import OptimiserSettings
 from trainer.sampler import MAX_SEED, SamplerSettings
 from trainer.schedule import ScheduleSettings
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +41,19 @@ class TrainSettings:
     seed: int = 0
     """Decides the first weights, the order of the clips and every augmentation."""
     precision: Precision = "float32"
-    """`bfloat16`: autocast on the GPU; weights and optimiser stay float32."""
+    """`bfloat16` or `float16`: autocast on the GPU; weights and optimiser stay float32. `float16`
+    scales the loss and skips the first steps until the scale fits."""
+    micro_batch_size: int = 0
+    """Clips that a worker computes at once, for less memory; 0: all its share of the batch. The
+    batch, the schedule and the losses stay the same."""
+    max_gradient_norm: float = 0.0
+    """A step whose gradient's norm is above this is skipped, as one is that is no finite number;
+    0: no limit. Gradients are never clipped."""
+    max_bad_steps: int = 10
+    """So many skipped steps in a row are a divergence: the run goes back to its last checkpoint
+    once, then it stops."""
+    lr_after_divergence: float = 1.0
+    """What the learning rate is multiplied by once the run has gone back."""
     log_every_steps: int = 20
     """Steps between two points of the loss curve."""
     checkpoint_every_s: float = 300.0
@@ -50,14 +63,20 @@ class TrainSettings:
         for name, choices in (("loss", get_args(Loss)), ("precision", get_args(Precision))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: must be one of {choices}, got {getattr(self, name)!r}")
-        for name in ("epochs", "batch_size", "log_every_steps"):
+        for name in ("epochs", "batch_size", "log_every_steps", "max_bad_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"seed: must be from 0 to {MAX_SEED}, got {self.seed}")
-        if not 0 <= self.checkpoint_every_s < math.inf:
+        for name in ("checkpoint_every_s", "max_gradient_norm", "micro_batch_size"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"{name}: must be a number of at least 0, got {getattr(self, name)}"
+                )
+        if not 0 < self.lr_after_divergence <= 1:
             raise ValueError(
-                f"checkpoint_every_s: must be a number of at least 0, got {self.checkpoint_every_s}"
+                f"lr_after_divergence: must be above 0 and at most 1, "
+                f"got {self.lr_after_divergence}"
             )
 
 
@@ -74,6 +93,7 @@ class Recipe:
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    averaging: AveragingSettings = field(default_factory=AveragingSettings)
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         """Every setting with its value, by section; NaN as null."""
@@ -140,9 +160,16 @@ def check_fit(recipe: Recipe, data: TrainingData) -> None:
     """Refuse settings that these clips cannot be trained with.
 
     Raises:
-        UserError: a mask or patch larger than the input, or cross-entropy on clips that have no or
-            several labels.
+        UserError: a mask or patch larger than the input, an average over epochs that the run does
+            not have, or cross-entropy on clips that have no or several labels.
     """
+    for key in ("first_epoch", "last_epoch"):
+        epoch = getattr(recipe.averaging, key)
+        if epoch > recipe.train.epochs:
+            raise UserError(
+                f"averaging.{key}: must be at most train.epochs ({recipe.train.epochs}), "
+                f"got {epoch}"
+            )
     mels = ("the number of mel bins", data.train.num_mels)
     frames = ("model.num_frames", recipe.model.num_frames)
     for key, value, (axis, size) in (

@@ -1,0 +1,62 @@
+"""What a model computes, against PyTorch's own count."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainer.flops import forward_flops, peak_flops, peak_of, training_flops
+from trainer.model import AST, ModelSettings, build_model
+
+
+def on_meta(settings: ModelSettings, num_classes: int) -> AST:
+    """A model of shapes alone."""
+    with torch.device("meta"):
+        return build_model(settings, num_classes=num_classes, num_mels=128)
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_classes"),
+    [
+        (ModelSettings(pretrained=False), 527),
+        (
+            ModelSettings(
+                backbone="vit_tiny_patch16_224",
+                pretrained=False,
+                stride_frequency=16,
+                stride_time=12,
+                num_frames=256,
+                depth=3,
+            ),
+            10,
+        ),
+    ],
+)
+def test_as_pytorch_counts(settings: ModelSettings, num_classes: int) -> None:
+    model = on_meta(settings, num_classes)
+    x = torch.empty(3, settings.num_frames, 128, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    assert forward_flops(model) * 3 == counter.get_total_flops()
+    assert training_flops(model) == 3 * forward_flops(model)
+
+
+def test_the_base_model() -> None:
+    model = on_meta(ModelSettings(pretrained=False), 527)
+    assert forward_flops(model) / 1e9 == pytest.approx(261.5, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "peak"),
+    [
+        ("NVIDIA H200", "bfloat16", 989e12),
+        ("NVIDIA H100 PCIe", "float16", 756e12),
+        ("NVIDIA H100 80GB HBM3", "float32", 67e12),
+        ("NVIDIA A100-SXM4-80GB", "bfloat16", 312e12),
+        ("NVIDIA A10", "bfloat16", 125e12),
+        ("Tesla V100-SXM2-16GB", "float16", 125e12),
+        ("NVIDIA GeForce GTX 1080", "float32", None),
+    ],
+)
+def test_peaks_of_devices(name: str, precision: str, peak: float | None) -> None:
+    assert peak_of(name, precision) == peak
+    assert peak_flops(torch.device("cpu"), precision) is None

@@ -1,0 +1,94 @@
+"""Averages of weights: over the ends of epochs, and over all steps (EMA). Training sees neither.
+
+In: a model at the end of an epoch, or after a step. Steps: the weights of each epoch that is to be
+averaged are kept in the run's `epochs/`; their mean is taken once the training is through, entry by
+entry, as the authors' `wa_model` does. Out: state dicts, as `.safetensors`. A restart needs the
+files of the epochs before it, which are written before the checkpoint that ends their epoch.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from pipeline import storage
+from trainer.weights import read_state
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AveragingSettings:
+    """Averages of the weights that are evaluated beside the last ones; none changes the training.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    first_epoch: int = 0
+    """The first epoch whose weights at its end are averaged (AudioSet as published: 1, balanced
+    6); 0: none. The weights of each are kept."""
+    last_epoch: int = 0
+    """The last such epoch; 0: the last of the run."""
+    ema_decay: float = 0.0
+    """Share of its old value that a moving average of the weights keeps at each step, such as
+    0.9999; 0: no such average."""
+
+    def __post_init__(self) -> None:
+        for name in ("first_epoch", "last_epoch"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must be at least 0, got {getattr(self, name)}")
+        if self.last_epoch and not 1 <= self.first_epoch <= self.last_epoch:
+            raise ValueError(
+                f"first_epoch: must be from 1 to last_epoch ({self.last_epoch}), "
+                f"got {self.first_epoch}"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay: must be at least 0 and below 1, got {self.ema_decay}")
+
+    def epochs(self, num_epochs: int) -> range:
+        """The epochs whose weights are averaged in a run of so many."""
+        if self.first_epoch == 0:
+            return range(0)
+        return range(self.first_epoch, (self.last_epoch or num_epochs) + 1)
+
+
+def weights_path(run_path: str, name: str) -> str:
+    """Where weights of a run stand: `epoch-05`, `averaged` or `ema`."""
+    return storage.join(run_path, "epochs", f"{name}.safetensors")
+
+
+def epoch_name(epoch: int) -> str:
+    """What an epoch's weights are called."""
+    return f"epoch-{epoch:02d}"
+
+
+def write_weights(run_path: str, name: str, state: Mapping[str, Tensor]) -> None:
+    """Write a state dict to the run's `epochs/`."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    storage.with_retries(
+        storage.write_bytes, weights_path(run_path, name), safetensors.torch.save(tensors)
+    )
+
+
+def average_epochs(run_path: str, epochs: Sequence[int]) -> State:
+    """The plain mean of every entry over the weights of these epochs, on the CPU.
+
+    Raises:
+        UserError: the weights of an epoch are not there.
+    """
+    sums: State = {}
+    kinds: dict[str, torch.dtype] = {}
+    for epoch in epochs:
+        for name, value in read_state(weights_path(run_path, epoch_name(epoch))).items():
+            kinds[name] = value.dtype
+            sums[name] = sums.get(name, torch.zeros_like(value, dtype=torch.float64)) + value
+    return {name: (value / len(epochs)).to(kinds[name]) for name, value in sums.items()}
+
+
+@torch.no_grad()
+def update_ema(average: State, state: Mapping[str, Tensor], decay: float) -> None:
+    """Move the average towards the weights, in place; entries must be of floats."""
+    torch._foreach_lerp_(list(average.values()), [state[name] for name in average], 1 - decay)

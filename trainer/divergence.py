@@ -1,0 +1,49 @@
+"""Steps that must not be made: a loss or a gradient that is no finite number, or explodes.
+
+In: the loss and the gradient's norm of a step, the same on every rank. Such a step is skipped by
+the fused optimiser on the device itself (its `found_inf`), so that no step waits for the host; the
+host learns of it at the next point of the curve. Out: `divergence.jsonl` in the run folder with a
+line for each skipped step, and an error where too many follow one another.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import storage
+from pipeline.errors import UserError
+
+
+class DivergedError(UserError):
+    """The training has diverged: going on from here is of no use."""
+
+
+def gradient_norm(model: nn.Module) -> Tensor:
+    """The norm of all gradients together, on their device."""
+    return torch.nn.utils.get_total_norm(
+        [one.grad for one in model.parameters() if one.grad is not None]
+    )
+
+
+def is_bad(loss: Tensor, norm: Tensor, max_norm: float) -> Tensor:
+    """Whether a step is to be skipped, a bool on the device; `max_norm` 0: no limit."""
+    bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
+    return bad | (norm > max_norm) if max_norm else bad
+
+
+def diverged(run_path: str, entry: dict[str, Any], num_in_a_row: int) -> DivergedError:
+    """The error for a run whose last steps were all skipped; `entry` is the last one's."""
+    return DivergedError(
+        f"{run_path}: the loss is {entry['loss']}, the gradient's norm {entry['grad_norm']} near "
+        f"step {entry['step']} (epoch {entry['epoch']}), {num_in_a_row} skipped in a row; lower "
+        f"schedule.lr or lengthen schedule.warmup_steps, and give another --out"
+    )
+
+
+def write_bad_steps(run_path: str, entries: Sequence[dict[str, Any]]) -> None:
+    """Write all skipped steps of a run, a line each: step, epoch, loss, norm, ids of its clips."""
+    lines = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries)
+    storage.write_bytes(storage.join(run_path, "divergence.jsonl"), lines.encode())

@@ -1,0 +1,64 @@
+"""The steps between two points of the training curve, from the device to the host at once.
+
+In: for each step its loss, gradient norm and whether it was skipped, as a tensor that nobody waits
+for. Steps: read them together at the point. Out: sums over the good steps, and the bad ones.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from trainer.loader import Batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepFacts:
+    """One step, as all ranks see it."""
+
+    loss_sum: float
+    """Sum of the losses of the global batch."""
+    num_clips: int
+    """Clips in it."""
+    gradient_norm: float
+    is_bad: bool
+    """Whether it was skipped."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Window:
+    """Steps since the last point of the curve."""
+
+    waited_s: float = 0.0
+    """Seconds that this rank waited for batches."""
+    start_s: float = field(default_factory=time.monotonic)
+    _facts: list[Tensor] = field(default_factory=list)
+    _num_clips: list[int] = field(default_factory=list)
+
+    def add(self, facts: Tensor, num_clips: int) -> None:
+        """A step: `[3]` on the device, loss sum, gradient norm and 1 if it was skipped."""
+        self._facts.append(facts)
+        self._num_clips.append(num_clips)
+
+    def __len__(self) -> int:
+        return len(self._facts)
+
+    def read(self) -> list[StepFacts]:
+        """The steps in order; waits for the device."""
+        rows = torch.stack(self._facts).tolist()
+        return [
+            StepFacts(loss_sum=loss, num_clips=clips, gradient_norm=norm, is_bad=bad > 0)
+            for (loss, norm, bad), clips in zip(rows, self._num_clips, strict=True)
+        ]
+
+
+def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Each batch with the seconds it was waited for; the device may have been busy meanwhile."""
+    while True:
+        start_s = time.monotonic()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch, time.monotonic() - start_s
