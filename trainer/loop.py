@@ -31,7 +31,7 @@ from trainer.optimiser import make_optimiser
 from trainer.predictions import from_scores, write_predictions
 from trainer.recipe import Recipe, check_fit
 from trainer.run_folder import TensorBoardLog, describe_run, write_history
-from trainer.sampler import draw_weights
+from trainer.sampler import draw_weights, patchout_seed
 from trainer.schedule import learning_rate
 from trainer.world import World
 
@@ -164,6 +164,7 @@ def _train_epoch(run: _Run) -> None:
     run.shared.train()
     for batch in batches:
         lr = learning_rate(run.recipe.schedule, step=progress.step, epoch=progress.epoch)
+        run.ast.patchout_seed = patchout_seed(train.seed, progress.step)
         window.add(_step(run, batch, lr), batch.num_clips)
         progress.step += 1
         progress.epoch_step += 1

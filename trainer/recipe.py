@@ -152,6 +152,7 @@ def check_fit(recipe: Recipe, data: TrainingData) -> None:
     ):
         if value > size:
             raise UserError(f"{key}: must be at most {axis} ({size}), got {value}")
+    recipe.model.grid(data.train.num_mels)
     if recipe.train.loss == "ce":
         for clips in (data.train, data.evaluation):
             _check_single_label(clips)

@@ -36,6 +36,7 @@ class Stream(enum.IntEnum):
     MIXUP_PARTNERS = 1
     AUGMENT = 2
     NOISE = 3
+    PATCHOUT = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +64,11 @@ def random_bits(
     # Drawing counts up the first word alone, which leaves 2^66 numbers to each place.
     counter = np.array([0, position, epoch, 0], dtype=np.uint64)
     return np.random.Philox(counter=counter, key=np.array([seed, stream], dtype=np.uint64))
+
+
+def patchout_seed(seed: int, step: int) -> int:
+    """What the patches of a training step are drawn by, in [0, 2^63); on all ranks the same."""
+    return int(random_bits(Stream.PATCHOUT, seed=seed, position=step).random_raw()) >> 1
 
 
 def uniform(bits: np.random.Philox, size: int) -> FloatArray:
