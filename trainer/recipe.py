@@ -10,7 +10,7 @@ import math
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pipeline import storage
@@ -62,6 +62,24 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedSettings:
+    """Scores that others published for these settings: `report` draws them beside the run's."""
+
+    mAP: tuple[float, ...] = ()  # noqa: N815
+    """mAP on the evaluation clips after each epoch; empty: none is published."""
+    mAUC: tuple[float, ...] = ()  # noqa: N815
+    """mAUC, likewise."""
+    accuracy: tuple[float, ...] = ()
+    """Accuracy from 0 to 1, likewise."""
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            values = getattr(self, one.name)
+            if not all(0 <= value <= 1 for value in values):
+                raise ValueError(f"{one.name}: must be numbers from 0 to 1, got {list(values)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     """The settings of one run."""
 
@@ -74,6 +92,7 @@ class Recipe:
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    published: PublishedSettings = field(default_factory=PublishedSettings)
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         """Every setting with its value, by section; NaN as null."""
