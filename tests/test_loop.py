@@ -307,6 +307,22 @@ def test_pretrained_weights_are_not_asked_for_again(
     assert is_finished(run)
 
 
+def test_patches_left_out_are_the_same_after_a_restart(
+    dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(
+        model={"patchout_time": 1, "patchout_share": 0.2}, train=OFTEN | {"epochs": 2}
+    )
+    straight, run, plain = (str(tmp_path / name) for name in ("straight", "run", "plain"))
+    start(recipe, dataset, straight)
+    with pytest.raises(Stopped):
+        start(recipe, dataset, run, 5)
+    start(recipe, dataset, run)
+    assert_same_run(run, straight)
+    start(tiny_recipe(train=OFTEN | {"epochs": 2}), dataset, plain)
+    assert untimed(plain) != untimed(run)
+
+
 # Ranks
 
 

@@ -1,11 +1,14 @@
 """The AST model against transformers, timm, plain arithmetic and the numbers of the paper."""
 
 import logging
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import timm
 import torch
+import torch._dynamo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -14,7 +17,14 @@ from torch.nn import functional
 from transformers import ASTConfig, ASTForAudioClassification
 
 from pipeline.errors import UserError
-from trainer.model import AST, ModelSettings, adapt_position_embedding, build_model
+from trainer.model import (
+    AST,
+    ModelSettings,
+    adapt_position_embedding,
+    build_model,
+    draw_kept_patches,
+)
+from trainer.sampler import patchout_seed
 from trainer.weights import from_transformers_state
 
 TINY = "deit_tiny_distilled_patch16_224"
@@ -24,6 +34,12 @@ TINY_ONE_TOKEN = "deit_tiny_patch16_224"
 def small_settings(**changes):
     defaults = {"backbone": TINY, "pretrained": False, "depth": 2, "num_frames": 64}
     return ModelSettings(**{**defaults, **changes})
+
+
+def separate_patches(frequency, time):
+    """Settings of such patches without overlap."""
+    strides = {"stride_frequency": frequency, "stride_time": time}
+    return {"patch_frequency": frequency, "patch_time": time, **strides}
 
 
 def randomise(module, seed=0):
@@ -64,6 +80,39 @@ def test_num_patches_are_the_published(stride, num_frames, expected):
     assert shape.num_patches(128) == expected
 
 
+@pytest.mark.parametrize(
+    ("changes", "num_tokens", "num_class_tokens"),
+    [
+        # Strides 16, 14, 12 and 10: patches that overlap by 0, 2, 4 and 6.
+        ({"stride_frequency": 16, "stride_time": 16}, 512, 2),
+        ({"stride_frequency": 14, "stride_time": 14}, 657, 2),
+        ({"stride_frequency": 12, "stride_time": 12}, 850, 2),
+        ({}, 1212, 2),
+        ({"num_frames": 512}, 600, 2),
+        ({"num_frames": 128}, 144, 2),
+        # ViT beside DeiT, with and without the distilled token, for images of 224 and 384.
+        ({"backbone": "vit_base_patch16_224"}, 1212, 1),
+        ({"backbone": "vit_base_patch16_384"}, 1212, 1),
+        ({"backbone": "deit_base_patch16_224"}, 1212, 1),
+        ({"backbone": "deit_base_patch16_384"}, 1212, 1),
+        ({"backbone": "deit_base_distilled_patch16_224"}, 1212, 2),
+        ({"backbone": "deit_small_distilled_patch16_224"}, 1212, 2),
+        ({"backbone": "deit_tiny_distilled_patch16_224"}, 1212, 2),
+        ({"position_embedding": "reinitialise"}, 1212, 2),
+        # Patches of other shapes, without overlap.
+        (separate_patches(128, 2), 512, 2),
+        (separate_patches(32, 32), 128, 2),
+    ],
+)
+def test_the_papers_ablations_are_settings(changes, num_tokens, num_class_tokens):
+    shape = ModelSettings(**{"pretrained": False, **changes})
+    with torch.device("meta"):
+        model = build_model(shape, num_classes=527, num_mels=128).eval()
+        assert model(torch.empty(1, shape.num_frames, 128)).shape == (1, 527)
+    assert model.num_class_tokens == num_class_tokens
+    assert model.pos_embed.shape[1] == num_class_tokens + num_tokens
+
+
 @given(
     size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
     patch=st.tuples(st.integers(1, 60), st.integers(1, 60)),
@@ -99,6 +148,11 @@ def test_grid_is_that_of_the_convolution(size, patch, data):
         ({"position_embedding": "keep"}, "position_embedding: must be one of .*'keep'"),
         ({"depth": -1}, "depth: .*got -1"),
         ({"weights_file": "a.pt", "pretrained": False}, "weights_file: must be empty .*a.pt"),
+        ({"patchout_time": -1}, "patchout_time: must be at least 0, got -1"),
+        ({"patchout_time": 101}, "patchout_time: must be below the 101 columns .*, got 101"),
+        ({"patchout_frequency": -1}, "patchout_frequency: must be at least 0, got -1"),
+        ({"patchout_share": -0.1}, "patchout_share: .*, got -0.1"),
+        ({"patchout_share": 1.0}, "patchout_share: must be at least 0 and below 1, got 1.0"),
     ],
 )
 def test_settings_out_of_range(changes, message):
@@ -115,6 +169,12 @@ def test_edges_of_the_ranges_are_allowed():
 def test_patch_higher_than_the_input():
     with pytest.raises(UserError, match=r"^patch_frequency: .*mel bins \(15\), got 16"):
         ModelSettings().grid(15)
+
+
+def test_no_row_of_patches_is_left():
+    assert ModelSettings(patchout_frequency=11, patchout_time=100).grid(128) == (12, 101)
+    with pytest.raises(UserError, match=r"^patchout_frequency: .* the 12 rows of patches, got 12"):
+        ModelSettings(patchout_frequency=12).grid(128)
 
 
 # Size and structure
@@ -396,3 +456,135 @@ def test_compiles_into_one_graph():
     x = torch.randn(2, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), model(x))
+
+
+# Patches left out of training steps
+
+
+@given(
+    grid=st.tuples(st.integers(1, 8), st.integers(1, 12)),
+    share=st.floats(0, 0.99),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
+def test_whole_rows_and_columns_are_left_out_then_a_share(grid, share, seed, data):
+    rows, columns = (data.draw(st.integers(0, size - 1)) for size in grid)
+    shape = ModelSettings(
+        **{"patch_time": 1, "stride_time": 1, "num_frames": grid[1]},
+        **{"patchout_frequency": rows, "patchout_time": columns},
+    )
+    device = torch.device("cpu")
+    kept = draw_kept_patches(
+        shape, grid, generator=torch.Generator().manual_seed(seed), device=device
+    )
+    table = torch.zeros(grid)
+    table.view(-1)[kept] = 1
+    assert (table.any(1).sum(), table.any(0).sum()) == (grid[0] - rows, grid[1] - columns)
+    assert table.sum() == len(kept) == (grid[0] - rows) * (grid[1] - columns)
+    assert kept.tolist() == sorted(kept.tolist())
+
+    thinner = replace(shape, patchout_share=share)
+    fewer = draw_kept_patches(
+        thinner, grid, generator=torch.Generator().manual_seed(seed), device=device
+    )
+    assert set(fewer.tolist()) <= set(kept.tolist())
+    assert len(fewer) == len(kept) - int(share * len(kept))
+    assert fewer.tolist() == sorted(fewer.tolist())
+
+
+def test_every_patch_has_its_turn():
+    shape = small_settings(patchout_time=3, patchout_frequency=2, patchout_share=0.3)
+    grid = shape.grid(64)
+    counts = torch.zeros(grid[0] * grid[1])
+    for step in range(600):
+        generator = torch.Generator().manual_seed(patchout_seed(7, step))
+        counts[draw_kept_patches(shape, grid, generator=generator, device=torch.device("cpu"))] += 1
+    share = counts.sum() / len(counts) / 600
+    assert torch.allclose(counts / 600, share.expand_as(counts), atol=0.1)
+
+
+PATCHOUT = {"patchout_time": 2, "patchout_frequency": 1, "patchout_share": 0.25}
+
+
+def test_what_is_left_out_plays_no_part():
+    """Logits are those of the kept patches alone, and in evaluation nothing is left out."""
+    shape = small_settings(**PATCHOUT)
+    model = randomise(build_model(shape, num_classes=3, num_mels=64))
+    plain = build_model(small_settings(), num_classes=3, num_mels=64).eval()
+    plain.load_state_dict(model.state_dict())
+    x = torch.randn(2, 64, 64)
+    seen = []
+    model.blocks[0].register_forward_hook(lambda block, inputs, output: seen.append(inputs[0]))
+    plain.blocks[0].register_forward_hook(lambda block, inputs, output: seen.append(inputs[0]))
+    model.patchout_seed = 3
+    with torch.no_grad():
+        logits = model(x)
+        torch.testing.assert_close(model.eval()(x), plain(x))
+    generator = torch.Generator().manual_seed(3)
+    kept = draw_kept_patches(shape, shape.grid(64), generator=generator, device=x.device)
+    places = [0, 1, *(2 + kept).tolist()]
+    few, _, all_tokens = seen
+    assert few.shape[1] == 2 + 4 * 3 - int(0.25 * 4 * 3)
+    torch.testing.assert_close(few, all_tokens[:, places])
+    with torch.no_grad():
+        expected = plain.blocks(all_tokens[:, places])[:, :2]
+        expected = plain.head(plain.head_norm(plain.norm(expected).mean(dim=1)))
+    torch.testing.assert_close(logits, expected)
+
+
+def test_patches_are_drawn_by_the_step_alone():
+    model = randomise(build_model(small_settings(**PATCHOUT), num_classes=3, num_mels=64))
+    x = torch.randn(2, 64, 64)
+    seeds = [patchout_seed(0, 0), patchout_seed(0, 1), patchout_seed(1, 0)]
+    before = torch.get_rng_state()
+    logits = []
+    for model.patchout_seed in [*seeds, seeds[0]]:
+        logits.append(model(x))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(logits[0], logits[3])
+    assert len({tuple(one.flatten().tolist()) for one in logits}) == 3
+    # Without a seed the global one decides, as with dropout.
+    model.patchout_seed = None
+    assert not torch.equal(model(x), model(x))
+
+
+# Memory and speed
+
+
+def test_checkpointed_activations_give_the_same_gradients():
+    x = torch.randn(2, 64, 64)
+    gradients, calls = [], []
+    for is_on in (False, True):
+        shape = small_settings(**PATCHOUT, checkpoint_activations=is_on)
+        model = randomise(build_model(shape, num_classes=3, num_mels=64))
+        count = []
+        for block in model.blocks:
+            block.attn.register_forward_hook(lambda *_, count=count: count.append(1))
+        model.patchout_seed = 1
+        model(x).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+        calls.append(len(count))
+    assert calls == [2, 4]
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert torch.equal(plain, checkpointed)
+
+
+# torch hides this warning of its own, but not where warnings are errors.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("checkpoint_activations", [False, True])
+def test_compiled_blocks_compute_the_same_under_the_same_names(monkeypatch, checkpoint_activations):
+    """The eager backend stands for the compiler, which takes a minute and a C++ compiler."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain = randomise(build_model(small_settings(), num_classes=3, num_mels=64))
+    shape = small_settings(compile=True, checkpoint_activations=checkpoint_activations)
+    compiled = build_model(shape, num_classes=3, num_mels=64)
+    compiled.load_state_dict(plain.state_dict())
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    x = torch.randn(2, 64, 64)
+    torch._dynamo.reset()
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for model in (compiled, plain):
+        model(x).square().sum().backward()
+    for ours, expected in zip(compiled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > graphs

@@ -266,6 +266,80 @@ def test_there_are_recipes() -> None:
     assert RECIPES
 
 
+AFTER_EACH_FROM_5 = tuple(range(5, 26))
+PAPER: dict[str, dict[str, Any]] = {
+    "audioset-full": {
+        "loss": "bce", "lr": 1e-5, "batch": 12, "epochs": 5, "decay": (0.5, (2, 3, 4)),
+        "warmup": (1000, 50), "sampling": "balanced", "masks": (48, 192), "mixup": 0.5,
+        "frames": 1024, "statistics": (-4.2677393, 4.5689974), "noise": (False, 0),
+    },
+    "audioset-balanced": {
+        "loss": "bce", "lr": 5e-5, "batch": 12, "epochs": 25, "decay": (0.5, (10, 15, 20)),
+        "warmup": (1000, 50), "sampling": "shuffle", "masks": (48, 192), "mixup": 0.5,
+        "frames": 1024, "statistics": (-4.2677393, 4.5689974), "noise": (False, 0),
+    },
+    "esc50": {
+        "loss": "ce", "lr": 1e-4, "batch": 48, "epochs": 25, "decay": (0.85, AFTER_EACH_FROM_5),
+        "warmup": (0, 50), "sampling": "shuffle", "masks": (24, 96), "mixup": 0.0,
+        "frames": 512, "statistics": (-6.6268077, 5.358466), "noise": (False, 0),
+    },
+    "esc50-from-audioset": {
+        "loss": "ce", "lr": 1e-5, "batch": 48, "epochs": 25, "decay": (0.85, AFTER_EACH_FROM_5),
+        "warmup": (0, 50), "sampling": "shuffle", "masks": (24, 96), "mixup": 0.0,
+        "frames": 512, "statistics": (-6.6268077, 5.358466), "noise": (False, 0),
+    },
+    "speech-commands": {
+        "loss": "bce", "lr": 2.5e-4, "batch": 128, "epochs": 30,
+        "decay": (0.85, AFTER_EACH_FROM_5),
+        "warmup": (0, 50), "sampling": "shuffle", "masks": (48, 48), "mixup": 0.5,
+        "frames": 128, "statistics": (-6.845978, 5.5654526), "noise": (True, 10),
+    },
+}  # fmt: skip
+"""What the paper and its authors' scripts train with."""
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_published_recipes_have_the_published_values(name: str) -> None:
+    recipe = load_recipe(str(PROJECT / "recipes" / f"{name}.toml"))
+    schedule, augment, model = recipe.schedule, recipe.augment, recipe.model
+    assert PAPER[name] == {
+        "loss": recipe.train.loss,
+        "lr": schedule.lr,
+        "batch": recipe.train.batch_size,
+        "epochs": recipe.train.epochs,
+        "decay": (schedule.decay_factor, schedule.decay_after_epochs),
+        "warmup": (schedule.warmup_steps, schedule.warmup_every_steps),
+        "sampling": recipe.sampler.mode,
+        "masks": (augment.frequency_mask, augment.time_mask),
+        "mixup": augment.mixup_share,
+        "frames": model.num_frames,
+        "statistics": (recipe.data.mean, recipe.data.std),
+        "noise": (augment.noise, augment.roll_frames),
+    }
+    assert augment.mixup_alpha == 10
+    assert model.backbone == "deit_base_distilled_patch16_384"
+    assert model.pretrained
+    assert bool(model.weights_file) == (name == "esc50-from-audioset")
+    assert model.num_patches(128) == {1024: 1212, 512: 600, 128: 144}[model.num_frames]
+    assert (model.position_embedding, model.depth) == ("adapt", 0)
+    optimiser = recipe.optimiser
+    assert (optimiser.name, optimiser.beta1, optimiser.beta2) == ("adam", 0.95, 0.999)
+    assert optimiser.weight_decay == 5e-7
+
+
+def test_speech_commands_are_chosen_by_validation_clips() -> None:
+    data = load_recipe(str(PROJECT / "recipes" / "speech-commands.toml")).data
+    assert (data.train_split, data.eval_split, data.fold) == ("train", "validation", 0)
+
+
+def test_published_curve_of_audioset() -> None:
+    recipe = load_recipe(str(PROJECT / "recipes" / "audioset-full.toml"))
+    assert recipe.published.mAP == (0.4153, 0.4349, 0.4476, 0.4490, 0.4486)
+    assert recipe.published.mAUC == (0.9759, 0.9767, 0.9762, 0.9750, 0.9736)
+    with pytest.raises(UserError, match=r"published\.mAP: must be numbers from 0 to 1, got \[45"):
+        make_recipe("other", {"published": {"mAP": [45.9]}}, where="here")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -278,6 +352,7 @@ def test_there_are_recipes() -> None:
             r"^augment\.frequency_mask: must be at most the number of mel bins \(128\), got 129",
         ),
         ({"model": {"patch_frequency": 129}}, r"^model\.patch_frequency: .* \(128\), got 129"),
+        ({"model": {"patchout_frequency": 2}}, "^patchout_frequency: .* the 2 rows .*, got 2"),
         ({"train": {"loss": "ce"}}, r"^train\.loss: 'ce' is for clips with one label, but clip"),
     ],
 )

@@ -42,7 +42,7 @@ from trainer.optimiser import make_optimiser
 from trainer.predictions import from_scores, write_predictions
 from trainer.recipe import Recipe, check_fit
 from trainer.run_folder import TensorBoardLog, describe_run, write_history
-from trainer.sampler import Stream, batch_positions, draw_weights, random_bits
+from trainer.sampler import Stream, batch_positions, draw_weights, patchout_seed, random_bits
 from trainer.schedule import learning_rate
 from trainer.window import StepFacts, Window, timed
 from trainer.world import World
@@ -232,6 +232,7 @@ def _train_epoch(run: _Run) -> None:
             lr *= train.lr_after_divergence
         _seed_model(run)
         window.waited_s += waited_s
+        run.ast.patchout_seed = patchout_seed(train.seed, progress.step)
         window.add(_step(run, batch, lr), batch.num_clips)
         if run.ema:
             update_ema(run.ema, run.ast.state_dict(), run.recipe.averaging.ema_decay)

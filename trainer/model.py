@@ -4,6 +4,8 @@ Gong, Chung and Glass, "AST: Audio Spectrogram Transformer", Interspeech 2021, s
 from the modules of a timm DeiT or ViT. Steps: cut the spectrogram into overlapping patches,
 project each linearly, put the class tokens before them, add the positional embedding, run the
 transformer's blocks, average the class tokens, normalise, project to the classes.
+In training some of the patches can be left out of a step (Koutini et al., "Efficient training of
+audio transformers with patchout", Interspeech 2022), the same of all clips in it.
 Out: one logit a class; sigmoid or softmax is the loss's affair. Initialisation draws from torch's
 global seed only.
 
@@ -26,6 +28,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.errors import UserError
 from trainer.weights import create_from_hub, load_backbone_file
@@ -65,6 +68,17 @@ class ModelSettings:
     in the paper's ablation. Without pretrained weights it is random in both cases."""
     depth: int = 0
     """Number of transformer blocks, the backbone's first ones; 0: all of them."""
+    patchout_time: int = 0
+    """Columns of patches (times) that each training step leaves out; 0: none."""
+    patchout_frequency: int = 0
+    """Rows of patches (frequency bands) that each training step leaves out; 0: none."""
+    patchout_share: float = 0.0
+    """Share of the patches then left that each training step leaves out, wherever they are."""
+    checkpoint_activations: bool = False
+    """Compute each block once more in the backward pass instead of keeping what is within it: less
+    memory, about a third more time."""
+    compile: bool = False
+    """Compile the blocks by torch.compile, which takes a C++ compiler on CPUs and time at first."""
 
     def __post_init__(self) -> None:
         self._check_backbone()
@@ -82,27 +96,44 @@ class ModelSettings:
         _check(self.depth >= 0, "depth", "0 (all blocks) or more", self.depth)
         conflict = bool(self.weights_file) and not self.pretrained
         _check(not conflict, "weights_file", "empty if pretrained is false", self.weights_file)
+        for name in ("patchout_time", "patchout_frequency"):
+            _check(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        columns = self._columns()
+        expected = f"below the {columns} columns of patches"
+        _check(self.patchout_time < columns, "patchout_time", expected, self.patchout_time)
+        share = self.patchout_share
+        _check(0 <= share < 1, "patchout_share", "at least 0 and below 1", share)
 
     def grid(self, num_mels: int) -> tuple[int, int]:
         """Patches in frequency and in time, (f, t), for an input of `num_mels` mel bins.
 
         Raises:
-            UserError: the patch is higher than the input.
+            UserError: the patch is higher than the input, or no row of patches is left to train on.
         """
         if num_mels < self.patch_frequency:
             raise UserError(
                 f"patch_frequency: must be at most the number of mel bins ({num_mels}), "
                 f"got {self.patch_frequency}"
             )
-        return (
-            (num_mels - self.patch_frequency) // self.stride_frequency + 1,
-            (self.num_frames - self.patch_time) // self.stride_time + 1,
-        )
+        rows = (num_mels - self.patch_frequency) // self.stride_frequency + 1
+        if self.patchout_frequency >= rows:
+            raise UserError(
+                f"patchout_frequency: must be below the {rows} rows of patches, "
+                f"got {self.patchout_frequency}"
+            )
+        return rows, self._columns()
 
     def num_patches(self, num_mels: int) -> int:
         """N: patches of one input, without the class tokens. Raises as `grid`."""
         rows, columns = self.grid(num_mels)
         return rows * columns
+
+    def leaves_patches_out(self) -> bool:
+        """Whether training steps see only some of the patches."""
+        return bool(self.patchout_time or self.patchout_frequency or self.patchout_share)
+
+    def _columns(self) -> int:
+        return (self.num_frames - self.patch_time) // self.stride_time + 1
 
     def _check_backbone(self) -> None:
         try:
@@ -140,13 +171,20 @@ class AST(nn.Module):
         super().__init__()
         assert num_classes >= 1
         dist_token = getattr(backbone, "dist_token", None)
+        self.settings = settings
         self.input_shape = (settings.num_frames, num_mels)
+        self.patchout_seed: int | None = None
+        """What the patches of the next training step are drawn by; None: torch's global seed."""
         self.num_class_tokens = 1 if dist_token is None else 2
         self.patch_embed = _patch_projection(backbone, settings)
         self.cls_token = cast(nn.Parameter, backbone.cls_token)
         self.register_parameter("dist_token", dist_token)
         self.pos_embed = nn.Parameter(_position_embedding(backbone, settings, num_mels))
         self.blocks = backbone.blocks[: settings.depth or None]
+        if settings.compile:
+            for block in self.blocks:
+                # In place, so that the names in the state dict stay what they are.
+                block.compile()
         self.norm = backbone.norm
         self.head_norm = nn.LayerNorm(backbone.embed_dim, eps=head_norm_eps)
         self.head = nn.Linear(backbone.embed_dim, num_classes)
@@ -173,13 +211,32 @@ class AST(nn.Module):
         # Frequency is the image's height, [B, 1, F, T], so that patches are in order of frequency.
         patches = self.patch_embed(x.transpose(1, 2).unsqueeze(1)).flatten(2).transpose(1, 2)
         tokens = torch.cat([*self._class_tokens(len(x)), patches], dim=1) + self.pos_embed
+        if self.training and self.settings.leaves_patches_out():
+            tokens = tokens.index_select(1, self._kept_tokens(tokens.device))
         # The norm works on each token alone, so those that are not used need none.
-        class_tokens = self.blocks(tokens)[:, : self.num_class_tokens]
+        class_tokens = self._run_blocks(tokens)[:, : self.num_class_tokens]
         return cast(Tensor, self.norm(class_tokens).mean(dim=1))
 
     def num_parameters(self) -> int:
         """All trained numbers of the model."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def _kept_tokens(self, device: torch.device) -> Tensor:
+        """Places of the class tokens and of the patches drawn for this step."""
+        generator = None
+        if self.patchout_seed is not None:
+            generator = torch.Generator(device).manual_seed(self.patchout_seed)
+        grid = self.settings.grid(self.input_shape[1])
+        kept = draw_kept_patches(self.settings, grid, generator=generator, device=device)
+        class_tokens = torch.arange(self.num_class_tokens, device=device)
+        return torch.cat([class_tokens, self.num_class_tokens + kept])
+
+    def _run_blocks(self, tokens: Tensor) -> Tensor:
+        if not (self.settings.checkpoint_activations and torch.is_grad_enabled()):
+            return cast(Tensor, self.blocks(tokens))
+        for block in self.blocks:
+            tokens = checkpoint(block, tokens, use_reentrant=False)
+        return tokens
 
     def _class_tokens(self, num_clips: int) -> list[Tensor]:
         tokens = [self.cls_token] if self.dist_token is None else [self.cls_token, self.dist_token]
@@ -247,6 +304,32 @@ def adapt_position_embedding(
     for axis, size in zip((2, 3), target, strict=True):
         grid = _fit_axis(grid, axis, size)
     return torch.cat([class_entries, grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+def draw_kept_patches(
+    settings: ModelSettings,
+    grid: tuple[int, int],
+    *,
+    generator: torch.Generator | None,
+    device: torch.device,
+) -> Tensor:
+    """The patches that one training step keeps, as rising places [M] in the flattened grid.
+
+    Whole columns (times) and rows (frequencies) go first, then a share of what is left, as in
+    PaSST, which draws one set for all clips of a batch, too.
+
+    Args:
+        grid: patches in frequency and in time, (f, t).
+        generator: of the device; None: torch's global one.
+    """
+
+    def choose(size: int, num: int) -> Tensor:
+        return torch.randperm(size, generator=generator, device=device)[:num].sort().values
+
+    rows = choose(grid[0], grid[0] - settings.patchout_frequency)
+    columns = choose(grid[1], grid[1] - settings.patchout_time)
+    kept = (rows[:, None] * grid[1] + columns).flatten()
+    return kept[choose(len(kept), len(kept) - int(settings.patchout_share * len(kept)))]
 
 
 def _fit_axis(grid: Tensor, axis: int, size: int) -> Tensor:

@@ -10,7 +10,7 @@ import math
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pipeline import storage
@@ -81,6 +81,24 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedSettings:
+    """Scores that others published for these settings: `report` draws them beside the run's."""
+
+    mAP: tuple[float, ...] = ()  # noqa: N815
+    """mAP on the evaluation clips after each epoch; empty: none is published."""
+    mAUC: tuple[float, ...] = ()  # noqa: N815
+    """mAUC, likewise."""
+    accuracy: tuple[float, ...] = ()
+    """Accuracy from 0 to 1, likewise."""
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            values = getattr(self, one.name)
+            if not all(0 <= value <= 1 for value in values):
+                raise ValueError(f"{one.name}: must be numbers from 0 to 1, got {list(values)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     """The settings of one run."""
 
@@ -94,6 +112,7 @@ class Recipe:
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     averaging: AveragingSettings = field(default_factory=AveragingSettings)
+    published: PublishedSettings = field(default_factory=PublishedSettings)
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         """Every setting with its value, by section; NaN as null."""
@@ -179,6 +198,7 @@ def check_fit(recipe: Recipe, data: TrainingData) -> None:
     ):
         if value > size:
             raise UserError(f"{key}: must be at most {axis} ({size}), got {value}")
+    recipe.model.grid(data.train.num_mels)
     if recipe.train.loss == "ce":
         for clips in (data.train, data.evaluation):
             _check_single_label(clips)

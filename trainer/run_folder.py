@@ -23,7 +23,7 @@ from trainer.recipe import Recipe, make_recipe
 FORMAT_VERSION = 1
 
 _PACKAGES = ("ast-ray", "torch", "torchaudio", "timm", "ray", "numpy", "pyarrow", "webdataset")
-_MAY_DIFFER = {"loader"}
+_MAY_DIFFER = {"loader", "published"}
 """Sections that may change between the starts of a run: they do not change its result."""
 
 

@@ -37,6 +37,7 @@ class Stream(enum.IntEnum):
     AUGMENT = 2
     NOISE = 3
     MODEL = 4
+    PATCHOUT = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +65,11 @@ def random_bits(
     # Drawing counts up the first word alone, which leaves 2^66 numbers to each place.
     counter = np.array([0, position, epoch, 0], dtype=np.uint64)
     return np.random.Philox(counter=counter, key=np.array([seed, stream], dtype=np.uint64))
+
+
+def patchout_seed(seed: int, step: int) -> int:
+    """What the patches of a training step are drawn by, in [0, 2^63); on all ranks the same."""
+    return int(random_bits(Stream.PATCHOUT, seed=seed, position=step).random_raw()) >> 1
 
 
 def uniform(bits: np.random.Philox, size: int) -> FloatArray:
