@@ -300,6 +300,9 @@ def _from_transformers(source: str, state: State, folder: str) -> AstCheckpoint:
         state=ours,
         model={
             **_size(ours),
+            **dict.fromkeys(
+                ("layer_norm_eps", "head_norm_eps"), config.get("layer_norm_eps", 1e-12)
+            ),
             **_shape(
                 config.get("patch_size", _PATCH),
                 config.get("frequency_stride", 10),

@@ -67,6 +67,10 @@ class ModelSettings:
     position_embedding: str = "adapt"
     """Its start: "adapt" cuts and interpolates the pretrained one, "reinitialise" draws it anew, as
     in the paper's ablation. Without pretrained weights it is random in both cases."""
+    layer_norm_eps: float = 0.0
+    """The eps of the backbone's LayerNorms; 0: the backbone's own, 1e-6 in DeiT."""
+    head_norm_eps: float = 1e-5
+    """The eps of the head's LayerNorm; models of transformers have the backbone's here, too."""
     depth: int = 0
     """Number of transformer blocks, the backbone's first ones; 0: all of them."""
 
@@ -84,6 +88,9 @@ class ModelSettings:
         position = self.position_embedding
         _check(position in choices, "position_embedding", f"one of {choices}", repr(position))
         _check(self.depth >= 0, "depth", "0 (all blocks) or more", self.depth)
+        for name in ("layer_norm_eps", "head_norm_eps"):
+            value, lowest = getattr(self, name), 0.0 if name == "layer_norm_eps" else 1e-30
+            _check(lowest <= value < 1, name, f"at least {lowest:g} and below 1", value)
         conflict = bool(self.weights_file) and not self.pretrained
         _check(not conflict, "weights_file", "empty if pretrained is false", self.weights_file)
 
@@ -139,7 +146,6 @@ class AST(nn.Module):
         *,
         num_classes: int,
         num_mels: int,
-        head_norm_eps: float,
     ) -> None:
         super().__init__()
         assert num_classes >= 1
@@ -152,7 +158,7 @@ class AST(nn.Module):
         self.pos_embed = nn.Parameter(_position_embedding(backbone, settings, num_mels))
         self.blocks = backbone.blocks[: settings.depth or None]
         self.norm = backbone.norm
-        self.head_norm = nn.LayerNorm(backbone.embed_dim, eps=head_norm_eps)
+        self.head_norm = nn.LayerNorm(backbone.embed_dim, eps=settings.head_norm_eps)
         self.head = nn.Linear(backbone.embed_dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -197,8 +203,6 @@ def build_model(
     num_classes: int,
     num_mels: int,
     labels: Sequence[str] | None = None,
-    layer_norm_eps: float | None = None,
-    head_norm_eps: float = 1e-5,
 ) -> AST:
     """An AST with the first weights that the settings ask for.
 
@@ -210,9 +214,6 @@ def build_model(
     Args:
         labels: names of the classes, to find them in the `weights_file` of an AST; None: their
             order is taken for the same, if they are as many.
-        layer_norm_eps: eps of the backbone's norms; None: the backbone's own (timm: 1e-6).
-        head_norm_eps: eps of the head's norm (the authors' code: 1e-5; transformers: its
-            `layer_norm_eps` here too).
 
     Raises:
         UserError: weights that cannot be fetched, read or fitted; a backbone that is no plain
@@ -227,12 +228,10 @@ def build_model(
             replace(settings, pretrained=False, weights_file=""),
             num_classes=num_classes,
             num_mels=num_mels,
-            layer_norm_eps=layer_norm_eps,
-            head_norm_eps=head_norm_eps,
         )
         rows = found.head_rows(num_classes, labels)
-        if rows is None:
-            _logger.warning("%s", _head_notice(found, num_classes, labels or ()))
+        if notice := _head_notice(found, num_classes, labels, rows):
+            _logger.warning("%s", notice)
         load_ast(model, found, settings, rows=rows)
         return model
     backbone = _create_backbone(settings, found)
@@ -241,11 +240,9 @@ def build_model(
             f"depth: must be at most {len(backbone.blocks)}, the number of blocks of "
             f"{settings.backbone}, got {settings.depth}"
         )
-    if layer_norm_eps is not None:
-        _set_norm_eps(backbone, layer_norm_eps)
-    return AST(
-        backbone, settings, num_classes=num_classes, num_mels=num_mels, head_norm_eps=head_norm_eps
-    )
+    if settings.layer_norm_eps:
+        _set_norm_eps(backbone, settings.layer_norm_eps)
+    return AST(backbone, settings, num_classes=num_classes, num_mels=num_mels)
 
 
 def load_ast(
@@ -284,8 +281,18 @@ def _block(name: str) -> int:
     return int(rest.partition(".")[0]) if kind == "blocks" else -1
 
 
-def _head_notice(checkpoint: AstCheckpoint, num_classes: int, labels: Sequence[str]) -> str:
-    missing = missing_labels(checkpoint, labels)
+def _head_notice(
+    checkpoint: AstCheckpoint,
+    num_classes: int,
+    labels: Sequence[str] | None,
+    rows: list[int] | None,
+) -> str:
+    """What there is to say of the head's first weights; empty: nothing."""
+    if rows is not None:
+        unnamed = checkpoint.labels is None and labels is not None
+        guess = "its classes have no names and are taken to be in our order"
+        return f"{checkpoint.source}: {guess}" if unnamed else ""
+    missing = missing_labels(checkpoint, labels or ())
     why = (
         f"{len(missing)} of the {num_classes} classes are not among its own, such as {missing[0]!r}"
         if missing
