@@ -216,6 +216,32 @@ def report(arguments: Arguments) -> None:
     print(write_report([absolute(run) for run in arguments.runs], output=output))
 
 
+def import_checkpoint(arguments: Arguments) -> None:
+    from trainer.export import import_run
+
+    run = absolute(arguments.out)
+    found = import_run(
+        absolute(arguments.checkpoint),
+        absolute(arguments.data),
+        run,
+        absolute(arguments.recipe) if arguments.recipe else "",
+        arguments.set,
+    )
+    how = "found by name" if found.by_name else "taken to be in the order of the data set's"
+    print(
+        f"{run}: {found.num_classes} classes, {how}; {found.num_classes_left_out} more of the "
+        f"checkpoint's are left out"
+    )
+
+
+def export(arguments: Arguments) -> None:
+    from trainer.export import export_run
+
+    output = absolute(arguments.out)
+    export_run(absolute(arguments.run), output)
+    print(output)
+
+
 def submit(arguments: Arguments) -> int:
     from cluster import jobs
 
@@ -282,6 +308,8 @@ def make_parser() -> argparse.ArgumentParser:
         _add_evaluate,
         _add_ensemble,
         _add_report,
+        _add_import,
+        _add_export,
     ):
         add(steps)
     _add_job_commands(steps)
@@ -498,6 +526,37 @@ def _add_report(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     step.add_argument("--out", help="page to write (default: report.html in the first run)")
 
 
+def _add_import(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    step = _add_step(
+        steps,
+        "import",
+        import_checkpoint,
+        "Make a run of a trained AST, to evaluate, average and report as if it were trained here: "
+        "a .pth of the AST authors, a folder of transformers, an exported folder or another run.",
+        "ray_job.py import audioset_10_10_0.4593.pth --data data/audioset --out runs/published",
+    )
+    step.add_argument("checkpoint", help="file or folder of the trained model")
+    step.add_argument("--data", required=True, help="folder of the prepared data set")
+    step.add_argument("--out", required=True, help="folder of the run")
+    step.add_argument(
+        "--recipe", help="settings of the run (default: the checkpoint's, where it tells)"
+    )
+    _add_set_option(step)
+
+
+def _add_export(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    step = _add_step(
+        steps,
+        "export",
+        export,
+        "Write a run's last checkpoint as a folder that transformers loads, and as ast.safetensors "
+        "in it, which `import` and model.weights_file read.",
+        "ray_job.py export runs/esc50 --out models/esc50",
+    )
+    step.add_argument("run", help="folder of the run")
+    step.add_argument("--out", required=True, help="folder to write")
+
+
 def _add_job_commands(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     step = _add_step(
         steps,
@@ -555,6 +614,11 @@ def _add_training_options(step: argparse.ArgumentParser, out_help: str) -> None:
     step.add_argument("recipe", help="settings of the run (.toml)")
     step.add_argument("--data", required=True, help="folder of the prepared data set")
     step.add_argument("--out", required=True, help=out_help)
+    _add_set_option(step)
+    _add_worker_options(step)
+
+
+def _add_set_option(step: argparse.ArgumentParser) -> None:
     step.add_argument(
         "--set",
         action="append",
@@ -562,7 +626,6 @@ def _add_training_options(step: argparse.ArgumentParser, out_help: str) -> None:
         metavar="SECTION.KEY=VALUE",
         help="change a setting of the recipe, such as train.epochs=10",
     )
-    _add_worker_options(step)
 
 
 def _add_worker_options(step: argparse.ArgumentParser) -> None:

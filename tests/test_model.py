@@ -147,6 +147,8 @@ def test_grid_is_that_of_the_convolution(size, patch, data):
         ({"stride_time": 17}, r"stride_time: .*patch_time \(16\).*got 17"),
         ({"position_embedding": "keep"}, "position_embedding: must be one of .*'keep'"),
         ({"depth": -1}, "depth: .*got -1"),
+        ({"layer_norm_eps": -1e-6}, "layer_norm_eps: must be at least 0 .*got -1e-06"),
+        ({"head_norm_eps": 0.0}, "head_norm_eps: must be at least 1e-30 .*got 0.0"),
         ({"weights_file": "a.pt", "pretrained": False}, "weights_file: must be empty .*a.pt"),
         ({"patchout_time": -1}, "patchout_time: must be at least 0, got -1"),
         ({"patchout_time": 101}, "patchout_time: must be below the 101 columns .*, got 101"),
@@ -250,12 +252,12 @@ def test_logits_are_those_of_transformers(
         state = load_file(tmp_path / "model.safetensors")
     model = build_model(
         small_settings(
-            stride_frequency=strides[0], stride_time=strides[1], num_frames=num_frames, depth=depth
+            **{"stride_frequency": strides[0], "stride_time": strides[1]},
+            **{"num_frames": num_frames, "depth": depth},
+            **{"layer_norm_eps": eps, "head_norm_eps": eps},
         ),
         num_classes=5,
         num_mels=num_mels,
-        layer_norm_eps=eps,
-        head_norm_eps=eps,
     ).eval()
     model.load_state_dict(from_transformers_state(state))
     x = torch.randn(3, num_frames, num_mels, generator=torch.Generator().manual_seed(1))

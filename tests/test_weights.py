@@ -17,7 +17,7 @@ from trainer.model import ModelSettings, build_model
 from trainer.weights import (
     create_from_hub,
     from_transformers_state,
-    load_backbone_file,
+    load_backbone,
     load_exactly,
     read_state,
 )
@@ -48,7 +48,7 @@ def test_file_round_trip(tmp_path, published, kind):
         torch.save({"model": published} if kind == "deit" else published, path)
     backbone = timm.create_model(TINY, num_classes=0)
     assert not same_backbone(backbone, published)
-    load_backbone_file(backbone, str(path))
+    load_backbone(backbone, read_state(str(path)), source=str(path))
     assert same_backbone(backbone, published)
 
 
@@ -71,8 +71,9 @@ def test_file_of_another_model(tmp_path, published):
     wrong["extra.weight"] = torch.zeros(1)
     path = tmp_path / "weights.safetensors"
     save_file(wrong, path)
+    settings = ModelSettings(backbone=TINY, weights_file=str(path), num_frames=64)
     with pytest.raises(UserError) as caught:
-        load_backbone_file(timm.create_model(TINY, num_classes=0), str(path))
+        build_model(settings, num_classes=2, num_mels=64)
     assert str(caught.value) == (
         f"{path}: the weights do not fit the model: missing: cls_token; "
         "unexpected: extra.weight; "

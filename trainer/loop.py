@@ -205,7 +205,8 @@ def make_model(recipe: Recipe, dataset: PreparedDataset, *, fresh: bool) -> AST:
     if not fresh:
         settings = replace(settings, pretrained=False, weights_file="")
     torch.manual_seed(recipe.train.seed)
-    return build_model(settings, num_classes=len(dataset.labels), num_mels=dataset.num_mels)
+    labels = dataset.labels
+    return build_model(settings, num_classes=len(labels), num_mels=dataset.num_mels, labels=labels)
 
 
 def _train_epoch(run: _Run) -> None:

@@ -19,7 +19,8 @@ f, t rows and columns of the patch grid.
 
 import difflib
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import timm
@@ -31,7 +32,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.errors import UserError
-from trainer.weights import create_from_hub, load_backbone_file
+from trainer.ast_checkpoints import AstCheckpoint, missing_labels, read_weights
+from trainer.weights import State, create_from_hub, load_backbone, load_exactly
 
 _POSITION_STD = 0.02
 _logger = logging.getLogger(__name__)
@@ -50,8 +52,10 @@ class ModelSettings:
     pretrained: bool = True
     """Start from the backbone's ImageNet weights; false: from random ones."""
     weights_file: str = ""
-    """The backbone's timm state dict (.safetensors, .pth, .pt; local or s3://) to start from
-    instead of timm's download; empty: none."""
+    """Weights to start from instead of timm's download, local or s3://: the backbone's timm state
+    dict (.safetensors, .pth, .pt); or a whole AST, as a run folder, an exported folder, a folder of
+    transformers or a .pth of the AST authors'. Of an AST, the positional embedding is fitted, and
+    the head is kept for classes that it knows. Empty: none."""
     patch_frequency: int = 16
     """Height of a patch in mel bins. Another patch shape than the backbone's has no pretrained
     weights: the patch projection is then random, all else is not."""
@@ -66,6 +70,10 @@ class ModelSettings:
     position_embedding: str = "adapt"
     """Its start: "adapt" cuts and interpolates the pretrained one, "reinitialise" draws it anew, as
     in the paper's ablation. Without pretrained weights it is random in both cases."""
+    layer_norm_eps: float = 0.0
+    """The eps of the backbone's LayerNorms; 0: the backbone's own, 1e-6 in DeiT."""
+    head_norm_eps: float = 1e-5
+    """The eps of the head's LayerNorm; models of transformers have the backbone's here, too."""
     depth: int = 0
     """Number of transformer blocks, the backbone's first ones; 0: all of them."""
     patchout_time: int = 0
@@ -94,6 +102,9 @@ class ModelSettings:
         position = self.position_embedding
         _check(position in choices, "position_embedding", f"one of {choices}", repr(position))
         _check(self.depth >= 0, "depth", "0 (all blocks) or more", self.depth)
+        for name in ("layer_norm_eps", "head_norm_eps"):
+            value, lowest = getattr(self, name), 0.0 if name == "layer_norm_eps" else 1e-30
+            _check(lowest <= value < 1, name, f"at least {lowest:g} and below 1", value)
         conflict = bool(self.weights_file) and not self.pretrained
         _check(not conflict, "weights_file", "empty if pretrained is false", self.weights_file)
         for name in ("patchout_time", "patchout_frequency"):
@@ -166,7 +177,6 @@ class AST(nn.Module):
         *,
         num_classes: int,
         num_mels: int,
-        head_norm_eps: float,
     ) -> None:
         super().__init__()
         assert num_classes >= 1
@@ -186,7 +196,7 @@ class AST(nn.Module):
                 # In place, so that the names in the state dict stay what they are.
                 block.compile()
         self.norm = backbone.norm
-        self.head_norm = nn.LayerNorm(backbone.embed_dim, eps=head_norm_eps)
+        self.head_norm = nn.LayerNorm(backbone.embed_dim, eps=settings.head_norm_eps)
         self.head = nn.Linear(backbone.embed_dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -249,35 +259,103 @@ def build_model(
     *,
     num_classes: int,
     num_mels: int,
-    layer_norm_eps: float | None = None,
-    head_norm_eps: float = 1e-5,
+    labels: Sequence[str] | None = None,
 ) -> AST:
-    """An AST with the first weights that the settings ask for; the head is always random.
+    """An AST with the first weights that the settings ask for.
+
+    The head is random, unless `weights_file` is an AST that knows all of the classes.
 
     To load a checkpoint into it, build it with `pretrained=False` and no `weights_file`: nothing
     is fetched then.
 
     Args:
-        layer_norm_eps: eps of the backbone's norms; None: the backbone's own (timm: 1e-6).
-        head_norm_eps: eps of the head's norm (the authors' code: 1e-5; transformers: its
-            `layer_norm_eps` here too).
+        labels: names of the classes, to find them in the `weights_file` of an AST; None: their
+            order is taken for the same, if they are as many.
 
     Raises:
         UserError: weights that cannot be fetched, read or fitted; a backbone that is no plain
             transformer with class tokens; more blocks than it has; a patch higher than the input.
     """
     settings.grid(num_mels)
-    backbone = _create_backbone(settings)
+    found: AstCheckpoint | State | None = None
+    if settings.weights_file:
+        found = read_weights(settings.weights_file, asdict(settings))
+    if isinstance(found, AstCheckpoint):
+        model = build_model(
+            replace(settings, pretrained=False, weights_file=""),
+            num_classes=num_classes,
+            num_mels=num_mels,
+        )
+        rows = found.head_rows(num_classes, labels)
+        if notice := _head_notice(found, num_classes, labels, rows):
+            _logger.warning("%s", notice)
+        load_ast(model, found, settings, rows=rows)
+        return model
+    backbone = _create_backbone(settings, found)
     if settings.depth > len(backbone.blocks):
         raise UserError(
             f"depth: must be at most {len(backbone.blocks)}, the number of blocks of "
             f"{settings.backbone}, got {settings.depth}"
         )
-    if layer_norm_eps is not None:
-        _set_norm_eps(backbone, layer_norm_eps)
-    return AST(
-        backbone, settings, num_classes=num_classes, num_mels=num_mels, head_norm_eps=head_norm_eps
+    if settings.layer_norm_eps:
+        _set_norm_eps(backbone, settings.layer_norm_eps)
+    return AST(backbone, settings, num_classes=num_classes, num_mels=num_mels)
+
+
+def load_ast(
+    model: AST, checkpoint: AstCheckpoint, settings: ModelSettings, *, rows: list[int] | None
+) -> None:
+    """Put another AST's weights into a model, in place, fitted to its input and its classes.
+
+    Args:
+        settings: those the model was built with.
+        rows: the checkpoint's class for each of the model's; None: the model's head stays.
+
+    Raises:
+        UserError: the weights are not those of such a model; says which names and shapes.
+    """
+    state = dict(checkpoint.state)
+    own = model.state_dict()
+    if settings.depth:
+        state = {name: value for name, value in state.items() if _block(name) < settings.depth}
+    if settings.position_embedding == "adapt":
+        state["pos_embed"] = adapt_position_embedding(
+            checkpoint.state["pos_embed"],
+            num_class_tokens=checkpoint.num_class_tokens,
+            source=checkpoint.grid,
+            target=settings.grid(model.input_shape[1]),
+        )
+    else:
+        state["pos_embed"] = own["pos_embed"]
+    for name in ("head.weight", "head.bias"):
+        state[name] = own[name] if rows is None else state[name][rows]
+    load_exactly(model, state, source=checkpoint.source)
+
+
+def _block(name: str) -> int:
+    """Number of the block that a name in a state dict belongs to; -1: none."""
+    kind, _, rest = name.partition(".")
+    return int(rest.partition(".")[0]) if kind == "blocks" else -1
+
+
+def _head_notice(
+    checkpoint: AstCheckpoint,
+    num_classes: int,
+    labels: Sequence[str] | None,
+    rows: list[int] | None,
+) -> str:
+    """What there is to say of the head's first weights; empty: nothing."""
+    if rows is not None:
+        unnamed = checkpoint.labels is None and labels is not None
+        guess = "its classes have no names and are taken to be in our order"
+        return f"{checkpoint.source}: {guess}" if unnamed else ""
+    missing = missing_labels(checkpoint, labels or ())
+    why = (
+        f"{len(missing)} of the {num_classes} classes are not among its own, such as {missing[0]!r}"
+        if missing
+        else f"it has {len(checkpoint.state['head.bias'])} classes, not {num_classes}"
     )
+    return f"{checkpoint.source}: the head starts from random weights: {why}"
 
 
 def adapt_position_embedding(
@@ -341,8 +419,8 @@ def _fit_axis(grid: Tensor, axis: int, size: int) -> Tensor:
     return functional.interpolate(grid, size=shape, mode="bilinear", align_corners=False)
 
 
-def _create_backbone(settings: ModelSettings) -> VisionTransformer:
-    if settings.pretrained and not settings.weights_file:
+def _create_backbone(settings: ModelSettings, state: State | None) -> VisionTransformer:
+    if settings.pretrained and state is None:
         backbone: Any = create_from_hub(settings.backbone)
     else:
         backbone = timm.create_model(settings.backbone, pretrained=False, num_classes=0)
@@ -352,8 +430,8 @@ def _create_backbone(settings: ModelSettings) -> VisionTransformer:
             "learned positional embedding; take a DeiT such as deit_base_distilled_patch16_384 "
             "or a ViT such as vit_base_patch16_224"
         )
-    if settings.weights_file:
-        load_backbone_file(backbone, settings.weights_file)
+    if state is not None:
+        load_backbone(backbone, state, source=settings.weights_file)
     return cast(VisionTransformer, backbone)
 
 

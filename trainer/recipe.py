@@ -26,6 +26,7 @@ from trainer.sampler import MAX_SEED, SamplerSettings
 from trainer.schedule import ScheduleSettings
 
 Precision = Literal["float32", "bfloat16", "float16"]
+_NOTHING: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,34 +131,55 @@ SECTIONS: dict[str, type] = {
 }
 
 
-def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    path: str, overrides: Sequence[str] = (), *, beneath: Mapping[str, Mapping[str, Any]] = _NOTHING
+) -> Recipe:
     """Read a recipe file and apply overrides of the form `section.key=value`.
+
+    Args:
+        path: the file; empty: none, which is a recipe that sets nothing.
+        overrides: go over what the file sets.
+        beneath: sections of keys for what neither sets, in place of the defaults.
 
     Raises:
         UserError: the file is not there or not TOML; a section or key is unknown; a value is of
             the wrong type or out of range.
     """
-    storage.check_bucket(path)
-    try:
-        document = tomllib.loads(storage.read_bytes(path).decode())
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such recipe (a .toml file)") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a TOML file ({error})") from error
-    name = path.rpartition("/")[2].removesuffix(".toml")
+    document = _read_document(path) if path else {}
+    name = path.rpartition("/")[2].removesuffix(".toml") if path else "imported"
     # First by itself, so that what is wrong with the file is not said of the overrides.
-    recipe = make_recipe(name, document, where=path)
+    recipe = make_recipe(name, _over(document, beneath), where=path or name)
     if overrides:
         for override in overrides:
             section, key, value = _parse_override(override)
             document.setdefault(section, {})[key] = value
         where = " ".join(f"--set {override}" for override in overrides)
-        recipe = make_recipe(name, document, where=where)
+        recipe = make_recipe(name, _over(document, beneath), where=where)
     if not recipe.model.weights_file:
         return recipe
     # Workers have other working folders.
     weights_file = storage.absolute(recipe.model.weights_file)
     return replace(recipe, model=replace(recipe.model, weights_file=weights_file))
+
+
+def _read_document(path: str) -> dict[str, Any]:
+    storage.check_bucket(path)
+    try:
+        return tomllib.loads(storage.read_bytes(path).decode())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such recipe (a .toml file)") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a TOML file ({error})") from error
+
+
+def _over(document: Mapping[str, Any], beneath: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The document's keys, and those beneath that it does not have."""
+    merged = dict(document)
+    for section, keys in beneath.items():
+        above = merged.get(section, {})
+        # A value where a section should stand is left for the check that says so.
+        merged[section] = {**keys, **above} if isinstance(above, Mapping) else above
+    return merged
 
 
 def make_recipe(name: str, document: Mapping[str, Any], *, where: str) -> Recipe:

@@ -43,6 +43,7 @@ def describe_run(
             "path": dataset.path,
             "fingerprint": dataset.card["fingerprint"],
             "labels": dataset.labels,
+            "num_mels": dataset.num_mels,
             "num_train_clips": len(data.train),
             "num_eval_clips": len(data.evaluation),
             "eval_name": data.evaluation.name,

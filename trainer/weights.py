@@ -1,8 +1,9 @@
-"""Weights from outside: timm's hub, a file of a timm backbone, a model of transformers.
+"""Weights from outside and to it: timm's hub, files of tensors, other implementations' names.
 
-In: a timm model name, a file (`.safetensors`, `.pth` or `.pt`, local or on S3) or another
+In: a timm model name, a file (`.safetensors`, `.pth`, `.pt` or `.bin`, local or on S3) or another
 implementation's state dict. Steps: read tensors only (never pickled objects), rename, check every
-name and shape. Out: a backbone with its weights, or a state dict that `trainer.model.AST` loads.
+name and shape. Out: a backbone with its weights, or a state dict that `trainer.model.AST` loads;
+and the way back to the names of transformers.
 Nothing is loaded in part: a name too many, too few or of another shape is an error that says so.
 """
 
@@ -26,6 +27,7 @@ _NUM_NAMES_SHOWN = 4
 _CLASSIFIERS = ("head.", "head_dist.")
 """Image classifiers of timm's DeiT and ViT: in their files, never in an AST."""
 
+_TRANSFORMERS_PREFIX = "audio_spectrogram_transformer."
 _TRANSFORMERS_EMBEDDINGS = {
     "audio_spectrogram_transformer.embeddings.cls_token": "cls_token",
     "audio_spectrogram_transformer.embeddings.distillation_token": "dist_token",
@@ -75,19 +77,19 @@ def create_from_hub(backbone: str) -> nn.Module:
         ) from error
 
 
-def load_backbone_file(backbone: nn.Module, path: str) -> None:
-    """Put the weights of a file into a timm backbone made without classifier, in place.
+def load_backbone(backbone: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Put a timm state dict into a timm backbone made without classifier, in place.
 
     Args:
         backbone: made by timm with `num_classes=0`.
-        path: see `read_state`; the image classifiers in it (`head`, `head_dist`) are left out.
+        state: the image classifiers in it (`head`, `head_dist`) are left out.
+        source: where the state dict comes from, for the error.
 
     Raises:
-        UserError: the file cannot be read, or its names or shapes are not the backbone's.
+        UserError: its names or shapes are not the backbone's.
     """
-    state = read_state(path)
     kept = {name: value for name, value in state.items() if not name.startswith(_CLASSIFIERS)}
-    load_exactly(backbone, kept, source=path)
+    load_exactly(backbone, kept, source=source)
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
@@ -113,18 +115,21 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], *, source: str)
 
 
 def read_state(path: str) -> State:
-    """Tensors by name from a `.safetensors`, `.pth` or `.pt` file.
+    """Tensors by name from a `.safetensors`, `.pth`, `.pt` or `.bin` file.
 
     Args:
-        path: local or `s3://`. A `.pth` or `.pt` file holds the state dict, or, as those of DeiT
-            do, a dict with the state dict under "model".
+        path: local or `s3://`. All but `.safetensors` hold the state dict as torch saves it, or, as
+            those of DeiT do, a dict with the state dict under "model".
 
     Raises:
         UserError: no such file, another suffix, damaged, or with anything but tensors in it.
     """
     suffix = PurePosixPath(path).suffix.lower()
-    if suffix not in (".safetensors", ".pth", ".pt"):
-        raise UserError(f"{path}: a file of weights ends in .safetensors, .pth or .pt")
+    if suffix not in (".safetensors", ".pth", ".pt", ".bin"):
+        raise UserError(
+            f"{path}: a file of weights ends in .safetensors, .pth, .pt or .bin, and a folder of "
+            "them has a run.json, a config.json or an ast.safetensors"
+        )
     data = _read_bytes(path)
     try:
         content = (
@@ -141,7 +146,51 @@ def read_state(path: str) -> State:
     return _tensors_only(content, path)
 
 
-def from_transformers_state(state: Mapping[str, Tensor]) -> State:
+def is_authors_state(state: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of the AST authors' code."""
+    return any(name.removeprefix("module.").startswith(("v.", "mlp_head.")) for name in state)
+
+
+def from_authors_state(state: Mapping[str, Tensor], source: str) -> State:
+    """The state dict of `trainer.model.AST` from one of the AST authors' code.
+
+    The names may have the `module.` of data-parallel training before them. The image classifiers
+    of DeiT, which their files carry and nothing uses, are left out.
+
+    Raises:
+        UserError: a name that is no part of such a model.
+    """
+    bare = {name.removeprefix("module."): value for name, value in state.items()}
+    unused = tuple(f"v.{name}" for name in _CLASSIFIERS)
+    used = {name: value for name, value in bare.items() if not name.startswith(unused)}
+    prefixes = {
+        "v.patch_embed.proj.": "patch_embed.",
+        "mlp_head.0.": "head_norm.",
+        "mlp_head.1.": "head.",
+        "v.": "",
+    }
+    ours, unknown = {}, set()
+    for name, value in used.items():
+        prefix = next((one for one in prefixes if name.startswith(one)), None)
+        if prefix is None:
+            unknown.add(name)
+        else:
+            ours[prefixes[prefix] + name.removeprefix(prefix)] = value
+    if unknown:
+        raise UserError(
+            f"{source}: not the weights of the authors' AST: {_listing('unexpected', unknown)}"
+        )
+    return ours
+
+
+def is_transformers_state(state: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of `ASTForAudioClassification`."""
+    return any(name.startswith(_TRANSFORMERS_PREFIX) for name in state)
+
+
+def from_transformers_state(
+    state: Mapping[str, Tensor], source: str = "state dict of transformers"
+) -> State:
     """The state dict of `trainer.model.AST` from one of `ASTForAudioClassification`.
 
     Both styles of names are read: those on disk, which are version 4's, and those in memory since
@@ -155,15 +204,45 @@ def from_transformers_state(state: Mapping[str, Tensor]) -> State:
     unknown = {name for name in state if _from_transformers_name(name) is None}
     if unknown:
         raise UserError(
-            f"not the weights of an ASTForAudioClassification: {_listing('unexpected', unknown)}"
+            f"{source}: not the weights of an ASTForAudioClassification: "
+            f"{_listing('unexpected', unknown)}"
         )
     ours: State = {}
     for name, value in state.items():
         target = cast(str, _from_transformers_name(name))
         if target in ours:
-            raise UserError(f"{name}: the same weight is there twice, under two styles of names")
+            raise UserError(
+                f"{source}: {name}: the same weight is there twice, under two styles of names"
+            )
         ours[target] = value
-    return _fuse_query_key_value(ours)
+    return _fuse_query_key_value(ours, source)
+
+
+def to_transformers_state(state: Mapping[str, Tensor]) -> State:
+    """The state dict of `ASTForAudioClassification`, named as on disk, from one of our AST."""
+    theirs: State = {}
+    for name, value in state.items():
+        if ".attn.qkv." in name:
+            for part, matrix in zip("qkv", value.chunk(3), strict=True):
+                # Parts of one tensor share their memory, which safetensors does not write.
+                theirs[_to_transformers_name(name.replace("qkv", part))] = matrix.clone()
+        else:
+            theirs[_to_transformers_name(name)] = value
+    return theirs
+
+
+def _to_transformers_name(name: str) -> str:
+    for theirs, ours in _TRANSFORMERS_EMBEDDINGS.items():
+        if name == ours:
+            return theirs
+    module, _, leaf = name.rpartition(".")
+    for theirs, ours in _TRANSFORMERS_MODULES.items():
+        if module == ours:
+            return f"{theirs}.{leaf}"
+    _, number, part = module.split(".", 2)
+    # The first of the two names that stand for a part is the one on disk.
+    on_disk = next(key for key, ours in _TRANSFORMERS_BLOCK_MODULES.items() if ours == part)
+    return f"{_TRANSFORMERS_PREFIX}encoder.layer.{number}.{on_disk}.{leaf}"
 
 
 def _from_transformers_name(name: str) -> str | None:
@@ -180,7 +259,7 @@ def _from_transformers_name(name: str) -> str | None:
     return f"blocks.{match[1]}.{_TRANSFORMERS_BLOCK_MODULES[match[2]]}.{leaf}"
 
 
-def _fuse_query_key_value(state: State) -> State:
+def _fuse_query_key_value(state: State, source: str) -> State:
     fused: State = {}
     for name, value in state.items():
         match = _QUERY.fullmatch(name)
@@ -190,7 +269,9 @@ def _fuse_query_key_value(state: State) -> State:
         parts = [f"{match[1]}.{part}.{match[2]}" for part in "qkv"]
         missing = [part for part in parts if part not in state]
         if missing:
-            raise UserError(f"query, key and value belong together: {_listing('missing', missing)}")
+            raise UserError(
+                f"{source}: query, key and value belong together: {_listing('missing', missing)}"
+            )
         fused[f"{match[1]}.qkv.{match[2]}"] = torch.cat([state[part] for part in parts])
     return fused
 
