@@ -117,8 +117,10 @@ def _set_up(
         shared=shared,
         optimiser=optimiser,
         progress=progress,
-        train_loader=Loader(data.train, recipe.loader, num_frames=num_frames),
-        eval_loader=Loader(data.evaluation, recipe.loader, num_frames=num_frames),
+        train_loader=Loader(data.train, recipe.loader, num_frames=num_frames, device=world.device),
+        eval_loader=Loader(
+            data.evaluation, recipe.loader, num_frames=num_frames, device=world.device
+        ),
         log=TensorBoardLog(run_path, progress.step) if world.is_first else None,
         report=report,
         saved_at=time.monotonic(),
@@ -179,7 +181,13 @@ def _step(run: _Run, batch: Batch, lr: float) -> Tensor:
     """One optimiser step; returns the sum of this rank's losses, on the device."""
     recipe, device = run.recipe, run.world.device
     assert batch.draws is not None
-    x = augment_batch(batch.x.to(device), batch.draws, mean=run.data.mean, std=run.data.std)
+    x = augment_batch(
+        batch.fbanks.to(device, non_blocking=True),
+        batch.num_frames.to(device, non_blocking=True),
+        batch.draws,
+        mean=run.data.mean,
+        std=run.data.std,
+    )
     with torch.autocast(
         device.type, dtype=torch.bfloat16, enabled=recipe.train.precision == "bfloat16"
     ):

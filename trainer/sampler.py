@@ -36,6 +36,7 @@ class Stream(enum.IntEnum):
     MIXUP_PARTNERS = 1
     AUGMENT = 2
     NOISE = 3
+    CROP = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
