@@ -92,12 +92,12 @@ class _Buffer:
     def mark_used(self) -> None:
         """Note that all copies to the device have been asked for."""
         if self._used is not None:
-            self._used.record()  # type: ignore[no-untyped-call]
+            self._used.record()
 
     def wait(self) -> None:
         """Until those copies are done."""
         if self._used is not None:
-            self._used.synchronize()  # type: ignore[no-untyped-call]
+            self._used.synchronize()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
