@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta, chisquare, kstest
 from torch import Tensor
 
+from tests.plain_clips import augmented, mixed, padded
 from trainer.augment import (
     LOG_MEL_FLOOR,
     AugmentDraws,
@@ -22,13 +23,15 @@ from trainer.augment import (
     add_noise_and_roll,
     augment_batch,
     draw_augmentations,
+    first_frame,
     mask_,
     mask_interval,
     mix_log_mel,
     mix_targets,
     needs_partner,
     normalise,
-    pad_to,
+    pad_,
+    plain_batch,
 )
 
 AUDIOSET = {"mean": -4.2677393, "std": 4.5689974}
@@ -63,22 +66,38 @@ def rows_of(draws: AugmentDraws, rows: slice) -> AugmentDraws:
     )
 
 
-def raw_batch(num: int = 8, seed: int = 0) -> Tensor:
-    return torch.randn(num, NUM_FRAMES, NUM_MELS, generator=torch.Generator().manual_seed(seed)) - 4
+def raw_batch(num: int = 8, seed: int = 0, num_frames: int = NUM_FRAMES) -> Tensor:
+    return torch.randn(num, num_frames, NUM_MELS, generator=torch.Generator().manual_seed(seed)) - 4
 
 
-def reference_clip(raw: Tensor, draws: AugmentDraws, row: int, mean: float, std: float) -> Tensor:
-    """One clip after mixup and padding, `[T, F]`, by indexing alone."""
-    clip = raw.clone()
-    mel, frame = int(draws.frequency_start[row]), int(draws.time_start[row])
-    clip[:, mel : mel + int(draws.frequency_width[row])] = 0
-    clip[frame : frame + int(draws.time_width[row])] = 0
-    clip = (clip - mean) / (2 * std)
-    key = np.array([draws.noise_seed[row], 3], dtype=np.uint64)
-    bits = np.random.Philox(key=key, counter=0).random_raw(-(-clip.numel() // 2))
-    noise = [(half >> 8) / 2**24 for both in bits.tolist() for half in (both % 2**32, both >> 32)]
-    clip = clip + torch.tensor(noise[: clip.numel()]).view_as(clip) * draws.noise_scale[row]
-    return torch.stack([clip[(t - int(draws.roll[row])) % len(clip)] for t in range(len(clip))])
+def ragged(num: int, seed: int = 0) -> list[Tensor]:
+    """Stored clips of 1 frame to some more than the input's."""
+    lengths = torch.randint(
+        1, 2 * NUM_FRAMES, (num,), generator=torch.Generator().manual_seed(seed)
+    )
+    long = raw_batch(num, seed, 2 * NUM_FRAMES).half()
+    return [clip[:length] for clip, length in zip(long, lengths.tolist(), strict=True)]
+
+
+def stack(clips: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Clips no longer than the input as the loader gives them, NaN past their frames."""
+    fbanks = torch.full((len(clips), NUM_FRAMES, NUM_MELS), math.nan, dtype=clips[0].dtype)
+    for row, clip in enumerate(clips):
+        fbanks[row, : len(clip)] = clip
+    return fbanks, torch.tensor([len(clip) for clip in clips])
+
+
+def full(num: int) -> Tensor:
+    return torch.full((num,), NUM_FRAMES)
+
+
+def first_frames(draws: AugmentDraws, clips: list[Tensor], partners: list[Tensor]) -> list[Tensor]:
+    """Clips, then partners of those that are mixed, cut as the loader does."""
+    rows = np.flatnonzero(needs_partner(draws))
+    crops = np.concatenate([draws.crop, draws.partner_crop[rows]])
+    every = [*clips, *(partners[row] for row in rows)]
+    firsts = first_frame(crops, np.array([len(clip) for clip in every]), NUM_FRAMES)
+    return [clip[a : a + NUM_FRAMES] for clip, a in zip(every, firsts.tolist(), strict=True)]
 
 
 @pytest.mark.parametrize("num", [1, 8])
@@ -86,33 +105,56 @@ def reference_clip(raw: Tensor, draws: AugmentDraws, row: int, mean: float, std:
     "augment",
     [
         SMALL,
+        dataclasses.replace(SMALL, crop="random", mixup_share=1.0),
         dataclasses.replace(SMALL, noise=False, roll_frames=0),
         dataclasses.replace(SMALL, frequency_mask=0, time_mask=0, roll_frames=0),
-        dataclasses.replace(SMALL, noise=False),
+        dataclasses.replace(SMALL, noise=False, mixup_share=0.0),
     ],
 )
 def test_batch_equals_the_clips_one_by_one(augment: AugmentSettings, num: int) -> None:
-    draws, raw = draw(augment, num=num), raw_batch(num)
-    expected = [reference_clip(raw[row], draws, row, -4.0, 3.0) for row in range(num)]
-    out = augment_batch(raw.clone(), draws, mean=-4.0, std=3.0)
-    torch.testing.assert_close(out, torch.stack(expected))
+    draws, clips, partners = draw(augment, num=num), ragged(num), ragged(num, seed=1)
+    expected = [
+        augmented(clips[row], partners[row], draws, row, num_frames=NUM_FRAMES, mean=-4.0, std=3.0)
+        for row in range(num)
+    ]
+    read = stack(first_frames(draws, clips, partners))
+    out = augment_batch(*read, draws, mean=-4.0, std=3.0)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, torch.stack(expected), atol=1e-5, rtol=0)
 
 
 def test_batch_does_not_depend_on_how_it_is_split() -> None:
-    whole = augment_batch(raw_batch(), draw(), mean=-4.0, std=3.0)
-    raw = raw_batch()
-    parts = [
-        augment_batch(raw[first : first + num], draw(first=first, num=num), mean=-4.0, std=3.0)
-        for first, num in ((0, 3), (3, 1), (4, 4))
+    augment = dataclasses.replace(SMALL, mixup_share=1.0)
+    clips, partners = raw_batch(), raw_batch(seed=1)
+    whole, *parts = [
+        augment_batch(
+            torch.cat([clips[first : first + num], partners[first : first + num]]),
+            full(2 * num),
+            draw(augment, first=first, num=num),
+            mean=-4.0,
+            std=3.0,
+        )
+        for first, num in ((0, 8), (0, 3), (3, 1), (4, 4))
     ]
     assert torch.equal(torch.cat(parts), whole)
 
 
 def test_batch_stays_on_its_device() -> None:
     # The meta device refuses to mix with another, as an accelerator does.
-    out = augment_batch(raw_batch().to("meta"), draw(), mean=-4.0, std=3.0)
+    augment = dataclasses.replace(SMALL, mixup_share=1.0)
+    fbanks, num_frames = raw_batch(16).to("meta"), full(16).to("meta")
+    out = augment_batch(fbanks, num_frames, draw(augment), mean=-4.0, std=3.0)
     assert out.device.type == "meta"
     assert out.shape == (8, NUM_FRAMES, NUM_MELS)
+
+
+def test_what_was_read_is_left_alone() -> None:
+    augment = dataclasses.replace(SMALL, mixup_share=1.0)
+    for fbanks in (raw_batch(16).half(), raw_batch(16)):
+        before = fbanks.clone()
+        augment_batch(fbanks, full(16), draw(augment), mean=-4.0, std=3.0)
+        plain_batch(fbanks, full(16) - 3, mean=-4.0, std=3.0)
+        assert torch.equal(fbanks, before)
 
 
 @settings(max_examples=25)
@@ -157,13 +199,17 @@ def test_turning_one_setting_off_leaves_the_others_as_they_were() -> None:
 def test_masked_and_padded_places_are_not_zero_after_normalisation() -> None:
     augment = AugmentSettings(frequency_mask=6, time_mask=10)
     draws = draw(augment)
-    raw = torch.stack([pad_to(clip[:20], NUM_FRAMES) for clip in raw_batch()])
-    out = augment_batch(raw, draws, **AUDIOSET)
+    draws = dataclasses.replace(draws, mixup_lambda=np.ones(8))
+    fbanks, num_frames = stack([clip[:20] for clip in raw_batch()])
+    out = augment_batch(fbanks, num_frames, draws, **AUDIOSET)
     fill = torch.tensor(0.467).expand(NUM_MELS)
     torch.testing.assert_close(out[0, -1], fill, atol=5e-4, rtol=0)
     row = int(np.argmax(draws.time_width))
     assert draws.time_width[row] > 0
     torch.testing.assert_close(out[row, draws.time_start[row]], fill, atol=5e-4, rtol=0)
+    plain = plain_batch(fbanks, num_frames, **AUDIOSET)
+    torch.testing.assert_close(plain[3, 20:], fill.expand(4, -1), atol=5e-4, rtol=0)
+    torch.testing.assert_close(plain[3, :20], normalise(fbanks[3, :20], **AUDIOSET))
 
 
 def test_normalised_training_data_has_mean_0_and_std_one_half() -> None:
@@ -280,90 +326,117 @@ def test_noise_is_uniform_up_to_one_scale_per_clip() -> None:
 
 def test_masks_move_with_the_roll() -> None:
     draws = dataclasses.replace(
-        draw(AugmentSettings(frequency_mask=0, time_mask=10, roll_frames=10), num=1),
+        draw(
+            AugmentSettings(frequency_mask=0, time_mask=10, mixup_share=0.0, roll_frames=10), num=1
+        ),
         time_start=np.array([2]),
         time_width=np.array([3]),
         roll=np.array([-4]),
     )
-    out = augment_batch(torch.ones(1, NUM_FRAMES, NUM_MELS), draws, mean=0.0, std=0.5)
+    out = augment_batch(torch.ones(1, NUM_FRAMES, NUM_MELS), full(1), draws, mean=0.0, std=0.5)
     is_masked = (out[0] == 0).all(dim=1)
     assert is_masked.nonzero().flatten().tolist() == [0, NUM_FRAMES - 2, NUM_FRAMES - 1]
 
 
-def log_mel_pair(num_primary: int, num_partner: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return (
-        torch.randn(num_primary, NUM_MELS, generator=generator) * 3 - 4,
-        torch.randn(num_partner, NUM_MELS, generator=generator) * 3 - 4,
-    )
+def mix(clip: Tensor, partner: Tensor, share: float) -> Tensor:
+    """Of two clips, without what is past the first one's frames."""
+    draws = dataclasses.replace(draw(num=1), mixup_lambda=np.array([share]))
+    return mix_log_mel(*stack([clip, partner]), draws)[0, : len(clip)]
 
 
 @pytest.mark.parametrize("num_partner", [3, 10, 17])
-@pytest.mark.parametrize("mixup_lambda", [0.25, 0.5, 0.9])
-def test_mix_adds_powers_over_the_primarys_length(num_partner: int, mixup_lambda: float) -> None:
-    primary, partner = log_mel_pair(10, num_partner)
-    power = mixup_lambda**2 * primary.exp()
-    for frame in range(min(10, num_partner)):
-        power[frame] += (1 - mixup_lambda) ** 2 * partner[frame].exp()
-    expected = power.clamp(min=math.exp(LOG_MEL_FLOOR)).log()
-    mixed = mix_log_mel(primary, partner, mixup_lambda)
-    torch.testing.assert_close(mixed, expected, atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
+def test_mix_adds_powers_over_the_clips_length(num_partner: int, share: float) -> None:
+    clip, partner = raw_batch(2) * 3
+    expected = mixed(clip[:10], partner[:num_partner], share).float()
+    torch.testing.assert_close(
+        mix(clip[:10], partner[:num_partner], share), expected, atol=1e-5, rtol=0
+    )
+
+
+def test_only_the_clips_that_are_drawn_are_mixed() -> None:
+    draws = draw(num=20)
+    rows = np.flatnonzero(needs_partner(draws))
+    clips, partners = raw_batch(20), raw_batch(len(rows), seed=1)
+    out = mix_log_mel(torch.cat([clips, partners]), full(20 + len(rows)), draws)
+    expected = clips.clone()
+    for partner, row in zip(partners, rows, strict=True):
+        expected[row] = mixed(clips[row], partner, draws.mixup_lambda[row])
+    assert 4 < len(rows) < 16
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
 
 
 def test_mix_is_that_of_the_waveforms_without_bias() -> None:
     generator = torch.Generator().manual_seed(0)
-    waves = torch.randn(2, 32_000, generator=generator) * torch.tensor([[0.1], [0.02]])
+    waves = torch.randn(2, 4_000, generator=generator) * torch.tensor([[0.1], [0.02]])
 
     def fbank(wave: Tensor) -> Tensor:
         return torchaudio.compliance.kaldi.fbank(
-            wave[None], htk_compat=True, window_type="hanning", num_mel_bins=64
+            wave[None], htk_compat=True, window_type="hanning", num_mel_bins=NUM_MELS
         )
 
     a, b, truth = fbank(waves[0]), fbank(waves[1]), fbank(0.4 * waves[0] + 0.6 * waves[1])
-    error, linear_error = mix_log_mel(a, b, 0.4) - truth, 0.4 * a + 0.6 * b - truth
+    error, linear_error = mix(a, b, 0.4) - truth, 0.4 * a + 0.6 * b - truth
     assert abs(float(error.mean())) < 0.1
     assert float(error.square().mean()) < 0.25 * float(linear_error.square().mean())
 
 
 def test_silence_stays_at_the_floor() -> None:
     silence = torch.full((5, NUM_MELS), LOG_MEL_FLOOR)
-    torch.testing.assert_close(mix_log_mel(silence, silence[:2], 0.5), silence)
+    torch.testing.assert_close(mix(silence, silence[:2], 0.5), silence)
 
 
-def test_mix_of_stored_float16_is_computed_in_float32_and_leaves_it_alone() -> None:
-    primary, partner = (x.half() for x in log_mel_pair(10, 12))
-    before = primary.clone()
-    mixed = mix_log_mel(primary, partner, 0.4)
-    assert mixed.dtype == torch.float32
-    assert torch.equal(mixed, mix_log_mel(primary.float(), partner.float(), 0.4))
-    assert torch.equal(primary, before)
-    single = primary.float()
-    unchanged = single.clone()
-    mix_log_mel(single, partner.float(), 0.4)
-    assert torch.equal(single, unchanged)
+def test_mix_of_stored_float16_is_computed_in_float32() -> None:
+    clip, partner = raw_batch(2).half()
+    out = mix(clip, partner, 0.4)
+    assert out.dtype == torch.float32
+    assert torch.equal(out, mix(clip.float(), partner.float(), 0.4))
 
 
-def test_mix_at_the_ends_of_lambda_is_one_of_the_two() -> None:
-    primary, partner = log_mel_pair(10, 10)
+def test_a_mix_that_is_all_partner() -> None:
+    clip, partner = raw_batch(2)
     floor = torch.tensor(LOG_MEL_FLOOR)
-    torch.testing.assert_close(mix_log_mel(primary, partner, 1.0), primary.maximum(floor))
-    torch.testing.assert_close(mix_log_mel(primary, partner, 0.0), partner.maximum(floor))
-    assert (mix_log_mel(primary, partner[:5], 0.0)[5:] == floor).all()
+    torch.testing.assert_close(mix(clip, partner, 0.0), partner.maximum(floor))
+    assert (mix(clip, partner[:5], 0.0)[5:] == floor).all()
 
 
 def test_mixed_targets_add_where_both_have_the_label() -> None:
-    mixed = mix_targets(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.0, 1.0, 0.0]), 0.7)
-    torch.testing.assert_close(mixed, torch.tensor([0.7, 1.0, 0.0]))
+    draws = dataclasses.replace(draw(num=2), mixup_lambda=np.array([0.7, 1.0]))
+    own, others = torch.tensor([[1.0, 1.0, 0.0]] * 2), torch.tensor([[0.0, 1.0, 0.0]] * 2)
+    targets = mix_targets(own, others, draws)
+    torch.testing.assert_close(targets, torch.tensor([[0.7, 1.0, 0.0], [1.0, 1.0, 0.0]]))
 
 
-@given(st.integers(0, 40), st.integers(1, 40))
-def test_pad_keeps_the_first_frames_and_appends_zeros(num_given: int, num_frames: int) -> None:
-    fbank = torch.arange(1.0, num_given * NUM_MELS + 1).view(num_given, NUM_MELS)
-    padded = pad_to(fbank, num_frames)
-    num_kept = min(num_given, num_frames)
-    assert padded.shape == (num_frames, NUM_MELS)
-    assert torch.equal(padded[:num_kept], fbank[:num_kept])
-    assert not padded[num_kept:].any()
+@given(st.lists(st.integers(0, NUM_FRAMES), min_size=1, max_size=4))
+def test_pad_keeps_the_frames_and_sets_the_rest_to_zero(lengths: list[int]) -> None:
+    clips = [clip[:length] for clip, length in zip(raw_batch(4), lengths, strict=False)]
+    fbanks, num_frames = stack(clips)
+    assert pad_(fbanks, num_frames) is fbanks
+    assert torch.equal(fbanks, torch.stack([padded(clip, NUM_FRAMES) for clip in clips]))
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_every_stretch_of_a_clip_is_as_likely(num_frames: int, num_kept: int) -> None:
+    num_places = max(1, num_frames - num_kept + 1)
+    crops = (np.arange(3 * num_places) + 0.5) / (3 * num_places)
+    first = first_frame(crops, np.full(len(crops), num_frames), num_kept)
+    assert first.tolist() == np.repeat(np.arange(num_places), 3).tolist()
+    largest = first_frame(np.array([1 - 2.0**-53]), np.array([num_frames]), num_kept)
+    assert largest.tolist() == [num_places - 1]
+
+
+def test_crops_are_drawn_apart_from_all_else() -> None:
+    fixed, random = draw(num=5000), draw(dataclasses.replace(SMALL, crop="random"), num=5000)
+    crops = {"crop", "partner_crop"}
+    for field in dataclasses.fields(AugmentDraws):
+        same = np.array_equal(getattr(fixed, field.name), getattr(random, field.name))
+        assert same == (field.name not in crops)
+    assert not fixed.crop.any()
+    assert not fixed.partner_crop.any()
+    for crop in (random.crop, random.partner_crop):
+        assert kstest(crop, "uniform").pvalue > 0.001
+    drawn = [random.crop, random.partner_crop, random.mixup_lambda, random.noise_seed / 2**64]
+    assert np.abs(np.corrcoef(drawn) - np.eye(4)).max() < 0.06
 
 
 @pytest.mark.parametrize(
@@ -376,6 +449,7 @@ def test_pad_keeps_the_first_frames_and_appends_zeros(num_given: int, num_frames
         ("mixup_alpha", 0.0),
         ("mixup_alpha", math.inf),
         ("roll_frames", -1),
+        ("crop", "last"),
     ],
 )
 def test_setting_out_of_range_is_named(field: str, value: object) -> None:
@@ -398,6 +472,8 @@ def test_batch_of_another_size_than_its_draws_is_refused() -> None:
             function(raw_batch(7), draw())
 
 
-def test_lambda_outside_the_unit_interval_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^mixup_lambda: must be"):
-        mix_log_mel(*log_mel_pair(3, 3), 1.01)
+def test_partners_that_are_missing_or_too_many_are_refused() -> None:
+    draws = draw(dataclasses.replace(SMALL, mixup_share=1.0))
+    for num in (8, 17):
+        with pytest.raises(ValueError, match=r"^x: must be \[16, frames, mels\]"):
+            mix_log_mel(raw_batch(num), full(num), draws)

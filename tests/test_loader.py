@@ -1,6 +1,7 @@
 """The loader against a plain loop over clips, for any number of ranks, threads and restarts."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,14 +12,9 @@ import torch
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
 from pipeline.errors import UserError
+from tests.plain_clips import cut, mixed, padded
 from tests.prepared import TINY, make_prepared
-from trainer.augment import (
-    AugmentSettings,
-    draw_augmentations,
-    mix_log_mel,
-    mix_targets,
-    needs_partner,
-)
+from trainer.augment import AugmentSettings, draw_augmentations, mix_log_mel, needs_partner, pad_
 from trainer.clips import ClipSet, DataSettings, select_clips, select_training_data
 from trainer.loader import Batch, EpochPlan, Loader, LoaderSettings, plan_epoch
 
@@ -55,27 +51,43 @@ def make_plan(clips: ClipSet, *, rank: int = 0, world_size: int = 1, **others: A
     )
 
 
-def training_batches(clips: ClipSet, first_step: int = 0, **settings: int) -> list[Batch]:
+def ready(batches: Iterable[Batch]) -> list[Batch]:
+    """Mixed and padded, `[B, T, F]`, and so no longer in the loader's memory."""
+    result = []
+    for batch in batches:
+        x = batch.fbanks.float()
+        if batch.draws is not None:
+            x = mix_log_mel(batch.fbanks, batch.num_frames, batch.draws)
+        result.append(replace(batch, fbanks=pad_(x, batch.num_frames[: len(x)])))
+    return result
+
+
+def training_batches(
+    clips: ClipSet, first_step: int = 0, augment: AugmentSettings = AUGMENT, **settings: int
+) -> list[Batch]:
     loader = make_loader(clips, **settings)
-    return list(loader.training_batches(make_plan(clips), AUGMENT, first_step=first_step))
+    return ready(loader.training_batches(make_plan(clips), augment, first_step=first_step))
+
+
+def evaluation_batches(
+    loader: Loader, *, rank: int = 0, world_size: int = 1, batch_size: int = 40
+) -> list[Batch]:
+    return ready(loader.evaluation_batches(rank=rank, world_size=world_size, batch_size=batch_size))
 
 
 def assert_same(batches: Sequence[Batch], others: Sequence[Batch]) -> None:
     assert len(batches) == len(others)
     for one, other in zip(batches, others, strict=True):
-        assert torch.equal(one.x, other.x)
+        assert torch.equal(one.fbanks, other.fbanks)
         assert torch.equal(one.targets, other.targets)
         assert torch.equal(one.weights, other.weights)
         assert one.num_clips == other.num_clips
 
 
-def padded(fbank: torch.Tensor) -> torch.Tensor:
-    result = torch.zeros(NUM_FRAMES, 128)
-    result[: len(fbank)] = fbank[:NUM_FRAMES]
-    return result
-
-
-def test_batches_are_those_of_a_plain_loop(dataset: PreparedDataset, clips: ClipSet) -> None:
+@pytest.mark.parametrize("crop", ["first", "random"])
+def test_batches_are_those_of_a_plain_loop(
+    dataset: PreparedDataset, clips: ClipSet, crop: Any
+) -> None:
     """Every clip by itself, read through the data set's index."""
     rows = dataset.index.to_pylist()
     labels = {row["id"]: [dataset.labels.index(label) for label in row["labels"]] for row in rows}
@@ -83,39 +95,47 @@ def test_batches_are_those_of_a_plain_loop(dataset: PreparedDataset, clips: Clip
         row["id"]: torch.from_numpy(dataset.read_fbank(position).copy())
         for position, row in enumerate(rows)
     }
-    plan = make_plan(clips)
+    plan, augment = make_plan(clips), replace(AUGMENT, crop=crop)
     assert sorted(plan.order) == list(range(40))
-    position, num_mixed = 0, 0
-    for batch in training_batches(clips):
-        assert batch.num_clips == len(batch.x) == min(BATCH_SIZE, 40 - position)
-        assert batch.weights.tolist() == [1.0] * len(batch.x)
-        for i in range(len(batch.x)):
+    position, num_mixed, num_moved = 0, 0, 0
+    for batch in training_batches(clips, augment=augment):
+        assert batch.num_clips == len(batch.fbanks) == min(BATCH_SIZE, 40 - position)
+        assert batch.weights.tolist() == [1.0] * len(batch.fbanks)
+        for i in range(len(batch.fbanks)):
             own, partner = clips.ids[plan.order[position]], clips.ids[plan.partners[position]]
             draws = draw_augmentations(
-                AUGMENT,
+                augment,
                 seed=SEED,
                 epoch=EPOCH,
                 positions=[position],
                 num_mels=128,
                 num_frames=NUM_FRAMES,
             )
-            x, targets = (
-                fbanks[own].float(),
-                torch.zeros(3).index_fill_(0, torch.tensor(labels[own]), 1.0),
-            )
+            x = cut(fbanks[own].float(), draws.crop[0], NUM_FRAMES)
+            num_moved += not torch.equal(x, fbanks[own][:NUM_FRAMES].float())
+            targets = torch.zeros(3).index_fill_(0, torch.tensor(labels[own]), 1.0)
             if needs_partner(draws)[0]:
                 share = float(draws.mixup_lambda[0])
+                x = mixed(x, cut(fbanks[partner], draws.partner_crop[0], NUM_FRAMES), share)
                 others = torch.zeros(3).index_fill_(0, torch.tensor(labels[partner]), 1.0)
-                x = mix_log_mel(fbanks[own], fbanks[partner], share)
-                targets = mix_targets(targets, others, share)
+                targets = share * targets + (1 - share) * others
                 num_mixed += 1
-            assert torch.equal(batch.x[i], padded(x))
+            torch.testing.assert_close(batch.fbanks[i], padded(x, NUM_FRAMES), atol=1e-5, rtol=0)
             torch.testing.assert_close(batch.targets[i], targets)
             assert batch.draws is not None
             assert batch.draws.time_start[i] == draws.time_start[0]
             position += 1
     assert position == 40
     assert 8 < num_mixed < 32
+    assert (num_moved > 8) == (crop == "random")
+
+
+def test_only_what_is_mixed_has_a_partner_read(clips: ClipSet) -> None:
+    for batch in make_loader(clips).training_batches(make_plan(clips), AUGMENT):
+        assert batch.draws is not None
+        num_read = len(batch.targets) + int(needs_partner(batch.draws).sum())
+        assert len(batch.fbanks) == len(batch.num_frames) == num_read
+        assert batch.fbanks.dtype == torch.float16
 
 
 def test_weights_decide_the_order(clips: ClipSet) -> None:
@@ -128,7 +148,7 @@ def test_weights_decide_the_order(clips: ClipSet) -> None:
 def test_the_ranks_share_out_the_same_global_batches(clips: ClipSet, world_size: int) -> None:
     """Also the last batch, of 5 clips, and where a rank gets none of its own."""
     ranks = [
-        list(
+        ready(
             make_loader(clips).training_batches(
                 make_plan(clips, rank=rank, world_size=world_size), AUGMENT
             )
@@ -136,9 +156,9 @@ def test_the_ranks_share_out_the_same_global_batches(clips: ClipSet, world_size:
         for rank in range(world_size)
     ]
     for whole, *shares in zip(training_batches(clips), *ranks, strict=True):
-        assert {len(share.x) for share in shares} == {-(-whole.num_clips // world_size)}
+        assert {len(share.fbanks) for share in shares} == {-(-whole.num_clips // world_size)}
         own = [share.weights > 0 for share in shares]
-        for name in ("x", "targets"):
+        for name in ("fbanks", "targets"):
             parts = [getattr(share, name)[kept] for share, kept in zip(shares, own, strict=True)]
             assert torch.equal(torch.cat(parts), getattr(whole, name))
         assert all(share.num_clips == whole.num_clips for share in shares)
@@ -164,42 +184,41 @@ def test_loader_settings_do_not_change_the_batches(
     assert_same(training_batches(clips, **settings), training_batches(clips))
 
 
-def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    reads: list[str] = []
-    read_range = storage.read_range
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Where reads of shards begin, in bytes."""
+    offsets: list[int] = []
+    preadv = os.preadv
 
-    def counting(path: str, *place: int) -> bytes:
-        reads.append(path)
-        return read_range(path, *place)
+    def counting(file: int, buffers: Any, offset: int) -> int:
+        offsets.append(offset)
+        return preadv(file, buffers, offset)
 
-    monkeypatch.setattr(storage, "read_range", counting)
-    return reads
+    monkeypatch.setattr(os, "preadv", counting)
+    return offsets
 
 
 @pytest.mark.parametrize(("cache_mb", "num_reads"), [(1024, 40), (0, 80)])
 def test_the_cache_spares_reads_and_is_not_written_to(
-    clips: ClipSet, monkeypatch: pytest.MonkeyPatch, cache_mb: int, num_reads: int
+    clips: ClipSet, reads: list[int], cache_mb: int, num_reads: int
 ) -> None:
-    reads = count_reads(monkeypatch)
     loader = make_loader(clips, threads=1, cache_mb=cache_mb)
     settings = replace(AUGMENT, mixup_share=0.0)
     for _ in range(2):
-        batches = list(loader.training_batches(make_plan(clips), settings))
-        for batch in batches:
-            batch.x.fill_(7.0)
+        for batch in loader.training_batches(make_plan(clips), settings):
+            batch.fbanks.fill_(7.0)
     assert len(reads) == num_reads
-    assert_same(
-        list(loader.evaluation_batches(rank=0, world_size=1, batch_size=40)),
-        list(make_loader(clips).evaluation_batches(rank=0, world_size=1, batch_size=40)),
-    )
+    assert_same(evaluation_batches(loader), evaluation_batches(make_loader(clips)))
 
 
-def test_the_cache_keeps_to_its_size(dataset: PreparedDataset, clips: ClipSet) -> None:
-    loader = make_loader(clips, cache_mb=0)
-    loader._cache_left_bytes = budget = 100_000
-    list(loader.training_batches(make_plan(clips), AUGMENT))
-    cached = sum(one.nbytes for one in loader._cache.values())
-    assert 0 < cached <= budget
+def test_memory_is_used_again_once_the_next_batch_is_asked_for(clips: ClipSet) -> None:
+    loader = make_loader(clips, threads=1, batches_ahead=1, cache_mb=0)
+    places = []
+    for _ in range(3):
+        for batch in loader.training_batches(make_plan(clips), AUGMENT):
+            places.append(batch.fbanks.data_ptr())
+    assert len(places) == 18
+    assert len(set(places)) <= 3
 
 
 @pytest.mark.parametrize(("world_size", "batch_size"), [(1, 7), (2, 7), (3, 4), (7, 20)])
@@ -211,21 +230,21 @@ def test_evaluation_covers_every_clip_once(
     targets: list[torch.Tensor] = []
     counts = set()
     for rank in range(world_size):
-        batches = list(
-            make_loader(clips).evaluation_batches(
-                rank=rank, world_size=world_size, batch_size=batch_size
-            )
+        batches = evaluation_batches(
+            make_loader(clips), rank=rank, world_size=world_size, batch_size=batch_size
         )
         counts.add(len(batches))
         for batch in batches:
-            assert len(batch.x) <= batch_size
+            assert len(batch.fbanks) <= batch_size
             assert batch.num_clips == int(batch.weights.sum())
-            rows.extend(batch.x[batch.weights > 0])
+            rows.extend(batch.fbanks[batch.weights > 0])
             targets.extend(batch.targets[batch.weights > 0])
     assert len(counts) == 1, "ranks with unequal numbers of batches would wait for each other"
     assert len(rows) == len(clips) == 20
     for number, (x, target) in enumerate(zip(rows, targets, strict=True)):
-        assert torch.equal(x, padded(make_loader(clips).fbank(number)))
+        # The index has the 40 clips to train on first.
+        fbank = torch.from_numpy(dataset.read_fbank(40 + number).copy())
+        assert torch.equal(x, padded(fbank, NUM_FRAMES))
         assert np.flatnonzero(target).tolist() == sorted(clips.label_indices[number])
 
 
@@ -237,22 +256,14 @@ def test_from_a_bucket(s3: str, clips: ClipSet) -> None:
 
 def test_a_damaged_shard_is_named(tmp_path: Any) -> None:
     clips = select_clips(make_prepared(str(tmp_path)), "eval")
-    shard = clips.shards[0]
-    content = storage.read_bytes(shard)
-    storage.write_bytes(shard, content[: int(clips.offset_bytes[1])])
-    loader = make_loader(clips)
-    assert loader.fbank(0).shape[1] == 128
-    with pytest.raises(UserError, match=f"{shard}: .* too short for clip 'eval/01'"):
-        list(loader.evaluation_batches(rank=0, world_size=1, batch_size=4))
-    storage.remove(shard)
-    with pytest.raises(UserError, match=f"{shard}: the shard is missing"):
-        make_loader(clips).fbank(1)
+    storage.remove(clips.shards[0])
+    with pytest.raises(UserError, match=f"{clips.shards[0]}: the shard is missing"):
+        evaluation_batches(make_loader(clips), batch_size=4)
 
 
 def test_a_caller_that_stops_early_leaves_no_reading_behind(
-    clips: ClipSet, monkeypatch: pytest.MonkeyPatch
+    clips: ClipSet, reads: list[int]
 ) -> None:
-    reads = count_reads(monkeypatch)
     loader = make_loader(clips, threads=1, batches_ahead=1, cache_mb=0)
     batches = loader.training_batches(make_plan(clips), replace(AUGMENT, mixup_share=0.0))
     next(batches)
@@ -266,9 +277,8 @@ def test_folds(dataset: PreparedDataset) -> None:
     assert data.evaluation.name == "train-fold2"
     assert not set(data.train.ids) & set(data.evaluation.ids)
     assert len(data.train) == len(data.evaluation) == 20
-    exact = np.concatenate(
-        [make_loader(data.train).fbank(row).numpy().ravel() for row in range(20)]
-    )
+    # The index has the 40 clips of the split first, in folds 1 and 2 by turns.
+    exact = np.concatenate([dataset.read_fbank(row).ravel() for row in range(0, 40, 2)])
     assert data.mean == pytest.approx(exact.astype(np.float64).mean(), rel=1e-9)
     assert data.std == pytest.approx(exact.astype(np.float64).std(), rel=1e-9)
     given = select_training_data(dataset, DataSettings(mean=-4.0, std=3.0))

@@ -1,8 +1,9 @@
 """Training-time augmentation of raw log-mel fbanks, in the order of the published recipe.
 
-In: raw (not normalised) log-mel fbanks of whole clips, and which positions of the epoch they
-stand at. Steps, in this order: mixup with a partner, cut or pad to the target length,
-SpecAugment, normalisation, noise and roll. Out: the model's input and its targets.
+In: a batch of raw (not normalised) log-mel fbanks, cut to the target length where they are longer,
+and which positions of the epoch they stand at. Steps, in this order, all of them for the whole
+batch and on its device: mixup with partners, padding to the target length, SpecAugment,
+normalisation, noise and roll. Out: the model's input.
 
 What is drawn at random depends on the seed, the epoch and the position alone and is drawn on the
 CPU, so it is the same for any batch size, any number of ranks or workers, any device, and after
@@ -13,12 +14,13 @@ Source: section 3.1 of the AST paper (arXiv 2104.01778) and the data loader its 
 where they differ the data loader is followed. Padding and masks are zeros in the raw log-mel and
 become -mean / (2 std) by the normalisation, +0.467 on AudioSet.
 
-B batch, T frames, F mels, C classes.
+B batch, P partners of mixup, T frames, F mels, C classes.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,7 +28,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.fbank import ENERGY_FLOOR
-from trainer.sampler import FloatArray, IntArray, Stream, random_bits, to_uniform
+from trainer.sampler import FloatArray, IntArray, Stream, random_bits, to_uniform, uniform
+
+CropMode = Literal["first", "random"]
 
 LOG_MEL_FLOOR = math.log(ENERGY_FLOOR)
 """The front end's lowest value, that of silence: log(1.19e-7)."""
@@ -51,8 +55,12 @@ class AugmentSettings:
     """Whether to add noise U[0,1) * U[0,1) / 10 to the normalised input."""
     roll_frames: int = 0
     """The input is rolled in time by -roll_frames to roll_frames - 1 frames; 0 for none."""
+    crop: CropMode = "first"
+    """Of longer clips, partners of mixup too: "first": the first frames; "random": any stretch."""
 
     def __post_init__(self) -> None:
+        if self.crop not in get_args(CropMode):
+            raise ValueError(f"crop: must be one of {get_args(CropMode)}, got {self.crop!r}")
         for name in ("frequency_mask", "time_mask", "roll_frames"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: must be at least 0, got {getattr(self, name)}")
@@ -79,6 +87,9 @@ class AugmentDraws:
     noise_seed: NDArray[np.uint64]
     roll: IntArray
     """Frames to roll by, forward in time where positive."""
+    crop: FloatArray
+    partner_crop: FloatArray
+    """Where a stretch begins, of all places where it can: from 0, the clip's start, to below 1."""
 
     def __len__(self) -> int:
         return len(self.roll)
@@ -102,11 +113,15 @@ def draw_augmentations(
     _check_masks_fit(settings, num_mels, num_frames)
     raw = np.empty((len(positions), NUM_RAW_DRAWS), dtype=np.uint64)
     mixed_lambda = np.empty(len(positions), dtype=np.float64)
+    crops = np.zeros((len(positions), 2))
     for row, position in enumerate(positions):
         bits = random_bits(Stream.AUGMENT, seed=seed, epoch=epoch, position=int(position))
         raw[row] = bits.random_raw(NUM_RAW_DRAWS)
         generator = np.random.Generator(bits)
         mixed_lambda[row] = generator.beta(settings.mixup_alpha, settings.mixup_alpha)
+        if settings.crop == "random":
+            place = random_bits(Stream.CROP, seed=seed, epoch=epoch, position=int(position))
+            crops[row] = uniform(place, 2)
     u = to_uniform(raw)
     frequency_start, frequency_width = mask_interval(
         u[:, 1], u[:, 2], max_width=settings.frequency_mask, size=num_mels
@@ -124,6 +139,8 @@ def draw_augmentations(
         noise_scale=u[:, 5] / 10 if settings.noise else np.zeros(len(raw)),
         noise_seed=raw[:, 6].copy(),
         roll=np.floor(u[:, 7] * 2 * reach).astype(np.int64) - reach,
+        crop=crops[:, 0],
+        partner_crop=crops[:, 1],
     )
 
 
@@ -146,46 +163,64 @@ def needs_partner(draws: AugmentDraws) -> NDArray[np.bool_]:
     return draws.mixup_lambda < 1.0
 
 
-def mix_log_mel(primary: Tensor, partner: Tensor, mixup_lambda: float) -> Tensor:
-    """Mix two raw, unpadded log-mel fbanks, `[T, F]` and `[T', F]`, into a float32 `[T, F]`.
+def first_frame(crop: FloatArray, num_frames: IntArray, num_kept: int) -> IntArray:
+    """Where `num_kept` frames of clips begin, `[B]`, by draws in [0, 1): at 0 if it has no more."""
+    num_places = np.maximum(num_frames - num_kept, 0) + 1
+    first: IntArray = np.floor(crop * num_places).astype(np.int64)
+    return first
+
+
+def mix_log_mel(fbanks: Tensor, num_frames: Tensor, draws: AugmentDraws) -> Tensor:
+    """Mix the B first of raw log-mels with the P others, the partners of those that are mixed.
 
     The recipe mixes waveforms, lambda times the one and 1 - lambda times the other, which adds
     their amplitudes. Here their powers are added, lambda^2 and (1 - lambda)^2 times, which is
     the same up to the cross term of the two signals, whose mean is 0.
 
-    As with waveforms the partner is cut to the primary's length, or adds nothing past its own
-    end. The front end's floor on the power holds for the mix too: two silent clips mix to
-    silence, not to something below it.
+    As with waveforms the partner is cut to the clip's length, or adds nothing past its own end.
+    The front end's floor on the power holds for the mix too: two silent clips mix to silence, not
+    to something below it.
+
+    Args:
+        fbanks: `[B + P, T, F]`, of any float type; not changed.
+        num_frames: of each, `[B + P]`; what stands past them counts for nothing.
+        draws: of the B clips.
+
+    Returns:
+        float32 `[B, T, F]`; what stands past a clip's frames means nothing.
     """
-    if not 0 <= mixup_lambda <= 1:
-        raise ValueError(f"mixup_lambda: must be from 0 to 1, got {mixup_lambda}")
-    mixed = primary.float() + _log_power_gain(mixup_lambda)
-    num_shared = min(len(primary), len(partner))
-    other = partner[:num_shared].float() + _log_power_gain(1 - mixup_lambda)
-    mixed[:num_shared] = torch.logaddexp(mixed[:num_shared], other)
-    return mixed.clamp_(min=LOG_MEL_FLOOR)
+    mixed = np.flatnonzero(needs_partner(draws))
+    _check_rows(fbanks, len(draws) + len(mixed))
+    x = fbanks[: len(draws)].to(torch.float32, copy=True)
+    if len(mixed) == 0:
+        return x
+    share, rows = draws.mixup_lambda[mixed], _on(x.device, mixed)
+    partners = fbanks[len(draws) :].float() + _log_power_gain(1 - share, x.device)
+    partners.masked_fill_(_past(partners, num_frames[len(draws) :]), -math.inf)
+    x[rows] = torch.logaddexp(x[rows] + _log_power_gain(share, x.device), partners).clamp_(
+        min=LOG_MEL_FLOOR
+    )
+    return x
 
 
-def mix_targets(primary: Tensor, partner: Tensor, mixup_lambda: float) -> Tensor:
-    """Targets `[C]` of a mix: lambda and 1 - lambda, added where both have the label."""
-    return mixup_lambda * primary + (1 - mixup_lambda) * partner
+def mix_targets(targets: Tensor, partners: Tensor, draws: AugmentDraws) -> Tensor:
+    """Targets of mixes, `[B, C]`: lambda and 1 - lambda, added where both have the label."""
+    share = torch.from_numpy(draws.mixup_lambda)[:, None]
+    return (share * targets + (1 - share) * partners).float()
 
 
-def pad_to(fbank: Tensor, num_frames: int) -> Tensor:
-    """Cut a raw log-mel `[T, F]` to its first frames, or append rows of zeros: `[num_frames, F]`.
+def pad_(x: Tensor, num_frames: Tensor) -> Tensor:
+    """Set what stands past the clips' frames, `[B]`, to 0 in raw log-mels `[B, T, F]`, in place.
 
     Zero in the raw log-mel is not silence, which is `LOG_MEL_FLOOR`, but it is what the
     published models were trained with.
     """
-    num_missing = num_frames - len(fbank)
-    if num_missing <= 0:
-        return fbank[:num_frames]
-    return torch.nn.functional.pad(fbank, (0, 0, 0, num_missing))
+    return x.masked_fill_(_past(x, num_frames), 0.0)
 
 
 def mask_(x: Tensor, draws: AugmentDraws) -> Tensor:
     """Set the masked mels and frames of raw, padded log-mels `[B, T, F]` to 0, in place."""
-    _check_rows(x, draws)
+    _check_rows(x, len(draws))
     in_time = _within(x.shape[1], draws.time_start, draws.time_width, x.device)
     in_frequency = _within(x.shape[2], draws.frequency_start, draws.frequency_width, x.device)
     return x.masked_fill_(in_time[:, :, None] | in_frequency[:, None, :], 0.0)
@@ -201,45 +236,62 @@ def add_noise_and_roll(x: Tensor, draws: AugmentDraws) -> Tensor:
 
     Returns the rolled inputs, which are `x` itself where nothing is rolled.
     """
-    _check_rows(x, draws)
+    _check_rows(x, len(draws))
     num_frames, num_mels = x.shape[1:]
-    for row in np.flatnonzero(draws.noise_scale):
-        noise = _noise(int(draws.noise_seed[row]), num_frames, num_mels)
-        x[row] += (noise * float(draws.noise_scale[row])).to(x.device)
+    noisy = np.flatnonzero(draws.noise_scale)
+    if len(noisy) > 0:
+        noise = np.stack([_noise(seed, num_frames, num_mels) for seed in draws.noise_seed[noisy]])
+        scale = _on(x.device, draws.noise_scale[noisy].astype(np.float32))
+        x[_on(x.device, noisy)] += _on(x.device, noise) * scale[:, None, None]
     if not draws.roll.any():
         return x
-    roll = torch.tensor(draws.roll, device=x.device)
+    roll = _on(x.device, draws.roll)
     source = (torch.arange(num_frames, device=x.device) - roll[:, None]) % num_frames
     return x[torch.arange(len(x), device=x.device)[:, None], source]
 
 
-def augment_batch(x: Tensor, draws: AugmentDraws, *, mean: float, std: float) -> Tensor:
-    """All that follows mixup and padding: raw `[B, T, F]` to the model's input `[B, T, F]`.
-
-    `x` itself is changed: its masks are set.
-    """
+def augment_batch(
+    fbanks: Tensor, num_frames: Tensor, draws: AugmentDraws, *, mean: float, std: float
+) -> Tensor:
+    """All of it: raw clips and partners, as `mix_log_mel` takes them, to the input `[B, T, F]`."""
+    x = pad_(mix_log_mel(fbanks, num_frames, draws), num_frames[: len(draws)])
     return add_noise_and_roll(normalise(mask_(x, draws), mean, std), draws)
 
 
-def _log_power_gain(amplitude: float) -> float:
-    """What scaling a waveform adds to its log power."""
-    return 2 * math.log(amplitude) if amplitude > 0 else -math.inf
+def plain_batch(fbanks: Tensor, num_frames: Tensor, *, mean: float, std: float) -> Tensor:
+    """Raw clips `[B, T, F]` as they are, only padded and normalised: the input in evaluation."""
+    return normalise(pad_(fbanks.to(torch.float32, copy=True), num_frames), mean, std)
+
+
+def _on(device: torch.device, array: NDArray[Any]) -> Tensor:
+    """Not waiting for what the device has still to do, as a plain `torch.tensor` would."""
+    return torch.from_numpy(array).to(device, non_blocking=True)
+
+
+def _log_power_gain(amplitude: FloatArray, device: torch.device) -> Tensor:
+    """What scaling waveforms adds to their log powers, `[P, 1, 1]`."""
+    with np.errstate(divide="ignore"):
+        return _on(device, (2 * np.log(amplitude)).astype(np.float32))[:, None, None]
+
+
+def _past(x: Tensor, num_frames: Tensor) -> Tensor:
+    """Which frames of `[B, T, F]` are past the end of their clip, `[B, T, 1]`."""
+    return (torch.arange(x.shape[1], device=x.device) >= num_frames[:, None])[:, :, None]
 
 
 def _within(size: int, start: IntArray, width: IntArray, device: torch.device) -> Tensor:
     """Which of `size` indices lie in [start, start + width), `[B, size]` for B intervals."""
     index = torch.arange(size, device=device)
-    first = torch.tensor(start, device=device)[:, None]
-    end = torch.tensor(start + width, device=device)[:, None]
+    first, end = _on(device, start)[:, None], _on(device, start + width)[:, None]
     return (index >= first) & (index < end)
 
 
-def _noise(seed: int, num_frames: int, num_mels: int) -> Tensor:
+def _noise(seed: np.uint64, num_frames: int, num_mels: int) -> NDArray[np.float32]:
     """Noise uniform in [0, 1), float32 `[T, F]`, in steps of 2^-24."""
     size = num_frames * num_mels
-    raw = random_bits(Stream.NOISE, seed=seed).random_raw(-(-size // 2)).view(np.uint32)[:size]
+    raw = random_bits(Stream.NOISE, seed=int(seed)).random_raw(-(-size // 2)).view(np.uint32)[:size]
     noise = (raw >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
-    return torch.from_numpy(noise.reshape(num_frames, num_mels))
+    return noise.reshape(num_frames, num_mels)
 
 
 def _check_masks_fit(settings: AugmentSettings, num_mels: int, num_frames: int) -> None:
@@ -254,6 +306,6 @@ def _check_masks_fit(settings: AugmentSettings, num_mels: int, num_frames: int) 
         )
 
 
-def _check_rows(x: Tensor, draws: AugmentDraws) -> None:
-    if x.ndim != 3 or len(x) != len(draws):
-        raise ValueError(f"x: must be [{len(draws)}, frames, mels], got {list(x.shape)}")
+def _check_rows(x: Tensor, num_rows: int) -> None:
+    if x.ndim != 3 or len(x) != num_rows:
+        raise ValueError(f"x: must be [{num_rows}, frames, mels], got {list(x.shape)}")

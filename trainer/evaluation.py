@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from trainer.augment import normalise
+from trainer.augment import plain_batch
 from trainer.divergence import DivergedError
 from trainer.loader import Loader
 from trainer.loss import Loss, loss_per_clip, scores
@@ -69,7 +69,9 @@ def evaluate(
     for batch in loader.evaluation_batches(
         rank=world.rank, world_size=world.size, batch_size=batch_size
     ):
-        logits = model(normalise(batch.x.to(world.device), mean, std)).float()
+        fbanks = batch.fbanks.to(world.device, non_blocking=True)
+        num_frames = batch.num_frames.to(world.device, non_blocking=True)
+        logits = model(plain_batch(fbanks, num_frames, mean=mean, std=std)).float()
         losses = loss_per_clip(logits, batch.targets.to(world.device), loss)
         weights = batch.weights.to(world.device)
         parts.append(torch.cat([scores(logits, loss), losses[:, None], weights[:, None]], dim=1))

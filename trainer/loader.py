@@ -1,16 +1,18 @@
-"""From positions in an epoch to batches: read fbanks by range, mix, pad, stack.
+"""From positions in an epoch to batches: what is drawn for each clip, and its numbers read.
 
 In: a clip set, the epoch's order and its mixup partners. Steps: the sampler's arithmetic says which
-rows this rank takes at each step; threads read and assemble batches ahead of the training step.
-Out: raw (not normalised) log-mel batches with targets, in the order of the steps. Nothing here
-has state that a restart would need.
+rows this rank takes at each step; threads read them, ahead of the training step, into memory that
+is used again. Out: raw clips and partners as they are stored, and targets, in the order of the
+steps; `trainer.augment` makes the model's input of them on the device. Nothing here has state that
+a restart would need.
 
-B rows of this rank, T frames, F mels, C classes.
+B rows of this rank, P partners of mixup, T frames, F mels, C classes.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,20 +20,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import storage
-from pipeline.errors import UserError
-from pipeline.shards import Fbank, fbank_from_bytes
 from trainer.augment import (
     AugmentDraws,
     AugmentSettings,
     draw_augmentations,
-    mix_log_mel,
+    first_frame,
     mix_targets,
     needs_partner,
-    pad_to,
 )
+from trainer.clip_reader import ClipReader
 from trainer.clips import ClipSet
 from trainer.sampler import (
+    FloatArray,
+    IntArray,
     batch_positions,
     epoch_order,
     mixup_partners,
@@ -45,14 +46,16 @@ class LoaderSettings:
     """How batches get to the training step; none of it changes what they hold."""
 
     threads: int = 4
-    """Threads that read and assemble batches, in each worker."""
+    """Threads that read batches, in each worker."""
     batches_ahead: int = 8
     """Batches read before they are needed."""
+    reads_in_flight: int = 32
+    """Clips that each worker reads from S3 at a time, of no more than `batches_ahead` batches."""
     cache_mb: int = 1024
     """Memory of each worker for fbanks once read, in MB; a small data set is read only once."""
 
     def __post_init__(self) -> None:
-        for name in ("threads", "batches_ahead"):
+        for name in ("threads", "batches_ahead", "reads_in_flight"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
         if self.cache_mb < 0:
@@ -61,18 +64,40 @@ class LoaderSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Batch:
-    """This rank's share of a global batch."""
+    """This rank's share of a global batch; the fbanks last until the next batch is asked for."""
 
-    x: Tensor
-    """Raw log-mel, mixed and padded, `[B, T, F]` float32."""
+    fbanks: Tensor
+    """Raw log-mel of the clips, then of the partners of those that are mixed, `[B + P, T, F]`
+    float16; what stands past a clip's frames means nothing."""
+    num_frames: Tensor
+    """Frames of each of them, `[B + P]` int64."""
     targets: Tensor
-    """`[B, C]` float32."""
+    """`[B, C]` float32, mixed."""
     weights: Tensor
     """`[B]`: 1, or 0 for rows that only fill up the share."""
     num_clips: int
     """Clips in the global batch, over all ranks."""
     draws: AugmentDraws | None = None
     """What remains to be applied on the device; None in evaluation."""
+
+
+class _Buffer:
+    """Memory of one batch after the other, `[rows, T, F]` float16."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        on_gpu = device.type == "cuda"
+        self.memory = torch.empty(shape, dtype=torch.float16, pin_memory=on_gpu)
+        self._used = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+
+    def mark_used(self) -> None:
+        """Note that all copies to the device have been asked for."""
+        if self._used is not None:
+            self._used.record()
+
+    def wait(self) -> None:
+        """Until those copies are done."""
+        if self._used is not None:
+            self._used.synchronize()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -117,64 +142,58 @@ def plan_epoch(
     )
 
 
-class Loader:
-    """Reads and assembles batches of one clip set."""
+_Filled = tuple[Batch, _Buffer]
 
-    def __init__(self, clips: ClipSet, settings: LoaderSettings, *, num_frames: int) -> None:
+
+class Loader:
+    """Reads batches of one clip set."""
+
+    def __init__(
+        self,
+        clips: ClipSet,
+        settings: LoaderSettings,
+        *,
+        num_frames: int,
+        device: torch.device | None = None,
+    ) -> None:
+        """`device` is where the caller copies the batches to, which stay in the CPU's memory."""
         self.clips = clips
         self.num_frames = num_frames
         self._settings = settings
-        self._cache: dict[int, Fbank] = {}
-        self._cache_left_bytes = settings.cache_mb * 1_000_000
+        self._device = device or torch.device("cpu")
+        self._reader = ClipReader(clips, cache_bytes=settings.cache_mb * 1_000_000)
+        self._free_buffers: list[_Buffer] = []
 
     def training_batches(
         self, plan: EpochPlan, augment: AugmentSettings, *, first_step: int = 0
     ) -> Iterator[Batch]:
-        """Batches of an epoch from `first_step` on."""
+        """Batches of an epoch from `first_step` on.
+
+        Raises:
+            UserError: a clip's shard is not there or ends too early.
+        """
         return self._ahead(
-            lambda step: self._training_batch(plan, augment, step),
+            lambda step, executor: self._training_batch(plan, augment, step, executor),
             range(first_step, plan.num_steps),
         )
 
     def evaluation_batches(self, *, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
-        """All clips once, shared out among the ranks in order, as they are."""
-        rows, weights = rank_slice(range(len(self.clips)), rank, world_size)
-        starts = range(0, len(rows), batch_size)
-        return self._ahead(
-            lambda start: self._evaluation_batch(
-                rows[start : start + batch_size], weights[start : start + batch_size]
-            ),
-            starts,
-        )
-
-    def fbank(self, row: int) -> Tensor:
-        """The stored fbank of a clip, float16 `[T', F]`, unpadded; not to be written to.
+        """All clips once, shared out among the ranks in order, as they are.
 
         Raises:
-            UserError: the clip's shard is not there or ends too early.
+            UserError: a clip's shard is not there or ends too early.
         """
-        cached = self._cache.get(row)
-        if cached is None:
-            # A writable copy: torch refuses to share memory that it may not write to.
-            cached = fbank_from_bytes(self._read(row), self.clips.num_mels).copy()
-            if self._cache_left_bytes >= cached.nbytes:
-                self._cache_left_bytes -= cached.nbytes
-                self._cache[row] = cached
-        return torch.from_numpy(cached)
+        rows, weights = rank_slice(range(len(self.clips)), rank, world_size)
+        return self._ahead(
+            lambda start, executor: self._evaluation_batch(
+                rows[start : start + batch_size], weights[start : start + batch_size], executor
+            ),
+            range(0, len(rows), batch_size),
+        )
 
-    def _read(self, row: int) -> bytes:
-        clips = self.clips
-        place = (clips.shards[row], int(clips.offset_bytes[row]), int(clips.size_bytes[row]))
-        try:
-            data: bytes = storage.with_retries(storage.read_range, *place)
-        except (FileNotFoundError, EOFError) as error:
-            raise UserError(
-                f"{clips.shards[row]}: the shard is missing or too short for clip "
-                f"{clips.ids[row]!r}; the data set is damaged, prepare it again"
-            ) from error
-        return data
-
-    def _training_batch(self, plan: EpochPlan, augment: AugmentSettings, step: int) -> Batch:
+    def _training_batch(
+        self, plan: EpochPlan, augment: AugmentSettings, step: int, executor: Executor | None
+    ) -> _Filled:
         everyone = batch_positions(step, plan.batch_size, len(plan.order))
         positions, weights = rank_slice(everyone, plan.rank, plan.world_size)
         draws = draw_augmentations(
@@ -186,45 +205,89 @@ class Loader:
             num_frames=self.num_frames,
         )
         rows, partners = plan.order[positions], plan.partners[positions]
-        targets = torch.from_numpy(self.clips.targets(rows))
-        x = torch.empty(len(rows), self.num_frames, self.clips.num_mels)
         mixed = needs_partner(draws)
-        partner_targets = torch.from_numpy(self.clips.targets(partners))
-        for i, row in enumerate(rows):
-            clip = self.fbank(int(row))
-            if mixed[i]:
-                share = float(draws.mixup_lambda[i])
-                clip = mix_log_mel(clip, self.fbank(int(partners[i])), share)
-                targets[i] = mix_targets(targets[i], partner_targets[i], share)
-            x[i] = pad_to(clip, self.num_frames)
-        return Batch(
-            x=x,
-            targets=targets,
+        buffer, fbanks, num_frames = self._read(
+            np.concatenate([rows, partners[mixed]]),
+            np.concatenate([draws.crop, draws.partner_crop[mixed]]),
+            executor,
+            max_rows=2 * len(rows) if augment.mixup_share else len(rows),
+        )
+        batch = Batch(
+            fbanks=fbanks,
+            num_frames=num_frames,
+            targets=mix_targets(
+                torch.from_numpy(self.clips.targets(rows)),
+                torch.from_numpy(self.clips.targets(partners)),
+                draws,
+            ),
             weights=torch.from_numpy(weights),
             num_clips=len(everyone),
             draws=draws,
         )
+        return batch, buffer
 
-    def _evaluation_batch(self, rows: NDArray[np.int64], weights: NDArray[np.float32]) -> Batch:
-        x = torch.stack([pad_to(self.fbank(int(row)), self.num_frames).float() for row in rows])
-        return Batch(
-            x=x,
+    def _evaluation_batch(
+        self, rows: IntArray, weights: NDArray[np.float32], executor: Executor | None
+    ) -> _Filled:
+        buffer, fbanks, num_frames = self._read(
+            rows, np.zeros(len(rows)), executor, max_rows=len(rows)
+        )
+        batch = Batch(
+            fbanks=fbanks,
+            num_frames=num_frames,
             targets=torch.from_numpy(self.clips.targets(rows)),
             weights=torch.from_numpy(weights),
             num_clips=int(weights.sum()),
         )
+        return batch, buffer
 
-    def _ahead(self, work: Callable[[int], Batch], items: range) -> Iterator[Batch]:
-        """Results in order, worked out by threads up to `batches_ahead` before their turn."""
-        pool = ThreadPoolExecutor(self._settings.threads)
-        waiting: deque[Future[Batch]] = deque()
+    def _read(
+        self, rows: IntArray, crops: FloatArray, executor: Executor | None, *, max_rows: int
+    ) -> tuple[_Buffer, Tensor, Tensor]:
+        """Clips in a buffer, cut to the stretches that `crops` say, and their numbers of frames."""
+        buffer = self._take_buffer(max_rows)
+        fbanks = buffer.memory[: len(rows)]
+        first = first_frame(crops, self._reader.num_frames[rows], self.num_frames)
+        num_frames = self._reader.read(fbanks.numpy(), rows, first, executor)
+        return buffer, fbanks, torch.from_numpy(num_frames)
+
+    def _take_buffer(self, num_rows: int) -> _Buffer:
+        with suppress(IndexError):
+            buffer = self._free_buffers.pop()
+            if len(buffer.memory) >= num_rows:
+                buffer.wait()
+                return buffer
+        return _Buffer((num_rows, self.num_frames, self.clips.num_mels), self._device)
+
+    def _ahead(
+        self, work: Callable[[int, Executor | None], _Filled], items: range
+    ) -> Iterator[Batch]:
+        """Batches in order, read by threads up to `batches_ahead` before their turn.
+
+        From S3 every batch ahead is under way, the first with the first of the reads in flight.
+        """
+        settings, readers = self._settings, None
+        num_threads = settings.threads
+        if self._reader.is_remote:
+            num_threads = settings.batches_ahead
+            readers = ThreadPoolExecutor(settings.reads_in_flight)
+        pool = ThreadPoolExecutor(num_threads)
+        waiting: deque[Future[_Filled]] = deque()
         try:
             for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > self._settings.batches_ahead:
-                    yield waiting.popleft().result()
+                waiting.append(pool.submit(work, item, readers))
+                if len(waiting) > settings.batches_ahead:
+                    yield from self._lend(waiting.popleft())
             while waiting:
-                yield waiting.popleft().result()
+                yield from self._lend(waiting.popleft())
         finally:
             # Also when the caller stops early: do not leave threads reading for nobody.
-            pool.shutdown(wait=False, cancel_futures=True)
+            for one in (pool, readers):
+                if one is not None:
+                    one.shutdown(wait=False, cancel_futures=True)
+
+    def _lend(self, filled: Future[_Filled]) -> Iterator[Batch]:
+        batch, buffer = filled.result()
+        yield batch
+        buffer.mark_used()
+        self._free_buffers.append(buffer)

@@ -141,8 +141,10 @@ def _set_up(
         scaler=GradScaler(world.device.type, enabled=recipe.train.precision == "float16"),
         ema=ema if recipe.averaging.ema_decay else {},
         progress=Progress(),
-        train_loader=Loader(data.train, recipe.loader, num_frames=num_frames),
-        eval_loader=Loader(data.evaluation, recipe.loader, num_frames=num_frames),
+        train_loader=Loader(data.train, recipe.loader, num_frames=num_frames, device=world.device),
+        eval_loader=Loader(
+            data.evaluation, recipe.loader, num_frames=num_frames, device=world.device
+        ),
         log=None,
         report=report,
         saved_at=time.monotonic(),
@@ -264,7 +266,13 @@ def _step(run: _Run, batch: Batch, lr: float) -> Tensor:
     """
     train, device = run.recipe.train, run.world.device
     assert batch.draws is not None
-    x = augment_batch(batch.x.to(device), batch.draws, mean=run.data.mean, std=run.data.std)
+    x = augment_batch(
+        batch.fbanks.to(device, non_blocking=True),
+        batch.num_frames.to(device, non_blocking=True),
+        batch.draws,
+        mean=run.data.mean,
+        std=run.data.std,
+    )
     targets, weights = batch.targets.to(device), batch.weights.to(device)
     total = torch.zeros((), dtype=torch.float64, device=device)
     run.optimiser.zero_grad(set_to_none=True)

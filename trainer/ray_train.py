@@ -317,7 +317,7 @@ def _evaluate_worker(config: dict[str, Any]) -> None:
     clips = select_clips(dataset, config["split"], config["fold"])
     evaluation = evaluate(
         model,
-        Loader(clips, recipe.loader, num_frames=recipe.model.num_frames),
+        Loader(clips, recipe.loader, num_frames=recipe.model.num_frames, device=world.device),
         mean=run["data"]["mean"],
         std=run["data"]["std"],
         loss=recipe.train.loss,

@@ -38,6 +38,7 @@ class Stream(enum.IntEnum):
     NOISE = 3
     MODEL = 4
     PATCHOUT = 5
+    CROP = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,188 @@
+"""Clips a second from shards to ready batches: this loader beside webdataset's stream.
+
+In: nothing. Steps: write 16 tars of 998 x 128 clips of noise (2 GB), as `prepare` does, and read
+them once into the page cache. On one core, by turns: stock webdataset reads the tars from front to
+back, decodes and stacks; the loader reads single clips in random order. Both end with float32
+batches. Then the same tars from a local S3 server with 20 ms of latency (see `s3_server`), which
+shares the cores, by processes of their own that each take a rank's share of an epoch. Out: tables.
+
+    .venv/bin/python benchmarks/loader_throughput.py
+"""
+
+import argparse
+import multiprocessing
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import webdataset
+from s3_server import serve_s3
+from torch import Tensor
+
+from pipeline import storage
+from pipeline.shards import ShardWriter
+from trainer.augment import AugmentSettings, pad_
+from trainer.clips import ClipSet
+from trainer.loader import Batch, Loader, LoaderSettings, plan_epoch
+
+NUM_FRAMES, NUM_MELS, INPUT_FRAMES = 998, 128, 1024
+NUM_SHARDS = 16
+BATCH_SIZE = 48
+PLAIN = AugmentSettings(mixup_share=0.0)
+
+Batches = Callable[[], Iterable[Tensor]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=int, default=8192)
+    parser.add_argument("--s3-clips", type=int, default=4096, help="of each process, from S3")
+    parser.add_argument("--processes", type=int, default=2, help="that read from S3")
+    parser.add_argument("--latency-ms", type=float, default=20.0, help="added to each request")
+    parser.add_argument("--rounds", type=int, default=3, help="the best of so many is shown")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder, serve_s3(Path(folder)) as latency_s:
+        clips = make_shards(f"{folder}/bucket", arguments.clips)
+        print(f"{len(clips)} clips in {NUM_SHARDS} tars, best of {arguments.rounds}, {machine()}")
+        compare_local(clips, arguments.rounds)
+        latency_s.value = arguments.latency_ms / 1000
+        remote = move(clips, f"{folder}/bucket", "s3://bucket")
+        rate = best_of_s3(remote, arguments.s3_clips, arguments.processes, arguments.rounds)
+        print(
+            f"from S3 with {arguments.latency_ms:g} ms, {arguments.processes} processes: "
+            f"{rate:.0f} clips/s"
+        )
+        print(f"load average {os.getloadavg()[0]:.1f}")
+
+
+def make_shards(folder: str, num_clips: int) -> ClipSet:
+    """Tars in a folder, and the set of their clips."""
+    rng = np.random.default_rng(0)
+    fbanks = rng.normal(-4, 4, (64, NUM_FRAMES, NUM_MELS)).astype(np.float16)
+    shards, offsets = [], []
+    for number in range(NUM_SHARDS):
+        path = storage.join(folder, f"train-{number:05d}.tar")
+        with storage.new_file(path) as file:
+            writer = ShardWriter(file)
+            for clip in range(number, num_clips, NUM_SHARDS):
+                placed = writer.add(f"{clip:06d}", {"labels": ["noise"]}, fbanks[clip % 64])
+                shards.append(path)
+                offsets.append(placed.offset_bytes)
+            writer.finish()
+            file.commit()
+    return ClipSet(
+        name="train",
+        ids=[str(number) for number in range(num_clips)],
+        shards=shards,
+        offset_bytes=np.array(offsets),
+        size_bytes=np.full(num_clips, fbanks[0].nbytes),
+        label_indices=[[0]] * num_clips,
+        common=np.zeros(num_clips, dtype=np.bool_),
+        labels=["noise"],
+        num_mels=NUM_MELS,
+    )
+
+
+def move(clips: ClipSet, old: str, new: str) -> ClipSet:
+    """The same clips under another path."""
+    facts = {name: getattr(clips, name) for name in ClipSet.__slots__}
+    return ClipSet(**facts | {"shards": [one.replace(old, new) for one in clips.shards]})
+
+
+def compare_local(clips: ClipSet, rounds: int) -> None:
+    """Print the rates of one core, all from the page cache."""
+    sides: dict[str, Batches] = {
+        "webdataset, from front to back": lambda: stream(clips),
+        "loader, random order": lambda: map(ready, read(clips)),
+        "loader, random order, float16": lambda: (batch.fbanks for batch in read(clips)),
+    }
+    every_core = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(every_core)})
+    try:
+        rates: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(rounds + 1):
+            for name, batches in sides.items():
+                rates[name].append(clips_per_s(batches(), len(clips)))
+    finally:
+        os.sched_setaffinity(0, every_core)
+    # The first round reads into the page cache.
+    best = {name: max(found[1:]) for name, found in rates.items()}
+    slowest = best["webdataset, from front to back"]
+    for name, rate in best.items():
+        print(f"{name:34}{rate:8.0f} clips/s a core{rate / slowest:8.1f} times")
+
+
+def stream(clips: ClipSet) -> Iterator[Tensor]:
+    """Batches of stock webdataset, padded as AST wants them, float32."""
+    paths = sorted(set(clips.shards))
+    stored = webdataset.WebDataset(paths, shardshuffle=False).decode().to_tuple("npy")
+    for (fbanks,) in stored.batched(BATCH_SIZE):
+        x = torch.zeros(len(fbanks), INPUT_FRAMES, NUM_MELS)
+        x[:, :NUM_FRAMES] = torch.from_numpy(np.stack(fbanks))
+        yield x
+
+
+def read(clips: ClipSet, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+    """A rank's batches of an epoch, nothing of which is kept in memory."""
+    plan = plan_epoch(
+        len(clips),
+        None,
+        seed=0,
+        epoch=1,
+        batch_size=BATCH_SIZE * world_size,
+        rank=rank,
+        world_size=world_size,
+    )
+    settings = LoaderSettings(threads=1, cache_mb=0)
+    return Loader(clips, settings, num_frames=INPUT_FRAMES).training_batches(plan, PLAIN)
+
+
+def ready(batch: Batch) -> Tensor:
+    """Padded, float32."""
+    return pad_(batch.fbanks.float(), batch.num_frames)
+
+
+def clips_per_s(batches: Iterable[Tensor], num_clips: int) -> float:
+    start = time.perf_counter()
+    assert sum(map(len, batches)) == num_clips
+    return num_clips / (time.perf_counter() - start)
+
+
+def best_of_s3(clips: ClipSet, num_clips: int, num_processes: int, rounds: int) -> float:
+    """Clips a second of all processes together, from their first batch to their last."""
+    context = multiprocessing.get_context("spawn")
+    rates = []
+    with context.Pool(num_processes) as pool:
+        for _ in range(rounds):
+            tasks = [(clips, rank, num_processes, num_clips) for rank in range(num_processes)]
+            found = pool.starmap(read_share, tasks, chunksize=1)
+            start, end = min(one[0] for one in found), max(one[1] for one in found)
+            rates.append(sum(one[2] for one in found) / (end - start))
+    return max(rates)
+
+
+def read_share(
+    clips: ClipSet, rank: int, world_size: int, num_clips: int
+) -> tuple[float, float, int]:
+    """When it began and ended, by a clock all processes share, and how many clips it read."""
+    torch.set_num_threads(1)
+    start, num_read = time.monotonic(), 0
+    for batch in read(clips, rank, world_size):
+        num_read += len(ready(batch))
+        if num_read >= num_clips:
+            break
+    return start, time.monotonic(), num_read
+
+
+def machine() -> str:
+    return f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Any clips of a data set, straight from their shards into the rows of a batch.
+
+In: which clips, and which frames of each. Steps: where a clip's numbers lie is known from the
+index, so each is one positioned read: of a file that stays open, or of a range of an object in S3,
+many of which are under way at a time. Out: the rows of an array that the caller uses again.
+
+B clips, T frames, F mels.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from functools import lru_cache
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.shards import Fbank
+from trainer.clips import ClipSet
+
+IntArray = NDArray[np.int64]
+
+MAX_OPEN_SHARDS = 512
+"""Files kept open, below the 1,024 that a process may commonly have."""
+
+NUM_BYTES = np.dtype(np.float16).itemsize
+
+
+class ClipReader:
+    """Reads clips of one clip set; may be used by several threads."""
+
+    def __init__(self, clips: ClipSet, *, cache_bytes: int) -> None:
+        """`cache_bytes` is the memory for clips that were read, which are not read again."""
+        self.num_frames: IntArray = clips.size_bytes // (NUM_BYTES * clips.num_mels)
+        """Frames of each clip, `[N]`."""
+        self._clips = clips
+        self._cache: dict[int, bytearray] = {}
+        self._cache_left_bytes = cache_bytes
+        self._cache_lock = Lock()
+        self._open = lru_cache(MAX_OPEN_SHARDS)(_OpenFile)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether reads wait for a network, so that many should be under way at a time."""
+        return any(map(storage.is_remote, self._clips.shards[:1]))
+
+    def read(
+        self,
+        out: Fbank,
+        rows: Sequence[int] | IntArray,
+        first_frames: IntArray,
+        executor: Executor | None = None,
+    ) -> IntArray:
+        """Read clips from some frame on into `out`, `[B, T, F]`, as far as it has room.
+
+        Args:
+            out: contiguous; what is past a clip's end is left as it is.
+            rows: clips of the set, B of them.
+            first_frames: frame of each clip that is read first, `[B]`.
+            executor: reads the clips side by side; without it they are read here, in order.
+
+        Returns:
+            The number of frames read of each clip, `[B]`.
+
+        Raises:
+            UserError: a clip's shard is not there or ends too early.
+        """
+        frame_bytes = NUM_BYTES * self._clips.num_mels
+        num_frames: IntArray = np.minimum(self.num_frames[rows] - first_frames, out.shape[1])
+        sizes = (num_frames * frame_bytes).tolist()
+        places = [row.data.cast("B")[:size] for row, size in zip(out, sizes, strict=True)]
+        skips = (first_frames * frame_bytes).tolist()
+        run = map if executor is None else executor.map
+        for _ in run(self._read_clip, map(int, rows), skips, places):
+            pass
+        return num_frames
+
+    def _read_clip(self, row: int, skip_bytes: int, into: memoryview) -> None:
+        clip = self._cached(row)
+        if clip is None:
+            self._read_range(row, skip_bytes, into)
+        else:
+            into[:] = memoryview(clip)[skip_bytes : skip_bytes + len(into)]
+
+    def _cached(self, row: int) -> bytearray | None:
+        """The whole clip, read now if there is room for it."""
+        if row not in self._cache:
+            size_bytes = int(self._clips.size_bytes[row])
+            with self._cache_lock:
+                if size_bytes > self._cache_left_bytes:
+                    return None
+                self._cache_left_bytes -= size_bytes
+            clip = bytearray(size_bytes)
+            self._read_range(row, 0, memoryview(clip))
+            self._cache[row] = clip
+        return self._cache[row]
+
+    def _read_range(self, row: int, skip_bytes: int, into: memoryview) -> None:
+        shard = self._clips.shards[row]
+        read = self._read_remote if storage.is_remote(shard) else self._read_local
+        try:
+            offset_bytes = int(self._clips.offset_bytes[row]) + skip_bytes
+            storage.with_retries(read, shard, offset_bytes, into)
+        except (FileNotFoundError, EOFError) as error:
+            raise UserError(
+                f"{shard}: the shard is missing or too short for clip "
+                f"{self._clips.ids[row]!r}; the data set is damaged, prepare it again"
+            ) from error
+
+    def _read_remote(self, path: str, offset_bytes: int, into: memoryview) -> None:
+        into[:] = storage.read_range(path, offset_bytes, len(into))
+
+    def _read_local(self, path: str, offset_bytes: int, into: memoryview) -> None:
+        try:
+            self._open(path).read(offset_bytes, into)
+        except OSError:
+            # Files on a network drive can go stale: what is tried again opens them anew.
+            self._open.cache_clear()
+            raise
+
+
+class _OpenFile:
+    """Closed when neither the cache nor a thread that reads refers to it any more."""
+
+    def __init__(self, path: str) -> None:
+        self._file = -1
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+
+    def read(self, offset_bytes: int, into: memoryview) -> None:
+        """Fill `into`. Raises EOFError where the file ends before."""
+        num_read = 0
+        while num_read < len(into):
+            count = os.preadv(self._file, [into[num_read:]], offset_bytes + num_read)
+            if count == 0:
+                raise EOFError(f"{num_read} bytes from {offset_bytes}, expected {len(into)}")
+            num_read += count
