@@ -87,6 +87,7 @@ def test_what_it_leaves_behind(dataset: PreparedDataset, tmp_path: Path) -> None
         "eval_name": "train-fold2",
         "eval_split": "train",
         "eval_fold": 2,
+        "num_mels": 128,
         "mean": pytest.approx(mean, rel=1e-9),
         "std": pytest.approx(std, rel=1e-9),
     }
