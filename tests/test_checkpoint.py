@@ -3,6 +3,7 @@
 import io
 import pickle
 import random
+import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pipeline import storage
 from pipeline.errors import UserError
 from trainer.checkpoint import (
     NUM_KEPT,
+    Background,
     Checkpoint,
     Progress,
     checkpoint_paths,
@@ -31,7 +33,15 @@ def make_checkpoint(step: int) -> Checkpoint:
     progress = Progress(epoch=2, epoch_step=3, step=step, loss_sum=1 / 3, num_clips=7, train_s=1e-9)
     progress.steps.append({"step": step, "loss": 0.1 + 0.2, "lr": 1e-5})
     progress.epochs.append({"epoch": 1, "mAP": None})
-    return Checkpoint(model=model.state_dict(), optimiser=optimiser.state_dict(), progress=progress)
+    progress.bad_steps.append({"step": 1, "ids": ["a"]})
+    return Checkpoint(
+        model=model.state_dict(),
+        optimiser=optimiser.state_dict(),
+        progress=progress,
+        ema={"weight": torch.randn(3)},
+        scaler={"scale": 65536.0, "_growth_tracker": 3},
+        score_sum=torch.randn(4, 3),
+    )
 
 
 def assert_equal(loaded: Checkpoint | None, saved: Checkpoint) -> None:
@@ -40,6 +50,11 @@ def assert_equal(loaded: Checkpoint | None, saved: Checkpoint) -> None:
     assert loaded.model.keys() == saved.model.keys()
     for name, value in saved.model.items():
         assert torch.equal(loaded.model[name], value)
+    assert torch.equal(loaded.ema["weight"], saved.ema["weight"])
+    assert loaded.scaler == saved.scaler
+    assert loaded.score_sum is not None
+    assert saved.score_sum is not None
+    assert torch.equal(loaded.score_sum, saved.score_sum)
     assert loaded.optimiser["param_groups"] == saved.optimiser["param_groups"]
     for number, state in saved.optimiser["state"].items():
         for name, value in state.items():
@@ -178,3 +193,53 @@ def test_no_code_of_a_checkpoint_is_run(tmp_path: Path, kind: str) -> None:
     if kind == "bare pickle":
         pickle.loads(content)
         assert trap.exists()
+
+
+# In the background
+
+
+def test_a_copy_is_not_changed_by_training() -> None:
+    checkpoint, expected = make_checkpoint(3), make_checkpoint(3)
+    copy = checkpoint.copy()
+    with torch.no_grad():
+        for value in (*checkpoint.model.values(), *checkpoint.ema.values()):
+            value.zero_()
+        for state in checkpoint.optimiser["state"].values():
+            state["exp_avg"].zero_()
+        assert checkpoint.score_sum is not None
+        checkpoint.score_sum.zero_()
+    checkpoint.progress.step = 9
+    checkpoint.progress.steps.append({"step": 9})
+    assert_equal(copy, expected)
+
+
+def test_work_goes_on_beside_and_one_after_the_other() -> None:
+    background, go_on, done = Background(), threading.Event(), []
+
+    def wait_and_note() -> None:
+        go_on.wait()
+        done.append(1)
+
+    background.start(wait_and_note)
+    assert done == []
+    go_on.set()
+    background.start(lambda: done.append(2))
+    assert done[0] == 1
+    background.wait()
+    assert done == [1, 2]
+    background.start(lambda: done.append(3))
+    background.close()
+    assert done == [1, 2, 3]
+
+
+def test_an_error_of_the_work_is_raised_once_it_is_waited_for() -> None:
+    def fail() -> None:
+        raise UserError("the disk is full")
+
+    background = Background()
+    for wait in (background.wait, lambda: background.start(lambda: None)):
+        background.start(fail)
+        with pytest.raises(UserError, match="the disk is full"):
+            wait()
+        background.wait()
+    background.close()

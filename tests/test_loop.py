@@ -355,22 +355,29 @@ def test_any_number_of_ranks_trains_the_same(
     assert_close_runs(taken_over, alone)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+def train_in_parts(world: World, documents: dict[str, dict[str, Any]], data: str) -> None:
+    for run, document in documents.items():
+        train_rank(world, document, data, [run], -1)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_clips_computed_at_once_change_nothing(
     dataset: PreparedDataset, tmp_path: Path, world_size: int
 ) -> None:
-    """Over 54 steps: in one part and in two, of batches whose last part is smaller."""
+    """Over 54 steps: a rank's share in one part and in two, the second one smaller."""
     changes = {"epochs": 9, "log_every_steps": 1}
     alone = str(tmp_path / "alone")
     start(tiny_recipe(train=changes), dataset, alone)
-    for micro_batch_size in (0, -(-7 // world_size) // 2 + (world_size == 1)):
-        recipe = tiny_recipe(train=changes | {"micro_batch_size": micro_batch_size})
-        run = str(tmp_path / str(micro_batch_size))
-        run_ranks(world_size, train_rank, recipe.to_json(), dataset.path, [run], -1)
-        losses, expected = (
-            [point["loss"] for point in untimed(one)["steps"]] for one in (run, alone)
-        )
-        assert len(losses) == 54
+    share = -(-7 // world_size)
+    documents = {
+        str(tmp_path / str(size)): tiny_recipe(train=changes | {"micro_batch_size": size}).to_json()
+        for size in (0, -(-share // 2))
+    }
+    run_ranks(world_size, train_in_parts, documents, dataset.path)
+    expected = [point["loss"] for point in untimed(alone)["steps"]]
+    assert len(expected) == 54
+    for run in documents:
+        losses = [point["loss"] for point in untimed(run)["steps"]]
         assert losses == pytest.approx(expected, abs=1e-5)
 
 

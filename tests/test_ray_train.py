@@ -190,6 +190,29 @@ def test_the_progress_takes_no_cpu_and_outlives_its_board() -> None:
 # Without a session
 
 
+def test_the_words_behind_the_bar() -> None:
+    values = {
+        "run": "/a/run",
+        "epoch": 2,
+        "lr": 1e-5,
+        "loss": 0.0125,
+        "grad_norm": 0.321,
+        "clips_per_s": 812.4,
+        "data_wait_share": 0.034,
+        "peak_memory_bytes": 12_300_000_000,
+        "mfu": 0.413,
+        "num_bad_steps": 3,
+        "mAP": None,
+        "accuracy": None,
+    }
+    assert ray_train._note([values]) == (
+        "epoch 2, lr 1.0e-05, 812 clips/s, 3% waiting for data, 12.3 GB, 41% of peak FLOPs, "
+        "gradient 0.32, 3 steps skipped, loss 0.013"
+    )
+    unknown = dict.fromkeys(values.keys() - {"run", "epoch", "lr"})
+    assert ray_train._note([values | unknown | {"num_bad_steps": 0}]) == "epoch 2, lr 1.0e-05"
+
+
 def nodes(*resources: dict[str, float]) -> Callable[[], list[dict[str, Any]]]:
     alive = [{"Alive": True, "Resources": one} for one in resources]
     return lambda: [*alive, {"Alive": False, "Resources": {"CPU": 100.0, "GPU": 8.0}}]

@@ -177,6 +177,7 @@ def make_history(
             "loss": float(0.1 + 0.6 * np.exp(-2 * step / num_steps) + rng.normal(0, 0.02)),
             "lr": 1e-4 * min(1.0, step / 10) * 0.5 ** ((step - 1) // steps_per_epoch),
             "grad_norm": 1.0,
+            "num_bad_steps": 2 if step == 7 else 0,
             "clips_per_s": 400.0,
         }
         for step in range(1, num_steps + 1)
@@ -280,7 +281,10 @@ def test_one_run_is_reported_in_its_folder(run: str, data: str) -> None:
     assert f"mAP {metrics['mAP']:.3f} chance {metrics['chance_mAP']:.3f}" in text
     assert f"mAUC {metrics['mAUC']:.3f} d′ {metrics['d_prime']:.3f}" in text
     assert f"Accuracy {metrics['accuracy']:.3f}" in text
-    assert "Training clips 40 40 for evaluation Epochs 3 Training time 3 min 3 s" in text
+    assert (
+        "Training clips 40 40 for evaluation Epochs 3 2 steps skipped Training time 3 min 3 s"
+        in text
+    )
     assert "86,594,063 parameters, seed 0, recipe tiny" in text
     assert "optimizer betas [0.95, 0.999]" in text
     assert "python 3.11" in text

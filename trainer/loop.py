@@ -128,7 +128,7 @@ def _set_up(
         facts = describe_run(recipe, dataset, data, ast.num_parameters())
         storage.write_json(storage.join(run_path, "run.json"), facts)
     shared = world.share(ast)
-    ema = {name: value.clone() for name, value in ast.state_dict().items()}
+    start = ast.state_dict() if recipe.averaging.ema_decay else {}
     num_frames = recipe.model.num_frames
     run = _Run(
         recipe=recipe,
@@ -139,7 +139,7 @@ def _set_up(
         shared=shared,
         optimiser=make_optimiser(ast.parameters(), recipe.optimiser),
         scaler=GradScaler(world.device.type, enabled=recipe.train.precision == "float16"),
-        ema=ema if recipe.averaging.ema_decay else {},
+        ema={name: value.clone() for name, value in start.items()},
         progress=Progress(),
         train_loader=Loader(data.train, recipe.loader, num_frames=num_frames, device=world.device),
         eval_loader=Loader(
@@ -171,6 +171,7 @@ def _go_back(run: _Run, error: DivergedError) -> None:
     """
     _wait_for_writes(run)
     saved = None if run.progress.has_gone_back else load_newest(run.path)
+    _check_ranks_agree(run.world, run.path, 0 if saved is None else saved.progress.step)
     if saved is None:
         raise error
     bad_steps = run.progress.bad_steps

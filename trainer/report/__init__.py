@@ -176,6 +176,7 @@ def make_tiles(runs: Sequence[Run]) -> list[Row]:
     epochs = sorted({len(run.epochs) for run in runs})
     num_epochs = str(epochs[0]) if len(epochs) == 1 else f"{epochs[0]}–{epochs[-1]}"
     total_s = math.fsum(run.train_s for run in runs)
+    num_skipped = sum(step.get("num_bad_steps") or 0 for run in runs for step in run.steps)
     return [
         *tiles,
         {
@@ -186,7 +187,10 @@ def make_tiles(runs: Sequence[Run]) -> list[Row]:
         {
             "label": "Epochs",
             "value": num_epochs,
-            "details": [] if all(run.is_finished for run in runs) else ["not finished"],
+            "details": [
+                *([] if all(run.is_finished for run in runs) else ["not finished"]),
+                *([f"{page.count(num_skipped)} steps skipped"] if num_skipped else []),
+            ],
         },
         {
             "label": "Training time",
