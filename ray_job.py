@@ -20,6 +20,7 @@ from pipeline.storage import absolute
 
 if TYPE_CHECKING:
     from trainer.ray_train import Workers
+    from trainer.recipe import Recipe
 
 PROJECT = Path(__file__).resolve().parent
 _PLAN_SAMPLE = 64
@@ -200,13 +201,33 @@ def ensemble(arguments: Arguments) -> None:
 
     data, output = absolute(arguments.data), absolute(arguments.out)
     recipe = load_recipe(absolute(arguments.recipe), arguments.set)
-    waiting = ray_tune.unfinished_seeds(recipe, data, output, arguments.seeds)
-    if waiting:
-        with _session(arguments):
-            ray_tune.run_seeds(recipe, data, output, waiting, _workers(arguments))
-    runs = [ray_tune.seed_path(output, seed) for seed in arguments.seeds]
+    recipes = ray_tune.seed_recipes(recipe, output, arguments.seeds)
+    _train_all(recipes, data, output, arguments)
+    runs = list(recipes)
     result = score_ensemble(runs, read_run(runs[0])["data"]["eval_name"], output)
     Console().print(make_table(result))
+
+
+def cross_validate(arguments: Arguments) -> None:
+    from pipeline.dataset import open_dataset
+    from trainer.cross_validation import fold_recipes, make_table, score_folds
+    from trainer.recipe import load_recipe
+
+    data, output = absolute(arguments.data), absolute(arguments.out)
+    recipe = load_recipe(absolute(arguments.recipe), arguments.set)
+    recipes = fold_recipes(recipe, open_dataset(data), output, arguments.folds)
+    _train_all(recipes, data, output, arguments)
+    Console().print(make_table(score_folds(recipes, output)))
+
+
+def _train_all(recipes: "dict[str, Recipe]", data: str, output: str, arguments: Arguments) -> None:
+    """Train what is not finished yet of several recipes, given by their run folders."""
+    from trainer import ray_tune
+
+    waiting = ray_tune.unfinished(recipes, data)
+    if waiting:
+        with _session(arguments):
+            ray_tune.run_recipes(waiting, data, output, _workers(arguments))
 
 
 def report(arguments: Arguments) -> None:
@@ -307,6 +328,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_train,
         _add_evaluate,
         _add_ensemble,
+        _add_cross_validate,
         _add_report,
         _add_import,
         _add_export,
@@ -512,6 +534,22 @@ def _add_ensemble(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     step.add_argument("--seeds", type=int, nargs="+", required=True, help="seeds of the runs")
     _add_training_options(step, "folder of the runs and of the ensemble's predictions")
+
+
+def _add_cross_validate(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    step = _add_step(
+        steps,
+        "cross-validate",
+        cross_validate,
+        "Train a recipe once for each fold of the data set, holding that fold out, as many at a "
+        "time as fit, and show each score, mean and deviation. Stopped at any moment, the same "
+        "command carries on.",
+        "ray_job.py cross-validate recipes/esc50.toml --data data/esc50 --out runs/esc50",
+    )
+    step.add_argument(
+        "--folds", type=_positive, nargs="+", default=[], help="only these folds (default: all)"
+    )
+    _add_training_options(step, "folder of the runs and of the table")
 
 
 def _add_report(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -86,7 +86,7 @@ def test_two_seeds_run_side_by_side_and_are_averaged(
     train(with_seed(RECIPE, 2), dataset, str(alone), world=World())
     assert_close_runs(str(output / "seed-2"), str(alone))
 
-    monkeypatch.setattr(ray_tune, "run_seeds", None)
+    monkeypatch.setattr(ray_tune, "run_recipes", None)
     assert ray_job.main(command) == 0
     assert_ensemble(output, capfd.readouterr().out, [1, 2])
 

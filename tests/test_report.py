@@ -340,6 +340,25 @@ def test_several_runs_are_compared(tmp_path: Path, data: str) -> None:
     ]
 
 
+def test_published_scores_stand_beside_the_runs_own(tmp_path: Path, data: str) -> None:
+    """Once for all runs of a recipe."""
+    runs = [write_run(str(tmp_path / f"seed-{seed}"), data, seed=seed) for seed in range(2)]
+    for run in runs:
+        info = storage.read_json(f"{run}/run.json")
+        info["settings"]["published"] = {"mAP": [0.41, 0.43], "mAUC": [0.97], "accuracy": []}
+        storage.write_json(f"{run}/run.json", info)
+    found = shown_figures(runs)
+    line = found["curve-mAP"]["data"][-1]
+    assert (line["name"], line["x"], line["y"]) == ("published", [1, 2], [0.41, 0.43])
+    names = [one["name"] for one in found["curve-mAUC"]["data"]]
+    assert names == ["seed-0", "seed-1", "published"]
+    assert "published" not in json.dumps(found["curve-d-prime"])
+    assert "curve-accuracy" not in found
+    text = " ".join(report(*runs).words)
+    assert text.count("published for tiny 1 0.4100 0.9700 – –") == 1
+    assert text.count("published for tiny 2 0.4300 – – –") == 1
+
+
 def test_runs_that_differ_in_nothing_but_the_seed_say_so(tmp_path: Path, data: str) -> None:
     runs = [write_run(str(tmp_path / name), data) for name in ("a", "b")]
     info = storage.read_json(f"{runs[1]}/run.json")

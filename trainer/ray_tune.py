@@ -1,14 +1,14 @@
-"""Several seeds of a recipe side by side on Ray Tune, each trial a Ray Train run of its own.
+"""Several runs side by side on Ray Tune, each trial a Ray Train run of its own: seeds, or folds.
 
 A trial only starts and follows its run, whose workers take the resources; so many trials run at a
-time as their workers fit into the cluster. Each run has its folder, named after its seed: the same
-command again carries on the runs that were interrupted and leaves the finished ones alone.
+time as their workers fit into the cluster. Each run has its folder, named after its seed or fold:
+the same command again carries on the runs that were interrupted and leaves the finished ones alone.
 """
 
 import io
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from typing import Any
@@ -47,46 +47,50 @@ def with_seed(recipe: Recipe, seed: int) -> Recipe:
         raise UserError(f"--seeds: {error}") from error
 
 
-def seed_path(output: str, seed: int) -> str:
-    """The run folder of a seed."""
-    return storage.join(output, f"seed-{seed}")
-
-
-def unfinished_seeds(
-    recipe: Recipe, dataset_path: str, output: str, seeds: Sequence[int]
-) -> list[int]:
-    """The seeds whose runs are not finished yet.
+def seed_recipes(recipe: Recipe, output: str, seeds: Sequence[int]) -> dict[str, Recipe]:
+    """The recipe with each seed, by the run folder it gets.
 
     Raises:
-        UserError: a seed is out of range or named twice; else as `check_training`.
+        UserError: a seed is out of range or named twice.
     """
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds: each may be named once, got {' '.join(map(str, seeds))}")
-    return [
-        seed
-        for seed in seeds
-        if not check_training(with_seed(recipe, seed), dataset_path, seed_path(output, seed))
-    ]
+    return {storage.join(output, f"seed-{seed}"): with_seed(recipe, seed) for seed in seeds}
 
 
-def run_seeds(
-    recipe: Recipe, dataset_path: str, output: str, seeds: Sequence[int], workers: Workers
+def unfinished(recipes: Mapping[str, Recipe], dataset_path: str) -> dict[str, Recipe]:
+    """Those of the recipes, by their run folders, whose runs are not finished yet.
+
+    Raises:
+        UserError: as `check_training`.
+    """
+    return {
+        run_path: recipe
+        for run_path, recipe in recipes.items()
+        if not check_training(recipe, dataset_path, run_path)
+    }
+
+
+def run_recipes(
+    recipes: Mapping[str, Recipe], dataset_path: str, output: str, workers: Workers
 ) -> None:
-    """Train the runs of these seeds on a connected Ray, as many at a time as fit.
+    """Train recipes, given by their run folders, on a connected Ray, as many at a time as fit.
+
+    Args:
+        output: where Ray Tune keeps its own few files.
 
     Raises:
         UserError: not even one run fits into the cluster.
         Exception: what ended the first of the runs that failed, once the others are through.
     """
-    workers, num_at_once = fit_workers(workers, runs=len(seeds))
+    workers, num_at_once = fit_workers(workers, runs=len(recipes))
     # Tune logs each error with its traceback; once by the exception below is enough.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     path, file_system = ray_storage(output)
-    with progress_board(len(seeds)) as board:
+    with progress_board(len(recipes)) as board:
         constants = {
-            "recipe": (recipe.name, recipe.to_json()),
+            "recipes": {path: (one.name, one.to_json()) for path, one in recipes.items()},
             "dataset": dataset_path,
-            "output": output,
             "workers": workers,
             "board": board,
         }
@@ -97,7 +101,7 @@ def run_seeds(
         )
         tuner = tune.Tuner(
             trial,
-            param_space={"seed": tune.grid_search(list(seeds))},
+            param_space={"run": tune.grid_search(list(recipes))},
             tune_config=tune.TuneConfig(max_concurrent_trials=num_at_once),
             run_config=tune.RunConfig(
                 name="tune", storage_path=path, storage_filesystem=file_system, verbose=0
@@ -123,12 +127,11 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def _trial(config: dict[str, Any], constants: dict[str, Any]) -> None:
-    name, settings = constants["recipe"]
-    recipe = with_seed(make_recipe(name, settings, where="recipe"), config["seed"])
+    name, settings = constants["recipes"][config["run"]]
     fit_training(
-        recipe,
+        make_recipe(name, settings, where="recipe"),
         constants["dataset"],
-        seed_path(constants["output"], config["seed"]),
+        config["run"],
         constants["workers"],
         constants["board"],
     )

@@ -74,7 +74,24 @@ class Run:
     @property
     def history(self) -> figures.History:
         """The run's curves."""
-        return figures.History(name=self.name, steps=self.steps, epochs=self.epochs)
+        return figures.History(
+            name=self.name,
+            steps=self.steps,
+            epochs=self.epochs,
+            published=self.published,
+        )
+
+    @property
+    def published(self) -> dict[str, list[float]]:
+        """Scores after each epoch, by metric, that the recipe says are published."""
+        return dict(self.info.get("settings", {}).get("published", {}))
+
+    @property
+    def published_epochs(self) -> list[Row]:
+        """The same, epoch by epoch."""
+        given = {key: values for key, values in self.published.items() if values}
+        rows = itertools.zip_longest(*given.values())
+        return [dict(zip(given, row, strict=True)) for row in rows]
 
 
 def write_report(runs: list[str], *, output: str | None = None) -> str:
@@ -153,6 +170,7 @@ def make_sections(runs: Sequence[Run]) -> Row:
         "settings": settings_rows(runs),
         "num_seeds": len({run.info.get("seed") for run in runs}),
         "versions": _table(runs, "versions"),
+        "published": {str(run.info.get("recipe")): run.published_epochs for run in runs},
         "curves": figures.history_plots([run.history for run in runs]),
         "classes": class_section(runs),
         "confusions": examples.confusion_section([run.name for run in runs], scored),

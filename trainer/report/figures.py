@@ -7,8 +7,8 @@ Shapes: R runs.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.pages.plots import (
@@ -33,6 +33,7 @@ _EPOCH_METRICS = (
 )
 _BLUE = SERIES_COLOURS[0]
 _ORANGE = SERIES_COLOURS[1]
+_GREY = "rgb(138,143,152)"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +43,8 @@ class History:
     name: str
     steps: list[dict[str, Any]]
     epochs: list[dict[str, Any]]
+    published: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Scores after each epoch, by metric, that the run's recipe says are published."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,6 +206,8 @@ def _metric_plot(runs: Sequence[History], key: str, title: str, caption: str) ->
     data: list[dict[str, Any]] = []
     for number, run in enumerate(runs):
         data += _epoch_line(run, number, "epoch", key, run.name)
+    curves = dict.fromkeys(tuple(run.published.get(key, ())) for run in runs)
+    data += [_published_line(values) for values in curves if values]
     plot = _curve_plot(key.replace("_", "-"), title, caption, data, x_title="epoch")
     plot.figure["layout"]["xaxis"] |= _epoch_ticks(runs)
     return plot
@@ -252,6 +257,17 @@ def _epoch_line(
     line = _line(name, number, places, values, mode=mode)
     line["line"]["dash"] = dash
     return [line | {"hovertemplate": "%{y:.4f}"}]
+
+
+def _published_line(values: Sequence[float]) -> dict[str, Any]:
+    """Published scores, once however many runs have their recipe."""
+    places = list(range(1, len(values) + 1))
+    line = _line("published", 0, places, values, mode="lines+markers")
+    return line | {
+        "legendgroup": "published",
+        "line": {"color": _GREY, "width": 2, "dash": "dash"},
+        "hovertemplate": "%{y:.4f}",
+    }
 
 
 def _line(

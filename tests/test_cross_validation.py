@@ -1,0 +1,155 @@
+"""Cross-validation: a run for each fold, and the table over them."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import ray_job
+from pipeline import storage
+from pipeline.dataset import PreparedDataset
+from pipeline.errors import UserError
+from tests.prepared import make_prepared, tiny_recipe, write_recipe
+from trainer import ray_tune
+from trainer.cross_validation import (
+    PICKED_BY,
+    CrossValidation,
+    fold_recipes,
+    make_table,
+    score_folds,
+    to_json,
+)
+from trainer.loop import train
+from trainer.run_folder import is_finished, read_history, read_run
+from trainer.world import World
+
+RECIPE = tiny_recipe(train={"epochs": 2, "loss": "ce"})
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    """40 clips to train on, in two folds."""
+    return make_prepared(str(tmp_path_factory.mktemp("data")))
+
+
+def curve(*accuracies: float) -> list[dict[str, float | None]]:
+    return [{"accuracy": one, "mAP": one / 2} for one in accuracies]
+
+
+THREE = CrossValidation(
+    metric="accuracy",
+    folds={1: curve(0.5, 0.9, 0.6), 2: curve(0.4, 0.7, 0.8), 4: curve(0.3, 0.8, 0.7)},
+)
+
+
+def shown(result: CrossValidation) -> str:
+    file = io.StringIO()
+    Console(file=file, width=120).print(make_table(result))
+    return file.getvalue()
+
+
+def test_mean_and_deviation_of_the_last_and_of_the_picked_epoch() -> None:
+    numbers = to_json(THREE)
+    assert numbers["metric"] == "accuracy"
+    last, picked = numbers["last_epoch"], numbers["picked_epoch"]
+    assert (last["epoch"], picked["epoch"]) == (3, 2)
+    assert [one["accuracy"] for one in last["folds"].values()] == [0.6, 0.8, 0.7]
+    assert list(last["folds"]) == ["1", "2", "4"]
+    assert last["mean"] == pytest.approx({"accuracy": 0.7, "mAP": 0.35})
+    assert last["std"] == pytest.approx({"accuracy": 0.1, "mAP": 0.05})
+    assert picked["mean"] == pytest.approx({"accuracy": 0.8, "mAP": 0.4})
+    assert picked["picked_by"] == PICKED_BY
+    assert "test clips" in PICKED_BY
+
+
+def test_the_epoch_is_picked_by_the_metric_and_the_first_of_equals() -> None:
+    flat = CrossValidation(metric="accuracy", folds={1: curve(0.5, 0.5), 2: curve(0.5, 0.5)})
+    assert flat.picked_epoch == 1
+    for metric, expected in (("accuracy", 1), ("mAP", 2)):
+        folds = {1: [{"accuracy": 0.9, "mAP": 0.1}, {"accuracy": 0.8, "mAP": 0.2}]}
+        assert CrossValidation(metric=metric, folds=folds).picked_epoch == expected
+
+
+def test_a_single_fold_deviates_by_nothing_and_what_is_undefined_stays_so() -> None:
+    one = CrossValidation(metric="accuracy", folds={3: [{"accuracy": 0.5, "mAP": None}]})
+    numbers = to_json(one)["last_epoch"]
+    assert numbers["mean"] == {"accuracy": 0.5, "mAP": None}
+    assert numbers["std"] == {"accuracy": 0.0, "mAP": None}
+    assert "-" in shown(one)
+
+
+def test_the_table_says_which_epochs_and_how_one_was_picked() -> None:
+    text = shown(THREE)
+    for words in ("over 3 folds", "epoch 3 (last)", "epoch 2 (picked)", "fold 4", "0.8000"):
+        assert words in text
+    assert PICKED_BY in " ".join(text.split())
+
+
+def test_each_fold_is_held_out_once(dataset: PreparedDataset) -> None:
+    recipes = fold_recipes(RECIPE, dataset, "/runs", ())
+    assert list(recipes) == ["/runs/fold-1", "/runs/fold-2"]
+    for fold, recipe in enumerate(recipes.values(), start=1):
+        assert recipe == replace(RECIPE, data=replace(RECIPE.data, fold=fold))
+    assert list(fold_recipes(RECIPE, dataset, "s3://b/runs", (2,))) == ["s3://b/runs/fold-2"]
+
+
+def test_folds_that_cannot_be(dataset: PreparedDataset) -> None:
+    for folds in ((3,), (1, 1), (0,)):
+        with pytest.raises(UserError, match=r"^--folds: must be some of 1 2, each named once, got"):
+            fold_recipes(RECIPE, dataset, "/runs", folds)
+    without = replace(RECIPE, data=replace(RECIPE.data, train_split="eval"))
+    with pytest.raises(UserError, match=r"split 'eval' have no folds; `manifest --folds 5`"):
+        fold_recipes(without, dataset, "/runs", ())
+
+
+def test_scores_are_those_of_the_runs(dataset: PreparedDataset, tmp_path: Path) -> None:
+    """And the mean is picked by accuracy for single labels, by mAP for several."""
+    recipes = fold_recipes(RECIPE, dataset, str(tmp_path), ())
+    for path, recipe in recipes.items():
+        train(recipe, dataset, path, world=World())
+    result = score_folds(recipes, str(tmp_path))
+    assert storage.read_json(f"{tmp_path}/cross_validation.json") == to_json(result)
+    assert (result.metric, result.num_epochs) == ("accuracy", 2)
+    for fold in (1, 2):
+        path = f"{tmp_path}/fold-{fold}"
+        assert read_run(path)["data"]["eval_name"] == f"train-fold{fold}"
+        final = storage.read_json(f"{path}/predictions/train-fold{fold}.json")
+        last = to_json(result)["last_epoch"]["folds"][str(fold)]
+        assert last == {"accuracy": final["accuracy"], "mAP": final["mAP"]}
+    multi = {
+        path: replace(recipe, train=replace(recipe.train, loss="bce"))
+        for path, recipe in recipes.items()
+    }
+    assert score_folds(multi, str(tmp_path)).metric == "mAP"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("session")
+def test_the_command_trains_what_is_not_finished(
+    dataset: PreparedDataset,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe_file = write_recipe(tmp_path / "tiny.toml", RECIPE)
+    output = tmp_path / "runs"
+    command = ["cross-validate", str(recipe_file), "--data", dataset.path, "--out", str(output)]
+    assert ray_job.main([*command, "--folds", "2"]) == 0
+    assert "over 1 folds" in capfd.readouterr().out
+    assert not (output / "fold-1").exists()
+    finished = (output / "fold-2" / "history.json").stat().st_mtime_ns
+
+    assert ray_job.main(command) == 0
+    shown = capfd.readouterr()
+    assert (output / "fold-2" / "history.json").stat().st_mtime_ns == finished
+    assert is_finished(str(output / "fold-1"))
+    numbers = storage.read_json(f"{output}/cross_validation.json")
+    last = read_history(str(output / "fold-1"))["epochs"][-1]
+    assert numbers["last_epoch"]["folds"]["1"]["mAP"] == last["mAP"]
+    assert f"{numbers['last_epoch']['mean']['accuracy']:.4f}" in shown.out
+
+    monkeypatch.setattr(ray_tune, "run_recipes", None)
+    assert ray_job.main(command) == 0
+    assert "over 2 folds" in capfd.readouterr().out
