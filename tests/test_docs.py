@@ -32,7 +32,9 @@ def test_every_command_in_the_readme_and_recipes_parses() -> None:
     commands = []
     for path in texts:
         text = re.sub(r"\s*\\\n\s*#?\s*", " ", path.read_text())
-        steps = "manifest|prepare|verify|train|evaluate|ensemble|cross-validate|report"
+        steps = (
+            "manifest|prepare|verify|train|evaluate|ensemble|cross-validate|report|import|export"
+        )
         commands += re.findall(rf"ray_job\.py ((?:{steps}).*)", text)
     assert len(commands) >= 8
     for command in commands:

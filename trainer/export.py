@@ -75,7 +75,10 @@ def import_run(
             f"--set model.weights_file={source}"
         )
     rows = _rows(checkpoint, dataset)
-    recipe = load_recipe(recipe_path, overrides, beneath=_settings_of(checkpoint))
+    told = _settings_of(checkpoint)
+    if not recipe_path:
+        told["model"]["pretrained"] = False
+    recipe = load_recipe(recipe_path, overrides, beneath=told)
     data = select_training_data(dataset, recipe.data)
     check_fit(recipe, data)
     model = _empty_model(recipe, dataset.labels, dataset.num_mels)
@@ -133,7 +136,7 @@ def export_run(run_path: str, output: str) -> None:
 def _settings_of(checkpoint: AstCheckpoint) -> dict[str, dict[str, Any]]:
     """What a checkpoint tells of a recipe."""
     settings: dict[str, dict[str, Any]] = {
-        "model": checkpoint.model,
+        "model": dict(checkpoint.model),
         # Nothing is trained, and masks for AudioSet's length do not fit shorter inputs.
         "augment": {"frequency_mask": 0, "time_mask": 0},
     }
