@@ -56,8 +56,11 @@ class ClipReader:
     ) -> IntArray:
         """Read clips from some frame on into `out`, `[B, T, F]`, as far as it has room.
 
+        Past a clip's end come zeros. In the raw log-mel they are not silence, but they are what the
+        published models were trained with.
+
         Args:
-            out: contiguous; what is past a clip's end is left as it is.
+            out: contiguous.
             rows: clips of the set, B of them.
             first_frames: frame of each clip that is read first, `[B]`.
             executor: reads the clips side by side; without it they are read here, in order.
@@ -76,6 +79,8 @@ class ClipReader:
         run = map if executor is None else executor.map
         for _ in run(self._read_clip, map(int, rows), skips, places):
             pass
+        for row, num in zip(out, num_frames, strict=True):
+            row[num:] = 0
         return num_frames
 
     def _read_clip(self, row: int, skip_bytes: int, into: memoryview) -> None:

@@ -68,9 +68,9 @@ class Batch:
 
     fbanks: Tensor
     """Raw log-mel of the clips, then of the partners of those that are mixed, `[B + P, T, F]`
-    float16; what stands past a clip's frames means nothing."""
+    float16, padded with zeros."""
     num_frames: Tensor
-    """Frames of each of them, `[B + P]` int64."""
+    """Frames of each of them without the padding, `[B + P]` int64."""
     targets: Tensor
     """`[B, C]` float32, mixed."""
     weights: Tensor
