@@ -35,7 +35,7 @@ def memory(num_clips: int, fill: float = 7.0) -> Any:
 
 
 def check_reads(dataset: PreparedDataset, reader: ClipReader, executor: Any = None) -> None:
-    """The frames asked for and no other place, whatever the memory held."""
+    """The frames asked for, then zeros, whatever the memory held."""
     fbanks = [dataset.read_fbank(row) for row in ROWS]
     first = np.array([0, 3, 1, 8, 0])
     for fill in (7.0, np.nan):
@@ -44,7 +44,7 @@ def check_reads(dataset: PreparedDataset, reader: ClipReader, executor: Any = No
         for fbank, start, number, row in zip(fbanks, first, num_frames, out, strict=True):
             assert number == min(len(fbank) - start, NUM_FRAMES)
             assert np.array_equal(row[:number], fbank[start : start + number])
-            assert np.array_equal(row[number:], memory(1, fill)[0, number:], equal_nan=True)
+            assert not row[number:].any()
 
 
 # No memory for clips, for some of them, and for all.
@@ -63,7 +63,6 @@ def test_the_frames_asked_for(dataset: PreparedDataset, clips: ClipSet, cache_by
 def test_from_a_bucket(s3: str) -> None:
     remote = make_prepared(f"{s3}/data")
     clips = select_clips(remote, "train")
-    assert ClipReader(clips, cache_bytes=0).is_remote
     for cache_bytes in (0, 10**9):
         with ThreadPoolExecutor(4) as executor:
             check_reads(remote, ClipReader(clips, cache_bytes=cache_bytes), executor)

@@ -14,7 +14,7 @@ from pipeline.dataset import PreparedDataset
 from pipeline.errors import UserError
 from tests.plain_clips import cut, mixed, padded
 from tests.prepared import TINY, make_prepared
-from trainer.augment import AugmentSettings, draw_augmentations, mix_log_mel, needs_partner, pad_
+from trainer.augment import AugmentSettings, draw_augmentations, mix_log_mel, needs_partner
 from trainer.clips import ClipSet, DataSettings, select_clips, select_training_data
 from trainer.loader import Batch, EpochPlan, Loader, LoaderSettings, plan_epoch
 
@@ -52,13 +52,13 @@ def make_plan(clips: ClipSet, *, rank: int = 0, world_size: int = 1, **others: A
 
 
 def ready(batches: Iterable[Batch]) -> list[Batch]:
-    """Mixed and padded, `[B, T, F]`, and so no longer in the loader's memory."""
+    """Mixed, `[B, T, F]` float32, and so no longer in the loader's memory."""
     result = []
     for batch in batches:
         x = batch.fbanks.float()
         if batch.draws is not None:
             x = mix_log_mel(batch.fbanks, batch.num_frames, batch.draws)
-        result.append(replace(batch, fbanks=pad_(x, batch.num_frames[: len(x)])))
+        result.append(replace(batch, fbanks=x))
     return result
 
 

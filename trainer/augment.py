@@ -1,9 +1,9 @@
 """Training-time augmentation of raw log-mel fbanks, in the order of the published recipe.
 
-In: a batch of raw (not normalised) log-mel fbanks, cut to the target length where they are longer,
-and which positions of the epoch they stand at. Steps, in this order, all of them for the whole
-batch and on its device: mixup with partners, padding to the target length, SpecAugment,
-normalisation, noise and roll. Out: the model's input.
+In: a batch of raw (not normalised) log-mel fbanks, cut or padded to the target length, and which
+positions of the epoch they stand at. Steps, in this order, all of them for the whole batch and on
+its device: mixup with partners over the frames that are not padding, SpecAugment, normalisation,
+noise and roll. Out: the model's input.
 
 What is drawn at random depends on the seed, the epoch and the position alone and is drawn on the
 CPU, so it is the same for any batch size, any number of ranks or workers, any device, and after
@@ -182,12 +182,12 @@ def mix_log_mel(fbanks: Tensor, num_frames: Tensor, draws: AugmentDraws) -> Tens
     to something below it.
 
     Args:
-        fbanks: `[B + P, T, F]`, of any float type; not changed.
-        num_frames: of each, `[B + P]`; what stands past them counts for nothing.
+        fbanks: `[B + P, T, F]`, padded with zeros, of any float type; not changed.
+        num_frames: of each without its padding, `[B + P]`.
         draws: of the B clips.
 
     Returns:
-        float32 `[B, T, F]`; what stands past a clip's frames means nothing.
+        float32 `[B, T, F]`, padded with zeros.
     """
     mixed = np.flatnonzero(needs_partner(draws))
     _check_rows(fbanks, len(draws) + len(mixed))
@@ -197,9 +197,8 @@ def mix_log_mel(fbanks: Tensor, num_frames: Tensor, draws: AugmentDraws) -> Tens
     share, rows = draws.mixup_lambda[mixed], _on(x.device, mixed)
     partners = fbanks[len(draws) :].float() + _log_power_gain(1 - share, x.device)
     partners.masked_fill_(_past(partners, num_frames[len(draws) :]), -math.inf)
-    x[rows] = torch.logaddexp(x[rows] + _log_power_gain(share, x.device), partners).clamp_(
-        min=LOG_MEL_FLOOR
-    )
+    sums = torch.logaddexp(x[rows] + _log_power_gain(share, x.device), partners)
+    x[rows] = sums.clamp_(min=LOG_MEL_FLOOR).masked_fill_(_past(sums, num_frames[rows]), 0.0)
     return x
 
 
@@ -207,15 +206,6 @@ def mix_targets(targets: Tensor, partners: Tensor, draws: AugmentDraws) -> Tenso
     """Targets of mixes, `[B, C]`: lambda and 1 - lambda, added where both have the label."""
     share = torch.from_numpy(draws.mixup_lambda)[:, None]
     return (share * targets + (1 - share) * partners).float()
-
-
-def pad_(x: Tensor, num_frames: Tensor) -> Tensor:
-    """Set what stands past the clips' frames, `[B]`, to 0 in raw log-mels `[B, T, F]`, in place.
-
-    Zero in the raw log-mel is not silence, which is `LOG_MEL_FLOOR`, but it is what the
-    published models were trained with.
-    """
-    return x.masked_fill_(_past(x, num_frames), 0.0)
 
 
 def mask_(x: Tensor, draws: AugmentDraws) -> Tensor:
@@ -254,13 +244,8 @@ def augment_batch(
     fbanks: Tensor, num_frames: Tensor, draws: AugmentDraws, *, mean: float, std: float
 ) -> Tensor:
     """All of it: raw clips and partners, as `mix_log_mel` takes them, to the input `[B, T, F]`."""
-    x = pad_(mix_log_mel(fbanks, num_frames, draws), num_frames[: len(draws)])
-    return add_noise_and_roll(normalise(mask_(x, draws), mean, std), draws)
-
-
-def plain_batch(fbanks: Tensor, num_frames: Tensor, *, mean: float, std: float) -> Tensor:
-    """Raw clips `[B, T, F]` as they are, only padded and normalised: the input in evaluation."""
-    return normalise(pad_(fbanks.to(torch.float32, copy=True), num_frames), mean, std)
+    x = mask_(mix_log_mel(fbanks, num_frames, draws), draws)
+    return add_noise_and_roll(normalise(x, mean, std), draws)
 
 
 def _on(device: torch.device, array: NDArray[Any]) -> Tensor:

@@ -20,6 +20,7 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.shards import Fbank
 from trainer.clips import ClipSet
+from trainer.shard_cache import ShardCache
 
 IntArray = NDArray[np.int64]
 
@@ -32,20 +33,18 @@ NUM_BYTES = np.dtype(np.float16).itemsize
 class ClipReader:
     """Reads clips of one clip set; may be used by several threads."""
 
-    def __init__(self, clips: ClipSet, *, cache_bytes: int) -> None:
-        """`cache_bytes` is the memory for clips that were read, which are not read again."""
+    def __init__(
+        self, clips: ClipSet, *, cache_bytes: int, shards: ShardCache | None = None
+    ) -> None:
+        """`cache_bytes` of memory are for clips that were read, which are not read again."""
         self.num_frames: IntArray = clips.size_bytes // (NUM_BYTES * clips.num_mels)
         """Frames of each clip, `[N]`."""
         self._clips = clips
         self._cache: dict[int, bytearray] = {}
         self._cache_left_bytes = cache_bytes
         self._cache_lock = Lock()
+        self._shard_cache = shards
         self._open = lru_cache(MAX_OPEN_SHARDS)(_OpenFile)
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether reads wait for a network, so that many should be under way at a time."""
-        return any(map(storage.is_remote, self._clips.shards[:1]))
 
     def read(
         self,
@@ -56,8 +55,11 @@ class ClipReader:
     ) -> IntArray:
         """Read clips from some frame on into `out`, `[B, T, F]`, as far as it has room.
 
+        Past a clip's end come zeros. In the raw log-mel they are not silence, but they are what the
+        published models were trained with.
+
         Args:
-            out: contiguous; what is past a clip's end is left as it is.
+            out: contiguous.
             rows: clips of the set, B of them.
             first_frames: frame of each clip that is read first, `[B]`.
             executor: reads the clips side by side; without it they are read here, in order.
@@ -76,6 +78,8 @@ class ClipReader:
         run = map if executor is None else executor.map
         for _ in run(self._read_clip, map(int, rows), skips, places):
             pass
+        for row, num in zip(out, num_frames, strict=True):
+            row[num:] = 0
         return num_frames
 
     def _read_clip(self, row: int, skip_bytes: int, into: memoryview) -> None:
@@ -100,10 +104,11 @@ class ClipReader:
 
     def _read_range(self, row: int, skip_bytes: int, into: memoryview) -> None:
         shard = self._clips.shards[row]
-        read = self._read_remote if storage.is_remote(shard) else self._read_local
+        place = self._shard_cache.place(shard) if self._shard_cache else shard
+        read = self._read_remote if storage.is_remote(place) else self._read_local
         try:
             offset_bytes = int(self._clips.offset_bytes[row]) + skip_bytes
-            storage.with_retries(read, shard, offset_bytes, into)
+            storage.with_retries(read, place, offset_bytes, into)
         except (FileNotFoundError, EOFError) as error:
             raise UserError(
                 f"{shard}: the shard is missing or too short for clip "

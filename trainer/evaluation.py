@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from trainer.augment import plain_batch
+from trainer.augment import normalise
 from trainer.divergence import DivergedError
 from trainer.loader import Loader
 from trainer.loss import Loss, loss_per_clip, scores
@@ -70,8 +70,7 @@ def evaluate(
         rank=world.rank, world_size=world.size, batch_size=batch_size
     ):
         fbanks = batch.fbanks.to(world.device, non_blocking=True)
-        num_frames = batch.num_frames.to(world.device, non_blocking=True)
-        logits = model(plain_batch(fbanks, num_frames, mean=mean, std=std)).float()
+        logits = model(normalise(fbanks.float(), mean, std)).float()
         losses = loss_per_clip(logits, batch.targets.to(world.device), loss)
         weights = batch.weights.to(world.device)
         parts.append(torch.cat([scores(logits, loss), losses[:, None], weights[:, None]], dim=1))

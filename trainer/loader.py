@@ -9,6 +9,7 @@ a restart would need.
 B rows of this rank, P partners of mixup, T frames, F mels, C classes.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline import storage
 from trainer.augment import (
     AugmentDraws,
     AugmentSettings,
@@ -39,6 +41,7 @@ from trainer.sampler import (
     rank_slice,
     steps_per_epoch,
 )
+from trainer.shard_cache import ShardCache
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +56,10 @@ class LoaderSettings:
     """Clips that each worker reads from S3 at a time, of no more than `batches_ahead` batches."""
     cache_mb: int = 1024
     """Memory of each worker for fbanks once read, in MB; a small data set is read only once."""
+    cache_gb: float = 0.0
+    """Disk of each machine for whole shards from S3, in GB; 0 for none."""
+    cache_folder: str = ""
+    """Local folder of each machine for them; it may be that of other runs."""
 
     def __post_init__(self) -> None:
         for name in ("threads", "batches_ahead", "reads_in_flight"):
@@ -60,6 +67,13 @@ class LoaderSettings:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
         if self.cache_mb < 0:
             raise ValueError(f"cache_mb: must be at least 0, got {self.cache_mb}")
+        if not 0 <= self.cache_gb < math.inf:
+            raise ValueError(f"cache_gb: must be a number of at least 0, got {self.cache_gb}")
+        if (self.cache_gb > 0) != bool(self.cache_folder) or storage.is_remote(self.cache_folder):
+            raise ValueError(
+                f"cache_folder: must be a local folder where cache_gb is above 0 and empty "
+                f"where it is not, got {self.cache_folder!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -68,9 +82,9 @@ class Batch:
 
     fbanks: Tensor
     """Raw log-mel of the clips, then of the partners of those that are mixed, `[B + P, T, F]`
-    float16; what stands past a clip's frames means nothing."""
+    float16, padded with zeros."""
     num_frames: Tensor
-    """Frames of each of them, `[B + P]` int64."""
+    """Frames of each of them without the padding, `[B + P]` int64."""
     targets: Tensor
     """`[B, C]` float32, mixed."""
     weights: Tensor
@@ -161,7 +175,11 @@ class Loader:
         self.num_frames = num_frames
         self._settings = settings
         self._device = device or torch.device("cpu")
-        self._reader = ClipReader(clips, cache_bytes=settings.cache_mb * 1_000_000)
+        self._is_remote = any(map(storage.is_remote, clips.shards[:1]))
+        shards = None
+        if self._is_remote and settings.cache_gb > 0:
+            shards = ShardCache(settings.cache_folder, max_bytes=round(settings.cache_gb * 1e9))
+        self._reader = ClipReader(clips, cache_bytes=settings.cache_mb * 1_000_000, shards=shards)
         self._free_buffers: list[_Buffer] = []
 
     def training_batches(
@@ -268,7 +286,7 @@ class Loader:
         """
         settings, readers = self._settings, None
         num_threads = settings.threads
-        if self._reader.is_remote:
+        if self._is_remote:
             num_threads = settings.batches_ahead
             readers = ThreadPoolExecutor(settings.reads_in_flight)
         pool = ThreadPoolExecutor(num_threads)

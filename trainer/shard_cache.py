@@ -1,0 +1,85 @@
+"""Whole shards of S3 on the disk of this machine, as many as there is room for.
+
+In: a folder that all workers of the machine share, and its bound. Steps: the first read of a shard
+asks for a copy, one of which is made at a time while reads go on by ranges; copies stay, for
+epochs and runs to come, until someone empties the folder between runs. Out: where to read a shard
+from.
+
+An epoch reads every shard as often as any other, so nothing is gained by exchanging copies: what
+came first stays, and the shards that found no room are read by ranges.
+"""
+
+import fcntl
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+
+from pipeline import storage
+
+_LOCK_NAME = "lock"
+
+
+class ShardCache:
+    """May be used by several threads, and the folder by several processes."""
+
+    def __init__(self, folder: str, *, max_bytes: int) -> None:
+        storage.make_folder(folder)
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._places: dict[str, str] = {}
+        self._copying: Future[tuple[str, str]] | None = None
+        self._lock = Lock()
+        # One copy at a time and none in a queue: a run that ends waits for no more than that.
+        self._pool = ThreadPoolExecutor(1)
+
+    def place(self, shard: str) -> str:
+        """Where to read a shard from now: its copy, or itself while or because there is none.
+
+        Raises:
+            UserError: a copy, of this shard or of another, cannot be written.
+        """
+        with self._lock:
+            if self._copying is not None and self._copying.done():
+                done, self._copying = self._copying, None
+                copied, place = done.result()
+                self._places[copied] = place
+            if shard not in self._places and self._copying is None:
+                self._copying = self._pool.submit(self._copy, shard)
+            return self._places.get(shard, shard)
+
+    def _copy(self, shard: str) -> tuple[str, str]:
+        """The shard and where to read it from; a copy of another process' will do."""
+        try:
+            facts = storage.with_retries(storage.file_system(shard).info, shard)
+        except FileNotFoundError:
+            return shard, shard  # reading it says so, with the clip's name
+        # A data set that is prepared again has other shards under the same names.
+        version = f"{shard} {facts['size']} {facts['ETag']}"
+        copy = storage.join(self._folder, f"{hashlib.sha256(version.encode()).hexdigest()}.tar")
+        with storage.explained(self._folder), self._alone():
+            if Path(copy).exists():
+                return shard, copy
+            if self._num_bytes() + facts["size"] > self._max_bytes:
+                return shard, shard
+            storage.write_bytes(copy, storage.read_bytes(shard))
+        return shard, copy
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Only one process of the machine at a time; the lock ends with it, however it ends."""
+        with Path(self._folder, _LOCK_NAME).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _num_bytes(self) -> int:
+        """The size of the copies; a file that a process left unfinished is deleted."""
+        total = 0
+        for path, size_bytes in storage.file_sizes(self._folder).items():
+            if Path(path).name.startswith("."):
+                storage.remove(path)
+            else:
+                total += size_bytes
+        return total
