@@ -1,8 +1,11 @@
 """The loader against a plain loop over clips, for any number of ranks, threads and restarts."""
 
+import math
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -252,6 +255,62 @@ def test_from_a_bucket(s3: str, clips: ClipSet) -> None:
     remote = select_clips(make_prepared(f"{s3}/data", max_labels=2), "train")
     assert remote.shards[0].startswith("s3://")
     assert_same(training_batches(remote), training_batches(clips))
+
+
+def test_many_reads_from_a_bucket_are_under_way(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more than one batch, and with one thread."""
+    clips = select_clips(make_prepared(f"{s3}/data"), "train")
+    num_wanted = 2 * BATCH_SIZE
+    lock, enough, under_way = threading.Lock(), threading.Event(), 0
+    read_range = storage.read_range
+
+    def waiting(*place: Any) -> bytes:
+        nonlocal under_way
+        with lock:
+            under_way += 1
+            if under_way == num_wanted:
+                enough.set()
+        assert enough.wait(timeout=60), "no read ends before that many have begun"
+        return read_range(*place)
+
+    monkeypatch.setattr(storage, "read_range", waiting)
+    settings = LoaderSettings(threads=1, batches_ahead=2, reads_in_flight=num_wanted, cache_mb=0)
+    loader = Loader(clips, settings, num_frames=NUM_FRAMES)
+    augment = replace(AUGMENT, mixup_share=0.0)
+    assert len(ready(loader.training_batches(make_plan(clips), augment))) == 6
+
+
+def test_from_a_bucket_by_copies_on_disk(s3: str, clips: ClipSet, tmp_path: Path) -> None:
+    remote = select_clips(make_prepared(f"{s3}/data", max_labels=2), "train")
+    settings = LoaderSettings(cache_mb=0, cache_gb=1.0, cache_folder=str(tmp_path / "cache"))
+    loader = Loader(remote, settings, num_frames=NUM_FRAMES)
+    for _ in range(3):
+        assert_same(
+            ready(loader.training_batches(make_plan(remote), AUGMENT)), training_batches(clips)
+        )
+        # Ends once the copy is there.
+        cache = loader._reader._shard_cache
+        assert cache is not None
+        if cache._copying is not None:
+            cache._copying.result()
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"threads": 0}, "threads: must be at least 1"),
+        ({"reads_in_flight": 0}, "reads_in_flight: must be at least 1"),
+        ({"cache_mb": -1}, "cache_mb: must be at least 0"),
+        ({"cache_gb": math.nan}, "cache_gb: must be a number of at least 0"),
+        ({"cache_gb": 1.0}, "cache_folder: must be a local folder"),
+        ({"cache_gb": 1.0, "cache_folder": "s3://bucket/cache"}, "cache_folder: must be a local"),
+        ({"cache_folder": "cache"}, "cache_folder: .* empty where it is not"),
+    ],
+)
+def test_setting_out_of_range_is_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}.* got "):
+        LoaderSettings(**settings)
 
 
 def test_a_damaged_shard_is_named(tmp_path: Any) -> None:
