@@ -19,7 +19,7 @@ from pipeline.fbank import FbankSettings, fbank
 from tests.prepared import LABELS, make_prepared, tiny_recipe, write_recipe
 from tests.runs import newest
 from tests.test_ast_checkpoints import AuthorsAst
-from trainer.augment import normalise, pad_to
+from trainer.augment import normalise
 from trainer.export import export_run, import_run
 from trainer.loop import make_model, train
 from trainer.model import AST
@@ -53,7 +53,9 @@ def load_run_model(run: str, dataset: PreparedDataset) -> AST:
 
 def inputs(run: str, fbanks: list[Tensor]) -> Tensor:
     data, num_frames = read_run(run)["data"], read_recipe(read_run(run)).model.num_frames
-    x = torch.stack([pad_to(one.float(), num_frames) for one in fbanks])
+    x = torch.zeros(len(fbanks), num_frames, fbanks[0].shape[1])
+    for row, one in zip(x, fbanks, strict=True):
+        row[: len(one)] = one[:num_frames]
     return normalise(x, data["mean"], data["std"])
 
 
