@@ -29,10 +29,22 @@ def on_meta(settings: ModelSettings, num_classes: int) -> AST:
             ),
             10,
         ),
+        (
+            ModelSettings(
+                backbone="deit_tiny_distilled_patch16_224",
+                pretrained=False,
+                patchout_time=11,
+                patchout_frequency=2,
+                patchout_share=0.3,
+                depth=2,
+            ),
+            10,
+        ),
     ],
 )
-def test_as_pytorch_counts(settings: ModelSettings, num_classes: int) -> None:
-    model = on_meta(settings, num_classes)
+@pytest.mark.parametrize("training", [True, False])
+def test_as_pytorch_counts(settings: ModelSettings, num_classes: int, training: bool) -> None:
+    model = on_meta(settings, num_classes).train(training)
     x = torch.empty(3, settings.num_frames, 128, device="meta")
     with FlopCounterMode(display=False) as counter:
         model(x)

@@ -31,9 +31,12 @@ the device's name; the first that fits counts."""
 
 
 def forward_flops(model: AST) -> int:
-    """FLOPs of the forward pass of one clip with all its patches."""
-    num_tokens, width = model.pos_embed.shape[1:]
-    patches = 2 * (num_tokens - model.num_class_tokens) * model.patch_embed.weight.numel()
+    """FLOPs of the forward pass of one clip; in training mode without the patches left out."""
+    num_mels = model.input_shape[1]
+    num_patches = model.settings.num_patches(num_mels)
+    num_kept = model.settings.num_kept_patches(num_mels) if model.training else num_patches
+    num_tokens, width = model.num_class_tokens + num_kept, model.head.in_features
+    patches = 2 * num_patches * model.patch_embed.weight.numel()
     weights = sum(one.numel() for one in model.blocks.parameters() if one.ndim == 2)
     # Of every token with every other one: the scores, and the sum of values that they weigh.
     attention = 2 * 2 * num_tokens**2 * width * len(model.blocks)

@@ -139,6 +139,12 @@ class ModelSettings:
         rows, columns = self.grid(num_mels)
         return rows * columns
 
+    def num_kept_patches(self, num_mels: int) -> int:
+        """Patches of one input that a training step sees. Raises as `grid`."""
+        rows, columns = self.grid(num_mels)
+        left = (rows - self.patchout_frequency) * (columns - self.patchout_time)
+        return left - int(self.patchout_share * left)
+
     def leaves_patches_out(self) -> bool:
         """Whether training steps see only some of the patches."""
         return bool(self.patchout_time or self.patchout_frequency or self.patchout_share)
