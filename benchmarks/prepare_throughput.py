@@ -28,8 +28,8 @@ import numpy as np
 import soundfile
 import soxr
 import torch
-import torchaudio
 import webdataset
+from fbank_throughput import reference
 
 from cluster.session import connect
 from pipeline.build import BuildJob, build_shard
@@ -136,17 +136,7 @@ def script(paths: list[str], folder: str) -> None:
         with webdataset.TarWriter(f"{folder}/{first:06d}.tar") as writer:
             for number, path in enumerate(paths[first : first + CLIPS_PER_SHARD], start=first):
                 audio, _ = soundfile.read(path, dtype="float32")
-                waveform = torch.from_numpy(audio)[None]
-                fbank = torchaudio.compliance.kaldi.fbank(
-                    waveform - waveform.mean(),
-                    htk_compat=True,
-                    sample_frequency=RATE_HZ,
-                    use_energy=False,
-                    window_type="hanning",
-                    num_mel_bins=128,
-                    dither=0.0,
-                    frame_shift=10,
-                )
+                fbank = reference(torch.from_numpy(audio))
                 buffer = io.BytesIO()
                 np.save(buffer, fbank.numpy().astype(np.float16))
                 facts = {"id": str(number), "labels": ["any"]}

@@ -40,7 +40,7 @@ from pipeline.progress import ProgressBar, Rate
 from pipeline.ray_tasks import TASK_MEMORY_BYTES, run_tasks
 
 _TASK_MEMORY_PER_CLIP_BYTES = 600_000
-"""A shard is held in memory once as a tar; this leaves room for its copy on the way to storage."""
+"""On its way to S3 a shard is held in memory as a tar; this leaves room for a copy of it."""
 
 _SAMPLES_PER_BUCKET = 3
 

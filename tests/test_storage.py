@@ -115,6 +115,26 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_a_new_file_is_there_when_it_is_committed_and_not_before(
+    place: str, tmp_path: Path, s3: str
+) -> None:
+    folder = str(tmp_path) if place == "local" else s3
+    path = storage.join(folder, "shards", "file")
+    storage.write_bytes(path, b"old")
+    with storage.new_file(path) as file:
+        file.write(b"not committed")
+    assert storage.read_bytes(path) == b"old"
+    # More than goes to S3 in one put.
+    pieces = [bytes([number]) * 2**20 for number in range(40)]
+    with storage.new_file(path) as file:
+        for piece in pieces:
+            file.write(piece)
+        file.commit()
+    assert storage.read_bytes(path) == b"".join(pieces)
+    assert storage.list_files(folder) == [path]
+
+
 def write_and_die(path: str) -> None:
     """In a process of its own: killed when the content is on its way but not in place."""
 

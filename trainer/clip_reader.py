@@ -99,7 +99,10 @@ class ClipReader:
                 self._cache_left_bytes -= size_bytes
             clip = bytearray(size_bytes)
             self._read_range(row, 0, memoryview(clip))
-            self._cache[row] = clip
+            with self._cache_lock:
+                if row in self._cache:  # another thread read it meanwhile
+                    self._cache_left_bytes += size_bytes
+                self._cache[row] = clip
         return self._cache[row]
 
     def _read_range(self, row: int, skip_bytes: int, into: memoryview) -> None:
