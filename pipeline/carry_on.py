@@ -23,11 +23,20 @@ class Damaged:
 
 
 def read_damaged(work: str) -> Damaged | None:
-    """The note of the last `verify`; None if it found nothing."""
+    """The note of the last `verify`; None if it found nothing.
+
+    Raises:
+        UserError: the note itself is damaged.
+    """
+    path = _damaged_path(work)
     try:
-        return Damaged(shards=frozenset(storage.read_json(_damaged_path(work))["shards"]))
+        return Damaged(shards=frozenset(storage.read_json(path)["shards"]))
     except FileNotFoundError:
         return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: the note of `verify` is damaged; run `verify` again, which writes it anew"
+        ) from error
 
 
 def write_damaged(work: str, damaged: Damaged) -> None:

@@ -34,6 +34,8 @@ FORMAT_VERSION = 2
 _MIN_SHARDS = 16
 _MIN_CLIPS_PER_SHARD = 25
 _SHARDS_PER_FILE = 64
+_KEYS = {"basis", "manifest", "fingerprint", "specs"}
+"""Of the document."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,7 +209,7 @@ def read_plan(folder: str) -> Plan | None:
     document = _read_document(folder)
     if document is None:
         return None
-    specs = tuple(ShardSpec(**spec) for spec in document["specs"])
+    specs = document["specs"]
     tables = []
     for number in sorted({spec.plan_file for spec in specs}):
         try:
@@ -302,11 +304,13 @@ def _document(folder: str) -> str:
 def _read_document(folder: str) -> dict[str, Any] | None:
     try:
         document: dict[str, Any] = storage.read_json(_document(folder))
+        if not (isinstance(document, dict) and document.keys() >= _KEYS):
+            raise ValueError("it lacks what a plan has")
+        return {**document, "specs": tuple(ShardSpec(**spec) for spec in document["specs"])}
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise _damaged(_document(folder), error) from error
-    return document
 
 
 def _damaged(path: str, error: Exception) -> UserError:

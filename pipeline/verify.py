@@ -80,7 +80,11 @@ def verify(
     work = work_folder(path)
     if faults:
         shards = {fault.shard for fault in faults if fault.shard}
-        write_damaged(work, Damaged(shards=frozenset(shards)))
+        try:
+            write_damaged(work, Damaged(shards=frozenset(shards)))
+        except UserError as error:
+            what = f"cannot be written, so `prepare` would mend nothing ({error})"
+            faults.append(Fault(path="_work/damaged.json", what=what))
     else:
         clear_damaged(work)
     return sorted(faults, key=lambda fault: (fault.path, fault.what))

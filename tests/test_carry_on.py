@@ -295,10 +295,12 @@ def test_a_damaged_plan_is_one_line(
     (work / "plan" / "00000.parquet").write_bytes(content[:-40])
     with pytest.raises(UserError, match=r"^[^\n]*/00000.parquet: the plan .* is damaged \(.*\); "):
         prepare(grown, copy)
-    (work / "plan.json").write_bytes((work / "plan.json").read_bytes()[:-40])
-    for manifest in (first, grown):
-        with pytest.raises(UserError, match=r"/plan.json: the plan .* is damaged .* remove plan"):
-            prepare(manifest, copy)
+    whole = (work / "plan.json").read_bytes()
+    for damaged in (whole[:-40], b"{}", b"[]", whole.replace(b'"plan_file"', b'"plan_fire"')):
+        (work / "plan.json").write_bytes(damaged)
+        for manifest in (first, grown):
+            with pytest.raises(UserError, match=r"/plan.json: the plan .* is damaged .* remove"):
+                prepare(manifest, copy)
     # What the line says to do: the plan of one manifest is made again, and no shard.
     (work / "plan.json").unlink()
     (copy / "card.json").unlink()

@@ -55,6 +55,21 @@ def test_a_data_set_that_is_whole_has_no_fault(copy: Path, manifest: Manifest) -
     assert verify(copy) == []
 
 
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"shards": 1}'])
+def test_a_damaged_note_is_one_line(copy: Path, manifest: Manifest, content: bytes) -> None:
+    (copy / "_work" / "damaged.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"^[^\n]*/damaged.json: the note .*; run `verify` again"):
+        prepare(manifest, copy)
+    verify(copy)
+    assert prepare(manifest, copy) is None
+
+
+def test_faults_are_told_where_no_note_can_be_left(copy: Path) -> None:
+    (copy / TAR).unlink()
+    (copy / "_work/damaged.json").mkdir()  # in the way, as a disk that nobody may write to
+    assert [fault.path for fault in verify(copy)] == ["_work/damaged.json", TAR]
+
+
 def test_no_data_set_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no complete data set there \(no card.json\)"):
         verify(tmp_path / "none")
