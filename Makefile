@@ -8,6 +8,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Two processes, of which one has the tests with Ray.
+TEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .PHONY: demo test test-all check lint format clean
 
@@ -15,10 +17,10 @@ demo: .venv/ready
 	sh recipes/demo.sh
 
 test: .venv/ready browser
-	$(BIN)/python -m pytest -m "not slow"
+	$(TEST) -m "not slow"
 
 test-all: .venv/ready browser
-	$(BIN)/python -m pytest
+	$(TEST)
 
 check: lint test
 

@@ -30,6 +30,35 @@ DATA_VARIABLE = "AST_RAY_TEST_DATA"
 """Names a folder with real audio: `esc10/` in ESC-50's layout, `audioset/` with its CSVs."""
 
 
+WITH_RAY = {
+    "test_cross_validation",
+    "test_export",
+    "test_faults",
+    "test_jobs",
+    "test_nodes",
+    "test_prepare",
+    "test_ray_train",
+    "test_ray_tune",
+    "test_rehearsal",
+    "test_stories",
+    "test_submit",
+    "test_verify",
+}
+"""Files whose tests start Ray."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of several test processes, one has all files with Ray, which would be in each other's way;
+    it has the longest way and begins first."""
+    if not hasattr(config, "workerinput"):
+        return
+    items.sort(key=lambda item: item.path.stem not in WITH_RAY)
+    for item in items:
+        group = "ray" if item.path.stem in WITH_RAY else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real audio; tests that need it are skipped where there is none."""
@@ -80,8 +109,9 @@ def _s3_server(variables: dict[str, str]) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def session(s3_endpoint: str) -> Iterator[None]:
+def session(s3_endpoint: str, request: pytest.FixtureRequest) -> Iterator[None]:
     """A Ray of 2 CPUs whose workers know the S3 server."""
+    assert request.path.stem in WITH_RAY
     from cluster.session import connect  # not at the top: most tests do without Ray
 
     with pytest.MonkeyPatch.context() as patch:
