@@ -20,6 +20,7 @@ from torchaudio.compliance import kaldi
 from pipeline.decode import DecodeSettings, decode_audio
 from pipeline.fbank import FbankSettings, fbank
 from tests.audio import noise, tone
+from tests.plain_clips import golden
 
 SETTINGS = FbankSettings()
 
@@ -27,21 +28,6 @@ ROUNDING = 1e-5
 """Ten times the largest difference seen between the two in float32 (one unit in the last place of
 a log of 16 is 1.9e-6); a processor with other instructions may sum the mel filters in another
 order."""
-
-
-def golden(waveform: Tensor) -> Tensor:
-    """AST's features of `[N]`, as its authors' `dataloader.py` computes them: `[T, 128]`."""
-    centred = waveform - waveform.mean()
-    return kaldi.fbank(
-        centred[None],
-        htk_compat=True,
-        sample_frequency=16_000,
-        use_energy=False,
-        window_type="hanning",
-        num_mel_bins=128,
-        dither=0.0,
-        frame_shift=10,
-    )
 
 
 def largest_difference(left: Tensor, right: Tensor) -> float:
