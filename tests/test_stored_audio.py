@@ -60,7 +60,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
         path = folder / f"{number}.wav"
         samples = noise(0.35 + 0.0221 * number, 16_000, seed=number) + 0.01 * (number % 3)
         path.write_bytes(encode(samples))
-        split = "train" if number < 20 else "eval"
+        split = "eval" if number % 7 in (0, 3) else "train"
         found.append(Clip(id=f"{number}", uri=str(path), labels=(LABELS[number % 2],), split=split))
     return found
 
@@ -273,9 +273,9 @@ def test_evaluation_sees_what_it_sees_of_fbanks(
         x = evaluation(select_clips(dataset, split))
         other = evaluation(select_clips(of_fbanks, split))
         torch.testing.assert_close(x, other, atol=1e-3, rtol=0)
-        padding = normalise(torch.zeros(1), **NORMS)
-        assert (other == padding).all(dim=2).any()
-        assert torch.equal(x == padding, other == padding)
+        padding = (other == other[:, :, :1]).all(dim=2)
+        assert padding.any()
+        assert torch.equal(x[padding], other[padding])
 
 
 def test_sixteen_bits_of_other_sources_are_enough(tmp_path: Path) -> None:
