@@ -12,12 +12,13 @@ import soundfile
 import torch
 import webdataset
 
+import ray_job
 from pipeline import storage
 from pipeline.dataset import PreparedDataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.estimate import estimate
 from pipeline.fbank import FbankSettings
-from pipeline.manifest import Clip, Manifest, from_clips
+from pipeline.manifest import Clip, Manifest, from_clips, write_manifest
 from pipeline.pages.dataset_page import write_dataset_page
 from pipeline.plan import PrepareSettings
 from pipeline.rejects import RejectError
@@ -27,7 +28,7 @@ from tests.audio import encode, noise, tone
 from tests.plain_clips import augmented_audio
 from tests.prepared import TINY, tiny_recipe
 from tests.runs import assert_same_run
-from tests.without_ray import prepare, verify
+from tests.without_ray import do_without_ray, prepare, verify
 from trainer.augment import (
     AugmentSettings,
     augment_batch,
@@ -225,6 +226,22 @@ def test_the_two_kinds_are_not_mixed(
     assert set(plan["basis"]["settings"]) == {"fbank", "decode", "clips_per_shard"}
     with pytest.raises(ValueError, match=r"store: must be one of .*, got 'wav'"):
         replace(AUDIO, store="wav")
+
+
+def test_the_command_line_makes_the_same(
+    dataset: PreparedDataset,
+    manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    do_without_ray(monkeypatch)
+    write_manifest(f"{tmp_path}/clips.parquet", manifest)
+    options = ["--out", f"{tmp_path}/out", "--store", "audio", "--clips-per-shard", "8"]
+    assert ray_job.main(["prepare", f"{tmp_path}/clips.parquet", *options]) == 0
+    assert open_dataset(f"{tmp_path}/out").card == dataset.card
+    assert ray_job.main(["verify", f"{tmp_path}/out"]) == 0
+    assert "every byte is what" in capsys.readouterr().out
 
 
 def test_its_size_is_estimated(manifest: Manifest, dataset: PreparedDataset) -> None:
