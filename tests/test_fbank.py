@@ -7,6 +7,7 @@ to equal the reference in the same precision, and to be no further from float64 
 
 import csv
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,19 @@ def test_clips_of_one_length_together_are_the_clips_one_by_one(
     assert together.shape == (7, SETTINGS.num_frames(70_000), 128)
     for waveform, numbers in zip(batch, together, strict=True):
         assert largest_difference(numbers, golden(waveform)) < 1e-4
+
+
+def test_buffers_made_in_inference_mode_serve_outside_of_it() -> None:
+    waveform = torch.from_numpy(noise(0.5, 16_000))
+
+    def both() -> tuple[Tensor, Tensor]:
+        with torch.inference_mode():
+            first = fbank(waveform, SETTINGS)
+        return first, fbank(waveform, SETTINGS)
+
+    with ThreadPoolExecutor(1) as new_thread:
+        first, second = new_thread.submit(both).result()
+    assert torch.equal(first, second)
 
 
 def test_is_as_close_to_float64_as_the_reference_on_real_audio(

@@ -2,8 +2,8 @@
 
 In: which clips, and which frames of each. Steps: where a clip's numbers or its FLAC file lie is
 known from the index, so each is one positioned read: of a file that stays open, or of a range of an
-object in S3, many of which are under way at a time; audio is decoded by the thread that read it.
-Out: the rows of an array that the caller uses again.
+object in S3, many of which are under way at a time; audio is decoded, whole, by the thread that
+read it. Out: the rows of an array that the caller uses again.
 
 B clips, T frames, F mels, S samples.
 """
