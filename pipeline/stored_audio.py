@@ -2,7 +2,8 @@
 
 In: a waveform. Steps: round to 16 bits, which cuts off what is beyond full scale (that is counted),
 and encode. Out: the bytes of a FLAC file, and back again its samples. A source of one channel, 16
-bits and that rate comes back as it was; of any other, the fbank of what is stored is what counts.
+bits and that rate comes back as it was. Of any other, rounding adds noise, which shows in the fbank
+where a clip is fainter than it; index and card tell of the fbanks of what is stored.
 """
 
 import io
