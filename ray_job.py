@@ -111,6 +111,7 @@ def prepare(arguments: Arguments) -> None:
                 max_file_bytes=arguments.max_file_mb * 1_000_000,
             ),
             clips_per_shard=arguments.clips_per_shard,
+            store=arguments.store,
         )
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -448,6 +449,13 @@ def _add_prepare(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     )
     step.add_argument(
         "--retry-rejects", action="store_true", help="try clips again that were rejected before"
+    )
+    step.add_argument(
+        "--store",
+        choices=("fbank", "audio"),
+        default="fbank",
+        help="what of a clip to store: its fbank, or 16-bit FLAC of which training computes it, "
+        "with mixup of waveforms (default: %(default)s)",
     )
     step.add_argument(
         "--clips-per-shard",

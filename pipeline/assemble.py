@@ -21,7 +21,7 @@ from pipeline.carry_on import remove_unfinished
 from pipeline.dataset import INDEX_ROWS_PER_GROUP, card_path
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
-from pipeline.parts import INDEX_SCHEMA, STAGES, Part, part_path, read_part
+from pipeline.parts import INDEX_SCHEMA, STAGES, Part, index_schema, part_path, read_part
 from pipeline.plan import Plan, ShardSpec
 from pipeline.rejects import check_share, count_reasons, to_table
 
@@ -37,6 +37,8 @@ class PrepareSummary:
     num_clips: int
     num_rejects: int
     rejects_by_reason: dict[str, int]
+    num_clipped_clips: int
+    """Clips stored as audio that went beyond full scale; the index has the samples of each."""
     num_shards: int
     num_shards_built: int
     """Shards built by this run; the others were finished before."""
@@ -139,7 +141,8 @@ def assemble(
     num_clips = plan.clips.num_rows
     check_share(reasons, num_clips, max_share=max_reject_share, ledger=ledger_path)
 
-    index = pa.concat_tables([INDEX_SCHEMA.empty_table(), *(part.index for part in ordered)])
+    schema = index_schema(job.settings.store)
+    index = pa.concat_tables([schema.empty_table(), *(part.index for part in ordered)])
     index = _with_common(index, manifest)
     index_bytes = storage.encode_table(index, INDEX_ROWS_PER_GROUP)
     storage.write_bytes(storage.join(job.output, "index.parquet"), index_bytes)
@@ -181,6 +184,7 @@ def _summary(
         num_clips=card["num_clips"],
         num_rejects=card["rejects"]["num"],
         rejects_by_reason=card["rejects"]["by_reason"],
+        num_clipped_clips=card.get("clipped", {"num_clips": 0})["num_clips"],
         num_shards=len(card["shards"]),
         num_shards_built=len(built),
         num_clips_built=num_clips_built,

@@ -27,11 +27,20 @@ from pipeline import storage
 from pipeline.decode import decode_audio
 from pipeline.fbank import fbank
 from pipeline.fetch import fault, fetch_ahead
-from pipeline.parts import INDEX_SCHEMA, STAGES, Part, TarFacts, part_path, work_folder, write_part
+from pipeline.parts import (
+    STAGES,
+    Part,
+    TarFacts,
+    index_schema,
+    part_path,
+    work_folder,
+    write_part,
+)
 from pipeline.plan import PrepareSettings, ShardSpec, read_shard_clips
 from pipeline.rejects import Reject, RejectError
 from pipeline.sandbox import DecoderProcess
 from pipeline.shards import ShardWriter
+from pipeline.stored_audio import encode_flac, to_16_bits, to_waveform
 
 MAX_DECODE_S = 60.0
 """Longest time for decoding one clip; a process that takes longer is ended."""
@@ -128,7 +137,7 @@ def _build(spec: ShardSpec, job: BuildJob, decode: Decode, writer: ShardWriter, 
     return Part(
         fingerprint=spec.fingerprint,
         tar=tar if tar.num_clips else None,
-        index=pa.Table.from_pylist(rows, schema=INDEX_SCHEMA),
+        index=pa.Table.from_pylist(rows, schema=index_schema(job.settings.store)),
         rejects=tuple(rejects),
         stages_s=clock.seconds,
         fetched_bytes=fetched_bytes,
@@ -159,7 +168,7 @@ def build_clip(
     settings: PrepareSettings,
     clock: Stages,
 ) -> dict[str, Any]:
-    """Append the fbank of a file's content to the tar and return its row of the index.
+    """Append a file's fbank, or its audio, to the tar and return its row of the index.
 
     Raises:
         RejectError: the clip cannot be used.
@@ -172,6 +181,10 @@ def build_clip(
             start_s=clip["start_s"],
             end_s=clip["end_s"],
         )
+        samples, num_clipped = None, 0
+        if settings.store == "audio":
+            samples, num_clipped = to_16_bits(waveform)
+            waveform = to_waveform(samples)
     with clock.stage("fbank"):
         numbers = _fbank16(waveform, settings)
         # Exact in float32: a float16 has 11 significant bits, its square 22.
@@ -179,13 +192,16 @@ def build_clip(
         level = float(np.einsum("i,i->", waveform, waveform)) / len(waveform)
     with clock.stage("write"):
         facts = {name: clip[name] for name in ("labels", "split", "fold")}
-        duration_s = len(waveform) / settings.fbank.sample_rate_hz
-        placed = writer.add(clip["id"], {**facts, "duration_s": duration_s}, numbers.numpy())
+        rate_hz = settings.fbank.sample_rate_hz
+        duration_s = len(waveform) / rate_hz
+        stored = numbers.numpy() if samples is None else encode_flac(samples, rate_hz)
+        placed = writer.add(clip["id"], {**facts, "duration_s": duration_s}, stored)
     return {
         **{name: clip[name] for name in ("id", "uri", "split", "fold", "labels", "common")},
         **asdict(placed),
         "frames": len(numbers),
         "duration_s": duration_s,
+        "num_clipped": num_clipped,
         "level_dbfs": round(10 * math.log10(level), 2) if level else -math.inf,
         "fbank_sum": exact.sum(dtype=torch.float64).item(),
         "fbank_sumsq": exact.square_().sum(dtype=torch.float64).item(),

@@ -38,7 +38,7 @@ def make_card(
     Args:
         settings: what it was prepared with.
         labels: the vocabulary, in the order of the classes.
-        index: all clips, `INDEX_SCHEMA`.
+        index: all clips, with the columns that `index_schema` says.
         reasons: rejected clips by reason.
         tars: the shards.
         plan_fingerprint: hash of the manifest and settings it was prepared from.
@@ -55,6 +55,7 @@ def make_card(
     card: Card = {
         "format_version": FORMAT_VERSION,
         "fbank": asdict(settings.fbank),
+        **_audio_facts(settings, index),
         "labels": list(labels),
         "num_clips": index.num_rows,
         "splits": {split: _split_facts(part, settings) for split, part in parts.items()},
@@ -100,6 +101,15 @@ def statistics(clips: pa.Table, num_mels: int) -> dict[str, float]:
     mean = math.fsum(clips["fbank_sum"].to_pylist()) / num_values
     mean_square = math.fsum(clips["fbank_sumsq"].to_pylist()) / num_values
     return {"mean": mean, "std": math.sqrt(max(0.0, mean_square - mean * mean))}
+
+
+def _audio_facts(settings: PrepareSettings, index: pa.Table) -> dict[str, Any]:
+    """Only of a data set that stores audio: a card that does not say what is stored has fbanks."""
+    if settings.store == "fbank":
+        return {}
+    num_clipped = index["num_clipped"].to_numpy()
+    clipped = {"num_clips": int((num_clipped > 0).sum()), "num_samples": int(num_clipped.sum())}
+    return {"store": settings.store, "clipped": clipped}
 
 
 def _split_facts(clips: pa.Table, settings: PrepareSettings) -> dict[str, float]:

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 
 from pipeline import storage
 from pipeline.card import Card
 from pipeline.errors import UserError
+from pipeline.fbank import FbankSettings, fbank
 from pipeline.plan import FORMAT_VERSION
 from pipeline.shards import Fbank, fbank_from_bytes
+from pipeline.stored_audio import decode_flac, to_waveform
 
 INDEX_ROWS_PER_GROUP = 16_384
 """Few enough that the rows of one shard are a small read, many enough for a small footer."""
@@ -34,6 +37,12 @@ class PreparedDataset:
         """Mel bins of the fbanks, F."""
         return int(self.card["fbank"]["num_mels"])
 
+    @property
+    def audio_fbank(self) -> FbankSettings | None:
+        """How fbanks are computed from the audio that is stored; None: they are what is stored."""
+        is_audio = self.card.get("store") == "audio"
+        return FbankSettings(**self.card["fbank"]) if is_audio else None
+
     def select(self, split: str, *, fold: int = 0, except_fold: int = 0) -> pa.Table:
         """Rows of the index: one split, or of it one fold, or all folds but one.
 
@@ -54,11 +63,20 @@ class PreparedDataset:
         return chosen
 
     def read_fbank(self, row: int) -> Fbank:
-        """`[T, F]` float16 of one row of the whole index, by one positioned read."""
+        """`[T, F]` float16 of one row of the whole index, by one positioned read.
+
+        Raises:
+            OSError, EOFError: the shard is not there, or not whole.
+        """
         place = self.index.slice(row, 1).to_pylist()[0]
         path = storage.join(self.path, place["shard"])
         data = storage.read_range(path, place["offset_bytes"], place["size_bytes"])
-        return fbank_from_bytes(data, self.num_mels)
+        settings = self.audio_fbank
+        if settings is None:
+            return fbank_from_bytes(data, self.num_mels)
+        samples = decode_flac(data, settings.samples_in(place["duration_s"]))
+        numbers: Fbank = fbank(torch.from_numpy(to_waveform(samples)), settings).half().numpy()
+        return numbers
 
 
 def card_path(path: str) -> str:

@@ -15,16 +15,23 @@ Shapes: B clips, N samples, T frames, F mel bins, K points of the FFT.
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchaudio.compliance import kaldi
 
 ENERGY_FLOOR = torch.finfo(torch.float32).eps
 """Mel energies below this (1.19e-7) are raised to it before the log."""
 
+Count = TypeVar("Count", int, NDArray[np.int64], Tensor)
+
 _FRAMES_PER_BLOCK = 1024
 """Frames computed at a time on a CPU: a clip of 10 s, or what buffers of 2 MB hold of a longer."""
+_FRAMES_PER_DEVICE_BLOCK = 65_536
+"""Likewise elsewhere: 64 such clips, with all that is computed of them about 0.5 GB."""
 _MEL_BANDS = 8
 """Groups of neighbouring mel bins; each reads only the part of the spectrum under its filters."""
 
@@ -76,11 +83,18 @@ class FbankSettings:
         """Points of the FFT, K: the next power of two."""
         return 1 << (self.frame_length - 1).bit_length()
 
-    def num_frames(self, num_samples: int) -> int:
+    def samples_in(self, duration_s: float) -> int:
+        """Samples in so many seconds."""
+        return round(duration_s * self.sample_rate_hz)
+
+    def samples_for(self, num_frames: int) -> int:
+        """The fewest samples that so many frames, at least one, fit into."""
+        return self.frame_length + (num_frames - 1) * self.frame_shift
+
+    def num_frames(self, num_samples: Count) -> Count:
         """Frames that fit entirely in `num_samples` samples (Kaldi's "snip edges")."""
-        if num_samples < self.frame_length:
-            return 0
-        return 1 + (num_samples - self.frame_length) // self.frame_shift
+        num = 1 + (num_samples - self.frame_length) // self.frame_shift
+        return num * (num > 0)
 
 
 def fbank(waveform: Tensor, settings: FbankSettings) -> Tensor:
@@ -116,7 +130,8 @@ def fbank(waveform: Tensor, settings: FbankSettings) -> Tensor:
     if waveform.device.type == "cpu":
         block, buffers = _FRAMES_PER_BLOCK, _scratch.buffers(settings, waveform)
     else:
-        block, buffers = len(frames), _Buffers.of(len(frames), settings, waveform)
+        block = min(len(frames), _FRAMES_PER_DEVICE_BLOCK)
+        buffers = _Buffers.of(block, settings, waveform)
     for start in range(0, frames.shape[0], block):
         power = _power_spectra(frames[start : start + block], window, settings, buffers)
         for band in bands:
@@ -149,7 +164,8 @@ class _Scratch(threading.local):
 
     def buffers(self, settings: FbankSettings, like: Tensor) -> _Buffers:
         if self._of != (settings, like.dtype):
-            self._buffers = _Buffers.of(_FRAMES_PER_BLOCK, settings, like)
+            with torch.inference_mode(False):  # else of no use outside of it
+                self._buffers = _Buffers.of(_FRAMES_PER_BLOCK, settings, like)
             self._of = (settings, like.dtype)
         return self._buffers
 

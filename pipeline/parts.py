@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.plan import content_hash
+from pipeline.plan import Store, content_hash
 from pipeline.rejects import Reject
 
 INDEX_SCHEMA = pa.schema(
@@ -22,16 +22,18 @@ INDEX_SCHEMA = pa.schema(
         ("fold", pa.int32()),
         ("labels", pa.list_(pa.string())),
         ("shard", pa.string()),  # the tar, relative to the data set
-        ("offset_bytes", pa.int64()),  # of the float16 [T, F] numbers in the tar
+        ("offset_bytes", pa.int64()),  # of the float16 [T, F] numbers, or of the FLAC, in the tar
         ("size_bytes", pa.int64()),
         ("frames", pa.int32()),
         ("duration_s", pa.float64()),
         ("level_dbfs", pa.float32()),  # RMS over the clip; -inf: silence
         ("common", pa.bool_()),  # as in the manifest
-        ("fbank_sum", pa.float64()),  # of the stored numbers, for exact means of any subset
+        # Of the float16 numbers (of audio those it would give), for exact means of any subset.
+        ("fbank_sum", pa.float64()),
         ("fbank_sumsq", pa.float64()),
     ]
 )
+_AUDIO_SCHEMA = INDEX_SCHEMA.append(pa.field("num_clipped", pa.int32()))  # beyond full scale
 STAGES = ("fetch", "decode", "fbank", "write")
 
 _METADATA_KEY = b"ast_ray.part"
@@ -63,6 +65,11 @@ class Part:
     """Size of the audio that was read."""
 
 
+def index_schema(store: Store) -> pa.Schema:
+    """Columns of the index of a data set that stores this."""
+    return _AUDIO_SCHEMA if store == "audio" else INDEX_SCHEMA
+
+
 def work_folder(output: str) -> str:
     """Where a data set keeps what a restart builds on."""
     return storage.join(output, "_work")
@@ -85,7 +92,7 @@ def read_part(path: str) -> Part:
     metadata = table.schema.metadata or {}
     text = metadata.get(_METADATA_KEY, b"")
     whole = metadata.get(_CHECKSUM_KEY) == _checksum(text, table)
-    if not (whole and table.schema.equals(INDEX_SCHEMA)):
+    if not (whole and table.schema in (INDEX_SCHEMA, _AUDIO_SCHEMA)):
         raise ValueError(f"{path}: does not have the checksum it gives itself")
     document = json.loads(text)
     return Part(

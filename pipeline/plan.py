@@ -14,7 +14,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,8 @@ from pipeline.manifest import Manifest
 
 FORMAT_VERSION = 2
 """Changes whenever the same manifest and settings would give other tars, index or card."""
+
+Store = Literal["fbank", "audio"]
 
 _MIN_SHARDS = 16
 _MIN_CLIPS_PER_SHARD = 25
@@ -48,8 +50,13 @@ class PrepareSettings:
     """Limits on the audio."""
     clips_per_shard: int = 512
     """Most clips in a shard; small data sets get smaller shards, so that 16 can run in parallel."""
+    store: Store = "fbank"
+    """What of a clip is stored: "fbank" (float16) or "audio" (16-bit FLAC), from which training
+    computes fbanks of waveforms that it mixed."""
 
     def __post_init__(self) -> None:
+        if self.store not in get_args(Store):
+            raise ValueError(f"store: must be one of {get_args(Store)}, got {self.store!r}")
         if not 1 <= self.clips_per_shard <= 100_000:
             raise ValueError(
                 f"clips_per_shard: must be from 1 to 100000, got {self.clips_per_shard}"
@@ -281,16 +288,19 @@ def _what_is_built(clips: pa.Table) -> pa.Table:
 
 
 def _basis(manifest: Manifest, settings: PrepareSettings) -> dict[str, Any]:
+    facts = asdict(settings)
+    if settings.store == "fbank":
+        del facts["store"]  # as in plans of the time when there was nothing else
     return {
         "format_version": FORMAT_VERSION,
-        "settings": asdict(settings),
+        "settings": facts,
         "labels": list(manifest.labels),
     }
 
 
 def _flat(basis: dict[str, Any]) -> dict[str, Any]:
     """The basis with one name for each thing that may differ."""
-    flat: dict[str, Any] = {"format_version": basis["format_version"]}
+    flat: dict[str, Any] = {"format_version": basis["format_version"], "store": "fbank"}
     for name, value in basis["settings"].items():
         flat.update(value if isinstance(value, dict) else {name: value})
     labels = basis["labels"]

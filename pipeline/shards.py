@@ -1,9 +1,9 @@
 """WebDataset tars: plain, deterministic, and with the place of every fbank known.
 
 A clip is two members, `KEY.json` (id, labels, split, fold, duration) and `KEY.npy` (float16
-`[T, F]`, raw log-mel, unpadded), which stock `webdataset` and Ray Data read without this package.
-The place of the fbank's numbers, past the tar and NPY headers, goes into the index, so that any
-clip is one positioned read.
+`[T, F]`, raw log-mel, unpadded) or `KEY.flac` (its audio), which stock `webdataset` and Ray Data
+read without this package. The place of the fbank's numbers, past the tar and NPY headers, or of the
+FLAC file goes into the index, so that any clip is one positioned read.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ _MODE = 0o644
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placed:
-    """Where a fbank's numbers lie in its tar."""
+    """Where a fbank's numbers, or a FLAC file, lie in their tar."""
 
     offset_bytes: int
     size_bytes: int
@@ -52,15 +52,22 @@ class ShardWriter:
         """Checksum of the bytes written so far, in hexadecimal."""
         return self._hash.hexdigest()
 
-    def add(self, clip_id: str, facts: dict[str, object], fbank: Fbank) -> Placed:
-        """Append a clip. `facts` become the JSON member, beside the id."""
+    def add(self, clip_id: str, facts: dict[str, object], stored: Fbank | bytes) -> Placed:
+        """Append a clip as its fbank or the bytes of a FLAC file.
+
+        `facts` become the JSON member, beside the id.
+        """
         key = shard_key(clip_id)
         document = json.dumps({"id": clip_id, **facts}, ensure_ascii=False)
         self._add_member(f"{key}.json", document.encode())
-        header = _npy_header(fbank.shape)
-        start = self._add_member(f"{key}.npy", header, np.ascontiguousarray(fbank).data.cast("B"))
+        if isinstance(stored, bytes):
+            header, kind, content = b"", "flac", memoryview(stored)
+        else:
+            header, kind = _npy_header(stored.shape), "npy"
+            content = np.ascontiguousarray(stored).data.cast("B")
+        start = self._add_member(f"{key}.{kind}", header, content)
         self.num_clips += 1
-        return Placed(offset_bytes=start + len(header), size_bytes=fbank.nbytes)
+        return Placed(offset_bytes=start + len(header), size_bytes=len(content))
 
     def finish(self) -> None:
         """End the tar as the format demands; the writer is done after that."""

@@ -48,6 +48,8 @@ def prepare_summary(summary: "PrepareSummary") -> Group:
     table.add_row("rejected", f"{summary.num_rejects:,}")
     for reason, count in list(summary.rejects_by_reason.items())[:8]:
         table.add_row("", f"{count:,} {reason}")
+    if summary.num_clipped_clips:
+        table.add_row("clipped", f"{summary.num_clipped_clips:,} (num_clipped in index.parquet)")
     table.add_row(
         "shards",
         f"{summary.num_shards:,} ({summary.size_bytes / 1e6:,.0f} MB), "

@@ -1,10 +1,10 @@
 """Check a prepared data set against itself: is every byte what the card and the index say?
 
 In: a data set. Per shard: the tar's checksum; its members in pairs, whole and in the order of the
-index; the JSON against the index; the numbers where the index says, finite, as many as frames; the
-part file that `prepare` carries on from. For the whole: index and ledger against the card's
-checksums, the card against its own, labels against the vocabulary. Out: what is wrong, by name, and
-a note for `prepare`, which then mends just that.
+index; the JSON against the index; the numbers where the index says, finite, as many as frames, or
+the FLAC there, with as many samples; the part file that `prepare` carries on from. For the whole:
+index and ledger against the card's checksums, the card against its own, labels against the
+vocabulary. Out: what is wrong, by name, and a note for `prepare`, which then mends just that.
 """
 
 import hashlib
@@ -27,10 +27,12 @@ from pipeline.card import Card, card_fault
 from pipeline.carry_on import Damaged, clear_damaged, write_damaged
 from pipeline.dataset import PreparedDataset, card_path, open_dataset, read_index_rows
 from pipeline.errors import UserError
+from pipeline.fbank import FbankSettings
 from pipeline.parts import TarFacts, part_path, read_part, work_folder
 from pipeline.progress import ProgressBar
 from pipeline.ray_tasks import TASK_MEMORY_BYTES, run_tasks
 from pipeline.shards import fbank_from_bytes, shard_key
+from pipeline.stored_audio import decode_flac
 
 _FACTS = ("labels", "split", "fold", "duration_s")
 
@@ -73,7 +75,8 @@ def verify(
             (tar["size_bytes"] for tar in dataset.card["shards"]), default=0
         )
         with session, ProgressBar("shards", len(items), json_lines=json_logs) as bar:
-            for row in run_tasks(items, partial(_task, path=path), memory_bytes=memory_bytes):
+            task = partial(_task, path=path, audio_fbank=dataset.audio_fbank)
+            for row in run_tasks(items, task, memory_bytes=memory_bytes):
                 faults += [Fault(**fault) for fault in row["faults"]]
                 done += 1
                 bar.update(done, facts={"faults": len(faults)})
@@ -90,17 +93,24 @@ def verify(
     return sorted(faults, key=lambda fault: (fault.path, fault.what))
 
 
-def shard_faults(path: str, tar: dict[str, Any], rows: list[dict[str, Any]]) -> list[Fault]:
+def shard_faults(
+    path: str,
+    tar: dict[str, Any],
+    rows: list[dict[str, Any]],
+    audio_fbank: FbankSettings | None,
+) -> list[Fault]:
     """What is wrong with one tar.
 
     Args:
         path: the data set.
         tar: the card's entry.
         rows: the index's rows of this tar, in its order.
+        audio_fbank: how fbanks are computed where audio is stored; None where it is not.
     """
     shard = tar["name"].removeprefix("shards/").removesuffix(".tar")
     faults = [
-        Fault(path=tar["name"], what=what, shard=shard) for what in _tar_faults(path, tar, rows)
+        Fault(path=tar["name"], what=what, shard=shard)
+        for what in _tar_faults(path, tar, rows, audio_fbank)
     ]
     if what := _part_fault(path, shard, tar):
         faults.append(Fault(path=f"_work/parts/{shard}.parquet", what=what, shard=shard))
@@ -120,9 +130,10 @@ def _items(dataset: PreparedDataset) -> list[dict[str, Any]]:
     ]
 
 
-def _task(item: dict[str, Any], path: str) -> dict[str, Any]:
+def _task(item: dict[str, Any], path: str, audio_fbank: FbankSettings | None) -> dict[str, Any]:
     rows = read_index_rows(path, item["start"], item["end"]).to_pylist()
-    return {"faults": [asdict(fault) for fault in shard_faults(path, item["tar"], rows)]}
+    faults = shard_faults(path, item["tar"], rows, audio_fbank)
+    return {"faults": [asdict(fault) for fault in faults]}
 
 
 def document_faults(path: str) -> list[Fault]:
@@ -175,7 +186,12 @@ def _part_fault(path: str, shard: str, tar: dict[str, Any]) -> str | None:
     return None if part.tar == TarFacts(**tar) else "is that of another tar"
 
 
-def _tar_faults(path: str, tar: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[str]:
+def _tar_faults(
+    path: str,
+    tar: dict[str, Any],
+    rows: list[dict[str, Any]],
+    audio_fbank: FbankSettings | None,
+) -> Iterator[str]:
     try:
         data = storage.read_bytes(storage.join(path, tar["name"]))
     except FileNotFoundError:
@@ -196,27 +212,43 @@ def _tar_faults(path: str, tar: dict[str, Any], rows: list[dict[str, Any]]) -> I
     except tarfile.TarError as error:
         yield f"is no whole tar ({error})"
         return
-    expected = [f"{shard_key(row['id'])}.{kind}" for row in rows for kind in ("json", "npy")]
+    stored = "flac" if audio_fbank else "npy"
+    expected = [f"{shard_key(row['id'])}.{kind}" for row in rows for kind in ("json", stored)]
     if list(members) != expected:
         wrong = sorted(set(expected) ^ set(members)) or ["in another order"]
         yield f"has other members than the index: {', '.join(wrong[:3])}"
         return
     for row in rows:
-        yield from _clip_faults(row, members, data)
+        key = shard_key(row["id"])
+        place = data[row["offset_bytes"] : row["offset_bytes"] + row["size_bytes"]]
+        try:
+            facts = json.loads(members[f"{key}.json"])
+            if audio_fbank:
+                what = _audio_fault(row, members[f"{key}.flac"], place, audio_fbank)
+            else:
+                what = _fbank_fault(row, members[f"{key}.npy"], place)
+        except (ValueError, EOFError) as error:
+            yield f"clip {row['id']}: cannot be read ({error})"
+            continue
+        if facts != {"id": row["id"], **{name: row[name] for name in _FACTS}}:
+            yield f"clip {row['id']}: its JSON differs from the index"
+        if what:
+            yield f"clip {row['id']}: {what}"
 
 
-def _clip_faults(row: dict[str, Any], members: dict[str, bytes], data: bytes) -> Iterator[str]:
-    key = shard_key(row["id"])
-    try:
-        facts = json.loads(members[f"{key}.json"])
-        array = np.load(io.BytesIO(members[f"{key}.npy"]), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        yield f"clip {row['id']}: cannot be read ({error})"
-        return
-    if facts != {"id": row["id"], **{name: row[name] for name in _FACTS}}:
-        yield f"clip {row['id']}: its JSON differs from the index"
-    place = data[row["offset_bytes"] : row["offset_bytes"] + row["size_bytes"]]
+def _fbank_fault(row: dict[str, Any], npy: bytes, place: bytes) -> str | None:
+    array = np.load(io.BytesIO(npy), allow_pickle=False)
     if array.ndim != 2 or len(array) != row["frames"] or array.tobytes() != place:
-        yield f"clip {row['id']}: its numbers are not where the index says"
-    elif not np.isfinite(fbank_from_bytes(place, array.shape[1]).astype(np.float32)).all():
-        yield f"clip {row['id']}: numbers that are not finite"
+        return "its numbers are not where the index says"
+    numbers = fbank_from_bytes(place, array.shape[1]).astype(np.float32)
+    return None if np.isfinite(numbers).all() else "numbers that are not finite"
+
+
+def _audio_fault(
+    row: dict[str, Any], flac: bytes, place: bytes, settings: FbankSettings
+) -> str | None:
+    num_samples = settings.samples_in(row["duration_s"])
+    decode_flac(flac, num_samples)
+    if flac != place or settings.num_frames(num_samples) != row["frames"]:
+        return "its audio is not where the index says"
+    return None

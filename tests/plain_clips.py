@@ -1,6 +1,6 @@
 """What is made of one clip, written plainly: the reference for what is done to whole batches.
 
-T frames, F mels.
+N samples, T frames, F mels.
 """
 
 import math
@@ -8,8 +8,24 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+from torchaudio.compliance import kaldi
 
 from trainer.augment import LOG_MEL_FLOOR, AugmentDraws
+
+
+def golden(waveform: Tensor) -> Tensor:
+    """AST's features of `[N]`, as its authors' `dataloader.py` computes them: `[T, 128]`."""
+    centred = waveform - waveform.mean()
+    return kaldi.fbank(
+        centred[None],
+        htk_compat=True,
+        sample_frequency=16_000,
+        use_energy=False,
+        window_type="hanning",
+        num_mel_bins=128,
+        dither=0.0,
+        frame_shift=10,
+    )
 
 
 def cut(fbank: Tensor, crop: float, num_frames: int) -> Tensor:
@@ -33,6 +49,32 @@ def mixed(clip: Tensor, partner: Tensor, share: float) -> Tensor:
     return power.clamp(min=math.exp(LOG_MEL_FLOOR)).log()
 
 
+def cut_waveform(waveform: Tensor, crop: float, num_frames: int) -> Tensor:
+    """What `cut` leaves, in samples, and all that follows."""
+    num_places = max(1 + (len(waveform) - 400) // 160 - num_frames, 0) + 1
+    return waveform[160 * math.floor(crop * num_places) :]
+
+
+def mixed_waveforms(clip: Tensor, partner: Tensor, share: float) -> Tensor:
+    """`[N]` as the authors' `dataloader.py` mixes whole clips."""
+    clip, partner = clip - clip.mean(), partner - partner.mean()
+    other = torch.zeros_like(clip)
+    other[: len(partner)] = partner[: len(clip)]
+    mix = share * clip + (1 - share) * other
+    return mix - mix.mean()
+
+
+def augmented_audio(
+    clip: Tensor, partner: Tensor, draws: AugmentDraws, row: int, *, num_frames: int, **norms: float
+) -> Tensor:
+    """The model's input `[num_frames, F]` of a whole waveform and its partner's."""
+    x = cut_waveform(clip, draws.crop[row], num_frames)
+    if draws.mixup_lambda[row] < 1:
+        other = cut_waveform(partner, draws.partner_crop[row], num_frames)
+        x = mixed_waveforms(x, other, draws.mixup_lambda[row])
+    return finished(golden(x), draws, row, num_frames=num_frames, **norms)
+
+
 def augmented(
     clip: Tensor,
     partner: Tensor,
@@ -48,6 +90,13 @@ def augmented(
     if draws.mixup_lambda[row] < 1:
         other = cut(partner, draws.partner_crop[row], num_frames)
         x = mixed(x, other, draws.mixup_lambda[row])
+    return finished(x, draws, row, num_frames=num_frames, mean=mean, std=std)
+
+
+def finished(
+    x: Tensor, draws: AugmentDraws, row: int, *, num_frames: int, mean: float, std: float
+) -> Tensor:
+    """What follows upon mixup, of raw log-mels `[T, F]`."""
     x = padded(x, num_frames)
     mel, frame = int(draws.frequency_start[row]), int(draws.time_start[row])
     x[:, mel : mel + int(draws.frequency_width[row])] = 0

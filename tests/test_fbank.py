@@ -7,6 +7,7 @@ to equal the reference in the same precision, and to be no further from float64 
 
 import csv
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from torchaudio.compliance import kaldi
 from pipeline.decode import DecodeSettings, decode_audio
 from pipeline.fbank import FbankSettings, fbank
 from tests.audio import noise, tone
+from tests.plain_clips import golden
 
 SETTINGS = FbankSettings()
 
@@ -27,21 +29,6 @@ ROUNDING = 1e-5
 """Ten times the largest difference seen between the two in float32 (one unit in the last place of
 a log of 16 is 1.9e-6); a processor with other instructions may sum the mel filters in another
 order."""
-
-
-def golden(waveform: Tensor) -> Tensor:
-    """AST's features of `[N]`, as its authors' `dataloader.py` computes them: `[T, 128]`."""
-    centred = waveform - waveform.mean()
-    return kaldi.fbank(
-        centred[None],
-        htk_compat=True,
-        sample_frequency=16_000,
-        use_energy=False,
-        window_type="hanning",
-        num_mel_bins=128,
-        dither=0.0,
-        frame_shift=10,
-    )
 
 
 def largest_difference(left: Tensor, right: Tensor) -> float:
@@ -88,6 +75,19 @@ def test_clips_of_one_length_together_are_the_clips_one_by_one(
     assert together.shape == (7, SETTINGS.num_frames(70_000), 128)
     for waveform, numbers in zip(batch, together, strict=True):
         assert largest_difference(numbers, golden(waveform)) < 1e-4
+
+
+def test_buffers_made_in_inference_mode_serve_outside_of_it() -> None:
+    waveform = torch.from_numpy(noise(0.5, 16_000))
+
+    def both() -> tuple[Tensor, Tensor]:
+        with torch.inference_mode():
+            first = fbank(waveform, SETTINGS)
+        return first, fbank(waveform, SETTINGS)
+
+    with ThreadPoolExecutor(1) as new_thread:
+        first, second = new_thread.submit(both).result()
+    assert torch.equal(first, second)
 
 
 def test_is_as_close_to_float64_as_the_reference_on_real_audio(

@@ -58,10 +58,10 @@ def ready(batches: Iterable[Batch]) -> list[Batch]:
     """Mixed, `[B, T, F]` float32, and so no longer in the loader's memory."""
     result = []
     for batch in batches:
-        x = batch.fbanks.float()
+        x = batch.stored.float()
         if batch.draws is not None:
-            x = mix_log_mel(batch.fbanks, batch.num_frames, batch.draws)
-        result.append(replace(batch, fbanks=x))
+            x = mix_log_mel(batch.stored, batch.lengths, batch.draws)
+        result.append(replace(batch, stored=x))
     return result
 
 
@@ -81,7 +81,7 @@ def evaluation_batches(
 def assert_same(batches: Sequence[Batch], others: Sequence[Batch]) -> None:
     assert len(batches) == len(others)
     for one, other in zip(batches, others, strict=True):
-        assert torch.equal(one.fbanks, other.fbanks)
+        assert torch.equal(one.stored, other.stored)
         assert torch.equal(one.targets, other.targets)
         assert torch.equal(one.weights, other.weights)
         assert one.num_clips == other.num_clips
@@ -102,9 +102,9 @@ def test_batches_are_those_of_a_plain_loop(
     assert sorted(plan.order) == list(range(40))
     position, num_mixed, num_moved = 0, 0, 0
     for batch in training_batches(clips, augment=augment):
-        assert batch.num_clips == len(batch.fbanks) == min(BATCH_SIZE, 40 - position)
-        assert batch.weights.tolist() == [1.0] * len(batch.fbanks)
-        for i in range(len(batch.fbanks)):
+        assert batch.num_clips == len(batch.stored) == min(BATCH_SIZE, 40 - position)
+        assert batch.weights.tolist() == [1.0] * len(batch.stored)
+        for i in range(len(batch.stored)):
             own, partner = clips.ids[plan.order[position]], clips.ids[plan.partners[position]]
             draws = draw_augmentations(
                 augment,
@@ -123,7 +123,7 @@ def test_batches_are_those_of_a_plain_loop(
                 others = torch.zeros(3).index_fill_(0, torch.tensor(labels[partner]), 1.0)
                 targets = share * targets + (1 - share) * others
                 num_mixed += 1
-            torch.testing.assert_close(batch.fbanks[i], padded(x, NUM_FRAMES), atol=1e-5, rtol=0)
+            torch.testing.assert_close(batch.stored[i], padded(x, NUM_FRAMES), atol=1e-5, rtol=0)
             torch.testing.assert_close(batch.targets[i], targets)
             assert batch.draws is not None
             assert batch.draws.time_start[i] == draws.time_start[0]
@@ -137,8 +137,8 @@ def test_only_what_is_mixed_has_a_partner_read(clips: ClipSet) -> None:
     for batch in make_loader(clips).training_batches(make_plan(clips), AUGMENT):
         assert batch.draws is not None
         num_read = len(batch.targets) + int(needs_partner(batch.draws).sum())
-        assert len(batch.fbanks) == len(batch.num_frames) == num_read
-        assert batch.fbanks.dtype == torch.float16
+        assert len(batch.stored) == len(batch.lengths) == num_read
+        assert batch.stored.dtype == torch.float16
 
 
 def test_weights_decide_the_order(clips: ClipSet) -> None:
@@ -159,9 +159,9 @@ def test_the_ranks_share_out_the_same_global_batches(clips: ClipSet, world_size:
         for rank in range(world_size)
     ]
     for whole, *shares in zip(training_batches(clips), *ranks, strict=True):
-        assert {len(share.fbanks) for share in shares} == {-(-whole.num_clips // world_size)}
+        assert {len(share.stored) for share in shares} == {-(-whole.num_clips // world_size)}
         own = [share.weights > 0 for share in shares]
-        for name in ("fbanks", "targets"):
+        for name in ("stored", "targets"):
             parts = [getattr(share, name)[kept] for share, kept in zip(shares, own, strict=True)]
             assert torch.equal(torch.cat(parts), getattr(whole, name))
         assert all(share.num_clips == whole.num_clips for share in shares)
@@ -209,7 +209,7 @@ def test_the_cache_spares_reads_and_is_not_written_to(
     settings = replace(AUGMENT, mixup_share=0.0)
     for _ in range(2):
         for batch in loader.training_batches(make_plan(clips), settings):
-            batch.fbanks.fill_(7.0)
+            batch.stored.fill_(7.0)
     assert len(reads) == num_reads
     assert_same(evaluation_batches(loader), evaluation_batches(make_loader(clips)))
 
@@ -219,7 +219,7 @@ def test_memory_is_used_again_once_the_next_batch_is_asked_for(clips: ClipSet) -
     places = []
     for _ in range(3):
         for batch in loader.training_batches(make_plan(clips), AUGMENT):
-            places.append(batch.fbanks.data_ptr())
+            places.append(batch.stored.data_ptr())
     assert len(places) == 18
     assert len(set(places)) <= 3
 
@@ -238,9 +238,9 @@ def test_evaluation_covers_every_clip_once(
         )
         counts.add(len(batches))
         for batch in batches:
-            assert len(batch.fbanks) <= batch_size
+            assert len(batch.stored) <= batch_size
             assert batch.num_clips == int(batch.weights.sum())
-            rows.extend(batch.fbanks[batch.weights > 0])
+            rows.extend(batch.stored[batch.weights > 0])
             targets.extend(batch.targets[batch.weights > 0])
     assert len(counts) == 1, "ranks with unequal numbers of batches would wait for each other"
     assert len(rows) == len(clips) == 20

@@ -1,9 +1,9 @@
 """Training-time augmentation of raw log-mel fbanks, in the order of the published recipe.
 
-In: a batch of raw (not normalised) log-mel fbanks, cut or padded to the target length, and which
-positions of the epoch they stand at. Steps, in this order, all of them for the whole batch and on
-its device: mixup with partners over the frames that are not padding, SpecAugment, normalisation,
-noise and roll. Out: the model's input.
+In: a batch of raw (not normalised) log-mel fbanks, or of audio, cut or padded to the target length,
+and which positions of the epoch they stand at. Steps, in this order, all of them for the whole
+batch and on its device: mixup with partners over what is not padding, of audio the fbank,
+SpecAugment, normalisation, noise and roll. Out: the model's input.
 
 What is drawn at random depends on the seed, the epoch and the position alone and is drawn on the
 CPU, so it is the same for any batch size, any number of ranks or workers, any device, and after
@@ -14,7 +14,7 @@ Source: section 3.1 of the AST paper (arXiv 2104.01778) and the data loader its 
 where they differ the data loader is followed. Padding and masks are zeros in the raw log-mel and
 become -mean / (2 std) by the normalisation, +0.467 on AudioSet.
 
-B batch, P partners of mixup, T frames, F mels, C classes.
+B batch, P partners of mixup, T frames, F mels, S samples, C classes.
 """
 
 import math
@@ -27,7 +27,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.fbank import ENERGY_FLOOR
+from pipeline.fbank import ENERGY_FLOOR, FbankSettings, fbank
+from pipeline.stored_audio import FULL_SCALE
 from trainer.sampler import FloatArray, IntArray, Stream, random_bits, to_uniform, uniform
 
 CropMode = Literal["first", "random"]
@@ -196,10 +197,64 @@ def mix_log_mel(fbanks: Tensor, num_frames: Tensor, draws: AugmentDraws) -> Tens
         return x
     share, rows = draws.mixup_lambda[mixed], _on(x.device, mixed)
     partners = fbanks[len(draws) :].float() + _log_power_gain(1 - share, x.device)
-    partners.masked_fill_(_past(partners, num_frames[len(draws) :]), -math.inf)
+    partners.masked_fill_(_past(partners, num_frames[len(draws) :])[:, :, None], -math.inf)
     sums = torch.logaddexp(x[rows] + _log_power_gain(share, x.device), partners)
-    x[rows] = sums.clamp_(min=LOG_MEL_FLOOR).masked_fill_(_past(sums, num_frames[rows]), 0.0)
+    past = _past(sums, num_frames[rows])[:, :, None]
+    x[rows] = sums.clamp_(min=LOG_MEL_FLOOR).masked_fill_(past, 0.0)
     return x
+
+
+def mix_waveforms(samples: Tensor, num_samples: Tensor, draws: AugmentDraws | None) -> Tensor:
+    """Mix the B first of waveforms with the P others, as the authors' data loader does.
+
+    Each is freed of its mean, then lambda times the one and 1 - lambda times the other are added
+    and freed of the mean once more. The partner is cut to the clip's length, or is followed by
+    zeros.
+
+    Args:
+        samples: `[B + P, S]` int16, padded with zeros; not changed.
+        num_samples: of each without its padding, `[B + P]`.
+        draws: of the B clips; None: nothing is mixed.
+
+    Returns:
+        float32 `[B, S]` in [-1, 1], padded with zeros.
+    """
+    x = _without_mean(samples.float() / FULL_SCALE, num_samples)
+    if draws is None:
+        return x
+    mixed = np.flatnonzero(needs_partner(draws))
+    _check_rows(x, len(draws) + len(mixed), "samples")
+    if len(mixed) > 0:
+        rows = _on(x.device, mixed)
+        share = _on(x.device, draws.mixup_lambda[mixed].astype(np.float32))[:, None]
+        sums = share * x[rows] + (1 - share) * x[len(draws) :]
+        x[rows] = _without_mean(sums, num_samples[rows])
+    return x[: len(draws)]
+
+
+def raw_log_mel(
+    stored: Tensor,
+    lengths: Tensor,
+    draws: AugmentDraws | None,
+    audio_fbank: FbankSettings | None,
+) -> Tensor:
+    """What clips are stored as, mixed where `draws` say so, as raw log-mel.
+
+    Args:
+        stored: the B clips and P partners, as `mix_log_mel` or `mix_waveforms` takes them.
+        lengths: of each without its padding, `[B + P]`.
+        draws: of the B clips; None: nothing is mixed.
+        audio_fbank: how the fbank is computed of audio; None where fbanks are stored.
+
+    Returns:
+        float32 `[B, T, F]`, padded with zeros.
+    """
+    if audio_fbank is None:
+        return stored.float() if draws is None else mix_log_mel(stored, lengths, draws)
+    waveforms = mix_waveforms(stored, lengths, draws)
+    x = fbank(waveforms, audio_fbank)
+    num_frames = audio_fbank.num_frames(lengths[: len(x)])
+    return x.masked_fill_(_past(x, num_frames)[:, :, None], 0.0)
 
 
 def mix_targets(targets: Tensor, partners: Tensor, draws: AugmentDraws) -> Tensor:
@@ -241,10 +296,16 @@ def add_noise_and_roll(x: Tensor, draws: AugmentDraws) -> Tensor:
 
 
 def augment_batch(
-    fbanks: Tensor, num_frames: Tensor, draws: AugmentDraws, *, mean: float, std: float
+    stored: Tensor,
+    lengths: Tensor,
+    draws: AugmentDraws,
+    audio_fbank: FbankSettings | None = None,
+    *,
+    mean: float,
+    std: float,
 ) -> Tensor:
-    """All of it: raw clips and partners, as `mix_log_mel` takes them, to the input `[B, T, F]`."""
-    x = mask_(mix_log_mel(fbanks, num_frames, draws), draws)
+    """All of it: clips and partners, as `raw_log_mel` takes them, to the input `[B, T, F]`."""
+    x = mask_(raw_log_mel(stored, lengths, draws, audio_fbank), draws)
     return add_noise_and_roll(normalise(x, mean, std), draws)
 
 
@@ -259,9 +320,16 @@ def _log_power_gain(amplitude: FloatArray, device: torch.device) -> Tensor:
         return _on(device, (2 * np.log(amplitude)).astype(np.float32))[:, None, None]
 
 
-def _past(x: Tensor, num_frames: Tensor) -> Tensor:
-    """Which frames of `[B, T, F]` are past the end of their clip, `[B, T, 1]`."""
-    return (torch.arange(x.shape[1], device=x.device) >= num_frames[:, None])[:, :, None]
+def _past(x: Tensor, lengths: Tensor) -> Tensor:
+    """Which frames of `[B, T, F]`, or samples of `[B, S]`, are past the end of their clip."""
+    return torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+
+
+def _without_mean(x: Tensor, num_samples: Tensor) -> Tensor:
+    """Waveforms `[B, S]` with mean 0 up to their end, and zeros past it."""
+    past = _past(x, num_samples)
+    mean = x.masked_fill(past, 0.0).sum(dim=1) / num_samples
+    return (x - mean[:, None]).masked_fill_(past, 0.0)
 
 
 def _within(size: int, start: IntArray, width: IntArray, device: torch.device) -> Tensor:
@@ -291,6 +359,6 @@ def _check_masks_fit(settings: AugmentSettings, num_mels: int, num_frames: int) 
         )
 
 
-def _check_rows(x: Tensor, num_rows: int) -> None:
-    if x.ndim != 3 or len(x) != num_rows:
-        raise ValueError(f"x: must be [{num_rows}, frames, mels], got {list(x.shape)}")
+def _check_rows(x: Tensor, num_rows: int, axes: str = "frames, mels") -> None:
+    if x.ndim != 1 + len(axes.split()) or len(x) != num_rows:
+        raise ValueError(f"x: must be [{num_rows}, {axes}], got {list(x.shape)}")

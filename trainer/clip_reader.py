@@ -1,10 +1,11 @@
 """Any clips of a data set, straight from their shards into the rows of a batch.
 
-In: which clips, and which frames of each. Steps: where a clip's numbers lie is known from the
-index, so each is one positioned read: of a file that stays open, or of a range of an object in S3,
-many of which are under way at a time. Out: the rows of an array that the caller uses again.
+In: which clips, and which frames of each. Steps: where a clip's numbers or its FLAC file lie is
+known from the index, so each is one positioned read: of a file that stays open, or of a range of an
+object in S3, many of which are under way at a time; audio is decoded, whole, by the thread that
+read it. Out: the rows of an array that the caller uses again.
 
-B clips, T frames, F mels.
+B clips, T frames, F mels, S samples.
 """
 
 import os
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.shards import Fbank
+from pipeline.stored_audio import Samples16, decode_flac
 from trainer.clips import ClipSet
 from trainer.shard_cache import ShardCache
 
@@ -37,8 +39,15 @@ class ClipReader:
         self, clips: ClipSet, *, cache_bytes: int, shards: ShardCache | None = None
     ) -> None:
         """`cache_bytes` of memory are for clips that were read, which are not read again."""
-        self.num_frames: IntArray = clips.size_bytes // (NUM_BYTES * clips.num_mels)
+        self.num_frames: IntArray
         """Frames of each clip, `[N]`."""
+        if clips.audio is None:
+            self.num_frames = clips.size_bytes // (NUM_BYTES * clips.num_mels)
+            self._lengths, self._step = self.num_frames, 1
+        else:
+            fbank = clips.audio.fbank
+            self._lengths, self._step = clips.audio.num_samples, fbank.frame_shift
+            self.num_frames = fbank.num_frames(self._lengths)
         self._clips = clips
         self._cache: dict[int, bytearray] = {}
         self._cache_left_bytes = cache_bytes
@@ -48,46 +57,61 @@ class ClipReader:
 
     def read(
         self,
-        out: Fbank,
+        out: Fbank | Samples16,
         rows: Sequence[int] | IntArray,
         first_frames: IntArray,
         executor: Executor | None = None,
     ) -> IntArray:
-        """Read clips from some frame on into `out`, `[B, T, F]`, as far as it has room.
+        """Read clips from some frame on into `out`, as far as it has room.
 
         Past a clip's end come zeros. In the raw log-mel they are not silence, but they are what the
         published models were trained with.
 
         Args:
-            out: contiguous.
+            out: contiguous; `[B, T, F]` float16, or `[B, S]` int16 where audio is stored.
             rows: clips of the set, B of them.
             first_frames: frame of each clip that is read first, `[B]`.
             executor: reads the clips side by side; without it they are read here, in order.
 
         Returns:
-            The number of frames read of each clip, `[B]`.
+            The number of frames, or samples, read of each clip, `[B]`.
 
         Raises:
-            UserError: a clip's shard is not there or ends too early.
+            UserError: a clip's shard is not there or ends too early, or its audio is damaged.
         """
-        frame_bytes = NUM_BYTES * self._clips.num_mels
-        num_frames: IntArray = np.minimum(self.num_frames[rows] - first_frames, out.shape[1])
-        sizes = (num_frames * frame_bytes).tolist()
-        places = [row.data.cast("B")[:size] for row, size in zip(out, sizes, strict=True)]
-        skips = (first_frames * frame_bytes).tolist()
+        firsts = first_frames * self._step
+        lengths: IntArray = np.minimum(self._lengths[rows] - firsts, out.shape[1])
+        places = [row[:length] for row, length in zip(out, lengths, strict=True)]
         run = map if executor is None else executor.map
-        for _ in run(self._read_clip, map(int, rows), skips, places):
+        read = self._read_fbank if self._clips.audio is None else self._read_audio
+        for _ in run(read, map(int, rows), firsts.tolist(), places):
             pass
-        for row, num in zip(out, num_frames, strict=True):
-            row[num:] = 0
-        return num_frames
+        for row, length in zip(out, lengths, strict=True):
+            row[length:] = 0
+        return lengths
 
-    def _read_clip(self, row: int, skip_bytes: int, into: memoryview) -> None:
+    def _read_fbank(self, row: int, first_frame: int, out: Fbank) -> None:
+        into = out.data.cast("B")
+        skip_bytes = first_frame * NUM_BYTES * self._clips.num_mels
         clip = self._cached(row)
         if clip is None:
             self._read_range(row, skip_bytes, into)
         else:
             into[:] = memoryview(clip)[skip_bytes : skip_bytes + len(into)]
+
+    def _read_audio(self, row: int, first_sample: int, out: Samples16) -> None:
+        clip = self._cached(row)
+        if clip is None:
+            clip = bytearray(int(self._clips.size_bytes[row]))
+            self._read_range(row, 0, memoryview(clip))
+        try:
+            samples = decode_flac(bytes(clip), int(self._lengths[row]))
+        except EOFError as error:
+            raise UserError(
+                f"{self._clips.shards[row]}: the audio of clip {self._clips.ids[row]!r} {error}; "
+                f"the data set is damaged, prepare it again"
+            ) from error
+        out[:] = samples[first_sample : first_sample + len(out)]
 
     def _cached(self, row: int) -> bytearray | None:
         """The whole clip, read now if there is room for it."""

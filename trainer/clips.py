@@ -17,6 +17,7 @@ from pipeline import storage
 from pipeline.card import statistics
 from pipeline.dataset import PreparedDataset
 from pipeline.errors import UserError
+from pipeline.fbank import FbankSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +52,16 @@ class DataSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class StoredAudio:
+    """What else is known of clips that are stored as audio."""
+
+    fbank: FbankSettings
+    """What is computed of them on the training device."""
+    num_samples: NDArray[np.int64]
+    """`[N]`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ClipSet:
     """N clips of a prepared data set, in the order of its index."""
 
@@ -68,6 +79,8 @@ class ClipSet:
     labels: list[str]
     """The vocabulary, `[C]`."""
     num_mels: int
+    audio: StoredAudio | None = None
+    """None where fbanks are stored."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -93,6 +106,10 @@ class TrainingData:
 def make_clip_set(dataset: PreparedDataset, clips: pa.Table, name: str) -> ClipSet:
     """The clips of some rows of a data set's index."""
     class_of = {label: index for index, label in enumerate(dataset.labels)}
+    fbank, audio = dataset.audio_fbank, None
+    if fbank:
+        num_samples = [fbank.samples_in(one) for one in clips["duration_s"].to_pylist()]
+        audio = StoredAudio(fbank=fbank, num_samples=np.array(num_samples, dtype=np.int64))
     return ClipSet(
         name=name,
         ids=clips["id"].to_pylist(),
@@ -103,6 +120,7 @@ def make_clip_set(dataset: PreparedDataset, clips: pa.Table, name: str) -> ClipS
         label_indices=[[class_of[one] for one in row] for row in clips["labels"].to_pylist()],
         labels=dataset.labels,
         num_mels=dataset.num_mels,
+        audio=audio,
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from trainer.augment import normalise
+from trainer.augment import normalise, raw_log_mel
 from trainer.divergence import DivergedError
 from trainer.loader import Loader
 from trainer.loss import Loss, loss_per_clip, scores
@@ -69,8 +69,13 @@ def evaluate(
     for batch in loader.evaluation_batches(
         rank=world.rank, world_size=world.size, batch_size=batch_size
     ):
-        fbanks = batch.fbanks.to(world.device, non_blocking=True)
-        logits = model(normalise(fbanks.float(), mean, std)).float()
+        fbanks = raw_log_mel(
+            batch.stored.to(world.device, non_blocking=True),
+            batch.lengths.to(world.device, non_blocking=True),
+            None,
+            batch.audio_fbank,
+        )
+        logits = model(normalise(fbanks, mean, std)).float()
         losses = loss_per_clip(logits, batch.targets.to(world.device), loss)
         weights = batch.weights.to(world.device)
         parts.append(torch.cat([scores(logits, loss), losses[:, None], weights[:, None]], dim=1))

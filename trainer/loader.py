@@ -2,11 +2,11 @@
 
 In: a clip set, the epoch's order and its mixup partners. Steps: the sampler's arithmetic says which
 rows this rank takes at each step; threads read them, ahead of the training step, into memory that
-is used again. Out: raw clips and partners as they are stored, and targets, in the order of the
-steps; `trainer.augment` makes the model's input of them on the device. Nothing here has state that
-a restart would need.
+is used again. Out: raw clips and partners as they are stored (audio: decoded), and targets, in the
+order of the steps; `trainer.augment` makes the model's input of them on the device. Nothing here
+has state that a restart would need.
 
-B rows of this rank, P partners of mixup, T frames, F mels, C classes.
+B rows of this rank, P partners of mixup, T frames, F mels, S samples, C classes.
 """
 
 import math
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import storage
+from pipeline.fbank import FbankSettings
 from trainer.augment import (
     AugmentDraws,
     AugmentSettings,
@@ -55,7 +56,7 @@ class LoaderSettings:
     reads_in_flight: int = 32
     """Clips that each worker reads from S3 at a time, of no more than `batches_ahead` batches."""
     cache_mb: int = 1024
-    """Memory of each worker for fbanks once read, in MB; a small data set is read only once."""
+    """Memory of each worker for clips once read, in MB; a small data set is read only once."""
     cache_gb: float = 0.0
     """Disk of each machine for whole shards from S3, in GB; 0 for none."""
     cache_folder: str = ""
@@ -78,13 +79,15 @@ class LoaderSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Batch:
-    """This rank's share of a global batch; the fbanks last until the next batch is asked for."""
+    """This rank's share of a global batch; `stored` lasts until the next batch is asked for."""
 
-    fbanks: Tensor
-    """Raw log-mel of the clips, then of the partners of those that are mixed, `[B + P, T, F]`
-    float16, padded with zeros."""
-    num_frames: Tensor
-    """Frames of each of them without the padding, `[B + P]` int64."""
+    stored: Tensor
+    """The clips, then the partners of those that are mixed, padded with zeros: raw log-mel
+    `[B + P, T, F]` float16, or samples `[B + P, S]` int16 of a data set of audio."""
+    lengths: Tensor
+    """Frames, or samples, of each of them without the padding, `[B + P]` int64."""
+    audio_fbank: FbankSettings | None
+    """How fbanks are computed of audio; None where they are stored."""
     targets: Tensor
     """`[B, C]` float32, mixed."""
     weights: Tensor
@@ -96,11 +99,11 @@ class Batch:
 
 
 class _Buffer:
-    """Memory of one batch after the other, `[rows, T, F]` float16."""
+    """Memory of one batch after the other."""
 
-    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
-        self.memory = torch.empty(shape, dtype=torch.float16, pin_memory=on_gpu)
+        self.memory = torch.empty(shape, dtype=dtype, pin_memory=on_gpu)
         self._used = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
 
     def mark_used(self) -> None:
@@ -174,6 +177,7 @@ class Loader:
         self.clips = clips
         self.num_frames = num_frames
         self._settings = settings
+        self._audio_fbank = clips.audio.fbank if clips.audio else None
         self._device = device or torch.device("cpu")
         self._is_remote = any(map(storage.is_remote, clips.shards[:1]))
         shards = None
@@ -224,15 +228,16 @@ class Loader:
         )
         rows, partners = plan.order[positions], plan.partners[positions]
         mixed = needs_partner(draws)
-        buffer, fbanks, num_frames = self._read(
+        buffer, stored, lengths = self._read(
             np.concatenate([rows, partners[mixed]]),
             np.concatenate([draws.crop, draws.partner_crop[mixed]]),
             executor,
             max_rows=2 * len(rows) if augment.mixup_share else len(rows),
         )
         batch = Batch(
-            fbanks=fbanks,
-            num_frames=num_frames,
+            stored=stored,
+            lengths=lengths,
+            audio_fbank=self._audio_fbank,
             targets=mix_targets(
                 torch.from_numpy(self.clips.targets(rows)),
                 torch.from_numpy(self.clips.targets(partners)),
@@ -247,12 +252,13 @@ class Loader:
     def _evaluation_batch(
         self, rows: IntArray, weights: NDArray[np.float32], executor: Executor | None
     ) -> _Filled:
-        buffer, fbanks, num_frames = self._read(
+        buffer, stored, lengths = self._read(
             rows, np.zeros(len(rows)), executor, max_rows=len(rows)
         )
         batch = Batch(
-            fbanks=fbanks,
-            num_frames=num_frames,
+            stored=stored,
+            lengths=lengths,
+            audio_fbank=self._audio_fbank,
             targets=torch.from_numpy(self.clips.targets(rows)),
             weights=torch.from_numpy(weights),
             num_clips=int(weights.sum()),
@@ -262,12 +268,12 @@ class Loader:
     def _read(
         self, rows: IntArray, crops: FloatArray, executor: Executor | None, *, max_rows: int
     ) -> tuple[_Buffer, Tensor, Tensor]:
-        """Clips in a buffer, cut to the stretches that `crops` say, and their numbers of frames."""
+        """Clips in a buffer, cut to the stretches that `crops` say, and their lengths."""
         buffer = self._take_buffer(max_rows)
-        fbanks = buffer.memory[: len(rows)]
+        stored = buffer.memory[: len(rows)]
         first = first_frame(crops, self._reader.num_frames[rows], self.num_frames)
-        num_frames = self._reader.read(fbanks.numpy(), rows, first, executor)
-        return buffer, fbanks, torch.from_numpy(num_frames)
+        lengths = self._reader.read(stored.numpy(), rows, first, executor)
+        return buffer, stored, torch.from_numpy(lengths)
 
     def _take_buffer(self, num_rows: int) -> _Buffer:
         with suppress(IndexError):
@@ -275,7 +281,11 @@ class Loader:
             if len(buffer.memory) >= num_rows:
                 buffer.wait()
                 return buffer
-        return _Buffer((num_rows, self.num_frames, self.clips.num_mels), self._device)
+        if self._audio_fbank is None:
+            shape = (num_rows, self.num_frames, self.clips.num_mels)
+            return _Buffer(shape, torch.float16, self._device)
+        num_samples = self._audio_fbank.samples_for(self.num_frames)
+        return _Buffer((num_rows, num_samples), torch.int16, self._device)
 
     def _ahead(
         self, work: Callable[[int, Executor | None], _Filled], items: range

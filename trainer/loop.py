@@ -268,9 +268,10 @@ def _step(run: _Run, batch: Batch, lr: float) -> Tensor:
     train, device = run.recipe.train, run.world.device
     assert batch.draws is not None
     x = augment_batch(
-        batch.fbanks.to(device, non_blocking=True),
-        batch.num_frames.to(device, non_blocking=True),
+        batch.stored.to(device, non_blocking=True),
+        batch.lengths.to(device, non_blocking=True),
         batch.draws,
+        batch.audio_fbank,
         mean=run.data.mean,
         std=run.data.std,
     )

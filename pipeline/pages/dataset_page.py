@@ -73,6 +73,7 @@ def write_dataset_page(dataset_path: str) -> str:
         "name": PurePosixPath(dataset.path).name,
         "path": dataset.path,
         "card": card,
+        "audio": dataset.audio_fbank is not None,
         "tiles": _tiles(card, coverage),
         "splits": page.training_first(card["splits"]),
         "norms": norms(card["mean"], card["std"]),
