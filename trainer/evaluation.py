@@ -71,8 +71,8 @@ def evaluate(
     ):
         fbanks = batch.fbanks.to(world.device, non_blocking=True)
         logits = model(normalise(fbanks.float(), mean, std)).float()
-        losses = loss_per_clip(logits, batch.targets.to(world.device), loss)
-        weights = batch.weights.to(world.device)
+        losses = loss_per_clip(logits, batch.targets.to(world.device, non_blocking=True), loss)
+        weights = batch.weights.to(world.device, non_blocking=True)
         parts.append(torch.cat([scores(logits, loss), losses[:, None], weights[:, None]], dim=1))
     model.train(was_training)
     rows = world.gather(torch.cat(parts)).cpu().numpy()

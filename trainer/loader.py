@@ -29,6 +29,7 @@ from trainer.augment import (
     first_frame,
     mix_targets,
     needs_partner,
+    pinned,
 )
 from trainer.clip_reader import ClipReader
 from trainer.clips import ClipSet
@@ -230,15 +231,16 @@ class Loader:
             executor,
             max_rows=2 * len(rows) if augment.mixup_share else len(rows),
         )
+        targets = mix_targets(
+            torch.from_numpy(self.clips.targets(rows)),
+            torch.from_numpy(self.clips.targets(partners)),
+            draws,
+        )
         batch = Batch(
             fbanks=fbanks,
             num_frames=num_frames,
-            targets=mix_targets(
-                torch.from_numpy(self.clips.targets(rows)),
-                torch.from_numpy(self.clips.targets(partners)),
-                draws,
-            ),
-            weights=torch.from_numpy(weights),
+            targets=pinned(targets, self._device),
+            weights=pinned(torch.from_numpy(weights), self._device),
             num_clips=len(everyone),
             draws=draws,
         )
@@ -253,8 +255,8 @@ class Loader:
         batch = Batch(
             fbanks=fbanks,
             num_frames=num_frames,
-            targets=torch.from_numpy(self.clips.targets(rows)),
-            weights=torch.from_numpy(weights),
+            targets=pinned(torch.from_numpy(self.clips.targets(rows)), self._device),
+            weights=pinned(torch.from_numpy(weights), self._device),
             num_clips=int(weights.sum()),
         )
         return batch, buffer
@@ -267,7 +269,7 @@ class Loader:
         fbanks = buffer.memory[: len(rows)]
         first = first_frame(crops, self._reader.num_frames[rows], self.num_frames)
         num_frames = self._reader.read(fbanks.numpy(), rows, first, executor)
-        return buffer, fbanks, torch.from_numpy(num_frames)
+        return buffer, fbanks, pinned(torch.from_numpy(num_frames), self._device)
 
     def _take_buffer(self, num_rows: int) -> _Buffer:
         with suppress(IndexError):
