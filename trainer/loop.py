@@ -38,6 +38,7 @@ from trainer.run_folder import TensorBoardLog, describe_run, write_history
 from trainer.run_state import Report, Run, restore, save, save_if_due
 from trainer.sampler import Stream, draw_weights, patchout_seed, random_bits
 from trainer.schedule import learning_rate
+from trainer.sharding import gathered_state, load_model
 from trainer.step import Share, make_learner, make_step
 from trainer.window import Window, timed
 from trainer.world import World
@@ -280,9 +281,10 @@ def _write_results(run: Run, evaluation: Evaluation) -> None:
     _write_predictions(run, evaluation, facts)
     for name, state in _averages(run):
         # No step follows that would need the weights as they were.
-        run.ast.load_state_dict(state)
+        load_model(run.ast, state)
+        whole = gathered_state(state)
         if run.world.is_first:
-            write_weights(run.path, name, state)
+            write_weights(run.path, name, whole)
         _write_predictions(run, _evaluate(run), {**facts, "weights": name}, f"-{name}")
     if run.world.is_first:
         write_history(run.path, run.progress, finished=True)

@@ -26,6 +26,7 @@ from trainer.sampler import MAX_SEED, SamplerSettings
 from trainer.schedule import ScheduleSettings
 
 Precision = Literal["float32", "bfloat16", "float16"]
+Sharding = Literal["replicate", "shard"]
 _NOTHING: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({})
 
 
@@ -47,6 +48,9 @@ class TrainSettings:
     micro_batch_size: int = 0
     """Clips that a worker computes at once, for less memory; 0: all its share of the batch. The
     batch, the schedule and the losses stay the same."""
+    sharding: Sharding = "replicate"
+    """`replicate`: every worker holds the whole model. `shard`: each holds its part of weights,
+    gradients and optimiser, for models that take too much memory. It may change between starts."""
     max_gradient_norm: float = 0.0
     """A step whose gradient's norm is above this is skipped, as one is that is no finite number;
     0: no limit. Gradients are never clipped."""
@@ -61,7 +65,11 @@ class TrainSettings:
     """Longest time between checkpoints within an epoch, in seconds; each epoch ends with one."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("loss", get_args(Loss)), ("precision", get_args(Precision))):
+        for name, choices in (
+            ("loss", get_args(Loss)),
+            ("precision", get_args(Precision)),
+            ("sharding", get_args(Sharding)),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: must be one of {choices}, got {getattr(self, name)!r}")
         for name in ("epochs", "batch_size", "log_every_steps", "max_bad_steps"):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trainer.averaging import State, write_weights
@@ -19,6 +20,7 @@ from trainer.loader import EpochPlan, Loader
 from trainer.model import AST
 from trainer.recipe import Recipe
 from trainer.run_folder import TensorBoardLog, write_history
+from trainer.sharding import gathered_state, load_model, load_optimiser, shared_out
 from trainer.step import Learner
 from trainer.world import World
 
@@ -61,10 +63,10 @@ class Run:
 
 def restore(run: Run, saved: Checkpoint) -> None:
     """Put the run where the checkpoint is."""
-    run.ast.load_state_dict(saved.model)
-    run.learner.optimiser.load_state_dict(saved.optimiser)
+    load_model(run.ast, saved.model)
+    load_optimiser(run.learner.optimiser, saved.optimiser)
     run.learner.scaler.load_state_dict(saved.scaler)
-    run.ema = {name: value.to(run.world.device) for name, value in saved.ema.items()}
+    run.ema = shared_out(saved.ema, run.ast.state_dict())
     run.progress, run.score_sum = saved.progress, saved.score_sum
 
 
@@ -76,25 +78,30 @@ def save_if_due(run: Run, plan: EpochPlan) -> None:
     waited_s = time.monotonic() - run.saved_at
     at_end = run.progress.epoch_step == plan.num_steps
     is_due = waited_s >= run.recipe.train.checkpoint_every_s and not at_end
-    if is_due and not run.progress.num_bad_in_a_row:
+    # All ranks take part where the model is shared out: the first one's clock is what counts.
+    votes = torch.tensor(float(is_due and run.world.is_first), device=run.world.device)
+    if run.world.sum(votes) and not run.progress.num_bad_in_a_row:
         save(run)
 
 
 def save(run: Run, kept_as: str = "") -> None:
     """Write a checkpoint and the curves in the background, from a copy of what they hold.
 
-    All ranks hold the same weights, so the first does. `kept_as`: also keep the weights by this
-    name.
+    The first rank does, which has all the weights or gathers them. `kept_as`: also keep the weights
+    by this name.
     """
     run.saved_at = time.monotonic()
+    model = gathered_state(run.ast.state_dict())
+    optimiser = gathered_state(run.learner.optimiser.state_dict())
+    ema = gathered_state(run.ema)
     if not run.world.is_first:
         return
     run.background.wait()
     checkpoint = Checkpoint(
-        model=run.ast.state_dict(),
-        optimiser=run.learner.optimiser.state_dict(),
+        model=model,
+        optimiser=optimiser,
         progress=run.progress,
-        ema=run.ema,
+        ema=ema,
         scaler=run.learner.scaler.state_dict(),
         score_sum=run.score_sum,
     )

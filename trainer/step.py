@@ -20,6 +20,7 @@ from trainer.loss import loss_per_clip
 from trainer.model import AST
 from trainer.optimiser import OptimiserSettings, make_optimiser
 from trainer.recipe import TrainSettings
+from trainer.sharding import shard
 from trainer.world import World
 
 
@@ -55,7 +56,8 @@ def make_learner(
     ast: AST, optimiser: OptimiserSettings, settings: TrainSettings, world: World
 ) -> Learner:
     """All that a step takes, on this rank's device."""
-    shared = world.share(ast)
+    is_sharded = settings.sharding == "shard" and world.size > 1
+    shared = shard(ast, world) if is_sharded else world.share(ast)
     return Learner(
         ast=ast,
         shared=shared,
@@ -107,7 +109,10 @@ def _loss(learner: Learner, share: Share, part: slice) -> Tensor:
 
 
 def _sharing_gradients(shared: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Gradients are averaged over the ranks once a step, with its last backward pass."""
+    """Gradients are averaged over the ranks once a step, with its last backward pass.
+
+    Not so those of a model that is shared out: a rank has no room for whole gradients.
+    """
     if is_last or not isinstance(shared, DistributedDataParallel):
         return nullcontext()
     return shared.no_sync()
