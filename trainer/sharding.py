@@ -43,7 +43,7 @@ def gathered_state(value: Any) -> Any:
     All ranks call it together.
     """
     if isinstance(value, DTensor):
-        return value.detach().full_tensor().cpu()
+        return gathered(value.detach()).cpu()
     if isinstance(value, dict):
         return {key: gathered_state(one) for key, one in value.items()}
     return value
