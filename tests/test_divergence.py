@@ -218,9 +218,11 @@ def train_with_a_bad_rank(world: World, document: dict[str, Any], data: str, run
     Path(run, f"last-{world.rank}").write_text("finished")
 
 
-def test_all_ranks_skip_together(dataset: PreparedDataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharding", ["replicate", "shard"])
+def test_all_ranks_skip_together(dataset: PreparedDataset, tmp_path: Path, sharding: str) -> None:
     run = str(tmp_path)
-    recipe: Recipe = tiny_recipe(train={"epochs": 1, "micro_batch_size": 2})
+    changes = {"epochs": 1, "micro_batch_size": 2, "sharding": sharding}
+    recipe: Recipe = tiny_recipe(train=changes)
     run_ranks(2, train_with_a_bad_rank, recipe.to_json(), dataset.path, run)
     assert [entry["step"] for entry in bad_steps(run)] == [3]
     saved = newest(run)

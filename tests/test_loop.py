@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from pipeline.errors import UserError
 from tests.prepared import make_prepared, tiny_recipe
 from tests.ranks import run_ranks
 from tests.runs import assert_close_runs, assert_same_run, newest, untimed
-from trainer import loop
+from trainer import loop, run_state
 from trainer.checkpoint import checkpoint_paths
 from trainer.loop import train
 from trainer.predictions import read_predictions
@@ -205,12 +206,12 @@ def stopping_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "calls"),
+    ("module", "name", "calls"),
     [
-        ("evaluate", [1, 1]),
-        ("save_checkpoint", [1, 5, 6]),
-        ("write_history", [1, 5, 6]),
-        ("write_predictions", [1, 1]),
+        (loop, "evaluate", [1, 1]),
+        (run_state, "save_checkpoint", [1, 5, 6]),
+        (run_state, "write_history", [1, 5, 6]),
+        (loop, "write_predictions", [1, 1]),
     ],
 )
 def test_stopped_between_two_writes(
@@ -218,6 +219,7 @@ def test_stopped_between_two_writes(
     uninterrupted: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
     name: str,
     calls: list[int],
 ) -> None:
@@ -225,7 +227,7 @@ def test_stopped_between_two_writes(
     run = str(tmp_path)
     for call in calls:
         with monkeypatch.context() as patch:
-            patch.setattr(loop, name, stopping_at(call, getattr(loop, name)))
+            patch.setattr(module, name, stopping_at(call, getattr(module, name)))
             with pytest.raises(Stopped):
                 start(tiny_recipe(train=OFTEN), dataset, run)
     start(tiny_recipe(train=OFTEN), dataset, run)
@@ -421,10 +423,16 @@ def test_a_gradient_that_is_no_number(
 ) -> None:
     """While the loss still is one; there is no checkpoint to go back to."""
     run = str(tmp_path)
-    monkeypatch.setattr(loop, "gradient_norm", lambda model: torch.tensor(math.inf))
+    monkeypatch.setattr("trainer.step.gradient_norm", lambda model: torch.tensor(math.inf))
     with pytest.raises(UserError, match=r"norm inf near step 2 \(epoch 1\), 2 skipped in a row"):
         start(tiny_recipe(train=OFTEN | {"max_bad_steps": 2}), dataset, run)
     assert checkpoint_paths(run) == []
+
+
+def test_compiled_blocks_are_not_shared_out(dataset: PreparedDataset, tmp_path: Path) -> None:
+    recipe = tiny_recipe(model={"compile": True}, train={"sharding": "shard"})
+    with pytest.raises(UserError, match=r"train\.sharding: .* set model\.compile=false"):
+        start(recipe, dataset, str(tmp_path))
 
 
 def test_masks_larger_than_the_input(dataset: PreparedDataset, tmp_path: Path) -> None:

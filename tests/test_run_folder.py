@@ -46,7 +46,9 @@ def test_a_run_is_carried_on_with_its_own_settings(
 
 def test_how_batches_are_loaded_may_change(dataset: PreparedDataset, tmp_path: Path) -> None:
     begin(str(tmp_path), tiny_recipe(), dataset)
-    changed = tiny_recipe(loader={"threads": 7, "batches_ahead": 1, "cache_mb": 0})
+    changed = tiny_recipe(
+        loader={"threads": 7, "batches_ahead": 1, "cache_mb": 0}, train={"sharding": "shard"}
+    )
     assert check_same_run(str(tmp_path), changed, dataset) is True
 
 

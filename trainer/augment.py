@@ -309,9 +309,17 @@ def augment_batch(
     return add_noise_and_roll(normalise(x, mean, std), draws)
 
 
+def pinned(values: Tensor, device: torch.device) -> Tensor:
+    """Values of the CPU where a GPU copies them from while the host goes on; else as they are.
+
+    The memory is not used again before the copies that were asked for are done.
+    """
+    return values.pin_memory() if device.type == "cuda" else values
+
+
 def _on(device: torch.device, array: NDArray[Any]) -> Tensor:
     """Not waiting for what the device has still to do, as a plain `torch.tensor` would."""
-    return torch.from_numpy(array).to(device, non_blocking=True)
+    return pinned(torch.from_numpy(array), device).to(device, non_blocking=True)
 
 
 def _log_power_gain(amplitude: FloatArray, device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.errors import UserError
+from trainer.sharding import gathered
 
 
 class DivergedError(UserError):
@@ -23,9 +24,8 @@ class DivergedError(UserError):
 
 def gradient_norm(model: nn.Module) -> Tensor:
     """The norm of all gradients together, on their device."""
-    return torch.nn.utils.get_total_norm(
-        [one.grad for one in model.parameters() if one.grad is not None]
-    )
+    gradients = [one.grad for one in model.parameters() if one.grad is not None]
+    return gathered(torch.nn.utils.get_total_norm(gradients))
 
 
 def is_bad(loss: Tensor, norm: Tensor, max_norm: float) -> Tensor:

@@ -76,8 +76,8 @@ def evaluate(
             batch.audio_fbank,
         )
         logits = model(normalise(fbanks, mean, std)).float()
-        losses = loss_per_clip(logits, batch.targets.to(world.device), loss)
-        weights = batch.weights.to(world.device)
+        losses = loss_per_clip(logits, batch.targets.to(world.device, non_blocking=True), loss)
+        weights = batch.weights.to(world.device, non_blocking=True)
         parts.append(torch.cat([scores(logits, loss), losses[:, None], weights[:, None]], dim=1))
     model.train(was_training)
     rows = world.gather(torch.cat(parts)).cpu().numpy()

@@ -30,6 +30,7 @@ from trainer.augment import (
     first_frame,
     mix_targets,
     needs_partner,
+    pinned,
 )
 from trainer.clip_reader import ClipReader
 from trainer.clips import ClipSet
@@ -234,16 +235,17 @@ class Loader:
             executor,
             max_rows=2 * len(rows) if augment.mixup_share else len(rows),
         )
+        targets = mix_targets(
+            torch.from_numpy(self.clips.targets(rows)),
+            torch.from_numpy(self.clips.targets(partners)),
+            draws,
+        )
         batch = Batch(
             stored=stored,
             lengths=lengths,
             audio_fbank=self._audio_fbank,
-            targets=mix_targets(
-                torch.from_numpy(self.clips.targets(rows)),
-                torch.from_numpy(self.clips.targets(partners)),
-                draws,
-            ),
-            weights=torch.from_numpy(weights),
+            targets=pinned(targets, self._device),
+            weights=pinned(torch.from_numpy(weights), self._device),
             num_clips=len(everyone),
             draws=draws,
         )
@@ -259,8 +261,8 @@ class Loader:
             stored=stored,
             lengths=lengths,
             audio_fbank=self._audio_fbank,
-            targets=torch.from_numpy(self.clips.targets(rows)),
-            weights=torch.from_numpy(weights),
+            targets=pinned(torch.from_numpy(self.clips.targets(rows)), self._device),
+            weights=pinned(torch.from_numpy(weights), self._device),
             num_clips=int(weights.sum()),
         )
         return batch, buffer
@@ -273,7 +275,7 @@ class Loader:
         stored = buffer.memory[: len(rows)]
         first = first_frame(crops, self._reader.num_frames[rows], self.num_frames)
         lengths = self._reader.read(stored.numpy(), rows, first, executor)
-        return buffer, stored, torch.from_numpy(lengths)
+        return buffer, stored, pinned(torch.from_numpy(lengths), self._device)
 
     def _take_buffer(self, num_rows: int) -> _Buffer:
         with suppress(IndexError):

@@ -10,77 +10,38 @@ computed at once. A step whose loss or gradient is no finite number, or too larg
 by all ranks; where too many follow one another, the run goes back to its last checkpoint, once.
 """
 
-import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
 from pipeline.errors import UserError
 from trainer.augment import augment_batch
 from trainer.averaging import State, average_epochs, epoch_name, update_ema, write_weights
-from trainer.checkpoint import Background, Checkpoint, Progress, load_newest, save_checkpoint
-from trainer.clips import TrainingData, select_training_data
-from trainer.divergence import DivergedError, diverged, gradient_norm, is_bad, write_bad_steps
+from trainer.checkpoint import Progress, load_newest
+from trainer.clips import select_training_data
+from trainer.curve import add_point, progress_values
+from trainer.divergence import DivergedError
 from trainer.evaluation import Evaluation, evaluate
-from trainer.flops import peak_flops, training_flops
-from trainer.loader import Batch, EpochPlan, Loader, plan_epoch
-from trainer.loss import loss_per_clip
+from trainer.loader import Batch, Loader, plan_epoch
 from trainer.metrics import evaluate_scores
 from trainer.model import AST, build_model
-from trainer.optimiser import make_optimiser
 from trainer.predictions import from_scores, write_predictions
 from trainer.recipe import Recipe, check_fit
 from trainer.run_folder import TensorBoardLog, describe_run, write_history
-from trainer.sampler import Stream, batch_positions, draw_weights, patchout_seed, random_bits
+from trainer.run_state import Report, Run, restore, save, save_if_due
+from trainer.sampler import Stream, draw_weights, patchout_seed, random_bits
 from trainer.schedule import learning_rate
-from trainer.window import StepFacts, Window, timed
+from trainer.sharding import gathered_state, load_model
+from trainer.step import Share, make_learner, make_step
+from trainer.window import Window, timed
 from trainer.world import World
-
-Report = Callable[[dict[str, Any]], None]
-"""Called by the first rank after every step, with what a progress bar shows."""
-
-_SHOWN = ("loss", "grad_norm", "clips_per_s", "data_wait_share", "peak_memory_bytes", "mfu")
-"""Of the curve's last point."""
-
-
-@dataclass(kw_only=True, slots=True, eq=False)
-class _Run:
-    """The parts of a run, put together once."""
-
-    recipe: Recipe
-    path: str
-    data: TrainingData
-    world: World
-    ast: AST
-    shared: nn.Module
-    """The model as training calls it: it averages gradients over the ranks."""
-    optimiser: torch.optim.Optimizer
-    scaler: GradScaler
-    """Of the loss in float16; else it does nothing."""
-    ema: State
-    """Moving average of the weights; empty without one."""
-    progress: Progress
-    train_loader: Loader
-    eval_loader: Loader
-    log: TensorBoardLog | None
-    """Of the first rank."""
-    report: Report
-    saved_at: float
-    score_sum: Tensor | None = None
-    """Sum of the evaluations' scores over the finished epochs, `[N, C]`."""
-    background: Background = field(default_factory=Background)
-    """Writes checkpoints, on the first rank."""
 
 
 def train(
@@ -118,7 +79,7 @@ def train(
 
 def _set_up(
     recipe: Recipe, dataset: PreparedDataset, run_path: str, world: World, report: Report
-) -> _Run:
+) -> Run:
     data = select_training_data(dataset, recipe.data)
     check_fit(recipe, data)
     saved = load_newest(run_path)
@@ -127,18 +88,14 @@ def _set_up(
     if saved is None and world.is_first:
         facts = describe_run(recipe, dataset, data, ast.num_parameters())
         storage.write_json(storage.join(run_path, "run.json"), facts)
-    shared = world.share(ast)
+    learner = make_learner(ast, recipe.optimiser, recipe.train, world)
     start = ast.state_dict() if recipe.averaging.ema_decay else {}
     num_frames = recipe.model.num_frames
-    run = _Run(
+    run = Run(
         recipe=recipe,
         path=run_path,
         data=data,
-        world=world,
-        ast=ast,
-        shared=shared,
-        optimiser=make_optimiser(ast.parameters(), recipe.optimiser),
-        scaler=GradScaler(world.device.type, enabled=recipe.train.precision == "float16"),
+        learner=learner,
         ema={name: value.clone() for name, value in start.items()},
         progress=Progress(),
         train_loader=Loader(data.train, recipe.loader, num_frames=num_frames, device=world.device),
@@ -150,21 +107,13 @@ def _set_up(
         saved_at=time.monotonic(),
     )
     if saved is not None:
-        _restore(run, saved)
+        restore(run, saved)
     if world.is_first:
         run.log = TensorBoardLog(run_path, run.progress.step)
     return run
 
 
-def _restore(run: _Run, saved: Checkpoint) -> None:
-    run.ast.load_state_dict(saved.model)
-    run.optimiser.load_state_dict(saved.optimiser)
-    run.scaler.load_state_dict(saved.scaler)
-    run.ema = {name: value.to(run.world.device) for name, value in saved.ema.items()}
-    run.progress, run.score_sum = saved.progress, saved.score_sum
-
-
-def _go_back(run: _Run, error: DivergedError) -> None:
+def _go_back(run: Run, error: DivergedError) -> None:
     """Carry on from the last checkpoint, as a restart does; raises the error where that is no use.
 
     What is known of the bad steps is kept.
@@ -175,7 +124,7 @@ def _go_back(run: _Run, error: DivergedError) -> None:
     if saved is None:
         raise error
     bad_steps = run.progress.bad_steps
-    _restore(run, saved)
+    restore(run, saved)
     run.progress = replace(
         saved.progress, bad_steps=bad_steps, num_bad_in_a_row=0, has_gone_back=True
     )
@@ -183,10 +132,10 @@ def _go_back(run: _Run, error: DivergedError) -> None:
         print(f"{error}; carrying on from step {run.progress.step}", file=sys.stderr, flush=True)
         run.log.close()
         run.log = TensorBoardLog(run.path, run.progress.step)
-    _save(run)
+    save(run)
 
 
-def _wait_for_writes(run: _Run) -> None:
+def _wait_for_writes(run: Run) -> None:
     """Until the first rank's files are there for all ranks."""
     run.background.wait()
     float(run.world.sum(torch.zeros((), device=run.world.device)))
@@ -212,7 +161,7 @@ def make_model(recipe: Recipe, dataset: PreparedDataset, *, fresh: bool) -> AST:
     return build_model(settings, num_classes=len(labels), num_mels=dataset.num_mels, labels=labels)
 
 
-def _train_epoch(run: _Run) -> None:
+def _train_epoch(run: Run) -> None:
     """The rest of the epoch in progress."""
     train, progress, clips = run.recipe.train, run.progress, run.data.train
     weights = draw_weights(run.recipe.sampler, clips.label_indices, len(clips.labels))
@@ -229,7 +178,7 @@ def _train_epoch(run: _Run) -> None:
         plan, run.recipe.augment, first_step=progress.epoch_step
     )
     window = Window()
-    run.shared.train()
+    run.ast.train()
     for batch, waited_s in timed(batches):
         lr = learning_rate(run.recipe.schedule, step=progress.step, epoch=progress.epoch)
         if progress.has_gone_back:
@@ -243,14 +192,14 @@ def _train_epoch(run: _Run) -> None:
         progress.step += 1
         progress.epoch_step += 1
         if len(window) == train.log_every_steps or progress.epoch_step == plan.num_steps:
-            _log_window(run, window, plan, lr)
-            _save_if_due(run, plan)
+            add_point(run, window, plan, lr)
+            save_if_due(run, plan)
             window = Window()
         if run.world.is_first:
-            run.report(_progress_values(run, plan, lr))
+            run.report(progress_values(run, plan, lr))
 
 
-def _seed_model(run: _Run) -> None:
+def _seed_model(run: Run) -> None:
     """What the model draws, such as dropout, is a function of the position, as all else is."""
     progress, world = run.progress, run.world
     position = progress.epoch_step * world.size + world.rank
@@ -259,13 +208,9 @@ def _seed_model(run: _Run) -> None:
     torch.manual_seed(int(bits.random_raw()))
 
 
-def _step(run: _Run, batch: Batch, lr: float) -> Tensor:
-    """One optimiser step, unless it is a bad one.
-
-    Returns `[3]` on the device, the same on every rank: the sum of the global batch's losses, the
-    gradient's norm, and 1 if the step was skipped.
-    """
-    train, device = run.recipe.train, run.world.device
+def _step(run: Run, batch: Batch, lr: float) -> Tensor:
+    """Augment a batch on the device and make a step; see `make_step`."""
+    device = run.world.device
     assert batch.draws is not None
     x = augment_batch(
         batch.stored.to(device, non_blocking=True),
@@ -275,108 +220,16 @@ def _step(run: _Run, batch: Batch, lr: float) -> Tensor:
         mean=run.data.mean,
         std=run.data.std,
     )
-    targets, weights = batch.targets.to(device), batch.weights.to(device)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    run.optimiser.zero_grad(set_to_none=True)
-    size = train.micro_batch_size or len(x)
-    for start in range(0, len(x), size):
-        part = slice(start, start + size)
-        with _sharing_gradients(run.shared, start + size >= len(x)):
-            loss = _loss(run, x[part], targets[part], weights[part])
-            # Gradients are averaged over the ranks, so each share is scaled up by their number.
-            scaled = run.scaler.scale(loss * (run.world.size / batch.num_clips))
-            scaled.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
-    run.scaler.unscale_(run.optimiser)
-    total, norm = run.world.sum(total), gradient_norm(run.ast).double()
-    bad = is_bad(total, norm, train.max_gradient_norm)
-    for group in run.optimiser.param_groups:
-        group["lr"] = lr
-    # What torch's own scaler sets, too; all ranks have the same gradients and so the same answer.
-    run.optimiser.found_inf = bad.float()  # type: ignore[attr-defined]
-    run.optimiser.step()
-    run.scaler.update()
-    return torch.stack([total, norm, bad.double()])
+    share = Share(
+        x=x,
+        targets=batch.targets.to(device, non_blocking=True),
+        weights=batch.weights.to(device, non_blocking=True),
+        num_clips=batch.num_clips,
+    )
+    return make_step(run.learner, share, lr)
 
 
-def _loss(run: _Run, x: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """The sum of the losses of some clips; weights are 0 for clips that only fill up."""
-    train = run.recipe.train
-    dtype = torch.float16 if train.precision == "float16" else torch.bfloat16
-    with torch.autocast(x.device.type, dtype=dtype, enabled=train.precision != "float32"):
-        logits = run.shared(x)
-    return (loss_per_clip(logits.float(), targets, train.loss) * weights).sum()
-
-
-def _sharing_gradients(shared: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Gradients are averaged over the ranks once a step, with its last backward pass."""
-    if is_last or not isinstance(shared, DistributedDataParallel):
-        return nullcontext()
-    return shared.no_sync()
-
-
-def _log_window(run: _Run, window: Window, plan: EpochPlan, lr: float) -> None:
-    """Add a point to the training curve; all ranks see the same numbers but for the clock's."""
-    progress, world = run.progress, run.world
-    steps = window.read()
-    _note_bad_steps(run, plan, steps)
-    loss_sum = math.fsum(one.loss_sum for one in steps if not one.is_bad)
-    num_good_clips = sum(one.num_clips for one in steps if not one.is_bad)
-    elapsed_s = time.monotonic() - window.start_s
-    progress.loss_sum += loss_sum
-    progress.num_clips += num_good_clips
-    progress.train_s += elapsed_s
-    clips_per_s = sum(one.num_clips for one in steps) / elapsed_s
-    peak = peak_flops(world.device, run.recipe.train.precision)
-    norm = steps[-1].gradient_norm
-    point = {
-        "step": progress.step,
-        "epoch": progress.epoch,
-        "loss": loss_sum / num_good_clips if num_good_clips else None,
-        "lr": lr,
-        "grad_norm": norm if math.isfinite(norm) else None,
-        "num_bad_steps": sum(one.is_bad for one in steps),
-        "clips_per_s": clips_per_s,
-        "data_wait_share": window.waited_s / elapsed_s,
-        "peak_memory_bytes": _peak_memory_bytes(world.device),
-        "mfu": clips_per_s * training_flops(run.ast) / (peak * world.size) if peak else None,
-    }
-    progress.steps.append(point)
-    if run.log is not None:
-        names = point.keys() - {"step", "epoch"}
-        run.log.add(progress.step, {f"train/{name}": point[name] for name in sorted(names)})
-    if progress.num_bad_in_a_row >= run.recipe.train.max_bad_steps:
-        raise diverged(run.path, progress.bad_steps[-1], progress.num_bad_in_a_row)
-
-
-def _note_bad_steps(run: _Run, plan: EpochPlan, steps: list[StepFacts]) -> None:
-    """Count the skipped steps among the last ones, and write down the clips of each."""
-    progress, ids = run.progress, run.data.train.ids
-    for ago, step in zip(range(len(steps) - 1, -1, -1), steps, strict=True):
-        progress.num_bad_in_a_row = progress.num_bad_in_a_row + 1 if step.is_bad else 0
-        if step.is_bad:
-            positions = batch_positions(
-                progress.epoch_step - 1 - ago, plan.batch_size, len(plan.order)
-            )
-            entry = {
-                "step": progress.step - ago,
-                "epoch": progress.epoch,
-                # As texts: NaN is no number in JSON.
-                "loss": str(step.loss_sum / step.num_clips),
-                "grad_norm": str(step.gradient_norm),
-                "ids": [ids[row] for row in plan.order[positions]],
-                "partner_ids": [ids[row] for row in plan.partners[positions]],
-            }
-            progress.bad_steps.append(entry)
-    if run.world.is_first and any(step.is_bad for step in steps):
-        write_bad_steps(run.path, progress.bad_steps)
-
-
-def _peak_memory_bytes(device: torch.device) -> int | None:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-
-
-def _evaluate(run: _Run) -> Evaluation:
+def _evaluate(run: Run) -> Evaluation:
     return evaluate(
         run.ast,
         run.eval_loader,
@@ -388,7 +241,7 @@ def _evaluate(run: _Run) -> Evaluation:
     )
 
 
-def _finish_epoch(run: _Run, evaluation: Evaluation) -> None:
+def _finish_epoch(run: Run, evaluation: Evaluation) -> None:
     """Note the epoch's results, then save: from here on the next epoch is in progress."""
     progress, metrics = run.progress, evaluation.metrics
     scores = torch.from_numpy(evaluation.scores)
@@ -419,68 +272,26 @@ def _finish_epoch(run: _Run, evaluation: Evaluation) -> None:
     if run.log is not None:
         names = ("eval_loss", "mAP", "mAUC", "d_prime", "accuracy", "cumulative_mAP")
         run.log.add(progress.step, {f"eval/{name}": entry[name] for name in names})
-    _save(run, kept_as)
+    save(run, kept_as)
 
 
-def _save_if_due(run: _Run, plan: EpochPlan) -> None:
-    """A checkpoint within the epoch; at its end there is one anyway, after the evaluation.
-
-    None while steps are skipped: where to go back to is before them.
-    """
-    waited_s = time.monotonic() - run.saved_at
-    at_end = run.progress.epoch_step == plan.num_steps
-    is_due = waited_s >= run.recipe.train.checkpoint_every_s and not at_end
-    if is_due and not run.progress.num_bad_in_a_row:
-        _save(run)
-
-
-def _save(run: _Run, kept_as: str = "") -> None:
-    """Write a checkpoint and the curves in the background, from a copy of what they hold.
-
-    All ranks hold the same weights, so the first does. `kept_as`: also keep the weights by this
-    name.
-    """
-    run.saved_at = time.monotonic()
-    if not run.world.is_first:
-        return
-    run.background.wait()
-    checkpoint = Checkpoint(
-        model=run.ast.state_dict(),
-        optimiser=run.optimiser.state_dict(),
-        progress=run.progress,
-        ema=run.ema,
-        scaler=run.scaler.state_dict(),
-        score_sum=run.score_sum,
-    )
-    run.background.start(partial(_write, run.path, run.log, checkpoint.copy(), kept_as))
-
-
-def _write(run_path: str, log: TensorBoardLog | None, saved: Checkpoint, kept_as: str) -> None:
-    """What a restart builds on must be there before the checkpoint is: curves, kept weights."""
-    if kept_as:
-        write_weights(run_path, kept_as, saved.model)
-    if log is not None:
-        log.flush()
-    save_checkpoint(run_path, saved)
-    write_history(run_path, saved.progress, finished=False)
-
-
-def _write_results(run: _Run, evaluation: Evaluation) -> None:
+def _write_results(run: Run, evaluation: Evaluation) -> None:
     """Predictions and metrics of the last weights and of averages; then the run is finished."""
     _wait_for_writes(run)
     facts = {"loss": run.recipe.train.loss, "checkpoint_step": run.progress.step}
     _write_predictions(run, evaluation, facts)
     for name, state in _averages(run):
         # No step follows that would need the weights as they were.
-        run.ast.load_state_dict(state)
+        load_model(run.ast, state)
+        whole = gathered_state(state)
         if run.world.is_first:
-            write_weights(run.path, name, state)
+            write_weights(run.path, name, whole)
         _write_predictions(run, _evaluate(run), {**facts, "weights": name}, f"-{name}")
     if run.world.is_first:
         write_history(run.path, run.progress, finished=True)
 
 
-def _averages(run: _Run) -> Iterator[tuple[str, State]]:
+def _averages(run: Run) -> Iterator[tuple[str, State]]:
     """The averages of weights that the recipe asks for, by their names."""
     if epochs := run.recipe.averaging.epochs(run.recipe.train.epochs):
         yield "averaged", average_epochs(run.path, epochs)
@@ -489,28 +300,10 @@ def _averages(run: _Run) -> Iterator[tuple[str, State]]:
 
 
 def _write_predictions(
-    run: _Run, evaluation: Evaluation, facts: dict[str, Any], suffix: str = ""
+    run: Run, evaluation: Evaluation, facts: dict[str, Any], suffix: str = ""
 ) -> None:
     if not run.world.is_first:
         return
     found = from_scores(run.data.evaluation, evaluation.targets, evaluation.scores, facts)
     found = replace(found, name=found.name + suffix)
     write_predictions(run.path, found, evaluation.metrics)
-
-
-def _progress_values(run: _Run, plan: EpochPlan, lr: float) -> dict[str, Any]:
-    """What a progress bar shows; the loss is the curve's last point, so that nothing waits."""
-    progress = run.progress
-    last_point = progress.steps[-1] if progress.steps else {}
-    last_epoch = progress.epochs[-1] if progress.epochs else {}
-    return {
-        "run": run.path,
-        "step": progress.step,
-        "num_steps": plan.num_steps * run.recipe.train.epochs,
-        "epoch": progress.epoch,
-        "lr": lr,
-        "num_bad_steps": len(progress.bad_steps),
-        **{name: last_point.get(name) for name in _SHOWN},
-        "mAP": last_epoch.get("mAP"),
-        "accuracy": last_epoch.get("accuracy"),
-    }

@@ -26,6 +26,7 @@ from trainer.sampler import MAX_SEED, SamplerSettings
 from trainer.schedule import ScheduleSettings
 
 Precision = Literal["float32", "bfloat16", "float16"]
+Sharding = Literal["replicate", "shard"]
 _NOTHING: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({})
 
 
@@ -47,6 +48,10 @@ class TrainSettings:
     micro_batch_size: int = 0
     """Clips that a worker computes at once, for less memory; 0: all its share of the batch. The
     batch, the schedule and the losses stay the same."""
+    sharding: Sharding = "replicate"
+    """`replicate`: every worker holds the whole model. `shard`: each holds its part of weights,
+    gradients and optimiser, for models that take too much memory; not with `model.compile`. It
+    may change between starts."""
     max_gradient_norm: float = 0.0
     """A step whose gradient's norm is above this is skipped, as one is that is no finite number;
     0: no limit. Gradients are never clipped."""
@@ -61,7 +66,11 @@ class TrainSettings:
     """Longest time between checkpoints within an epoch, in seconds; each epoch ends with one."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("loss", get_args(Loss)), ("precision", get_args(Precision))):
+        for name, choices in (
+            ("loss", get_args(Loss)),
+            ("precision", get_args(Precision)),
+            ("sharding", get_args(Sharding)),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: must be one of {choices}, got {getattr(self, name)!r}")
         for name in ("epochs", "batch_size", "log_every_steps", "max_bad_steps"):
@@ -202,7 +211,8 @@ def check_fit(recipe: Recipe, data: TrainingData) -> None:
 
     Raises:
         UserError: a mask or patch larger than the input, an average over epochs that the run does
-            not have, or cross-entropy on clips that have no or several labels.
+            not have, compiled blocks shared out, or cross-entropy on clips that have no or several
+            labels.
     """
     for key in ("first_epoch", "last_epoch"):
         epoch = getattr(recipe.averaging, key)
@@ -221,6 +231,10 @@ def check_fit(recipe: Recipe, data: TrainingData) -> None:
         if value > size:
             raise UserError(f"{key}: must be at most {axis} ({size}), got {value}")
     recipe.model.grid(data.train.num_mels)
+    if recipe.train.sharding == "shard" and recipe.model.compile:
+        raise UserError(
+            "train.sharding: 'shard' is not for compiled blocks; set model.compile=false"
+        )
     if recipe.train.loss == "ce":
         for clips in (data.train, data.evaluation):
             _check_single_label(clips)

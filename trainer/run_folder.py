@@ -23,8 +23,8 @@ from trainer.recipe import Recipe, make_recipe
 FORMAT_VERSION = 1
 
 _PACKAGES = ("ast-ray", "torch", "torchaudio", "timm", "ray", "numpy", "pyarrow", "webdataset")
-_MAY_DIFFER = {"loader", "published"}
-"""Sections that may change between the starts of a run: they do not change its result."""
+_MAY_DIFFER = {"loader", "published", "train.sharding"}
+"""What may change between the starts of a run: it does not change the result."""
 
 
 def describe_run(
@@ -96,7 +96,7 @@ def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> b
     for section in now:
         for key, value in now[section].items():
             old = before.get(section, {}).get(key)
-            if old != value and section not in _MAY_DIFFER:
+            if old != value and not _MAY_DIFFER & {section, f"{section}.{key}"}:
                 raise UserError(
                     f"{run_path}: the run was started with {section}.{key} = {old}, "
                     f"not {value}; {remedy}"

@@ -1,0 +1,118 @@
+"""A run in progress: its parts, and the checkpoints that it is carried on from.
+
+In: what the loop has put together. Steps: a copy of all that a restart needs is written in the
+background, now and then. Out: checkpoints, curves and kept weights in the run folder.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.averaging import State, write_weights
+from trainer.checkpoint import Background, Checkpoint, Progress, save_checkpoint
+from trainer.clips import TrainingData
+from trainer.loader import EpochPlan, Loader
+from trainer.model import AST
+from trainer.recipe import Recipe
+from trainer.run_folder import TensorBoardLog, write_history
+from trainer.sharding import gathered_state, load_model, load_optimiser, shared_out
+from trainer.step import Learner
+from trainer.world import World
+
+Report = Callable[[dict[str, Any]], None]
+"""Called by the first rank after every step, with what a progress bar shows."""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Run:
+    """The parts of a run, put together once."""
+
+    recipe: Recipe
+    path: str
+    data: TrainingData
+    learner: Learner
+    ema: State
+    """Moving average of the weights; empty without one."""
+    progress: Progress
+    train_loader: Loader
+    eval_loader: Loader
+    log: TensorBoardLog | None
+    """Of the first rank."""
+    report: Report
+    saved_at: float
+    score_sum: Tensor | None = None
+    """Sum of the evaluations' scores over the finished epochs, `[N, C]`."""
+    background: Background = field(default_factory=Background)
+    """Writes checkpoints, on the first rank."""
+
+    @property
+    def ast(self) -> AST:
+        """The model itself."""
+        return self.learner.ast
+
+    @property
+    def world(self) -> World:
+        """Who trains."""
+        return self.learner.world
+
+
+def restore(run: Run, saved: Checkpoint) -> None:
+    """Put the run where the checkpoint is."""
+    load_model(run.ast, saved.model)
+    load_optimiser(run.learner.optimiser, saved.optimiser)
+    run.learner.scaler.load_state_dict(saved.scaler)
+    run.ema = shared_out(saved.ema, run.ast.state_dict())
+    run.progress, run.score_sum = saved.progress, saved.score_sum
+
+
+def save_if_due(run: Run, plan: EpochPlan) -> None:
+    """A checkpoint within the epoch; at its end there is one anyway, after the evaluation.
+
+    None while steps are skipped: where to go back to is before them.
+    """
+    waited_s = time.monotonic() - run.saved_at
+    at_end = run.progress.epoch_step == plan.num_steps
+    is_due = waited_s >= run.recipe.train.checkpoint_every_s and not at_end
+    # All ranks take part where the model is shared out: the first one's clock is what counts.
+    votes = torch.tensor(float(is_due and run.world.is_first), device=run.world.device)
+    if run.world.sum(votes) and not run.progress.num_bad_in_a_row:
+        save(run)
+
+
+def save(run: Run, kept_as: str = "") -> None:
+    """Write a checkpoint and the curves in the background, from a copy of what they hold.
+
+    The first rank does, which has all the weights or gathers them. `kept_as`: also keep the weights
+    by this name.
+    """
+    run.saved_at = time.monotonic()
+    model = gathered_state(run.ast.state_dict())
+    optimiser = gathered_state(run.learner.optimiser.state_dict())
+    ema = gathered_state(run.ema)
+    if not run.world.is_first:
+        return
+    run.background.wait()
+    checkpoint = Checkpoint(
+        model=model,
+        optimiser=optimiser,
+        progress=run.progress,
+        ema=ema,
+        scaler=run.learner.scaler.state_dict(),
+        score_sum=run.score_sum,
+    )
+    run.background.start(partial(_write, run.path, run.log, checkpoint.copy(), kept_as))
+
+
+def _write(run_path: str, log: TensorBoardLog | None, saved: Checkpoint, kept_as: str) -> None:
+    """What a restart builds on must be there before the checkpoint is: curves, kept weights."""
+    if kept_as:
+        write_weights(run_path, kept_as, saved.model)
+    if log is not None:
+        log.flush()
+    save_checkpoint(run_path, saved)
+    write_history(run_path, saved.progress, finished=False)
