@@ -2,7 +2,8 @@
 
 In: a recipe, a prepared data set, a run folder, and the world of ranks. If the run folder has a
 checkpoint, the loop carries on from it, within an epoch too. Out: the run folder with curves,
-checkpoints, and predictions on the evaluation clips of the last weights and of averages.
+checkpoints, and predictions on the evaluation clips of the last weights, of averages and of the
+epoch that is selected.
 
 Every rank computes the same global batch's share; the sum over ranks of weighted losses, divided
 by the clips in the global batch, is what is minimised, whatever the number of ranks and of clips
@@ -13,7 +14,7 @@ by all ranks; where too many follow one another, the run goes back to its last c
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,7 +29,16 @@ from pipeline import storage
 from pipeline.dataset import PreparedDataset
 from pipeline.errors import UserError
 from trainer.augment import augment_batch
-from trainer.averaging import State, average_epochs, epoch_name, update_ema, write_weights
+from trainer.averaging import (
+    State,
+    average_epochs,
+    best_epoch,
+    epoch_name,
+    remove_other_epochs,
+    update_ema,
+    weights_path,
+    write_weights,
+)
 from trainer.checkpoint import Background, Checkpoint, Progress, load_newest, save_checkpoint
 from trainer.clips import TrainingData, select_training_data
 from trainer.divergence import DivergedError, diverged, gradient_norm, is_bad, write_bad_steps
@@ -39,11 +49,12 @@ from trainer.loss import loss_per_clip
 from trainer.metrics import evaluate_scores
 from trainer.model import AST, build_model
 from trainer.optimiser import make_optimiser
-from trainer.predictions import from_scores, write_predictions
+from trainer.predictions import from_scores, predictions_name, write_predictions
 from trainer.recipe import Recipe, check_fit
 from trainer.run_folder import TensorBoardLog, describe_run, write_history
 from trainer.sampler import Stream, batch_positions, draw_weights, patchout_seed, random_bits
 from trainer.schedule import learning_rate
+from trainer.weights import read_state
 from trainer.window import StepFacts, Window, timed
 from trainer.world import World
 
@@ -410,15 +421,27 @@ def _finish_epoch(run: _Run, evaluation: Evaluation) -> None:
         "eval_s": evaluation.wall_s,
     }
     progress.epochs.append(entry)
-    is_averaged = progress.epoch in run.recipe.averaging.epochs(run.recipe.train.epochs)
-    kept_as = epoch_name(progress.epoch) if is_averaged else ""
     progress.epoch += 1
     progress.epoch_step = 0
     progress.loss_sum, progress.num_clips, progress.train_s = 0.0, 0, 0.0
     if run.log is not None:
         names = ("eval_loss", "mAP", "mAUC", "d_prime", "accuracy", "cumulative_mAP")
         run.log.add(progress.step, {f"eval/{name}": entry[name] for name in names})
-    _save(run, kept_as)
+    _save(run, _needed_epochs(run))
+
+
+def _needed_epochs(run: _Run) -> set[int]:
+    """The epochs whose weights the end of the run takes.
+
+    Of those selected also the one before the last epoch: the older checkpoint, which a restart
+    falls back to, knows no other.
+    """
+    train, entries = run.recipe.train, run.progress.epochs
+    needed = set(run.recipe.averaging.epochs(train.epochs))
+    if train.select_by:
+        known = [entries, entries[:-1]] if len(entries) > 1 else [entries]
+        needed |= {best_epoch(one, train.select_by)["epoch"] for one in known}
+    return needed
 
 
 def _save_if_due(run: _Run, plan: EpochPlan) -> None:
@@ -433,11 +456,11 @@ def _save_if_due(run: _Run, plan: EpochPlan) -> None:
         _save(run)
 
 
-def _save(run: _Run, kept_as: str = "") -> None:
+def _save(run: _Run, needed_epochs: Collection[int] = ()) -> None:
     """Write a checkpoint and the curves in the background, from a copy of what they hold.
 
-    All ranks hold the same weights, so the first does. `kept_as`: also keep the weights by this
-    name.
+    All ranks hold the same weights, so the first does. `needed_epochs`, at an epoch's end: those
+    whose weights are to be there from now on.
     """
     run.saved_at = time.monotonic()
     if not run.world.is_first:
@@ -451,50 +474,67 @@ def _save(run: _Run, kept_as: str = "") -> None:
         scaler=run.scaler.state_dict(),
         score_sum=run.score_sum,
     )
-    run.background.start(partial(_write, run.path, run.log, checkpoint.copy(), kept_as))
+    run.background.start(partial(_write, run.path, run.log, checkpoint.copy(), needed_epochs))
 
 
-def _write(run_path: str, log: TensorBoardLog | None, saved: Checkpoint, kept_as: str) -> None:
+def _write(
+    run_path: str, log: TensorBoardLog | None, saved: Checkpoint, needed_epochs: Collection[int]
+) -> None:
     """What a restart builds on must be there before the checkpoint is: curves, kept weights."""
-    if kept_as:
-        write_weights(run_path, kept_as, saved.model)
+    if saved.progress.epoch - 1 in needed_epochs:
+        write_weights(run_path, epoch_name(saved.progress.epoch - 1), saved.model)
     if log is not None:
         log.flush()
     save_checkpoint(run_path, saved)
     write_history(run_path, saved.progress, finished=False)
+    if needed_epochs:
+        remove_other_epochs(run_path, needed_epochs)
 
 
 def _write_results(run: _Run, evaluation: Evaluation) -> None:
-    """Predictions and metrics of the last weights and of averages; then the run is finished."""
+    """Predictions and metrics of the last weights and of the others; then the run is finished."""
     _wait_for_writes(run)
-    facts = {"loss": run.recipe.train.loss, "checkpoint_step": run.progress.step}
-    _write_predictions(run, evaluation, facts)
-    for name, state in _averages(run):
+    _write_predictions(run, evaluation, "last")
+    for name, state in _other_weights(run):
         # No step follows that would need the weights as they were.
         run.ast.load_state_dict(state)
         if run.world.is_first:
             write_weights(run.path, name, state)
-        _write_predictions(run, _evaluate(run), {**facts, "weights": name}, f"-{name}")
+        _write_predictions(run, _evaluate(run), name)
     if run.world.is_first:
         write_history(run.path, run.progress, finished=True)
+        if run.recipe.train.select_by:
+            remove_other_epochs(run.path, run.recipe.averaging.epochs(run.recipe.train.epochs))
 
 
-def _averages(run: _Run) -> Iterator[tuple[str, State]]:
-    """The averages of weights that the recipe asks for, by their names."""
+def _other_weights(run: _Run) -> Iterator[tuple[str, State]]:
+    """The weights that the recipe asks for beside the last, by their names."""
     if epochs := run.recipe.averaging.epochs(run.recipe.train.epochs):
         yield "averaged", average_epochs(run.path, epochs)
     if run.ema:
         yield "ema", run.ema
+    if run.recipe.train.select_by:
+        epoch = best_epoch(run.progress.epochs, run.recipe.train.select_by)["epoch"]
+        yield "best", read_state(weights_path(run.path, epoch_name(epoch)))
 
 
-def _write_predictions(
-    run: _Run, evaluation: Evaluation, facts: dict[str, Any], suffix: str = ""
-) -> None:
-    if not run.world.is_first:
-        return
-    found = from_scores(run.data.evaluation, evaluation.targets, evaluation.scores, facts)
-    found = replace(found, name=found.name + suffix)
-    write_predictions(run.path, found, evaluation.metrics)
+def _write_predictions(run: _Run, evaluation: Evaluation, weights: str) -> None:
+    if run.world.is_first:
+        facts = weights_facts(run.recipe, run.progress, weights)
+        found = from_scores(run.data.evaluation, evaluation.targets, evaluation.scores, facts)
+        found = replace(found, name=predictions_name(found.name, weights))
+        write_predictions(run.path, found, evaluation.metrics)
+
+
+def weights_facts(recipe: Recipe, progress: Progress, weights: str) -> dict[str, Any]:
+    """What predictions say of the weights they are by: `last`, `averaged`, `ema` or `best`."""
+    facts = {"loss": recipe.train.loss, "checkpoint_step": progress.step}
+    if weights == "last":
+        return facts
+    if weights == "best":
+        entry = best_epoch(progress.epochs, recipe.train.select_by)
+        facts |= {"checkpoint_step": entry["step"], "epoch": entry["epoch"]}
+    return {**facts, "weights": weights}
 
 
 def _progress_values(run: _Run, plan: EpochPlan, lr: float) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from trainer.sampler import MAX_SEED, SamplerSettings
 from trainer.schedule import ScheduleSettings
 
 Precision = Literal["float32", "bfloat16", "float16"]
+Selection = Literal["", "accuracy", "mAP"]
 _NOTHING: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({})
 
 
@@ -55,15 +56,20 @@ class TrainSettings:
     once, then it stops."""
     lr_after_divergence: float = 1.0
     """What the learning rate is multiplied by once the run has gone back."""
+    select_by: Selection = ""
+    """Also keep the weights of the epoch with the highest `accuracy` or `mAP` on the evaluation
+    clips, the first of equal ones, and score them at the end; empty: no epoch is selected."""
     log_every_steps: int = 20
     """Steps between two points of the loss curve."""
     checkpoint_every_s: float = 300.0
     """Longest time between checkpoints within an epoch, in seconds; each epoch ends with one."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("loss", get_args(Loss)), ("precision", get_args(Precision))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}: must be one of {choices}, got {getattr(self, name)!r}")
+        for name, kind in (("loss", Loss), ("precision", Precision), ("select_by", Selection)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(
+                    f"{name}: must be one of {get_args(kind)}, got {getattr(self, name)!r}"
+                )
         for name in ("epochs", "batch_size", "log_every_steps", "max_bad_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
