@@ -11,7 +11,7 @@ B rows of this rank, P partners of mixup, T frames, F mels, C classes.
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +36,7 @@ from trainer.sampler import (
     FloatArray,
     IntArray,
     batch_positions,
+    bucketed_positions,
     epoch_order,
     mixup_partners,
     rank_slice,
@@ -93,15 +94,22 @@ class Batch:
     """Clips in the global batch, over all ranks."""
     draws: AugmentDraws | None = None
     """What remains to be applied on the device; None in evaluation."""
+    places: IntArray | None = None
+    """Which rows of this rank's share these are, `[B]`; None in training, where they are all."""
 
 
 class _Buffer:
-    """Memory of one batch after the other, `[rows, T, F]` float16."""
+    """Memory of one batch after the other, `[rows, most T, F]` float16."""
 
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
         on_gpu = device.type == "cuda"
         self.memory = torch.empty(shape, dtype=torch.float16, pin_memory=on_gpu)
         self._used = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+
+    def first(self, num_rows: int, num_frames: int) -> Tensor:
+        """Its beginning as `[rows, T, F]`, contiguous."""
+        num_mels = self.memory.shape[2]
+        return self.memory.flatten()[: num_rows * num_frames * num_mels].view(-1, num_frames, num_mels)
 
     def mark_used(self) -> None:
         """Note that all copies to the device have been asked for."""
@@ -122,6 +130,8 @@ class EpochPlan:
     """Row of the clip set at each position, `[N]`."""
     partners: NDArray[np.int64]
     """Row of the mixup partner at each position, `[N]`."""
+    places: NDArray[np.int64]
+    """Positions in the order in which they are computed, `[N]`."""
     epoch: int
     seed: int
     batch_size: int
@@ -133,6 +143,10 @@ class EpochPlan:
         """Global batches in the epoch."""
         return steps_per_epoch(len(self.order), self.batch_size)
 
+    def positions(self, step: int) -> NDArray[np.int64]:
+        """Those of the global batch at a step of the epoch."""
+        return self.places[batch_positions(step, self.batch_size, len(self.order))]
+
 
 def plan_epoch(
     num_clips: int,
@@ -143,11 +157,24 @@ def plan_epoch(
     batch_size: int,
     rank: int,
     world_size: int,
+    lengths: IntArray | None = None,
+    bucket_batches: int = 1,
 ) -> EpochPlan:
-    """The plan of one epoch for one rank, from pure functions of the arguments."""
+    """The plan of one epoch for one rank, from pure functions of the arguments.
+
+    `lengths`: frames that each clip is padded to, `[N]`, to compute those of the same together,
+    see `SamplerSettings.bucket_frames`; None: in the order of the epoch.
+    """
+    order = epoch_order(seed=seed, epoch=epoch, num_clips=num_clips, weights=weights)
+    places = np.arange(num_clips)
+    if lengths is not None:
+        places = bucketed_positions(
+            lengths[order], seed=seed, epoch=epoch, batch=batch_size, window=bucket_batches
+        )
     return EpochPlan(
-        order=epoch_order(seed=seed, epoch=epoch, num_clips=num_clips, weights=weights),
+        order=order,
         partners=mixup_partners(seed=seed, epoch=epoch, num_clips=num_clips),
+        places=places,
         epoch=epoch,
         seed=seed,
         batch_size=batch_size,
@@ -168,9 +195,13 @@ class Loader:
         settings: LoaderSettings,
         *,
         num_frames: int,
+        bucket_frames: Sequence[int] = (),
         device: torch.device | None = None,
     ) -> None:
-        """`device` is where the caller copies the batches to, which stay in the CPU's memory."""
+        """Clips are cut to `num_frames`, and padded to the first of `bucket_frames` that holds them.
+
+        `device` is where the caller copies the batches to, which stay in the CPU's memory.
+        """
         self.clips = clips
         self.num_frames = num_frames
         self._settings = settings
@@ -181,6 +212,10 @@ class Loader:
             shards = ShardCache(settings.cache_folder, max_bytes=round(settings.cache_gb * 1e9))
         self._reader = ClipReader(clips, cache_bytes=settings.cache_mb * 1_000_000, shards=shards)
         self._free_buffers: list[_Buffer] = []
+        edges = np.array([*bucket_frames, num_frames])
+        kept = np.minimum(self._reader.num_frames, num_frames)
+        self.lengths: IntArray = edges[np.searchsorted(edges, kept)]
+        """Frames that each clip is padded to, `[N]`, or further beside longer ones."""
 
     def training_batches(
         self, plan: EpochPlan, augment: AugmentSettings, *, first_step: int = 0
@@ -198,21 +233,25 @@ class Loader:
     def evaluation_batches(self, *, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
         """All clips once, shared out among the ranks in order, as they are.
 
+        Those of a rank in batches of one length each, so that no clip is padded further for what
+        stands beside it.
+
         Raises:
             UserError: a clip's shard is not there or ends too early.
         """
         rows, weights = rank_slice(range(len(self.clips)), rank, world_size)
+        batches = _split_by_length(self.lengths[rows], batch_size)
         return self._ahead(
-            lambda start, executor: self._evaluation_batch(
-                rows[start : start + batch_size], weights[start : start + batch_size], executor
+            lambda number, executor: self._evaluation_batch(
+                rows, weights, batches[number], executor
             ),
-            range(0, len(rows), batch_size),
+            range(len(batches)),
         )
 
     def _training_batch(
         self, plan: EpochPlan, augment: AugmentSettings, step: int, executor: Executor | None
     ) -> _Filled:
-        everyone = batch_positions(step, plan.batch_size, len(plan.order))
+        everyone = plan.positions(step)
         positions, weights = rank_slice(everyone, plan.rank, plan.world_size)
         draws = draw_augmentations(
             augment,
@@ -228,6 +267,8 @@ class Loader:
             np.concatenate([rows, partners[mixed]]),
             np.concatenate([draws.crop, draws.partner_crop[mixed]]),
             executor,
+            # Of all ranks, so that their number changes nothing.
+            length=int(self.lengths[plan.order[everyone]].max()),
             max_rows=2 * len(rows) if augment.mixup_share else len(rows),
         )
         batch = Batch(
@@ -245,10 +286,16 @@ class Loader:
         return batch, buffer
 
     def _evaluation_batch(
-        self, rows: IntArray, weights: NDArray[np.float32], executor: Executor | None
+        self,
+        share: IntArray,
+        weights: NDArray[np.float32],
+        places: IntArray,
+        executor: Executor | None,
     ) -> _Filled:
+        rows, weights = share[places], weights[places]
+        length = int(self.lengths[rows].max())
         buffer, fbanks, num_frames = self._read(
-            rows, np.zeros(len(rows)), executor, max_rows=len(rows)
+            rows, np.zeros(len(rows)), executor, length=length, max_rows=len(rows)
         )
         batch = Batch(
             fbanks=fbanks,
@@ -256,15 +303,25 @@ class Loader:
             targets=torch.from_numpy(self.clips.targets(rows)),
             weights=torch.from_numpy(weights),
             num_clips=int(weights.sum()),
+            places=places,
         )
         return batch, buffer
 
     def _read(
-        self, rows: IntArray, crops: FloatArray, executor: Executor | None, *, max_rows: int
+        self,
+        rows: IntArray,
+        crops: FloatArray,
+        executor: Executor | None,
+        *,
+        length: int,
+        max_rows: int,
     ) -> tuple[_Buffer, Tensor, Tensor]:
-        """Clips in a buffer, cut to the stretches that `crops` say, and their numbers of frames."""
+        """Clips in a buffer, cut to the stretches that `crops` say, and their numbers of frames.
+
+        Padded to `length`; a partner of mixup that is longer is cut there, past its clip's end.
+        """
         buffer = self._take_buffer(max_rows)
-        fbanks = buffer.memory[: len(rows)]
+        fbanks = buffer.first(len(rows), length)
         first = first_frame(crops, self._reader.num_frames[rows], self.num_frames)
         num_frames = self._reader.read(fbanks.numpy(), rows, first, executor)
         return buffer, fbanks, torch.from_numpy(num_frames)
@@ -309,3 +366,12 @@ class Loader:
         yield batch
         buffer.mark_used()
         self._free_buffers.append(buffer)
+
+
+def _split_by_length(lengths: IntArray, batch_size: int) -> list[IntArray]:
+    """Places of each length, in order, in batches of at most `batch_size`."""
+    batches: list[IntArray] = []
+    for length in np.unique(lengths):
+        places = np.flatnonzero(lengths == length)
+        batches += np.split(places, range(batch_size, len(places), batch_size))
+    return batches

@@ -52,7 +52,7 @@ from trainer.optimiser import make_optimiser
 from trainer.predictions import from_scores, predictions_name, write_predictions
 from trainer.recipe import Recipe, check_fit
 from trainer.run_folder import TensorBoardLog, describe_run, write_history
-from trainer.sampler import Stream, batch_positions, draw_weights, patchout_seed, random_bits
+from trainer.sampler import Stream, draw_weights, patchout_seed, random_bits
 from trainer.schedule import learning_rate
 from trainer.weights import read_state
 from trainer.window import StepFacts, Window, timed
@@ -140,7 +140,13 @@ def _set_up(
         storage.write_json(storage.join(run_path, "run.json"), facts)
     shared = world.share(ast)
     start = ast.state_dict() if recipe.averaging.ema_decay else {}
-    num_frames = recipe.model.num_frames
+    make_loader = partial(
+        Loader,
+        settings=recipe.loader,
+        num_frames=recipe.model.num_frames,
+        bucket_frames=recipe.sampler.bucket_frames,
+        device=world.device,
+    )
     run = _Run(
         recipe=recipe,
         path=run_path,
@@ -152,10 +158,8 @@ def _set_up(
         scaler=GradScaler(world.device.type, enabled=recipe.train.precision == "float16"),
         ema={name: value.clone() for name, value in start.items()},
         progress=Progress(),
-        train_loader=Loader(data.train, recipe.loader, num_frames=num_frames, device=world.device),
-        eval_loader=Loader(
-            data.evaluation, recipe.loader, num_frames=num_frames, device=world.device
-        ),
+        train_loader=make_loader(data.train),
+        eval_loader=make_loader(data.evaluation),
         log=None,
         report=report,
         saved_at=time.monotonic(),
@@ -235,6 +239,8 @@ def _train_epoch(run: _Run) -> None:
         batch_size=train.batch_size,
         rank=run.world.rank,
         world_size=run.world.size,
+        lengths=run.train_loader.lengths if run.recipe.sampler.bucket_frames else None,
+        bucket_batches=run.recipe.sampler.bucket_batches,
     )
     batches = run.train_loader.training_batches(
         plan, run.recipe.augment, first_step=progress.epoch_step
@@ -248,7 +254,8 @@ def _train_epoch(run: _Run) -> None:
         _seed_model(run)
         window.waited_s += waited_s
         run.ast.patchout_seed = patchout_seed(train.seed, progress.step)
-        window.add(_step(run, batch, lr), batch.num_clips)
+        flops = training_flops(run.ast, batch.fbanks.shape[1])
+        window.add(_step(run, batch, lr), batch.num_clips, flops)
         if run.ema:
             update_ema(run.ema, run.ast.state_dict(), run.recipe.averaging.ema_decay)
         progress.step += 1
@@ -349,7 +356,7 @@ def _log_window(run: _Run, window: Window, plan: EpochPlan, lr: float) -> None:
         "clips_per_s": clips_per_s,
         "data_wait_share": window.waited_s / elapsed_s,
         "peak_memory_bytes": _peak_memory_bytes(world.device),
-        "mfu": clips_per_s * training_flops(run.ast) / (peak * world.size) if peak else None,
+        "mfu": window.flops / elapsed_s / (peak * world.size) if peak else None,
     }
     progress.steps.append(point)
     if run.log is not None:
@@ -365,9 +372,7 @@ def _note_bad_steps(run: _Run, plan: EpochPlan, steps: list[StepFacts]) -> None:
     for ago, step in zip(range(len(steps) - 1, -1, -1), steps, strict=True):
         progress.num_bad_in_a_row = progress.num_bad_in_a_row + 1 if step.is_bad else 0
         if step.is_bad:
-            positions = batch_positions(
-                progress.epoch_step - 1 - ago, plan.batch_size, len(plan.order)
-            )
+            positions = plan.positions(progress.epoch_step - 1 - ago)
             entry = {
                 "step": progress.step - ago,
                 "epoch": progress.epoch,

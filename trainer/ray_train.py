@@ -340,7 +340,13 @@ def _evaluate_worker(config: dict[str, Any]) -> None:
     clips = select_clips(dataset, config["split"], config["fold"])
     evaluation = evaluate(
         model,
-        Loader(clips, recipe.loader, num_frames=recipe.model.num_frames, device=world.device),
+        Loader(
+            clips,
+            recipe.loader,
+            num_frames=recipe.model.num_frames,
+            bucket_frames=recipe.sampler.bucket_frames,
+            device=world.device,
+        ),
         mean=run["data"]["mean"],
         std=run["data"]["std"],
         loss=recipe.train.loss,

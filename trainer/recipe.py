@@ -207,8 +207,8 @@ def check_fit(recipe: Recipe, data: TrainingData) -> None:
     """Refuse settings that these clips cannot be trained with.
 
     Raises:
-        UserError: a mask or patch larger than the input, an average over epochs that the run does
-            not have, or cross-entropy on clips that have no or several labels.
+        UserError: a mask, patch or bucket larger than the input, an average over epochs that the
+            run does not have, or cross-entropy on clips that have no or several labels.
     """
     for key in ("first_epoch", "last_epoch"):
         epoch = getattr(recipe.averaging, key)
@@ -226,6 +226,12 @@ def check_fit(recipe: Recipe, data: TrainingData) -> None:
     ):
         if value > size:
             raise UserError(f"{key}: must be at most {axis} ({size}), got {value}")
+    shortest, edges = recipe.model.patch_time, recipe.sampler.bucket_frames
+    if any(not shortest <= edge < recipe.model.num_frames for edge in edges):
+        raise UserError(
+            f"sampler.bucket_frames: must be at least model.patch_time ({shortest}) and below "
+            f"model.num_frames ({recipe.model.num_frames}), got {list(edges)}"
+        )
     recipe.model.grid(data.train.num_mels)
     if recipe.train.loss == "ce":
         for clips in (data.train, data.evaluation):
