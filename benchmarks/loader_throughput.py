@@ -4,7 +4,8 @@ In: nothing. Steps: write 16 tars of 998 x 128 clips of noise (2 GB), as `prepar
 them once into the page cache. On one core, by turns: stock webdataset reads the tars from front to
 back, decodes and stacks; the loader reads single clips in random order. Both end with float32
 batches. Then the same tars from a local S3 server with 20 ms of latency (see `s3_server`), which
-shares the cores, by processes of their own that each take a rank's share of an epoch. Out: tables.
+shares the cores, by processes of their own that each take a rank's share of an epoch: by ranges, and
+in two epochs with copies of the tars on disk. Out: tables.
 
     .venv/bin/python benchmarks/loader_throughput.py
 """
@@ -53,11 +54,15 @@ def main() -> None:
         compare_local(clips, arguments.rounds)
         latency_s.value = arguments.latency_ms / 1000
         remote = move(clips, f"{folder}/bucket", "s3://bucket")
-        rate, cpu_ms = best_of_s3(remote, arguments.s3_clips, arguments.processes, arguments.rounds)
-        print(
-            f"from S3 with {arguments.latency_ms:g} ms, {arguments.processes} processes: "
-            f"{rate:.0f} clips/s, {cpu_ms:.2f} ms of their CPU time a clip"
-        )
+        what = remote, arguments.s3_clips, arguments.processes
+        print(f"from S3 with {arguments.latency_ms:g} ms, {arguments.processes} processes:")
+        show("by ranges", max(rates_from_s3(*what, arguments.rounds)))
+        for name, found in zip(
+            ("while tars are copied", "from the copies"),
+            rates_from_s3(*what, 2, f"{folder}/copies"),
+            strict=True,
+        ):
+            show(name, found)
         print(f"load average {os.getloadavg()[0]:.1f}")
 
 
@@ -123,7 +128,9 @@ def stream(clips: ClipSet) -> Iterator[Tensor]:
         yield x
 
 
-def read(clips: ClipSet, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+def read(
+    clips: ClipSet, rank: int = 0, world_size: int = 1, cache_folder: str = ""
+) -> Iterator[Batch]:
     """A rank's batches of an epoch, nothing of which is kept in memory."""
     plan = plan_epoch(
         len(clips),
@@ -134,7 +141,10 @@ def read(clips: ClipSet, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         rank=rank,
         world_size=world_size,
     )
-    settings = LoaderSettings(threads=1, cache_mb=0)
+    cache_gb = 100.0 if cache_folder else 0.0
+    settings = LoaderSettings(
+        threads=1, cache_mb=0, cache_gb=cache_gb, cache_folder=cache_folder
+    )
     return Loader(clips, settings, num_frames=INPUT_FRAMES).training_batches(plan, PLAIN)
 
 
@@ -144,34 +154,41 @@ def clips_per_cpu_s(batches: Iterable[Tensor], num_clips: int) -> float:
     return num_clips / (time.process_time() - start)
 
 
-def best_of_s3(
-    clips: ClipSet, num_clips: int, num_processes: int, rounds: int
-) -> tuple[float, float]:
-    """Clips a second of all processes together, and milliseconds of their CPU time a clip."""
+def rates_from_s3(
+    clips: ClipSet, num_clips: int, num_processes: int, rounds: int, cache_folder: str = ""
+) -> list[tuple[float, float]]:
+    """Of each round clips a second of all processes, and milliseconds of their CPU time a clip."""
     context = multiprocessing.get_context("spawn")
     rates = []
     with context.Pool(num_processes) as pool:
         for _ in range(rounds):
-            tasks = [(clips, rank, num_processes, num_clips) for rank in range(num_processes)]
+            tasks = [
+                (clips, rank, num_processes, num_clips, cache_folder)
+                for rank in range(num_processes)
+            ]
             found = pool.starmap(read_share, tasks, chunksize=1)
             start, end = min(one[0] for one in found), max(one[1] for one in found)
             num_read = sum(one[2] for one in found)
             cpu_ms = 1000 * sum(one[3] for one in found) / num_read
             rates.append((num_read / (end - start), cpu_ms))
-    return max(rates)
+    return rates
 
 
 def read_share(
-    clips: ClipSet, rank: int, world_size: int, num_clips: int
+    clips: ClipSet, rank: int, world_size: int, num_clips: int, cache_folder: str
 ) -> tuple[float, float, int, float]:
     """When it began and ended by a clock all processes share, clips read, seconds of CPU time."""
     torch.set_num_threads(1)
     start, start_cpu_s, num_read = time.monotonic(), time.process_time(), 0
-    for batch in read(clips, rank, world_size):
+    for batch in read(clips, rank, world_size, cache_folder):
         num_read += len(batch.fbanks.float())
         if num_read >= num_clips:
             break
     return start, time.monotonic(), num_read, time.process_time() - start_cpu_s
+
+
+def show(name: str, found: tuple[float, float]) -> None:
+    print(f"{name:34}{found[0]:8.0f} clips/s{found[1]:8.2f} ms of CPU time a clip")
 
 
 def machine() -> str:
