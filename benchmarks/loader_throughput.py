@@ -4,8 +4,8 @@ In: nothing. Steps: write 16 tars of 998 x 128 clips of noise (2 GB), as `prepar
 them once into the page cache. On one core, by turns: stock webdataset reads the tars from front to
 back, decodes and stacks; the loader reads single clips in random order. Both end with float32
 batches. Then the same tars from a local S3 server with 20 ms of latency (see `s3_server`), which
-shares the cores, by processes of their own that each take a rank's share of an epoch: by ranges, and
-in two epochs with copies of the tars on disk. Out: tables.
+shares the cores, by processes of their own that each take a rank's share of an epoch: by ranges,
+and with copies of the tars on disk, which are made meanwhile. Out: tables.
 
     .venv/bin/python benchmarks/loader_throughput.py
 """
@@ -29,11 +29,13 @@ from pipeline import storage
 from pipeline.shards import ShardWriter
 from trainer.augment import AugmentSettings
 from trainer.clips import ClipSet
-from trainer.loader import Batch, Loader, LoaderSettings, plan_epoch
+from trainer.loader import Batch, EpochPlan, Loader, LoaderSettings, plan_epoch
 
 NUM_FRAMES, NUM_MELS, INPUT_FRAMES = 998, 128, 1024
 NUM_SHARDS = 16
 BATCH_SIZE = 48
+NUM_EPOCHS = 3
+"""With copies of the tars."""
 PLAIN = AugmentSettings(mixup_share=0.0)
 
 Batches = Callable[[], Iterable[Tensor]]
@@ -42,7 +44,6 @@ Batches = Callable[[], Iterable[Tensor]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=8192)
-    parser.add_argument("--s3-clips", type=int, default=4096, help="of each process, from S3")
     parser.add_argument("--processes", type=int, default=2, help="that read from S3")
     parser.add_argument("--latency-ms", type=float, default=20.0, help="added to each request")
     parser.add_argument("--rounds", type=int, default=3, help="the best of so many is shown")
@@ -54,15 +55,11 @@ def main() -> None:
         compare_local(clips, arguments.rounds)
         latency_s.value = arguments.latency_ms / 1000
         remote = move(clips, f"{folder}/bucket", "s3://bucket")
-        what = remote, arguments.s3_clips, arguments.processes
         print(f"from S3 with {arguments.latency_ms:g} ms, {arguments.processes} processes:")
-        show("by ranges", max(rates_from_s3(*what, arguments.rounds)))
-        for name, found in zip(
-            ("while tars are copied", "from the copies"),
-            rates_from_s3(*what, 2, f"{folder}/copies"),
-            strict=True,
-        ):
-            show(name, found)
+        show("by ranges", max(epochs_from_s3(remote, arguments.rounds, arguments.processes)))
+        found = epochs_from_s3(remote, NUM_EPOCHS, arguments.processes, f"{folder}/copies")
+        for epoch, one in enumerate(found, start=1):
+            show(f"with copies on disk, epoch {epoch}", one)
         print(f"load average {os.getloadavg()[0]:.1f}")
 
 
@@ -128,24 +125,27 @@ def stream(clips: ClipSet) -> Iterator[Tensor]:
         yield x
 
 
-def read(
-    clips: ClipSet, rank: int = 0, world_size: int = 1, cache_folder: str = ""
-) -> Iterator[Batch]:
-    """A rank's batches of an epoch, nothing of which is kept in memory."""
-    plan = plan_epoch(
+def read(clips: ClipSet) -> Iterator[Batch]:
+    """Batches of an epoch, nothing of which is kept in memory."""
+    return make_loader(clips).training_batches(make_plan(clips), PLAIN)
+
+
+def make_loader(clips: ClipSet, copies: str = "") -> Loader:
+    cache_gb = 100.0 if copies else 0.0
+    settings = LoaderSettings(threads=1, cache_mb=0, cache_gb=cache_gb, cache_folder=copies)
+    return Loader(clips, settings, num_frames=INPUT_FRAMES)
+
+
+def make_plan(clips: ClipSet, epoch: int = 1, rank: int = 0, world_size: int = 1) -> EpochPlan:
+    return plan_epoch(
         len(clips),
         None,
         seed=0,
-        epoch=1,
+        epoch=epoch,
         batch_size=BATCH_SIZE * world_size,
         rank=rank,
         world_size=world_size,
     )
-    cache_gb = 100.0 if cache_folder else 0.0
-    settings = LoaderSettings(
-        threads=1, cache_mb=0, cache_gb=cache_gb, cache_folder=cache_folder
-    )
-    return Loader(clips, settings, num_frames=INPUT_FRAMES).training_batches(plan, PLAIN)
 
 
 def clips_per_cpu_s(batches: Iterable[Tensor], num_clips: int) -> float:
@@ -154,37 +154,36 @@ def clips_per_cpu_s(batches: Iterable[Tensor], num_clips: int) -> float:
     return num_clips / (time.process_time() - start)
 
 
-def rates_from_s3(
-    clips: ClipSet, num_clips: int, num_processes: int, rounds: int, cache_folder: str = ""
+def epochs_from_s3(
+    clips: ClipSet, num_epochs: int, num_processes: int, copies: str = ""
 ) -> list[tuple[float, float]]:
-    """Of each round clips a second of all processes, and milliseconds of their CPU time a clip."""
+    """Of each epoch clips a second of all processes, and milliseconds of their CPU time a clip."""
     context = multiprocessing.get_context("spawn")
-    rates = []
     with context.Pool(num_processes) as pool:
-        for _ in range(rounds):
-            tasks = [
-                (clips, rank, num_processes, num_clips, cache_folder)
-                for rank in range(num_processes)
-            ]
-            found = pool.starmap(read_share, tasks, chunksize=1)
-            start, end = min(one[0] for one in found), max(one[1] for one in found)
-            num_read = sum(one[2] for one in found)
-            cpu_ms = 1000 * sum(one[3] for one in found) / num_read
-            rates.append((num_read / (end - start), cpu_ms))
+        tasks = [(clips, rank, num_processes, num_epochs, copies) for rank in range(num_processes)]
+        shares = pool.starmap(read_share, tasks, chunksize=1)
+    rates = []
+    for found in zip(*shares, strict=True):
+        start, end = min(one[0] for one in found), max(one[1] for one in found)
+        num_read = sum(one[2] for one in found)
+        cpu_ms = 1000 * sum(one[3] for one in found) / num_read
+        rates.append((num_read / (end - start), cpu_ms))
     return rates
 
 
 def read_share(
-    clips: ClipSet, rank: int, world_size: int, num_clips: int, cache_folder: str
-) -> tuple[float, float, int, float]:
-    """When it began and ended by a clock all processes share, clips read, seconds of CPU time."""
+    clips: ClipSet, rank: int, world_size: int, num_epochs: int, copies: str
+) -> list[tuple[float, float, int, float]]:
+    """Of each epoch when it began and ended, clips read, and seconds of CPU time."""
     torch.set_num_threads(1)
-    start, start_cpu_s, num_read = time.monotonic(), time.process_time(), 0
-    for batch in read(clips, rank, world_size, cache_folder):
-        num_read += len(batch.fbanks.float())
-        if num_read >= num_clips:
-            break
-    return start, time.monotonic(), num_read, time.process_time() - start_cpu_s
+    loader, found = make_loader(clips, copies), []
+    for epoch in range(num_epochs):
+        # By a clock that all processes share.
+        start, start_cpu_s = time.monotonic(), time.process_time()
+        batches = loader.training_batches(make_plan(clips, epoch, rank, world_size), PLAIN)
+        num_read = sum(len(batch.fbanks.float()) for batch in batches)
+        found.append((start, time.monotonic(), num_read, time.process_time() - start_cpu_s))
+    return found
 
 
 def show(name: str, found: tuple[float, float]) -> None:

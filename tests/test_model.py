@@ -458,7 +458,9 @@ def test_of_shorter_inputs_fewer_columns_are_left_out():
 @pytest.mark.parametrize("shape", [(2, 65, 64), (2, 15, 64), (2, 64, 63), (2, 1, 64, 64), (64, 64)])
 def test_inputs_of_another_shape_are_refused(shape):
     model = build_model(small_settings(), num_classes=3, num_mels=64)
-    with pytest.raises(ValueError, match=r"takes inputs \[B, 64 frames, 64 mels\], or of .* 16 frames, got"):
+    with pytest.raises(
+        ValueError, match=r"takes inputs \[B, 64 frames, 64 mels\], or of .* 16 frames, got"
+    ):
         model(torch.zeros(shape))
 
 

@@ -281,7 +281,9 @@ def test_other_weights_are_evaluated_under_a_name_of_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = str(tmp_path)
-    train(replace(RECIPE, train=replace(RECIPE.train, select_by="mAP")), dataset, run, world=World())
+    train(
+        replace(RECIPE, train=replace(RECIPE.train, select_by="mAP")), dataset, run, world=World()
+    )
     (tmp_path / "predictions" / "eval.json").unlink()
     monkeypatch.setattr(ray_job, "_session", lambda arguments: nullcontext())
     monkeypatch.setattr(ray_train, "fit_workers", lambda workers: (workers, 1))

@@ -1,10 +1,10 @@
 """Weights beside the last: averages over epochs and over steps (EMA), and those of the best epoch.
 
 In: a model at the end of an epoch, or after a step. Steps: the weights of each epoch that is to be
-averaged, and of the one that is best so far, are kept in the run's `epochs/`; the mean is taken once
-the training is through, entry by entry, as the authors' `wa_model` does. Out: state dicts, as
-`.safetensors`; training sees none of them. A restart needs the files of the epochs before it, which
-are written before the checkpoint that ends their epoch.
+averaged, and of the best one so far, are kept in the run's `epochs/`; the mean is taken once the
+training is through, entry by entry, as the authors' `wa_model` does. Out: state dicts, as
+`.safetensors`; training sees none of them. A restart needs the files of the epochs before it,
+which are written before the checkpoint that ends their epoch.
 """
 
 import math

@@ -109,7 +109,9 @@ class _Buffer:
     def first(self, num_rows: int, num_frames: int) -> Tensor:
         """Its beginning as `[rows, T, F]`, contiguous."""
         num_mels = self.memory.shape[2]
-        return self.memory.flatten()[: num_rows * num_frames * num_mels].view(-1, num_frames, num_mels)
+        return self.memory.flatten()[: num_rows * num_frames * num_mels].view(
+            -1, num_frames, num_mels
+        )
 
     def mark_used(self) -> None:
         """Note that all copies to the device have been asked for."""
@@ -198,7 +200,7 @@ class Loader:
         bucket_frames: Sequence[int] = (),
         device: torch.device | None = None,
     ) -> None:
-        """Clips are cut to `num_frames`, and padded to the first of `bucket_frames` that holds them.
+        """Clips are cut to `num_frames` and padded to the first of `bucket_frames` that holds them.
 
         `device` is where the caller copies the batches to, which stay in the CPU's memory.
         """

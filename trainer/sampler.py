@@ -2,8 +2,9 @@
 
 In: the seed, the epoch (and for balanced sampling the clips' labels). Steps: draw the epoch's
 order of clips, put positions of clips of like length together if asked to, cut them into global
-batches, cut each batch into equal slices, one per rank. Out: positions in the epoch. All are pure functions of their arguments: the order knows nothing of the
-number of ranks or workers, and a restart needs only the seed, the epoch and the step.
+batches, cut each batch into equal slices, one per rank. Out: positions in the epoch. All are pure
+functions of their arguments: the order knows nothing of the number of ranks or workers, and a
+restart needs only the seed, the epoch and the step.
 
 Random numbers come from Philox, a counter-based generator: the seed and the purpose are its key,
 the epoch and the position its counter, so any number is found without drawing those before it.
