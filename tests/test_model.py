@@ -435,7 +435,7 @@ def test_logits_of_a_clip_do_not_depend_on_its_batch():
 def test_shorter_inputs_get_the_first_positions_in_time():
     """As of a model of their length with the same weights, its positional embedding cut."""
     model = randomise(build_model(small_settings(), num_classes=3, num_mels=64)).eval()
-    for num_frames, columns in ((16, 1), (40, 3), (63, 5)):
+    for num_frames, columns in ((16, 1), (40, 3)):
         short = build_model(small_settings(num_frames=num_frames), num_classes=3, num_mels=64)
         tokens = [0, 1, *(2 + 5 * row + column for row in range(5) for column in range(columns))]
         state = model.state_dict()

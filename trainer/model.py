@@ -259,7 +259,7 @@ class AST(nn.Module):
         if grid == whole:
             return self.pos_embed
         class_entries, entries = self.pos_embed.tensor_split([self.num_class_tokens], dim=1)
-        first_columns = entries.unflatten(1, whole)[:, :, : grid[1]].flatten(1, 2)
+        first_columns = entries.reshape(1, *whole, -1)[:, :, : grid[1]].flatten(1, 2)
         return torch.cat([class_entries, first_columns], dim=1)
 
     def _kept_tokens(self, grid: tuple[int, int], device: torch.device) -> Tensor:
