@@ -4,8 +4,7 @@ In: nothing. Steps: write 16 tars of 998 x 128 clips of noise (2 GB), as `prepar
 them once into the page cache. On one core, by turns: stock webdataset reads the tars from front to
 back, decodes and stacks; the loader reads single clips in random order. Both end with float32
 batches. Then the same tars from a local S3 server with 20 ms of latency (see `s3_server`), which
-shares the cores, by processes of their own that each take a rank's share of an epoch: by ranges,
-and with copies of the tars on disk, which are made meanwhile. Out: tables.
+shares the cores, by processes of their own that each take a rank's share of an epoch. Out: tables.
 
     .venv/bin/python benchmarks/loader_throughput.py
 """
@@ -34,8 +33,6 @@ from trainer.loader import Batch, EpochPlan, Loader, LoaderSettings, plan_epoch
 NUM_FRAMES, NUM_MELS, INPUT_FRAMES = 998, 128, 1024
 NUM_SHARDS = 16
 BATCH_SIZE = 48
-NUM_EPOCHS = 3
-"""With copies of the tars."""
 PLAIN = AugmentSettings(mixup_share=0.0)
 
 Batches = Callable[[], Iterable[Tensor]]
@@ -55,11 +52,11 @@ def main() -> None:
         compare_local(clips, arguments.rounds)
         latency_s.value = arguments.latency_ms / 1000
         remote = move(clips, f"{folder}/bucket", "s3://bucket")
-        print(f"from S3 with {arguments.latency_ms:g} ms, {arguments.processes} processes:")
-        show("by ranges", max(epochs_from_s3(remote, arguments.rounds, arguments.processes)))
-        found = epochs_from_s3(remote, NUM_EPOCHS, arguments.processes, f"{folder}/copies")
-        for epoch, one in enumerate(found, start=1):
-            show(f"with copies on disk, epoch {epoch}", one)
+        rate, cpu_ms = max(epochs_from_s3(remote, arguments.rounds, arguments.processes))
+        print(
+            f"from S3 with {arguments.latency_ms:g} ms, {arguments.processes} processes: "
+            f"{rate:.0f} clips/s, {cpu_ms:.2f} ms of their CPU time a clip"
+        )
         print(f"load average {os.getloadavg()[0]:.1f}")
 
 
@@ -130,10 +127,8 @@ def read(clips: ClipSet) -> Iterator[Batch]:
     return make_loader(clips).training_batches(make_plan(clips), PLAIN)
 
 
-def make_loader(clips: ClipSet, copies: str = "") -> Loader:
-    cache_gb = 100.0 if copies else 0.0
-    settings = LoaderSettings(threads=1, cache_mb=0, cache_gb=cache_gb, cache_folder=copies)
-    return Loader(clips, settings, num_frames=INPUT_FRAMES)
+def make_loader(clips: ClipSet) -> Loader:
+    return Loader(clips, LoaderSettings(threads=1, cache_mb=0), num_frames=INPUT_FRAMES)
 
 
 def make_plan(clips: ClipSet, epoch: int = 1, rank: int = 0, world_size: int = 1) -> EpochPlan:
@@ -155,12 +150,12 @@ def clips_per_cpu_s(batches: Iterable[Tensor], num_clips: int) -> float:
 
 
 def epochs_from_s3(
-    clips: ClipSet, num_epochs: int, num_processes: int, copies: str = ""
+    clips: ClipSet, num_epochs: int, num_processes: int
 ) -> list[tuple[float, float]]:
     """Of each epoch clips a second of all processes, and milliseconds of their CPU time a clip."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(num_processes) as pool:
-        tasks = [(clips, rank, num_processes, num_epochs, copies) for rank in range(num_processes)]
+        tasks = [(clips, rank, num_processes, num_epochs) for rank in range(num_processes)]
         shares = pool.starmap(read_share, tasks, chunksize=1)
     rates = []
     for found in zip(*shares, strict=True):
@@ -172,11 +167,11 @@ def epochs_from_s3(
 
 
 def read_share(
-    clips: ClipSet, rank: int, world_size: int, num_epochs: int, copies: str
+    clips: ClipSet, rank: int, world_size: int, num_epochs: int
 ) -> list[tuple[float, float, int, float]]:
     """Of each epoch when it began and ended, clips read, and seconds of CPU time."""
     torch.set_num_threads(1)
-    loader, found = make_loader(clips, copies), []
+    loader, found = make_loader(clips), []
     for epoch in range(num_epochs):
         # By a clock that all processes share.
         start, start_cpu_s = time.monotonic(), time.process_time()
@@ -184,10 +179,6 @@ def read_share(
         num_read = sum(len(batch.fbanks.float()) for batch in batches)
         found.append((start, time.monotonic(), num_read, time.process_time() - start_cpu_s))
     return found
-
-
-def show(name: str, found: tuple[float, float]) -> None:
-    print(f"{name:34}{found[0]:8.0f} clips/s{found[1]:8.2f} ms of CPU time a clip")
 
 
 def machine() -> str:
