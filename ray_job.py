@@ -188,9 +188,10 @@ def evaluate(arguments: Arguments) -> None:
 
     run = absolute(arguments.run)
     data = absolute(arguments.data) if arguments.data else read_run(run)["data"]["path"]
-    name = ray_train.check_evaluation(run, data, arguments.split, arguments.fold)
+    what = run, data, arguments.split, arguments.fold
+    name = ray_train.check_evaluation(*what, arguments.weights)
     with _session(arguments):
-        ray_train.run_evaluation(run, data, arguments.split, arguments.fold, _workers(arguments))
+        ray_train.run_evaluation(*what, _workers(arguments), arguments.weights)
     Console().print(metrics_summary(run, name))
 
 
@@ -521,13 +522,19 @@ def _add_evaluate(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         steps,
         "evaluate",
         evaluate,
-        "Score a split with a run's last checkpoint: mAP, mAUC, d-prime, accuracy, per class.",
+        "Score a split with weights of a run: mAP, mAUC, d-prime, accuracy, per class.",
         "ray_job.py evaluate runs/esc50 --split train --fold 1",
     )
     step.add_argument("run", help="folder of the run")
     step.add_argument("--split", required=True, help="split to score")
     step.add_argument("--fold", type=int, default=0, help="only this fold of it")
     step.add_argument("--data", help="prepared data set (default: the one trained on)")
+    step.add_argument(
+        "--weights",
+        choices=("last", "best", "averaged", "ema"),
+        default="last",
+        help="the last checkpoint's, or others that the recipe asked for (default: %(default)s)",
+    )
     _add_worker_options(step)
 
 

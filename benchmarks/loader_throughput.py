@@ -31,7 +31,7 @@ from pipeline.shards import Fbank, ShardWriter
 from pipeline.stored_audio import encode_flac
 from trainer.augment import AugmentSettings
 from trainer.clips import ClipSet, StoredAudio
-from trainer.loader import Batch, Loader, LoaderSettings, plan_epoch
+from trainer.loader import Batch, EpochPlan, Loader, LoaderSettings, plan_epoch
 
 NUM_FRAMES, NUM_MELS, INPUT_FRAMES = 998, 128, 1024
 NUM_SAMPLES = 160_000
@@ -45,7 +45,6 @@ Batches = Callable[[], Iterable[Tensor]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=8192)
-    parser.add_argument("--s3-clips", type=int, default=4096, help="of each process, from S3")
     parser.add_argument("--processes", type=int, default=2, help="that read from S3")
     parser.add_argument("--latency-ms", type=float, default=20.0, help="added to each request")
     parser.add_argument("--rounds", type=int, default=3, help="the best of so many is shown")
@@ -63,7 +62,7 @@ def main() -> None:
         compare_local(clips, audio, arguments.rounds)
         latency_s.value = arguments.latency_ms / 1000
         remote = move(clips, f"{folder}/bucket", "s3://bucket")
-        rate, cpu_ms = best_of_s3(remote, arguments.s3_clips, arguments.processes, arguments.rounds)
+        rate, cpu_ms = max(epochs_from_s3(remote, arguments.rounds, arguments.processes))
         print(
             f"from S3 with {arguments.latency_ms:g} ms, {arguments.processes} processes: "
             f"{rate:.0f} clips/s, {cpu_ms:.2f} ms of their CPU time a clip"
@@ -138,19 +137,25 @@ def stream(clips: ClipSet) -> Iterator[Tensor]:
         yield x
 
 
-def read(clips: ClipSet, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-    """A rank's batches of an epoch, nothing of which is kept in memory."""
-    plan = plan_epoch(
+def read(clips: ClipSet) -> Iterator[Batch]:
+    """Batches of an epoch, nothing of which is kept in memory."""
+    return make_loader(clips).training_batches(make_plan(clips), PLAIN)
+
+
+def make_loader(clips: ClipSet) -> Loader:
+    return Loader(clips, LoaderSettings(threads=1, cache_mb=0), num_frames=INPUT_FRAMES)
+
+
+def make_plan(clips: ClipSet, epoch: int = 1, rank: int = 0, world_size: int = 1) -> EpochPlan:
+    return plan_epoch(
         len(clips),
         None,
         seed=0,
-        epoch=1,
+        epoch=epoch,
         batch_size=BATCH_SIZE * world_size,
         rank=rank,
         world_size=world_size,
     )
-    settings = LoaderSettings(threads=1, cache_mb=0)
-    return Loader(clips, settings, num_frames=INPUT_FRAMES).training_batches(plan, PLAIN)
 
 
 def clips_per_cpu_s(batches: Iterable[Tensor], num_clips: int) -> float:
@@ -159,34 +164,36 @@ def clips_per_cpu_s(batches: Iterable[Tensor], num_clips: int) -> float:
     return num_clips / (time.process_time() - start)
 
 
-def best_of_s3(
-    clips: ClipSet, num_clips: int, num_processes: int, rounds: int
-) -> tuple[float, float]:
-    """Clips a second of all processes together, and milliseconds of their CPU time a clip."""
+def epochs_from_s3(
+    clips: ClipSet, num_epochs: int, num_processes: int
+) -> list[tuple[float, float]]:
+    """Of each epoch clips a second of all processes, and milliseconds of their CPU time a clip."""
     context = multiprocessing.get_context("spawn")
-    rates = []
     with context.Pool(num_processes) as pool:
-        for _ in range(rounds):
-            tasks = [(clips, rank, num_processes, num_clips) for rank in range(num_processes)]
-            found = pool.starmap(read_share, tasks, chunksize=1)
-            start, end = min(one[0] for one in found), max(one[1] for one in found)
-            num_read = sum(one[2] for one in found)
-            cpu_ms = 1000 * sum(one[3] for one in found) / num_read
-            rates.append((num_read / (end - start), cpu_ms))
-    return max(rates)
+        tasks = [(clips, rank, num_processes, num_epochs) for rank in range(num_processes)]
+        shares = pool.starmap(read_share, tasks, chunksize=1)
+    rates = []
+    for found in zip(*shares, strict=True):
+        start, end = min(one[0] for one in found), max(one[1] for one in found)
+        num_read = sum(one[2] for one in found)
+        cpu_ms = 1000 * sum(one[3] for one in found) / num_read
+        rates.append((num_read / (end - start), cpu_ms))
+    return rates
 
 
 def read_share(
-    clips: ClipSet, rank: int, world_size: int, num_clips: int
-) -> tuple[float, float, int, float]:
-    """When it began and ended by a clock all processes share, clips read, seconds of CPU time."""
+    clips: ClipSet, rank: int, world_size: int, num_epochs: int
+) -> list[tuple[float, float, int, float]]:
+    """Of each epoch when it began and ended, clips read, and seconds of CPU time."""
     torch.set_num_threads(1)
-    start, start_cpu_s, num_read = time.monotonic(), time.process_time(), 0
-    for batch in read(clips, rank, world_size):
-        num_read += len(batch.stored.float())
-        if num_read >= num_clips:
-            break
-    return start, time.monotonic(), num_read, time.process_time() - start_cpu_s
+    loader, found = make_loader(clips), []
+    for epoch in range(num_epochs):
+        # By a clock that all processes share.
+        start, start_cpu_s = time.monotonic(), time.process_time()
+        batches = loader.training_batches(make_plan(clips, epoch, rank, world_size), PLAIN)
+        num_read = sum(len(batch.stored.float()) for batch in batches)
+        found.append((start, time.monotonic(), num_read, time.process_time() - start_cpu_s))
+    return found
 
 
 def machine() -> str:

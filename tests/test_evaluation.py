@@ -77,6 +77,23 @@ def test_scores_are_those_of_one_clip_at_a_time(
     )
 
 
+def test_each_clip_is_padded_to_its_own_bucket(dataset: PreparedDataset) -> None:
+    clips, model = select_clips(dataset, "eval"), tiny_model(dataset).eval()
+    loader = Loader(clips, LoaderSettings(), num_frames=64, bucket_frames=(48, 56))
+    found = evaluate(
+        model, loader, mean=MEAN, std=STD, loss="bce", batch_size=4, world=World()
+    ).scores
+    lengths = set()
+    for row in range(9):
+        fbank = torch.from_numpy(dataset.read_fbank(40 + row).copy())
+        length = min(one for one in (48, 56, 64) if one >= min(len(fbank), 64))
+        lengths.add(length)
+        x = ((padded(fbank, length) - MEAN) / (2 * STD))[None]
+        with torch.inference_mode():
+            np.testing.assert_allclose(found[row], scores(model(x), "bce")[0], atol=1e-6)
+    assert lengths == {48, 56, 64}
+
+
 def save_evaluation(world: World, data_path: str, output: str) -> None:
     result = evaluate_tiny(open_dataset(data_path), "bce", 2, world)
     np.savez(f"{output}/{world.rank}.npz", scores=result.scores, loss=result.loss)

@@ -43,13 +43,16 @@ def on_meta(settings: ModelSettings, num_classes: int) -> AST:
     ],
 )
 @pytest.mark.parametrize("training", [True, False])
-def test_as_pytorch_counts(settings: ModelSettings, num_classes: int, training: bool) -> None:
+@pytest.mark.parametrize("num_frames", [None, 200])
+def test_as_pytorch_counts(
+    settings: ModelSettings, num_classes: int, training: bool, num_frames: int | None
+) -> None:
     model = on_meta(settings, num_classes).train(training)
-    x = torch.empty(3, settings.num_frames, 128, device="meta")
+    x = torch.empty(3, num_frames or settings.num_frames, 128, device="meta")
     with FlopCounterMode(display=False) as counter:
         model(x)
-    assert forward_flops(model) * 3 == counter.get_total_flops()
-    assert training_flops(model) == 3 * forward_flops(model)
+    assert forward_flops(model, num_frames) * 3 == counter.get_total_flops()
+    assert training_flops(model, num_frames) == 3 * forward_flops(model, num_frames)
 
 
 def test_the_base_model() -> None:

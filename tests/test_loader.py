@@ -51,6 +51,8 @@ def make_plan(clips: ClipSet, *, rank: int = 0, world_size: int = 1, **others: A
         batch_size=BATCH_SIZE,
         rank=rank,
         world_size=world_size,
+        padded_frames=others.get("padded_frames"),
+        bucket_batches=others.get("bucket_batches", 1),
     )
 
 
@@ -166,6 +168,52 @@ def test_the_ranks_share_out_the_same_global_batches(clips: ClipSet, world_size:
             assert torch.equal(torch.cat(parts), getattr(whole, name))
         assert all(share.num_clips == whole.num_clips for share in shares)
         assert sum(float(share.weights.sum()) for share in shares) == whole.num_clips
+
+
+BUCKETS = (56, 62)
+
+
+def bucketed_batches(
+    clips: ClipSet, *, rank: int = 0, world_size: int = 1, first_step: int = 0
+) -> list[Batch]:
+    loader = Loader(clips, LoaderSettings(), num_frames=NUM_FRAMES, bucket_frames=BUCKETS)
+    others = {"padded_frames": loader.padded_frames, "bucket_batches": 4}
+    plan = make_plan(clips, rank=rank, world_size=world_size, **others)
+    return ready(loader.training_batches(plan, AUGMENT, first_step=first_step))
+
+
+def test_in_buckets_the_same_clips_are_mixed_alike(clips: ClipSet) -> None:
+    """Only the order differs, and how far they are padded."""
+    frames = clips.size_bytes // 256
+    plain = training_batches(clips)
+    rows = torch.cat([batch.stored for batch in plain])
+    targets = torch.cat([batch.targets for batch in plain])
+    starts = np.concatenate([one.draws.time_start for one in plain if one.draws is not None])
+    loader = Loader(clips, LoaderSettings(), num_frames=NUM_FRAMES, bucket_frames=BUCKETS)
+    assert set(loader.padded_frames) == {56, 62, 64}
+    plan = make_plan(clips, padded_frames=loader.padded_frames, bucket_batches=4)
+    found = bucketed_batches(clips)
+    assert [batch.num_clips for batch in found] == [batch.num_clips for batch in plain]
+    for step, batch in enumerate(found):
+        positions = plan.positions(step)
+        longest = int(loader.padded_frames[plan.order[positions]].max())
+        assert longest >= min(NUM_FRAMES, frames[plan.order[positions]].max())
+        assert batch.stored.shape[1] == longest
+        assert torch.equal(batch.stored, rows[positions, :longest])
+        assert not rows[positions, longest:].any()
+        assert torch.equal(batch.targets, targets[positions])
+        assert batch.draws is not None
+        assert np.array_equal(batch.draws.time_start, starts[positions])
+    assert len({batch.stored.shape[1] for batch in found}) > 1
+
+
+def test_in_buckets_ranks_and_restarts_change_nothing(clips: ClipSet) -> None:
+    whole = bucketed_batches(clips)
+    assert_same(bucketed_batches(clips, first_step=3), whole[3:])
+    ranks = [bucketed_batches(clips, rank=rank, world_size=3) for rank in range(3)]
+    for batch, *shares in zip(whole, *ranks, strict=True):
+        parts = [share.stored[share.weights > 0] for share in shares]
+        assert torch.equal(torch.cat(parts), batch.stored)
 
 
 @pytest.mark.parametrize("first_step", [1, 3, 5, 6])

@@ -193,6 +193,17 @@ def test_stopped_after_any_step(
     assert_same_run(run, uninterrupted)
 
 
+def test_in_buckets_a_restart_changes_nothing(dataset: PreparedDataset, tmp_path: Path) -> None:
+    whole, stopped = str(tmp_path / "whole"), str(tmp_path / "stopped")
+    buckets = {"bucket_frames": [56], "bucket_batches": 4}
+    recipe = tiny_recipe(sampler=buckets, train={**OFTEN, "epochs": 2})
+    start(recipe, dataset, whole)
+    with pytest.raises(Stopped):
+        start(recipe, dataset, stopped, 8)
+    start(recipe, dataset, stopped)
+    assert_same_run(stopped, whole)
+
+
 def stopping_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, but its n-th call ends the run instead."""
     calls_left = itertools.count(call - 1, -1)

@@ -432,10 +432,35 @@ def test_logits_of_a_clip_do_not_depend_on_its_batch():
         torch.testing.assert_close(model(x)[2:3], model(x[2:3]), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(2, 65, 64), (2, 64, 63), (2, 1, 64, 64), (64, 64)])
+def test_shorter_inputs_get_the_first_positions_in_time():
+    """As of a model of their length with the same weights, its positional embedding cut."""
+    model = randomise(build_model(small_settings(), num_classes=3, num_mels=64)).eval()
+    for num_frames, columns in ((16, 1), (40, 3)):
+        short = build_model(small_settings(num_frames=num_frames), num_classes=3, num_mels=64)
+        tokens = [0, 1, *(2 + 5 * row + column for row in range(5) for column in range(columns))]
+        state = model.state_dict()
+        short.load_state_dict({**state, "pos_embed": state["pos_embed"][:, tokens]})
+        x = torch.randn(2, num_frames, 64)
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), short.eval()(x))
+
+
+def test_of_shorter_inputs_fewer_columns_are_left_out():
+    settings = small_settings(patchout_time=2)
+    assert settings.grid(64) == (5, 5)
+    kept = [settings.num_kept_patches(64, frames) for frames in (16, 26, 36, 46, 56, None)]
+    assert kept == [5, 10, 10, 15, 15, 15]
+    model = build_model(settings, num_classes=3, num_mels=64).train()
+    for num_frames in (16, 36, 64):
+        assert model(torch.randn(2, num_frames, 64)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("shape", [(2, 65, 64), (2, 15, 64), (2, 64, 63), (2, 1, 64, 64), (64, 64)])
 def test_inputs_of_another_shape_are_refused(shape):
     model = build_model(small_settings(), num_classes=3, num_mels=64)
-    with pytest.raises(ValueError, match=r"takes inputs \[B, 64 frames, 64 mels\], got"):
+    with pytest.raises(
+        ValueError, match=r"takes inputs \[B, 64 frames, 64 mels\], or of .* 16 frames, got"
+    ):
         model(torch.zeros(shape))
 
 

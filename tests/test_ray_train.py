@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from trainer.clips import select_clips
 from trainer.evaluation import evaluate
 from trainer.loader import Loader, LoaderSettings
 from trainer.loop import make_model, train
-from trainer.predictions import read_predictions
+from trainer.predictions import predictions_path, read_predictions
 from trainer.ray_actors import Failures
 from trainer.ray_train import Workers, fit_workers, progress_board
 from trainer.run_folder import is_finished, read_run
@@ -264,12 +265,38 @@ def test_what_cannot_be_is_found_out_before_ray_starts(
         (["evaluate", free, "--split", "eval"], "no run there"),
         (["evaluate", taken, "--split", "test"], "no split 'test'"),
         (["evaluate", taken, "--split", "eval", "--fold", "1"], "has no fold 1"),
+        (["evaluate", taken, "--split", "eval", "--weights", "ema"], "no weights 'ema' there"),
     ):
         assert ray_job.main(command) == 1
         error = capsys.readouterr().err
         assert error.startswith("ray_job.py: error: ")
         assert message in error
         assert error.count("\n") == 1
+
+
+def test_other_weights_are_evaluated_under_a_name_of_their_own(
+    dataset: PreparedDataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = str(tmp_path)
+    train(
+        replace(RECIPE, train=replace(RECIPE.train, select_by="mAP")), dataset, run, world=World()
+    )
+    (tmp_path / "predictions" / "eval.json").unlink()
+    monkeypatch.setattr(ray_job, "_session", lambda arguments: nullcontext())
+    monkeypatch.setattr(ray_train, "fit_workers", lambda workers: (workers, 1))
+    monkeypatch.setattr(ray_train, "_fit", lambda worker, config, *others: worker(config))
+    monkeypatch.setattr(ray_train, "_world", lambda threads: World())
+    expected = read_predictions(run, "eval-best")
+    storage.remove(predictions_path(run, "eval-best"))
+    assert ray_job.main(["evaluate", run, "--split", "eval", "--weights", "best"]) == 0
+    found = read_predictions(run, "eval-best")
+    assert np.array_equal(found.scores, expected.scores)
+    assert found.facts == expected.facts
+    assert f"best, of epoch {found.facts['epoch']}" in capsys.readouterr().out
+    assert not (tmp_path / "predictions" / "eval.json").exists()
 
 
 # Processes that are killed

@@ -328,7 +328,9 @@ def test_published_recipes_have_the_published_values(name: str) -> None:
 
 
 def test_speech_commands_are_chosen_by_validation_clips() -> None:
-    data = load_recipe(str(PROJECT / "recipes" / "speech-commands.toml")).data
+    recipe = load_recipe(str(PROJECT / "recipes" / "speech-commands.toml"))
+    data = recipe.data
+    assert recipe.train.select_by == "accuracy"
     assert (data.train_split, data.eval_split, data.fold) == ("train", "validation", 0)
 
 
@@ -353,6 +355,11 @@ def test_published_curve_of_audioset() -> None:
         ),
         ({"model": {"patch_frequency": 129}}, r"^model\.patch_frequency: .* \(128\), got 129"),
         ({"model": {"patchout_frequency": 2}}, "^patchout_frequency: .* the 2 rows .*, got 2"),
+        (
+            {"sampler": {"bucket_frames": [15, 32]}},
+            r"^sampler\.bucket_frames: .* model\.patch_time \(16\) and .*, got \[15, 32\]",
+        ),
+        ({"sampler": {"bucket_frames": [64]}}, r"below model\.num_frames \(64\), got \[64\]"),
         ({"train": {"loss": "ce"}}, r"^train\.loss: 'ce' is for clips with one label, but clip"),
     ],
 )

@@ -297,6 +297,16 @@ def test_one_run_is_reported_in_its_folder(run: str, data: str) -> None:
     assert "no longer the one" not in text
 
 
+def test_the_selected_epoch_is_shown_beside_the_last(run: str) -> None:
+    metrics = storage.read_json(f"{run}/predictions/eval.json")
+    best = {**metrics, "weights": "best", "epoch": 2, "accuracy": 0.9753}
+    storage.write_json(f"{run}/predictions/eval-best.json", best)
+    text = Text(storage.read_bytes(write_report([run])).decode())
+    assert f"Accuracy {metrics['accuracy']:.3f}" in text
+    assert "eval-best (epoch 2)" in text
+    assert "0.9753" in text
+
+
 def test_a_page_holds_everything_it_needs(run: str) -> None:
     text = report(run)
     for tag, attributes in text.elements:

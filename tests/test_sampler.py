@@ -1,5 +1,7 @@
 """Orders are reproducible draws of the right kind, and ranks share a batch without a gap."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from trainer.sampler import (
     SamplerSettings,
     Stream,
     batch_positions,
+    bucketed_positions,
     class_balanced_weights,
     draw_weights,
     epoch_order,
@@ -115,6 +118,51 @@ def test_order_is_the_same_in_every_release() -> None:
     weighted = epoch_order(seed=7, epoch=1, num_clips=10, weights=np.arange(10.0))
     assert weighted.tolist() == [3, 7, 9, 7, 9, 5, 8, 9, 5, 8]
     assert mixup_partners(seed=7, epoch=1, num_clips=10).tolist() == [9, 6, 4, 3, 3, 2, 3, 7, 7, 6]
+
+
+@given(
+    SEEDS,
+    EPOCHS,
+    st.lists(st.sampled_from([10, 20, 30]), min_size=1, max_size=200),
+    st.integers(1, 9),
+    st.integers(1, 5),
+)
+def test_clips_of_a_length_are_computed_together(
+    seed: int, epoch: int, lengths: list[int], batch: int, window: int
+) -> None:
+    where = {"seed": seed, "epoch": epoch, "batch": batch, "window": window}
+    places = bucketed_positions(np.array(lengths), **where)
+    for start in range(0, len(lengths), batch * window):
+        stretch = places[start : start + batch * window]
+        assert sorted(stretch) == list(range(start, start + len(stretch)))
+        found = [
+            {lengths[place] for place in stretch[first : first + batch]}
+            for first in range(0, len(stretch), batch)
+        ]
+        assert sum(len(one) > 1 for one in found) <= len(set(lengths)) - 1
+
+
+def test_batches_of_any_length_come_at_any_time() -> None:
+    lengths = np.arange(160_000) // 10 % 4
+    where = {"seed": 3, "batch": 10, "window": 4}
+    places = bucketed_positions(lengths, epoch=1, **where)
+    for nth in range(4):
+        counts = np.bincount(lengths[places[nth * 10 :: 40]], minlength=4)
+        assert chisquare(counts).pvalue > 0.001
+    assert not np.array_equal(places, bucketed_positions(lengths, epoch=2, **where))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bucket_frames": (0, 5)}, r"bucket_frames: must be rising .*, got \[0, 5\]"),
+        ({"bucket_frames": (5, 5)}, r"bucket_frames: must be rising .*, got \[5, 5\]"),
+        ({"bucket_batches": 0}, "bucket_batches: must be at least 1, got 0"),
+    ],
+)
+def test_buckets_that_cannot_be(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SamplerSettings(**settings)
 
 
 def test_uniform_numbers_fill_the_unit_interval() -> None:

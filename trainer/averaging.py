@@ -1,13 +1,16 @@
-"""Averages of weights: over the ends of epochs, and over all steps (EMA). Training sees neither.
+"""Weights beside the last: averages over epochs and over steps (EMA), and those of the best epoch.
 
 In: a model at the end of an epoch, or after a step. Steps: the weights of each epoch that is to be
-averaged are kept in the run's `epochs/`; their mean is taken once the training is through, entry by
-entry, as the authors' `wa_model` does. Out: state dicts, as `.safetensors`. A restart needs the
-files of the epochs before it, which are written before the checkpoint that ends their epoch.
+averaged, and of the best one so far, are kept in the run's `epochs/`; the mean is taken once the
+training is through, entry by entry, as the authors' `wa_model` does. Out: state dicts, as
+`.safetensors`; training sees none of them. A restart needs the files of the epochs before it,
+which are written before the checkpoint that ends their epoch.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -56,7 +59,7 @@ class AveragingSettings:
 
 
 def weights_path(run_path: str, name: str) -> str:
-    """Where weights of a run stand: `epoch-05`, `averaged` or `ema`."""
+    """Where weights of a run stand: `epoch-05`, `averaged`, `ema` or `best`."""
     return storage.join(run_path, "epochs", f"{name}.safetensors")
 
 
@@ -86,6 +89,22 @@ def average_epochs(run_path: str, epochs: Sequence[int]) -> State:
             kinds[name] = value.dtype
             sums[name] = sums.get(name, torch.zeros_like(value, dtype=torch.float64)) + value
     return {name: (value / len(epochs)).to(kinds[name]) for name, value in sums.items()}
+
+
+def best_epoch(epochs: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any]:
+    """The entry of a run's history with the highest value, the earlier one of two that are equal.
+
+    A metric that is undefined, None, is below all others.
+    """
+    return max(epochs, key=lambda entry: -math.inf if entry[metric] is None else entry[metric])
+
+
+def remove_other_epochs(run_path: str, kept: Collection[int]) -> None:
+    """Delete the weights of all epochs but these."""
+    names = {weights_path(run_path, epoch_name(epoch)) for epoch in kept}
+    for path in storage.list_files(storage.join(run_path, "epochs")):
+        if path.rpartition("/")[2].startswith("epoch-") and path not in names:
+            storage.remove(path)
 
 
 @torch.no_grad()

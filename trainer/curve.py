@@ -12,10 +12,9 @@ from typing import Any
 import torch
 
 from trainer.divergence import diverged, write_bad_steps
-from trainer.flops import peak_flops, training_flops
+from trainer.flops import peak_flops
 from trainer.loader import EpochPlan
 from trainer.run_state import Run
-from trainer.sampler import batch_positions
 from trainer.window import StepFacts, Window
 
 _SHOWN = ("loss", "grad_norm", "clips_per_s", "data_wait_share", "peak_memory_bytes", "mfu")
@@ -50,7 +49,7 @@ def add_point(run: Run, window: Window, plan: EpochPlan, lr: float) -> None:
         "clips_per_s": clips_per_s,
         "data_wait_share": window.waited_s / elapsed_s,
         "peak_memory_bytes": _peak_memory_bytes(world.device),
-        "mfu": clips_per_s * training_flops(run.ast) / (peak * world.size) if peak else None,
+        "mfu": window.flops / elapsed_s / (peak * world.size) if peak else None,
     }
     progress.steps.append(point)
     if run.log is not None:
@@ -66,9 +65,7 @@ def _note_bad_steps(run: Run, plan: EpochPlan, steps: list[StepFacts]) -> None:
     for ago, step in zip(range(len(steps) - 1, -1, -1), steps, strict=True):
         progress.num_bad_in_a_row = progress.num_bad_in_a_row + 1 if step.is_bad else 0
         if step.is_bad:
-            positions = batch_positions(
-                progress.epoch_step - 1 - ago, plan.batch_size, len(plan.order)
-            )
+            positions = plan.positions(progress.epoch_step - 1 - ago)
             entry = {
                 "step": progress.step - ago,
                 "epoch": progress.epoch,

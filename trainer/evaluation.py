@@ -65,7 +65,7 @@ def evaluate(
     start = time.monotonic()
     was_training = model.training
     model.eval()
-    parts = []
+    parts, places = [], []
     for batch in loader.evaluation_batches(
         rank=world.rank, world_size=world.size, batch_size=batch_size
     ):
@@ -79,8 +79,11 @@ def evaluate(
         losses = loss_per_clip(logits, batch.targets.to(world.device, non_blocking=True), loss)
         weights = batch.weights.to(world.device, non_blocking=True)
         parts.append(torch.cat([scores(logits, loss), losses[:, None], weights[:, None]], dim=1))
+        assert batch.places is not None
+        places.append(batch.places)
     model.train(was_training)
-    rows = world.gather(torch.cat(parts)).cpu().numpy()
+    in_order = torch.from_numpy(np.argsort(np.concatenate(places))).to(world.device)
+    rows = world.gather(torch.cat(parts)[in_order]).cpu().numpy()
     own = rows[rows[:, -1] > 0]
     if not np.isfinite(own).all():
         raise DivergedError(

@@ -30,11 +30,14 @@ _PEAK_FLOPS = {
 the device's name; the first that fits counts."""
 
 
-def forward_flops(model: AST) -> int:
-    """FLOPs of the forward pass of one clip; in training mode without the patches left out."""
-    num_mels = model.input_shape[1]
-    num_patches = model.settings.num_patches(num_mels)
-    num_kept = model.settings.num_kept_patches(num_mels) if model.training else num_patches
+def forward_flops(model: AST, num_frames: int | None = None) -> int:
+    """FLOPs of the forward pass of one clip; in training mode without the patches left out.
+
+    `num_frames`: of the padded input; None: the most that the model takes.
+    """
+    shape = model.input_shape[1], num_frames
+    num_patches = model.settings.num_patches(*shape)
+    num_kept = model.settings.num_kept_patches(*shape) if model.training else num_patches
     num_tokens, width = model.num_class_tokens + num_kept, model.head.in_features
     patches = 2 * num_patches * model.patch_embed.weight.numel()
     weights = sum(one.numel() for one in model.blocks.parameters() if one.ndim == 2)
@@ -43,9 +46,9 @@ def forward_flops(model: AST) -> int:
     return int(patches + 2 * num_tokens * weights + attention + 2 * model.head.weight.numel())
 
 
-def training_flops(model: AST) -> int:
-    """FLOPs of the forward and the backward pass of one clip."""
-    return (1 + _BACKWARD) * forward_flops(model)
+def training_flops(model: AST, num_frames: int | None = None) -> int:
+    """FLOPs of the forward and the backward pass of one clip; see `forward_flops`."""
+    return (1 + _BACKWARD) * forward_flops(model, num_frames)
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

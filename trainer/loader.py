@@ -11,7 +11,7 @@ B rows of this rank, P partners of mixup, T frames, F mels, S samples, C classes
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,6 +38,7 @@ from trainer.sampler import (
     FloatArray,
     IntArray,
     batch_positions,
+    bucketed_positions,
     epoch_order,
     mixup_partners,
     rank_slice,
@@ -87,6 +88,8 @@ class Batch:
     `[B + P, T, F]` float16, or samples `[B + P, S]` int16 of a data set of audio."""
     lengths: Tensor
     """Frames, or samples, of each of them without the padding, `[B + P]` int64."""
+    num_frames: int
+    """T, or what S samples give."""
     audio_fbank: FbankSettings | None
     """How fbanks are computed of audio; None where they are stored."""
     targets: Tensor
@@ -97,6 +100,8 @@ class Batch:
     """Clips in the global batch, over all ranks."""
     draws: AugmentDraws | None = None
     """What remains to be applied on the device; None in evaluation."""
+    places: IntArray | None = None
+    """Which rows of this rank's share these are, `[B]`; None in training, where they are all."""
 
 
 class _Buffer:
@@ -106,6 +111,11 @@ class _Buffer:
         on_gpu = device.type == "cuda"
         self.memory = torch.empty(shape, dtype=dtype, pin_memory=on_gpu)
         self._used = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+
+    def first(self, num_rows: int, length: int) -> Tensor:
+        """Its beginning as `[num_rows, length, ...]`, contiguous."""
+        shape = (num_rows, length, *self.memory.shape[2:])
+        return self.memory.flatten()[: math.prod(shape)].view(shape)
 
     def mark_used(self) -> None:
         """Note that all copies to the device have been asked for."""
@@ -126,6 +136,8 @@ class EpochPlan:
     """Row of the clip set at each position, `[N]`."""
     partners: NDArray[np.int64]
     """Row of the mixup partner at each position, `[N]`."""
+    places: NDArray[np.int64]
+    """Positions in the order in which they are computed, `[N]`."""
     epoch: int
     seed: int
     batch_size: int
@@ -137,6 +149,10 @@ class EpochPlan:
         """Global batches in the epoch."""
         return steps_per_epoch(len(self.order), self.batch_size)
 
+    def positions(self, step: int) -> NDArray[np.int64]:
+        """Those of the global batch at a step of the epoch."""
+        return self.places[batch_positions(step, self.batch_size, len(self.order))]
+
 
 def plan_epoch(
     num_clips: int,
@@ -147,11 +163,24 @@ def plan_epoch(
     batch_size: int,
     rank: int,
     world_size: int,
+    padded_frames: IntArray | None = None,
+    bucket_batches: int = 1,
 ) -> EpochPlan:
-    """The plan of one epoch for one rank, from pure functions of the arguments."""
+    """The plan of one epoch for one rank, from pure functions of the arguments.
+
+    `padded_frames`: what each clip is padded to, `[N]`, to compute those of the same together, see
+    `SamplerSettings.bucket_frames`; None: in the order of the epoch.
+    """
+    order = epoch_order(seed=seed, epoch=epoch, num_clips=num_clips, weights=weights)
+    places = np.arange(num_clips)
+    if padded_frames is not None:
+        places = bucketed_positions(
+            padded_frames[order], seed=seed, epoch=epoch, batch=batch_size, window=bucket_batches
+        )
     return EpochPlan(
-        order=epoch_order(seed=seed, epoch=epoch, num_clips=num_clips, weights=weights),
+        order=order,
         partners=mixup_partners(seed=seed, epoch=epoch, num_clips=num_clips),
+        places=places,
         epoch=epoch,
         seed=seed,
         batch_size=batch_size,
@@ -172,9 +201,13 @@ class Loader:
         settings: LoaderSettings,
         *,
         num_frames: int,
+        bucket_frames: Sequence[int] = (),
         device: torch.device | None = None,
     ) -> None:
-        """`device` is where the caller copies the batches to, which stay in the CPU's memory."""
+        """Clips are cut to `num_frames` and padded to the first of `bucket_frames` that holds them.
+
+        `device` is where the caller copies the batches to, which stay in the CPU's memory.
+        """
         self.clips = clips
         self.num_frames = num_frames
         self._settings = settings
@@ -186,6 +219,10 @@ class Loader:
             shards = ShardCache(settings.cache_folder, max_bytes=round(settings.cache_gb * 1e9))
         self._reader = ClipReader(clips, cache_bytes=settings.cache_mb * 1_000_000, shards=shards)
         self._free_buffers: list[_Buffer] = []
+        edges = np.array([*bucket_frames, num_frames])
+        kept = np.minimum(self._reader.num_frames, num_frames)
+        self.padded_frames: IntArray = edges[np.searchsorted(edges, kept)]
+        """Frames that each clip is padded to, `[N]`, or further beside longer ones."""
 
     def training_batches(
         self, plan: EpochPlan, augment: AugmentSettings, *, first_step: int = 0
@@ -203,21 +240,25 @@ class Loader:
     def evaluation_batches(self, *, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
         """All clips once, shared out among the ranks in order, as they are.
 
+        Those of a rank in batches of one length each, so that no clip is padded further for what
+        stands beside it.
+
         Raises:
             UserError: a clip's shard is not there or ends too early.
         """
         rows, weights = rank_slice(range(len(self.clips)), rank, world_size)
+        batches = _split_by_length(self.padded_frames[rows], batch_size)
         return self._ahead(
-            lambda start, executor: self._evaluation_batch(
-                rows[start : start + batch_size], weights[start : start + batch_size], executor
+            lambda number, executor: self._evaluation_batch(
+                rows, weights, batches[number], executor
             ),
-            range(0, len(rows), batch_size),
+            range(len(batches)),
         )
 
     def _training_batch(
         self, plan: EpochPlan, augment: AugmentSettings, step: int, executor: Executor | None
     ) -> _Filled:
-        everyone = batch_positions(step, plan.batch_size, len(plan.order))
+        everyone = plan.positions(step)
         positions, weights = rank_slice(everyone, plan.rank, plan.world_size)
         draws = draw_augmentations(
             augment,
@@ -229,10 +270,13 @@ class Loader:
         )
         rows, partners = plan.order[positions], plan.partners[positions]
         mixed = needs_partner(draws)
+        # Of all ranks, so that their number changes nothing.
+        num_frames = int(self.padded_frames[plan.order[everyone]].max())
         buffer, stored, lengths = self._read(
             np.concatenate([rows, partners[mixed]]),
             np.concatenate([draws.crop, draws.partner_crop[mixed]]),
             executor,
+            num_frames=num_frames,
             max_rows=2 * len(rows) if augment.mixup_share else len(rows),
         )
         targets = mix_targets(
@@ -243,6 +287,7 @@ class Loader:
         batch = Batch(
             stored=stored,
             lengths=lengths,
+            num_frames=num_frames,
             audio_fbank=self._audio_fbank,
             targets=pinned(targets, self._device),
             weights=pinned(torch.from_numpy(weights), self._device),
@@ -252,27 +297,45 @@ class Loader:
         return batch, buffer
 
     def _evaluation_batch(
-        self, rows: IntArray, weights: NDArray[np.float32], executor: Executor | None
+        self,
+        share: IntArray,
+        weights: NDArray[np.float32],
+        places: IntArray,
+        executor: Executor | None,
     ) -> _Filled:
+        rows, weights = share[places], weights[places]
+        num_frames = int(self.padded_frames[rows].max())
         buffer, stored, lengths = self._read(
-            rows, np.zeros(len(rows)), executor, max_rows=len(rows)
+            rows, np.zeros(len(rows)), executor, num_frames=num_frames, max_rows=len(rows)
         )
         batch = Batch(
             stored=stored,
             lengths=lengths,
+            num_frames=num_frames,
             audio_fbank=self._audio_fbank,
             targets=pinned(torch.from_numpy(self.clips.targets(rows)), self._device),
             weights=pinned(torch.from_numpy(weights), self._device),
             num_clips=int(weights.sum()),
+            places=places,
         )
         return batch, buffer
 
     def _read(
-        self, rows: IntArray, crops: FloatArray, executor: Executor | None, *, max_rows: int
+        self,
+        rows: IntArray,
+        crops: FloatArray,
+        executor: Executor | None,
+        *,
+        num_frames: int,
+        max_rows: int,
     ) -> tuple[_Buffer, Tensor, Tensor]:
-        """Clips in a buffer, cut to the stretches that `crops` say, and their lengths."""
+        """Clips in a buffer, cut to the stretches that `crops` say, and their lengths.
+
+        Padded to `num_frames`; a partner of mixup that is longer is cut there, past its clip's end.
+        """
         buffer = self._take_buffer(max_rows)
-        stored = buffer.memory[: len(rows)]
+        fbank = self._audio_fbank
+        stored = buffer.first(len(rows), fbank.samples_for(num_frames) if fbank else num_frames)
         first = first_frame(crops, self._reader.num_frames[rows], self.num_frames)
         lengths = self._reader.read(stored.numpy(), rows, first, executor)
         return buffer, stored, pinned(torch.from_numpy(lengths), self._device)
@@ -321,3 +384,12 @@ class Loader:
         yield batch
         buffer.mark_used()
         self._free_buffers.append(buffer)
+
+
+def _split_by_length(lengths: IntArray, batch_size: int) -> list[IntArray]:
+    """Places of each length, in order, in batches of at most `batch_size`."""
+    batches: list[IntArray] = []
+    for length in np.unique(lengths):
+        places = np.flatnonzero(lengths == length)
+        batches += np.split(places, range(batch_size, len(places), batch_size))
+    return batches

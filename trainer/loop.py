@@ -2,7 +2,8 @@
 
 In: a recipe, a prepared data set, a run folder, and the world of ranks. If the run folder has a
 checkpoint, the loop carries on from it, within an epoch too. Out: the run folder with curves,
-checkpoints, and predictions on the evaluation clips of the last weights and of averages.
+checkpoints, and predictions on the evaluation clips of the last weights, of averages and of the
+epoch that is selected.
 
 Every rank computes the same global batch's share; the sum over ranks of weighted losses, divided
 by the clips in the global batch, is what is minimised, whatever the number of ranks and of clips
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,16 +25,26 @@ from pipeline import storage
 from pipeline.dataset import PreparedDataset
 from pipeline.errors import UserError
 from trainer.augment import augment_batch
-from trainer.averaging import State, average_epochs, epoch_name, update_ema, write_weights
+from trainer.averaging import (
+    State,
+    average_epochs,
+    best_epoch,
+    epoch_name,
+    remove_other_epochs,
+    update_ema,
+    weights_path,
+    write_weights,
+)
 from trainer.checkpoint import Progress, load_newest
 from trainer.clips import select_training_data
 from trainer.curve import add_point, progress_values
 from trainer.divergence import DivergedError
 from trainer.evaluation import Evaluation, evaluate
+from trainer.flops import training_flops
 from trainer.loader import Batch, Loader, plan_epoch
 from trainer.metrics import evaluate_scores
 from trainer.model import AST, build_model
-from trainer.predictions import from_scores, write_predictions
+from trainer.predictions import from_scores, predictions_name, write_predictions
 from trainer.recipe import Recipe, check_fit
 from trainer.run_folder import TensorBoardLog, describe_run, write_history
 from trainer.run_state import Report, Run, restore, save, save_if_due
@@ -40,6 +52,7 @@ from trainer.sampler import Stream, draw_weights, patchout_seed, random_bits
 from trainer.schedule import learning_rate
 from trainer.sharding import gathered_state, load_model
 from trainer.step import Share, make_learner, make_step
+from trainer.weights import read_state
 from trainer.window import Window, timed
 from trainer.world import World
 
@@ -90,7 +103,13 @@ def _set_up(
         storage.write_json(storage.join(run_path, "run.json"), facts)
     learner = make_learner(ast, recipe.optimiser, recipe.train, world)
     start = ast.state_dict() if recipe.averaging.ema_decay else {}
-    num_frames = recipe.model.num_frames
+    make_loader = partial(
+        Loader,
+        settings=recipe.loader,
+        num_frames=recipe.model.num_frames,
+        bucket_frames=recipe.sampler.bucket_frames,
+        device=world.device,
+    )
     run = Run(
         recipe=recipe,
         path=run_path,
@@ -98,10 +117,8 @@ def _set_up(
         learner=learner,
         ema={name: value.clone() for name, value in start.items()},
         progress=Progress(),
-        train_loader=Loader(data.train, recipe.loader, num_frames=num_frames, device=world.device),
-        eval_loader=Loader(
-            data.evaluation, recipe.loader, num_frames=num_frames, device=world.device
-        ),
+        train_loader=make_loader(data.train),
+        eval_loader=make_loader(data.evaluation),
         log=None,
         report=report,
         saved_at=time.monotonic(),
@@ -173,6 +190,8 @@ def _train_epoch(run: Run) -> None:
         batch_size=train.batch_size,
         rank=run.world.rank,
         world_size=run.world.size,
+        padded_frames=run.train_loader.padded_frames if run.recipe.sampler.bucket_frames else None,
+        bucket_batches=run.recipe.sampler.bucket_batches,
     )
     batches = run.train_loader.training_batches(
         plan, run.recipe.augment, first_step=progress.epoch_step
@@ -186,7 +205,8 @@ def _train_epoch(run: Run) -> None:
         _seed_model(run)
         window.waited_s += waited_s
         run.ast.patchout_seed = patchout_seed(train.seed, progress.step)
-        window.add(_step(run, batch, lr), batch.num_clips)
+        flops = training_flops(run.ast, batch.num_frames)
+        window.add(_step(run, batch, lr), batch.num_clips, flops)
         if run.ema:
             update_ema(run.ema, run.ast.state_dict(), run.recipe.averaging.ema_decay)
         progress.step += 1
@@ -264,46 +284,71 @@ def _finish_epoch(run: Run, evaluation: Evaluation) -> None:
         "eval_s": evaluation.wall_s,
     }
     progress.epochs.append(entry)
-    is_averaged = progress.epoch in run.recipe.averaging.epochs(run.recipe.train.epochs)
-    kept_as = epoch_name(progress.epoch) if is_averaged else ""
     progress.epoch += 1
     progress.epoch_step = 0
     progress.loss_sum, progress.num_clips, progress.train_s = 0.0, 0, 0.0
     if run.log is not None:
         names = ("eval_loss", "mAP", "mAUC", "d_prime", "accuracy", "cumulative_mAP")
         run.log.add(progress.step, {f"eval/{name}": entry[name] for name in names})
-    save(run, kept_as)
+    save(run, _needed_epochs(run))
+
+
+def _needed_epochs(run: Run) -> set[int]:
+    """The epochs whose weights the end of the run takes.
+
+    Of those selected also the one before the last epoch: the older checkpoint, which a restart
+    falls back to, knows no other.
+    """
+    train, entries = run.recipe.train, run.progress.epochs
+    needed = set(run.recipe.averaging.epochs(train.epochs))
+    if train.select_by:
+        known = [entries, entries[:-1]] if len(entries) > 1 else [entries]
+        needed |= {best_epoch(one, train.select_by)["epoch"] for one in known}
+    return needed
 
 
 def _write_results(run: Run, evaluation: Evaluation) -> None:
-    """Predictions and metrics of the last weights and of averages; then the run is finished."""
+    """Predictions and metrics of the last weights and of the others; then the run is finished."""
     _wait_for_writes(run)
-    facts = {"loss": run.recipe.train.loss, "checkpoint_step": run.progress.step}
-    _write_predictions(run, evaluation, facts)
-    for name, state in _averages(run):
+    _write_predictions(run, evaluation, "last")
+    for name, state in _other_weights(run):
         # No step follows that would need the weights as they were.
         load_model(run.ast, state)
         whole = gathered_state(state)
         if run.world.is_first:
             write_weights(run.path, name, whole)
-        _write_predictions(run, _evaluate(run), {**facts, "weights": name}, f"-{name}")
+        _write_predictions(run, _evaluate(run), name)
     if run.world.is_first:
         write_history(run.path, run.progress, finished=True)
+        if run.recipe.train.select_by:
+            remove_other_epochs(run.path, run.recipe.averaging.epochs(run.recipe.train.epochs))
 
 
-def _averages(run: Run) -> Iterator[tuple[str, State]]:
-    """The averages of weights that the recipe asks for, by their names."""
+def _other_weights(run: Run) -> Iterator[tuple[str, State]]:
+    """The weights that the recipe asks for beside the last, by their names."""
     if epochs := run.recipe.averaging.epochs(run.recipe.train.epochs):
         yield "averaged", average_epochs(run.path, epochs)
     if run.ema:
         yield "ema", run.ema
+    if run.recipe.train.select_by:
+        epoch = best_epoch(run.progress.epochs, run.recipe.train.select_by)["epoch"]
+        yield "best", read_state(weights_path(run.path, epoch_name(epoch)))
 
 
-def _write_predictions(
-    run: Run, evaluation: Evaluation, facts: dict[str, Any], suffix: str = ""
-) -> None:
-    if not run.world.is_first:
-        return
-    found = from_scores(run.data.evaluation, evaluation.targets, evaluation.scores, facts)
-    found = replace(found, name=found.name + suffix)
-    write_predictions(run.path, found, evaluation.metrics)
+def _write_predictions(run: Run, evaluation: Evaluation, weights: str) -> None:
+    if run.world.is_first:
+        facts = weights_facts(run.recipe, run.progress, weights)
+        found = from_scores(run.data.evaluation, evaluation.targets, evaluation.scores, facts)
+        found = replace(found, name=predictions_name(found.name, weights))
+        write_predictions(run.path, found, evaluation.metrics)
+
+
+def weights_facts(recipe: Recipe, progress: Progress, weights: str) -> dict[str, Any]:
+    """What predictions say of the weights they are by: `last`, `averaged`, `ema` or `best`."""
+    facts = {"loss": recipe.train.loss, "checkpoint_step": progress.step}
+    if weights == "last":
+        return facts
+    if weights == "best":
+        entry = best_epoch(progress.epochs, recipe.train.select_by)
+        facts |= {"checkpoint_step": entry["step"], "epoch": entry["epoch"]}
+    return {**facts, "weights": weights}

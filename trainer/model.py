@@ -77,7 +77,8 @@ class ModelSettings:
     depth: int = 0
     """Number of transformer blocks, the backbone's first ones; 0: all of them."""
     patchout_time: int = 0
-    """Columns of patches (times) that each training step leaves out; 0: none."""
+    """Columns of patches (times) that each training step leaves out, fewer in proportion where its
+    input is shorter than num_frames; 0: none."""
     patchout_frequency: int = 0
     """Rows of patches (frequency bands) that each training step leaves out; 0: none."""
     patchout_share: float = 0.0
@@ -115,8 +116,12 @@ class ModelSettings:
         share = self.patchout_share
         _check(0 <= share < 1, "patchout_share", "at least 0 and below 1", share)
 
-    def grid(self, num_mels: int) -> tuple[int, int]:
-        """Patches in frequency and in time, (f, t), for an input of `num_mels` mel bins.
+    def grid(self, num_mels: int, num_frames: int | None = None) -> tuple[int, int]:
+        """Patches in frequency and in time, (f, t), of an input.
+
+        Args:
+            num_mels: of the input.
+            num_frames: likewise; None: the most, the setting.
 
         Raises:
             UserError: the patch is higher than the input, or no row of patches is left to train on.
@@ -132,25 +137,32 @@ class ModelSettings:
                 f"patchout_frequency: must be below the {rows} rows of patches, "
                 f"got {self.patchout_frequency}"
             )
-        return rows, self._columns()
+        return rows, self._columns(num_frames)
 
-    def num_patches(self, num_mels: int) -> int:
+    def num_patches(self, num_mels: int, num_frames: int | None = None) -> int:
         """N: patches of one input, without the class tokens. Raises as `grid`."""
-        rows, columns = self.grid(num_mels)
+        rows, columns = self.grid(num_mels, num_frames)
         return rows * columns
 
-    def num_kept_patches(self, num_mels: int) -> int:
+    def num_kept_patches(self, num_mels: int, num_frames: int | None = None) -> int:
         """Patches of one input that a training step sees. Raises as `grid`."""
-        rows, columns = self.grid(num_mels)
-        left = (rows - self.patchout_frequency) * (columns - self.patchout_time)
+        rows, columns = self.grid(num_mels, num_frames)
+        left = (rows - self.patchout_frequency) * (columns - self.num_columns_out(columns))
         return left - int(self.patchout_share * left)
+
+    def num_columns_out(self, columns: int) -> int:
+        """Of so many columns of patches those that a training step leaves out.
+
+        `patchout_time` of the most there can be, the same share of fewer, rounded down.
+        """
+        return self.patchout_time * columns // self._columns()
 
     def leaves_patches_out(self) -> bool:
         """Whether training steps see only some of the patches."""
         return bool(self.patchout_time or self.patchout_frequency or self.patchout_share)
 
-    def _columns(self) -> int:
-        return (self.num_frames - self.patch_time) // self.stride_time + 1
+    def _columns(self, num_frames: int | None = None) -> int:
+        return ((num_frames or self.num_frames) - self.patch_time) // self.stride_time + 1
 
     def _check_backbone(self) -> None:
         try:
@@ -213,22 +225,26 @@ class AST(nn.Module):
         """Clip embeddings [B, D]: the mean of the class tokens after the final norm.
 
         Args:
-            x: normalised log-mel spectrograms [B, T, F].
+            x: normalised log-mel spectrograms [B, T, F]; of fewer frames than the model was built
+                for they get the first of its positions in time.
 
         Raises:
-            ValueError: T or F is not what the model was built for.
+            ValueError: T is more than the model was built for or less than a patch; another F.
         """
-        if x.ndim != 3 or tuple(x.shape[1:]) != self.input_shape:
-            frames, mels = self.input_shape
+        frames, mels = self.input_shape
+        shortest = self.settings.patch_time
+        if x.ndim != 3 or not shortest <= x.shape[1] <= frames or x.shape[2] != mels:
             raise ValueError(
-                f"the model takes inputs [B, {frames} frames, {mels} mels], got {list(x.shape)}; "
-                "pad or cut the clips, or build it with another num_frames"
+                f"the model takes inputs [B, {frames} frames, {mels} mels], or of as few as "
+                f"{shortest} frames, got {list(x.shape)}; pad or cut the clips, or build it with "
+                f"another num_frames"
             )
+        grid = self.settings.grid(mels, x.shape[1])
         # Frequency is the image's height, [B, 1, F, T], so that patches are in order of frequency.
         patches = self.patch_embed(x.transpose(1, 2).unsqueeze(1)).flatten(2).transpose(1, 2)
-        tokens = torch.cat([*self._class_tokens(len(x)), patches], dim=1) + self.pos_embed
+        tokens = torch.cat([*self._class_tokens(len(x)), patches], dim=1) + self._positions(grid)
         if self.training and self.settings.leaves_patches_out():
-            tokens = tokens.index_select(1, self._kept_tokens(tokens.device))
+            tokens = tokens.index_select(1, self._kept_tokens(grid, tokens.device))
         # The norm works on each token alone, so those that are not used need none.
         class_tokens = self._run_blocks(tokens)[:, : self.num_class_tokens]
         return cast(Tensor, self.norm(class_tokens).mean(dim=1))
@@ -237,12 +253,20 @@ class AST(nn.Module):
         """All trained numbers of the model."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def _kept_tokens(self, device: torch.device) -> Tensor:
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        """The positional embedding [1, P + N, D] of a patch grid, cut to its columns."""
+        whole = self.settings.grid(self.input_shape[1])
+        if grid == whole:
+            return self.pos_embed
+        class_entries, entries = self.pos_embed.tensor_split([self.num_class_tokens], dim=1)
+        first_columns = entries.reshape(1, *whole, -1)[:, :, : grid[1]].flatten(1, 2)
+        return torch.cat([class_entries, first_columns], dim=1)
+
+    def _kept_tokens(self, grid: tuple[int, int], device: torch.device) -> Tensor:
         """Places of the class tokens and of the patches drawn for this step."""
         generator = None
         if self.patchout_seed is not None:
             generator = torch.Generator(device).manual_seed(self.patchout_seed)
-        grid = self.settings.grid(self.input_shape[1])
         kept = draw_kept_patches(self.settings, grid, generator=generator, device=device)
         class_tokens = torch.arange(self.num_class_tokens, device=device)
         return torch.cat([class_tokens, self.num_class_tokens + kept])
@@ -411,7 +435,7 @@ def draw_kept_patches(
         return torch.randperm(size, generator=generator, device=device)[:num].sort().values
 
     rows = choose(grid[0], grid[0] - settings.patchout_frequency)
-    columns = choose(grid[1], grid[1] - settings.patchout_time)
+    columns = choose(grid[1], grid[1] - settings.num_columns_out(grid[1]))
     kept = (rows[:, None] * grid[1] + columns).flatten()
     return kept[choose(len(kept), len(kept) - int(settings.patchout_share * len(kept)))]
 

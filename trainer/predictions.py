@@ -53,6 +53,11 @@ def from_scores(
     )
 
 
+def predictions_name(clips_name: str, weights: str) -> str:
+    """What predictions by a run's weights are called: the last ones' have the clip set's name."""
+    return clips_name if weights == "last" else f"{clips_name}-{weights}"
+
+
 def predictions_path(run_path: str, name: str) -> str:
     """Where the predictions of a run on a clip set stand."""
     return storage.join(run_path, "predictions", f"{name}.parquet")

@@ -26,15 +26,17 @@ from pipeline import storage
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.progress import ProgressBar
+from trainer.averaging import weights_path
 from trainer.checkpoint import checkpoint_paths, load_newest
 from trainer.clips import select_clips, select_training_data
 from trainer.evaluation import evaluate
 from trainer.loader import Loader
-from trainer.loop import make_model, train
-from trainer.predictions import from_scores, write_predictions
+from trainer.loop import make_model, train, weights_facts
+from trainer.predictions import from_scores, predictions_name, write_predictions
 from trainer.ray_actors import Board, Failures
 from trainer.recipe import Recipe, check_fit, make_recipe
 from trainer.run_folder import check_same_run, is_finished, read_recipe, read_run
+from trainer.weights import read_state
 from trainer.world import World
 
 _REPORT_EVERY_S = 0.5
@@ -104,11 +106,14 @@ def fit_training(
     _fit(_train_worker, config, run_path, workers)
 
 
-def check_evaluation(run_path: str, dataset_path: str, split: str, fold: int) -> str:
-    """Find out before Ray starts whether a run can be evaluated; the name of the clip set.
+def check_evaluation(
+    run_path: str, dataset_path: str, split: str, fold: int, weights: str = "last"
+) -> str:
+    """Find out before Ray starts whether a run can be evaluated; the name of the predictions.
 
     Raises:
-        UserError: no such run, data set, split or fold; another vocabulary; no checkpoint yet.
+        UserError: no such run, data set, split or fold; another vocabulary; no checkpoint yet, or
+            not these weights.
     """
     run, dataset = read_run(run_path), open_dataset(dataset_path)
     if dataset.labels != run["data"]["labels"]:
@@ -118,19 +123,34 @@ def check_evaluation(run_path: str, dataset_path: str, split: str, fold: int) ->
         )
     if not checkpoint_paths(run_path):
         raise UserError(f"{run_path}: the run has no checkpoint yet")
-    return select_clips(dataset, split, fold).name
+    if weights != "last" and not storage.exists(weights_path(run_path, weights)):
+        raise UserError(
+            f"{run_path}: no weights {weights!r} there; averaging.first_epoch, averaging.ema_decay "
+            f"and train.select_by ask for such, and the end of the run writes them"
+        )
+    return predictions_name(select_clips(dataset, split, fold).name, weights)
 
 
 def run_evaluation(
-    run_path: str, dataset_path: str, split: str, fold: int, workers: Workers
+    run_path: str,
+    dataset_path: str,
+    split: str,
+    fold: int,
+    workers: Workers,
+    weights: str = "last",
 ) -> None:
-    """Score a split with a run's newest checkpoint and write the predictions into the run."""
+    """Score a split with weights of a run and write the predictions into the run.
+
+    Args:
+        weights: `last`, those of the newest checkpoint; `averaged`, `ema` or `best`.
+    """
     workers, _ = fit_workers(workers)
     config = {
         "run": run_path,
         "dataset": dataset_path,
         "split": split,
         "fold": fold,
+        "weights": weights,
         "threads": workers.cpus,
     }
     _fit(_evaluate_worker, config, run_path, workers)
@@ -313,11 +333,20 @@ def _evaluate_worker(config: dict[str, Any]) -> None:
     saved = load_newest(config["run"])
     assert saved is not None, "check_evaluation saw a checkpoint"
     model = make_model(recipe, dataset, fresh=False).to(world.device)
-    model.load_state_dict(saved.model)
+    weights = config["weights"]
+    is_last = weights == "last"
+    state = saved.model if is_last else read_state(weights_path(config["run"], weights))
+    model.load_state_dict(state)
     clips = select_clips(dataset, config["split"], config["fold"])
     evaluation = evaluate(
         model,
-        Loader(clips, recipe.loader, num_frames=recipe.model.num_frames, device=world.device),
+        Loader(
+            clips,
+            recipe.loader,
+            num_frames=recipe.model.num_frames,
+            bucket_frames=recipe.sampler.bucket_frames,
+            device=world.device,
+        ),
         mean=run["data"]["mean"],
         std=run["data"]["std"],
         loss=recipe.train.loss,
@@ -325,8 +354,9 @@ def _evaluate_worker(config: dict[str, Any]) -> None:
         world=world,
     )
     if world.is_first:
-        facts = {"loss": recipe.train.loss, "checkpoint_step": saved.progress.step}
+        facts = weights_facts(recipe, saved.progress, weights)
         predictions = from_scores(clips, evaluation.targets, evaluation.scores, facts)
+        predictions = replace(predictions, name=predictions_name(clips.name, weights))
         write_predictions(config["run"], predictions, evaluation.metrics)
 
 

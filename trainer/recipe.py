@@ -27,6 +27,7 @@ from trainer.schedule import ScheduleSettings
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Sharding = Literal["replicate", "shard"]
+Selection = Literal["", "accuracy", "mAP"]
 _NOTHING: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({})
 
 
@@ -60,19 +61,25 @@ class TrainSettings:
     once, then it stops."""
     lr_after_divergence: float = 1.0
     """What the learning rate is multiplied by once the run has gone back."""
+    select_by: Selection = ""
+    """Also keep the weights of the epoch with the highest `accuracy` or `mAP` on the evaluation
+    clips, the first of equal ones, and score them at the end; empty: no epoch is selected."""
     log_every_steps: int = 20
     """Steps between two points of the loss curve."""
     checkpoint_every_s: float = 300.0
     """Longest time between checkpoints within an epoch, in seconds; each epoch ends with one."""
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("loss", get_args(Loss)),
-            ("precision", get_args(Precision)),
-            ("sharding", get_args(Sharding)),
+        for name, kind in (
+            ("loss", Loss),
+            ("precision", Precision),
+            ("sharding", Sharding),
+            ("select_by", Selection),
         ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}: must be one of {choices}, got {getattr(self, name)!r}")
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(
+                    f"{name}: must be one of {get_args(kind)}, got {getattr(self, name)!r}"
+                )
         for name in ("epochs", "batch_size", "log_every_steps", "max_bad_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
@@ -210,9 +217,9 @@ def check_fit(recipe: Recipe, data: TrainingData) -> None:
     """Refuse settings that these clips cannot be trained with.
 
     Raises:
-        UserError: a mask or patch larger than the input, an average over epochs that the run does
-            not have, compiled blocks shared out, or cross-entropy on clips that have no or several
-            labels.
+        UserError: a mask, patch or bucket larger than the input, an average over epochs that the
+            run does not have, compiled blocks shared out, or cross-entropy on clips that have no or
+            several labels.
     """
     for key in ("first_epoch", "last_epoch"):
         epoch = getattr(recipe.averaging, key)
@@ -230,6 +237,12 @@ def check_fit(recipe: Recipe, data: TrainingData) -> None:
     ):
         if value > size:
             raise UserError(f"{key}: must be at most {axis} ({size}), got {value}")
+    shortest, edges = recipe.model.patch_time, recipe.sampler.bucket_frames
+    if any(not shortest <= edge < recipe.model.num_frames for edge in edges):
+        raise UserError(
+            f"sampler.bucket_frames: must be at least model.patch_time ({shortest}) and below "
+            f"model.num_frames ({recipe.model.num_frames}), got {list(edges)}"
+        )
     recipe.model.grid(data.train.num_mels)
     if recipe.train.sharding == "shard" and recipe.model.compile:
         raise UserError(

@@ -5,7 +5,7 @@ background, now and then. Out: checkpoints, curves and kept weights in the run f
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.averaging import State, write_weights
+from trainer.averaging import State, epoch_name, remove_other_epochs, write_weights
 from trainer.checkpoint import Background, Checkpoint, Progress, save_checkpoint
 from trainer.clips import TrainingData
 from trainer.loader import EpochPlan, Loader
@@ -84,11 +84,11 @@ def save_if_due(run: Run, plan: EpochPlan) -> None:
         save(run)
 
 
-def save(run: Run, kept_as: str = "") -> None:
+def save(run: Run, needed_epochs: Collection[int] = ()) -> None:
     """Write a checkpoint and the curves in the background, from a copy of what they hold.
 
-    The first rank does, which has all the weights or gathers them. `kept_as`: also keep the weights
-    by this name.
+    The first rank does, which has all the weights or gathers them. `needed_epochs`, at an epoch's
+    end: those whose weights are to be there from now on.
     """
     run.saved_at = time.monotonic()
     model = gathered_state(run.ast.state_dict())
@@ -105,14 +105,18 @@ def save(run: Run, kept_as: str = "") -> None:
         scaler=run.learner.scaler.state_dict(),
         score_sum=run.score_sum,
     )
-    run.background.start(partial(_write, run.path, run.log, checkpoint.copy(), kept_as))
+    run.background.start(partial(_write, run.path, run.log, checkpoint.copy(), needed_epochs))
 
 
-def _write(run_path: str, log: TensorBoardLog | None, saved: Checkpoint, kept_as: str) -> None:
+def _write(
+    run_path: str, log: TensorBoardLog | None, saved: Checkpoint, needed_epochs: Collection[int]
+) -> None:
     """What a restart builds on must be there before the checkpoint is: curves, kept weights."""
-    if kept_as:
-        write_weights(run_path, kept_as, saved.model)
+    if saved.progress.epoch - 1 in needed_epochs:
+        write_weights(run_path, epoch_name(saved.progress.epoch - 1), saved.model)
     if log is not None:
         log.flush()
     save_checkpoint(run_path, saved)
     write_history(run_path, saved.progress, finished=False)
+    if needed_epochs:
+        remove_other_epochs(run_path, needed_epochs)

@@ -1,9 +1,10 @@
 """Which clips an epoch visits, in which order, and which rank takes which of them.
 
 In: the seed, the epoch (and for balanced sampling the clips' labels). Steps: draw the epoch's
-order of clips, cut it into global batches, cut each batch into equal slices, one per rank. Out:
-positions in the epoch. All are pure functions of their arguments: the order knows nothing of the
-number of ranks or workers, and a restart needs only the seed, the epoch and the step.
+order of clips, put positions of clips of like length together if asked to, cut them into global
+batches, cut each batch into equal slices, one per rank. Out: positions in the epoch. All are pure
+functions of their arguments: the order knows nothing of the number of ranks or workers, and a
+restart needs only the seed, the epoch and the step.
 
 Random numbers come from Philox, a counter-based generator: the seed and the purpose are its key,
 the epoch and the position its counter, so any number is found without drawing those before it.
@@ -14,6 +15,7 @@ N clips, C classes.
 """
 
 import enum
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -39,6 +41,7 @@ class Stream(enum.IntEnum):
     MODEL = 4
     PATCHOUT = 5
     CROP = 6
+    BUCKETS = 7
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +50,19 @@ class SamplerSettings:
 
     mode: SamplingMode = "shuffle"
     """"shuffle": every clip once; "balanced": by class weight, with replacement."""
+    bucket_frames: tuple[int, ...] = ()
+    """Shorter inputs than model.num_frames, such as [256, 512]: a clip is padded to the first that
+    holds it, and clips of the same one are computed together. What is drawn does not change, nor
+    how; empty: all are padded to model.num_frames."""
+    bucket_batches: int = 32
+    """Batches that clips change places within to be together with clips of their length."""
 
     def __post_init__(self) -> None:
+        edges = self.bucket_frames
+        if any(one < 1 for one in edges) or any(a >= b for a, b in itertools.pairwise(edges)):
+            raise ValueError(f"bucket_frames: must be rising and at least 1, got {list(edges)}")
+        if self.bucket_batches < 1:
+            raise ValueError(f"bucket_batches: must be at least 1, got {self.bucket_batches}")
         if self.mode not in get_args(SamplingMode):
             raise ValueError(f"mode: must be one of {get_args(SamplingMode)}, got {self.mode!r}")
 
@@ -145,6 +159,32 @@ def mixup_partners(*, seed: int, epoch: int, num_clips: int) -> IntArray:
     _check_num_clips(num_clips)
     bits = random_bits(Stream.MIXUP_PARTNERS, seed=seed, epoch=epoch)
     return np.floor(uniform(bits, num_clips) * num_clips).astype(np.int64)
+
+
+def bucketed_positions(
+    lengths: IntArray, *, seed: int, epoch: int, batch: int, window: int
+) -> IntArray:
+    """Positions of an epoch in the order in which they are computed, `[N]`.
+
+    A permutation within stretches of `window` global batches. In each the positions are sorted by
+    length, those of the same in the order they had, and the batches cut from them are shuffled, so
+    at most one less than there are lengths are mixed. A smaller last batch stays the last one.
+
+    Args:
+        lengths: frames that the clip at each position is padded to, `[N]`.
+        batch: clips in a global batch.
+        window: batches.
+    """
+    places = np.arange(len(lengths))
+    for start in range(0, len(lengths), window * batch):
+        stretch = places[start : start + window * batch]
+        stretch = stretch[np.argsort(lengths[stretch], kind="stable")]
+        num_full = len(stretch) // batch
+        bits = random_bits(Stream.BUCKETS, seed=seed, epoch=epoch, position=start)
+        shuffled = np.argsort(uniform(bits, num_full), kind="stable")
+        full = stretch[: num_full * batch].reshape(num_full, batch)[shuffled]
+        places[start : start + window * batch] = [*full.flatten(), *stretch[num_full * batch :]]
+    return places
 
 
 def steps_per_epoch(num_clips: int, batch: int) -> int:

@@ -5,8 +5,9 @@ asks for a copy, one of which is made at a time while reads go on by ranges; cop
 epochs and runs to come, until someone empties the folder between runs. Out: where to read a shard
 from.
 
-An epoch reads every shard as often as any other, so nothing is gained by exchanging copies: what
-came first stays, and the shards that found no room are read by ranges.
+The reads run ahead of the training in the order of the epoch's plan, and so do the copies they ask
+for. An epoch reads every shard as often as any other, so nothing is gained by exchanging copies:
+what came first stays, and the shards that found no room are read by ranges.
 """
 
 import fcntl

@@ -17,6 +17,9 @@ def metrics_summary(run_path: str, name: str) -> Group:
     path = predictions_path(run_path, name).removesuffix(".parquet") + ".json"
     metrics: dict[str, Any] = storage.read_json(path)
     table = facts_table()
+    if "weights" in metrics:
+        epoch = f", of epoch {metrics['epoch']}" if "epoch" in metrics else ""
+        table.add_row("weights", metrics["weights"] + epoch)
     table.add_row("clips", f"{metrics['num_clips']:,}")
     table.add_row("mAP", f"{_number(metrics['mAP'])} (chance {_number(metrics['chance_mAP'])})")
     for key, title in (("mAUC", "mAUC"), ("d_prime", "d-prime"), ("accuracy", "accuracy")):

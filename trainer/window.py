@@ -33,14 +33,17 @@ class Window:
 
     waited_s: float = 0.0
     """Seconds that this rank waited for batches."""
+    flops: int = 0
+    """Of the model for all clips of the global batches."""
     start_s: float = field(default_factory=time.monotonic)
     _facts: list[Tensor] = field(default_factory=list)
     _num_clips: list[int] = field(default_factory=list)
 
-    def add(self, facts: Tensor, num_clips: int) -> None:
+    def add(self, facts: Tensor, num_clips: int, flops_per_clip: int) -> None:
         """A step: `[3]` on the device, loss sum, gradient norm and 1 if it was skipped."""
         self._facts.append(facts)
         self._num_clips.append(num_clips)
+        self.flops += num_clips * flops_per_clip
 
     def __len__(self) -> int:
         return len(self._facts)

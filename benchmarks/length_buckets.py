@@ -1,0 +1,67 @@
+"""What length buckets save: an epoch of a recipe with and without them, by turns on one thread.
+
+In: a recipe and a prepared data set. Steps: train an epoch with each, several times. Out: clips a
+second of CPU time, the best of each, and their loss, which tells whether both learn alike.
+
+    .venv/bin/python benchmarks/length_buckets.py recipes/demo.toml build/demo/dataset 128 192
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pipeline.dataset import PreparedDataset, open_dataset
+from trainer.loop import train
+from trainer.recipe import Recipe, load_recipe
+from trainer.run_folder import read_history
+from trainer.world import World
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe")
+    parser.add_argument("data")
+    parser.add_argument("bucket_frames", type=int, nargs="+")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    dataset = open_dataset(arguments.data)
+    recipe = load_recipe(arguments.recipe, ["train.epochs=1"])
+    edges = tuple(arguments.bucket_frames)
+    sides = {
+        (): recipe,
+        edges: replace(recipe, sampler=replace(recipe.sampler, bucket_frames=edges)),
+    }
+    found: dict[tuple[int, ...], list[tuple[float, float]]] = {side: [] for side in sides}
+    for _ in range(arguments.rounds):
+        for side, one in sides.items():
+            found[side].append(time_epoch(one, dataset))
+    plain = max(rate for rate, _ in found[()])
+    for side, results in found.items():
+        rate, loss = max(results)
+        name = f"buckets {[*side, recipe.model.num_frames]}"
+        print(f"{name:32}{rate:8.1f} clips/s{rate / plain:8.2f} times   loss {loss:.4f}")
+    print(f"load average {os.getloadavg()[0]:.1f}")
+
+
+def time_epoch(recipe: Recipe, dataset: PreparedDataset) -> tuple[float, float]:
+    """Clips a second of CPU time, from the first step on, and the mean loss of the epoch."""
+    moments = []
+
+    def note(values: dict[str, Any]) -> None:
+        moments.append((values["step"], time.process_time()))
+
+    with tempfile.TemporaryDirectory() as run:
+        train(recipe, dataset, run, world=World(), report=note)
+        loss = read_history(run)["epochs"][0]["train_loss"]
+    (first, start_s), (last, end_s) = moments[0], moments[-1]
+    return (last - first) * recipe.train.batch_size / (end_s - start_s), loss
+
+
+if __name__ == "__main__":
+    main()
