@@ -13,7 +13,7 @@ from pipeline.dataset import PreparedDataset
 from pipeline.errors import UserError
 from tests.prepared import make_prepared, tiny_recipe
 from tests.runs import assert_same_run, newest, untimed
-from trainer import loop
+from trainer import loop, run_state
 from trainer.averaging import (
     AveragingSettings,
     average_epochs,
@@ -190,7 +190,8 @@ def test_the_epoch_that_is_selected(
         files = storage.list_files(f"{run}/epochs")
         left.append(" ".join(file[-14:-12] for file in files if "epoch-" in file))
 
-    monkeypatch.setattr(loop, "remove_other_epochs", noting)
+    for module in (loop, run_state):
+        monkeypatch.setattr(module, "remove_other_epochs", noting)
     train(tiny_recipe(train={"select_by": "accuracy"}), dataset, run, world=World())
     assert left == [*kept, ""]
     assert storage.list_files(f"{run}/epochs") == [weights_path(run, "best")]
