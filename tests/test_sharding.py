@@ -69,6 +69,7 @@ def hold_parts(world: World, document: dict[str, Any], data: str) -> None:
     assert world.sum(torch.tensor(num_held)) == num_parameters
 
 
+@pytest.mark.slow
 def test_the_run_is_that_of_a_whole_model(dataset: PreparedDataset, tmp_path: Path) -> None:
     """Also where one rank begins and two with shards go on, and the other way round."""
     alone, together, handed_over, handed_back = (str(tmp_path / name) for name in "1234")
