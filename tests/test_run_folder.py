@@ -52,6 +52,19 @@ def test_how_batches_are_loaded_may_change(dataset: PreparedDataset, tmp_path: P
     assert check_same_run(str(tmp_path), changed, dataset) is True
 
 
+def test_a_setting_that_came_later_had_its_default(
+    dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    begin(str(tmp_path), tiny_recipe(), dataset)
+    document = read_run(str(tmp_path))
+    del document["settings"]["train"]["select_by"]
+    del document["settings"]["published"]
+    storage.write_json(f"{tmp_path}/run.json", document)
+    assert check_same_run(str(tmp_path), tiny_recipe(), dataset) is True
+    with pytest.raises(UserError, match=r"with train.select_by = '', not 'mAP'"):
+        check_same_run(str(tmp_path), tiny_recipe(train={"select_by": "mAP"}), dataset)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

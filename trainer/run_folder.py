@@ -92,14 +92,15 @@ def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> b
     remedy = "give another --out, or remove that one"
     if run["data"]["fingerprint"] != dataset.card["fingerprint"]:
         raise UserError(f"{run_path}: the run was trained on other data; {remedy}")
-    before, now = run["settings"], recipe.to_json()
+    # A setting that came later had its default before.
+    before, now = read_recipe(run).to_json(), recipe.to_json()
     for section in now:
         for key, value in now[section].items():
-            old = before.get(section, {}).get(key)
+            old = before[section][key]
             if old != value and not _MAY_DIFFER & {section, f"{section}.{key}"}:
                 raise UserError(
-                    f"{run_path}: the run was started with {section}.{key} = {old}, "
-                    f"not {value}; {remedy}"
+                    f"{run_path}: the run was started with {section}.{key} = {old!r}, "
+                    f"not {value!r}; {remedy}"
                 )
     return True
 
