@@ -171,7 +171,7 @@ def transformers(settings: ModelSettings, batch: Share, precision: Precision) ->
 
 
 def authors(settings: ModelSettings, batch: Share, precision: Precision) -> tuple[Step, int]:
-    """Their `traintest.py`, line by line: float16, softmax(q k^T) v, Adam's default kernels.
+    """As their training script does it: float16, softmax(q k^T) v, Adam's default kernels.
 
     The loss is read at every step. `precision` is not theirs.
     """
