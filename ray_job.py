@@ -261,7 +261,7 @@ def export(arguments: Arguments) -> None:
     from trainer.export import export_run
 
     output = absolute(arguments.out)
-    export_run(absolute(arguments.run), output)
+    export_run(absolute(arguments.run), output, arguments.weights)
     print(output)
 
 
@@ -529,12 +529,7 @@ def _add_evaluate(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     step.add_argument("--split", required=True, help="split to score")
     step.add_argument("--fold", type=int, default=0, help="only this fold of it")
     step.add_argument("--data", help="prepared data set (default: the one trained on)")
-    step.add_argument(
-        "--weights",
-        choices=("last", "best", "averaged", "ema"),
-        default="last",
-        help="the last checkpoint's, or others that the recipe asked for (default: %(default)s)",
-    )
+    _add_weights_option(step)
     _add_worker_options(step)
 
 
@@ -602,12 +597,13 @@ def _add_export(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         steps,
         "export",
         export,
-        "Write a run's last checkpoint as a folder that transformers loads, and as ast.safetensors "
-        "in it, which `import` and model.weights_file read.",
+        "Write weights of a run as a folder that transformers loads, and as ast.safetensors in it, "
+        "which `import` and model.weights_file read.",
         "ray_job.py export runs/esc50 --out models/esc50",
     )
     step.add_argument("run", help="folder of the run")
     step.add_argument("--out", required=True, help="folder to write")
+    _add_weights_option(step)
 
 
 def _add_job_commands(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -678,6 +674,15 @@ def _add_set_option(step: argparse.ArgumentParser) -> None:
         default=[],
         metavar="SECTION.KEY=VALUE",
         help="change a setting of the recipe, such as train.epochs=10",
+    )
+
+
+def _add_weights_option(step: argparse.ArgumentParser) -> None:
+    step.add_argument(
+        "--weights",
+        choices=("last", "best", "averaged", "ema"),
+        default="last",
+        help="the last checkpoint's, or others that the recipe asked for (default: %(default)s)",
     )
 
 

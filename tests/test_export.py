@@ -1,5 +1,6 @@
 """Trained models into run folders and out of them, against transformers and the authors' model."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.prepared import LABELS, make_prepared, tiny_recipe, write_recipe
 from tests.runs import newest
 from tests.test_ast_checkpoints import AuthorsAst
 from trainer.augment import normalise
+from trainer.averaging import write_weights
 from trainer.export import export_run, import_run
 from trainer.loop import make_model, train
 from trainer.model import AST
@@ -155,6 +157,18 @@ def test_models_that_transformers_has_no_class_for(
     with pytest.raises(UserError, match="transformers has no class for this model: "):
         export_run(str(tmp_path / "run"), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_other_weights_than_the_last(run: str, dataset: PreparedDataset, tmp_path: Path) -> None:
+    halved = {name: value / 2 for name, value in newest(run).model.items()}
+    with pytest.raises(UserError, match=r"no weights 'best' there; .* train.select_by ask for"):
+        export_run(run, str(tmp_path / "out"), "best")
+    copy = shutil.copytree(run, tmp_path / "run")
+    write_weights(str(copy), "best", halved)
+    export_run(str(copy), str(tmp_path / "out"), "best")
+    import_run(str(tmp_path / "out"), dataset.path, str(tmp_path / "again"), "", [])
+    state = newest(str(tmp_path / "again")).model
+    assert all(torch.equal(value, state[name]) for name, value in halved.items())
 
 
 def test_a_run_that_has_no_checkpoint(run: str, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline import storage
+from pipeline.errors import UserError
 from trainer.weights import read_state
 
 State = dict[str, Tensor]
@@ -61,6 +62,19 @@ class AveragingSettings:
 def weights_path(run_path: str, name: str) -> str:
     """Where weights of a run stand: `epoch-05`, `averaged`, `ema` or `best`."""
     return storage.join(run_path, "epochs", f"{name}.safetensors")
+
+
+def check_weights(run_path: str, name: str) -> None:
+    """Refuse weights beside the last that a run does not have.
+
+    Raises:
+        UserError: they are not there.
+    """
+    if not storage.exists(weights_path(run_path, name)):
+        raise UserError(
+            f"{run_path}: no weights {name!r} there; averaging.first_epoch, averaging.ema_decay "
+            f"and train.select_by ask for such, and the end of the run writes them"
+        )
 
 
 def epoch_name(epoch: int) -> str:

@@ -28,13 +28,14 @@ from trainer.ast_checkpoints import (
     missing_labels,
     read_weights,
 )
+from trainer.averaging import check_weights, weights_path
 from trainer.checkpoint import Checkpoint, Progress, load_newest, save_checkpoint
 from trainer.clips import select_training_data
 from trainer.model import AST, build_model, load_ast
 from trainer.optimiser import make_optimiser
 from trainer.recipe import Recipe, check_fit, load_recipe
 from trainer.run_folder import describe_run, read_recipe, read_run, write_history
-from trainer.weights import State, load_exactly, to_transformers_state
+from trainer.weights import State, load_exactly, read_state, to_transformers_state
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,11 +100,17 @@ def import_run(
     )
 
 
-def export_run(run_path: str, output: str) -> None:
-    """Write the newest checkpoint of a run for transformers, and for this program.
+def export_run(run_path: str, output: str, weights: str = "last") -> None:
+    """Write weights of a run for transformers, and for this program.
+
+    Args:
+        run_path: the run.
+        output: folder to write.
+        weights: `last`, those of the newest checkpoint; `averaged`, `ema` or `best`.
 
     Raises:
-        UserError: there is no run or no checkpoint; a model that transformers has no class for.
+        UserError: there is no run, no checkpoint or no such weights; a model that transformers has
+            no class for.
     """
     run = read_run(run_path)
     saved = load_newest(run_path)
@@ -112,7 +119,11 @@ def export_run(run_path: str, output: str) -> None:
     recipe, data = read_recipe(run), run["data"]
     num_mels = data.get("num_mels", FbankSettings().num_mels)
     model = _empty_model(recipe, data["labels"], num_mels)
-    load_exactly(model, saved.model, source=run_path)
+    trained = saved.model
+    if weights != "last":
+        check_weights(run_path, weights)
+        trained = read_state(weights_path(run_path, weights))
+    load_exactly(model, trained, source=run_path)
     _check_exportable(model, recipe)
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     ours = metadata(

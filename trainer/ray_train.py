@@ -26,7 +26,7 @@ from pipeline import storage
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.progress import ProgressBar
-from trainer.averaging import weights_path
+from trainer.averaging import check_weights, weights_path
 from trainer.checkpoint import checkpoint_paths, load_newest
 from trainer.clips import select_clips, select_training_data
 from trainer.evaluation import evaluate
@@ -123,11 +123,8 @@ def check_evaluation(
         )
     if not checkpoint_paths(run_path):
         raise UserError(f"{run_path}: the run has no checkpoint yet")
-    if weights != "last" and not storage.exists(weights_path(run_path, weights)):
-        raise UserError(
-            f"{run_path}: no weights {weights!r} there; averaging.first_epoch, averaging.ema_decay "
-            f"and train.select_by ask for such, and the end of the run writes them"
-        )
+    if weights != "last":
+        check_weights(run_path, weights)
     return predictions_name(select_clips(dataset, split, fold).name, weights)
 
 
