@@ -236,6 +236,12 @@ def test_columns_by_other_names(tmp_path: Path) -> None:
         parquet_files.read(path, SourceOptions(columns={"label": "category"}))
 
 
+def test_labels_that_are_all_empty_are_refused(tmp_path: Path) -> None:
+    columns = {"audio": audio_array([b"1", b"2"]), "labels": [[], [""]]}
+    with pytest.raises(UserError, match="none of 2 clips has a label"):
+        parquet_files.read(write_parquet(tmp_path / "x.parquet", columns), SourceOptions())
+
+
 def test_rows_without_name_or_audio(tmp_path: Path) -> None:
     columns = {"audio": pa.array([{"bytes": b"1", "path": None}, None], AUDIO), "label": ["a", "b"]}
     path = write_parquet(tmp_path / "x.parquet", columns, row_group_size=1)
