@@ -98,7 +98,7 @@ def test_esc50_without_its_table_is_refused(tmp_path: Path) -> None:
 
 def test_csv_with_every_column(tmp_path: Path) -> None:
     text = (
-        "\ufeffpath, labels, id, split, fold, start_s, end_s, comment\n"
+        "\ufeffpath , labels , id, split, fold, start_s, end_s, comment\n"
         'a b.wav, dog; rain ,first,eval,2,0.5,1.5,"x, y"\n'
         "/else/where.flac,rain,,,,,,\n"
         "s3://bucket/c.ogg,,,,,,,\n"

@@ -1,8 +1,8 @@
 """Layouts of audio data sets, one module each: a folder or table in, a `Manifest` out.
 
-To add a layout, write a module with `read(source, options) -> Manifest` and name it in `LAYOUTS`
-and in `_READ_BY` for the options it reads; if it can be told from the file names alone, add the sign
-to `detect`.
+To add a layout, write a module with `read(source, options) -> Manifest` and name it in `LAYOUTS`,
+and in `_READ_BY` for the options it reads; if it can be told from the file names alone, add the
+sign to `detect`.
 """
 
 from collections.abc import Callable

@@ -1,11 +1,10 @@
 """A CSV or TSV table with one row a clip, for any data set that fits no other layout.
 
 Columns: `path` (relative to the table, absolute, or `s3://`) and `labels` (separated by `;` or the
-option `separator`); optionally `id` (without it the path, which does where no
-file has several clips), `split`, `fold`, `start_s` and `end_s`.
-The option `columns` says what a table calls them, or how to make one of others:
-`path=audio/{fname}.wav`. A file `labels.txt` beside the table, one label a line, fixes the
-vocabulary and the order of the classes; without it the labels are sorted.
+option `separator`); optionally `id` (the path without it; needed where a file has several clips),
+`split`, `fold`, `start_s` and `end_s`. The option `columns` says what a table calls them, or how to
+make one of others: `path=audio/{fname}.wav`. A file `labels.txt` beside the table, one label a line,
+fixes the vocabulary and the order of the classes; without it the labels are sorted.
 """
 
 import csv
