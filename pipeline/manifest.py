@@ -123,7 +123,7 @@ def check(manifest: Manifest, path: str) -> None:
         raise UserError(f"{path}: the manifest names no clip")
     # First, as messages name clips by their ids, which often are their paths.
     named = pc.match_substring_regex(clips["uri"], _URI)
-    expected = "an absolute path or s3://bucket/key, without file:// or such before it"
+    expected = "an absolute path or s3://bucket/key, without file://"
     _refuse(clips, pc.invert(named), "uri", expected, path)
     unprintable = pc.match_substring_regex(clips["uri"], "[[:cntrl:]]")
     _refuse(clips, unprintable, "uri", "without line ends and other control characters", path)

@@ -170,7 +170,7 @@ NO_CLIP = {
         (plain(uri=["/a", "b.wav", "c.wav"]), "clip 'b' has 'b.wav' (2 such clips)"),
         (plain(uri=["/a", "/b", "https://host/c"]), "clip 'c' has 'https://host/c'"),
         (plain(uri=["/a", "/b", "s3://bucket"]), "clip 'c' has 's3://bucket'"),
-        (plain(uri=["/a", "file:///b", "/c"]), "or s3://bucket/key, without file:// or such"),
+        (plain(uri=["/a", "file:///b", "/c"]), "or s3://bucket/key, without file://; clip"),
         (plain(id=["a", "b\n", "c"], uri=["/a", "/b\n", "/c"]), r"clip 'b\n' has '/b\n' (1 such"),
         (plain(uri=["/a", "/b", "/c\0d"]), "uri must be without line ends and other control"),
         (plain(split=["train", "../../evil", "eval"]), "split '../../evil': shards are named"),

@@ -3,7 +3,7 @@
 Columns: `path` (relative to the table, absolute, or `s3://`) and `labels` (separated by `;` or the
 option `separator`); optionally `id` (the path without it; needed where a file has several clips),
 `split`, `fold`, `start_s` and `end_s`. The option `columns` says what a table calls them, or how to
-make one of others: `path=audio/{fname}.wav`. A file `labels.txt` beside the table, one label a line,
+make one of others: `path=audio/{fname}.wav`. A file `labels.txt` beside the table, a label a line,
 fixes the vocabulary and the order of the classes; without it the labels are sorted.
 """
 
