@@ -75,7 +75,7 @@ def manifest(arguments: Arguments) -> None:
         split=arguments.split,
     )
     found = read_source(absolute(arguments.source), arguments.layout, options)
-    if arguments.folds:
+    if arguments.folds is not None:
         found = assign_folds(found, arguments.folds)
     write_manifest(output, found)
     stem = output.removesuffix(".parquet")
@@ -386,7 +386,7 @@ def _add_manifest(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "Parquet files or tars; folder: a folder per class (default: %(default)s)",
     )
     step.add_argument(
-        "--folds", type=int, default=0, help="number the clips into so many folds, class by class"
+        "--folds", type=int, help="number the clips into so many folds, class by class"
     )
     step.add_argument(
         "--segments",

@@ -8,6 +8,7 @@ it, gets the sorted labels it uses.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -113,16 +114,23 @@ def check(manifest: Manifest, path: str) -> None:
 
     Raises:
         UserError: it names no clip, an id is empty or stands there twice, a URI means nothing in
-            another process, a label is outside the vocabulary, a stretch is none, or a fold or a
-            place in a container is negative or half there. `path` is what the message calls it.
+            another process or has control characters, a label is outside the vocabulary, a split
+            cannot name shards, a stretch is none, or a fold or a place in a container is negative
+            or half there. `path` is what the message calls it.
     """
     clips = manifest.clips
     if clips.num_rows == 0:
         raise UserError(f"{path}: the manifest names no clip")
+    # First, as messages name clips by their ids, which often are their paths.
+    named = pc.match_substring_regex(clips["uri"], _URI)
+    expected = "an absolute path or s3://bucket/key, without file://"
+    _refuse(clips, pc.invert(named), "uri", expected, path)
+    unprintable = pc.match_substring_regex(clips["uri"], "[[:cntrl:]]")
+    _refuse(clips, unprintable, "uri", "without line ends and other control characters", path)
     _check_ids(clips["id"], path)
     _check_labels(clips, manifest.labels, path)
-    named = pc.match_substring_regex(clips["uri"], _URI)
-    _refuse(clips, pc.invert(named), "uri", "an absolute path or s3://bucket/key", path)
+    for split in pc.unique(clips["split"]).to_pylist():
+        check_split(split, path)
     start_s, end_s = pc.fill_null(clips["start_s"], 0.0), pc.fill_null(clips["end_s"], _FAR_S)
     _refuse(clips, _outside(start_s, 0.0, _FAR_S), "start_s", "seconds, 0 or more", path)
     _refuse(clips, _outside(end_s, 0.0, _FAR_S), "end_s", "seconds, above start_s", path)
@@ -132,6 +140,43 @@ def check(manifest: Manifest, path: str) -> None:
     for name, other in (("offset_bytes", "size_bytes"), ("row_group", "row")):
         alone = pc.xor(pc.is_null(clips[name]), pc.is_null(clips[other]))
         _refuse(clips, alone, name, f"given together with {other}", path)
+
+
+def check_split(split: str, where: str) -> None:
+    """Refuse a split that cannot be part of a file name; `where` is what the message begins with.
+
+    Raises:
+        UserError: it is empty, or has other characters.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", split):
+        raise UserError(
+            f"{where}: split {split!r}: shards are named after their split, so it may hold only "
+            f"letters, digits, '-' and '_'; rename it"
+        )
+
+
+def note_unlabelled(manifest: Manifest, source: str, *, required: bool = True) -> Manifest:
+    """The manifest with a note on how many clips have no label.
+
+    Args:
+        manifest: clips of a source.
+        source: what the message calls it.
+        required: whether at least one has to have one.
+
+    Raises:
+        UserError: none has one.
+    """
+    num_clips = manifest.clips.num_rows
+    is_bare = pc.equal(pc.list_value_length(manifest.clips["labels"]), 0)
+    num_bare = pc.sum(is_bare).as_py()
+    if not num_bare:
+        return manifest
+    if required and num_bare == num_clips:
+        raise UserError(
+            f"{source}: none of {num_clips:,} clips has a label; fill them in, or name the column "
+            f"that holds them with --column labels=NAME"
+        )
+    return replace(manifest, notes=(*manifest.notes, f"{num_bare:,} clips have no label"))
 
 
 def assign_folds(manifest: Manifest, num_folds: int) -> Manifest:
@@ -221,7 +266,10 @@ def _check_ids(ids: pa.ChunkedArray, path: str) -> None:
     repeated = counts.filter(pc.greater(pc.struct_field(counts, "counts"), 1))
     if len(repeated):
         names = ", ".join(str(item["values"]) for item in repeated[:3].to_pylist())
-        raise UserError(f"{path}: {len(repeated)} ids stand there twice or more, such as {names}")
+        raise UserError(
+            f"{path}: {len(repeated)} ids stand there twice or more, such as {names}; give "
+            f"every clip one of its own (to a table add a column id)"
+        )
     if pc.any(pc.equal(ids, "")).as_py():
         raise UserError(f"{path}: a clip has an empty id; give every clip one of its own")
 
@@ -252,7 +300,7 @@ def _refuse(clips: pa.Table, wrong: pa.ChunkedArray, name: str, expected: str, p
     if rows.num_rows:
         row = rows.slice(0, 1).to_pylist()[0]
         raise UserError(
-            f"{path}: {name} must be {expected}; clip {row['id']} has {row[name]!r} "
+            f"{path}: {name} must be {expected}; clip {row['id']!r} has {row[name]!r} "
             f"({rows.num_rows} such clips)"
         )
 

@@ -11,7 +11,6 @@ On storage a plan is a JSON document with its shards, and the clips in Parquet f
 import hashlib
 import io
 import json
-import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
@@ -26,7 +25,7 @@ from pipeline import storage
 from pipeline.decode import DecodeSettings
 from pipeline.errors import UserError
 from pipeline.fbank import FbankSettings
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, check_split
 
 FORMAT_VERSION = 2
 """Changes whenever the same manifest and settings would give other tars, index or card."""
@@ -126,7 +125,7 @@ def make_plan(manifest: Manifest, settings: PrepareSettings, before: Plan | None
     first = len(specs)
     first_file = specs[-1].plan_file + 1 if specs else 0
     for split in sorted(pc.unique(clips["split"]).to_pylist()):
-        _check_split(split)
+        check_split(split, "the manifest")
         ordered = _in_hash_order(clips.filter(pc.equal(clips["split"], split)))
         start = 0
         sizes = shard_sizes(ordered.num_rows, settings.clips_per_shard)
@@ -272,14 +271,6 @@ def _hashes(texts: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
         for text in chunk.to_pylist()
     )
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64).reshape(-1, 2)
-
-
-def _check_split(split: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", split):
-        raise UserError(
-            f"split {split!r}: shards are named after their split, so it may hold only letters, "
-            f"digits, '-' and '_'; rename it in the manifest"
-        )
 
 
 def _what_is_built(clips: pa.Table) -> pa.Table:

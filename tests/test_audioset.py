@@ -186,7 +186,7 @@ GOOD = '--PJHxphWEs, 30.000, 40.000, "/m/a"\n'
         (GOOD + "--PJHxphWEs, 1000000, 1000001, /m/a\n", "--PJHxphWEs starts too late"),
         (GOOD + 'YYYYYYYYYYY, 1, 2, "/m/a,/m/z"\n', "label '/m/z' of YYYYYYYYYYY is not among"),
         ("# nothing\n", "no segment in it"),
-        ("", "not a CSV in UTF-8"),
+        ("", "eval_segments.csv: no segment in it"),
         ("\xff", "not a CSV in UTF-8"),
     ],
 )
@@ -216,6 +216,9 @@ def test_what_is_not_there_is_named(source: Path) -> None:
         segments=("a=/none.csv",),
         class_labels=str(source.parent / "class_labels_indices.csv"),
     )
+    for split in ("", "Train set"):
+        message = refusal(source, segments=(f"{split}=/eval_segments.csv",))
+        assert f"/eval_segments.csv: split {split!r}: shards are named after" in message
     assert "which split are these? Write SPLIT=PATH" in refusal(source, segments=("/x.csv",))
     (source.parent / "class_labels_indices.csv").unlink()
     assert "say with --class-labels where" in refusal(source)
@@ -430,7 +433,7 @@ def test_common_ids(source: Path, listed: str) -> None:
     assert rows(manifest, "common") == [(True,), (False,), (False,), (True,)]
     assert manifest.coverage is not None
     assert manifest.coverage["common"] == {"listed": 3, "found": 2}
-    assert manifest.notes == ("1 of 3 common ids were not found",)
+    assert manifest.notes == ("2 of 3 common ids are clips here",)
     path.write_text("zzzzzzzzzzz")
     assert "none of its 1 ids is in the manifest" in refusal(source, common_ids=str(path))
     assert "none.txt: no such file" in refusal(source, common_ids="/none.txt")

@@ -186,7 +186,7 @@ def test_every_field_and_class_numbers(tmp_path: Path) -> None:
         "id": [7, 8, 9],
         "audio": audio_array([b"1", b"2", b"3"]),
         "label": [1, 0, -1],
-        "split": ["test", None, "dev set"],
+        "split": ["test", None, "dev_set"],
         "fold": [1, 2, None],
         "start_s": [0.5, None, None],
         "end_s": [1.5, None, None],
@@ -196,7 +196,7 @@ def test_every_field_and_class_numbers(tmp_path: Path) -> None:
     manifest = parquet_files.read(path, SourceOptions())
     clips = by_id(manifest)
     assert [clip["labels"] for clip in clips.values()] == [["cat"], ["dog"], []]
-    assert [clip["split"] for clip in clips.values()] == ["test", "validation", "dev set"]
+    assert [clip["split"] for clip in clips.values()] == ["test", "validation", "dev_set"]
     assert [clip["fold"] for clip in clips.values()] == [1, 2, 0]
     assert (clips["7"]["start_s"], clips["7"]["end_s"], clips["8"]["end_s"]) == (0.5, 1.5, None)
     assert manifest.notes == ("1 clips have no label",)
@@ -234,6 +234,12 @@ def test_columns_by_other_names(tmp_path: Path) -> None:
         parquet_files.read(path, SourceOptions(columns={"labels": "none"}))
     with pytest.raises(UserError, match=r"--column label=\.\.\.: there are only id, labels"):
         parquet_files.read(path, SourceOptions(columns={"label": "category"}))
+
+
+def test_labels_that_are_all_empty_are_refused(tmp_path: Path) -> None:
+    columns = {"audio": audio_array([b"1", b"2"]), "labels": [[], [""]]}
+    with pytest.raises(UserError, match="none of 2 clips has a label"):
+        parquet_files.read(write_parquet(tmp_path / "x.parquet", columns), SourceOptions())
 
 
 def test_rows_without_name_or_audio(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 from pipeline.manifest import Manifest
 from pipeline.sources import detect, read_source
 from pipeline.sources.options import SourceOptions
+from ray_job import main
 
 
 def write_files(folder: Path, *names: str, content: bytes = b"audio") -> str:
@@ -97,11 +98,11 @@ def test_esc50_without_its_table_is_refused(tmp_path: Path) -> None:
 
 def test_csv_with_every_column(tmp_path: Path) -> None:
     text = (
-        "\ufeffpath, labels, id, split, fold, start_s, end_s, comment\n"
+        "\ufeffpath , labels , id, split, fold, start_s, end_s, comment\n"
         'a b.wav, dog; rain ,first,eval,2,0.5,1.5,"x, y"\n'
         "/else/where.flac,rain,,,,,,\n"
         "s3://bucket/c.ogg,,,,,,,\n"
-        "sub/d.wav\n"
+        "sub/d.wav,,,,1.0,,,\n"
     )
     manifest = read_source(write_table(tmp_path / "clips.csv", text), "auto")
     assert manifest.labels == ("dog", "rain")
@@ -110,8 +111,9 @@ def test_csv_with_every_column(tmp_path: Path) -> None:
         ("first", f"{tmp_path}/a b.wav", ["dog", "rain"], "eval", 2, 0.5, 1.5),
         ("/else/where.flac", "/else/where.flac", ["rain"], "train", 0, None, None),
         ("s3://bucket/c.ogg", "s3://bucket/c.ogg", [], "train", 0, None, None),
-        ("sub/d.wav", f"{tmp_path}/sub/d.wav", [], "train", 0, None, None),
+        ("sub/d.wav", f"{tmp_path}/sub/d.wav", [], "train", 1, None, None),
     ]
+    assert manifest.notes == ("2 clips have no label",)
 
 
 def test_tsv_with_a_vocabulary_beside_it(tmp_path: Path) -> None:
@@ -126,10 +128,21 @@ def test_tsv_with_a_vocabulary_beside_it(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("path,label\na.wav,dog\n", "no column labels; it has path, label"),
-        ("path,labels\n,dog\n", "row 2: the path is empty"),
-        ("path,labels,fold\na,dog,1\nb,dog,x\n", "row 3: fold, start_s and end_s must be numbers"),
-        ("path,labels,start_s\na,dog,1:30\n", "row 2: fold, start_s and end_s must be numbers"),
+        ("path,labels\n,dog\n", "line 2: the path is empty"),
+        (
+            "path,labels,fold\n\na,dog,1\n \nb,dog,x\n",
+            "line 5: fold, start_s and end_s must be numbers",
+        ),
+        ("path,labels,start_s\na,dog,1:30\n", "line 2: fold, start_s and end_s must be numbers"),
+        ("path,labels,fold\na,dog,1.5\n", "line 2: fold, start_s and end_s must be numbers"),
         ("path,labels\n", "no clip found in the layout 'csv'"),
+        ('path,labels\n\n"a.wav,dog\nb.wav,cat\n', "line 3: .*; is a quote left open"),
+        ("path,labels\na.wav,dog,cat\n", "line 2: 3 cells, and the header has 2; a cell with ','"),
+        ('path,labels\n"a\n.wav",dog\nb.wav\n', "line 4: 1 cells, and the header has 2"),
+        ("path,labels,labels\na,b,c\n", "two columns are called 'labels'"),
+        ("path;labels\na;b\n", "are cells separated by ';'[?] Write them with ','"),
+        ("path\tlabels\na\tb\n", r"are cells separated by '\\t'[?]"),
+        ("path,labels\na.wav,\nb.wav, ;\n", "none of 2 clips has a label; fill them in"),
     ],
 )
 def test_broken_csv_is_refused(tmp_path: Path, text: str, expected: str) -> None:
@@ -221,10 +234,19 @@ def test_a_class_may_be_called_train_beside_others(tmp_path: Path) -> None:
     assert rows(manifest, "labels", "split") == [(["train"], "train"), (["tram"], "train")]
 
 
-@pytest.mark.parametrize("names", [("notes.txt",), ("loose.wav",)])
-def test_a_folder_without_classes_is_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
-    with pytest.raises(UserError, match="no clip found in the layout 'folder'"):
-        read_source(write_files(tmp_path / "x", *names), "auto")
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "notes.txt",
+            r"no clip found in the layout 'folder' \(left out 1 files that are not audio",
+        ),
+        ("loose.wav", "x: 1 audio files are in no class folder; move them"),
+    ],
+)
+def test_a_folder_without_classes_is_refused(tmp_path: Path, name: str, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        read_source(write_files(tmp_path / "x", name), "auto")
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -233,10 +255,49 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
             read_source(str(source), "auto")
 
 
-def test_one_audio_file_is_no_folder_of_classes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["folder", "audioset"])
+def test_one_file_is_no_folder(tmp_path: Path, layout: str) -> None:
     source = write_files(tmp_path, "dog/1.wav")
-    with pytest.raises(UserError, match="no such folder"):
-        read_source(f"{source}/dog/1.wav", "auto")
+    table = write_table(tmp_path / "segments.csv", "--PJHxphWEs, 0, 10, /m/a\n")
+    write_table(tmp_path / "class_labels_indices.csv", "index,mid,display_name\n0,/m/a,Dog\n")
+    options = SourceOptions(segments=(f"train={table}",))
+    with pytest.raises(UserError, match=r"1.wav: a file of no known layout; name the folder"):
+        read_source(f"{source}/dog/1.wav", layout, options)
+
+
+# --- options -----------------------------------------------------------------------------------
+
+
+def test_options_without_effect_are_told_of(tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "folder", "dog/1.wav")
+    table = write_table(tmp_path / "clips.csv", "path,labels,split\na.wav,dog,test\n")
+    options = SourceOptions(split="mine", separator=",", cut="yes", class_labels="/x.csv")
+    manifest = read_source(folder, "auto", options)
+    assert manifest.clips["split"].to_pylist() == ["mine"]
+    unread = [f"--{name} has no effect: the layout 'folder'" for name in ("class-labels", "cut")]
+    unread += ["--separator has no effect: the layout 'folder'"]
+    assert [note.partition(" does")[0] for note in manifest.notes] == unread
+    assert read_source(table, "auto", SourceOptions(split="mine", separator=",")).notes == (
+        "--split mine has no effect: the source names the split of every clip",
+    )
+
+
+def test_esc50_gets_the_split_given(tmp_path: Path) -> None:
+    source = esc50_folder(tmp_path, META + "a.wav,1,0,dog,,,\n")
+    manifest = read_source(source, "auto", SourceOptions(split="mine"))
+    assert (manifest.clips["split"].to_pylist(), manifest.notes) == (["mine"], ())
+
+
+def test_an_empty_separator_is_refused() -> None:
+    with pytest.raises(UserError, match="--separator: must not be empty"):
+        SourceOptions(separator="")
+
+
+def test_no_folds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_files(tmp_path, "dog/1.wav")
+    command = ["manifest", source, "--out", f"{tmp_path}/m.parquet", "--folds", "0"]
+    assert main(command) == 1
+    assert "--folds: must be from 2 to 100, got 0" in capsys.readouterr().err
 
 
 # --- on S3 -------------------------------------------------------------------------------------

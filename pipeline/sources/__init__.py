@@ -1,10 +1,12 @@
 """Layouts of audio data sets, one module each: a folder or table in, a `Manifest` out.
 
-To add a layout, write a module with `read(source, options) -> Manifest` and name it in `LAYOUTS`;
-if it can be told from the file names alone, add the sign to `detect`.
+To add a layout, write a module with `read(source, options) -> Manifest` and name it in `LAYOUTS`,
+and in `_READ_BY` for the options it reads; if it can be told from the file names alone, add the
+sign to `detect`.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from pipeline import storage
@@ -34,6 +36,14 @@ LAYOUTS: dict[str, Callable[[str, SourceOptions], Manifest]] = {
     "webdataset": tar_files.read,
     "folder": folder.read,
 }
+_READ_BY = {
+    "segments": ("--segments", ("audioset", "ast-json")),
+    "class_labels": ("--class-labels", ("audioset", "ast-json", "parquet", "webdataset")),
+    "cut": ("--cut", ("audioset",)),
+    "columns": ("--column", ("csv", "parquet", "webdataset")),
+    "separator": ("--separator", ("csv",)),
+}
+"""Options that not all layouts read: what the user calls them, and the layouts that do."""
 _BY_SUFFIX = {
     ".csv": "csv",
     ".tsv": "csv",
@@ -71,11 +81,29 @@ def read_source(
     name = detect(source, options) if layout == "auto" else layout
     manifest = LAYOUTS[name](source, options)
     if manifest.clips.num_rows == 0:
+        why = "".join(f" ({note})" for note in manifest.notes)
         raise UserError(
-            f"{source}: no clip found in the layout {name!r}; there are {', '.join(LAYOUTS)}, see "
-            f"`ray_job.py manifest --help`"
+            f"{source}: no clip found in the layout {name!r}{why}; there are {', '.join(LAYOUTS)}, "
+            f"see `ray_job.py manifest --help`"
         )
+    manifest = replace(manifest, notes=(*manifest.notes, *_without_effect(options, name, manifest)))
     return mark_common(manifest, options.common_ids) if options.common_ids else manifest
+
+
+def _without_effect(options: SourceOptions, layout: str, manifest: Manifest) -> list[str]:
+    """Notes on options that were given and changed nothing."""
+    default = SourceOptions()
+    notes = [
+        f"{flag} has no effect: the layout {layout!r} does not read it"
+        for name, (flag, layouts) in _READ_BY.items()
+        if layout not in layouts and getattr(options, name) != getattr(default, name)
+    ]
+    splits = {default.split, *manifest.clips["split"].unique().to_pylist()}
+    if options.split not in splits:
+        notes.append(
+            f"--split {options.split} has no effect: the source names the split of every clip"
+        )
+    return notes
 
 
 def _detect_containers(source: str) -> str | None:

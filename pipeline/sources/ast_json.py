@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.manifest import Clip, Manifest, from_clips
+from pipeline.manifest import Clip, Manifest, from_clips, note_unlabelled
 from pipeline.sources.csv_table import resolve
 from pipeline.sources.options import SourceOptions
 from pipeline.sources.segments import read_vocabulary, split_and_path
@@ -21,8 +21,8 @@ def read(source: str, options: SourceOptions) -> Manifest:
     or the path where two have the same.
 
     Raises:
-        UserError: no JSON is given or one is not such a document, or a label is not in
-            `class_labels`.
+        UserError: no JSON is given or one is not such a document, a label is not in
+            `class_labels`, or no clip has one.
     """
     files = [split_and_path(given) for given in options.segments]
     if source.endswith(".json"):
@@ -43,7 +43,7 @@ def read(source: str, options: SourceOptions) -> Manifest:
         for clip_id, (split, path, wav, labels) in zip(ids, entries, strict=True)
     ]
     vocabulary = names.values() if names else sorted({x for clip in clips for x in clip.labels})
-    return from_clips(clips, list(vocabulary))
+    return note_unlabelled(from_clips(clips, list(vocabulary)), source)
 
 
 def _read_json(path: str) -> list[tuple[str, list[str]]]:

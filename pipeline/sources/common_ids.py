@@ -35,8 +35,7 @@ def mark_common(manifest: Manifest, path: str) -> Manifest:
         raise UserError(f"{path}: none of its {len(listed):,} ids is in the manifest")
     at = SCHEMA.get_field_index("common")
     notes, coverage = manifest.notes, manifest.coverage
-    if num_found < len(listed):
-        notes += (f"{len(listed) - num_found:,} of {len(listed):,} common ids were not found",)
+    notes += (f"{num_found:,} of {len(listed):,} common ids are clips here",)
     if coverage is not None:
         coverage = {**coverage, "common": {"listed": len(listed), "found": num_found}}
     clips = manifest.clips.set_column(at, SCHEMA.field(at), common)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.manifest import SCHEMA, Manifest, from_columns
+from pipeline.manifest import SCHEMA, Manifest, from_columns, note_unlabelled
 from pipeline.sources.folder import SPLITS
 from pipeline.sources.listing import LISTING_SCHEMA
 from pipeline.sources.options import SourceOptions
@@ -78,7 +78,8 @@ def read_containers(
     """The manifest of all containers below a folder, or of one.
 
     Raises:
-        UserError: there is none, none holds a clip, or a label is not in `class_labels`.
+        UserError: there is none, none holds a clip, a label is not in `class_labels`, or labels
+            stand there and all are empty.
     """
     paths = [source] if source.endswith(suffix) else storage.list_files(source)
     paths = [path for path in paths if path.endswith(suffix)]
@@ -96,9 +97,6 @@ def read_containers(
         files = [_below(source, path) for path in rows["uri"].to_pylist()]
         ids = pc.binary_join_element_wise(pa.array(files), ids, "/")
     labels, vocabulary = _labels(rows, options)
-    num_bare = sum(not these for these in labels)
-    if num_bare:
-        notes.append(f"{num_bare} clips have no label")
     columns = {
         **{name: rows[name] for name in SCHEMA.names if name in ROW_SCHEMA.names},
         "id": ids,
@@ -106,7 +104,8 @@ def read_containers(
         "split": pc.fill_null(rows["split"], options.split),
         "fold": pc.fill_null(rows["fold"], 0),
     }
-    return from_columns(columns, vocabulary, notes)
+    tells_labels = rows["labels"].null_count < rows.num_rows
+    return note_unlabelled(from_columns(columns, vocabulary, notes), source, required=tells_labels)
 
 
 def split_of(name: str) -> str | None:

@@ -1,10 +1,10 @@
 """A CSV or TSV table with one row a clip, for any data set that fits no other layout.
 
 Columns: `path` (relative to the table, absolute, or `s3://`) and `labels` (separated by `;` or the
-option `separator`); optionally `id` (the path without it), `split`, `fold`, `start_s` and `end_s`.
-The option `columns` says what a table calls them, or how to make one of others:
-`path=audio/{fname}.wav`. A file `labels.txt` beside the table, one label a line, fixes the
-vocabulary and the order of the classes; without it the labels are sorted.
+option `separator`); optionally `id` (the path without it; needed where a file has several clips),
+`split`, `fold`, `start_s` and `end_s`. The option `columns` says what a table calls them, or how to
+make one of others: `path=audio/{fname}.wav`. A file `labels.txt` beside the table, a label a line,
+fixes the vocabulary and the order of the classes; without it the labels are sorted.
 """
 
 import csv
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.manifest import Clip, Manifest, from_clips, read_labels
+from pipeline.manifest import Clip, Manifest, from_clips, note_unlabelled, read_labels
 from pipeline.sources.options import SourceOptions
 
 COLUMNS = ("path", "labels", "id", "split", "fold", "start_s", "end_s")
@@ -26,25 +26,26 @@ def read(source: str, options: SourceOptions) -> Manifest:
     """List the clips of a table.
 
     Raises:
-        UserError: the table is missing, lacks a column, or a number in it is none; `columns` has
-            a name that is not in `COLUMNS`.
+        UserError: `read_rows` finds fault, a number is none, no clip has a label, or `columns`
+            has a name that is not in `COLUMNS`.
     """
     base = source.rpartition("/")[0]
     clips = [
-        _clip(row, base, options, f"{source}, row {number}")
-        for number, row in enumerate(_named_rows(source, options.columns), start=2)
+        _clip(row, base, options, f"{source}, line {line}")
+        for line, row in _named_rows(source, options.columns)
     ]
-    vocabulary = storage.join(base, "labels.txt")
-    if storage.exists(vocabulary):
-        return from_clips(clips, read_labels(vocabulary))
-    return from_clips(clips, sorted({label for clip in clips for label in clip.labels}))
+    path = storage.join(base, "labels.txt")
+    in_use = sorted({label for clip in clips for label in clip.labels})
+    vocabulary = read_labels(path) if storage.exists(path) else in_use
+    return note_unlabelled(from_clips(clips, vocabulary), source)
 
 
-def read_rows(path: str, *, required: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV (or, by its name, TSV) file as dictionaries, blanks trimmed.
+def read_rows(path: str, *, required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a CSV (or, by its name, TSV) file, blanks trimmed, each with its line number.
 
     Raises:
-        UserError: no such file, not text, or a required column is missing.
+        UserError: no such file, not text, a quote is left open, a required column is missing, two
+            have one name, or a row has more or fewer cells than the header.
     """
     try:
         text = storage.read_bytes(path).decode("utf-8-sig")
@@ -53,19 +54,27 @@ def read_rows(path: str, *, required: Sequence[str]) -> list[dict[str, str]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason})") from error
     delimiter = "\t" if path.endswith(".tsv") else ","
-    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
-    try:
-        columns, rows = reader.fieldnames or [], list(reader)
-    except csv.Error as error:
-        raise UserError(
-            f"{path}, line {reader.line_num}: {error}; is a quote left open?"
-        ) from error
+    records = _records(text, delimiter, path)
+    _, columns = next(records, (1, []))
     missing = [name for name in required if name not in columns]
     if missing:
+        other = next((sign for sign in ",;\t|" if len(columns) == 1 and sign in columns[0]), None)
+        hint = f"; are cells separated by {other!r}? Write them with {delimiter!r}" if other else ""
         raise UserError(
-            f"{path}: no column {', '.join(missing)}; it has {', '.join(columns) or 'none'}"
+            f"{path}: no column {', '.join(missing)}; it has {', '.join(columns) or 'none'}{hint}"
         )
-    return [{key: (value or "").strip() for key, value in row.items() if key} for row in rows]
+    twice = next((name for name in columns if name and columns.count(name) > 1), None)
+    if twice:
+        raise UserError(f"{path}: two columns are called {twice!r}; keep or rename one")
+    rows = []
+    for line, cells in records:
+        if len(cells) != len(columns):
+            raise UserError(
+                f"{path}, line {line}: {len(cells)} cells, and the header has {len(columns)}; a "
+                f"cell with {delimiter!r} in it stands in double quotes"
+            )
+        rows.append((line, dict(zip(columns, cells, strict=True))))
+    return rows
 
 
 def resolve(path: str, base: str) -> str:
@@ -76,7 +85,24 @@ def resolve(path: str, base: str) -> str:
     return scheme + sign + posixpath.normpath(f"{folder}/{path}")
 
 
-def _named_rows(path: str, columns: Mapping[str, str]) -> Iterator[dict[str, str]]:
+def _records(text: str, delimiter: str, path: str) -> Iterator[tuple[int, list[str]]]:
+    """The lines that are not blank as trimmed cells, each with the number of its first line."""
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
+    line = 1
+    try:
+        for cells in reader:
+            trimmed = [cell.strip() for cell in cells]
+            if trimmed not in ([], [""]):
+                yield line, trimmed
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, line {line}: {error}; is a quote left open, or not doubled in a quoted cell?"
+        ) from error
+
+
+def _named_rows(path: str, columns: Mapping[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows, their columns renamed or made as `columns` says."""
     unknown = sorted(columns.keys() - set(COLUMNS))
     if unknown:
@@ -86,8 +112,8 @@ def _named_rows(path: str, columns: Mapping[str, str]) -> Iterator[dict[str, str
         for name, column in {"path": "path", "labels": "labels", **columns}.items()
     }
     used = sorted({used for pattern in patterns.values() for used in _IN_BRACES.findall(pattern)})
-    for row in read_rows(path, required=used):
-        yield {**row, **{name: _filled(pattern, row) for name, pattern in patterns.items()}}
+    for line, row in read_rows(path, required=used):
+        yield line, {**row, **{name: _filled(text, row) for name, text in patterns.items()}}
 
 
 def _filled(pattern: str, row: Mapping[str, str]) -> str:
@@ -106,7 +132,8 @@ def _clip(row: dict[str, str], base: str, options: SourceOptions, where: str) ->
                 part.strip() for part in row["labels"].split(options.separator) if part.strip()
             ),
             split=row.get("split") or options.split,
-            fold=int(row.get("fold") or 0),
+            # Programs that hold a column with empty cells as floats write 1.0.
+            fold=int(row.get("fold", "").removesuffix(".0") or 0),
             start_s=float(row["start_s"]) if row.get("start_s") else None,
             end_s=float(row["end_s"]) if row.get("end_s") else None,
         )

@@ -21,7 +21,7 @@ def read(source: str, options: SourceOptions) -> Manifest:
             numbers the classes in two ways.
     """
     meta = storage.join(source, *META_PATH)
-    rows = read_rows(meta, required=_COLUMNS)
+    rows = [row for _, row in read_rows(meta, required=_COLUMNS)]
     try:
         classes = sorted({(int(row["target"]), row["category"]) for row in rows})
         clips = [
@@ -29,6 +29,7 @@ def read(source: str, options: SourceOptions) -> Manifest:
                 id=row["filename"].rpartition(".")[0] or row["filename"],
                 uri=storage.join(source, "audio", row["filename"]),
                 labels=(row["category"],),
+                split=options.split,
                 fold=int(row["fold"]),
             )
             for row in rows

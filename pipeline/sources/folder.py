@@ -9,8 +9,8 @@ from pathlib import PurePosixPath
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.manifest import TRAIN_SPLIT, Clip, Manifest, from_clips
-from pipeline.sources.listing import AUDIO_SUFFIXES
+from pipeline.manifest import Clip, Manifest, from_clips
+from pipeline.sources.listing import AUDIO_SUFFIXES, nothing_there
 from pipeline.sources.options import SourceOptions
 
 SPLITS = {
@@ -32,12 +32,12 @@ def read(source: str, options: SourceOptions) -> Manifest:
     """List a folder per class; files that are not audio or in no class folder are noted.
 
     Raises:
-        UserError: there is no such folder, or it is empty.
+        UserError: there is no such folder, it is empty, or all its audio is in no class folder.
     """
     prefix = source.rstrip("/") + "/"
     relative = [path.removeprefix(prefix) for path in storage.list_files(source)]
     if not relative:
-        raise UserError(f"{source}: no such folder, or nothing in it")
+        raise UserError(nothing_there(source))
     audio = [name for name in relative if PurePosixPath(name).suffix.lower() in AUDIO_SUFFIXES]
     tops = {name.split("/")[0] for name in audio if "/" in name}
     depth = 1 if tops and all(top.lower() in SPLITS for top in tops) else 0
@@ -45,9 +45,14 @@ def read(source: str, options: SourceOptions) -> Manifest:
     for name in audio:
         folders = name.split("/")[:-1]
         if len(folders) > depth:
-            split = SPLITS[folders[0].lower()] if depth else TRAIN_SPLIT
+            split = SPLITS[folders[0].lower()] if depth else options.split
             label = folders[depth]
             clips.append(Clip(id=name, uri=prefix + name, labels=(label,), split=split))
+    if audio and not clips:
+        raise UserError(
+            f"{source}: {len(audio):,} audio files are in no class folder; move them into a folder "
+            f"per class, or list them in a table with columns path and labels"
+        )
     vocabulary = sorted({label for clip in clips for label in clip.labels})
     return from_clips(clips, vocabulary, _notes(relative, audio, len(clips)))
 

@@ -5,6 +5,8 @@
 
 import pyarrow as pa
 
+from pipeline import storage
+
 AUDIO_SUFFIXES = frozenset(
     {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"}
     | {".m4a", ".aac", ".mp4", ".webm", ".wma"}
@@ -23,3 +25,13 @@ LISTING_SCHEMA = pa.schema(
         pa.field("split", pa.string()),
     ]
 )
+
+
+def nothing_there(location: str) -> str:
+    """What to tell of a location that lists no file."""
+    if storage.exists(location):
+        return (
+            f"{location}: a file of no known layout; name the folder that holds it, or a table "
+            f"(.csv, .tsv) or container (.parquet, .tar)"
+        )
+    return f"{location}: no such folder, or nothing in it"

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.sources import parquet_files, tar_files
-from pipeline.sources.listing import AUDIO_SUFFIXES, LISTING_SCHEMA
+from pipeline.sources.listing import AUDIO_SUFFIXES, LISTING_SCHEMA, nothing_there
 
 _CONTAINERS = {module.SUFFIX: module.list_clips for module in (parquet_files, tar_files)}
 _AUDIO = rf"\.({'|'.join(suffix[1:] for suffix in sorted(AUDIO_SUFFIXES))})$"
@@ -37,7 +37,7 @@ def list_audio(location: str) -> tuple[pa.Table, list[str]]:
         for suffix, paths in containers.items():
             paths += others.filter(pc.ends_with(others, suffix)).to_pylist()
     if not num_files:
-        raise UserError(f"{location}: no such folder, or nothing in it")
+        raise UserError(nothing_there(location))
     for suffix, paths in containers.items():
         if paths:
             tables.append(_CONTAINERS[suffix](sorted(paths), location, notes))

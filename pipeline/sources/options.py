@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline.errors import UserError
 from pipeline.manifest import TRAIN_SPLIT
 
 
@@ -25,3 +26,9 @@ class SourceOptions:
     """For tables: what stands between the labels of a clip."""
     split: str = TRAIN_SPLIT
     """The split of clips whose source names none."""
+
+    def __post_init__(self) -> None:
+        if not self.separator:
+            raise UserError(
+                "--separator: must not be empty; labels are separated by ';' without it"
+            )

@@ -5,6 +5,7 @@ decimals, and `class_labels_indices.csv`. Out: a table of `SEGMENTS_SCHEMA`, a s
 order of the files. Millions of segments are read by columns, never a Python object each.
 """
 
+import codecs
 import io
 import re
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import pyarrow.csv
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.manifest import check_split
 from pipeline.sources.csv_table import read_rows
 
 CLASS_LABELS = "class_labels_indices.csv"
@@ -55,7 +57,7 @@ def read_vocabulary(path: str) -> dict[str, str]:
         UserError: no such file, a column is missing, an index is no number, or two classes have
             the same index, machine id or name.
     """
-    rows = read_rows(path, required=("index", "mid", "display_name"))
+    rows = [row for _, row in read_rows(path, required=("index", "mid", "display_name"))]
     try:
         rows.sort(key=lambda row: int(row["index"]))
     except ValueError as error:
@@ -72,10 +74,11 @@ def split_and_path(given: str) -> tuple[str, str]:
     """The two parts of `SPLIT=PATH`; the split is told by the name of an official file.
 
     Raises:
-        UserError: neither tells the split.
+        UserError: neither tells the split, or it is no name of one.
     """
     split, sign, path = given.partition("=")
     if sign and "/" not in split:
+        check_split(split, f"--segments {given}")
         return split, storage.absolute(path)
     name = given.rpartition("/")[2]
     for official, split in _SPLITS.items():
@@ -148,6 +151,8 @@ def _read_lines(path: str) -> pa.ChunkedArray:
         data = storage.read_bytes(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
+    if not data.removeprefix(codecs.BOM_UTF8):
+        raise UserError(f"{path}: no segment in it")  # Arrow takes it for no CSV
     try:
         table = pyarrow.csv.read_csv(
             io.BytesIO(data),
