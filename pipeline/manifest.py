@@ -164,14 +164,14 @@ def note_unlabelled(manifest: Manifest, source: str, *, required: bool = True) -
         required: whether at least one has to have one.
 
     Raises:
-        UserError: none has one.
+        UserError: none has one, nor is there a vocabulary.
     """
     num_clips = manifest.clips.num_rows
     is_bare = pc.equal(pc.list_value_length(manifest.clips["labels"]), 0)
     num_bare = pc.sum(is_bare).as_py()
     if not num_bare:
         return manifest
-    if required and num_bare == num_clips:
+    if required and num_bare == num_clips and not manifest.labels:
         raise UserError(
             f"{source}: none of {num_clips:,} clips has a label; fill them in, or name the column "
             f"that holds them with --column labels=NAME"
