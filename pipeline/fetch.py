@@ -53,6 +53,8 @@ def fault(error: Exception, uri: str) -> RejectError:
     Raises:
         UserError: it is the storage as a whole that refuses or does not answer.
     """
+    if isinstance(error, UserError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     reason = storage.one_file_fault(error)
     if reason is None and isinstance(error, pa.ArrowException):
         reason = "its Parquet file is damaged"
