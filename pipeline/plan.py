@@ -247,8 +247,7 @@ def read_plan(folder: str) -> Plan | None:
             raise DamagedPlanError(path, error, fingerprint) from error
     plan = Plan(specs=specs, clips=pa.concat_tables(tables).combine_chunks(), basis=basis)
     if plan.fingerprint != fingerprint:
-        error = ValueError("its fingerprint is another")
-        raise DamagedPlanError(_document(folder), error)
+        raise DamagedPlanError(_document(folder), ValueError("another fingerprint than it gives"))
     return plan
 
 
