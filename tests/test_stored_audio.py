@@ -172,7 +172,7 @@ def test_clipping_is_counted(tmp_path: Path) -> None:
     loud = 0.5 * tone(0.5, 16_000)
     loud[100:103] = 1.2
     (tmp_path / "loud.wav").write_bytes(encode(loud, subtype="FLOAT"))
-    (tmp_path / "broken.wav").write_bytes(encode(1e4 * loud, subtype="FLOAT"))
+    (tmp_path / "broken.wav").write_bytes(encode(80 * loud, subtype="FLOAT"))
     found = [Clip(id=name, uri=f"{tmp_path}/{name}.wav", labels=()) for name in ("loud", "broken")]
     summary = prepare(from_clips(found, LABELS), tmp_path / "out", AUDIO)
     made = open_dataset(f"{tmp_path}/out")
