@@ -97,6 +97,7 @@ def test_what_a_container_lacks_costs_its_clips_only(
     storage.write_bytes(storage.join(folder, "broken.parquet"), b"PAR1 and no more")
     storage.write_bytes(storage.join(folder, "a.tar"), b"0123456789")
     storage.write_bytes(storage.join(folder, "dir.parquet", "file"), b"")
+    storage.write_table(storage.join(folder, "text.parquet"), pa.table({"text": ["x"]}))
     contents = list(
         fetch_ahead(
             [
@@ -108,6 +109,7 @@ def test_what_a_container_lacks_costs_its_clips_only(
                 clip(5, storage.join(folder, "a.tar"), offset_bytes=8, size_bytes=3),
                 clip(6, storage.join(folder, "dir.parquet"), row_group=0, row=0),
                 clip(7, storage.join(folder, "a\0b.parquet"), row_group=0, row=0),
+                clip(8, storage.join(folder, "text.parquet"), row_group=0, row=0),
             ],
             2,
         )

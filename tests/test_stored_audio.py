@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 import webdataset
+from rich.table import Table
 
 import ray_job
 from pipeline import storage
@@ -183,7 +184,11 @@ def test_clipping_is_counted(tmp_path: Path) -> None:
     }
     assert summary is not None
     assert summary.num_clipped_clips == 1
-    assert prepare_summary(summary).renderables
+    table = prepare_summary(summary).renderables[1]
+    assert isinstance(table, Table)
+    values = list(table.columns[1].cells)
+    assert values[0] == "1 (0.5 s)"
+    assert "kB), 1 built by this run" in str(values)
     page = Path(write_dataset_page(f"{tmp_path}/out")).read_text()
     assert "3 samples of 1 clips" in page
 
