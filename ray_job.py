@@ -67,9 +67,9 @@ def manifest(arguments: Arguments) -> None:
     output = absolute(arguments.out)
     options = SourceOptions(
         segments=tuple(arguments.segments),
-        class_labels=arguments.class_labels and absolute(arguments.class_labels),
+        class_labels=_given(arguments.class_labels),
         cut=arguments.cut,
-        common_ids=arguments.common_ids and absolute(arguments.common_ids),
+        common_ids=_given(arguments.common_ids),
         columns=dict(arguments.column),
         separator=arguments.separator,
         split=arguments.split,
@@ -101,8 +101,8 @@ def prepare(arguments: Arguments) -> None:
 
     path, output = absolute(arguments.manifest), absolute(arguments.out)
     found = read_manifest(path)
-    if arguments.labels:
-        found = replace(found, labels=read_labels(absolute(arguments.labels)))
+    if labels := _given(arguments.labels):
+        found = replace(found, labels=read_labels(labels))
         check(found, path)
     try:
         settings = PrepareSettings(
@@ -187,7 +187,7 @@ def evaluate(arguments: Arguments) -> None:
     from trainer.summary import metrics_summary
 
     run = absolute(arguments.run)
-    data = absolute(arguments.data) if arguments.data else read_run(run)["data"]["path"]
+    data = _given(arguments.data) or read_run(run)["data"]["path"]
     what = run, data, arguments.split, arguments.fold
     name = ray_train.check_evaluation(*what, arguments.weights)
     with _session(arguments):
@@ -235,8 +235,8 @@ def _train_all(recipes: "dict[str, Recipe]", data: str, output: str, arguments: 
 def report(arguments: Arguments) -> None:
     from trainer.report import write_report
 
-    output = absolute(arguments.out) if arguments.out else None
-    print(write_report([absolute(run) for run in arguments.runs], output=output))
+    runs = [absolute(run) for run in arguments.runs]
+    print(write_report(runs, output=_given(arguments.out)))
 
 
 def import_checkpoint(arguments: Arguments) -> None:
@@ -247,7 +247,7 @@ def import_checkpoint(arguments: Arguments) -> None:
         absolute(arguments.checkpoint),
         absolute(arguments.data),
         run,
-        absolute(arguments.recipe) if arguments.recipe else "",
+        _given(arguments.recipe) or "",
         arguments.set,
     )
     how = "found by name" if found.by_name else "taken to be in the order of the data set's"
@@ -299,6 +299,11 @@ def stop(arguments: Arguments) -> int:
     from cluster import jobs
 
     return jobs.stop(arguments.id, address=arguments.address)
+
+
+def _given(path: str | None) -> str | None:
+    """The path of an option that need not be there."""
+    return None if path is None else absolute(path)
 
 
 def _session(arguments: Arguments) -> AbstractContextManager[None]:

@@ -22,6 +22,22 @@ class Damaged:
     """Shards to be built again; index, ledger and card are made again in any case."""
 
 
+def check_place(output: str) -> None:
+    """Refuse to write a data set among other things.
+
+    Raises:
+        UserError: a file is there, or a folder with files and nothing that `prepare` writes first
+            or last.
+    """
+    if storage.exists(output):
+        raise UserError(f"{output}: is a file; give the folder of a data set as --out")
+    ours = any(
+        storage.exists(storage.join(output, name)) for name in ("card.json", "prepare_summary.json")
+    )
+    if not ours and not storage.holds_files(work_folder(output)) and storage.holds_files(output):
+        raise UserError(f"{output}: is not empty and holds no data set; give another --out")
+
+
 def read_damaged(work: str) -> Damaged | None:
     """The note of the last `verify`; None if it found nothing.
 

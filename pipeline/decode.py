@@ -28,6 +28,9 @@ from pipeline.rejects import RejectError
 
 Samples = npt.NDArray[np.float32]
 
+MAX_LEVEL = 100.0
+"""Largest sample that is taken for sound, 40 dB above full scale: mixes of floats go beyond full
+scale by some decibels, floats on a scale of 16-bit integers by up to 90."""
 MIN_FILE_RATE_HZ = 1_000
 MAX_FILE_RATE_HZ = 768_000
 
@@ -86,7 +89,7 @@ def decode_audio(
 
     Raises:
         RejectError: the file is empty, cannot be decoded, is cut short, has no samples in the
-            stretch or samples that are not finite, or is outside the limits.
+            stretch or samples that are not finite or not on a scale of 1, or is outside the limits.
     """
     if not data:
         raise RejectError("decode", "the file is empty")
@@ -167,9 +170,8 @@ def _join(blocks: Iterator[Block], settings: DecodeSettings, sample_rate_hz: int
     for file_rate_hz, samples in blocks:
         num_frames += len(samples)
         _check_limits(settings, file_rate_hz, num_frames, samples.shape[1])
+        _check_levels(samples)
         mono = _mean_of_channels(samples)
-        if not np.isfinite(mono).all():
-            raise RejectError("decode", "samples that are NaN or infinite")
         if file_rate_hz != sample_rate_hz:
             if resampler is None:
                 resampler = soxr.ResampleStream(file_rate_hz, sample_rate_hz, 1, dtype="float32")
@@ -193,15 +195,22 @@ def _check_limits(
         raise RejectError("decode", "more samples, of all channels, than are decoded for one clip")
 
 
+def _check_levels(samples: Samples) -> None:
+    # Without a copy of the samples, and NaN comes through.
+    peak = max(samples.max(initial=0.0), -samples.min(initial=0.0))
+    if not np.isfinite(peak):
+        raise RejectError("decode", "samples that are NaN or infinite")
+    if peak > MAX_LEVEL:
+        raise RejectError("decode", "samples that are not in [-1, 1], nor near; scale them")
+
+
 def _mean_of_channels(samples: Samples) -> Samples:
     """`[N, channels]` to `[N]`."""
     if samples.shape[1] == 1:
         return samples[:, 0]
     # One channel after the other is many times faster than NumPy's mean over so short an axis.
-    # The sum of float32 samples may overflow float32, their mean cannot.
     total = samples[:, 0].astype(np.float64)
-    with np.errstate(invalid="ignore"):  # infinities of both signs, which are rejected later
-        for channel in range(1, samples.shape[1]):
-            total += samples[:, channel]
+    for channel in range(1, samples.shape[1]):
+        total += samples[:, channel]
     mean: Samples = (total / samples.shape[1]).astype(np.float32)
     return mean

@@ -53,6 +53,10 @@ def fault(error: Exception, uri: str) -> RejectError:
     Raises:
         UserError: it is the storage as a whole that refuses or does not answer.
     """
+    if isinstance(error, UserError):
+        if not isinstance(error.__cause__, Exception):
+            return RejectError("fetch", "its Parquet file has no column that is the audio")
+        error = error.__cause__
     reason = storage.one_file_fault(error)
     if reason is None and isinstance(error, pa.ArrowException):
         reason = "its Parquet file is damaged"

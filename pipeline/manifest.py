@@ -230,7 +230,9 @@ def read_manifest(path: str) -> Manifest:
         raise UserError(
             f"{path}: no manifest there; write one with `ray_job.py manifest`"
         ) from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UserError) as error:
+        if isinstance(error, UserError) and not isinstance(error.__cause__, IsADirectoryError):
+            raise
         raise UserError(
             f"{path}: not a manifest (a Parquet file); write one with `ray_job.py manifest`"
         ) from error

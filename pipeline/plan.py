@@ -13,6 +13,7 @@ import io
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -94,6 +95,22 @@ class Plan:
         return _sha256(_canonical(self.basis), *[spec.fingerprint for spec in self.specs])
 
 
+class DamagedPlanError(UserError):
+    """A plan was written, and it or a part of it cannot be read."""
+
+    def __init__(self, path: str, error: Exception, fingerprint: str | None = None) -> None:
+        is_missing = isinstance(error, FileNotFoundError)
+        self.what = "is missing" if is_missing else f"is damaged ({error})"
+        self.path = path
+        self.fingerprint = fingerprint
+        """Of the plan as it was, where that much is known."""
+        super().__init__(
+            f"{path}: the plan of this data set {self.what}, and this manifest does not give the "
+            f"same again; bring the file back, take the one manifest that the data set was made "
+            f"from, or give another --out"
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Differences:
     """What keeps a manifest from carrying on a data set."""
@@ -137,7 +154,7 @@ def make_plan(manifest: Manifest, settings: PrepareSettings, before: Plan | None
                 plan_file=first_file + place // _SHARDS_PER_FILE,
                 row_group=place % _SHARDS_PER_FILE,
                 num_clips=num_clips,
-                fingerprint=_sha256(_canonical(basis), content_hash(_what_is_built(part))),
+                fingerprint=_shard_fingerprint(basis, part),
             )
             specs.append(spec)
             start += num_clips
@@ -199,7 +216,10 @@ def write_plan(plan: Plan, folder: str, manifest: Manifest, before: Plan | None 
 
 def planned_fingerprint(folder: str, manifest: Manifest, settings: PrepareSettings) -> str | None:
     """The fingerprint of the plan there if it was made from just this, without making it again."""
-    document = _read_document(folder)
+    try:
+        document = _read_document(folder)
+    except DamagedPlanError:
+        return None
     if document is None or document["basis"] != _basis(manifest, settings):
         return None
     same = document["manifest"] == content_hash(manifest.clips)
@@ -210,20 +230,32 @@ def read_plan(folder: str) -> Plan | None:
     """The plan that was written there; None if there is none.
 
     Raises:
-        UserError: it is damaged.
+        DamagedPlanError: a file of it is missing, or not as it was written.
     """
     document = _read_document(folder)
     if document is None:
         return None
-    specs = document["specs"]
+    specs, basis, fingerprint = (document[name] for name in ("specs", "basis", "fingerprint"))
     tables = []
-    for number in sorted({spec.plan_file for spec in specs}):
+    for number, inside in groupby(specs, key=lambda spec: spec.plan_file):
+        path = _file(folder, number)
         try:
-            tables.append(storage.read_table(_file(folder, number)))
-        except (FileNotFoundError, pa.ArrowException) as error:
-            raise _damaged(_file(folder, number), error) from error
-    clips = pa.concat_tables(tables).combine_chunks()
-    return Plan(specs=specs, clips=clips, basis=document["basis"])
+            tables.append(storage.read_table(path))
+            _check_clips(tables[-1], list(inside), basis)
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            raise DamagedPlanError(path, error, fingerprint) from error
+    plan = Plan(specs=specs, clips=pa.concat_tables(tables).combine_chunks(), basis=basis)
+    if plan.fingerprint != fingerprint:
+        raise DamagedPlanError(_document(folder), ValueError("another fingerprint than it gives"))
+    return plan
+
+
+def _check_clips(clips: pa.Table, specs: list[ShardSpec], basis: dict[str, Any]) -> None:
+    start = 0
+    for spec in specs:
+        if _shard_fingerprint(basis, clips.slice(start, spec.num_clips)) != spec.fingerprint:
+            raise ValueError(f"other clips of {spec.name} than were planned")
+        start += spec.num_clips
 
 
 def read_shard_clips(folder: str, spec: ShardSpec) -> pa.Table:
@@ -273,6 +305,10 @@ def _hashes(texts: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64).reshape(-1, 2)
 
 
+def _shard_fingerprint(basis: dict[str, Any], clips: pa.Table) -> str:
+    return _sha256(_canonical(basis), content_hash(_what_is_built(clips)))
+
+
 def _what_is_built(clips: pa.Table) -> pa.Table:
     """The clips without what is only in the index, which is made anew from any manifest."""
     return clips.drop_columns(["common"])
@@ -311,15 +347,7 @@ def _read_document(folder: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
-        raise _damaged(_document(folder), error) from error
-
-
-def _damaged(path: str, error: Exception) -> UserError:
-    reason = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
-    return UserError(
-        f"{path}: the plan of this data set {reason}; bring the file back, or remove plan.json to "
-        f"plan anew, which keeps the shards of a data set that was made from one manifest"
-    )
+        raise DamagedPlanError(_document(folder), error) from error
 
 
 def _file(folder: str, number: int) -> str:

@@ -18,6 +18,7 @@ from pipeline.build import BuildJob, build_shard
 from pipeline.card import common_fingerprint
 from pipeline.carry_on import (
     check_carries_on,
+    check_place,
     clear_damaged,
     discard_parts,
     read_damaged,
@@ -28,6 +29,7 @@ from pipeline.errors import UserError
 from pipeline.manifest import Manifest
 from pipeline.parts import has_parts
 from pipeline.plan import (
+    DamagedPlanError,
     Plan,
     PrepareSettings,
     ShardSpec,
@@ -72,13 +74,15 @@ def prepare(
         What was done, or None if the data set was complete already.
 
     Raises:
-        UserError: the output or the audio's bucket cannot be used, another data set is there,
-            clips of it were removed or changed, or too many clips were rejected.
+        UserError: the output or the audio's bucket cannot be used, something else or another data
+            set is there, clips of it were removed or changed, or too many clips were rejected.
     """
     start = time.monotonic()
     storage.check_bucket(output)
     job = BuildJob(output=output, settings=settings, reads_ahead=reads_ahead)
     card, damaged = read_card(output), read_damaged(job.work)
+    if not card:
+        check_place(output)
 
     def is_complete(fingerprint: str | None) -> bool:
         return (
@@ -95,11 +99,17 @@ def prepare(
         return None
     _check_buckets(manifest)
     # A plan of which nothing was built binds nobody.
-    before = read_plan(job.work) if card or damaged or has_parts(output) else None
+    before, lost = None, None
+    try:
+        before = read_plan(job.work) if card or damaged or has_parts(output) else None
+    except DamagedPlanError as error:
+        lost = error
     if before:
         check_carries_on(before, manifest, settings, output)
     plan = make_plan(manifest, settings, before)
-    if is_complete(plan.fingerprint):
+    if lost and plan.fingerprint not in (lost.fingerprint, card and card["plan_fingerprint"]):
+        raise lost
+    if is_complete(plan.fingerprint) and not lost:
         return None
     if card and not before and card["plan_fingerprint"] != plan.fingerprint:
         raise UserError(

@@ -15,6 +15,7 @@ import io
 import json
 import os
 import random
+import stat
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -83,6 +84,10 @@ class TooLargeError(Exception):
     """A file is larger than the caller wants to hold in memory."""
 
 
+class NoRegularFileError(OSError):
+    """A pipe, a socket or a device, which may never answer or never end."""
+
+
 def is_remote(path: str) -> bool:
     """Whether the path is an object in S3 rather than a local file."""
     return path.startswith("s3://")
@@ -92,8 +97,13 @@ def absolute(path: str) -> str:
     """A path that means the same in another process: Ray's workers have other working folders.
 
     Raises:
-        UserError: the path has a scheme other than `s3://`, or names no bucket.
+        UserError: the path is empty, has a scheme other than `s3://`, or names no bucket.
     """
+    if not path:
+        raise UserError(
+            "a path is empty, as of a shell variable that is not set; give a local one or "
+            "s3://bucket/key"
+        )
     scheme = urlsplit(path).scheme if "://" in path else ""
     if scheme not in ("", "s3"):
         raise UserError(f"{path}: paths are local or s3://bucket/key, not {scheme}://")
@@ -141,8 +151,8 @@ def read_file(
         TooLargeError: the file is larger than `max_bytes`, which is found out before reading it.
     """
     if not is_remote(path):
+        _check_size(path, _regular_size(path), max_bytes)
         with Path(path).open("rb") as file:
-            _check_size(path, os.fstat(file.fileno()).st_size, max_bytes)
             file.seek(offset_bytes)
             return file.read(size_bytes)
     try:
@@ -276,6 +286,11 @@ def list_files(folder: str) -> list[str]:
     return sorted(path for batch in iter_files(folder) for path in batch["path"].to_pylist())
 
 
+def holds_files(folder: str) -> bool:
+    """Whether there is any file below a folder or prefix."""
+    return any(batch.num_rows for batch in iter_files(folder))
+
+
 def file_sizes(folder: str) -> dict[str, int]:
     """Sizes in bytes of all files below a folder or prefix, by path."""
     return {
@@ -325,6 +340,9 @@ def write_table(path: str, table: pa.Table) -> None:
 
 def open_binary(path: str) -> io.IOBase:
     """A seekable file for reading parts of it, such as one Parquet row group."""
+    if not is_remote(path):
+        with explained(path):
+            _regular_size(path)
     # Left to itself s3fs reads 50 MB ahead of every part.
     options = {"cache_type": "none"} if is_remote(path) else {}
     with explained(path):
@@ -414,6 +432,10 @@ def one_file_fault(error: Exception) -> str | None:
         return "access refused"
     if isinstance(error, IsADirectoryError):
         return "a folder, not a file"
+    if isinstance(error, NoRegularFileError):
+        return "no regular file"
+    if code == "KeyTooLongError" or (isinstance(error, ValueError) and "null" in str(error)):
+        return "a path that no file can have"
     return None
 
 
@@ -448,6 +470,14 @@ def _may_pass(error: Exception) -> bool:
         # EIO: a broken disk, or a network drive that has asked again long enough itself.
         return one_file_fault(error) is None and error.errno != errno.EIO
     return isinstance(error, (HTTPClientError, ClientPayloadError))
+
+
+def _regular_size(path: str) -> int:
+    """Size in bytes of a local file; what is a folder is left to who opens it."""
+    status = Path(path).stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise NoRegularFileError(errno.EINVAL, "no regular file", path)
+    return status.st_size
 
 
 def _check_size(path: str, size_bytes: int, max_bytes: int | None) -> None:
@@ -497,6 +527,8 @@ def explained(path: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if isinstance(error, NotADirectoryError):
+            raise FileNotFoundError(path) from error
         reason = explain(error)
         if reason is None and not is_remote(path) and not isinstance(error, FileNotFoundError):
             reason = getattr(error, "strerror", None)

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.manifest import Manifest
+from pipeline.pages.page import duration, size
 
 if TYPE_CHECKING:  # they bring PyTorch and Ray, which `manifest` can do without
     from pipeline.assemble import PrepareSummary
@@ -44,7 +45,7 @@ def manifest_summary(manifest: Manifest, path: str) -> Group:
 def prepare_summary(summary: "PrepareSummary") -> Group:
     """What is there now, what was rejected and why, and where the time went."""
     table = facts_table()
-    table.add_row("clips", f"{summary.num_clips:,} ({summary.audio_s / 3600:.2f} h)")
+    table.add_row("clips", f"{summary.num_clips:,} ({duration(summary.audio_s)})")
     table.add_row("rejected", f"{summary.num_rejects:,}")
     for reason, count in list(summary.rejects_by_reason.items())[:8]:
         table.add_row("", f"{count:,} {reason}")
@@ -52,10 +53,10 @@ def prepare_summary(summary: "PrepareSummary") -> Group:
         table.add_row("clipped", f"{summary.num_clipped_clips:,} (num_clipped in index.parquet)")
     table.add_row(
         "shards",
-        f"{summary.num_shards:,} ({summary.size_bytes / 1e6:,.0f} MB), "
+        f"{summary.num_shards:,} ({size(summary.size_bytes)}), "
         f"{summary.num_shards_built:,} built by this run",
     )
-    table.add_row("audio read", f"{summary.fetched_bytes / 1e6:,.0f} MB")
+    table.add_row("audio read", size(summary.fetched_bytes))
     table.add_row("speed", f"{summary.clips_per_s:,.1f} clips/s over {summary.wall_s:.1f} s")
     total_s = sum(summary.stages_s.values()) or 1.0
     stages = (f"{name} {100 * s / total_s:.0f} %" for name, s in summary.stages_s.items())
@@ -66,12 +67,13 @@ def prepare_summary(summary: "PrepareSummary") -> Group:
 def estimate_summary(estimate: "Estimate", output: str) -> Group:
     """What a data set would take."""
     table = facts_table()
-    table.add_row("clips", f"{estimate.num_clips:,} (about {estimate.audio_h:,.2f} h)")
+    table.add_row("clips", f"{estimate.num_clips:,} (about {duration(3600 * estimate.audio_h)})")
     table.add_row("shards", f"{estimate.num_shards:,}")
-    table.add_row("to read", f"about {estimate.read_bytes / 1e9:,.3f} GB")
-    table.add_row("to write", f"about {estimate.written_bytes / 1e9:,.3f} GB")
-    table.add_row("to compute", f"about {estimate.core_h:,.3f} core-hours like this machine's")
-    table.add_row("to wait", f"about {estimate.wait_h:,.3f} h, less by --reads-ahead and per CPU")
+    table.add_row("to read", f"about {size(estimate.read_bytes)}")
+    table.add_row("to write", f"about {size(estimate.written_bytes)}")
+    table.add_row("to compute", f"about {estimate.core_h:,.3g} core-hours like this machine's")
+    wait = duration(3600 * estimate.wait_h)
+    table.add_row("to wait", f"about {wait}, less by --reads-ahead and per CPU")
     for reason, count in estimate.sampled_rejects.items():
         table.add_row("rejected", f"{count} of {estimate.num_sampled} sampled: {reason}")
     table.add_row("from", f"{estimate.num_sampled} clips taken at random; nothing was written")

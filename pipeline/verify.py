@@ -4,7 +4,8 @@ In: a data set. Per shard: the tar's checksum; its members in pairs, whole and i
 index; the JSON against the index; the numbers where the index says, finite, as many as frames, or
 the FLAC there, with as many samples; the part file that `prepare` carries on from. For the whole:
 index and ledger against the card's checksums, the card against its own, labels against the
-vocabulary. Out: what is wrong, by name, and a note for `prepare`, which then mends just that.
+vocabulary, the plan's clips against its fingerprints. Out: what is wrong, by name, and a note for
+`prepare`, which then mends just that.
 """
 
 import hashlib
@@ -28,7 +29,8 @@ from pipeline.carry_on import Damaged, clear_damaged, write_damaged
 from pipeline.dataset import PreparedDataset, card_path, open_dataset, read_index_rows
 from pipeline.errors import UserError
 from pipeline.fbank import FbankSettings
-from pipeline.parts import TarFacts, part_path, read_part, work_folder
+from pipeline.parts import TarFacts, has_parts, part_path, read_part, work_folder
+from pipeline.plan import DamagedPlanError, read_plan
 from pipeline.progress import ProgressBar
 from pipeline.ray_tasks import TASK_MEMORY_BYTES, run_tasks
 from pipeline.shards import fbank_from_bytes, shard_key
@@ -64,7 +66,7 @@ def verify(
     Raises:
         UserError: there is no data set to check.
     """
-    faults = document_faults(path)
+    faults = [*document_faults(path), *plan_faults(path)]
     if any(fault.path in ("card.json", "index.parquet") for fault in faults):
         faults.append(Fault(path="shards", what="were not checked; run `verify` again after that"))
     else:
@@ -163,6 +165,15 @@ def document_faults(path: str) -> list[Fault]:
         if digest != card[f"{name}_sha256"]:
             faults.append(Fault(path=file, what="does not have the checksum the card gives"))
     return faults or _index_faults(card, storage.read_table(storage.join(path, "index.parquet")))
+
+
+def plan_faults(path: str) -> list[Fault]:
+    """What is wrong with the plan; neither it nor parts need be there, to read the data set."""
+    try:
+        what = None if read_plan(work_folder(path)) or not has_parts(path) else "is missing"
+        return [Fault(path="_work/plan.json", what=what)] if what else []
+    except DamagedPlanError as error:
+        return [Fault(path=error.path.removeprefix(f"{path}/"), what=error.what)]
 
 
 def _index_faults(card: Card, index: pa.Table) -> list[Fault]:

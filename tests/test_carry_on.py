@@ -6,16 +6,18 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ray_job
 from pipeline import prepare as preparing
 from pipeline.build import BuildJob, build_shard
 from pipeline.decode import DecodeSettings
 from pipeline.errors import UserError
-from pipeline.manifest import Clip, Manifest, from_clips
+from pipeline.manifest import Clip, Manifest, from_clips, read_manifest
 from pipeline.parts import Part
 from pipeline.plan import (
     PrepareSettings,
@@ -283,31 +285,113 @@ def test_a_run_that_finished_nothing_binds_nobody(
     assert files(tmp_path / "out") == files(tmp_path / "at once")
 
 
-def test_a_damaged_plan_is_one_line(
-    copy: Path, before: Path, first: Manifest, clips: list[Clip]
+def unlink(path: Path) -> None:
+    path.unlink()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def put(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
+
+
+def exchange(old: bytes, new: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(path.read_bytes().replace(old, new))
+
+
+def change_clip(path: Path) -> None:
+    table = pq.read_table(path)
+    rows = [row | {"uri": "/elsewhere.wav"} for row in table.to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("plan/00000.parquet", unlink),
+        ("plan/00000.parquet", cut),
+        ("plan/00000.parquet", change_clip),
+        ("plan.json", cut),
+        ("plan.json", put(b"{}")),
+        ("plan.json", put(b"[]")),
+        ("plan.json", exchange(b'"plan_file"', b'"plan_fire"')),
+        ("plan.json", exchange(b'\n "fingerprint": "', b'\n "fingerprint": "0')),
+        ("plan.json", unlink),
+    ],
+)
+def test_a_damaged_plan_is_named_and_made_again_from_its_manifest(
+    name: str,
+    damage: Callable[[Path], object],
+    copy: Path,
+    before: Path,
+    first: Manifest,
+    clips: list[Clip],
 ) -> None:
-    work = copy / "_work"
-    grown = of(clips, train=10, eval=4)
-    content = (work / "plan" / "00000.parquet").read_bytes()
-    (work / "plan" / "00000.parquet").unlink()
-    with pytest.raises(UserError, match=r"/00000.parquet: the plan of this data set is missing; "):
-        prepare(grown, copy)
-    (work / "plan" / "00000.parquet").write_bytes(content[:-40])
-    with pytest.raises(UserError, match=r"^[^\n]*/00000.parquet: the plan .* is damaged \(.*\); "):
-        prepare(grown, copy)
-    whole = (work / "plan.json").read_bytes()
-    for damaged in (whole[:-40], b"{}", b"[]", whole.replace(b'"plan_file"', b'"plan_fire"')):
-        (work / "plan.json").write_bytes(damaged)
-        for manifest in (first, grown):
-            with pytest.raises(UserError, match=r"/plan.json: the plan .* is damaged .* remove"):
-                prepare(manifest, copy)
-    # What the line says to do: the plan of one manifest is made again, and no shard.
-    (work / "plan.json").unlink()
+    damage(copy / "_work" / name)
+    found = verify(copy)
+    assert [fault.path.rpartition("/")[0] for fault in found] == [
+        f"_work/{name}".rpartition("/")[0]
+    ]
+    assert found[0].what.startswith("is missing" if damage is unlink else "is damaged (")
+    (copy / "shards" / "train-00001.tar").unlink()
+    with pytest.raises(UserError, match=r"^[^\n]*give another --out[^\n]*$"):
+        prepare(of(clips, train=10, eval=4), copy)
+    summary = prepare(first, copy)
+    assert summary is not None
+    assert summary.num_shards_built == 1
+    assert files(copy) == files(before)
+    assert verify(copy) == []
+
+
+def test_without_a_card_a_lost_plan_is_made_again(
+    copy: Path, before: Path, first: Manifest
+) -> None:
+    (copy / "_work" / "plan" / "00000.parquet").unlink()
     (copy / "card.json").unlink()
     summary = prepare(first, copy)
     assert summary is not None
     assert summary.num_shards_built == 0
     assert files(copy) == files(before)
+
+
+def test_a_data_set_needs_no_plan_to_be_read(copy: Path) -> None:
+    shutil.rmtree(copy / "_work")
+    assert verify(copy) == []
+
+
+def test_nothing_is_written_among_other_things(first: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "source" / "audio" / "a.wav"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"RIFF")
+    with pytest.raises(UserError, match="source: is not empty and holds no data set; give another"):
+        prepare(first, tmp_path / "source")
+    with pytest.raises(UserError, match=r"a.wav: is a file; give the folder of a data set as --ou"):
+        prepare(first, path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [path]
+    with pytest.raises(UserError, match=r"a.wav: no complete data set there"):
+        verify(path)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["verify", ""],
+        ["manifest", "", "--out", "m.parquet"],
+        ["manifest", "x", "--out", "m.parquet", "--class-labels", ""],
+        ["prepare", "m.parquet", "--out", ""],
+    ],
+)
+def test_an_empty_path_is_no_working_folder(command: list[str]) -> None:
+    arguments = ray_job.make_parser().parse_args(command)
+    with pytest.raises(UserError, match=r"^a path is empty, as of a shell variable that is not"):
+        arguments.command(arguments)
+
+
+def test_a_folder_is_no_manifest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not a manifest .*; write one with `ray_job.py manifest`"):
+        read_manifest(str(tmp_path))
 
 
 # --- the plan ----------------------------------------------------------------------------------
@@ -408,9 +492,9 @@ def test_what_a_killed_process_left_is_gone_before_the_next_shard(
     first: Manifest, tmp_path: Path
 ) -> None:
     shards = tmp_path / "shards"
-    shards.mkdir()
     left, others = shards / ".train-00001.tar.4711.0123abcd", shards / ".mine.tar"
-    for path in (left, others):
+    for path in (left, others, tmp_path / "_work" / "started" / "train-00001"):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
 
     def task_dies(row: dict[str, object], **_: object) -> None:

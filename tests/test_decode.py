@@ -198,9 +198,17 @@ def test_a_stretch_is_cut_before_resampling(container: str) -> None:
     np.testing.assert_allclose(decoded, part, atol=1e-6)
 
 
-def test_channels_of_the_largest_numbers_have_a_mean() -> None:
-    decoded = decode(encode(np.full((100, 2), 3e38, np.float32), 16_000, "WAV", "FLOAT"))
-    np.testing.assert_array_equal(decoded, np.full(100, 3e38, np.float32))
+@pytest.mark.parametrize("level", [101, 32_768, 3e38])
+def test_samples_on_another_scale_are_refused(level: float) -> None:
+    samples = np.stack([noise(0.1, 16_000)] * 2, axis=1)
+    samples[50] = level, -level
+    reason = reason_for(encode(samples, 16_000, "WAV", "FLOAT"))
+    assert reason == "samples that are not in [-1, 1], nor near; scale them"
+
+
+def test_samples_somewhat_beyond_full_scale_are_kept() -> None:
+    samples = np.float32([0.0, 2.0, -30.0, 100.0, -100.0])
+    np.testing.assert_array_equal(decode(encode(samples, 16_000, "WAV", "FLOAT")), samples)
 
 
 def test_an_empty_file_is_refused() -> None:

@@ -1,5 +1,6 @@
 """Fetching: contents in their order, whatever fails, from files, ranges and Parquet rows."""
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,8 @@ def test_what_a_container_lacks_costs_its_clips_only(
     storage.write_table(storage.join(folder, "a.parquet"), pa.table({"audio": rows}))
     storage.write_bytes(storage.join(folder, "broken.parquet"), b"PAR1 and no more")
     storage.write_bytes(storage.join(folder, "a.tar"), b"0123456789")
+    storage.write_bytes(storage.join(folder, "dir.parquet", "file"), b"")
+    storage.write_table(storage.join(folder, "text.parquet"), pa.table({"text": ["x"]}))
     contents = list(
         fetch_ahead(
             [
@@ -104,6 +107,9 @@ def test_what_a_container_lacks_costs_its_clips_only(
                 clip(3, storage.join(folder, "none.parquet"), row_group=0, row=0),
                 clip(4, storage.join(folder, "a.tar"), offset_bytes=8, size_bytes=2),
                 clip(5, storage.join(folder, "a.tar"), offset_bytes=8, size_bytes=3),
+                clip(6, storage.join(folder, "dir.parquet"), row_group=0, row=0),
+                clip(7, storage.join(folder, "a\0b.parquet"), row_group=0, row=0),
+                clip(8, storage.join(folder, "text.parquet"), row_group=0, row=0),
             ],
             2,
         )
@@ -115,6 +121,14 @@ def test_what_a_container_lacks_costs_its_clips_only(
         "not found",
         "its container ends before it",
     ]
+    assert all(reason(content) for content in contents[6:])
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    path = str(tmp_path / "fifo")
+    os.mkfifo(path)
+    clips = [clip(0, path), clip(1, path, row_group=0, row=0)]
+    assert [reason(content) for content in fetch_ahead(clips, 2)] == ["no regular file"] * 2
 
 
 def test_what_is_too_large_is_not_read(folder: str) -> None:

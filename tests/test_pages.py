@@ -196,6 +196,12 @@ def test_coverage_says_what_was_found(tmp_path: Path) -> None:
     assert "(30 of 40 in the split eval)" in text
     assert "Of the 36 clips that others scored (the common subset), 27 were found, 75.0 %" in text
     assert "0.459" not in text
+    assert "scrolls" not in text
+
+
+def test_a_table_that_scrolls_says_so(tmp_path: Path) -> None:
+    classes = [{"label": f"class {n}", "official": 9, "found": n} for n in range(30)]
+    assert "table of 30 rows scrolls" in said(written_coverage(tmp_path, classes=classes))
 
 
 def test_published_scores_stand_beside_the_coverage_of_audioset(tmp_path: Path) -> None:
@@ -363,6 +369,18 @@ def test_every_level_falls_into_a_bin_and_silence_into_its_own(levels: list[floa
     assert sum(count or 0 for count in counts.values()) == num_known
     assert counts.get("silence", 0) == levels.count(-math.inf)
     assert ("not known" in plot.caption) == (num_known < len(levels))
+
+
+@pytest.mark.parametrize("num_clips", [1, 4, 40])
+def test_bars_stand_in_the_middle_of_their_axis(num_clips: int) -> None:
+    plot = dataset_page.level_plot(np.arange(num_clips) - 40.0)
+    assert plot is not None
+    low, high = plot.figure["layout"]["xaxis"]["range"]
+    places = plot.figure["data"][0]["x"]
+    assert low < places[0] - 0.5
+    assert places[-1] + 0.5 < high
+    assert low + high == pytest.approx(places[0] + places[-1])
+    assert high - low > 12
 
 
 def test_one_bin_that_dwarfs_the_others_hides_none() -> None:

@@ -18,6 +18,7 @@ import fsspec
 import pyarrow as pa
 import pytest
 from aiohttp import ClientPayloadError
+from botocore.exceptions import ClientError
 
 from pipeline import storage
 from pipeline.errors import UserError
@@ -77,6 +78,8 @@ def test_listing_is_sorted_deep_and_of_this_folder_only(folder: str) -> None:
     expected = sorted(storage.join(folder, name) for name in names)
     assert storage.list_files(folder) == storage.list_files(f"{folder}/") == expected
     assert storage.list_files(storage.join(folder, "b.txt")) == []
+    assert storage.holds_files(folder)
+    assert not storage.holds_files(storage.join(folder, "none"))
 
 
 def test_documents_and_tables_round_trip(folder: str) -> None:
@@ -167,7 +170,7 @@ def test_where_nothing_can_be_written_is_one_line(tmp_path: Path) -> None:
 
 def test_a_local_path_that_leads_through_a_file_is_one_line(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "file"), b"")
-    with pytest.raises(UserError, match="below: Not a directory"):
+    with pytest.raises(FileNotFoundError):
         storage.read_bytes(str(tmp_path / "file" / "below"))
     with pytest.raises(UserError, match="Is a directory"):
         storage.read_bytes(str(tmp_path))
@@ -182,13 +185,21 @@ def test_a_local_path_that_leads_through_a_file_is_one_line(tmp_path: Path) -> N
         ("file/below", "not found"),
         ("x" * 300, "not found"),
         ("", "a folder, not a file"),
+        ("fifo", "no regular file"),
+        ("a\0b", "a path that no file can have"),
     ],
 )
 def test_local_faults_of_one_file(tmp_path: Path, name: str, fault: str) -> None:
     (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(OSError) as caught:  # noqa: PT011 - of whatever kind
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises((OSError, ValueError)) as caught:
         storage.read_file(str(tmp_path / name))
     assert storage.one_file_fault(caught.value) == fault
+
+
+def test_a_key_that_is_too_long_is_a_fault_of_one_file() -> None:
+    answer: Any = {"Error": {"Code": "KeyTooLongError"}}
+    assert storage.one_file_fault(ClientError(answer, "GetObject"))
 
 
 def test_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +208,8 @@ def test_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert storage.absolute("/data/../x/") == "/x"
     assert storage.absolute("~/x") == str(Path.home() / "x")
     assert storage.absolute("s3://bucket/key/") == "s3://bucket/key"
+    with pytest.raises(UserError, match=r"^a path is empty, "):
+        storage.absolute("")
     for path in ("http://host/x", "gs://bucket/x", "file:///x"):
         with pytest.raises(UserError, match=r"paths are local or s3://bucket/key, not \w+://"):
             storage.absolute(path)

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 import webdataset
+from rich.table import Table
 
 import ray_job
 from pipeline import storage
@@ -172,7 +173,7 @@ def test_clipping_is_counted(tmp_path: Path) -> None:
     loud = 0.5 * tone(0.5, 16_000)
     loud[100:103] = 1.2
     (tmp_path / "loud.wav").write_bytes(encode(loud, subtype="FLOAT"))
-    (tmp_path / "broken.wav").write_bytes(encode(1e4 * loud, subtype="FLOAT"))
+    (tmp_path / "broken.wav").write_bytes(encode(80 * loud, subtype="FLOAT"))
     found = [Clip(id=name, uri=f"{tmp_path}/{name}.wav", labels=()) for name in ("loud", "broken")]
     summary = prepare(from_clips(found, LABELS), tmp_path / "out", AUDIO)
     made = open_dataset(f"{tmp_path}/out")
@@ -183,7 +184,11 @@ def test_clipping_is_counted(tmp_path: Path) -> None:
     }
     assert summary is not None
     assert summary.num_clipped_clips == 1
-    assert prepare_summary(summary).renderables
+    table = prepare_summary(summary).renderables[1]
+    assert isinstance(table, Table)
+    values = list(table.columns[1].cells)
+    assert values[0] == "1 (0.5 s)"
+    assert "kB), 1 built by this run" in str(values)
     page = Path(write_dataset_page(f"{tmp_path}/out")).read_text()
     assert "3 samples of 1 clips" in page
 

@@ -331,6 +331,8 @@ def _histogram(
         "customdata": list(names),
         "hovertemplate": "%{customdata}<br>%{y:,} clips<extra></extra>",
     }
+    # Room for twelve, so that one or two are not drawn as walls, and as much on either side.
+    spare = max(0, 12 - len(counts)) / 2
     layout = {
         "height": _HEIGHT_PX,
         "bargap": 0.08,
@@ -340,8 +342,7 @@ def _histogram(
             "tickvals": [rounded(place) for place, _ in ticks],
             "ticktext": [text for _, text in ticks],
             "tickangle": 0,
-            # Room for twelve, so that one or two are not drawn as walls.
-            "range": [-0.7, max(12, len(counts)) - 0.3],
+            "range": [-0.7 - spare, len(counts) - 0.3 + spare],
             "showgrid": False,
             "zeroline": False,
         },
