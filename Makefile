@@ -9,7 +9,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Two processes, of which one has the tests with Ray.
-TEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+TEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo test test-all check lint format clean
 

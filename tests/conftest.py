@@ -47,16 +47,16 @@ WITH_RAY = {
 """Files whose tests start Ray."""
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Of several test processes, one has all files with Ray, which would be in each other's way."""
+    group = "ray" if item.path.stem in WITH_RAY else item.path.stem
+    item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of several test processes, one has all files with Ray, which would be in each other's way;
-    it has the longest way and begins first."""
-    if not hasattr(config, "workerinput"):
-        return
-    items.sort(key=lambda item: item.path.stem not in WITH_RAY)
-    for item in items:
-        group = "ray" if item.path.stem in WITH_RAY else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+    """These have the longest way and begin first."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.path.stem not in WITH_RAY)
 
 
 @pytest.fixture(scope="session")
