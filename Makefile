@@ -8,8 +8,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Two processes, of which one has the tests with Ray.
-TEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# Those with Ray, one after the other, and beside them all others.
+TESTS := @$(MAKE) --no-print-directory -j2 test-with-ray test-without-ray SELECTION
 
 .PHONY: demo test test-all check lint format clean
 
@@ -17,10 +17,17 @@ demo: .venv/ready
 	sh recipes/demo.sh
 
 test: .venv/ready browser
-	$(TEST) -m "not slow"
+	$(TESTS)="not slow"
 
 test-all: .venv/ready browser
-	$(TEST)
+	$(TESTS)="slow or not slow"
+
+.PHONY: test-with-ray test-without-ray
+test-with-ray:
+	$(BIN)/python -m pytest -m "ray and ($(SELECTION))"
+
+test-without-ray:
+	$(BIN)/python -m pytest -m "not ray and ($(SELECTION))"
 
 check: lint test
 

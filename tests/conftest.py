@@ -48,15 +48,9 @@ WITH_RAY = {
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Of several test processes, one has all files with Ray, which would be in each other's way."""
-    group = "ray" if item.path.stem in WITH_RAY else item.path.stem
-    item.add_marker(pytest.mark.xdist_group(group))
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """These have the longest way and begin first."""
-    if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: item.path.stem not in WITH_RAY)
+    """Mark what `make test` runs one after the other, beside all else."""
+    if item.path.stem in WITH_RAY:
+        item.add_marker(pytest.mark.ray)
 
 
 @pytest.fixture(scope="session")
