@@ -474,7 +474,10 @@ def _may_pass(error: Exception) -> bool:
 
 def _regular_size(path: str) -> int:
     """Size in bytes of a local file; what is a folder is left to who opens it."""
-    status = Path(path).stat()
+    try:
+        status = Path(path).stat()
+    except NotADirectoryError as error:  # a path through a file: there is nothing
+        raise FileNotFoundError(path) from error
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise NoRegularFileError(errno.EINVAL, "no regular file", path)
     return status.st_size
@@ -527,8 +530,6 @@ def explained(path: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if isinstance(error, NotADirectoryError):
-            raise FileNotFoundError(path) from error
         reason = explain(error)
         if reason is None and not is_remote(path) and not isinstance(error, FileNotFoundError):
             reason = getattr(error, "strerror", None)

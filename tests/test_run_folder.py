@@ -1,5 +1,6 @@
 """The run folder: which run may be carried on in it, and TensorBoard's logs."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,13 +115,17 @@ def stopping(steps: list[int]) -> Callable[[dict[str, Any]], None]:
 
 
 def test_the_curves_are_whole_after_restarts(dataset: PreparedDataset, tmp_path: Path) -> None:
-    """No point is missing or there twice, though steps were done twice."""
+    """No point is missing or there twice, though steps were done twice.
+
+    TensorBoard reads files in the order of their names, which begin with the second they are of.
+    """
     recipe = tiny_recipe(train={"log_every_steps": 1, "epochs": 2, "checkpoint_every_s": 0.01})
     steps = [2, 5, 6, 9]
     report = stopping(steps)
     while steps:
         with pytest.raises(KeyboardInterrupt):
             train(recipe, dataset, str(tmp_path), world=World(), report=report)
+        time.sleep(1)
     train(recipe, dataset, str(tmp_path), world=World())
     history = read_history(str(tmp_path))
     assert [point["step"] for point in history["steps"]] == list(range(1, 13))
