@@ -440,12 +440,6 @@ def test_a_gradient_that_is_no_number(
     assert checkpoint_paths(run) == []
 
 
-def test_compiled_blocks_are_not_shared_out(dataset: PreparedDataset, tmp_path: Path) -> None:
-    recipe = tiny_recipe(model={"compile": True}, train={"sharding": "shard"})
-    with pytest.raises(UserError, match=r"train\.sharding: .* set model\.compile=false"):
-        start(recipe, dataset, str(tmp_path))
-
-
 def test_masks_larger_than_the_input(dataset: PreparedDataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"augment\.time_mask: must be at most"):
         start(tiny_recipe(augment={"time_mask": 99}), dataset, str(tmp_path))

@@ -1,5 +1,6 @@
 """Models shared out among ranks: the run of a whole model, and either carries the other on."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,12 @@ def train_rank(
     train(recipe, open_dataset(data), run, world=world, report=report)
 
 
+def train_compiled(world: World, document: dict[str, Any], data: str, run: str) -> None:
+    """All of the compiler but its last stage, which takes a minute and a C++ compiler."""
+    torch.compile = partial(torch.compile, backend="aot_eager")  # type: ignore[assignment]
+    train_rank(world, document, data, run)
+
+
 def train_ranks(world: World, documents: dict[str, dict[str, Any]], data: str) -> None:
     for run, document in documents.items():
         train_rank(world, document, data, run)
@@ -87,6 +94,16 @@ def test_the_run_is_that_of_a_whole_model(dataset: PreparedDataset, tmp_path: Pa
         for name in ("eval-ema", "eval-averaged"):
             scores = [read_predictions(one, name).scores for one in (run, alone)]
             np.testing.assert_allclose(*scores, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_blocks(dataset: PreparedDataset, tmp_path: Path) -> None:
+    alone, together = str(tmp_path / "alone"), str(tmp_path / "together")
+    train_rank(World(), full_recipe().to_json(), dataset.path, alone)
+    recipe = full_recipe(sharding="shard").to_json()
+    recipe["model"]["compile"] = True
+    run_ranks(2, train_compiled, recipe, dataset.path, together)
+    assert_close_runs(together, alone)
 
 
 @pytest.mark.slow

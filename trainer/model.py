@@ -211,8 +211,9 @@ class AST(nn.Module):
         self.blocks = backbone.blocks[: settings.depth or None]
         if settings.compile:
             for block in self.blocks:
-                # In place, so that the names in the state dict stay what they are.
-                block.compile()
+                # In place, so that the names in the state dict stay what they are; and without the
+                # hooks around it, by which FSDP puts a shared-out block together.
+                block.forward = torch.compile(block.forward)
         self.norm = backbone.norm
         self.head_norm = nn.LayerNorm(backbone.embed_dim, eps=settings.head_norm_eps)
         self.head = nn.Linear(backbone.embed_dim, num_classes)

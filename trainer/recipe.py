@@ -51,8 +51,7 @@ class TrainSettings:
     batch, the schedule and the losses stay the same."""
     sharding: Sharding = "replicate"
     """`replicate`: every worker holds the whole model. `shard`: each holds its part of weights,
-    gradients and optimiser, for models that take too much memory; not with `model.compile`. It
-    may change between starts."""
+    gradients and optimiser, for models that take too much memory. It may change between starts."""
     max_gradient_norm: float = 0.0
     """A step whose gradient's norm is above this is skipped, as one is that is no finite number;
     0: no limit. Gradients are never clipped."""
@@ -218,8 +217,7 @@ def check_fit(recipe: Recipe, data: TrainingData) -> None:
 
     Raises:
         UserError: a mask, patch or bucket larger than the input, an average over epochs that the
-            run does not have, compiled blocks shared out, or cross-entropy on clips that have no or
-            several labels.
+            run does not have, or cross-entropy on clips that have no or several labels.
     """
     for key in ("first_epoch", "last_epoch"):
         epoch = getattr(recipe.averaging, key)
@@ -244,10 +242,6 @@ def check_fit(recipe: Recipe, data: TrainingData) -> None:
             f"model.num_frames ({recipe.model.num_frames}), got {list(edges)}"
         )
     recipe.model.grid(data.train.num_mels)
-    if recipe.train.sharding == "shard" and recipe.model.compile:
-        raise UserError(
-            "train.sharding: 'shard' is not for compiled blocks; set model.compile=false"
-        )
     if recipe.train.loss == "ce":
         for clips in (data.train, data.evaluation):
             _check_single_label(clips)
