@@ -196,18 +196,44 @@ def evaluate(arguments: Arguments) -> None:
 
 
 def ensemble(arguments: Arguments) -> None:
-    from trainer import ray_tune
-    from trainer.ensemble import make_table, score_ensemble
-    from trainer.recipe import load_recipe
+    from trainer.ensemble import make_table, member_recipes, score_ensemble
     from trainer.run_folder import read_run
 
-    data, output = absolute(arguments.data), absolute(arguments.out)
-    recipe = load_recipe(absolute(arguments.recipe), arguments.set)
-    recipes = ray_tune.seed_recipes(recipe, output, arguments.seeds)
-    _train_all(recipes, data, output, arguments)
-    runs = list(recipes)
+    _check_members(arguments)
+    output, runs = absolute(arguments.out), [absolute(run) for run in arguments.runs]
+    if arguments.recipe is not None:
+        recipes = member_recipes(
+            absolute(arguments.recipe),
+            arguments.set,
+            output,
+            seeds=arguments.seeds,
+            variants=arguments.variant,
+        )
+        _train_all(recipes, absolute(arguments.data), output, arguments)
+        runs = [*recipes, *runs]
     result = score_ensemble(runs, read_run(runs[0])["data"]["eval_name"], output)
     Console().print(make_table(result))
+
+
+def _check_members(arguments: Arguments) -> None:
+    """Members are trained, which takes a recipe, or there already."""
+    to_train = {
+        "--seeds": arguments.seeds,
+        "--variant": arguments.variant,
+        "--data": arguments.data,
+        "--set": arguments.set,
+    }
+    if arguments.recipe is None:
+        for option, value in to_train.items():
+            if value:
+                raise UserError(f"{option}: is for members to train, and no recipe is named")
+        if not arguments.runs:
+            raise UserError("ensemble: name a recipe with --seeds or --variant, or --runs")
+        return
+    if not arguments.data:
+        raise UserError("--data: name the prepared data set to train on")
+    if not (arguments.seeds or arguments.variant):
+        raise UserError(f"{arguments.recipe}: name the members to train by --seeds or --variant")
 
 
 def cross_validate(arguments: Arguments) -> None:
@@ -543,12 +569,28 @@ def _add_ensemble(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         steps,
         "ensemble",
         ensemble,
-        "Train a recipe with several seeds, as many at a time as fit, and score the mean of their "
-        "outputs. Stopped at any moment, the same command carries on.",
+        "Train a recipe with several seeds and in variants, as many at a time as fit, and score "
+        "the mean of their outputs, those of other runs among them. Stopped at any moment, the "
+        "same command carries on.",
         "ray_job.py ensemble recipes/esc50.toml --seeds 0 1 2 --data data/esc50 --out runs/esc50x3",
     )
-    step.add_argument("--seeds", type=int, nargs="+", required=True, help="seeds of the runs")
-    _add_training_options(step, "folder of the runs and of the ensemble's predictions")
+    step.add_argument(
+        "--seeds", type=int, nargs="+", default=[], help="seeds to train the recipe with"
+    )
+    step.add_argument(
+        "--variant",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "SECTION.KEY=VALUE"),
+        help="train the recipe with other settings, too, in the folder of that name",
+    )
+    step.add_argument(
+        "--runs", nargs="+", default=[], metavar="RUN", help="finished runs that are members, too"
+    )
+    _add_training_options(
+        step, "folder of the runs and of the ensemble's predictions", must_train=False
+    )
 
 
 def _add_cross_validate(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -664,9 +706,12 @@ def _add_step(
     return step
 
 
-def _add_training_options(step: argparse.ArgumentParser, out_help: str) -> None:
-    step.add_argument("recipe", help="settings of the run (.toml)")
-    step.add_argument("--data", required=True, help="folder of the prepared data set")
+def _add_training_options(
+    step: argparse.ArgumentParser, out_help: str, *, must_train: bool = True
+) -> None:
+    recipe = None if must_train else "?"
+    step.add_argument("recipe", nargs=recipe, help="settings of the run (.toml)")
+    step.add_argument("--data", required=must_train, help="folder of the prepared data set")
     step.add_argument("--out", required=True, help=out_help)
     _add_set_option(step)
     _add_worker_options(step)

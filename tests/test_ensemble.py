@@ -3,6 +3,7 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pipeline import storage
 from pipeline.errors import UserError
-from trainer.ensemble import average_predictions, make_table, score_ensemble
+from tests.prepared import tiny_recipe, write_recipe
+from trainer.ensemble import average_predictions, make_table, member_recipes, score_ensemble
 from trainer.metrics import evaluate_scores
 from trainer.predictions import Predictions, read_predictions, write_predictions
 
@@ -50,18 +52,18 @@ def figures(scores: NDArray[np.float32]) -> dict[str, float]:
 
 
 def test_the_average() -> None:
-    members = [make_member(seed) for seed in (1, 2, 3)]
+    members = {f"seed-{seed}": make_member(seed) for seed in (1, 2, 3)}
     average = average_predictions(members)
-    expected = np.mean([one.scores.astype(np.float64) for one in members], axis=0)
+    expected = np.mean([one.scores.astype(np.float64) for one in members.values()], axis=0)
     np.testing.assert_allclose(average.scores, expected, atol=1e-7)
     assert average.scores.dtype == np.float32
-    assert (average.ids, average.labels) == (members[0].ids, members[0].labels)
+    assert (average.ids, average.labels) == (members["seed-1"].ids, members["seed-1"].labels)
     assert average.facts == {"loss": "bce", "num_members": 3}
 
 
 def test_one_member_is_its_own_average(tmp_path: Path) -> None:
     member = make_member(1)
-    assert np.array_equal(average_predictions([member]).scores, member.scores)
+    assert np.array_equal(average_predictions({"seed-1": member}).scores, member.scores)
     path = write_member(tmp_path / "seed-1", member)
     score_ensemble([path], "eval", str(tmp_path))
     numbers = storage.read_json(f"{tmp_path}/ensemble.json")
@@ -70,15 +72,61 @@ def test_one_member_is_its_own_average(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("what", "changes"),
     [
-        {"ids": [f"clip-{number}" for number in reversed(range(NUM_CLIPS))]},
-        {"labels": ["b", "a", "c"]},
+        ("clips", {"ids": [f"clip-{number}" for number in reversed(range(NUM_CLIPS))]}),
+        ("labels", {"labels": ["b", "a", "c"]}),
+        ("losses", {"facts": {"loss": "ce"}}),
     ],
 )
-def test_members_that_do_not_fit_together(changes: dict[str, list[str]]) -> None:
-    with pytest.raises(UserError, match="predictions on 'eval' cannot be averaged"):
-        average_predictions([make_member(1), replace(make_member(2), **changes)])
+def test_members_that_do_not_fit_together(what: str, changes: dict[str, Any]) -> None:
+    members = {"a": make_member(0), "b": make_member(1), "c": replace(make_member(2), **changes)}
+    message = f"a and c: their predictions on 'eval' cannot be averaged, .* different {what}"
+    with pytest.raises(UserError, match=message):
+        average_predictions(members)
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    paths = [write_member(tmp_path / f"{seed}/run", make_member(seed)) for seed in (1, 2)]
+    assert list(score_ensemble(paths, "eval", str(tmp_path)).members) == paths
+    with pytest.raises(UserError, match=f"a member once, got {paths[0]} {paths[0]}"):
+        score_ensemble([paths[0], paths[0]], "eval", str(tmp_path))
+
+
+def test_the_recipe_of_each_member(tmp_path: Path) -> None:
+    recipe = tiny_recipe()
+    path = str(write_recipe(tmp_path / "tiny.toml", recipe))
+    members = member_recipes(
+        path,
+        ["train.epochs=5"],
+        "runs",
+        seeds=[0, 7],
+        variants=[["wide", "model.stride_time=12", "train.epochs=3"], ["long", "train.epochs=9"]],
+    )
+    assert list(members) == ["runs/seed-0", "runs/seed-7", "runs/wide", "runs/long"]
+    seeds = [one.train.seed for one in members.values()]
+    assert seeds == [0, 7, recipe.train.seed, recipe.train.seed]
+    assert [one.train.epochs for one in members.values()] == [5, 5, 3, 9]
+    assert [one.model.stride_time for one in members.values()][2:] == [12, 16]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": [3, 4, 3]}, "--seeds: seed-3 is named twice"),
+        ({"seeds": [0, -1]}, "--seeds: seed: must be from 0 to"),
+        ({"variants": [["train.epochs=2", "train.seed=3"]]}, "--variant train.epochs=2: first"),
+        ({"variants": [["seed-1", "train.seed=3"]]}, "--variant seed-1: first comes a name"),
+        ({"variants": [["../a", "train.seed=3"]]}, r"--variant \.\./a: first comes a name"),
+        ({"variants": [["a"]]}, "--variant a: name the settings"),
+        ({"variants": [["a", "train.seed=3"]] * 2}, "--variant a: a is named twice"),
+        ({"variants": [["a", "train.seeds=3"]]}, "--set train.seeds=3: .*train.seed"),
+    ],
+)
+def test_members_that_cannot_be(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = str(write_recipe(tmp_path / "tiny.toml", tiny_recipe()))
+    with pytest.raises(UserError, match=message):
+        member_recipes(path, [], "runs", **changes)
 
 
 def test_a_member_without_predictions(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from tests.runs import assert_close_runs
 from tests.steps import started
 from tests.test_ray_train import wait_for_step
 from trainer import ray_tune
+from trainer.ensemble import with_seed
 from trainer.loop import train
 from trainer.predictions import read_predictions
-from trainer.ray_tune import with_seed
+from trainer.recipe import load_recipe
 from trainer.run_folder import is_finished
 from trainer.world import World
 
@@ -44,21 +45,21 @@ def ensemble_command(
     return [*command, "--seeds", *chosen]
 
 
-def assert_ensemble(output: Path, text: str, seeds: list[int]) -> None:
+def assert_ensemble(output: Path, text: str, runs: list[str]) -> None:
     """The scores are the mean of the members', and the table is shown."""
-    members = [read_predictions(f"{output}/seed-{seed}", "eval") for seed in seeds]
+    members = [read_predictions(f"{output}/{run}", "eval") for run in runs]
     found = read_predictions(str(output), "eval").scores
     np.testing.assert_allclose(found, np.mean([one.scores for one in members], axis=0), atol=1e-6)
     assert not np.allclose(members[0].scores, members[1].scores, atol=1e-3)
     numbers = storage.read_json(f"{output}/ensemble.json")
-    assert list(numbers["members"]) == [f"seed-{seed}" for seed in seeds]
-    assert f"Ensemble of {len(seeds)} on eval" in text
+    assert list(numbers["members"]) == runs
+    assert f"Ensemble of {len(runs)} on eval" in text
     for word in (*numbers["members"], "standard deviation", f"{numbers['ensemble']['mAP']:.4f}"):
         assert word in text
 
 
 @pytest.mark.usefixtures("session")
-def test_two_seeds_run_side_by_side_and_are_averaged(
+def test_a_seed_and_a_variant_run_side_by_side_and_are_averaged(
     dataset: PreparedDataset,
     recipe_file: str,
     tmp_path: Path,
@@ -66,29 +67,38 @@ def test_two_seeds_run_side_by_side_and_are_averaged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     output = tmp_path / "runs"
-    command = ensemble_command(recipe_file, dataset, output, 1, 2)
+    changes = ["train.seed=3", "model.stride_time=12"]
+    command = [*ensemble_command(recipe_file, dataset, output, 1), "--variant", "wide", *changes]
     before = dict(os.environ)
     assert ray_job.main(command) == 0
     assert dict(os.environ) == before
     shown = capfd.readouterr()
-    assert_ensemble(output, shown.out, [1, 2])
+    assert_ensemble(output, shown.out, ["seed-1", "wide"])
     assert shown.out.lstrip().startswith("Ensemble of 2"), "Tune is to be quiet"
     # Tune ends the processes of its trials by SIGTERM; what that interrupts, Python may tell of.
     expected = ("steps: ", "still waiting for the first step", "\x1b[36m(_trial pid=")
     assert [line for line in shown.err.splitlines() if not line.startswith(expected)] == []
     assert "steps: 48/48" in shown.err
 
-    begun = [(output / f"seed-{seed}" / "run.json").stat().st_mtime for seed in (1, 2)]
-    ended = [(output / f"seed-{seed}" / "history.json").stat().st_mtime for seed in (1, 2)]
+    runs = [output / "seed-1", output / "wide"]
+    begun = [(run / "run.json").stat().st_mtime for run in runs]
+    ended = [(run / "history.json").stat().st_mtime for run in runs]
     assert max(begun) < min(ended), "one after the other, though both fit"
 
     alone = tmp_path / "alone"
-    train(with_seed(RECIPE, 2), dataset, str(alone), world=World())
-    assert_close_runs(str(output / "seed-2"), str(alone))
+    train(load_recipe(recipe_file, changes), dataset, str(alone), world=World())
+    assert_close_runs(str(runs[1]), str(alone))
 
     monkeypatch.setattr(ray_tune, "run_recipes", None)
     assert ray_job.main(command) == 0
-    assert_ensemble(output, capfd.readouterr().out, [1, 2])
+    assert_ensemble(output, capfd.readouterr().out, ["seed-1", "wide"])
+    # The same members, as runs that are there already.
+    command = ["ensemble", "--runs", *map(str, runs), "--out", str(tmp_path / "again")]
+    assert ray_job.main(command) == 0
+    for name in ("ensemble.json", "predictions/eval.json"):
+        assert storage.read_json(f"{tmp_path}/again/{name}") == storage.read_json(
+            f"{output}/{name}"
+        )
 
 
 @pytest.mark.slow
@@ -118,26 +128,29 @@ def test_an_error_in_a_trial_is_one_line_and_spares_the_others(
 
     damaged.unlink()
     assert ray_job.main(command) == 0
-    assert_ensemble(output, capfd.readouterr().out, [1, 2])
+    assert_ensemble(output, capfd.readouterr().out, ["seed-1", "seed-2"])
     assert (output / "seed-2" / "history.json").stat().st_mtime_ns == finished
 
 
-def test_seeds_that_cannot_be(
-    dataset: PreparedDataset,
-    recipe_file: str,
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seeds", "1"], "--seeds: is for members to train, and no recipe is named"),
+        (["--runs", "a", "--data", "d"], "--data: is for members to train, and no recipe is named"),
+        ([], "ensemble: name a recipe with --seeds or --variant, or --runs"),
+        (["a.toml", "--seeds", "1"], "--data: name the prepared data set to train on"),
+        (["a.toml", "--data", "d"], "a.toml: name the members to train by --seeds or --variant"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    options: list[str],
+    message: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("cluster.session.connect", None)
-    for seeds, message in (
-        ((3, 4, 3), "--seeds: each may be named once, got 3 4 3"),
-        ((0, -1), "--seeds: seed: must be from 0 to"),
-    ):
-        assert ray_job.main(ensemble_command(recipe_file, dataset, tmp_path, *seeds)) == 1
-        error = capsys.readouterr().err
-        assert error.startswith(f"ray_job.py: error: {message}")
-        assert error.count("\n") == 1
+    assert ray_job.main(["ensemble", *options, "--out", "runs"]) == 1
+    assert capsys.readouterr().err == f"ray_job.py: error: {message}\n"
 
 
 def test_only_the_seed_differs() -> None:
@@ -166,7 +179,7 @@ def test_a_killed_ensemble_is_carried_on(
     with started([*command, "--num-cpus", "2"]) as process:
         output, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert_ensemble(tmp_path, output, [0, 1, 2])
+    assert_ensemble(tmp_path, output, ["seed-0", "seed-1", "seed-2"])
     alone = str(tmp_path / "alone")
     train(with_seed(RECIPE, 0), dataset, alone, world=World())
     assert_close_runs(str(tmp_path / "seed-0"), alone)

@@ -1,11 +1,16 @@
-"""Averages of several models' scores, and the table that sets them against their members.
+"""Several models of one data set, the mean of their scores, and a table of both.
+
+In: a recipe, seeds and variants of it; then the finished runs. Steps: a recipe and a run folder for
+each member; the members' scores on the same clips, averaged. Out: the mean as predictions, a table,
+and `ensemble.json`.
 
 An ensemble's score is the mean of its members' sigmoid (or softmax) outputs at their last, not
 weight-averaged, checkpoints (paper section 3.1; the authors' `ensemble.py`).
 """
 
+import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +22,11 @@ from pipeline import storage
 from pipeline.errors import UserError
 from trainer.metrics import Metrics, evaluate_scores
 from trainer.predictions import Predictions, read_predictions, write_predictions
+from trainer.recipe import Recipe, load_recipe
 
 FIGURES = ("mAP", "mAUC", "d_prime", "accuracy")
+
+_VARIANT_NAME = re.compile(r"(?!seed-|tune$|predictions$)[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -32,20 +40,78 @@ class EnsembleResult:
     """The clip set."""
 
 
-def average_predictions(members: Sequence[Predictions]) -> Predictions:
-    """The mean of the members' scores.
+def member_recipes(
+    recipe_path: str,
+    overrides: Sequence[str],
+    output: str,
+    *,
+    seeds: Sequence[int] = (),
+    variants: Sequence[Sequence[str]] = (),
+) -> dict[str, Recipe]:
+    """The recipe with each seed, and each variant of it, by the run folder it gets.
+
+    Args:
+        overrides: settings of all members, `section.key=value`.
+        variants: of each its name, and the settings in which it differs.
 
     Raises:
-        UserError: the members were not scored on the same clips with the same labels.
+        UserError: as `load_recipe`; a seed is out of range; a name cannot be a folder's; a seed or
+            name is there twice.
     """
-    first = members[0]
-    for other in members[1:]:
-        if (other.ids, other.labels) != (first.ids, first.labels):
+    recipe = load_recipe(recipe_path, overrides)
+    members: dict[str, Recipe] = {}
+    for seed in seeds:
+        _add(members, storage.join(output, f"seed-{seed}"), with_seed(recipe, seed), "--seeds")
+    for name, *settings in variants:
+        where = f"--variant {name}"
+        if not _VARIANT_NAME.fullmatch(name):
             raise UserError(
-                f"predictions on {first.name!r} cannot be averaged: the runs were evaluated on "
-                f"different clips or labels"
+                f"{where}: first comes a name for its folder, of letters, digits, '.', '_' and "
+                f"'-', but not seed-..., tune or predictions; then its settings"
             )
-    stacked = np.stack([one.scores for one in members])
+        if not settings:
+            raise UserError(f"{where}: name the settings it differs in, such as train.epochs=10")
+        _add(
+            members,
+            storage.join(output, name),
+            load_recipe(recipe_path, [*overrides, *settings]),
+            where,
+        )
+    return members
+
+
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    """The same recipe with another seed.
+
+    Raises:
+        UserError: the seed is out of range.
+    """
+    try:
+        return replace(recipe, train=replace(recipe.train, seed=seed))
+    except ValueError as error:
+        raise UserError(f"--seeds: {error}") from error
+
+
+def average_predictions(members: Mapping[str, Predictions]) -> Predictions:
+    """The mean of the members' scores; members are given by their names.
+
+    Raises:
+        UserError: the members were not scored on the same clips with the same labels, or not with
+            the same loss, by which scores are sigmoid or softmax outputs.
+    """
+    (first_name, first), *others = members.items()
+    for name, other in others:
+        for what, equal in (
+            ("clips", other.ids == first.ids),
+            ("labels", other.labels == first.labels),
+            ("losses", other.facts["loss"] == first.facts["loss"]),
+        ):
+            if not equal:
+                raise UserError(
+                    f"{first_name} and {name}: their predictions on {first.name!r} cannot be "
+                    f"averaged, as they are of different {what}"
+                )
+    stacked = np.stack([one.scores for one in members.values()])
     mean: NDArray[np.float32] = stacked.mean(axis=0, dtype=np.float64).astype(np.float32)
     facts = {"loss": first.facts["loss"], "num_members": len(members)}
     return replace(first, scores=mean, facts=facts)
@@ -57,13 +123,16 @@ def score_ensemble(run_paths: Sequence[str], name: str, output: str) -> Ensemble
     Raises:
         UserError: a run lacks these predictions, or they do not fit together.
     """
-    members = [read_predictions(path, name) for path in run_paths]
+    if len(set(run_paths)) < len(run_paths):
+        raise UserError(f"each run may be a member once, got {' '.join(run_paths)}")
+    names = [path.rpartition("/")[2] for path in run_paths]
+    if len(set(names)) < len(names):
+        names = list(run_paths)
+    paths = dict(zip(names, run_paths, strict=True))
+    members = {member: read_predictions(path, name) for member, path in paths.items()}
     average = average_predictions(members)
     result = EnsembleResult(
-        members={
-            path.rpartition("/")[2]: _metrics(one)
-            for path, one in zip(run_paths, members, strict=True)
-        },
+        members={member: _metrics(one) for member, one in members.items()},
         ensemble=_metrics(average),
         name=name,
     )
@@ -99,6 +168,12 @@ def make_table(result: EnsembleResult) -> Table:
     table.add_section()
     table.add_row("[bold]ensemble", *(f"[bold]{cell}" for cell in _cells(numbers["ensemble"])))
     return table
+
+
+def _add(members: dict[str, Recipe], run_path: str, recipe: Recipe, where: str) -> None:
+    if run_path in members:
+        raise UserError(f"{where}: {run_path.rpartition('/')[2]} is named twice")
+    members[run_path] = recipe
 
 
 def _metrics(predictions: Predictions) -> Metrics:

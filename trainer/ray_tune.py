@@ -1,22 +1,19 @@
-"""Several runs side by side on Ray Tune, each trial a Ray Train run of its own: seeds, or folds.
+"""Several runs side by side on Ray Tune, each trial a Ray Train run of its own.
 
 A trial only starts and follows its run, whose workers take the resources; so many trials run at a
-time as their workers fit into the cluster. Each run has its folder, named after its seed or fold:
+time as their workers fit into the cluster. Each run has its folder, named after what sets it apart:
 the same command again carries on the runs that were interrupted and leaves the finished ones alone.
 """
 
 import io
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
 from typing import Any
 
 from ray import tune
 
-from pipeline import storage
-from pipeline.errors import UserError
 from trainer.ray_train import (
     Workers,
     check_training,
@@ -33,29 +30,6 @@ _TUNE_VARIABLES = {
     # What its own logs of each trial would hold is in the run folders.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
-
-
-def with_seed(recipe: Recipe, seed: int) -> Recipe:
-    """The same recipe with another seed.
-
-    Raises:
-        UserError: the seed is out of range.
-    """
-    try:
-        return replace(recipe, train=replace(recipe.train, seed=seed))
-    except ValueError as error:
-        raise UserError(f"--seeds: {error}") from error
-
-
-def seed_recipes(recipe: Recipe, output: str, seeds: Sequence[int]) -> dict[str, Recipe]:
-    """The recipe with each seed, by the run folder it gets.
-
-    Raises:
-        UserError: a seed is out of range or named twice.
-    """
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds: each may be named once, got {' '.join(map(str, seeds))}")
-    return {storage.join(output, f"seed-{seed}"): with_seed(recipe, seed) for seed in seeds}
 
 
 def unfinished(recipes: Mapping[str, Recipe], dataset_path: str) -> dict[str, Recipe]:
