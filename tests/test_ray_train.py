@@ -31,7 +31,7 @@ from trainer.loop import make_model, train
 from trainer.predictions import predictions_path, read_predictions
 from trainer.ray_actors import Failures
 from trainer.ray_train import Workers, fit_workers, progress_board
-from trainer.run_folder import is_finished, read_run
+from trainer.run_folder import is_finished, read_history, read_run
 from trainer.world import World
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -109,7 +109,9 @@ def test_another_split_is_evaluated_with_the_last_checkpoint(
     )
     assert found.ids == clips.ids
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
-    assert found.facts == {"loss": "bce", "checkpoint_step": 24}
+    fingerprint = dataset.card["fingerprint"]
+    facts = {"loss": "bce", "checkpoint_step": 24, "data_fingerprint": fingerprint}
+    assert found.facts == facts
     metrics = storage.read_json(f"{without_ray}/predictions/train-fold2.json")
     assert metrics["mAP"] == pytest.approx(expected.metrics.mAP)
 
@@ -261,10 +263,12 @@ def test_what_cannot_be_is_found_out_before_ray_starts(
 ) -> None:
     monkeypatch.setattr("cluster.session.connect", None)
     free, taken = str(tmp_path / "run"), without_ray
+    gone = ("--set", "model.pretrained=true", "--set", "model.weights_file=/gone.pth")
     for command, message in (
         (train_command(recipe_file, dataset, taken, "--set", "train.epochs=9"), "train.epochs = 4"),
         (train_command(recipe_file, dataset, free, "--set", "data.fold=9"), "has no fold 9"),
         (train_command(recipe_file, dataset, free, "--set", "augment.time_mask=99"), "time_mask"),
+        (train_command(recipe_file, dataset, free, *gone), "model.weights_file: /gone.pth is not"),
         (["train", recipe_file, "--data", str(tmp_path), "--out", free], "no complete data set"),
         (["evaluate", free, "--split", "eval"], "no run there"),
         (["evaluate", taken, "--split", "test"], "no split 'test'"),
@@ -278,21 +282,69 @@ def test_what_cannot_be_is_found_out_before_ray_starts(
         assert error.count("\n") == 1
 
 
+def test_what_is_odd_is_said_once(
+    dataset: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = replace(RECIPE, train=replace(RECIPE.train, batch_size=41))
+    told: set[str] = set()
+    for name in ("a", "b"):
+        assert not ray_train.check_training(recipe, dataset.path, str(tmp_path / name), told)
+    assert capsys.readouterr().err.count("note: train.batch_size: only 40 clips") == 1
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers in this process, without Ray."""
+    monkeypatch.setattr(ray_job, "_session", lambda arguments: nullcontext())
+    monkeypatch.setattr(ray_train, "fit_workers", lambda workers: (workers, 1))
+    monkeypatch.setattr(ray_train, "_fit", lambda worker, config, *others: worker(config))
+    monkeypatch.setattr(ray_train, "_world", lambda threads: World())
+
+
+@pytest.mark.usefixtures("here")
+def test_other_data_are_evaluated_under_a_name_of_their_own(
+    dataset: PreparedDataset, without_ray: str, tmp_path: Path
+) -> None:
+    before = storage.read_bytes(predictions_path(without_ray, "eval"))
+    other = make_prepared(str(tmp_path / "other"), seed=1)
+    for data in (other, make_prepared(str(tmp_path / "moved"))):
+        command = ["evaluate", without_ray, "--split", "eval", "--data", data.path]
+        assert ray_job.main(command) == 0
+    found = read_predictions(without_ray, "eval-of-other")
+    assert found.facts["data_fingerprint"] == other.card["fingerprint"]
+    # The same data in another place is the same data.
+    assert storage.read_bytes(predictions_path(without_ray, "eval")) == before
+    assert not storage.exists(predictions_path(without_ray, "eval-of-moved"))
+
+
+@pytest.mark.usefixtures("here")
+def test_a_finished_run_without_its_history_gets_it_again(
+    dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    """Also where only the selected epoch's weights are left of all epochs'."""
+    recipe = replace(RECIPE, train=replace(RECIPE.train, select_by="mAP"))
+    run, file = str(tmp_path / "run"), write_recipe(tmp_path / "tiny.toml", recipe)
+    command = ["train", str(file), "--data", dataset.path, "--out", run]
+    assert ray_job.main(command) == 0
+    history, best = read_history(run), read_predictions(run, "eval-best").scores
+    storage.write_bytes(f"{run}/history.json", b"{}")
+    storage.remove(predictions_path(run, "eval-best"))
+    assert ray_job.main(command) == 0
+    assert read_history(run) == history
+    assert np.array_equal(read_predictions(run, "eval-best").scores, best)
+
+
+@pytest.mark.usefixtures("here")
 def test_other_weights_are_evaluated_under_a_name_of_their_own(
     dataset: PreparedDataset,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = str(tmp_path)
     train(
         replace(RECIPE, train=replace(RECIPE.train, select_by="mAP")), dataset, run, world=World()
     )
     (tmp_path / "predictions" / "eval.json").unlink()
-    monkeypatch.setattr(ray_job, "_session", lambda arguments: nullcontext())
-    monkeypatch.setattr(ray_train, "fit_workers", lambda workers: (workers, 1))
-    monkeypatch.setattr(ray_train, "_fit", lambda worker, config, *others: worker(config))
-    monkeypatch.setattr(ray_train, "_world", lambda threads: World())
     expected = read_predictions(run, "eval-best")
     storage.remove(predictions_path(run, "eval-best"))
     assert ray_job.main(["evaluate", run, "--split", "eval", "--weights", "best"]) == 0

@@ -76,6 +76,23 @@ def test_overrides(
     assert type(value) is type(expected)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.seed=1", "train.epochs=0", "model.depth=1"], "--set train.epochs=0: train.epochs"),
+        (["train.epochs=3", "train.epochs=0"], "--set train.epochs=0: train.epochs"),
+        (["train.seed=1", "train.epochs=x"], "--set train.epochs=x: train.epochs: must be a whole"),
+        (["train.seed=1", "modl.x=1"], "--set train.seed=1 --set modl.x=1: no section"),
+    ],
+)
+def test_the_override_at_fault_is_named(
+    recipe_file: str, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(recipe_file, overrides)
+    assert str(caught.value).startswith(message)
+
+
 def test_the_last_override_counts(recipe_file: str) -> None:
     assert load_recipe(recipe_file, ["train.seed=1", "train.seed=2"]).train.seed == 2
 

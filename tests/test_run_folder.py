@@ -17,8 +17,10 @@ from trainer.loop import train
 from trainer.recipe import Recipe
 from trainer.run_folder import (
     TensorBoardLog,
+    alone_in,
     check_same_run,
     describe_run,
+    is_finished,
     read_history,
     read_run,
 )
@@ -48,7 +50,9 @@ def test_a_run_is_carried_on_with_its_own_settings(
 def test_how_batches_are_loaded_may_change(dataset: PreparedDataset, tmp_path: Path) -> None:
     begin(str(tmp_path), tiny_recipe(), dataset)
     changed = tiny_recipe(
-        loader={"threads": 7, "batches_ahead": 1, "cache_mb": 0}, train={"sharding": "shard"}
+        loader={"threads": 7, "batches_ahead": 1, "cache_mb": 0},
+        model={"compile": True, "checkpoint_activations": True},
+        train={"sharding": "shard", "micro_batch_size": 2, "log_every_steps": 1},
     )
     assert check_same_run(str(tmp_path), changed, dataset) is True
 
@@ -100,6 +104,57 @@ def test_not_a_run(dataset: PreparedDataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has format version 99, this program reads 1"):
         read_run(str(tmp_path))
     assert read_history(str(tmp_path)) == {"steps": [], "epochs": [], "finished": False}
+
+
+def test_checkpoints_without_their_run_are_not_carried_on(
+    dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    storage.write_bytes(f"{tmp_path}/checkpoints/step-00000006.pt", b"")
+    with pytest.raises(UserError, match=r"has checkpoints of a run, but no run\.json"):
+        check_same_run(str(tmp_path), tiny_recipe(), dataset)
+
+
+def test_a_data_set_is_no_place_for_a_run(dataset: PreparedDataset) -> None:
+    with pytest.raises(UserError, match="is a prepared data set; give the run a folder of its own"):
+        check_same_run(dataset.path, tiny_recipe(), dataset)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "null", '{"format_version": 1}', '{"format_version": 1, "data": 3}']
+)
+def test_a_damaged_run_is_named(dataset: PreparedDataset, tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    message = rf"^{tmp_path}/run\.json: damaged, .*put it back"
+    if content in ("", "[]", "null") or "data" in content:
+        with pytest.raises(UserError, match=message):
+            read_run(str(tmp_path))
+    with pytest.raises(UserError, match=message):
+        check_same_run(str(tmp_path), tiny_recipe(), dataset)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"steps": [], "epochs": [{}], "finished": true}'],
+)
+def test_a_damaged_history_is_named_and_the_run_not_finished(
+    tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "history.json").write_text(content)
+    with pytest.raises(UserError, match=r"history\.json: damaged; the same `train` command again"):
+        read_history(str(tmp_path))
+    assert is_finished(str(tmp_path)) is False
+    assert f"{tmp_path}/history.json: damaged" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    with alone_in(run):
+        with pytest.raises(UserError, match=f"{run}: another process trains there"), alone_in(run):
+            pass
+        with alone_in(f"{run}-2"):
+            pass
+    with alone_in(run):
+        pass
 
 
 # TensorBoard

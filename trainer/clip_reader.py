@@ -21,15 +21,13 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.shards import Fbank
 from pipeline.stored_audio import Samples16, decode_flac
-from trainer.clips import ClipSet
+from trainer.clips import NUM_BYTES, ClipSet
 from trainer.shard_cache import ShardCache
 
 IntArray = NDArray[np.int64]
 
 MAX_OPEN_SHARDS = 512
 """Files kept open, below the 1,024 that a process may commonly have."""
-
-NUM_BYTES = np.dtype(np.float16).itemsize
 
 
 class ClipReader:
@@ -39,15 +37,12 @@ class ClipReader:
         self, clips: ClipSet, *, cache_bytes: int, shards: ShardCache | None = None
     ) -> None:
         """`cache_bytes` of memory are for clips that were read, which are not read again."""
-        self.num_frames: IntArray
+        self.num_frames: IntArray = clips.num_frames
         """Frames of each clip, `[N]`."""
         if clips.audio is None:
-            self.num_frames = clips.size_bytes // (NUM_BYTES * clips.num_mels)
             self._lengths, self._step = self.num_frames, 1
         else:
-            fbank = clips.audio.fbank
-            self._lengths, self._step = clips.audio.num_samples, fbank.frame_shift
-            self.num_frames = fbank.num_frames(self._lengths)
+            self._lengths, self._step = clips.audio.num_samples, clips.audio.fbank.frame_shift
         self._clips = clips
         self._cache: dict[int, bytearray] = {}
         self._cache_left_bytes = cache_bytes

@@ -19,6 +19,9 @@ from pipeline.dataset import PreparedDataset
 from pipeline.errors import UserError
 from pipeline.fbank import FbankSettings
 
+NUM_BYTES = np.dtype(np.float16).itemsize
+"""Of a number in a stored fbank."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSettings:
@@ -79,11 +82,20 @@ class ClipSet:
     labels: list[str]
     """The vocabulary, `[C]`."""
     num_mels: int
+    data_fingerprint: str = ""
+    """Of the data set."""
     audio: StoredAudio | None = None
     """None where fbanks are stored."""
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def num_frames(self) -> NDArray[np.int64]:
+        """Frames of each clip, `[N]`."""
+        if self.audio is None:
+            return self.size_bytes // (NUM_BYTES * self.num_mels)
+        return self.audio.fbank.num_frames(self.audio.num_samples)
 
     def targets(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """0/1 targets `[B, C]` of some clips."""
@@ -120,6 +132,7 @@ def make_clip_set(dataset: PreparedDataset, clips: pa.Table, name: str) -> ClipS
         label_indices=[[class_of[one] for one in row] for row in clips["labels"].to_pylist()],
         labels=dataset.labels,
         num_mels=dataset.num_mels,
+        data_fingerprint=dataset.card["fingerprint"],
         audio=audio,
     )
 

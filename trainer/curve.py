@@ -69,15 +69,19 @@ def _note_bad_steps(run: Run, plan: EpochPlan, steps: list[StepFacts]) -> None:
             entry = {
                 "step": progress.step - ago,
                 "epoch": progress.epoch,
-                # As texts: NaN is no number in JSON.
-                "loss": str(step.loss_sum / step.num_clips),
-                "grad_norm": str(step.gradient_norm),
+                "loss": _number(step.loss_sum / step.num_clips),
+                "grad_norm": _number(step.gradient_norm),
                 "ids": [ids[row] for row in plan.order[positions]],
                 "partner_ids": [ids[row] for row in plan.partners[positions]],
             }
             progress.bad_steps.append(entry)
     if run.world.is_first and any(step.is_bad for step in steps):
         write_bad_steps(run.path, progress.bad_steps)
+
+
+def _number(value: float) -> float | str:
+    """As it stands in JSON, where NaN and the infinite are no numbers but texts."""
+    return value if math.isfinite(value) else str(value)
 
 
 def _peak_memory_bytes(device: torch.device) -> int | None:

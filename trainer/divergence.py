@@ -19,7 +19,13 @@ from trainer.sharding import gathered
 
 
 class DivergedError(UserError):
-    """The training has diverged: going on from here is of no use."""
+    """The training has diverged: going on from here is of no use.
+
+    The message is what happened; where it ends the run, `REMEDY` is to follow.
+    """
+
+
+REMEDY = "lower schedule.lr or lengthen schedule.warmup_steps, and give another --out"
 
 
 def gradient_norm(model: nn.Module) -> Tensor:
@@ -38,8 +44,7 @@ def diverged(run_path: str, entry: dict[str, Any], num_in_a_row: int) -> Diverge
     """The error for a run whose last steps were all skipped; `entry` is the last one's."""
     return DivergedError(
         f"{run_path}: the loss is {entry['loss']}, the gradient's norm {entry['grad_norm']} near "
-        f"step {entry['step']} (epoch {entry['epoch']}), {num_in_a_row} skipped in a row; lower "
-        f"schedule.lr or lengthen schedule.warmup_steps, and give another --out"
+        f"step {entry['step']} (epoch {entry['epoch']}), {num_in_a_row} skipped in a row"
     )
 
 

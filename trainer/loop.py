@@ -38,7 +38,7 @@ from trainer.averaging import (
 from trainer.checkpoint import Progress, load_newest
 from trainer.clips import select_training_data
 from trainer.curve import add_point, progress_values
-from trainer.divergence import DivergedError
+from trainer.divergence import REMEDY, DivergedError
 from trainer.evaluation import Evaluation, evaluate
 from trainer.flops import training_flops
 from trainer.loader import Batch, Loader, plan_epoch
@@ -139,7 +139,7 @@ def _go_back(run: Run, error: DivergedError) -> None:
     saved = None if run.progress.has_gone_back else load_newest(run.path)
     _check_ranks_agree(run.world, run.path, 0 if saved is None else saved.progress.step)
     if saved is None:
-        raise error
+        raise UserError(f"{error}; {REMEDY}") from error
     bad_steps = run.progress.bad_steps
     restore(run, saved)
     run.progress = replace(
@@ -332,7 +332,9 @@ def _other_weights(run: Run) -> Iterator[tuple[str, State]]:
         yield "ema", run.ema
     if run.recipe.train.select_by:
         epoch = best_epoch(run.progress.epochs, run.recipe.train.select_by)["epoch"]
-        yield "best", read_state(weights_path(run.path, epoch_name(epoch)))
+        path = weights_path(run.path, epoch_name(epoch))
+        # Of a run that was finished before, only the copy is left.
+        yield "best", read_state(path if storage.exists(path) else weights_path(run.path, "best"))
 
 
 def _write_predictions(run: Run, evaluation: Evaluation, weights: str) -> None:

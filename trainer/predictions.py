@@ -49,13 +49,17 @@ def from_scores(
         targets=targets,
         scores=scores,
         common=clips.common,
-        facts=facts,
+        facts={**facts, "data_fingerprint": clips.data_fingerprint},
     )
 
 
-def predictions_name(clips_name: str, weights: str) -> str:
-    """What predictions by a run's weights are called: the last ones' have the clip set's name."""
-    return clips_name if weights == "last" else f"{clips_name}-{weights}"
+def predictions_name(clips_name: str, weights: str, other_data: str = "") -> str:
+    """What predictions by a run's weights are called: the last ones' have the clip set's name.
+
+    `other_data` is the folder of a data set that the run was not trained on.
+    """
+    name = clips_name if weights == "last" else f"{clips_name}-{weights}"
+    return f"{name}-of-{other_data.rpartition('/')[2]}" if other_data else name
 
 
 def predictions_path(run_path: str, name: str) -> str:

@@ -23,19 +23,20 @@ import torch
 from ray.train.torch import TorchTrainer
 
 from pipeline import storage
-from pipeline.dataset import open_dataset
+from pipeline.dataset import PreparedDataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.progress import ProgressBar
 from trainer.averaging import check_weights, weights_path
 from trainer.checkpoint import checkpoint_paths, load_newest
-from trainer.clips import select_clips, select_training_data
+from trainer.clips import ClipSet, select_clips, select_training_data
 from trainer.evaluation import evaluate
 from trainer.loader import Loader
 from trainer.loop import make_model, train, weights_facts
 from trainer.predictions import from_scores, predictions_name, write_predictions
 from trainer.ray_actors import Board, Failures
 from trainer.recipe import Recipe, check_fit, make_recipe
-from trainer.run_folder import check_same_run, is_finished, read_recipe, read_run
+from trainer.remarks import remarks
+from trainer.run_folder import alone_in, check_same_run, is_finished, read_recipe, read_run
 from trainer.weights import read_state
 from trainer.world import World
 
@@ -78,18 +79,33 @@ def run_training(recipe: Recipe, dataset_path: str, run_path: str, workers: Work
         fit_training(recipe, dataset_path, run_path, workers, board)
 
 
-def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> bool:
+def check_training(
+    recipe: Recipe, dataset_path: str, run_path: str, told: set[str] | None = None
+) -> bool:
     """Find out before Ray starts whether a run can be; True if it is finished already.
 
+    What is odd about its settings goes to standard error, but for what was `told` before.
+
     Raises:
-        UserError: no such data set, split or fold; the folder holds another run or cannot be
-            written to.
+        UserError: no such data set, split, fold or weights; the folder holds another run or cannot
+            be written to.
     """
     dataset = open_dataset(dataset_path)
-    check_fit(recipe, select_training_data(dataset, recipe.data))
+    data = select_training_data(dataset, recipe.data)
+    check_fit(recipe, data)
     is_begun = check_same_run(run_path, recipe, dataset)
+    if is_begun and is_finished(run_path):
+        return True
+    weights = recipe.model.weights_file
+    if weights and not (is_begun or storage.exists(weights) or storage.list_files(weights)):
+        raise UserError(f"model.weights_file: {weights} is not there")
+    told = set() if told is None else told
+    for remark in remarks(recipe, data):
+        if remark not in told:
+            print(f"note: {remark}", file=sys.stderr)
+            told.add(remark)
     storage.make_folder(run_path)
-    return is_begun and is_finished(run_path)
+    return False
 
 
 def fit_training(
@@ -103,7 +119,8 @@ def fit_training(
         "threads": workers.cpus,
         "board": board,
     }
-    _fit(_train_worker, config, run_path, workers)
+    with alone_in(run_path):
+        _fit(_train_worker, config, run_path, workers)
 
 
 def check_evaluation(
@@ -125,7 +142,15 @@ def check_evaluation(
         raise UserError(f"{run_path}: the run has no checkpoint yet")
     if weights != "last":
         check_weights(run_path, weights)
-    return predictions_name(select_clips(dataset, split, fold).name, weights)
+    return _evaluation_name(run, dataset, select_clips(dataset, split, fold), weights)
+
+
+def _evaluation_name(
+    run: dict[str, Any], dataset: PreparedDataset, clips: ClipSet, weights: str
+) -> str:
+    """What the predictions are called: other data must not take the place of the run's own."""
+    is_own = clips.data_fingerprint == run["data"]["fingerprint"]
+    return predictions_name(clips.name, weights, "" if is_own else dataset.path)
 
 
 def run_evaluation(
@@ -353,7 +378,8 @@ def _evaluate_worker(config: dict[str, Any]) -> None:
     if world.is_first:
         facts = weights_facts(recipe, saved.progress, weights)
         predictions = from_scores(clips, evaluation.targets, evaluation.scores, facts)
-        predictions = replace(predictions, name=predictions_name(clips.name, weights))
+        name = _evaluation_name(run, dataset, clips, weights)
+        predictions = replace(predictions, name=name)
         write_predictions(config["run"], predictions, evaluation.metrics)
 
 

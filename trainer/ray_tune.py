@@ -38,10 +38,11 @@ def unfinished(recipes: Mapping[str, Recipe], dataset_path: str) -> dict[str, Re
     Raises:
         UserError: as `check_training`.
     """
+    told: set[str] = set()
     return {
         run_path: recipe
         for run_path, recipe in recipes.items()
-        if not check_training(recipe, dataset_path, run_path)
+        if not check_training(recipe, dataset_path, run_path, told)
     }
 
 

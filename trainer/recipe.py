@@ -7,6 +7,7 @@ default written there; what it names and nobody knows is an error that suggests 
 import dataclasses
 import difflib
 import math
+import re
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
@@ -44,8 +45,8 @@ class TrainSettings:
     seed: int = 0
     """Decides the first weights, the order of the clips and every augmentation."""
     precision: Precision = "float32"
-    """`bfloat16` or `float16`: autocast on the GPU; weights and optimiser stay float32. `float16`
-    scales the loss and skips the first steps until the scale fits."""
+    """`bfloat16` or `float16`: autocast; weights and optimiser stay float32. `float16` scales the
+    loss and skips the first steps until the scale fits. Most CPUs are slower in either."""
     micro_batch_size: int = 0
     """Clips that a worker computes at once, for less memory; 0: all its share of the batch. The
     batch, the schedule and the losses stay the same."""
@@ -57,7 +58,7 @@ class TrainSettings:
     0: no limit. Gradients are never clipped."""
     max_bad_steps: int = 10
     """So many skipped steps in a row are a divergence: the run goes back to its last checkpoint
-    once, then it stops."""
+    once, then it stops; before its first checkpoint it stops at once."""
     lr_after_divergence: float = 1.0
     """What the learning rate is multiplied by once the run has gone back."""
     select_by: Selection = ""
@@ -168,13 +169,27 @@ def load_recipe(
         for override in overrides:
             section, key, value = _parse_override(override)
             document.setdefault(section, {})[key] = value
-        where = " ".join(f"--set {override}" for override in overrides)
-        recipe = make_recipe(name, _over(document, beneath), where=where)
+        try:
+            recipe = make_recipe(name, _over(document, beneath), where="--set")
+        except UserError as error:
+            raise UserError(_blame(str(error), overrides)) from error
     if not recipe.model.weights_file:
         return recipe
     # Workers have other working folders.
     weights_file = storage.absolute(recipe.model.weights_file)
     return replace(recipe, model=replace(recipe.model, weights_file=weights_file))
+
+
+def _blame(message: str, overrides: Sequence[str]) -> str:
+    """A message about overrides that names the last one of the key it is about, or all of them."""
+    section_or_key = re.search(r"[a-z_]+\.[a-z_]+", message.removeprefix("--set:"))
+    about = [
+        one
+        for one in overrides
+        if section_or_key and one.partition("=")[0].strip() == section_or_key[0]
+    ]
+    named = " ".join(f"--set {one}" for one in about[-1:] or overrides)
+    return f"{named}:{message.removeprefix('--set:')}"
 
 
 def _read_document(path: str) -> dict[str, Any]:

@@ -4,9 +4,13 @@
 run is carried on only with the same settings and data.
 """
 
+import fcntl
 import platform
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,17 +18,29 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from pipeline import storage
-from pipeline.dataset import PreparedDataset
+from pipeline.dataset import PreparedDataset, card_path
 from pipeline.errors import UserError
-from trainer.checkpoint import Progress
+from trainer.checkpoint import Progress, checkpoint_paths
 from trainer.clips import TrainingData
 from trainer.recipe import Recipe, make_recipe
 
 FORMAT_VERSION = 1
 
 _PACKAGES = ("ast-ray", "torch", "torchaudio", "timm", "ray", "numpy", "pyarrow", "webdataset")
-_MAY_DIFFER = {"loader", "published", "train.sharding"}
-"""What may change between the starts of a run: it does not change the result."""
+_MAY_DIFFER = {
+    "loader",
+    "published",
+    "model.checkpoint_activations",
+    "model.compile",
+    "train.sharding",
+    "train.micro_batch_size",
+    "train.log_every_steps",
+    "train.checkpoint_every_s",
+}
+"""What may change between the starts of a run: it changes the result by rounding errors at most."""
+_RUN_KEYS = {"recipe", "settings", "seed", "num_parameters", "data"}
+_DATA_KEYS = {"path", "fingerprint", "labels", "num_mels", "eval_name", "mean", "std"}
+_EPOCH_KEYS = {"epoch", "step", "mAP", "accuracy"}
 
 
 def describe_run(
@@ -62,16 +78,31 @@ def read_run(run_path: str) -> dict[str, Any]:
         UserError: the folder holds no run, or one of another format version.
     """
     storage.check_bucket(run_path)
+    path = storage.join(run_path, "run.json")
     try:
-        run: dict[str, Any] = storage.read_json(storage.join(run_path, "run.json"))
+        run: dict[str, Any] = storage.read_json(path)
     except FileNotFoundError as error:
         raise UserError(f"{run_path}: no run there (no run.json)") from error
+    except ValueError as error:
+        raise _damaged_run(path) from error
+    if not isinstance(run, dict):
+        raise _damaged_run(path)
     if run.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{run_path}: the run has format version {run.get('format_version')}, "
             f"this program reads {FORMAT_VERSION}"
         )
+    data = run.get("data")
+    if not (run.keys() >= _RUN_KEYS and isinstance(data, dict) and data.keys() >= _DATA_KEYS):
+        raise _damaged_run(path)
     return run
+
+
+def _damaged_run(path: str) -> UserError:
+    return UserError(
+        f"{path}: damaged, and nothing else says what the run is of; put it back, or remove the "
+        f"run and start it again"
+    )
 
 
 def read_recipe(run: dict[str, Any]) -> Recipe:
@@ -83,10 +114,18 @@ def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> b
     """Whether a run is there to be carried on; False if the folder is free.
 
     Raises:
-        UserError: a run with other settings or other data is there.
+        UserError: a run with other settings or other data is there, or what is left of one; or a
+            prepared data set.
     """
     storage.check_bucket(run_path)
+    if storage.exists(card_path(run_path)):
+        raise UserError(f"{run_path}: is a prepared data set; give the run a folder of its own")
     if not storage.exists(storage.join(run_path, "run.json")):
+        if checkpoint_paths(run_path):
+            raise UserError(
+                f"{run_path}: has checkpoints of a run, but no run.json to say what it is of; put "
+                f"it back, or give another --out"
+            )
         return False
     run = read_run(run_path)
     remedy = "give another --out, or remove that one"
@@ -112,17 +151,56 @@ def write_history(run_path: str, progress: Progress, *, finished: bool) -> None:
 
 
 def read_history(run_path: str) -> dict[str, Any]:
-    """The curves of a run; empty ones before its first epoch is through."""
+    """The curves of a run; empty ones before its first epoch is through.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = storage.join(run_path, "history.json")
     try:
-        history: dict[str, Any] = storage.read_json(storage.join(run_path, "history.json"))
+        history: dict[str, Any] = storage.read_json(path)
+        is_whole = {"steps", "epochs", "finished"} <= history.keys() and all(
+            entry.keys() >= _EPOCH_KEYS for entry in history["epochs"]
+        )
     except FileNotFoundError:
         return {"steps": [], "epochs": [], "finished": False}
+    except (ValueError, TypeError, AttributeError):
+        is_whole = False
+    if not is_whole:
+        raise UserError(f"{path}: damaged; the same `train` command again writes it anew")
     return history
 
 
 def is_finished(run_path: str) -> bool:
-    """Whether a run has nothing left to do."""
-    return bool(read_history(run_path)["finished"])
+    """Whether a run has nothing left to do, such as writing its damaged history anew."""
+    try:
+        return bool(read_history(run_path)["finished"])
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return False
+
+
+@contextmanager
+def alone_in(run_path: str) -> Iterator[None]:
+    """Keep other processes of this machine from training in a local run folder at the same time.
+
+    The lock ends with the process that holds it. There is none for S3.
+
+    Raises:
+        UserError: another process is at work there.
+    """
+    if storage.is_remote(run_path):
+        yield
+        return
+    storage.make_folder(run_path)
+    with Path(run_path, ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{run_path}: another process trains there; wait for it, or give another --out"
+            ) from error
+        yield
 
 
 class TensorBoardLog:

@@ -1,0 +1,91 @@
+"""What is odd about a recipe on its clips: nothing that stops a run, but not what one would expect.
+
+In: a recipe and the clips it is for. Out: a line for each setting that changes nothing there, and
+for scores that say less than they seem to.
+"""
+
+from dataclasses import fields, replace
+
+from pipeline import storage
+from trainer.clips import DataSettings, TrainingData
+from trainer.recipe import Recipe
+from trainer.sampler import SamplerSettings, steps_per_epoch
+
+
+def remarks(recipe: Recipe, data: TrainingData) -> list[str]:
+    """Lines of `section.key: what is odd about it`."""
+    return [
+        *_on_data(recipe, data),
+        *_on_model(recipe, data),
+        *_on_batches(recipe, data),
+        *_on_schedule(recipe, data),
+    ]
+
+
+def _on_data(recipe: Recipe, data: TrainingData) -> list[str]:
+    found = []
+    shared = len(set(data.train.ids) & set(data.evaluation.ids))
+    if shared:
+        found.append(
+            f"data.eval_split: {shared} of its {len(data.evaluation)} clips are trained on, so the "
+            f"scores on it say little of other clips"
+        )
+    if recipe.data.fold and recipe.data.eval_split != DataSettings().eval_split:
+        found.append("data.eval_split: without effect, as data.fold is evaluated on")
+    return found
+
+
+def _on_model(recipe: Recipe, data: TrainingData) -> list[str]:
+    model, mels, found = recipe.model, data.train.num_mels, []
+    is_random = not (model.pretrained or model.weights_file)
+    if model.position_embedding == "reinitialise" and is_random:
+        found.append("model.position_embedding: without effect, as all weights are drawn anew")
+    others = replace(model, patchout_share=0.0)
+    if model.patchout_share and model.num_kept_patches(mels) == others.num_kept_patches(mels):
+        found.append(f"model.patchout_share: not even one of {model.num_patches(mels)} patches")
+    return found
+
+
+def _on_batches(recipe: Recipe, data: TrainingData) -> list[str]:
+    train, sampler, augment, found = recipe.train, recipe.sampler, recipe.augment, []
+    if train.batch_size > len(data.train):
+        found.append(
+            f"train.batch_size: only {len(data.train)} clips are trained on, so each epoch is one "
+            f"step"
+        )
+    if train.micro_batch_size >= train.batch_size:
+        found.append("train.micro_batch_size: without effect, as train.batch_size is no larger")
+    if sampler.bucket_frames and data.train.num_frames.min() > sampler.bucket_frames[-1]:
+        found.append(
+            f"sampler.bucket_frames: the shortest clip has {data.train.num_frames.min()} frames, "
+            f"so all are padded to model.num_frames"
+        )
+    if sampler.bucket_batches != SamplerSettings().bucket_batches and not sampler.bucket_frames:
+        found.append("sampler.bucket_batches: without effect, as there is no sampler.bucket_frames")
+    if augment.mixup_alpha != type(augment)().mixup_alpha and not augment.mixup_share:
+        found.append("augment.mixup_alpha: without effect, as augment.mixup_share is 0")
+    if recipe.loader.cache_gb and not storage.is_remote(data.train.shards[0]):
+        found.append("loader.cache_gb: without effect, as the shards are not on S3")
+    return found
+
+
+def _on_schedule(recipe: Recipe, data: TrainingData) -> list[str]:
+    schedule, epochs, found = recipe.schedule, recipe.train.epochs, []
+    num_steps = epochs * steps_per_epoch(len(data.train), recipe.train.batch_size)
+    if schedule.warmup_steps >= num_steps:
+        found.append(
+            f"schedule.warmup_steps: the run has {num_steps} steps, so the learning rate does not "
+            f"get to schedule.lr"
+        )
+    if schedule.decay_after_epochs and schedule.decay_after_epochs[0] >= epochs:
+        found.append(
+            f"schedule.decay_after_epochs: the run has {epochs} epochs, so the learning rate does "
+            f"not decay"
+        )
+    for one in fields(recipe.published):
+        num_values = len(getattr(recipe.published, one.name))
+        if num_values not in (0, epochs):
+            found.append(
+                f"published.{one.name}: scores of {num_values} epochs, where the run has {epochs}"
+            )
+    return found
