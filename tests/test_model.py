@@ -169,13 +169,15 @@ def test_edges_of_the_ranges_are_allowed():
 
 
 def test_patch_higher_than_the_input():
-    with pytest.raises(UserError, match=r"^patch_frequency: .*mel bins \(15\), got 16"):
+    with pytest.raises(UserError, match=r"^model\.patch_frequency: .*mel bins \(15\), got 16"):
         ModelSettings().grid(15)
 
 
 def test_no_row_of_patches_is_left():
     assert ModelSettings(patchout_frequency=11, patchout_time=100).grid(128) == (12, 101)
-    with pytest.raises(UserError, match=r"^patchout_frequency: .* the 12 rows of patches, got 12"):
+    with pytest.raises(
+        UserError, match=r"^model\.patchout_frequency: .* the 12 rows of patches, got 12"
+    ):
         ModelSettings(patchout_frequency=12).grid(128)
 
 

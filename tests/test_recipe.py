@@ -371,7 +371,10 @@ def test_published_curve_of_audioset() -> None:
             r"^augment\.frequency_mask: must be at most the number of mel bins \(128\), got 129",
         ),
         ({"model": {"patch_frequency": 129}}, r"^model\.patch_frequency: .* \(128\), got 129"),
-        ({"model": {"patchout_frequency": 2}}, "^patchout_frequency: .* the 2 rows .*, got 2"),
+        (
+            {"model": {"patchout_frequency": 2}},
+            r"^model\.patchout_frequency: .* the 2 rows .*, got 2",
+        ),
         (
             {"sampler": {"bucket_frames": [15, 32]}},
             r"^sampler\.bucket_frames: .* model\.patch_time \(16\) and .*, got \[15, 32\]",

@@ -50,7 +50,8 @@ class ModelSettings:
     backbone: str = "deit_base_distilled_patch16_384"
     """timm name of a DeiT (two class tokens if distilled) or ViT (one), with or without a tag."""
     pretrained: bool = True
-    """Start from the backbone's ImageNet weights; false: from random ones."""
+    """Start from the backbone's ImageNet weights, which timm fetches from Hugging Face's hub or
+    takes from its cache (HF_HUB_OFFLINE=1: only from there); false: from random ones."""
     weights_file: str = ""
     """Weights to start from instead of timm's download, local or s3://: the backbone's timm state
     dict (.safetensors, .pth, .pt); or a whole AST, as a run folder, an exported folder, a folder of
@@ -128,13 +129,13 @@ class ModelSettings:
         """
         if num_mels < self.patch_frequency:
             raise UserError(
-                f"patch_frequency: must be at most the number of mel bins ({num_mels}), "
+                f"model.patch_frequency: must be at most the number of mel bins ({num_mels}), "
                 f"got {self.patch_frequency}"
             )
         rows = (num_mels - self.patch_frequency) // self.stride_frequency + 1
         if self.patchout_frequency >= rows:
             raise UserError(
-                f"patchout_frequency: must be below the {rows} rows of patches, "
+                f"model.patchout_frequency: must be below the {rows} rows of patches, "
                 f"got {self.patchout_frequency}"
             )
         return rows, self._columns(num_frames)

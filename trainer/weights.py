@@ -8,6 +8,7 @@ Nothing is loaded in part: a name too many, too few or of another shape is an er
 """
 
 import io
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
@@ -65,16 +66,22 @@ def create_from_hub(backbone: str) -> nn.Module:
     Raises:
         UserError: no weights are published for it, or they could not be fetched.
     """
+    client = logging.getLogger("huggingface_hub")
+    level = client.level
+    # It tells of every second try; what ends the last of them is said below.
+    client.setLevel(logging.ERROR)
     try:
         return cast(nn.Module, timm.create_model(backbone, pretrained=True, num_classes=0))
     # The hub client, the HTTP library below it and the file readers share no base class.
     except Exception as error:
         source = timm.get_pretrained_cfg(backbone).hf_hub_id or backbone
         raise UserError(
-            f"pretrained: could not fetch the weights {source}: {_first_line(error)}; give "
-            "weights_file a copy of them (.safetensors, .pth or .pt), or set pretrained to false "
-            "to train from random weights"
+            f"model.pretrained: could not fetch the weights {source}: {_first_line(error)}; give "
+            "model.weights_file a copy of them (.safetensors, .pth or .pt), or set "
+            "model.pretrained=false to train from random weights"
         ) from error
+    finally:
+        client.setLevel(level)
 
 
 def load_backbone(backbone: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
