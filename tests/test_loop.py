@@ -112,7 +112,11 @@ def test_what_it_leaves_behind(dataset: PreparedDataset, tmp_path: Path) -> None
 
     predictions = read_predictions(run, "train-fold2")
     assert predictions.ids == dataset.select("train", fold=2)["id"].to_pylist()
-    assert predictions.facts == {"loss": "bce", "checkpoint_step": 6}
+    assert predictions.facts == {
+        "loss": "bce",
+        "checkpoint_step": 6,
+        "data_fingerprint": dataset.card["fingerprint"],
+    }
     assert len(checkpoint_paths(run)) == 2
 
     assert [one["step"] for one in values] == [1, 2, 3, 4, 5, 6]

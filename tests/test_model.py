@@ -201,7 +201,7 @@ def test_norms_have_the_eps_of_the_authors_code():
 
 
 def test_more_blocks_than_the_backbone_has():
-    with pytest.raises(UserError, match=r"^depth: must be at most 12, .*got 13"):
+    with pytest.raises(UserError, match=r"^model\.depth: must be at most 12, .*got 13"):
         build_model(small_settings(depth=13), num_classes=3, num_mels=64)
 
 

@@ -371,6 +371,7 @@ def test_published_curve_of_audioset() -> None:
             r"^augment\.frequency_mask: must be at most the number of mel bins \(128\), got 129",
         ),
         ({"model": {"patch_frequency": 129}}, r"^model\.patch_frequency: .* \(128\), got 129"),
+        ({"model": {"depth": 13}}, r"^model\.depth: must be at most 12, .* got 13"),
         (
             {"model": {"patchout_frequency": 2}},
             r"^model\.patchout_frequency: .* the 2 rows .*, got 2",

@@ -326,7 +326,7 @@ def build_model(
     backbone = _create_backbone(settings, found)
     if settings.depth > len(backbone.blocks):
         raise UserError(
-            f"depth: must be at most {len(backbone.blocks)}, the number of blocks of "
+            f"model.depth: must be at most {len(backbone.blocks)}, the number of blocks of "
             f"{settings.backbone}, got {settings.depth}"
         )
     if settings.layer_norm_eps:

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import torch
+
 from pipeline import storage
 from pipeline.errors import UserError
 from trainer.augment import AugmentSettings
@@ -21,7 +23,7 @@ from trainer.averaging import AveragingSettings
 from trainer.clips import ClipSet, DataSettings, TrainingData
 from trainer.loader import LoaderSettings
 from trainer.loss import Loss
-from trainer.model import ModelSettings
+from trainer.model import ModelSettings, build_model
 from trainer.optimiser import OptimiserSettings
 from trainer.sampler import MAX_SEED, SamplerSettings
 from trainer.schedule import ScheduleSettings
@@ -231,7 +233,8 @@ def check_fit(recipe: Recipe, data: TrainingData) -> None:
     """Refuse settings that these clips cannot be trained with.
 
     Raises:
-        UserError: a mask, patch or bucket larger than the input, an average over epochs that the
+        UserError: a mask, patch or bucket larger than the input, more blocks than the backbone
+            has, a backbone that is no plain transformer, an average over epochs that the
             run does not have, or cross-entropy on clips that have no or several labels.
     """
     for key in ("first_epoch", "last_epoch"):
@@ -256,7 +259,13 @@ def check_fit(recipe: Recipe, data: TrainingData) -> None:
             f"sampler.bucket_frames: must be at least model.patch_time ({shortest}) and below "
             f"model.num_frames ({recipe.model.num_frames}), got {list(edges)}"
         )
-    recipe.model.grid(data.train.num_mels)
+    # On no device, the model costs neither memory nor a download.
+    with torch.device("meta"):
+        build_model(
+            replace(recipe.model, pretrained=False, weights_file=""),
+            num_classes=len(data.train.labels),
+            num_mels=data.train.num_mels,
+        )
     if recipe.train.loss == "ce":
         for clips in (data.train, data.evaluation):
             _check_single_label(clips)
