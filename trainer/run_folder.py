@@ -39,7 +39,7 @@ _MAY_DIFFER = {
 }
 """What may change between the starts of a run: it changes the result by rounding errors at most."""
 _RUN_KEYS = {"recipe", "settings", "seed", "num_parameters", "data"}
-_DATA_KEYS = {"path", "fingerprint", "labels", "num_mels", "eval_name", "mean", "std"}
+_DATA_KEYS = {"path", "fingerprint", "labels", "eval_name", "mean", "std"}
 _EPOCH_KEYS = {"epoch", "step", "mAP", "accuracy"}
 
 
