@@ -9,6 +9,7 @@ import pytest
 from pipeline import storage
 from pipeline.errors import UserError
 from tests.prepared import make_prepared
+from trainer import shard_cache
 from trainer.clip_reader import ClipReader
 from trainer.clips import select_clips
 from trainer.shard_cache import ShardCache
@@ -41,8 +42,13 @@ def copies(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize(("max_bytes", "num_copies"), [(999, 0), (2999, 2), (3000, 3)])
 def test_copies_keep_to_the_bound(
-    shards: list[str], tmp_path: Path, max_bytes: int, num_copies: int
+    shards: list[str],
+    tmp_path: Path,
+    max_bytes: int,
+    num_copies: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(shard_cache, "_PART_BYTES", 300)
     cache = ShardCache(str(tmp_path), max_bytes=max_bytes)
     assert cache.place(shards[0]) == shards[0], "nobody waits for a copy"
     places = settled(cache, shards)
@@ -56,7 +62,7 @@ def test_another_process_takes_what_is_there(
     shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = settled(ShardCache(str(tmp_path), max_bytes=3000), shards)
-    monkeypatch.delattr(storage, "read_bytes")
+    monkeypatch.delattr(storage, "read_range")
     assert settled(ShardCache(str(tmp_path), max_bytes=3000), shards) == first
 
 
@@ -73,6 +79,18 @@ def test_what_a_killed_process_left_takes_no_room(shards: list[str], tmp_path: P
     settled(ShardCache(str(tmp_path), max_bytes=3000), shards)
     assert len(copies(tmp_path)) == 3
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_shard_that_gets_shorter_is_not_copied(
+    shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = storage.read_range
+    monkeypatch.setattr(
+        storage, "read_range", lambda path, start, size: read(path, start, size + 1)
+    )
+    places = settled(ShardCache(str(tmp_path), max_bytes=9000), shards)
+    assert places == {shard: shard for shard in shards}
+    assert copies(tmp_path) == []
 
 
 def test_a_folder_that_cannot_be_written_is_named(shards: list[str], tmp_path: Path) -> None:
