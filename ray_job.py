@@ -8,7 +8,7 @@ commands that need them, so that `--help` answers at once.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -200,6 +200,8 @@ def ensemble(arguments: Arguments) -> None:
     from trainer.run_folder import read_run
 
     _check_members(arguments)
+    if arguments.seeds:
+        _refuse_set(arguments.set, "train.seed", "--seeds")
     output, runs = absolute(arguments.out), [absolute(run) for run in arguments.runs]
     if arguments.recipe is not None:
         recipes = member_recipes(
@@ -236,11 +238,21 @@ def _check_members(arguments: Arguments) -> None:
         raise UserError(f"{arguments.recipe}: name the members to train by --seeds or --variant")
 
 
+def _refuse_set(overrides: Sequence[str], setting: str, option: str) -> None:
+    """Refuse to set what each of several runs gets a value of its own for."""
+    for override in overrides:
+        if override.partition("=")[0].strip() == setting:
+            raise UserError(
+                f"--set {override}: {setting} is each run's own, by {option}; leave it out"
+            )
+
+
 def cross_validate(arguments: Arguments) -> None:
     from pipeline.dataset import open_dataset
     from trainer.cross_validation import fold_recipes, make_table, score_folds
     from trainer.recipe import load_recipe
 
+    _refuse_set(arguments.set, "data.fold", "--folds")
     data, output = absolute(arguments.data), absolute(arguments.out)
     recipe = load_recipe(absolute(arguments.recipe), arguments.set)
     recipes = fold_recipes(recipe, open_dataset(data), output, arguments.folds)
@@ -255,7 +267,26 @@ def _train_all(recipes: "dict[str, Recipe]", data: str, output: str, arguments: 
     waiting = ray_tune.unfinished(recipes, data)
     if waiting:
         with _session(arguments):
-            ray_tune.run_recipes(waiting, data, output, _workers(arguments))
+            failures = ray_tune.run_recipes(waiting, data, output, _workers(arguments))
+        _raise_last(failures)
+
+
+def _raise_last(failures: Mapping[str, Exception]) -> None:
+    """Name each run that failed, and why; the last of them is raised as the step's own error."""
+    from cluster.session import unwrap
+
+    named: list[Exception] = []
+    for run, error in failures.items():
+        cause = unwrap(error)
+        if isinstance(cause, UserError):
+            named.append(cause if run in str(cause) else UserError(f"{run}: {cause}"))
+        else:
+            error.add_note(f"This ended the run {run}")
+            named.append(error)
+    for one in named[:-1]:
+        print(f"ray_job.py: error: {one}", file=sys.stderr)
+    if named:
+        raise named[-1]
 
 
 def report(arguments: Arguments) -> None:

@@ -125,6 +125,13 @@ def test_scores_are_those_of_the_runs(dataset: PreparedDataset, tmp_path: Path) 
     assert score_folds(multi, str(tmp_path)).metric == "mAP"
 
 
+def test_the_fold_cannot_be_set(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["cross-validate", "a.toml", "--data", "d", "--out", "r", "--set", "data.fold = 2"]
+    assert ray_job.main(command) == 1
+    message = "--set data.fold = 2: data.fold is each run's own, by --folds; leave it out"
+    assert capsys.readouterr().err == f"ray_job.py: error: {message}\n"
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("session")
 def test_the_command_trains_what_is_not_finished(
