@@ -165,8 +165,9 @@ def train(arguments: Arguments) -> None:
     from trainer import ray_train
     from trainer.checkpoint import checkpoint_paths
     from trainer.recipe import load_recipe
+    from trainer.predictions import predictions_path
     from trainer.run_folder import read_run
-    from trainer.summary import metrics_summary
+    from trainer.summary import check_learned, metrics_summary
 
     data, run = absolute(arguments.data), absolute(arguments.out)
     recipe = load_recipe(absolute(arguments.recipe), arguments.set)
@@ -178,11 +179,15 @@ def train(arguments: Arguments) -> None:
             print(f"{run}: carrying on; the newest checkpoint is {newest}", file=sys.stderr)
         with _session(arguments):
             ray_train.run_training(recipe, data, run, _workers(arguments))
-    Console().print(metrics_summary(run, read_run(run)["data"]["eval_name"]))
+    name = read_run(run)["data"]["eval_name"]
+    Console().print(metrics_summary(run, name))
+    print(predictions_path(run, name))
+    check_learned(run)
 
 
 def evaluate(arguments: Arguments) -> None:
     from trainer import ray_train
+    from trainer.predictions import predictions_path
     from trainer.run_folder import read_run
     from trainer.summary import metrics_summary
 
@@ -193,6 +198,7 @@ def evaluate(arguments: Arguments) -> None:
     with _session(arguments):
         ray_train.run_evaluation(*what, _workers(arguments), arguments.weights)
     Console().print(metrics_summary(run, name))
+    print(predictions_path(run, name))
 
 
 def ensemble(arguments: Arguments) -> None:
@@ -263,12 +269,15 @@ def cross_validate(arguments: Arguments) -> None:
 def _train_all(recipes: "dict[str, Recipe]", data: str, output: str, arguments: Arguments) -> None:
     """Train what is not finished yet of several recipes, given by their run folders."""
     from trainer import ray_tune
+    from trainer.summary import check_learned
 
     waiting = ray_tune.unfinished(recipes, data)
     if waiting:
         with _session(arguments):
             failures = ray_tune.run_recipes(waiting, data, output, _workers(arguments))
         _raise_last(failures)
+    for run in recipes:
+        check_learned(run)
 
 
 def _raise_last(failures: Mapping[str, Exception]) -> None:

@@ -72,12 +72,16 @@ def test_the_epoch_is_picked_by_the_metric_and_the_first_of_equals() -> None:
         assert CrossValidation(metric=metric, folds=folds).picked_epoch == expected
 
 
-def test_a_single_fold_deviates_by_nothing_and_what_is_undefined_stays_so() -> None:
+def test_a_single_fold_has_no_deviation_and_what_is_undefined_stays_so() -> None:
     one = CrossValidation(metric="accuracy", folds={3: [{"accuracy": 0.5, "mAP": None}]})
     numbers = to_json(one)["last_epoch"]
     assert numbers["mean"] == {"accuracy": 0.5, "mAP": None}
-    assert numbers["std"] == {"accuracy": 0.0, "mAP": None}
-    assert "-" in shown(one)
+    assert numbers["std"] == {"accuracy": None, "mAP": None}
+    text = " ".join(shown(one).split())
+    assert "standard deviation │ - │ - │ - │ - │" in text
+    assert "over 1 fold " in text
+    assert "the best score of the one fold" in text
+    assert "mean over the folds" not in text
 
 
 def test_the_table_says_which_epochs_and_how_one_was_picked() -> None:
@@ -144,7 +148,7 @@ def test_the_command_trains_what_is_not_finished(
     output = tmp_path / "runs"
     command = ["cross-validate", str(recipe_file), "--data", dataset.path, "--out", str(output)]
     assert ray_job.main([*command, "--folds", "2"]) == 0
-    assert "over 1 folds" in capfd.readouterr().out
+    assert "over 1 fold" in capfd.readouterr().out
     assert not (output / "fold-1").exists()
     finished = (output / "fold-2" / "history.json").stat().st_mtime_ns
 

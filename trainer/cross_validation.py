@@ -24,6 +24,7 @@ Figures = dict[str, float | None]
 
 FIGURES = ("accuracy", "mAP")
 PICKED_BY = "the best mean over the folds, which is a choice made on the test clips"
+PICKED_BY_ONE = "the best score of the one fold, which is a choice made on the test clips"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +48,11 @@ class CrossValidation:
             self.after(epoch)["mean"][self.metric] or 0.0 for epoch in range(1, self.num_epochs + 1)
         ]
         return means.index(max(means)) + 1
+
+    @property
+    def picked_by(self) -> str:
+        """How, in words."""
+        return PICKED_BY if len(self.folds) > 1 else PICKED_BY_ONE
 
     def after(self, epoch: int) -> dict[str, Any]:
         """Scores of each fold after an epoch, their mean and their standard deviation."""
@@ -108,7 +114,7 @@ def to_json(result: CrossValidation) -> dict[str, Any]:
     return {
         "metric": result.metric,
         "last_epoch": result.after(result.num_epochs),
-        "picked_epoch": {"picked_by": PICKED_BY, **result.after(result.picked_epoch)},
+        "picked_epoch": {"picked_by": result.picked_by, **result.after(result.picked_epoch)},
     }
 
 
@@ -117,8 +123,8 @@ def make_table(result: CrossValidation) -> Table:
     numbers = to_json(result)
     last, picked = numbers["last_epoch"], numbers["picked_epoch"]
     table = Table(
-        title=f"Cross-validation over {len(result.folds)} folds",
-        caption=f"Picked: epoch {picked['epoch']}, {PICKED_BY}.",
+        title=f"Cross-validation over {len(result.folds)} fold{'s' * (len(result.folds) > 1)}",
+        caption=f"Picked: epoch {picked['epoch']}, {picked['picked_by']}.",
     )
     table.add_column("held out")
     for what in (f"epoch {last['epoch']} (last)", f"epoch {picked['epoch']} (picked)"):
@@ -133,7 +139,7 @@ def make_table(result: CrossValidation) -> Table:
     return table
 
 
-def _over(folds: Sequence[Figures], statistic: Callable[[list[float]], float]) -> Figures:
+def _over(folds: Sequence[Figures], statistic: Callable[[list[float]], float | None]) -> Figures:
     """A statistic of each figure over the folds; None where a fold has none."""
     result: Figures = {}
     for name in FIGURES:
@@ -142,9 +148,9 @@ def _over(folds: Sequence[Figures], statistic: Callable[[list[float]], float]) -
     return result
 
 
-def _deviation(values: list[float]) -> float:
-    """Sample standard deviation; 0 of a single value."""
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+def _deviation(values: list[float]) -> float | None:
+    """Sample standard deviation; a single value has none."""
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _cells(parts: Sequence[Figures]) -> list[str]:

@@ -189,13 +189,13 @@ def _over(members: dict[str, dict[str, float | None]], statistic: Any) -> dict[s
     result = {}
     for name in FIGURES:
         values = [figures[name] for figures in members.values()]
-        result[name] = None if None in values else float(statistic(values))
+        result[name] = None if None in values else statistic(values)
     return result
 
 
-def _deviation(values: list[float]) -> float:
-    """Sample standard deviation; 0 of a single value."""
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+def _deviation(values: list[float]) -> float | None:
+    """Sample standard deviation; a single value has none."""
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _cells(figures: dict[str, float | None]) -> list[str]:
