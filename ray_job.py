@@ -164,8 +164,8 @@ def verify(arguments: Arguments) -> int:
 def train(arguments: Arguments) -> None:
     from trainer import ray_train
     from trainer.checkpoint import checkpoint_paths
-    from trainer.recipe import load_recipe
     from trainer.predictions import predictions_path
+    from trainer.recipe import load_recipe
     from trainer.run_folder import read_run
     from trainer.summary import check_learned, metrics_summary
 
@@ -202,7 +202,7 @@ def evaluate(arguments: Arguments) -> None:
 
 
 def ensemble(arguments: Arguments) -> None:
-    from trainer.ensemble import make_table, member_recipes, score_ensemble
+    from trainer.ensemble import make_table, member_recipes, read_runs, score_ensemble
     from trainer.run_folder import read_run
 
     _check_members(arguments)
@@ -219,8 +219,15 @@ def ensemble(arguments: Arguments) -> None:
         )
         _train_all(recipes, absolute(arguments.data), output, arguments)
         runs = [*recipes, *runs]
+    before = read_runs(f"{output}/ensemble.json")
     result = score_ensemble(runs, read_run(runs[0])["data"]["eval_name"], output)
     Console().print(make_table(result))
+    if left_out := [run for run in before if run not in runs]:
+        print(
+            f"members before that are left out now: {' '.join(left_out)}; name them by --seeds, "
+            f"--variant or --runs to have them in",
+            file=sys.stderr,
+        )
 
 
 def _check_members(arguments: Arguments) -> None:
@@ -255,15 +262,20 @@ def _refuse_set(overrides: Sequence[str], setting: str, option: str) -> None:
 
 def cross_validate(arguments: Arguments) -> None:
     from pipeline.dataset import open_dataset
-    from trainer.cross_validation import fold_recipes, make_table, score_folds
+    from trainer.cross_validation import fold_recipes, make_table, score_folds, with_finished
     from trainer.recipe import load_recipe
 
     _refuse_set(arguments.set, "data.fold", "--folds")
     data, output = absolute(arguments.data), absolute(arguments.out)
     recipe = load_recipe(absolute(arguments.recipe), arguments.set)
-    recipes = fold_recipes(recipe, open_dataset(data), output, arguments.folds)
-    _train_all(recipes, data, output, arguments)
-    Console().print(make_table(score_folds(recipes, output)))
+    dataset = open_dataset(data)
+    chosen = fold_recipes(recipe, dataset, output, arguments.folds)
+    every = fold_recipes(recipe, dataset, output, ())
+    scored = with_finished(chosen, every, dataset)
+    _train_all(chosen, data, output, arguments)
+    Console().print(make_table(score_folds(scored, output)))
+    if left_out := [run.rpartition("/")[2] for run in every if run not in scored]:
+        print(f"not in the table, as not trained: {' '.join(left_out)}", file=sys.stderr)
 
 
 def _train_all(recipes: "dict[str, Recipe]", data: str, output: str, arguments: Arguments) -> None:

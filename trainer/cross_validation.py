@@ -17,8 +17,9 @@ from rich.table import Table
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
 from pipeline.errors import UserError
+from trainer.ensemble import runs_to_json
 from trainer.recipe import Recipe
-from trainer.run_folder import read_history
+from trainer.run_folder import check_same_run, is_finished, read_history
 
 Figures = dict[str, float | None]
 
@@ -93,19 +94,35 @@ def fold_recipes(
     }
 
 
+def with_finished(
+    chosen: Mapping[str, Recipe], every: Mapping[str, Recipe], dataset: PreparedDataset
+) -> dict[str, Recipe]:
+    """The chosen ones of every fold's recipe, and those whose runs were finished before.
+
+    Raises:
+        UserError: the run of a fold that is not chosen has other settings or other data, so that
+            one table cannot have both.
+    """
+    return {
+        path: recipe
+        for path, recipe in every.items()
+        if path in chosen or (check_same_run(path, recipe, dataset) and is_finished(path))
+    }
+
+
 def score_folds(recipes: Mapping[str, Recipe], output: str) -> CrossValidation:
-    """Read the finished runs of `fold_recipes` and write `cross_validation.json` to `output`."""
+    """Read the finished runs of `fold_recipes` and write `cross_validation.json` to `output`.
+
+    Raises:
+        UserError: a run's curves are damaged.
+    """
     losses = {recipe.train.loss for recipe in recipes.values()}
     result = CrossValidation(
         metric="accuracy" if losses == {"ce"} else "mAP",
-        folds={
-            recipe.data.fold: [
-                {name: entry[name] for name in FIGURES} for entry in read_history(path)["epochs"]
-            ]
-            for path, recipe in recipes.items()
-        },
+        folds={recipe.data.fold: _read_curve(path) for path, recipe in recipes.items()},
     )
-    storage.write_json(storage.join(output, "cross_validation.json"), to_json(result))
+    document = {"runs": runs_to_json(list(recipes), output), **to_json(result)}
+    storage.write_json(storage.join(output, "cross_validation.json"), document)
     return result
 
 
@@ -137,6 +154,21 @@ def make_table(result: CrossValidation) -> Table:
     table.add_row("mean", *_cells((last["mean"], picked["mean"])))
     table.add_row("standard deviation", *_cells((last["std"], picked["std"])))
     return table
+
+
+def _read_curve(run_path: str) -> list[Figures]:
+    """A finished run's figures after each epoch."""
+    try:
+        entries = read_history(run_path)["epochs"]
+        curve = [{name: entry[name] for name in FIGURES} for entry in entries]
+    except (LookupError, TypeError, ValueError):
+        curve = []
+    if not curve:
+        raise UserError(
+            f"{run_path}/history.json: damaged (it has no scores after each epoch); remove it, and "
+            f"the same command makes it again"
+        )
+    return curve
 
 
 def _over(folds: Sequence[Figures], statistic: Callable[[list[float]], float | None]) -> Figures:
