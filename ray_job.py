@@ -656,7 +656,7 @@ def _add_cross_validate(steps: "argparse._SubParsersAction[argparse.ArgumentPars
         "ray_job.py cross-validate recipes/esc50.toml --data data/esc50 --out runs/esc50",
     )
     step.add_argument(
-        "--folds", type=_positive, nargs="+", default=[], help="only these folds (default: all)"
+        "--folds", type=_positive, nargs="+", default=[], help="train only these (default: all)"
     )
     _add_training_options(step, "folder of the runs and of the table")
 
@@ -669,8 +669,13 @@ def _add_report(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "Draw one HTML page of one or more runs; it needs nothing from elsewhere.",
         "ray_job.py report runs/esc50 runs/esc50-wide --out compared.html",
     )
-    step.add_argument("runs", nargs="+", metavar="run", help="folders of runs")
-    step.add_argument("--out", help="page to write (default: report.html in the first run)")
+    step.add_argument(
+        "runs",
+        nargs="+",
+        metavar="run",
+        help="folders of runs, of ensembles or of cross-validations",
+    )
+    step.add_argument("--out", help="page to write (default: report.html in the first folder)")
 
 
 def _add_import(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
