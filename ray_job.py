@@ -275,7 +275,7 @@ def cross_validate(arguments: Arguments) -> None:
     _train_all(chosen, data, output, arguments)
     Console().print(make_table(score_folds(scored, output)))
     if left_out := [run.rpartition("/")[2] for run in every if run not in scored]:
-        print(f"not in the table, as not trained: {' '.join(left_out)}", file=sys.stderr)
+        print(f"not in the table, as not finished: {' '.join(left_out)}", file=sys.stderr)
 
 
 def _train_all(recipes: "dict[str, Recipe]", data: str, output: str, arguments: Arguments) -> None:

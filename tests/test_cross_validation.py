@@ -164,7 +164,7 @@ def test_the_command_trains_what_is_not_finished(
     assert ray_job.main([*command, "--folds", "2"]) == 0
     printed = capfd.readouterr()
     assert "over 1 fold" in printed.out
-    assert "not in the table, as not trained: fold-1\n" in printed.err
+    assert "not in the table, as not finished: fold-1\n" in printed.err
     assert not (output / "fold-1").exists()
     finished = (output / "fold-2" / "history.json").stat().st_mtime_ns
 
