@@ -94,12 +94,13 @@ def test_a_seed_and_a_variant_run_side_by_side_and_are_averaged(
     assert ray_job.main(command) == 0
     assert_ensemble(output, capfd.readouterr().out, ["seed-1", "wide"])
     # The same members, as runs that are there already.
-    command = ["ensemble", "--runs", *map(str, runs), "--out", str(tmp_path / "again")]
-    assert ray_job.main(command) == 0
+    again = tmp_path / "again"
+    assert ray_job.main(["ensemble", "--runs", *map(str, runs), "--out", str(again)]) == 0
     for name in ("ensemble.json", "predictions/eval.json"):
-        assert storage.read_json(f"{tmp_path}/again/{name}") == storage.read_json(
-            f"{output}/{name}"
-        )
+        found, expected = (storage.read_json(f"{one}/{name}") for one in (again, output))
+        assert found | {"runs": None} == expected | {"runs": None}
+    assert storage.read_json(f"{output}/ensemble.json")["runs"] == ["seed-1", "wide"]
+    assert storage.read_json(f"{again}/ensemble.json")["runs"] == [str(run) for run in runs]
 
 
 @pytest.mark.slow

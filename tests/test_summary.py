@@ -98,6 +98,14 @@ def test_damaged_metrics_are_one_line(tmp_path: Path, content: str) -> None:
         metrics_summary(str(tmp_path), "eval")
 
 
+def test_a_damaged_history_is_one_line(run: str, tmp_path: Path) -> None:
+    metrics = storage.read_bytes(f"{run}/predictions/eval.json")
+    storage.write_bytes(f"{tmp_path}/predictions/eval.json", metrics)
+    storage.write_bytes(f"{tmp_path}/history.json", b"{}")
+    with pytest.raises(UserError, match=r"history\.json: damaged; remove it, and the run's own"):
+        metrics_summary(str(tmp_path), "eval")
+
+
 def test_metrics_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"predictions/eval\.json: not there; make it again with"):
         metrics_summary(str(tmp_path), "eval")

@@ -1,4 +1,4 @@
-"""What `train` and `evaluate` tell the user at the end, as tables for the terminal."""
+"""What `train` and `evaluate` tell the user at the end, as tables for the terminal, or an error."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ def metrics_summary(run_path: str, name: str) -> Group:
         table.add_row(f"worst {_NUM_SHOWN}", _classes(ordered[-_NUM_SHOWN:]))
     else:
         table.add_row("AP by class", _classes(ordered))
-    history = read_history(run_path)
+    history = read_curves(run_path)
     epochs = history["epochs"]
     if epochs:
         train_s = sum(epoch.get("train_s") or 0 for epoch in epochs)
@@ -59,13 +59,33 @@ def metrics_summary(run_path: str, name: str) -> Group:
     return titled(f"{run_path} on {name}", table)
 
 
+def read_curves(run_path: str) -> dict[str, Any]:
+    """The run's history, with all that tables and pages take for granted.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        history = read_history(run_path)
+        is_whole = {"steps", "epochs", "finished"} <= history.keys() and all(
+            {"epoch", "step"} <= entry.keys() for entry in history["epochs"] + history["steps"]
+        )
+    except (ValueError, AttributeError, TypeError):
+        is_whole = False
+    if not is_whole:
+        raise UserError(
+            f"{run_path}/history.json: damaged; remove it, and the run's own command makes it again"
+        )
+    return history
+
+
 def check_learned(run_path: str) -> None:
     """Refuse a run that is through and has learned nothing.
 
     Raises:
         UserError: every step was skipped.
     """
-    history = read_history(run_path)
+    history = read_curves(run_path)
     num_skipped = sum(point.get("num_bad_steps") or 0 for point in history["steps"])
     if history["finished"] and num_skipped and num_skipped == _num_steps(history):
         raise UserError(

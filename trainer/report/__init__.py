@@ -27,8 +27,9 @@ from trainer.divergence import read_bad_steps
 from trainer.ensemble import read_runs
 from trainer.predictions import Predictions, predictions_path, read_metrics, read_predictions
 from trainer.report import examples, figures
-from trainer.run_folder import read_history, read_recipe, read_run
+from trainer.run_folder import read_recipe, read_run
 from trainer.schedule import ScheduleSettings
+from trainer.summary import read_curves
 
 _METRICS = (("mAP", "mAP"), ("mAUC", "mAUC"), ("d_prime", "d′"), ("accuracy", "Accuracy"))
 
@@ -189,7 +190,7 @@ def load_run(path: str, name: str) -> Run:
     Raises:
         UserError: it is not the folder of a run, or a file of it is damaged.
     """
-    info, history = _read_info(path), _read_curves(path)
+    info, history = _read_info(path), read_curves(path)
     files = storage.list_files(storage.join(path, "predictions"))
     names = [PurePosixPath(file).stem for file in files if file.endswith(".json")]
     evaluations = {evaluation: read_metrics(path, evaluation) for evaluation in names}
@@ -367,22 +368,6 @@ def _read_info(path: str) -> Row:
         return read_run(path)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}/run.json: damaged ({error}); train the run again") from error
-
-
-def _read_curves(path: str) -> Row:
-    """The run's history, with all that the page takes for granted."""
-    try:
-        history = read_history(path)
-        is_whole = {"steps", "epochs", "finished"} <= history.keys() and all(
-            {"epoch", "step"} <= entry.keys() for entry in history["epochs"] + history["steps"]
-        )
-    except (ValueError, AttributeError, TypeError):
-        is_whole = False
-    if not is_whole:
-        raise UserError(
-            f"{path}/history.json: damaged; remove it, and the run's own command makes it again"
-        )
-    return history
 
 
 def _open(run: Run) -> tuple[PreparedDataset | None, str]:
