@@ -8,7 +8,7 @@ commands that need them, so that `--help` answers at once.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -164,9 +164,10 @@ def verify(arguments: Arguments) -> int:
 def train(arguments: Arguments) -> None:
     from trainer import ray_train
     from trainer.checkpoint import checkpoint_paths
+    from trainer.predictions import predictions_path
     from trainer.recipe import load_recipe
     from trainer.run_folder import read_run
-    from trainer.summary import metrics_summary
+    from trainer.summary import check_learned, metrics_summary
 
     data, run = absolute(arguments.data), absolute(arguments.out)
     recipe = load_recipe(absolute(arguments.recipe), arguments.set)
@@ -178,11 +179,15 @@ def train(arguments: Arguments) -> None:
             print(f"{run}: carrying on; the newest checkpoint is {newest}", file=sys.stderr)
         with _session(arguments):
             ray_train.run_training(recipe, data, run, _workers(arguments))
-    Console().print(metrics_summary(run, read_run(run)["data"]["eval_name"]))
+    name = read_run(run)["data"]["eval_name"]
+    Console().print(metrics_summary(run, name))
+    print(predictions_path(run, name))
+    check_learned(run)
 
 
 def evaluate(arguments: Arguments) -> None:
     from trainer import ray_train
+    from trainer.predictions import predictions_path
     from trainer.run_folder import read_run
     from trainer.summary import metrics_summary
 
@@ -193,13 +198,16 @@ def evaluate(arguments: Arguments) -> None:
     with _session(arguments):
         ray_train.run_evaluation(*what, _workers(arguments), arguments.weights)
     Console().print(metrics_summary(run, name))
+    print(predictions_path(run, name))
 
 
 def ensemble(arguments: Arguments) -> None:
-    from trainer.ensemble import make_table, member_recipes, score_ensemble
+    from trainer.ensemble import make_table, member_recipes, read_runs, score_ensemble
     from trainer.run_folder import read_run
 
     _check_members(arguments)
+    if arguments.seeds:
+        _refuse_set(arguments.set, "train.seed", "--seeds")
     output, runs = absolute(arguments.out), [absolute(run) for run in arguments.runs]
     if arguments.recipe is not None:
         recipes = member_recipes(
@@ -211,8 +219,15 @@ def ensemble(arguments: Arguments) -> None:
         )
         _train_all(recipes, absolute(arguments.data), output, arguments)
         runs = [*recipes, *runs]
+    before = read_runs(f"{output}/ensemble.json")
     result = score_ensemble(runs, read_run(runs[0])["data"]["eval_name"], output)
     Console().print(make_table(result))
+    if left_out := [run for run in before if run not in runs]:
+        print(
+            f"members before that are left out now: {' '.join(left_out)}; name them by --seeds, "
+            f"--variant or --runs to have them in",
+            file=sys.stderr,
+        )
 
 
 def _check_members(arguments: Arguments) -> None:
@@ -236,26 +251,63 @@ def _check_members(arguments: Arguments) -> None:
         raise UserError(f"{arguments.recipe}: name the members to train by --seeds or --variant")
 
 
+def _refuse_set(overrides: Sequence[str], setting: str, option: str) -> None:
+    """Refuse to set what each of several runs gets a value of its own for."""
+    for override in overrides:
+        if override.partition("=")[0].strip() == setting:
+            raise UserError(
+                f"--set {override}: {setting} is each run's own, by {option}; leave it out"
+            )
+
+
 def cross_validate(arguments: Arguments) -> None:
     from pipeline.dataset import open_dataset
-    from trainer.cross_validation import fold_recipes, make_table, score_folds
+    from trainer.cross_validation import fold_recipes, make_table, score_folds, with_finished
     from trainer.recipe import load_recipe
 
+    _refuse_set(arguments.set, "data.fold", "--folds")
     data, output = absolute(arguments.data), absolute(arguments.out)
     recipe = load_recipe(absolute(arguments.recipe), arguments.set)
-    recipes = fold_recipes(recipe, open_dataset(data), output, arguments.folds)
-    _train_all(recipes, data, output, arguments)
-    Console().print(make_table(score_folds(recipes, output)))
+    dataset = open_dataset(data)
+    chosen = fold_recipes(recipe, dataset, output, arguments.folds)
+    every = fold_recipes(recipe, dataset, output, ())
+    scored = with_finished(chosen, every, dataset)
+    _train_all(chosen, data, output, arguments)
+    Console().print(make_table(score_folds(scored, output)))
+    if left_out := [run.rpartition("/")[2] for run in every if run not in scored]:
+        print(f"not in the table, as not finished: {' '.join(left_out)}", file=sys.stderr)
 
 
 def _train_all(recipes: "dict[str, Recipe]", data: str, output: str, arguments: Arguments) -> None:
     """Train what is not finished yet of several recipes, given by their run folders."""
     from trainer import ray_tune
+    from trainer.summary import check_learned
 
     waiting = ray_tune.unfinished(recipes, data)
     if waiting:
         with _session(arguments):
-            ray_tune.run_recipes(waiting, data, output, _workers(arguments))
+            failures = ray_tune.run_recipes(waiting, data, output, _workers(arguments))
+        _raise_last(failures)
+    for run in recipes:
+        check_learned(run)
+
+
+def _raise_last(failures: Mapping[str, Exception]) -> None:
+    """Name each run that failed, and why; the last of them is raised as the step's own error."""
+    from cluster.session import unwrap
+
+    named: list[Exception] = []
+    for run, error in failures.items():
+        cause = unwrap(error)
+        if isinstance(cause, UserError):
+            named.append(cause if run in str(cause) else UserError(f"{run}: {cause}"))
+        else:
+            error.add_note(f"This ended the run {run}")
+            named.append(error)
+    for one in named[:-1]:
+        print(f"ray_job.py: error: {one}", file=sys.stderr)
+    if named:
+        raise named[-1]
 
 
 def report(arguments: Arguments) -> None:
@@ -604,7 +656,7 @@ def _add_cross_validate(steps: "argparse._SubParsersAction[argparse.ArgumentPars
         "ray_job.py cross-validate recipes/esc50.toml --data data/esc50 --out runs/esc50",
     )
     step.add_argument(
-        "--folds", type=_positive, nargs="+", default=[], help="only these folds (default: all)"
+        "--folds", type=_positive, nargs="+", default=[], help="train only these (default: all)"
     )
     _add_training_options(step, "folder of the runs and of the table")
 
@@ -617,8 +669,13 @@ def _add_report(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "Draw one HTML page of one or more runs; it needs nothing from elsewhere.",
         "ray_job.py report runs/esc50 runs/esc50-wide --out compared.html",
     )
-    step.add_argument("runs", nargs="+", metavar="run", help="folders of runs")
-    step.add_argument("--out", help="page to write (default: report.html in the first run)")
+    step.add_argument(
+        "runs",
+        nargs="+",
+        metavar="run",
+        help="folders of runs, of ensembles or of cross-validations",
+    )
+    step.add_argument("--out", help="page to write (default: report.html in the first folder)")
 
 
 def _add_import(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -63,6 +63,7 @@ def scores_of(recipe: Recipe, dataset: PreparedDataset, weights: str) -> np.ndar
         loss=recipe.train.loss,
         batch_size=7,
         world=World(),
+        run_path="run",
     ).scores
 
 

@@ -20,6 +20,7 @@ from trainer.cross_validation import (
     make_table,
     score_folds,
     to_json,
+    with_finished,
 )
 from trainer.loop import train
 from trainer.run_folder import is_finished, read_history, read_run
@@ -72,12 +73,16 @@ def test_the_epoch_is_picked_by_the_metric_and_the_first_of_equals() -> None:
         assert CrossValidation(metric=metric, folds=folds).picked_epoch == expected
 
 
-def test_a_single_fold_deviates_by_nothing_and_what_is_undefined_stays_so() -> None:
+def test_a_single_fold_has_no_deviation_and_what_is_undefined_stays_so() -> None:
     one = CrossValidation(metric="accuracy", folds={3: [{"accuracy": 0.5, "mAP": None}]})
     numbers = to_json(one)["last_epoch"]
     assert numbers["mean"] == {"accuracy": 0.5, "mAP": None}
-    assert numbers["std"] == {"accuracy": 0.0, "mAP": None}
-    assert "-" in shown(one)
+    assert numbers["std"] == {"accuracy": None, "mAP": None}
+    text = " ".join(shown(one).split())
+    assert "standard deviation │ - │ - │ - │ - │" in text
+    assert "over 1 fold " in text
+    assert "the best score of the one fold" in text
+    assert "mean over the folds" not in text
 
 
 def test_the_table_says_which_epochs_and_how_one_was_picked() -> None:
@@ -110,7 +115,8 @@ def test_scores_are_those_of_the_runs(dataset: PreparedDataset, tmp_path: Path) 
     for path, recipe in recipes.items():
         train(recipe, dataset, path, world=World())
     result = score_folds(recipes, str(tmp_path))
-    assert storage.read_json(f"{tmp_path}/cross_validation.json") == to_json(result)
+    written = storage.read_json(f"{tmp_path}/cross_validation.json")
+    assert written == {"runs": ["fold-1", "fold-2"], **to_json(result)}
     assert (result.metric, result.num_epochs) == ("accuracy", 2)
     for fold in (1, 2):
         path = f"{tmp_path}/fold-{fold}"
@@ -123,6 +129,30 @@ def test_scores_are_those_of_the_runs(dataset: PreparedDataset, tmp_path: Path) 
         for path, recipe in recipes.items()
     }
     assert score_folds(multi, str(tmp_path)).metric == "mAP"
+
+    empty = b'{"steps": [], "epochs": [], "finished": true}'
+    # A fold alone is scored with those that were finished before, if they are of the same settings.
+    second = {path: one for path, one in recipes.items() if path.endswith("fold-2")}
+    assert with_finished(second, recipes, dataset) == recipes
+    with pytest.raises(UserError, match=r"fold-1: the run was started with train\.loss = 'ce'"):
+        with_finished(second, multi, dataset)
+    for content, problem in (
+        (b"{", "damaged"),
+        (b'{"epochs": [{}]}', "damaged"),
+        (empty, "has no"),
+    ):
+        storage.write_bytes(f"{tmp_path}/fold-2/history.json", content)
+        with pytest.raises(UserError, match=rf"fold-2/history\.json: {problem}"):
+            score_folds(recipes, str(tmp_path))
+    storage.remove(f"{tmp_path}/fold-1/history.json")
+    assert with_finished(second, recipes, dataset) == second
+
+
+def test_the_fold_cannot_be_set(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["cross-validate", "a.toml", "--data", "d", "--out", "r", "--set", "data.fold = 2"]
+    assert ray_job.main(command) == 1
+    message = "--set data.fold = 2: data.fold is each run's own, by --folds; leave it out"
+    assert capsys.readouterr().err == f"ray_job.py: error: {message}\n"
 
 
 @pytest.mark.slow
@@ -137,12 +167,15 @@ def test_the_command_trains_what_is_not_finished(
     output = tmp_path / "runs"
     command = ["cross-validate", str(recipe_file), "--data", dataset.path, "--out", str(output)]
     assert ray_job.main([*command, "--folds", "2"]) == 0
-    assert "over 1 folds" in capfd.readouterr().out
+    printed = capfd.readouterr()
+    assert "over 1 fold" in printed.out
+    assert "not in the table, as not finished: fold-1\n" in printed.err
     assert not (output / "fold-1").exists()
     finished = (output / "fold-2" / "history.json").stat().st_mtime_ns
 
     assert ray_job.main(command) == 0
     shown = capfd.readouterr()
+    assert "not in the table" not in shown.err
     assert (output / "fold-2" / "history.json").stat().st_mtime_ns == finished
     assert is_finished(str(output / "fold-1"))
     numbers = storage.read_json(f"{output}/cross_validation.json")
@@ -151,5 +184,6 @@ def test_the_command_trains_what_is_not_finished(
     assert f"{numbers['last_epoch']['mean']['accuracy']:.4f}" in shown.out
 
     monkeypatch.setattr(ray_tune, "run_recipes", None)
-    assert ray_job.main(command) == 0
-    assert "over 2 folds" in capfd.readouterr().out
+    for again in (command, [*command, "--folds", "2"]):
+        assert ray_job.main(again) == 0
+        assert "over 2 folds" in capfd.readouterr().out

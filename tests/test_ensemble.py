@@ -11,10 +11,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+import ray_job
 from pipeline import storage
 from pipeline.errors import UserError
 from tests.prepared import tiny_recipe, write_recipe
-from trainer.ensemble import average_predictions, make_table, member_recipes, score_ensemble
+from trainer.ensemble import (
+    average_predictions,
+    make_table,
+    member_recipes,
+    read_runs,
+    score_ensemble,
+)
 from trainer.metrics import evaluate_scores
 from trainer.predictions import Predictions, read_predictions, write_predictions
 
@@ -68,7 +75,7 @@ def test_one_member_is_its_own_average(tmp_path: Path) -> None:
     score_ensemble([path], "eval", str(tmp_path))
     numbers = storage.read_json(f"{tmp_path}/ensemble.json")
     assert numbers["mean"] == numbers["ensemble"] == numbers["members"]["seed-1"]
-    assert numbers["std"] == {"mAP": 0.0, "mAUC": 0.0, "d_prime": 0.0, "accuracy": 0.0}
+    assert numbers["std"] == dict.fromkeys(("mAP", "mAUC", "d_prime", "accuracy"))
 
 
 @pytest.mark.parametrize(
@@ -164,6 +171,34 @@ def test_the_numbers_and_the_table(tmp_path: Path) -> None:
     assert f"{numbers['ensemble']['mAP']:.4f}" in rows["ensemble"]
     assert f"{numbers['std']['accuracy']:.4f}" in rows["standard deviation"]
     assert "Ensemble of 3 on eval" in text.getvalue()
+
+
+def test_members_that_are_left_out_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where some are inside the ensemble's folder, and others are not."""
+    inside = [write_member(tmp_path / "all" / f"seed-{seed}", make_member(seed)) for seed in (0, 1)]
+    outside = write_member(tmp_path / "other", make_member(2))
+    output = str(tmp_path / "all")
+    for run in (*inside, outside):
+        storage.write_json(f"{run}/run.json", {"format_version": 1, "data": {"eval_name": "eval"}})
+    score_ensemble([*inside, outside], "eval", output)
+    assert storage.read_json(f"{output}/ensemble.json")["runs"] == ["seed-0", "seed-1", outside]
+    assert read_runs(f"{output}/ensemble.json") == [*inside, outside]
+
+    command = ["ensemble", "--runs", inside[1], "--out", output]
+    assert ray_job.main(command) == 0
+    told = f"members before that are left out now: {inside[0]} {outside}; name them by"
+    assert told in capsys.readouterr().err
+    assert ray_job.main(command) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_a_result_that_does_not_tell_its_runs(tmp_path: Path, content: str) -> None:
+    assert read_runs(f"{tmp_path}/ensemble.json") == []
+    storage.write_bytes(f"{tmp_path}/ensemble.json", content.encode())
+    assert read_runs(f"{tmp_path}/ensemble.json") == []
 
 
 def test_what_a_member_lacks_has_no_mean(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def evaluate_tiny(
         loss=loss,
         batch_size=batch_size,
         world=world,
+        run_path="run",
     )
 
 
@@ -81,7 +82,14 @@ def test_each_clip_is_padded_to_its_own_bucket(dataset: PreparedDataset) -> None
     clips, model = select_clips(dataset, "eval"), tiny_model(dataset).eval()
     loader = Loader(clips, LoaderSettings(), num_frames=64, bucket_frames=(48, 56))
     found = evaluate(
-        model, loader, mean=MEAN, std=STD, loss="bce", batch_size=4, world=World()
+        model,
+        loader,
+        mean=MEAN,
+        std=STD,
+        loss="bce",
+        batch_size=4,
+        world=World(),
+        run_path="run",
     ).scores
     lengths = set()
     for row in range(9):
@@ -131,6 +139,7 @@ def evaluate_constant(dataset: PreparedDataset, model: Constant) -> Evaluation:
         loss="bce",
         batch_size=5,
         world=World(),
+        run_path="/runs/a",
     )
 
 
@@ -148,5 +157,6 @@ def test_the_model_is_asked_in_evaluation_mode_and_left_in_its_own(
 def test_a_model_that_has_diverged_is_an_explained_error(
     dataset: PreparedDataset, value: float
 ) -> None:
-    with pytest.raises(UserError, match="outputs on 'eval' are not finite numbers"):
+    message = r"^/runs/a: .* outputs on 'eval' are not finite numbers: .* give another --out$"
+    with pytest.raises(UserError, match=message):
         evaluate_constant(dataset, Constant(value))

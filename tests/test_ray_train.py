@@ -106,6 +106,7 @@ def test_another_split_is_evaluated_with_the_last_checkpoint(
         loss="bce",
         batch_size=7,
         world=World(),
+        run_path=without_ray,
     )
     assert found.ids == clips.ids
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
@@ -212,12 +213,19 @@ def test_the_words_behind_the_bar() -> None:
         "mAP": None,
         "accuracy": None,
     }
-    assert ray_train._note([values]) == (
+    assert ray_train._note([values], 1) == (
         "epoch 2, lr 1.0e-05, 812 clips/s, 3% waiting for data, 12.3 GB, 41% of peak FLOPs, "
         "gradient 0.32, 3 steps skipped, loss 0.013"
     )
     unknown = dict.fromkeys(values.keys() - {"run", "epoch", "lr"})
-    assert ray_train._note([values | unknown | {"num_bad_steps": 0}]) == "epoch 2, lr 1.0e-05"
+    assert ray_train._note([values | unknown | {"num_bad_steps": 0}], 1) == "epoch 2, lr 1.0e-05"
+
+
+def test_of_several_runs_each_is_named_also_while_one_alone_has_told_of_itself() -> None:
+    first = {"run": "/a/seed-0", "epoch": 3, "step": 18, "num_steps": 18, "loss": 0.7}
+    second = {"run": "/a/seed-1", "epoch": 1, "step": 2, "num_steps": 18, "loss": 0.9}
+    assert ray_train._note([first], 2) == "seed-0 trained"
+    assert ray_train._note([first, second], 2) == "seed-0 trained, seed-1 epoch 1"
 
 
 def nodes(*resources: dict[str, float]) -> Callable[[], list[dict[str, Any]]]:

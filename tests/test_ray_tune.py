@@ -12,6 +12,7 @@ import pytest
 import ray_job
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
+from pipeline.errors import UserError
 from tests.prepared import make_prepared, tiny_recipe, write_recipe
 from tests.runs import assert_close_runs
 from tests.steps import started
@@ -93,25 +94,27 @@ def test_a_seed_and_a_variant_run_side_by_side_and_are_averaged(
     assert ray_job.main(command) == 0
     assert_ensemble(output, capfd.readouterr().out, ["seed-1", "wide"])
     # The same members, as runs that are there already.
-    command = ["ensemble", "--runs", *map(str, runs), "--out", str(tmp_path / "again")]
-    assert ray_job.main(command) == 0
+    again = tmp_path / "again"
+    assert ray_job.main(["ensemble", "--runs", *map(str, runs), "--out", str(again)]) == 0
     for name in ("ensemble.json", "predictions/eval.json"):
-        assert storage.read_json(f"{tmp_path}/again/{name}") == storage.read_json(
-            f"{output}/{name}"
-        )
+        found, expected = (storage.read_json(f"{one}/{name}") for one in (again, output))
+        assert found | {"runs": None} == expected | {"runs": None}
+    assert storage.read_json(f"{output}/ensemble.json")["runs"] == ["seed-1", "wide"]
+    assert storage.read_json(f"{again}/ensemble.json")["runs"] == [str(run) for run in runs]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("session")
-def test_an_error_in_a_trial_is_one_line_and_spares_the_others(
+def test_an_error_in_a_trial_is_one_line_each_and_spares_the_others(
     recipe_file: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Here a checkpoint of seed 1 that nobody can read. Then the same command carries on."""
+    """Here checkpoints of two seeds that nobody can read. Then the same command carries on."""
     dataset = make_prepared(str(tmp_path / "data"))
     output = tmp_path / "runs"
-    damaged = output / "seed-1" / "checkpoints" / "step-00000006.pt"
-    storage.write_bytes(str(damaged), b"")
-    command = ensemble_command(recipe_file, dataset, output, 1, 2)
+    damaged = [output / f"seed-{seed}" / "checkpoints" / "step-00000006.pt" for seed in (1, 3)]
+    for path in damaged:
+        storage.write_bytes(str(path), b"")
+    command = ensemble_command(recipe_file, dataset, output, 1, 2, 3)
     assert ray_job.main(command) == 1
     errors = [
         line
@@ -120,15 +123,17 @@ def test_an_error_in_a_trial_is_one_line_and_spares_the_others(
         and "damaged, trying" not in line
     ]
     assert errors == [
-        f"ray_job.py: error: {damaged.parent}: all 1 checkpoints are damaged; remove the run and "
+        f"ray_job.py: error: {path.parent}: all 1 checkpoints are damaged; remove the run and "
         f"start it again"
+        for path in damaged
     ]
     assert is_finished(str(output / "seed-2"))
     finished = (output / "seed-2" / "history.json").stat().st_mtime_ns
 
-    damaged.unlink()
+    for path in damaged:
+        path.unlink()
     assert ray_job.main(command) == 0
-    assert_ensemble(output, capfd.readouterr().out, ["seed-1", "seed-2"])
+    assert_ensemble(output, capfd.readouterr().out, ["seed-1", "seed-2", "seed-3"])
     assert (output / "seed-2" / "history.json").stat().st_mtime_ns == finished
 
 
@@ -140,6 +145,10 @@ def test_an_error_in_a_trial_is_one_line_and_spares_the_others(
         ([], "ensemble: name a recipe with --seeds or --variant, or --runs"),
         (["a.toml", "--seeds", "1"], "--data: name the prepared data set to train on"),
         (["a.toml", "--data", "d"], "a.toml: name the members to train by --seeds or --variant"),
+        (
+            ["a.toml", "--data", "d", "--seeds", "0", "1", "--set", "train.seed=7"],
+            "--set train.seed=7: train.seed is each run's own, by --seeds; leave it out",
+        ),
     ],
 )
 def test_options_that_do_not_go_together(
@@ -151,6 +160,25 @@ def test_options_that_do_not_go_together(
     monkeypatch.setattr("cluster.session.connect", None)
     assert ray_job.main(["ensemble", *options, "--out", "runs"]) == 1
     assert capsys.readouterr().err == f"ray_job.py: error: {message}\n"
+
+
+def test_each_run_that_failed_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the reason does not name it, as one that was raised for several runs does not."""
+    failures = {
+        "/runs/seed-0": UserError("/runs/seed-0: all checkpoints are damaged"),
+        "/runs/seed-1": UserError("the disk is full"),
+        "/runs/seed-2": UserError("the disk is full"),
+    }
+    with pytest.raises(UserError, match=r"^/runs/seed-2: the disk is full$"):
+        ray_job._raise_last(failures)
+    assert capsys.readouterr().err == (
+        "ray_job.py: error: /runs/seed-0: all checkpoints are damaged\n"
+        "ray_job.py: error: /runs/seed-1: the disk is full\n"
+    )
+    ray_job._raise_last({})
+    with pytest.raises(ZeroDivisionError) as caught:
+        ray_job._raise_last({"/runs/seed-0": ZeroDivisionError()})
+    assert caught.value.__notes__ == ["This ended the run /runs/seed-0"]
 
 
 def test_only_the_seed_differs() -> None:

@@ -22,9 +22,13 @@ from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.plan import FORMAT_VERSION
 from tests.browser import OfflineBrowser, OpenPage, open_browser, wait_until
+from tests.prepared import tiny_recipe
+from trainer.divergence import write_bad_steps
+from trainer.ensemble import score_ensemble
 from trainer.metrics import evaluate_scores
 from trainer.predictions import Predictions, write_predictions
-from trainer.report import examples, figures, run_names, write_report
+from trainer.report import examples, figures, member_paths, run_names, write_report
+from trainer.schedule import ScheduleSettings, learning_rate
 
 HOSTILE = (
     "</script><script>alert(1)</script>",
@@ -159,6 +163,11 @@ def write_run(
     storage.write_json(
         storage.join(folder, "history.json"), make_history(rng, num_epochs, is_finished=is_finished)
     )
+    bad_steps = [
+        {"step": step, "epoch": 1, "loss": "nan", "grad_norm": "12.5", "ids": ["clip-0"]}
+        for step in (6, 7)
+    ]
+    write_bad_steps(folder, bad_steps if num_epochs else [])
     if has_predictions:
         predictions = make_predictions(rng, clip_labels, labels, skill)
         metrics = evaluate_scores(predictions.targets, predictions.scores, labels)
@@ -422,8 +431,8 @@ def test_a_run_without_predictions_says_what_is_missing(tmp_path: Path, data: st
     assert "run is not finished: its numbers are those of 1 epoch so far." in text
     assert "With one epoch there is one point per metric" in text
     assert "Accuracy is undefined in every epoch" in text
-    assert "There are no metrics per class yet" in text
-    assert "No clips can be shown. There are no predictions yet." in text
+    assert "There are no predictions yet; they are written with the last evaluation" in text
+    assert "No clips can be shown. There are no predictions yet" in text
     assert "last epoch" in text
 
 
@@ -463,9 +472,97 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, run: str) -> None:
     Path(run, "history.json").write_text("{")
     with pytest.raises(UserError, match=r"history\.json: damaged"):
         write_report([run])
+    Path(run, "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run\.json: damaged"):
+        write_report([run])
     storage.write_json(f"{run}/run.json", {"format_version": 99})
     with pytest.raises(UserError, match="format version 99"):
         write_report([run])
+
+
+def test_a_finished_run_without_predictions_says_how_to_make_them(run: str, data: str) -> None:
+    info = storage.read_json(f"{run}/run.json")
+    info["data"] |= {"eval_name": "train-fold2", "eval_split": "train", "eval_fold": 2}
+    storage.write_json(f"{run}/run.json", info)
+    for path in storage.list_files(f"{run}/predictions"):
+        storage.remove(path)
+    told = (
+        f"its predictions on train-fold2 are missing; `ray_job.py evaluate {run} --split train "
+        f"--fold 2` makes them."
+    )
+    text = " ".join(report(run).words)
+    assert text.count(told) == 2
+    assert "yet" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("history.json", "{}"),
+        ("history.json", "[]"),
+        ("history.json", '{"steps": [], "epochs": [{}], "finished": true}'),
+        ("history.json", '{"steps": [1], "epochs": [], "finished": true}'),
+        ("predictions/eval.json", ""),
+        ("predictions/eval.json", "{}"),
+        ("predictions/eval.json", "[]"),
+        ("divergence.jsonl", "{"),
+    ],
+)
+def test_a_damaged_file_is_named(run: str, name: str, content: str) -> None:
+    storage.write_bytes(f"{run}/{name}", content.encode())
+    with pytest.raises(
+        UserError, match=rf"^{run}/{name}: damaged.*; (the command|remove it|make it)"
+    ):
+        write_report([run])
+
+
+def test_skipped_steps_are_shown(tmp_path: Path, data: str) -> None:
+    """Also of a run that has stopped in its first epoch, so that nothing else is there."""
+    run = write_run(
+        str(tmp_path / "run"), data, num_epochs=0, is_finished=False, has_predictions=False
+    )
+    write_bad_steps(
+        run,
+        [
+            {"step": step, "epoch": 1, "loss": "nan", "grad_norm": str(0.5 * step)}
+            for step in range(3, 13)
+        ],
+    )
+    text = report(run)
+    assert "10 steps skipped" in text
+    assert "run: 10 steps were skipped, as the loss or the gradient was no finite number" in text
+    assert "run 3 1 nan 1.5 run 4 1 nan 2.0 run 5 1 nan 2.5" in text
+    assert "run 7 1 nan 3.5" in text
+    assert "run 8 1 nan" not in text
+    write_bad_steps(run, [])
+    assert "were skipped" not in report(run)
+
+
+def test_an_ensembles_folder_stands_for_its_members(tmp_path: Path, data: str) -> None:
+    output = str(tmp_path / "ens")
+    members = [write_run(f"{output}/seed-{seed}", data, seed=seed) for seed in range(3)]
+    outside = write_run(str(tmp_path / "other"), data, seed=3)
+    assert member_paths(output) == members  # one that is not scored yet
+    result = score_ensemble([*members[:2], outside], "eval", output)
+    assert member_paths(output) == [*members[:2], outside]
+    assert write_report([output]) == f"{output}/report.html"
+    text = report(output)
+    assert "Training report of 3 runs" in text
+    assert f"Ensemble eval {result.ensemble.mAP:.4f}" in text
+    assert "Ensemble" not in report(*members)
+    storage.write_json(f"{output}/ensemble.json", {"runs": ["seed-0"]})
+    with pytest.raises(UserError, match=r"ensemble\.json: damaged; the command"):
+        write_report([output])
+
+
+def test_a_cross_validations_folder_stands_for_its_folds(tmp_path: Path, data: str) -> None:
+    output = str(tmp_path / "folds")
+    runs = [write_run(f"{output}/fold-{fold}", data, seed=fold) for fold in (1, 2)]
+    storage.write_json(f"{output}/cross_validation.json", {"runs": ["fold-2"]})
+    assert member_paths(output) == [runs[1]]
+    text = report(output)
+    assert "Training report of" not in text
+    assert "Ensemble" not in text
 
 
 def test_runs_and_data_in_a_bucket(s3: str) -> None:
@@ -618,6 +715,47 @@ def test_a_long_history_stays_small(tmp_path: Path, data: str) -> None:
     assert logged["x"][-1] == 5 * figures.MAX_POINTS - 3
     assert len(found["curve-lr"]["data"][0]["x"]) == figures.MAX_POINTS
     assert "(means of 5)" in report(run)
+
+
+def logged(schedule: ScheduleSettings, *ends: int, factor: float = 1.0) -> figures.History:
+    """Points at these steps of an epoch of 20 steps each; the second half at a lowered rate."""
+    steps = [
+        {"step": end, "epoch": (end - 1) // 20 + 1, "lr": 0.0, "num_bad_steps": 0} for end in ends
+    ]
+    for number, entry in enumerate(steps):
+        rate = learning_rate(schedule, step=entry["step"] - 1, epoch=entry["epoch"])
+        entry["lr"] = rate * (factor if 2 * number >= len(steps) else 1.0)
+    return figures.History(name="run", steps=steps, epochs=[], schedule=schedule)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.1])
+def test_the_learning_rate_is_that_of_every_step(factor: float) -> None:
+    """Also where it was logged now and then, and lowered after a divergence."""
+    schedule = ScheduleSettings(
+        lr=1e-3, warmup_steps=7, warmup_every_steps=1, decay_after_epochs=(1, 2)
+    )
+    found = figures.step_rates(logged(schedule, 5, 10, 20, 25, 40, 60, factor=factor))
+    expected = [
+        learning_rate(schedule, step=step, epoch=step // 20 + 1) * (factor if step >= 20 else 1)
+        for step in range(60)
+    ]
+    drawn, at = [], dict(found)
+    for step in range(1, 61):
+        drawn.append(at.get(step, drawn[-1] if drawn else None))
+    assert drawn == pytest.approx(expected)
+    assert found[-1][0] == 60
+    assert len(found) == 8 + 2 + 1
+
+
+def test_without_a_schedule_the_logged_points_are_connected(run: str) -> None:
+    line = shown_figures([run])["curve-lr"]["data"][0]
+    assert (line["line"]["shape"], len(line["x"])) == ("linear", 60)
+    assert "At the steps that were logged." in report(run)
+    info = storage.read_json(f"{run}/run.json")
+    info["settings"] = tiny_recipe().to_json()
+    storage.write_json(f"{run}/run.json", info)
+    assert shown_figures([run])["curve-lr"]["data"][0]["line"]["shape"] == "hv"
+    assert "Learning rate At each step." in report(run)
 
 
 @given(st.lists(st.lists(st.sampled_from("ab"), min_size=1, max_size=3), min_size=1, max_size=5))

@@ -140,7 +140,7 @@ def test_a_damaged_history_is_named_and_the_run_not_finished(
     tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "history.json").write_text(content)
-    with pytest.raises(UserError, match=r"history\.json: damaged; the same `train` command again"):
+    with pytest.raises(UserError, match=r"history\.json: damaged; the command that trained"):
         read_history(str(tmp_path))
     assert is_finished(str(tmp_path)) is False
     assert f"{tmp_path}/history.json: damaged" in capsys.readouterr().err

@@ -17,13 +17,15 @@ from rich.table import Table
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
 from pipeline.errors import UserError
+from trainer.ensemble import runs_to_json
 from trainer.recipe import Recipe
-from trainer.run_folder import read_history
+from trainer.run_folder import check_same_run, is_finished, read_history
 
 Figures = dict[str, float | None]
 
 FIGURES = ("accuracy", "mAP")
 PICKED_BY = "the best mean over the folds, which is a choice made on the test clips"
+PICKED_BY_ONE = "the best score of the one fold, which is a choice made on the test clips"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +49,11 @@ class CrossValidation:
             self.after(epoch)["mean"][self.metric] or 0.0 for epoch in range(1, self.num_epochs + 1)
         ]
         return means.index(max(means)) + 1
+
+    @property
+    def picked_by(self) -> str:
+        """How, in words."""
+        return PICKED_BY if len(self.folds) > 1 else PICKED_BY_ONE
 
     def after(self, epoch: int) -> dict[str, Any]:
         """Scores of each fold after an epoch, their mean and their standard deviation."""
@@ -87,19 +94,35 @@ def fold_recipes(
     }
 
 
+def with_finished(
+    chosen: Mapping[str, Recipe], every: Mapping[str, Recipe], dataset: PreparedDataset
+) -> dict[str, Recipe]:
+    """The chosen ones of every fold's recipe, and those whose runs were finished before.
+
+    Raises:
+        UserError: the run of a fold that is not chosen has other settings or other data, so that
+            one table cannot have both.
+    """
+    return {
+        path: recipe
+        for path, recipe in every.items()
+        if path in chosen or (check_same_run(path, recipe, dataset) and is_finished(path))
+    }
+
+
 def score_folds(recipes: Mapping[str, Recipe], output: str) -> CrossValidation:
-    """Read the finished runs of `fold_recipes` and write `cross_validation.json` to `output`."""
+    """Read the finished runs of `fold_recipes` and write `cross_validation.json` to `output`.
+
+    Raises:
+        UserError: a run's curves are damaged.
+    """
     losses = {recipe.train.loss for recipe in recipes.values()}
     result = CrossValidation(
         metric="accuracy" if losses == {"ce"} else "mAP",
-        folds={
-            recipe.data.fold: [
-                {name: entry[name] for name in FIGURES} for entry in read_history(path)["epochs"]
-            ]
-            for path, recipe in recipes.items()
-        },
+        folds={recipe.data.fold: _read_curve(path) for path, recipe in recipes.items()},
     )
-    storage.write_json(storage.join(output, "cross_validation.json"), to_json(result))
+    document = {"runs": runs_to_json(list(recipes), output), **to_json(result)}
+    storage.write_json(storage.join(output, "cross_validation.json"), document)
     return result
 
 
@@ -108,7 +131,7 @@ def to_json(result: CrossValidation) -> dict[str, Any]:
     return {
         "metric": result.metric,
         "last_epoch": result.after(result.num_epochs),
-        "picked_epoch": {"picked_by": PICKED_BY, **result.after(result.picked_epoch)},
+        "picked_epoch": {"picked_by": result.picked_by, **result.after(result.picked_epoch)},
     }
 
 
@@ -117,8 +140,8 @@ def make_table(result: CrossValidation) -> Table:
     numbers = to_json(result)
     last, picked = numbers["last_epoch"], numbers["picked_epoch"]
     table = Table(
-        title=f"Cross-validation over {len(result.folds)} folds",
-        caption=f"Picked: epoch {picked['epoch']}, {PICKED_BY}.",
+        title=f"Cross-validation over {len(result.folds)} fold{'s' * (len(result.folds) > 1)}",
+        caption=f"Picked: epoch {picked['epoch']}, {picked['picked_by']}.",
     )
     table.add_column("held out")
     for what in (f"epoch {last['epoch']} (last)", f"epoch {picked['epoch']} (picked)"):
@@ -133,7 +156,15 @@ def make_table(result: CrossValidation) -> Table:
     return table
 
 
-def _over(folds: Sequence[Figures], statistic: Callable[[list[float]], float]) -> Figures:
+def _read_curve(run_path: str) -> list[Figures]:
+    """A finished run's figures after each epoch."""
+    entries = read_history(run_path)["epochs"]
+    if not entries:
+        raise UserError(f"{run_path}/history.json: has no scores; remove it, and train again")
+    return [{name: entry[name] for name in FIGURES} for entry in entries]
+
+
+def _over(folds: Sequence[Figures], statistic: Callable[[list[float]], float | None]) -> Figures:
     """A statistic of each figure over the folds; None where a fold has none."""
     result: Figures = {}
     for name in FIGURES:
@@ -142,9 +173,9 @@ def _over(folds: Sequence[Figures], statistic: Callable[[list[float]], float]) -
     return result
 
 
-def _deviation(values: list[float]) -> float:
-    """Sample standard deviation; 0 of a single value."""
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+def _deviation(values: list[float]) -> float | None:
+    """Sample standard deviation; a single value has none."""
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _cells(parts: Sequence[Figures]) -> list[str]:

@@ -137,8 +137,29 @@ def score_ensemble(run_paths: Sequence[str], name: str, output: str) -> Ensemble
         name=name,
     )
     write_predictions(output, average, result.ensemble)
-    storage.write_json(storage.join(output, "ensemble.json"), to_json(result))
+    document = {"runs": runs_to_json(run_paths, output), **to_json(result)}
+    storage.write_json(storage.join(output, "ensemble.json"), document)
     return result
+
+
+def runs_to_json(run_paths: Sequence[str], output: str) -> list[str]:
+    """Run folders as a result in `output` names them: from there, where they are inside."""
+    return [path.removeprefix(f"{output}/") for path in run_paths]
+
+
+def read_runs(result_path: str) -> list[str]:
+    """The run folders that `ensemble.json` or `cross_validation.json` tells of.
+
+    None where there is no such file, or one that does not tell.
+    """
+    try:
+        names = storage.read_json(result_path)["runs"]
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return []
+    folder = result_path.rpartition("/")[0]
+    return [
+        name if name.startswith(("/", "s3://")) else storage.join(folder, name) for name in names
+    ]
 
 
 def to_json(result: EnsembleResult) -> dict[str, Any]:
@@ -189,13 +210,13 @@ def _over(members: dict[str, dict[str, float | None]], statistic: Any) -> dict[s
     result = {}
     for name in FIGURES:
         values = [figures[name] for figures in members.values()]
-        result[name] = None if None in values else float(statistic(values))
+        result[name] = None if None in values else statistic(values)
     return result
 
 
-def _deviation(values: list[float]) -> float:
-    """Sample standard deviation; 0 of a single value."""
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+def _deviation(values: list[float]) -> float | None:
+    """Sample standard deviation; a single value has none."""
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _cells(figures: dict[str, float | None]) -> list[str]:

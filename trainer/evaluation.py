@@ -47,6 +47,7 @@ def evaluate(
     loss: Loss,
     batch_size: int,
     world: World,
+    run_path: str,
 ) -> Evaluation:
     """Score every clip of the loader's set once.
 
@@ -58,6 +59,7 @@ def evaluate(
         loss: the kind of loss, and so of scores.
         batch_size: clips of this rank at a time.
         world: the ranks that share the work.
+        run_path: the run whose model it is, for the error.
 
     Raises:
         DivergedError: the model's outputs are not finite numbers.
@@ -87,8 +89,9 @@ def evaluate(
     own = rows[rows[:, -1] > 0]
     if not np.isfinite(own).all():
         raise DivergedError(
-            f"the model's outputs on {loader.clips.name!r} are not finite numbers: the training "
-            f"has diverged; lower schedule.lr or lengthen schedule.warmup_steps"
+            f"{run_path}: the model's outputs on {loader.clips.name!r} are not finite numbers: the "
+            f"training has diverged; lower schedule.lr or lengthen schedule.warmup_steps, and give "
+            f"another --out"
         )
     targets = loader.clips.targets(np.arange(len(loader.clips)))
     return Evaluation(

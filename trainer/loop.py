@@ -258,6 +258,7 @@ def _evaluate(run: Run) -> Evaluation:
         loss=run.recipe.train.loss,
         batch_size=max(1, run.recipe.train.batch_size // run.world.size),
         world=run.world,
+        run_path=run.path,
     )
 
 

@@ -1,7 +1,7 @@
 """Predictions of a run on a clip set: a Parquet table of scores, and their metrics as JSON."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,26 @@ def predictions_path(run_path: str, name: str) -> str:
     return storage.join(run_path, "predictions", f"{name}.parquet")
 
 
+def read_metrics(run_path: str, name: str) -> dict[str, Any]:
+    """The metrics of a run's predictions, as `write_predictions` wrote them.
+
+    Raises:
+        UserError: they are not there, or damaged.
+    """
+    path = predictions_path(run_path, name).removesuffix(".parquet") + ".json"
+    remedy = "make it again with `ray_job.py evaluate`, or by the run's own command"
+    try:
+        metrics = storage.read_json(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not there; {remedy}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); {remedy}") from error
+    needed = {field.name for field in fields(Metrics)}
+    if not (isinstance(metrics, dict) and needed <= metrics.keys()):
+        raise UserError(f"{path}: damaged (metrics are missing); {remedy}")
+    return metrics
+
+
 def write_predictions(run_path: str, predictions: Predictions, metrics: Metrics) -> str:
     """Write both files, the table last; returns its path.
 
@@ -106,16 +126,18 @@ def read_predictions(run_path: str, name: str) -> Predictions:
     """Read what `write_predictions` wrote.
 
     Raises:
-        UserError: the run has no predictions of that name.
+        UserError: the run has no predictions of that name, or they are damaged.
     """
     path = predictions_path(run_path, name)
     try:
         table = storage.read_table(path)
+        metadata = json.loads(table.schema.metadata[_METADATA_KEY])
     except FileNotFoundError as error:
         raise UserError(
             f"{run_path}: no predictions on {name!r}; make them with `ray_job.py evaluate`"
         ) from error
-    metadata = json.loads(table.schema.metadata[_METADATA_KEY])
+    except (pa.ArrowInvalid, OSError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: damaged; make it again with `ray_job.py evaluate`") from error
     labels = metadata.pop("labels")
     class_of = {label: index for index, label in enumerate(labels)}
     targets = np.zeros((table.num_rows, len(labels)), dtype=np.float32)

@@ -248,7 +248,7 @@ def _show_progress(board: Any, num_runs: int, stop: threading.Event) -> None:
             while not is_over:
                 is_over = stop.wait(_REPORT_EVERY_S)
                 values = ray.get(board.get.remote())
-                bar.update(sum(one["step"] for one in values), _note(values))
+                bar.update(sum(one["step"] for one in values), _note(values, num_runs))
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
@@ -374,6 +374,7 @@ def _evaluate_worker(config: dict[str, Any]) -> None:
         loss=recipe.train.loss,
         batch_size=max(1, recipe.train.batch_size // world.size),
         world=world,
+        run_path=config["run"],
     )
     if world.is_first:
         facts = weights_facts(recipe, saved.progress, weights)
@@ -383,10 +384,14 @@ def _evaluate_worker(config: dict[str, Any]) -> None:
         write_predictions(config["run"], predictions, evaluation.metrics)
 
 
-def _note(values: list[dict[str, Any]]) -> str:
+def _note(values: list[dict[str, Any]], num_runs: int) -> str:
     """The words behind the bar: of one run its epoch and last figures, of several their epochs."""
-    if len(values) > 1:
-        return ", ".join(f"{one['run'].rpartition('/')[2]} epoch {one['epoch']}" for one in values)
+    if num_runs > 1:
+        return ", ".join(
+            f"{one['run'].rpartition('/')[2]} "
+            + ("trained" if one["step"] == one["num_steps"] else f"epoch {one['epoch']}")
+            for one in values
+        )
     one = values[0]
     figures = [f"epoch {one['epoch']}", f"lr {one['lr']:.1e}"]
     for name, show in _FIGURES.items():

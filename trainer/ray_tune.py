@@ -48,15 +48,17 @@ def unfinished(recipes: Mapping[str, Recipe], dataset_path: str) -> dict[str, Re
 
 def run_recipes(
     recipes: Mapping[str, Recipe], dataset_path: str, output: str, workers: Workers
-) -> None:
+) -> dict[str, Exception]:
     """Train recipes, given by their run folders, on a connected Ray, as many at a time as fit.
 
     Args:
         output: where Ray Tune keeps its own few files.
 
+    Returns:
+        What ended each run that failed, by its folder, once the others are through.
+
     Raises:
         UserError: not even one run fits into the cluster.
-        Exception: what ended the first of the runs that failed, once the others are through.
     """
     workers, num_at_once = fit_workers(workers, runs=len(recipes))
     # Tune logs each error with its traceback; once by the exception below is enough.
@@ -85,8 +87,9 @@ def run_recipes(
         # It announces the experiment and its trials on standard output whatever `verbose` says.
         with _environment(_TUNE_VARIABLES), redirect_stdout(io.StringIO()):
             results = tuner.fit()
-    for error in results.errors:
-        raise error
+    # Trials are in the order of the grid.
+    ended = zip(recipes, results, strict=True)
+    return {run_path: one.error for run_path, one in ended if one.error is not None}
 
 
 @contextmanager

@@ -160,14 +160,16 @@ def read_history(run_path: str) -> dict[str, Any]:
     try:
         history: dict[str, Any] = storage.read_json(path)
         is_whole = {"steps", "epochs", "finished"} <= history.keys() and all(
-            entry.keys() >= _EPOCH_KEYS for entry in history["epochs"]
+            entry.keys() >= keys
+            for name, keys in (("epochs", _EPOCH_KEYS), ("steps", {"step", "epoch"}))
+            for entry in history[name]
         )
     except FileNotFoundError:
         return {"steps": [], "epochs": [], "finished": False}
     except (ValueError, TypeError, AttributeError):
         is_whole = False
     if not is_whole:
-        raise UserError(f"{path}: damaged; the same `train` command again writes it anew")
+        raise UserError(f"{path}: damaged; the command that trained the run writes it anew")
     return history
 
 

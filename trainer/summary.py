@@ -1,21 +1,27 @@
-"""What `train` and `evaluate` tell the user at the end, as tables for the terminal."""
+"""What `train` and `evaluate` tell the user at the end, as tables for the terminal, or an error."""
 
 from typing import Any
 
 from rich.console import Group
 
 from pipeline import storage
+from pipeline.errors import UserError
 from pipeline.summary import facts_table, titled
-from trainer.predictions import predictions_path
+from trainer.divergence import read_bad_steps
+from trainer.predictions import predictions_name, predictions_path, read_metrics
 from trainer.run_folder import read_history
 
 _NUM_SHOWN = 5
+_OTHER_WEIGHTS = ("averaged", "ema", "best")
 
 
 def metrics_summary(run_path: str, name: str) -> Group:
-    """The metrics of a run's predictions on a clip set, with its best and worst classes."""
-    path = predictions_path(run_path, name).removesuffix(".parquet") + ".json"
-    metrics: dict[str, Any] = storage.read_json(path)
+    """The metrics of a run's predictions on a clip set, with its best and worst classes.
+
+    Raises:
+        UserError: they are not there, or a file of the run is damaged.
+    """
+    metrics = read_metrics(run_path, name)
     table = facts_table()
     if "weights" in metrics:
         epoch = f", of epoch {metrics['epoch']}" if "epoch" in metrics else ""
@@ -29,6 +35,10 @@ def metrics_summary(run_path: str, name: str) -> Group:
         table.add_row(
             "common subset", f"mAP {_number(common['mAP'])} on {common['num_clips']:,} clips"
         )
+    for weights in _OTHER_WEIGHTS:
+        other = predictions_name(name, weights)
+        if storage.exists(predictions_path(run_path, other)):
+            table.add_row(f"{weights} weights", _other_row(read_metrics(run_path, other)))
     if metrics["num_classes_left_out"]:
         table.add_row("left out", f"{metrics['num_classes_left_out']} classes without positives")
     scored = [one for one in metrics["per_class"] if one["AP"] is not None]
@@ -38,16 +48,46 @@ def metrics_summary(run_path: str, name: str) -> Group:
         table.add_row(f"worst {_NUM_SHOWN}", _classes(ordered[-_NUM_SHOWN:]))
     else:
         table.add_row("AP by class", _classes(ordered))
-    epochs = read_history(run_path)["epochs"]
+    history = read_history(run_path)
+    epochs = history["epochs"]
     if epochs:
-        train_s = sum(epoch["train_s"] for epoch in epochs)
+        train_s = sum(epoch.get("train_s") or 0 for epoch in epochs)
         table.add_row("training", f"{len(epochs)} epochs, {train_s:,.0f} s")
-    table.add_row("predictions", predictions_path(run_path, name))
+    if num_skipped := len(read_bad_steps(run_path)):
+        num_steps = _num_steps(history)
+        table.add_row("skipped", f"{num_skipped} of {num_steps} steps, see divergence.jsonl")
     return titled(f"{run_path} on {name}", table)
 
 
+def check_learned(run_path: str) -> None:
+    """Refuse a run that is through and has learned nothing.
+
+    Raises:
+        UserError: every step was skipped.
+    """
+    history = read_history(run_path)
+    num_skipped = sum(point.get("num_bad_steps") or 0 for point in history["steps"])
+    if history["finished"] and num_skipped and num_skipped == _num_steps(history):
+        raise UserError(
+            f"{run_path}: all {num_skipped} steps were skipped, so the model has learned nothing; "
+            f"divergence.jsonl there has their losses and gradients: raise "
+            f"train.max_gradient_norm or lower schedule.lr, and give another --out"
+        )
+
+
+def _num_steps(history: dict[str, Any]) -> int:
+    """Steps of the run, skipped ones among them."""
+    return history["steps"][-1]["step"] if history["steps"] else 0
+
+
 def _classes(classes: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{one['label']} {one['AP']:.2f}" for one in classes)
+    # Labels of AudioSet have commas in them.
+    return "; ".join(f"{one['label']} {one['AP']:.2f}" for one in classes)
+
+
+def _other_row(metrics: dict[str, Any]) -> str:
+    epoch = f", of epoch {metrics['epoch']}" if "epoch" in metrics else ""
+    return f"mAP {_number(metrics['mAP'])}, accuracy {_number(metrics['accuracy'])}{epoch}"
 
 
 def _number(value: float | None) -> str:

@@ -1,9 +1,10 @@
 """Run folders to one self-contained HTML page.
 
-In: run folders, local or s3://, finished or not, and the data set they name, if it can still be
-read. Steps: read what each run wrote; put numbers side by side; draw figures (`figures`) and single
-clips (`examples`); render `page.html.jinja`. Out: one file that needs no network. What is missing
-is said in the page in a sentence; only a folder that is no run is an error.
+In: run folders, or those of ensembles and cross-validations, local or s3://, finished or not, and
+the data set they name, if it can still be read. Steps: read what each run wrote; put numbers side
+by side; draw figures (`figures`) and single clips (`examples`); render `page.html.jinja`. Out: one
+file that needs no network. What is missing is said in the page in a sentence; only a folder that is
+no run is an error, and a damaged file.
 
 The page is a function of what was read: no clock, so the same runs give the same bytes.
 """
@@ -22,9 +23,12 @@ from pipeline.dataset import PreparedDataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.pages import page
 from pipeline.pages.plots import Plot, counts_plot, series_colour
-from trainer.predictions import Predictions, predictions_path, read_predictions
+from trainer.divergence import read_bad_steps
+from trainer.ensemble import read_runs
+from trainer.predictions import Predictions, predictions_path, read_metrics, read_predictions
 from trainer.report import examples, figures
-from trainer.run_folder import read_history, read_run
+from trainer.run_folder import read_history, read_recipe, read_run
+from trainer.schedule import ScheduleSettings
 
 _METRICS = (("mAP", "mAP"), ("mAUC", "mAUC"), ("d_prime", "d′"), ("accuracy", "Accuracy"))
 
@@ -47,6 +51,8 @@ class Run:
     is_finished: bool
     evaluations: dict[str, Row]
     """Metrics by the name of the predictions they are of."""
+    bad_steps: list[Row]
+    """Steps that were skipped."""
 
     @property
     def data(self) -> Row:
@@ -79,6 +85,30 @@ class Run:
             steps=self.steps,
             epochs=self.epochs,
             published=self.published,
+            schedule=self._schedule,
+        )
+
+    @property
+    def _schedule(self) -> ScheduleSettings | None:
+        try:
+            return read_recipe(self.info).schedule
+        except (UserError, LookupError):
+            # Of an older run, whose settings are no longer known.
+            return None
+
+    @property
+    def no_evaluation(self) -> str:
+        """Why there are no predictions, and how to make them."""
+        if not self.is_finished:
+            return (
+                "There are no predictions yet; they are written with the last evaluation, at the "
+                "end of the run."
+            )
+        data = self.data
+        fold = f" --fold {data['eval_fold']}" if data.get("eval_fold") else ""
+        return (
+            f"The run is finished, but its predictions on {data.get('eval_name')} are missing; "
+            f"`ray_job.py evaluate {self.path} --split {data.get('eval_split')}{fold}` makes them."
         )
 
     @property
@@ -98,41 +128,71 @@ def write_report(runs: list[str], *, output: str | None = None) -> str:
     """Write the report of one or more runs.
 
     Args:
-        runs: run folders, local or s3://; the first one's examples and data set are shown.
-        output: the page to write; `report.html` in the first run folder by default.
+        runs: run folders, local or s3://, or those of ensembles and cross-validations, which
+            stand for their runs; the first one's examples and data set are shown.
+        output: the page to write; `report.html` in the first folder by default.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: no run was given, or a folder is not one of a run.
+        UserError: no run was given, a folder is not one of a run, or a file of it is damaged.
     """
     if not runs:
         raise UserError("report: no run was given; name one or more run folders")
-    paths = [storage.absolute(path) for path in runs]
+    folders = [storage.absolute(path) for path in runs]
+    paths = list(itertools.chain.from_iterable(map(member_paths, folders)))
     loaded = [load_run(path, name) for path, name in zip(paths, run_names(paths), strict=True)]
-    target = storage.absolute(output) if output else storage.join(paths[0], "report.html")
-    sections = make_sections(loaded)
+    target = storage.absolute(output) if output else storage.join(folders[0], "report.html")
+    sections = make_sections(loaded) | {"ensembles": read_ensembles(folders)}
     page.write_page(target, _TEMPLATE, sections, _plots(sections))
     return target
+
+
+def member_paths(folder: str) -> list[str]:
+    """The runs that a folder stands for: itself, or those of an ensemble or a cross-validation."""
+    if storage.exists(storage.join(folder, "run.json")):
+        return [folder]
+    for result in ("ensemble.json", "cross_validation.json"):
+        if runs := read_runs(storage.join(folder, result)):
+            return runs
+    # Not scored yet.
+    found = storage.list_files(folder)
+    runs = [path.removesuffix("/run.json") for path in found if path.endswith("/run.json")]
+    return [run for run in runs if run.rpartition("/")[0] == folder] or [folder]
+
+
+def read_ensembles(folders: Sequence[str]) -> list[Row]:
+    """What the `ensemble.json` of each folder that has one says of the members' mean scores.
+
+    Raises:
+        UserError: such a file is damaged.
+    """
+    ensembles = []
+    for folder in folders:
+        path = storage.join(folder, "ensemble.json")
+        if not storage.exists(path):
+            continue
+        try:
+            document = storage.read_json(path)
+            ensembles.append({"on": document["name"], "metrics": dict(document["ensemble"])})
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                f"{path}: damaged; the command of the ensemble makes it again"
+            ) from error
+    return ensembles
 
 
 def load_run(path: str, name: str) -> Run:
     """Read a run folder, except for its checkpoints and predictions.
 
     Raises:
-        UserError: it is not the folder of a run.
+        UserError: it is not the folder of a run, or a file of it is damaged.
     """
-    try:
-        info, history = read_run(path), read_history(path)
-        files = storage.list_files(storage.join(path, "predictions"))
-        evaluations = {
-            PurePosixPath(file).stem: storage.read_json(file)
-            for file in files
-            if file.endswith(".json")
-        }
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: a file of the run is not valid JSON: {error}") from error
+    info, history = read_run(path), read_history(path)
+    files = storage.list_files(storage.join(path, "predictions"))
+    names = [PurePosixPath(file).stem for file in files if file.endswith(".json")]
+    evaluations = {evaluation: read_metrics(path, evaluation) for evaluation in names}
     return Run(
         path=path,
         name=name,
@@ -141,6 +201,7 @@ def load_run(path: str, name: str) -> Run:
         epochs=history["epochs"],
         is_finished=bool(history["finished"]),
         evaluations=evaluations,
+        bad_steps=read_bad_steps(path),
     )
 
 
@@ -174,7 +235,9 @@ def make_sections(runs: Sequence[Run]) -> Row:
         "curves": figures.history_plots([run.history for run in runs]),
         "classes": class_section(runs),
         "confusions": examples.confusion_section([run.name for run in runs], scored),
-        "examples": examples.example_section(runs[0].name, first, dataset, data_problem),
+        "examples": examples.example_section(
+            runs[0].name, first, dataset, data_problem if first else runs[0].no_evaluation
+        ),
         "data": data_section(runs, dataset, data_problem),
         "durations": duration_section(runs, dataset),
     }
@@ -194,7 +257,7 @@ def make_tiles(runs: Sequence[Run]) -> list[Row]:
     epochs = sorted({len(run.epochs) for run in runs})
     num_epochs = str(epochs[0]) if len(epochs) == 1 else f"{epochs[0]}–{epochs[-1]}"
     total_s = math.fsum(run.train_s for run in runs)
-    num_skipped = sum(step.get("num_bad_steps") or 0 for run in runs for step in run.steps)
+    num_skipped = sum(len(run.bad_steps) for run in runs)
     return [
         *tiles,
         {
@@ -244,7 +307,8 @@ def class_section(runs: Sequence[Run]) -> Row:
     """Average precision per class over the runs that have the first one's classes."""
     tables = [(run, _by_label(run.final)) for run in runs if run.final.get("per_class")]
     if not tables:
-        return {"plot": None, "rows": [], "left_out": [], "other_runs": []}
+        reason = runs[0].no_evaluation
+        return {"plot": None, "rows": [], "left_out": [], "other_runs": [], "reason": reason}
     labels = list(tables[0][1])
     same = [(run, table) for run, table in tables if list(table) == labels]
     rows = [_class_row(label, same) for label in labels]

@@ -100,7 +100,7 @@ def confusion_section(names: Sequence[str], scored: Iterable[Predictions | None]
         total, vocabulary = counts if total is None else total + counts, clips.labels
         added.append(name)
     if total is None:
-        return _no_confusions("There are no predictions yet.")
+        return _no_confusions("There are no predictions.")
     # Classes that no clip has and none was taken for would be empty rows and columns.
     used = np.flatnonzero(total.sum(axis=0) + total.sum(axis=1))
     labels = [vocabulary[number] for number in used]
@@ -123,16 +123,14 @@ def example_section(
         name: of the run.
         clips: those it was evaluated on, None without predictions.
         dataset: what it was evaluated on, None if that cannot be read.
-        problem: why it cannot.
+        problem: why there are no predictions, or why it cannot be read.
 
     Returns:
         `run`, `examples`, `colours` and `range` of the spectrograms; without examples, the
         `reason` why there are none.
     """
     section: Section = {"run": name, "examples": [], "colours": COLOURS, "range": None}
-    if clips is None:
-        return section | {"reason": "There are no predictions yet."}
-    if dataset is None:
+    if clips is None or dataset is None:
         return section | {"reason": problem}
     try:
         shown = make_examples(clips, dataset)

@@ -19,6 +19,7 @@ from pipeline.pages.plots import (
     rounded,
     series_colour,
 )
+from trainer.schedule import ScheduleSettings, learning_rate
 
 MAX_POINTS = 800
 """Points of a curve over single steps; a longer history is averaged in equal stretches."""
@@ -45,6 +46,8 @@ class History:
     epochs: list[dict[str, Any]]
     published: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Scores after each epoch, by metric, that the run's recipe says are published."""
+    schedule: ScheduleSettings | None = None
+    """What its learning rate follows, if that is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,18 +189,44 @@ def _loss_plot(runs: Sequence[History]) -> Plot:
     )
 
 
+def step_rates(run: History) -> list[tuple[int, float]]:
+    """The learning rate where it changes and at the last step, by steps counted from 1.
+
+    Between two points of the history the rate is that of the schedule, times what it was lowered by
+    where the run has gone back after a divergence. Without a schedule: the points that were logged.
+    """
+    logged = [entry for entry in run.steps if entry.get("lr") is not None]
+    if run.schedule is None:
+        return [(entry["step"], entry["lr"]) for entry in logged]
+    rates: list[tuple[int, float]] = []
+    start = 0
+    for entry in logged:
+        end, epoch = entry["step"], entry["epoch"]
+        at_end = learning_rate(run.schedule, step=end - 1, epoch=epoch)
+        factor = entry["lr"] / at_end if at_end else 1.0
+        for step in range(start, end):
+            rate = learning_rate(run.schedule, step=step, epoch=epoch) * factor
+            if not rates or rate != rates[-1][1]:
+                rates.append((step + 1, rate))
+        start = end
+    return [*rates, (start, rates[-1][1])] if rates and rates[-1][0] < start else rates
+
+
 def _lr_plot(runs: Sequence[History]) -> Plot:
     data: list[dict[str, Any]] = []
     for number, run in enumerate(runs):
+        rates = step_rates(run)
         # Every k-th value as it was: means would blur the steps of the schedule.
-        length = max(1, math.ceil(len(run.steps) / MAX_POINTS))
-        kept = [entry for entry in run.steps[::length] if entry.get("lr") is not None]
-        if kept:
-            steps = [entry["step"] for entry in kept]
-            line = _line(run.name, number, steps, [entry["lr"] for entry in kept], mode="lines")
-            line["line"]["shape"] = "hv"
+        length = max(1, math.ceil(len(rates) / MAX_POINTS))
+        if kept := rates[-1::-length][::-1]:
+            steps, values = zip(*kept, strict=True)
+            line = _line(run.name, number, steps, values, mode="lines")
+            # Between points that were only logged, nothing is known.
+            line["line"]["shape"] = "hv" if run.schedule else "linear"
             data.append(line | {"hovertemplate": "%{y:.3g}"})
-    plot = _curve_plot("lr", "Learning rate", "At each step.", data, x_title="step")
+    are_exact = all(run.schedule for run in runs)
+    caption = "At each step." if are_exact else "At the steps that were logged."
+    plot = _curve_plot("lr", "Learning rate", caption, data, x_title="step")
     plot.figure["layout"]["yaxis"] |= {"tickformat": "~e", "rangemode": "tozero"}
     return plot
 

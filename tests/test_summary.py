@@ -1,0 +1,118 @@
+"""What `train` and `evaluate` say at the end: scores, skipped steps, damaged files."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import ray_job
+from pipeline import storage
+from pipeline.dataset import PreparedDataset
+from pipeline.errors import UserError
+from tests.prepared import make_prepared, tiny_recipe, write_recipe
+from trainer.divergence import read_bad_steps
+from trainer.loop import train
+from trainer.recipe import Recipe
+from trainer.summary import metrics_summary
+from trainer.world import World
+
+RECIPE = tiny_recipe(
+    train={"epochs": 1, "select_by": "mAP"}, averaging={"first_epoch": 1, "ema_decay": 0.9}
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return make_prepared(str(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def run(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = str(tmp_path_factory.mktemp("run"))
+    train(RECIPE, dataset, path, world=World())
+    return path
+
+
+def shown(run: str) -> str:
+    file = io.StringIO()
+    Console(file=file, width=200).print(metrics_summary(run, "eval"))
+    return file.getvalue()
+
+
+def train_again(recipe: Recipe, dataset: PreparedDataset, run: str, folder: Path) -> int:
+    """By the command, of a run that is finished: so Ray is not asked."""
+    recipe_file = str(write_recipe(folder / "tiny.toml", recipe))
+    return ray_job.main(["train", recipe_file, "--data", dataset.path, "--out", run])
+
+
+def test_the_scores_of_all_weights_are_shown(run: str) -> None:
+    rows = {line.split("│")[1].strip(): line for line in shown(run).splitlines() if "│" in line}
+    for weights in ("averaged", "ema", "best"):
+        metrics = storage.read_json(f"{run}/predictions/eval-{weights}.json")
+        words = f"mAP {metrics['mAP']:.4f}, accuracy {metrics['accuracy']:.4f}"
+        assert words in rows[f"{weights} weights"]
+    assert "of epoch 1" in rows["best weights"]
+    assert "skipped" not in rows
+
+
+def test_labels_with_commas_are_told_apart(run: str, tmp_path: Path) -> None:
+    metrics = storage.read_json(f"{run}/predictions/eval.json")
+    for entry, label, value in zip(
+        metrics["per_class"], ("Ocean", "Chicken, rooster", "Rain"), (0.5, 0.4, None), strict=True
+    ):
+        entry |= {"label": label, "AP": value}
+    storage.write_json(f"{tmp_path}/predictions/eval.json", metrics)
+    assert "Ocean 0.50; Chicken, rooster 0.40 " in shown(str(tmp_path))
+
+
+def test_a_long_path_of_predictions_can_be_copied(
+    run: str, dataset: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longer = tmp_path / ("long" * 30)
+    Path(run).rename(longer)
+    try:
+        assert train_again(RECIPE, dataset, str(longer), tmp_path) == 0
+    finally:
+        longer.rename(run)
+    assert capsys.readouterr().out.splitlines()[-1] == f"{longer}/predictions/eval.parquet"
+
+
+def test_a_run_whose_steps_were_all_skipped_is_an_error(
+    dataset: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny_recipe(train={"epochs": 1, "max_gradient_norm": 1e-9})
+    run = str(tmp_path / "run")
+    train(recipe, dataset, run, world=World())
+    assert train_again(recipe, dataset, run, tmp_path) == 1
+    printed = capsys.readouterr()
+    assert "6 of 6 steps, see divergence.jsonl" in printed.out
+    assert printed.err.startswith(f"ray_job.py: error: {run}: all 6 steps were skipped")
+    assert "raise train.max_gradient_norm" in printed.err
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "{"])
+def test_damaged_metrics_are_one_line(tmp_path: Path, content: str) -> None:
+    storage.write_bytes(f"{tmp_path}/predictions/eval.json", content.encode())
+    with pytest.raises(UserError, match=r"predictions/eval\.json: damaged .*ray_job\.py evaluate"):
+        metrics_summary(str(tmp_path), "eval")
+
+
+def test_a_damaged_history_is_one_line(run: str, tmp_path: Path) -> None:
+    metrics = storage.read_bytes(f"{run}/predictions/eval.json")
+    storage.write_bytes(f"{tmp_path}/predictions/eval.json", metrics)
+    storage.write_bytes(f"{tmp_path}/history.json", b"{}")
+    with pytest.raises(UserError, match=r"history\.json: damaged; the command that trained"):
+        metrics_summary(str(tmp_path), "eval")
+
+
+def test_metrics_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"predictions/eval\.json: not there; make it again with"):
+        metrics_summary(str(tmp_path), "eval")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"step": 1}', "\xff"])
+def test_a_damaged_list_of_skipped_steps(tmp_path: Path, content: str) -> None:
+    storage.write_bytes(f"{tmp_path}/divergence.jsonl", content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"divergence\.jsonl: damaged .*; remove it"):
+        read_bad_steps(str(tmp_path))
