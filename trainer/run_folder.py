@@ -59,11 +59,11 @@ def read_run(run_path: str) -> dict[str, Any]:
     """The content of `run.json`.
 
     Raises:
-        UserError: the folder holds no run, or one of another format version.
+        UserError: the folder holds no run, a damaged one, or one of another format version.
     """
     storage.check_bucket(run_path)
     try:
-        run: dict[str, Any] = storage.read_json(storage.join(run_path, "run.json"))
+        run = storage.read_json_object(storage.join(run_path, "run.json"))
     except FileNotFoundError as error:
         raise UserError(f"{run_path}: no run there (no run.json)") from error
     if run.get("format_version") != FORMAT_VERSION:
