@@ -332,6 +332,16 @@ def test_a_model_of_other_mel_bins(dataset: PreparedDataset, tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_setting_of_the_checkpoint_that_is_out_of_range(
+    dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    names = dict(enumerate(LABELS))
+    transformers_model(layer_norm_eps=2.0, id2label=names).save_pretrained(tmp_path)
+    message = f"^{tmp_path}/model.safetensors: model.layer_norm_eps: must be at least 0 and below 1"
+    with pytest.raises(UserError, match=message):
+        import_run(str(tmp_path), dataset.path, str(tmp_path / "run"), "", [])
+
+
 def test_a_report_of_a_model_that_was_not_evaluated(
     dataset: PreparedDataset, tmp_path: Path
 ) -> None:

@@ -35,7 +35,7 @@ from trainer.checkpoint import Checkpoint, Progress, load_newest, save_checkpoin
 from trainer.clips import select_training_data
 from trainer.model import AST, build_model, load_ast
 from trainer.optimiser import make_optimiser
-from trainer.recipe import SECTIONS, Recipe, check_fit, load_recipe
+from trainer.recipe import SECTIONS, Recipe, check_fit, load_recipe, make_recipe
 from trainer.run_folder import describe_run, read_recipe, read_run, write_history
 from trainer.weights import (
     State,
@@ -97,6 +97,8 @@ def import_run(
         )
     rows = _rows(checkpoint, dataset)
     told = _settings_of(checkpoint)
+    # First by itself, so that what is wrong with the checkpoint is said of it.
+    make_recipe("imported", told, where=checkpoint.source)
     if not recipe_path:
         told["model"]["pretrained"] = False
     recipe = load_recipe(recipe_path, overrides, beneath=told)
