@@ -316,6 +316,21 @@ def read_json(path: str) -> Any:
     return json.loads(read_bytes(path))
 
 
+def read_json_object(path: str) -> dict[str, Any]:
+    """A JSON document of keys, as a user may have changed it or cut it short.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        document = read_json(path)
+    except ValueError as error:
+        raise UserError(f"{path}: no whole JSON document ({error}); restore it") from error
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: must hold a JSON object, got {type(document).__name__}")
+    return document
+
+
 def write_json(path: str, document: object) -> None:
     """Write a JSON document, keys in the order given; NaN is an error, not a word in the file."""
     write_bytes(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())

@@ -84,6 +84,15 @@ def test_the_mean_of_every_entry(tmp_path: Path) -> None:
         average_epochs(run, range(2, 5))
 
 
+def test_a_flipped_bit_in_kept_weights(tmp_path: Path) -> None:
+    write_weights(str(tmp_path), epoch_name(1), {"a": torch.ones(3)})
+    path = Path(weights_path(str(tmp_path), epoch_name(1)))
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"epoch-01\.safetensors: damaged .* or take other weights"):
+        average_epochs(str(tmp_path), [1])
+
+
 def test_the_moving_average() -> None:
     average = {"a": torch.tensor([1.0, 2.0])}
     for value in (2.0, 4.0):

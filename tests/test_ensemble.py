@@ -29,6 +29,16 @@ NUM_CLIPS = 30
 TARGETS = (np.arange(NUM_CLIPS * 3).reshape(NUM_CLIPS, 3) * 7 % 5 < 2).astype(np.float32)
 
 
+RUN = {
+    "format_version": 1,
+    "recipe": "tiny",
+    "settings": {},
+    "seed": 0,
+    "num_parameters": 1,
+    "data": dict.fromkeys(("path", "fingerprint", "labels", "mean", "std")) | {"eval_name": "eval"},
+}
+
+
 def make_member(seed: int) -> Predictions:
     """Scores that lean to the targets, each member with errors of its own."""
     rng = np.random.default_rng(seed)
@@ -181,7 +191,7 @@ def test_members_that_are_left_out_are_named(
     outside = write_member(tmp_path / "other", make_member(2))
     output = str(tmp_path / "all")
     for run in (*inside, outside):
-        storage.write_json(f"{run}/run.json", {"format_version": 1, "data": {"eval_name": "eval"}})
+        storage.write_json(f"{run}/run.json", RUN)
     score_ensemble([*inside, outside], "eval", output)
     assert storage.read_json(f"{output}/ensemble.json")["runs"] == ["seed-0", "seed-1", outside]
     assert read_runs(f"{output}/ensemble.json") == [*inside, outside]

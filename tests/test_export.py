@@ -19,9 +19,10 @@ from pipeline.errors import UserError
 from pipeline.fbank import FbankSettings, fbank
 from tests.prepared import LABELS, make_prepared, tiny_recipe, write_recipe
 from tests.runs import newest
-from tests.test_ast_checkpoints import AuthorsAst
+from tests.test_ast_checkpoints import AuthorsAst, transformers_model
+from trainer.ast_checkpoints import EXPORTED_NAME, read_weights
 from trainer.augment import normalise
-from trainer.averaging import write_weights
+from trainer.averaging import weights_path, write_weights
 from trainer.export import export_run, import_run
 from trainer.loop import make_model, train
 from trainer.model import AST
@@ -171,6 +172,37 @@ def test_other_weights_than_the_last(run: str, dataset: PreparedDataset, tmp_pat
     assert all(torch.equal(value, state[name]) for name, value in halved.items())
 
 
+def test_other_weights_need_no_checkpoint_but_must_be_whole(run: str, tmp_path: Path) -> None:
+    storage.write_json(f"{tmp_path}/run.json", read_run(run))
+    write_weights(str(tmp_path), "averaged", newest(run).model)
+    export_run(str(tmp_path), str(tmp_path / "out"), "averaged")
+    state, expected = (
+        load_file(path)
+        for path in (tmp_path / "out" / EXPORTED_NAME, weights_path(str(tmp_path), "averaged"))
+    )
+    assert all(torch.equal(value, expected[name]) for name, value in state.items())
+    for path in (tmp_path / "epochs" / "averaged.safetensors", tmp_path / "out" / EXPORTED_NAME):
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"averaged\.safetensors: damaged .* or take other weights"):
+        export_run(str(tmp_path), str(tmp_path / "again"), "averaged")
+    with pytest.raises(UserError, match=r"ast\.safetensors: damaged "):
+        read_weights(str(tmp_path / "out"), {})
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_nothing_is_exported_over_what_is_there(
+    run: str, tmp_path: Path, s3: str, place: str
+) -> None:
+    out = f"{s3}/out" if place == "s3" else str(tmp_path)
+    storage.write_bytes(f"{out}/shards/train-00000.tar", b"data")
+    message = f"^{out}: not empty, shards/train-00000.tar is there already; give another --out$"
+    with pytest.raises(UserError, match=message):
+        export_run(run, out)
+    assert storage.list_files(out) == [f"{out}/shards/train-00000.tar"]
+
+
 def test_a_run_that_has_no_checkpoint(run: str, tmp_path: Path) -> None:
     storage.write_json(f"{tmp_path}/run.json", read_run(run))
     with pytest.raises(UserError, match="the run has no checkpoint yet"):
@@ -246,6 +278,70 @@ def test_settings_are_the_checkpoints_where_nothing_else_is_said(
     assert read_run(str(tmp_path / "long"))["data"]["num_train_clips"] == 0
 
 
+def test_what_no_one_tells_is_taken_from_the_data_with_a_notice(
+    dataset: PreparedDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, path = authors_file(tmp_path)
+    import_run(path, dataset.path, str(tmp_path / "told"), "", ["data.mean=-5", "data.std=3"])
+    assert "normalised" not in caplog.text
+    import_run(path, dataset.path, str(tmp_path / "run"), "", [])
+    facts = read_run(str(tmp_path / "run"))["data"]
+    notice = "authors.pth: does not tell what its inputs were normalised with; taken from the data"
+    assert notice in caplog.text
+    assert f"data.mean={facts['mean']:.4f}, data.std={facts['std']:.4f}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.position_embedding=reinitialise", "has no effect on a model that is not trained"),
+        ("model.pretrained=false", "has no effect"),
+        ("model.patchout_time=2", "has no effect"),
+        ("schedule.lr=0.1", "has no effect"),
+        ("train.epochs=3", "has no effect"),
+        ("augment.mixup_share=0.5", "has no effect"),
+        ("schedule.rate=0.1", "no key schedule.rate"),
+        ("model.weights_file=other.pth", "the checkpoint is where the weights come from$"),
+    ],
+)
+def test_settings_without_effect_are_refused(
+    dataset: PreparedDataset, tmp_path: Path, override: str, message: str
+) -> None:
+    _, path = authors_file(tmp_path)
+    with pytest.raises(UserError, match=f"^--set {override}: {message}"):
+        import_run(path, dataset.path, str(tmp_path / "run"), "", [override])
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_with_an_effect_are_taken(dataset: PreparedDataset, tmp_path: Path) -> None:
+    given = ["train.loss=ce", "train.batch_size=3", "train.seed=4", "loader.threads=1"]
+    given += ["model.stride_time=8", "model.head_norm_eps=1e-6", "data.fold=1"]
+    import_run(authors_file(tmp_path)[1], dataset.path, str(tmp_path / "run"), "", given)
+    settings = read_run(str(tmp_path / "run"))["settings"]
+    for one in given:
+        name, _, value = one.partition("=")
+        section, _, key = name.partition(".")
+        assert str(settings[section][key]) == str(float(value) if "eps" in key else value)
+
+
+def test_a_model_of_other_mel_bins(dataset: PreparedDataset, tmp_path: Path) -> None:
+    names = dict(enumerate(LABELS))
+    transformers_model(num_mel_bins=64, id2label=names).save_pretrained(tmp_path / "ast")
+    with pytest.raises(UserError, match="the model is for 64 mel bins, and the data has 128; take"):
+        import_run(str(tmp_path / "ast"), dataset.path, str(tmp_path / "run"), "", [])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_setting_of_the_checkpoint_that_is_out_of_range(
+    dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    names = dict(enumerate(LABELS))
+    transformers_model(layer_norm_eps=2.0, id2label=names).save_pretrained(tmp_path)
+    message = f"^{tmp_path}/model.safetensors: model.layer_norm_eps: must be at least 0 and below 1"
+    with pytest.raises(UserError, match=message):
+        import_run(str(tmp_path), dataset.path, str(tmp_path / "run"), "", [])
+
+
 def test_a_report_of_a_model_that_was_not_evaluated(
     dataset: PreparedDataset, tmp_path: Path
 ) -> None:
@@ -274,7 +370,7 @@ def test_what_cannot_be_imported(run: str, dataset: PreparedDataset, tmp_path: P
     with pytest.raises(UserError, match=r"cannot score .*: 3 of the .* 3 classes .*: low, middle"):
         import_run(authors_file(tmp_path, 35)[1], dataset.path, out, "", [])
     torch.save(AuthorsAst(2).v.state_dict(), tmp_path / "backbone.pth")
-    with pytest.raises(UserError, match=r"a backbone without a head .* --set model\.weights_file="):
+    with pytest.raises(UserError, match=r"not a whole AST; .* --set model\.weights_file="):
         import_run(str(tmp_path / "backbone.pth"), dataset.path, out, "", [])
     with pytest.raises(UserError, match="a run is there already; give another --out"):
         import_run(run, dataset.path, run, "", [])

@@ -47,6 +47,16 @@ def test_a_run_is_carried_on_with_its_own_settings(
     assert check_same_run(run, recipe, dataset) is True
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [('{"settings": {', "no whole JSON document"), ("[]", "must hold a JSON object, got list$")],
+)
+def test_a_description_that_was_cut_short(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(UserError, match=rf"run\.json: {message}"):
+        read_run(str(tmp_path))
+
+
 def test_how_batches_are_loaded_may_change(dataset: PreparedDataset, tmp_path: Path) -> None:
     begin(str(tmp_path), tiny_recipe(), dataset)
     changed = tiny_recipe(
@@ -124,12 +134,26 @@ def test_a_data_set_is_no_place_for_a_run(dataset: PreparedDataset) -> None:
 )
 def test_a_damaged_run_is_named(dataset: PreparedDataset, tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
-    message = rf"^{tmp_path}/run\.json: damaged, .*put it back"
-    if content in ("", "[]", "null") or "data" in content:
-        with pytest.raises(UserError, match=message):
-            read_run(str(tmp_path))
+    assert_damaged(str(tmp_path), dataset)
+
+
+@pytest.mark.parametrize("key", ["recipe", "settings", "data"])
+def test_a_run_that_lacks_something_is_named(
+    dataset: PreparedDataset, tmp_path: Path, key: str
+) -> None:
+    begin(str(tmp_path), tiny_recipe(), dataset)
+    document = read_run(str(tmp_path))
+    del document[key]
+    storage.write_json(f"{tmp_path}/run.json", document)
+    assert_damaged(str(tmp_path), dataset)
+
+
+def assert_damaged(run: str, dataset: PreparedDataset) -> None:
+    message = rf"^{run}/run\.json: damaged, .*put it back"
     with pytest.raises(UserError, match=message):
-        check_same_run(str(tmp_path), tiny_recipe(), dataset)
+        read_run(run)
+    with pytest.raises(UserError, match=message):
+        check_same_run(run, tiny_recipe(), dataset)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +219,8 @@ def test_what_a_killed_process_wrote_is_there_up_to_its_checkpoint(tmp_path: Pat
     killed.flush()
     killed.add(3, {"train/loss": 7.0})
     killed.flush()
+    # Files of one second are not read in order.
+    time.sleep(1)
     again = TensorBoardLog(str(tmp_path), 2)
     again.add(3, {"train/loss": 0.125})
     again.close()

@@ -16,9 +16,11 @@ from pipeline.errors import UserError
 from trainer.model import ModelSettings, build_model
 from trainer.weights import (
     create_from_hub,
+    encode_state,
     from_transformers_state,
     load_backbone,
     load_exactly,
+    read_metadata,
     read_state,
 )
 
@@ -135,8 +137,76 @@ def test_pickled_objects_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"weight": torch.zeros(1), "args": Unsafe()}, "it holds a pickled "),
+        (nn.Linear(1, 1), "it holds a pickled torch.nn.modules.linear.Linear, and no code of a"),
+        (b"<html>404</html>", "damaged, or not saved by torch.save"),
+        (b"not found", "damaged, or not saved by torch.save"),
+    ],
+)
+def test_what_is_unreadable_is_told_in_our_words(tmp_path, content, reason):
+    """Those of torch advise to run the code in the file, and colour it for a terminal."""
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(UserError) as caught:
+        read_state(str(path))
+    message = str(caught.value)
+    assert message.startswith(f"{path}: not a readable file of tensors ({reason}")
+    assert "torch.save(model.state_dict(), PATH)" in message
+    assert "weights_only" not in message
+    assert message.isprintable()
+
+
+@pytest.mark.parametrize("wrapper", ["model", "state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module.", "module.module.", "model.", "net."])
+def test_what_a_state_dict_is_wrapped_in(tmp_path, wrapper, prefix):
+    state = {f"{prefix}a.weight": torch.ones(1), f"{prefix}b.weight": torch.zeros(1)}
+    torch.save({"epoch": 3, wrapper: state}, tmp_path / "weights.ckpt.pt")
+    found = read_state(str(tmp_path / "weights.ckpt.pt"))
+    assert {name: value.item() for name, value in found.items()} == {"a.weight": 1, "b.weight": 0}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.tensor([1.0, torch.nan]), "norm.bias: holds NaN or infinite numbers; take"),
+        (torch.tensor([1.0, -torch.inf]), "norm.bias: holds NaN or infinite numbers; take"),
+        (torch.tensor([1e300], dtype=torch.float64), "norm.bias: holds NaN or infinite"),
+        (torch.tensor([1, 2], dtype=torch.int8), "norm.bias: must be of floats, got int8; save"),
+    ],
+)
+def test_values_that_no_model_computes_with(published, value, message):
+    state = {**published, "norm.bias": value, "head.weight": torch.tensor([torch.nan])}
+    with pytest.raises(UserError, match=rf"^file\.pth: {message}"):
+        load_backbone(timm.create_model(TINY, num_classes=0), state, source="file.pth")
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    state = {
+        "float": torch.tensor(2.0),
+        "half": torch.tensor([[1.0, 3.0]]).bfloat16(),
+        "empty": torch.zeros(0, 2),
+        "whole": torch.arange(3),
+    }
+    path = tmp_path / "weights.safetensors"
+    data = encode_state(state, {"key": "value"})
+    path.write_bytes(data)
+    assert all(torch.equal(value, state[name]) for name, value in read_state(str(path)).items())
+    assert read_metadata(str(path))["key"] == "value"
+    start = 8 + int.from_bytes(data[:8], "little")
+    for place in range(start, len(data), 5):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        with pytest.raises(
+            UserError, match=r"weights\.safetensors: damaged .* restore it from a copy"
+        ):
+            read_state(str(path))
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
+        ({1: torch.zeros(1), "weight": torch.zeros(1)}, "not names: 1$"),
         ({"epoch": 3, "weight": torch.zeros(1)}, "not tensors: epoch"),
         ({"model": {"epoch": 3}}, "not tensors: epoch"),
         ([torch.zeros(1)], "found list"),

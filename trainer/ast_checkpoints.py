@@ -15,13 +15,16 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.fbank import FbankSettings
 from trainer.checkpoint import load_newest
 from trainer.weights import (
     State,
+    check_values,
     from_authors_state,
     from_transformers_state,
     is_authors_state,
     is_transformers_state,
+    read_metadata,
     read_state,
 )
 
@@ -46,6 +49,24 @@ _LENGTHS = (1024, 512, 128)
 _NUM_AUDIOSET = 527
 _AUDIOSET_NORM = (-4.2677393, 4.5689974)
 _SPEECH_COMMANDS_NORM = (-6.845978, 5.5654526)
+_HEAD_NDIMS = {"pos_embed": 3, "head.weight": 2, "head.bias": 1}
+"""What tells a whole AST from a backbone, and of how many dimensions each is."""
+_GRID = ("patch_frequency", "patch_time", "stride_frequency", "stride_time", "num_frames")
+_FACTS = {"num_mels": int, "labels": list, "mean": float, "std": float, "loss": str, "model": dict}
+"""What our own checkpoints tell, and of which kind each is."""
+_CONFIG: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_attention_heads": 12,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "patch_size": _PATCH,
+    "frequency_stride": 10,
+    "time_stride": 10,
+    "max_length": 1024,
+    "num_mel_bins": _NUM_MELS,
+    "id2label": {},
+}
+"""Of a config of transformers what is used here, with its defaults."""
 # fmt: off
 _SPEECH_COMMANDS = (
     "backward", "follow", "five", "bed", "zero", "on", "learn", "two", "house", "tree", "dog",
@@ -62,7 +83,8 @@ class AstCheckpoint:
     """An AST's weights, and what is known of it.
 
     Raises:
-        UserError: it has not so many positions as its settings say.
+        UserError: it has not so many positions or classes as its settings say, or values that are
+            no finite floats.
     """
 
     source: str
@@ -81,9 +103,15 @@ class AstCheckpoint:
     """`bce`, `ce`, or None: not known."""
 
     def __post_init__(self) -> None:
-        shape = list(self.state["pos_embed"].shape) if "pos_embed" in self.state else "none"
-        if shape == "none" or shape[1] != self.num_class_tokens + math.prod(self.grid):
-            rows, columns = self.grid
+        check_values(self.state, self.source)
+        num_classes = len(self.state["head.bias"])
+        if self.labels is not None and len(self.labels) != num_classes:
+            raise UserError(
+                f"{self.source}: the head has {num_classes} classes, its settings name "
+                f"{len(self.labels)}"
+            )
+        shape, (rows, columns) = list(self.state["pos_embed"].shape), self.grid
+        if shape[:2] != [1, self.num_class_tokens + rows * columns]:
             raise UserError(
                 f"{self.source}: the positional embedding is {shape}, but its settings make "
                 f"{self.num_class_tokens} class tokens and {rows} x {columns} patches"
@@ -143,7 +171,7 @@ def read_weights(path: str, like: Mapping[str, Any]) -> AstCheckpoint | State:
     if is_transformers_state(state):
         return _from_transformers(path, state, path.rpartition("/")[0])
     if "head_norm.weight" in state:
-        return _from_facts(path, state, _exported_facts(path))
+        return _from_facts(path, state, _exported_facts(path), path)
     return state
 
 
@@ -170,41 +198,51 @@ def metadata(
 
 
 def _read_run(path: str) -> AstCheckpoint:
-    run = storage.read_json(storage.join(path, "run.json"))
+    file = storage.join(path, "run.json")
+    run = storage.read_json_object(file)
     saved = load_newest(path)
     if saved is None:
         raise UserError(f"{path}: the run has no checkpoint yet")
+    _check_kinds(run, {"data": dict, "settings": dict}, file)
+    _check_kinds(run["settings"], {"model": dict, "train": dict}, f"{file}: settings")
     facts = {
+        "num_mels": _NUM_MELS,
         **run["data"],
-        "num_mels": run["data"].get("num_mels", _NUM_MELS),
         "model": run["settings"]["model"],
-        "loss": run["settings"]["train"]["loss"],
+        "loss": run["settings"]["train"].get("loss"),
     }
-    return _from_facts(path, saved.model, facts)
+    return _from_facts(path, saved.model, facts, file)
 
 
 def _read_exported_folder(path: str) -> AstCheckpoint:
     file = storage.join(path, EXPORTED_NAME)
-    return _from_facts(file, read_state(file), _exported_facts(file))
+    return _from_facts(file, read_state(file), _exported_facts(file), file)
 
 
 def _exported_facts(path: str) -> dict[str, Any]:
-    header: dict[str, Any] = {}
-    if path.endswith(".safetensors"):
-        # The safetensors library gives tensors from bytes, but the metadata only of local files.
-        num_bytes = int.from_bytes(storage.read_range(path, 0, 8), "little")
-        header = json.loads(storage.read_range(path, 8, num_bytes))
-    text = header.get("__metadata__", {}).get(METADATA_KEY)
+    text = None
+    if path.lower().endswith(".safetensors"):
+        text = read_metadata(path).get(METADATA_KEY)
     if text is None:
         raise UserError(
             f"{path}: the weights of an AST without its settings; give the run folder, or the "
             f"{EXPORTED_NAME} that `ray_job.py export` writes"
         )
-    facts: dict[str, Any] = json.loads(text)
+    try:
+        facts = json.loads(text)
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict):
+        raise UserError(
+            f"{path}: {METADATA_KEY} in its header is no JSON object; export the run again"
+        )
     return facts
 
 
-def _from_facts(source: str, state: State, facts: Mapping[str, Any]) -> AstCheckpoint:
+def _from_facts(source: str, state: State, facts: Mapping[str, Any], where: str) -> AstCheckpoint:
+    _require_head(state, source)
+    _check_kinds(facts, _FACTS, where)
+    _check_kinds(facts["model"], dict.fromkeys(_GRID, int), f"{where}: model")
     # How it was once begun is no part of what it is now.
     begun = ("pretrained", "weights_file", "position_embedding")
     return AstCheckpoint(
@@ -282,62 +320,117 @@ def _read_transformers(path: str) -> AstCheckpoint:
         file = storage.join(path, name)
         if storage.exists(file):
             return _from_transformers(file, read_state(file), path)
+        if storage.exists(f"{file}.index.json"):
+            return _from_transformers(path, _read_shards(path, f"{file}.index.json"), path)
     raise UserError(f"{path}: has a config.json, but no model.safetensors or pytorch_model.bin")
+
+
+def _read_shards(folder: str, index: str) -> State:
+    """A state dict that is spread over several files of a folder."""
+    file_of = storage.read_json_object(index).get("weight_map")
+    if not isinstance(file_of, dict) or not all(isinstance(one, str) for one in file_of.values()):
+        raise UserError(f"{index}: its weight_map does not name a file for each weight")
+    state: State = {}
+    for name in sorted(set(file_of.values())):
+        state |= read_state(storage.join(folder, name))
+    return state
 
 
 def _from_transformers(source: str, state: State, folder: str) -> AstCheckpoint:
     config = _read_config(folder, source)
     ours = from_transformers_state(state, source)
     _require_head(ours, source)
-    labels = [config.get("id2label", {}).get(str(row)) for row in range(len(ours["head.bias"]))]
-    is_named = None not in labels and labels != [f"LABEL_{row}" for row in range(len(labels))]
-    features: dict[str, Any] = {}
-    if storage.exists(storage.join(folder, "preprocessor_config.json")):
-        features = storage.read_json(storage.join(folder, "preprocessor_config.json"))
+    labels = [config["id2label"].get(str(row)) for row in range(len(ours["head.bias"]))]
+    is_named = all(isinstance(label, str) for label in labels)
+    is_made_up = labels == [f"LABEL_{row}" for row in range(len(labels))]
+    mean, std = _read_norm(storage.join(folder, "preprocessor_config.json"))
     losses = {"multi_label_classification": "bce", "single_label_classification": "ce"}
     return AstCheckpoint(
         source=source,
         state=ours,
         model={
             **_size(ours),
-            **dict.fromkeys(
-                ("layer_norm_eps", "head_norm_eps"), config.get("layer_norm_eps", 1e-12)
-            ),
+            **dict.fromkeys(("layer_norm_eps", "head_norm_eps"), config["layer_norm_eps"]),
             **_shape(
-                config.get("patch_size", _PATCH),
-                config.get("frequency_stride", 10),
-                config.get("time_stride", 10),
-                config.get("max_length", 1024),
+                config["patch_size"],
+                config["frequency_stride"],
+                config["time_stride"],
+                config["max_length"],
             ),
         },
-        num_mels=config.get("num_mel_bins", _NUM_MELS),
-        labels=labels if is_named else None,
-        mean=features.get("mean"),
-        std=features.get("std"),
-        loss=losses.get(config.get("problem_type") or ""),
+        num_mels=config["num_mel_bins"],
+        labels=labels if is_named and not is_made_up else None,
+        mean=mean,
+        std=std,
+        loss=losses.get(str(config.get("problem_type"))),
     )
+
+
+def _read_norm(path: str) -> tuple[float | None, float | None]:
+    """Mean and deviation of a `preprocessor_config.json`; None of either: it is not there."""
+    if not storage.exists(path):
+        return None, None
+    features = storage.read_json_object(path)
+    ours = FbankSettings().sample_rate_hz
+    if features.get("sampling_rate", ours) != ours:
+        raise UserError(
+            f"{path}: the model was trained at {features['sampling_rate']} Hz, the data is at "
+            f"{ours} Hz"
+        )
+    if features.get("do_normalize") is False:
+        # What makes nothing of (x - mean) / (2 std).
+        return 0.0, 0.5
+    if features.get("mean") is None and features.get("std") is None:
+        return None, None
+    _check_kinds(features, {"mean": float, "std": float}, path)
+    if features["std"] <= 0:
+        raise UserError(f"{path}: std: must be above 0, got {features['std']}")
+    return features["mean"], features["std"]
 
 
 def _read_config(folder: str, source: str) -> dict[str, Any]:
     path = storage.join(folder, "config.json")
     try:
-        config: dict[str, Any] = storage.read_json(path)
+        found = storage.read_json_object(path)
     except FileNotFoundError as error:
         raise UserError(f"{source}: no config.json beside it; give the whole folder") from error
+    config = {**_CONFIG, **found}
+    _check_kinds(config, {key: type(value) for key, value in _CONFIG.items()}, path)
     # Neither shows in the shape of a weight.
-    width, heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
-    if width != heads * _HEAD_WIDTH or config.get("hidden_act", "gelu") != "gelu":
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    if width != heads * _HEAD_WIDTH or config["hidden_act"] != "gelu":
         raise UserError(
             f"{path}: must have hidden_act gelu and an attention head for each {_HEAD_WIDTH} of "
-            f"hidden_size, as DeiT has; got {config.get('hidden_act')}, {heads} and {width}"
+            f"hidden_size, as DeiT has; got {config['hidden_act']}, {heads} and {width}"
         )
     return config
 
 
 def _require_head(state: State, source: str) -> None:
-    missing = [name for name in ("pos_embed", "head.bias") if name not in state]
+    missing = [name for name in _HEAD_NDIMS if name not in state]
     if missing:
         raise UserError(f"{source}: not a whole AST; missing: {', '.join(missing)}")
+    for name, ndim in _HEAD_NDIMS.items():
+        if state[name].ndim != ndim:
+            shape = list(state[name].shape)
+            raise UserError(f"{source}: {name}: must have {ndim} dimensions, got {shape}")
+    if len(state["head.weight"]) != len(state["head.bias"]):
+        raise UserError(f"{source}: head.weight and head.bias are of different numbers of classes")
+
+
+def _check_kinds(found: Mapping[str, Any], kinds: Mapping[str, type], where: str) -> None:
+    """Refuse a value that is missing or of another kind; whole numbers must be above 0."""
+    words = {int: "a whole number above 0", float: "a finite number", str: "a text"}
+    for key, kind in kinds.items():
+        value: Any = found.get(key)
+        valid = type(value) is kind
+        if kind is int:
+            valid = valid and value >= 1
+        if kind is float:
+            valid = type(value) in (int, float) and math.isfinite(value)
+        if not valid:
+            expected = words.get(kind, f"a JSON {'object' if kind is dict else 'list'}")
+            raise UserError(f"{where}: {key}: must be {expected}, got {value!r}")
 
 
 def _size(state: State) -> dict[str, Any]:

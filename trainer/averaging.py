@@ -12,13 +12,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from pipeline import storage
 from pipeline.errors import UserError
-from trainer.weights import read_state
+from trainer.weights import encode_state, read_state
 
 State = dict[str, Tensor]
 
@@ -83,10 +82,10 @@ def epoch_name(epoch: int) -> str:
 
 
 def write_weights(run_path: str, name: str, state: Mapping[str, Tensor]) -> None:
-    """Write a state dict to the run's `epochs/`."""
+    """Write a state dict to the run's `epochs/`, with a checksum."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     storage.with_retries(
-        storage.write_bytes, weights_path(run_path, name), safetensors.torch.save(tensors)
+        storage.write_bytes, weights_path(run_path, name), encode_state(tensors, {})
     )
 
 
@@ -94,7 +93,7 @@ def average_epochs(run_path: str, epochs: Sequence[int]) -> State:
     """The plain mean of every entry over the weights of these epochs, on the CPU.
 
     Raises:
-        UserError: the weights of an epoch are not there.
+        UserError: the weights of an epoch are not there, or damaged.
     """
     sums: State = {}
     kinds: dict[str, torch.dtype] = {}

@@ -10,7 +10,9 @@ says 1e-6 and its final norm, the one before the head's, is scaled by sqrt(0.1):
 same, and only the pooled output is smaller by that factor.
 """
 
+import logging
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -33,9 +35,25 @@ from trainer.checkpoint import Checkpoint, Progress, load_newest, save_checkpoin
 from trainer.clips import select_training_data
 from trainer.model import AST, build_model, load_ast
 from trainer.optimiser import make_optimiser
-from trainer.recipe import Recipe, check_fit, load_recipe
+from trainer.recipe import SECTIONS, Recipe, check_fit, load_recipe, make_recipe
 from trainer.run_folder import describe_run, read_recipe, read_run, write_history
-from trainer.weights import State, load_exactly, read_state, to_transformers_state
+from trainer.weights import (
+    State,
+    encode_state,
+    load_exactly,
+    read_state,
+    to_transformers_state,
+)
+
+_logger = logging.getLogger(__name__)
+
+_IN_EFFECT = re.compile(
+    r"(data|loader|published)\..*|train\.(loss|batch_size|seed)|sampler\.bucket_frames|"
+    r"augment\.(frequency|time)_mask|"
+    r"model\.(?!pretrained|position_embedding|patchout|checkpoint_activations).*"
+)
+"""Settings that evaluation, ensembles (the seed), the report or the checks of a recipe (masks) look
+at; all others are of training alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,12 +77,14 @@ def import_run(
         source: see `trainer.ast_checkpoints.read_weights`.
         recipe_path: settings of the run; what it leaves out, the checkpoint tells; empty: all.
             Another input length or stride than the checkpoint's is fitted.
-        overrides: see `trainer.recipe.load_recipe`.
+        overrides: see `trainer.recipe.load_recipe`; only of what a model that is not trained has.
 
     Raises:
-        UserError: there is no such checkpoint or data set; the data set has classes that the
-            checkpoint has not; the folder holds a run already.
+        UserError: there is no such checkpoint or data set; the data set has classes or a number of
+            mel bins that the checkpoint has not; the folder holds a run already; an override is of
+            no effect.
     """
+    _check_overrides(overrides)
     if storage.exists(storage.join(run_path, "run.json")):
         raise UserError(f"{run_path}: a run is there already; give another --out")
     dataset = open_dataset(dataset_path)
@@ -72,16 +92,24 @@ def import_run(
     checkpoint = read_weights(source, asdict(plain.model))
     if not isinstance(checkpoint, AstCheckpoint):
         raise UserError(
-            f"{source}: a backbone without a head for audio; train with it by "
+            f"{source}: not a whole AST; if it is a backbone of timm, train with it by "
             f"--set model.weights_file={source}"
         )
     rows = _rows(checkpoint, dataset)
     told = _settings_of(checkpoint)
+    # First by itself, so that what is wrong with the checkpoint is said of it.
+    make_recipe("imported", told, where=checkpoint.source)
     if not recipe_path:
         told["model"]["pretrained"] = False
     recipe = load_recipe(recipe_path, overrides, beneath=told)
     data = select_training_data(dataset, recipe.data)
     check_fit(recipe, data)
+    if math.isnan(recipe.data.mean):
+        _logger.warning(
+            "%s: does not tell what its inputs were normalised with; taken from the data set: "
+            "data.mean=%.4f, data.std=%.4f",
+            *(source, data.mean, data.std),
+        )
     model = _empty_model(recipe, dataset.labels, dataset.num_mels)
     load_ast(model, checkpoint, replace(recipe.model, position_embedding="adapt"), rows=rows)
     optimiser = make_optimiser(model.parameters(), recipe.optimiser).state_dict()
@@ -105,24 +133,19 @@ def export_run(run_path: str, output: str, weights: str = "last") -> None:
 
     Args:
         run_path: the run.
-        output: folder to write.
+        output: folder to write; it must be empty, or not there.
         weights: `last`, those of the newest checkpoint; `averaged`, `ema` or `best`.
 
     Raises:
-        UserError: there is no run, no checkpoint or no such weights; a model that transformers has
-            no class for.
+        UserError: there is no run or no such weights; a model that transformers has no class for;
+            the folder holds files.
     """
     run = read_run(run_path)
-    saved = load_newest(run_path)
-    if saved is None:
-        raise UserError(f"{run_path}: the run has no checkpoint yet")
+    _check_empty(output)
+    trained = _read_weights_of(run_path, weights)
     recipe, data = read_recipe(run), run["data"]
     num_mels = data.get("num_mels", FbankSettings().num_mels)
     model = _empty_model(recipe, data["labels"], num_mels)
-    trained = saved.model
-    if weights != "last":
-        check_weights(run_path, weights)
-        trained = read_state(weights_path(run_path, weights))
     load_exactly(model, trained, source=run_path)
     _check_exportable(model, recipe)
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
@@ -136,12 +159,44 @@ def export_run(run_path: str, output: str, weights: str = "last") -> None:
     )
     theirs = to_transformers_state(_with_one_eps(model, state))
     storage.make_folder(output)
-    _write_tensors(storage.join(output, EXPORTED_NAME), state, ours)
-    _write_tensors(storage.join(output, "model.safetensors"), theirs, {"format": "pt"})
+    storage.write_bytes(storage.join(output, EXPORTED_NAME), encode_state(state, ours))
+    plain = safetensors.torch.save(theirs, {"format": "pt"})
+    storage.write_bytes(storage.join(output, "model.safetensors"), plain)
     features = _feature_extractor(recipe, num_mels, data["mean"], data["std"])
     storage.write_json(storage.join(output, "preprocessor_config.json"), features)
     config = _config(model, recipe, data["labels"], num_mels)
     storage.write_json(storage.join(output, "config.json"), config)
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        name = override.partition("=")[0].strip()
+        section, _, key = name.partition(".")
+        if name == "model.weights_file":
+            raise UserError(f"--set {override}: the checkpoint is where the weights come from")
+        # An unknown one gets its message where recipes are read.
+        is_known = key in getattr(SECTIONS.get(section), "__slots__", ())
+        if is_known and not _IN_EFFECT.fullmatch(name):
+            raise UserError(
+                f"--set {override}: has no effect on a model that is not trained; leave it out"
+            )
+
+
+def _check_empty(folder: str) -> None:
+    for batch in storage.iter_files(folder):
+        if batch.num_rows:
+            name = batch["path"][0].as_py().removeprefix(folder).lstrip("/")
+            raise UserError(f"{folder}: not empty, {name} is there already; give another --out")
+
+
+def _read_weights_of(run_path: str, weights: str) -> State:
+    if weights != "last":
+        check_weights(run_path, weights)
+        return read_state(weights_path(run_path, weights))
+    saved = load_newest(run_path)
+    if saved is None:
+        raise UserError(f"{run_path}: the run has no checkpoint yet")
+    return saved.model
 
 
 def _settings_of(checkpoint: AstCheckpoint) -> dict[str, dict[str, Any]]:
@@ -197,10 +252,6 @@ def _with_one_eps(model: AST, state: State) -> State:
 
 def _eps(model: AST) -> float:
     return float(model.norm.eps)
-
-
-def _write_tensors(path: str, state: State, metadata: dict[str, str]) -> None:
-    storage.write_bytes(path, safetensors.torch.save(state, metadata))
 
 
 def _config(model: AST, recipe: Recipe, labels: Sequence[str], num_mels: int) -> dict[str, Any]:

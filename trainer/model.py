@@ -19,6 +19,7 @@ f, t rows and columns of the patch grid.
 
 import difflib
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
@@ -55,8 +56,9 @@ class ModelSettings:
     weights_file: str = ""
     """Weights to start from instead of timm's download, local or s3://: the backbone's timm state
     dict (.safetensors, .pth, .pt); or a whole AST, as a run folder, an exported folder, a folder of
-    transformers or a .pth of the AST authors'. Of an AST, the positional embedding is fitted, and
-    the head is kept for classes that it knows. Empty: none."""
+    transformers or a .pth of the AST authors'. An AST must have as many mel bins, and the same
+    patch_frequency and patch_time; its positional embedding is fitted to other strides and lengths,
+    and its head is kept if it knows all of the classes. Empty: none."""
     patch_frequency: int = 16
     """Height of a patch in mel bins. Another patch shape than the backbone's has no pretrained
     weights: the patch projection is then random, all else is not."""
@@ -344,8 +346,10 @@ def load_ast(
         rows: the checkpoint's class for each of the model's; None: the model's head stays.
 
     Raises:
-        UserError: the weights are not those of such a model; says which names and shapes.
+        UserError: the weights are not those of such a model, says which names and shapes; or it is
+            of other mel bins or another patch shape.
     """
+    _check_patches(checkpoint, settings, model.input_shape[1])
     state = dict(checkpoint.state)
     own = model.state_dict()
     if settings.depth:
@@ -364,10 +368,29 @@ def load_ast(
     load_exactly(model, state, source=checkpoint.source)
 
 
+def _check_patches(checkpoint: AstCheckpoint, settings: ModelSettings, num_mels: int) -> None:
+    """Refuse a model whose patches see other frequencies or times, whatever their number."""
+    if checkpoint.num_mels != num_mels:
+        raise UserError(
+            f"{checkpoint.source}: the model is for {checkpoint.num_mels} mel bins, and the data "
+            f"has {num_mels}; take one for {num_mels}"
+        )
+    theirs, ours = (
+        (shape["patch_frequency"], shape["patch_time"])
+        for shape in (checkpoint.model, asdict(settings))
+    )
+    if theirs != ours:
+        raise UserError(
+            f"{checkpoint.source}: its patches are {theirs[0]} mel bins x {theirs[1]} frames, not "
+            f"{ours[0]} x {ours[1]}; set model.patch_frequency={theirs[0]} and "
+            f"model.patch_time={theirs[1]}"
+        )
+
+
 def _block(name: str) -> int:
     """Number of the block that a name in a state dict belongs to; -1: none."""
-    kind, _, rest = name.partition(".")
-    return int(rest.partition(".")[0]) if kind == "blocks" else -1
+    found = re.match(r"blocks\.(\d+)\.", name)
+    return int(found[1]) if found else -1
 
 
 def _head_notice(

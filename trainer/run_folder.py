@@ -75,7 +75,7 @@ def read_run(run_path: str) -> dict[str, Any]:
     """The content of `run.json`.
 
     Raises:
-        UserError: the folder holds no run, or one of another format version.
+        UserError: the folder holds no run, a damaged one, or one of another format version.
     """
     storage.check_bucket(run_path)
     path = storage.join(run_path, "run.json")
@@ -93,7 +93,12 @@ def read_run(run_path: str) -> dict[str, Any]:
             f"this program reads {FORMAT_VERSION}"
         )
     data = run.get("data")
-    if not (run.keys() >= _RUN_KEYS and isinstance(data, dict) and data.keys() >= _DATA_KEYS):
+    if not (
+        run.keys() >= _RUN_KEYS
+        and isinstance(run["settings"], dict)
+        and isinstance(data, dict)
+        and data.keys() >= _DATA_KEYS
+    ):
         raise _damaged_run(path)
     return run
 

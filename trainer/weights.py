@@ -8,8 +8,10 @@ Nothing is loaded in part: a name too many, too few or of another shape is an er
 """
 
 import io
+import json
 import logging
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any, cast
@@ -17,6 +19,7 @@ from typing import Any, cast
 import safetensors.torch
 import timm
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline import storage
@@ -25,6 +28,14 @@ from pipeline.errors import UserError
 State = dict[str, Tensor]
 
 _NUM_NAMES_SHOWN = 4
+_CHECKSUM_KEY = "crc32"
+"""Where the header of a `.safetensors` file has the checksum of its tensors."""
+_WRAPPERS = ("model", "state_dict")
+"""Where DeiT's files and those of Lightning keep the state dict."""
+_PREFIXES = ("module.", "model.", "net.")
+"""Names of modules that a model is often wrapped in: the first by data-parallel training."""
+_REFUSED = re.compile(r"GLOBAL (\S+) was not an allowed global")
+"""What torch says of an object that it would have to run code for."""
 _CLASSIFIERS = ("head.", "head_dist.")
 """Image classifiers of timm's DeiT and ViT: in their files, never in an AST."""
 
@@ -93,9 +104,10 @@ def load_backbone(backbone: nn.Module, state: Mapping[str, Tensor], *, source: s
         source: where the state dict comes from, for the error.
 
     Raises:
-        UserError: its names or shapes are not the backbone's.
+        UserError: its names or shapes are not the backbone's, or its values no finite floats.
     """
     kept = {name: value for name, value in state.items() if not name.startswith(_CLASSIFIERS)}
+    check_values(kept, source)
     load_exactly(backbone, kept, source=source)
 
 
@@ -121,12 +133,43 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], *, source: str)
     module.load_state_dict(state)
 
 
+def check_values(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights that no model computes with.
+
+    Raises:
+        UserError: names the first that is not of floats, or not finite in float32.
+    """
+    for name, value in state.items():
+        if not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise UserError(f"{source}: {name}: must be of floats, got {kind}; save it as float32")
+        if not value.float().isfinite().all():
+            raise UserError(
+                f"{source}: {name}: holds NaN or infinite numbers; take a checkpoint from before "
+                "the training diverged"
+            )
+
+
+def encode_state(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A `.safetensors` file of tensors on the CPU, with a checksum that `read_state` checks."""
+    return safetensors.torch.save(dict(state), {**metadata, _CHECKSUM_KEY: _checksum(state)})
+
+
+def read_metadata(path: str) -> dict[str, str]:
+    """The texts in the header of a whole `.safetensors` file."""
+    # The safetensors library gives tensors from bytes, but the metadata only of local files.
+    num_bytes = int.from_bytes(storage.read_range(path, 0, 8), "little")
+    return _metadata(storage.read_range(path, 8, num_bytes))
+
+
 def read_state(path: str) -> State:
     """Tensors by name from a `.safetensors`, `.pth`, `.pt` or `.bin` file.
 
+    Prefixes that all names have, as `module.`, are left out.
+
     Args:
-        path: local or `s3://`. All but `.safetensors` hold the state dict as torch saves it, or, as
-            those of DeiT do, a dict with the state dict under "model".
+        path: local or `s3://`. All but `.safetensors` hold the state dict as torch saves it, or a
+            dict with the state dict under "model" or "state_dict".
 
     Raises:
         UserError: no such file, another suffix, damaged, or with anything but tensors in it.
@@ -147,29 +190,37 @@ def read_state(path: str) -> State:
     # Both readers raise several unrelated types for a damaged file or one with pickled objects.
     except Exception as error:
         raise UserError(
-            f"{path}: not a readable file of tensors ({_first_line(error)}); save the bare state "
-            "dict, as .safetensors or with torch.save"
+            f"{path}: not a readable file of tensors ({_why_unreadable(error)}); save the state "
+            "dict by torch.save(model.state_dict(), PATH), or as .safetensors"
         ) from error
-    return _tensors_only(content, path)
+    state = _without_prefixes(_tensors_only(content, path))
+    if suffix == ".safetensors":
+        header = data[8 : 8 + int.from_bytes(data[:8], "little")]
+        expected = _metadata(header).get(_CHECKSUM_KEY)
+        # Files of others, and of this program's earlier versions, have none.
+        if expected is not None and expected != _checksum(state):
+            raise UserError(
+                f"{path}: damaged (its tensors do not have the checksum in its header); restore "
+                "it from a copy, or take other weights of the same run"
+            )
+    return state
 
 
 def is_authors_state(state: Mapping[str, Tensor]) -> bool:
     """Whether the names are those of the AST authors' code."""
-    return any(name.removeprefix("module.").startswith(("v.", "mlp_head.")) for name in state)
+    return any(name.startswith(("v.", "mlp_head.")) for name in state)
 
 
 def from_authors_state(state: Mapping[str, Tensor], source: str) -> State:
     """The state dict of `trainer.model.AST` from one of the AST authors' code.
 
-    The names may have the `module.` of data-parallel training before them. The image classifiers
-    of DeiT, which their files carry and nothing uses, are left out.
+    The image classifiers of DeiT, which their files carry and nothing uses, are left out.
 
     Raises:
         UserError: a name that is no part of such a model.
     """
-    bare = {name.removeprefix("module."): value for name, value in state.items()}
     unused = tuple(f"v.{name}" for name in _CLASSIFIERS)
-    used = {name: value for name, value in bare.items() if not name.startswith(unused)}
+    used = {name: value for name, value in state.items() if not name.startswith(unused)}
     prefixes = {
         "v.patch_embed.proj.": "patch_embed.",
         "mlp_head.0.": "head_norm.",
@@ -291,14 +342,37 @@ def _read_bytes(path: str) -> bytes:
 
 
 def _tensors_only(content: Any, path: str) -> State:
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
+    for wrapper in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path}: expected a state dict, found {type(content).__name__}")
     others = {str(name) for name, value in content.items() if not isinstance(value, Tensor)}
     if others:
         raise UserError(f"{path}: expected a state dict; {_listing('not tensors', others)}")
+    unnamed = {repr(name) for name in content if not isinstance(name, str)}
+    if unnamed:
+        raise UserError(f"{path}: expected a state dict; {_listing('not names', unnamed)}")
     return cast(State, content)
+
+
+def _without_prefixes(state: State) -> State:
+    for prefix in _PREFIXES:
+        while all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _metadata(header: bytes) -> dict[str, str]:
+    return json.loads(header).get("__metadata__") or {}
+
+
+def _checksum(state: Mapping[str, Tensor]) -> str:
+    total = 0
+    for name in sorted(state):
+        flat = state[name].detach().contiguous().reshape(-1)
+        total = zlib.crc32(flat.view(torch.uint8).numpy().data, total)
+    return f"{total:08x}"
 
 
 def _shape_differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
@@ -316,6 +390,16 @@ def _listing(what: str, names: Iterable[str]) -> str:
     rest = len(ordered) - _NUM_NAMES_SHOWN
     more = f" and {rest} more" if rest > 0 else ""
     return f"{what}: {', '.join(ordered[:_NUM_NAMES_SHOWN])}{more}"
+
+
+def _why_unreadable(error: Exception) -> str:
+    """Not in torch's words, which advise to run whatever code the file holds."""
+    if isinstance(error, SafetensorError):
+        return _first_line(error)
+    refused = _REFUSED.search(str(error))
+    if refused:
+        return f"it holds a pickled {refused[1]}, and no code of a file is run"
+    return "damaged, or not saved by torch.save"
 
 
 def _first_line(error: BaseException) -> str:
