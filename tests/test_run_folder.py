@@ -47,16 +47,6 @@ def test_a_run_is_carried_on_with_its_own_settings(
     assert check_same_run(run, recipe, dataset) is True
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [('{"settings": {', "no whole JSON document"), ("[]", "must hold a JSON object, got list$")],
-)
-def test_a_description_that_was_cut_short(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "run.json").write_text(text)
-    with pytest.raises(UserError, match=rf"run\.json: {message}"):
-        read_run(str(tmp_path))
-
-
 def test_how_batches_are_loaded_may_change(dataset: PreparedDataset, tmp_path: Path) -> None:
     begin(str(tmp_path), tiny_recipe(), dataset)
     changed = tiny_recipe(
