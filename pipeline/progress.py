@@ -50,6 +50,11 @@ class ProgressBar:
         )
         self._task = self._bar.add_task(title, total=total, note="")
 
+    def set_total(self, total: int) -> None:
+        """Correct what there is to do in all."""
+        self._total = total
+        self._bar.update(self._task, total=total)
+
     def update(self, done: int, note: str = "", facts: Mapping[str, float] = _NO_FACTS) -> None:
         """Set how much is done; the note, or else the facts, stand behind the bar."""
         self._done = done

@@ -198,6 +198,11 @@ def test_the_progress_takes_no_cpu_and_outlives_its_board() -> None:
 # Without a session
 
 
+def test_runs_that_have_not_begun_are_as_long_as_the_first() -> None:
+    assert ray_train._num_steps([{"num_steps": 7}], 3) == 21
+    assert ray_train._num_steps([{"num_steps": 7}, {"num_steps": 9}], 3) == 23
+
+
 def test_the_words_behind_the_bar() -> None:
     values = {
         "run": "/a/run",

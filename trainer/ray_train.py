@@ -243,12 +243,20 @@ def _show_progress(board: Any, num_runs: int, stop: threading.Event) -> None:
                     file=sys.stderr,
                     flush=True,
                 )
-        with ProgressBar("steps", num_runs * values[0]["num_steps"]) as bar:
+        with ProgressBar("steps", _num_steps(values, num_runs)) as bar:
             is_over = False
             while not is_over:
                 is_over = stop.wait(_REPORT_EVERY_S)
                 values = ray.get(board.get.remote())
+                bar.set_total(_num_steps(values, num_runs))
                 bar.update(sum(one["step"] for one in values), _note(values, num_runs))
+
+
+def _num_steps(values: list[dict[str, Any]], num_runs: int) -> int:
+    """Steps of all runs; one that has not begun is taken to have as many as the first."""
+    num_waiting = num_runs - len(values)
+    steps: list[int] = [one["num_steps"] for one in values]
+    return sum(steps) + num_waiting * steps[0]
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
