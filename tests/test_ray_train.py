@@ -198,6 +198,18 @@ def test_the_progress_takes_no_cpu_and_outlives_its_board() -> None:
 # Without a session
 
 
+@pytest.mark.parametrize(
+    ("precision", "use_gpu", "is_told"),
+    [("bfloat16", False, True), ("float32", False, False), ("bfloat16", True, False)],
+)
+def test_half_precision_on_cpus_is_told(
+    capsys: pytest.CaptureFixture[str], precision: str, use_gpu: bool, is_told: bool
+) -> None:
+    recipe = tiny_recipe(train={"precision": precision})
+    ray_train.note_slow_precision([recipe], Workers(use_gpu=use_gpu))
+    assert ("note: train.precision: bfloat16 on CPUs" in capsys.readouterr().err) is is_told
+
+
 def test_runs_that_have_not_begun_are_as_long_as_the_first() -> None:
     assert ray_train._num_steps([{"num_steps": 7}], 3) == 21
     assert ray_train._num_steps([{"num_steps": 7}, {"num_steps": 9}], 3) == 23

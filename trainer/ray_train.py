@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -75,6 +75,7 @@ def run_training(recipe: Recipe, dataset_path: str, run_path: str, workers: Work
             comes from a worker.
     """
     workers, _ = fit_workers(workers)
+    note_slow_precision([recipe], workers)
     with progress_board(1) as board:
         fit_training(recipe, dataset_path, run_path, workers, board)
 
@@ -205,6 +206,17 @@ def fit_workers(workers: Workers, *, runs: int = 1) -> tuple[Workers, int]:
             f"--cpus-per-worker"
         )
     return workers, min(fits, runs)
+
+
+def note_slow_precision(recipes: Iterable[Recipe], workers: Workers) -> None:
+    """Tell of half precision on CPUs, which is what recipes for GPUs ask for."""
+    found = sorted({one.train.precision for one in recipes} - {"float32"})
+    if found and not workers.use_gpu:
+        print(
+            f"note: train.precision: {' and '.join(found)} on CPUs, most of which are faster with "
+            f"float32",
+            file=sys.stderr,
+        )
 
 
 @contextmanager

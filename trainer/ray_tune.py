@@ -19,6 +19,7 @@ from trainer.ray_train import (
     check_training,
     fit_training,
     fit_workers,
+    note_slow_precision,
     progress_board,
     ray_storage,
 )
@@ -61,6 +62,7 @@ def run_recipes(
         UserError: not even one run fits into the cluster.
     """
     workers, num_at_once = fit_workers(workers, runs=len(recipes))
+    note_slow_precision(recipes.values(), workers)
     # Tune logs each error with its traceback; once by the exception below is enough.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     path, file_system = ray_storage(output)
