@@ -18,11 +18,12 @@ from tests.runs import assert_close_runs
 from tests.steps import started
 from tests.test_ray_train import wait_for_step
 from trainer import ray_tune
+from trainer.clips import select_training_data
 from trainer.ensemble import with_seed
 from trainer.loop import train
 from trainer.predictions import read_predictions
 from trainer.recipe import load_recipe
-from trainer.run_folder import is_finished
+from trainer.run_folder import describe_run, is_finished
 from trainer.world import World
 
 RECIPE = tiny_recipe(train={"epochs": 4, "log_every_steps": 1, "checkpoint_every_s": 0})
@@ -111,9 +112,13 @@ def test_an_error_in_a_trial_is_one_line_each_and_spares_the_others(
     """Here checkpoints of two seeds that nobody can read. Then the same command carries on."""
     dataset = make_prepared(str(tmp_path / "data"))
     output = tmp_path / "runs"
-    damaged = [output / f"seed-{seed}" / "checkpoints" / "step-00000006.pt" for seed in (1, 3)]
-    for path in damaged:
-        storage.write_bytes(str(path), b"")
+    damaged = []
+    for seed in (1, 3):
+        recipe, run = with_seed(load_recipe(recipe_file), seed), output / f"seed-{seed}"
+        facts = describe_run(recipe, dataset, select_training_data(dataset, recipe.data), 1)
+        storage.write_json(f"{run}/run.json", facts)
+        damaged.append(run / "checkpoints" / "step-00000006.pt")
+        storage.write_bytes(str(damaged[-1]), b"")
     command = ensemble_command(recipe_file, dataset, output, 1, 2, 3)
     assert ray_job.main(command) == 1
     errors = [
