@@ -171,7 +171,10 @@ def train(arguments: Arguments) -> None:
 
     data, run = absolute(arguments.data), absolute(arguments.out)
     recipe = load_recipe(absolute(arguments.recipe), arguments.set)
-    if ray_train.check_training(recipe, data, run):
+    is_finished, remarks = ray_train.check_training(recipe, data, run)
+    for remark in remarks:
+        print(f"note: {remark}", file=sys.stderr)
+    if is_finished:
         print(f"{run}: finished already, nothing to do")
     else:
         if checkpoints := checkpoint_paths(run):
@@ -202,14 +205,24 @@ def evaluate(arguments: Arguments) -> None:
 
 
 def ensemble(arguments: Arguments) -> None:
-    from trainer.ensemble import make_table, member_recipes, read_runs, score_ensemble
-    from trainer.run_folder import read_run
+    from trainer.ensemble import (
+        check_finished,
+        make_table,
+        member_recipes,
+        read_runs,
+        score_ensemble,
+    )
+    from trainer.run_folder import check_folder, read_run
 
     _check_members(arguments)
     if arguments.seeds:
         _refuse_set(arguments.set, "train.seed", "--seeds")
     output, runs = absolute(arguments.out), [absolute(run) for run in arguments.runs]
-    if arguments.recipe is not None:
+    check_folder(output, "ensemble.json")
+    if arguments.recipe is None:
+        name = read_run(runs[0])["data"]["eval_name"]
+        check_finished(runs, name)
+    else:
         recipes = member_recipes(
             absolute(arguments.recipe),
             arguments.set,
@@ -217,10 +230,12 @@ def ensemble(arguments: Arguments) -> None:
             seeds=arguments.seeds,
             variants=arguments.variant,
         )
+        name = next(iter(recipes.values())).data.eval_name
+        check_finished(runs, name)
         _train_all(recipes, absolute(arguments.data), output, arguments)
         runs = [*recipes, *runs]
     before = read_runs(f"{output}/ensemble.json")
-    result = score_ensemble(runs, read_run(runs[0])["data"]["eval_name"], output)
+    result = score_ensemble(runs, name, output)
     Console().print(make_table(result))
     if left_out := [run for run in before if run not in runs]:
         print(
@@ -264,9 +279,11 @@ def cross_validate(arguments: Arguments) -> None:
     from pipeline.dataset import open_dataset
     from trainer.cross_validation import fold_recipes, make_table, score_folds, with_finished
     from trainer.recipe import load_recipe
+    from trainer.run_folder import check_folder
 
     _refuse_set(arguments.set, "data.fold", "--folds")
     data, output = absolute(arguments.data), absolute(arguments.out)
+    check_folder(output, "cross_validation.json")
     recipe = load_recipe(absolute(arguments.recipe), arguments.set)
     dataset = open_dataset(data)
     chosen = fold_recipes(recipe, dataset, output, arguments.folds)
@@ -284,12 +301,16 @@ def _train_all(recipes: "dict[str, Recipe]", data: str, output: str, arguments: 
     from trainer.summary import check_learned
 
     waiting = ray_tune.unfinished(recipes, data)
+    failures: dict[str, Exception] = {}
     if waiting:
         with _session(arguments):
-            failures = ray_tune.run_recipes(waiting, data, output, _workers(arguments))
-        _raise_last(failures)
+            failures |= ray_tune.run_recipes(waiting, data, output, _workers(arguments))
     for run in recipes:
-        check_learned(run)
+        try:
+            check_learned(run)
+        except UserError as error:
+            failures.setdefault(run, error)
+    _raise_last(failures)
 
 
 def _raise_last(failures: Mapping[str, Exception]) -> None:

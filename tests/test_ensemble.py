@@ -93,6 +93,7 @@ def test_one_member_is_its_own_average(tmp_path: Path) -> None:
     [
         ("clips", {"ids": [f"clip-{number}" for number in reversed(range(NUM_CLIPS))]}),
         ("labels", {"labels": ["b", "a", "c"]}),
+        ("targets", {"targets": 1 - TARGETS}),
         ("losses", {"facts": {"loss": "ce"}}),
     ],
 )
@@ -137,7 +138,13 @@ def test_the_recipe_of_each_member(tmp_path: Path) -> None:
         ({"variants": [["../a", "train.seed=3"]]}, r"--variant \.\./a: first comes a name"),
         ({"variants": [["a"]]}, "--variant a: name the settings"),
         ({"variants": [["a", "train.seed=3"]] * 2}, "--variant a: a is named twice"),
-        ({"variants": [["a", "train.seeds=3"]]}, "--set train.seeds=3: .*train.seed"),
+        ({"variants": [["a.json", "train.seed=3"]]}, "--variant a.json: first comes a name"),
+        ({"seeds": [3], "variants": [["a", "train.seed=3"]]}, "--variant a: a is the same as seed"),
+        (
+            {"seeds": [3], "variants": [["a", "data.fold=1"]]},
+            "--variant a: a is evaluated on other",
+        ),
+        ({"variants": [["a", "train.seeds=3"]]}, "--variant a: train.seeds=3: .*train.seed"),
     ],
 )
 def test_members_that_cannot_be(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -190,8 +197,11 @@ def test_members_that_are_left_out_are_named(
     inside = [write_member(tmp_path / "all" / f"seed-{seed}", make_member(seed)) for seed in (0, 1)]
     outside = write_member(tmp_path / "other", make_member(2))
     output = str(tmp_path / "all")
-    for run in (*inside, outside):
+    unfinished = write_member(tmp_path / "unfinished", make_member(3))
+    for run in (*inside, outside, unfinished):
         storage.write_json(f"{run}/run.json", RUN)
+        history = {"steps": [], "epochs": [], "finished": run != unfinished}
+        storage.write_json(f"{run}/history.json", history)
     score_ensemble([*inside, outside], "eval", output)
     assert storage.read_json(f"{output}/ensemble.json")["runs"] == ["seed-0", "seed-1", outside]
     assert read_runs(f"{output}/ensemble.json") == [*inside, outside]
@@ -202,6 +212,13 @@ def test_members_that_are_left_out_are_named(
     assert told in capsys.readouterr().err
     assert ray_job.main(command) == 0
     assert capsys.readouterr().err == ""
+
+    for run, problem in (
+        (unfinished, "the run is not finished"),
+        (f"{tmp_path}/no", "no run there"),
+    ):
+        assert ray_job.main(["ensemble", "--runs", inside[0], run, "--out", output]) == 1
+        assert f"{run}: {problem}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}"])

@@ -31,6 +31,7 @@ from trainer.loop import make_model, train
 from trainer.predictions import predictions_path, read_predictions
 from trainer.ray_actors import Failures
 from trainer.ray_train import Workers, fit_workers, progress_board
+from trainer.ray_tune import unfinished
 from trainer.run_folder import is_finished, read_history, read_run
 from trainer.world import World
 
@@ -206,7 +207,7 @@ def test_half_precision_on_cpus_is_told(
     capsys: pytest.CaptureFixture[str], precision: str, use_gpu: bool, is_told: bool
 ) -> None:
     recipe = tiny_recipe(train={"precision": precision})
-    ray_train.note_slow_precision([recipe], Workers(use_gpu=use_gpu))
+    ray_train.note_workers([recipe], Workers(use_gpu=use_gpu))
     assert ("note: train.precision: bfloat16 on CPUs" in capsys.readouterr().err) is is_told
 
 
@@ -311,10 +312,12 @@ def test_what_is_odd_is_said_once(
     dataset: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = replace(RECIPE, train=replace(RECIPE.train, batch_size=41))
-    told: set[str] = set()
-    for name in ("a", "b"):
-        assert not ray_train.check_training(recipe, dataset.path, str(tmp_path / name), told)
+    recipes = {str(tmp_path / name): recipe for name in ("a", "b")}
+    assert unfinished(recipes, dataset.path) == recipes
     assert capsys.readouterr().err.count("note: train.batch_size: only 40 clips") == 1
+    recipes[str(tmp_path / "c")] = RECIPE
+    assert unfinished(recipes, dataset.path) == recipes
+    assert "note: a, b: train.batch_size: only 40 clips" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -335,11 +338,13 @@ def test_other_data_are_evaluated_under_a_name_of_their_own(
     for data in (other, make_prepared(str(tmp_path / "moved"))):
         command = ["evaluate", without_ray, "--split", "eval", "--data", data.path]
         assert ray_job.main(command) == 0
-    found = read_predictions(without_ray, "eval-of-other")
-    assert found.facts["data_fingerprint"] == other.card["fingerprint"]
+    fingerprint = other.card["fingerprint"]
+    found = read_predictions(without_ray, f"eval-of-other-{fingerprint[:8]}")
+    assert found.facts["data_fingerprint"] == fingerprint
     # The same data in another place is the same data.
     assert storage.read_bytes(predictions_path(without_ray, "eval")) == before
-    assert not storage.exists(predictions_path(without_ray, "eval-of-moved"))
+    names = [path.name for path in Path(without_ray, "predictions").iterdir()]
+    assert not any("moved" in name for name in names)
 
 
 @pytest.mark.usefixtures("here")
@@ -352,11 +357,15 @@ def test_a_finished_run_without_its_history_gets_it_again(
     command = ["train", str(file), "--data", dataset.path, "--out", run]
     assert ray_job.main(command) == 0
     history, best = read_history(run), read_predictions(run, "eval-best").scores
-    storage.write_bytes(f"{run}/history.json", b"{}")
-    storage.remove(predictions_path(run, "eval-best"))
-    assert ray_job.main(command) == 0
-    assert read_history(run) == history
-    assert np.array_equal(read_predictions(run, "eval-best").scores, best)
+    for damage in (
+        lambda: storage.write_bytes(f"{run}/history.json", b"{}"),
+        lambda: storage.remove(f"{run}/predictions/eval.json"),
+    ):
+        damage()
+        storage.remove(predictions_path(run, "eval-best"))
+        assert ray_job.main(command) == 0
+        assert read_history(run) == history
+        assert np.array_equal(read_predictions(run, "eval-best").scores, best)
 
 
 @pytest.mark.usefixtures("here")

@@ -82,6 +82,9 @@ def test_overrides(
         (["train.seed=1", "train.epochs=0", "model.depth=1"], "--set train.epochs=0: train.epochs"),
         (["train.epochs=3", "train.epochs=0"], "--set train.epochs=0: train.epochs"),
         (["train.seed=1", "train.epochs=x"], "--set train.epochs=x: train.epochs: must be a whole"),
+        (["model.num_frames=8", "train.seed=1"], "--set model.num_frames=8: model.num_frames"),
+        (["sampler.mode=balanced", "loader.cache_gb=1"], "--set loader.cache_gb=1: loader.cache_f"),
+        (["train.seed=1", "train.epocs=1"], "--set train.epocs=1: no key"),
         (["train.seed=1", "modl.x=1"], "--set train.seed=1 --set modl.x=1: no section"),
     ],
 )

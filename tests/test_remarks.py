@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 
 from pipeline.dataset import PreparedDataset
+from pipeline.errors import UserError
 from tests.prepared import make_prepared, tiny_recipe
 from trainer.clips import select_training_data
 from trainer.recipe import load_recipe
-from trainer.remarks import remarks
+from trainer.remarks import check_rate, remarks
 
 PLAIN = ("data.train_split=train", "data.eval_split=eval", "data.fold=0")
 RECIPES = ("audioset-balanced", "audioset-full", "esc50", "esc50-from-audioset", "speech-commands")
@@ -29,7 +30,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
         ),
         ({"data": {"fold": 1, "eval_split": "nonsense"}}, "data.eval_split: without effect"),
         ({"model": {"position_embedding": "reinitialise"}}, "model.position_embedding: without"),
-        ({"model": {"patchout_share": 0.1}}, "model.patchout_share: not even one of 8 patches"),
+        ({"model": {"patchout_share": 0.1}}, "model.patchout_share: is less than one of 8 pat"),
         ({"train": {"batch_size": 41}}, "train.batch_size: only 40 clips"),
         ({"train": {"micro_batch_size": 7}}, "train.micro_batch_size: without effect"),
         (
@@ -38,6 +39,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
         ),
         ({"sampler": {"bucket_batches": 5}}, "sampler.bucket_batches: without effect"),
         ({"augment": {"mixup_share": 0.0, "mixup_alpha": 3.0}}, "augment.mixup_alpha: without"),
+        ({"augment": {"time_mask": 1}}, "augment.time_mask: without effect"),
+        (
+            {"augment": {"crop": "random"}, "model": {"num_frames": 96}},
+            "augment.crop: without effect",
+        ),
+        (
+            {"schedule": {"decay_factor": 0.1, "decay_after_epochs": []}},
+            "schedule.decay_factor: without effect",
+        ),
         ({"loader": {"cache_gb": 1.0, "cache_folder": "cache"}}, "loader.cache_gb: without effect"),
         ({"schedule": {"warmup_steps": 18}}, "schedule.warmup_steps: the run has 18 steps"),
         ({"schedule": {"decay_after_epochs": [3]}}, "schedule.decay_after_epochs: the run has 3"),
@@ -62,7 +72,7 @@ def test_what_is_odd_is_said(
         {"model": {"patchout_share": 0.2}},
         {"train": {"micro_batch_size": 6}},
         {"sampler": {"bucket_frames": [48], "bucket_batches": 5}},
-        {"augment": {"mixup_alpha": 3.0}},
+        {"augment": {"mixup_alpha": 3.0, "crop": "random"}},
         {"schedule": {"warmup_steps": 17, "decay_after_epochs": [2, 3]}},
         {"published": {"mAP": [0.5, 0.5, 0.5]}},
     ],
@@ -84,3 +94,17 @@ def test_published_recipes_are_odd_only_for_so_few_clips(
         "train.batch_size",
         "schedule.warmup_steps",
     }
+
+
+@pytest.mark.parametrize(("every", "is_refused"), [(18, True), (17, False)])
+def test_a_run_at_a_rate_of_0_is_refused(
+    dataset: PreparedDataset, every: int, is_refused: bool
+) -> None:
+    """It has 18 steps."""
+    recipe = tiny_recipe(schedule={"warmup_steps": 30, "warmup_every_steps": every})
+    data = select_training_data(dataset, recipe.data)
+    if is_refused:
+        with pytest.raises(UserError, match="18 steps, and the first 18 are at a learning rate of"):
+            check_rate(recipe, data)
+    else:
+        check_rate(recipe, data)

@@ -18,6 +18,7 @@ from trainer.recipe import Recipe
 from trainer.run_folder import (
     TensorBoardLog,
     alone_in,
+    check_folder,
     check_same_run,
     describe_run,
     is_finished,
@@ -115,8 +116,19 @@ def test_checkpoints_without_their_run_are_not_carried_on(
 
 
 def test_a_data_set_is_no_place_for_a_run(dataset: PreparedDataset) -> None:
-    with pytest.raises(UserError, match="is a prepared data set; give the run a folder of its own"):
+    with pytest.raises(
+        UserError, match=r"a prepared data set is there \(card\.json\); give another"
+    ):
         check_same_run(dataset.path, tiny_recipe(), dataset)
+
+
+@pytest.mark.parametrize("own", ["run.json", "ensemble.json", "cross_validation.json"])
+def test_a_folder_is_of_one_kind(tmp_path: Path, own: str) -> None:
+    (tmp_path / own).write_text("")
+    check_folder(str(tmp_path), own)
+    (tmp_path / "ast.safetensors").write_text("")
+    with pytest.raises(UserError, match="an exported model is there"):
+        check_folder(str(tmp_path), own)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,11 @@ class DataSettings:
         """Split and fold that are evaluated on after each epoch; fold 0: all of the split."""
         return (self.train_split, self.fold) if self.fold else (self.eval_split, 0)
 
+    @property
+    def eval_name(self) -> str:
+        """What predictions on these are called."""
+        return clips_name(*self.evaluation)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class StoredAudio:
@@ -139,8 +144,12 @@ def make_clip_set(dataset: PreparedDataset, clips: pa.Table, name: str) -> ClipS
 
 def select_clips(dataset: PreparedDataset, split: str, fold: int = 0) -> ClipSet:
     """A split, or one fold of it, under the name its predictions get."""
-    name = f"{split}-fold{fold}" if fold else split
-    return make_clip_set(dataset, dataset.select(split, fold=fold), name)
+    return make_clip_set(dataset, dataset.select(split, fold=fold), clips_name(split, fold))
+
+
+def clips_name(split: str, fold: int) -> str:
+    """What a split, or one fold of it, is called."""
+    return f"{split}-fold{fold}" if fold else split
 
 
 def select_training_data(dataset: PreparedDataset, settings: DataSettings) -> TrainingData:

@@ -17,15 +17,19 @@ from pipeline import storage
 from pipeline.errors import UserError
 from trainer.sharding import gathered
 
+_LOWER = "lower schedule.lr or lengthen schedule.warmup_steps"
+_ANEW = "and remove the run or give another --out"
+
 
 class DivergedError(UserError):
-    """The training has diverged: going on from here is of no use.
+    """The training has diverged: going on from here is of no use."""
 
-    The message is what happened; where it ends the run, `REMEDY` is to follow.
-    """
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what, remedy)
+        self.what = what
 
-
-REMEDY = "lower schedule.lr or lengthen schedule.warmup_steps, and give another --out"
+    def __str__(self) -> str:
+        return "; ".join(self.args)
 
 
 def gradient_norm(model: nn.Module) -> Tensor:
@@ -42,9 +46,23 @@ def is_bad(loss: Tensor, norm: Tensor, max_norm: float) -> Tensor:
 
 def diverged(run_path: str, entry: dict[str, Any], num_in_a_row: int) -> DivergedError:
     """The error for a run whose last steps were all skipped; `entry` is the last one's."""
+    change = _LOWER
+    # What is no finite number stands as a text there.
+    if not any(isinstance(entry[name], str) for name in ("loss", "grad_norm")):
+        change = f"raise train.max_gradient_norm, or {change}"
     return DivergedError(
         f"{run_path}: the loss is {entry['loss']}, the gradient's norm {entry['grad_norm']} near "
-        f"step {entry['step']} (epoch {entry['epoch']}), {num_in_a_row} skipped in a row"
+        f"step {entry['step']} (epoch {entry['epoch']}), {num_in_a_row} skipped in a row",
+        f"{change}, {_ANEW}",
+    )
+
+
+def not_finite(run_path: str, clips_name: str) -> DivergedError:
+    """The error for a model whose outputs are no finite numbers."""
+    return DivergedError(
+        f"{run_path}: the model's outputs on {clips_name!r} are not finite numbers: the training "
+        f"has diverged",
+        f"{_LOWER}, {_ANEW}",
     )
 
 

@@ -23,10 +23,14 @@ from pipeline.errors import UserError
 from trainer.metrics import Metrics, evaluate_scores
 from trainer.predictions import Predictions, read_predictions, write_predictions
 from trainer.recipe import Recipe, load_recipe
+from trainer.run_folder import is_finished, read_run
+from trainer.summary import check_learned
 
 FIGURES = ("mAP", "mAUC", "d_prime", "accuracy")
 
-_VARIANT_NAME = re.compile(r"(?!seed-|tune$|predictions$)[A-Za-z0-9][A-Za-z0-9._-]*")
+_VARIANT_NAME = re.compile(
+    r"(?!seed-|tune$|predictions$)[A-Za-z0-9][A-Za-z0-9_.-]*(?<!\.json|\.html)"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -71,12 +75,11 @@ def member_recipes(
             )
         if not settings:
             raise UserError(f"{where}: name the settings it differs in, such as train.epochs=10")
-        _add(
-            members,
-            storage.join(output, name),
-            load_recipe(recipe_path, [*overrides, *settings]),
-            where,
-        )
+        try:
+            variant = load_recipe(recipe_path, [*overrides, *settings])
+        except UserError as error:
+            raise UserError(f"{where}: {str(error).removeprefix('--set ')}") from error
+        _add(members, storage.join(output, name), variant, where)
     return members
 
 
@@ -96,14 +99,15 @@ def average_predictions(members: Mapping[str, Predictions]) -> Predictions:
     """The mean of the members' scores; members are given by their names.
 
     Raises:
-        UserError: the members were not scored on the same clips with the same labels, or not with
-            the same loss, by which scores are sigmoid or softmax outputs.
+        UserError: the members were not scored on the same clips with the same labels and targets,
+            or not with the same loss, by which scores are sigmoid or softmax outputs.
     """
     (first_name, first), *others = members.items()
     for name, other in others:
         for what, equal in (
             ("clips", other.ids == first.ids),
             ("labels", other.labels == first.labels),
+            ("targets", np.array_equal(other.targets, first.targets)),
             ("losses", other.facts["loss"] == first.facts["loss"]),
         ):
             if not equal:
@@ -191,9 +195,33 @@ def make_table(result: EnsembleResult) -> Table:
     return table
 
 
+def check_finished(run_paths: Sequence[str], name: str) -> None:
+    """Find out before others are trained whether runs can be members.
+
+    Raises:
+        UserError: there is no such run, it is not finished or has learned nothing, or it lacks the
+            predictions on a clip set.
+    """
+    for path in run_paths:
+        read_run(path)
+        if not is_finished(path):
+            raise UserError(f"{path}: the run is not finished; train it to its end first")
+        check_learned(path)
+        read_predictions(path, name)
+
+
 def _add(members: dict[str, Recipe], run_path: str, recipe: Recipe, where: str) -> None:
+    name = run_path.rpartition("/")[2]
     if run_path in members:
-        raise UserError(f"{where}: {run_path.rpartition('/')[2]} is named twice")
+        raise UserError(f"{where}: {name} is named twice")
+    for path, other in members.items():
+        if other.to_json() == recipe.to_json():
+            raise UserError(f"{where}: {name} is the same as {path.rpartition('/')[2]}")
+        if other.data.evaluation != recipe.data.evaluation:
+            raise UserError(
+                f"{where}: {name} is evaluated on other clips than {path.rpartition('/')[2]}; all "
+                f"must have the same data.eval_split and data.fold"
+            )
     members[run_path] = recipe
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trainer.augment import normalise, raw_log_mel
-from trainer.divergence import DivergedError
+from trainer.divergence import not_finite
 from trainer.loader import Loader
 from trainer.loss import Loss, loss_per_clip, scores
 from trainer.metrics import Metrics, evaluate_scores
@@ -88,11 +88,7 @@ def evaluate(
     rows = world.gather(torch.cat(parts)[in_order]).cpu().numpy()
     own = rows[rows[:, -1] > 0]
     if not np.isfinite(own).all():
-        raise DivergedError(
-            f"{run_path}: the model's outputs on {loader.clips.name!r} are not finite numbers: the "
-            f"training has diverged; lower schedule.lr or lengthen schedule.warmup_steps, and give "
-            f"another --out"
-        )
+        raise not_finite(run_path, loader.clips.name)
     targets = loader.clips.targets(np.arange(len(loader.clips)))
     return Evaluation(
         targets=targets,

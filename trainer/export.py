@@ -36,7 +36,7 @@ from trainer.clips import select_training_data
 from trainer.model import AST, build_model, load_ast
 from trainer.optimiser import make_optimiser
 from trainer.recipe import SECTIONS, Recipe, check_fit, load_recipe, make_recipe
-from trainer.run_folder import describe_run, read_recipe, read_run, write_history
+from trainer.run_folder import check_folder, describe_run, read_recipe, read_run, write_history
 from trainer.weights import (
     State,
     encode_state,
@@ -85,8 +85,7 @@ def import_run(
             no effect.
     """
     _check_overrides(overrides)
-    if storage.exists(storage.join(run_path, "run.json")):
-        raise UserError(f"{run_path}: a run is there already; give another --out")
+    check_folder(run_path, own="")
     dataset = open_dataset(dataset_path)
     plain = load_recipe(recipe_path, overrides)
     checkpoint = read_weights(source, asdict(plain.model))

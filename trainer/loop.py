@@ -38,7 +38,7 @@ from trainer.averaging import (
 from trainer.checkpoint import Progress, load_newest
 from trainer.clips import select_training_data
 from trainer.curve import add_point, progress_values
-from trainer.divergence import REMEDY, DivergedError
+from trainer.divergence import DivergedError
 from trainer.evaluation import Evaluation, evaluate
 from trainer.flops import training_flops
 from trainer.loader import Batch, Loader, plan_epoch
@@ -98,7 +98,8 @@ def _set_up(
     saved = load_newest(run_path)
     _check_ranks_agree(world, run_path, 0 if saved is None else saved.progress.step)
     ast = make_model(recipe, dataset, fresh=saved is None)
-    if saved is None and world.is_first:
+    if world.is_first:
+        # At each start, as some settings may change between them.
         facts = describe_run(recipe, dataset, data, ast.num_parameters())
         storage.write_json(storage.join(run_path, "run.json"), facts)
     learner = make_learner(ast, recipe.optimiser, recipe.train, world)
@@ -139,14 +140,16 @@ def _go_back(run: Run, error: DivergedError) -> None:
     saved = None if run.progress.has_gone_back else load_newest(run.path)
     _check_ranks_agree(run.world, run.path, 0 if saved is None else saved.progress.step)
     if saved is None:
-        raise UserError(f"{error}; {REMEDY}") from error
+        raise error
     bad_steps = run.progress.bad_steps
     restore(run, saved)
     run.progress = replace(
         saved.progress, bad_steps=bad_steps, num_bad_in_a_row=0, has_gone_back=True
     )
     if run.log is not None:
-        print(f"{error}; carrying on from step {run.progress.step}", file=sys.stderr, flush=True)
+        print(
+            f"{error.what}; carrying on from step {run.progress.step}", file=sys.stderr, flush=True
+        )
         run.log.close()
         run.log = TensorBoardLog(run.path, run.progress.step)
     save(run)

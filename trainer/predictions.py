@@ -53,18 +53,19 @@ def from_scores(
     )
 
 
-def predictions_name(clips_name: str, weights: str, other_data: str = "") -> str:
-    """What predictions by a run's weights are called: the last ones' have the clip set's name.
-
-    `other_data` is the folder of a data set that the run was not trained on.
-    """
-    name = clips_name if weights == "last" else f"{clips_name}-{weights}"
-    return f"{name}-of-{other_data.rpartition('/')[2]}" if other_data else name
+def predictions_name(clips_name: str, weights: str) -> str:
+    """What predictions by a run's weights are called: the last ones' have the clip set's name."""
+    return clips_name if weights == "last" else f"{clips_name}-{weights}"
 
 
 def predictions_path(run_path: str, name: str) -> str:
     """Where the predictions of a run on a clip set stand."""
     return storage.join(run_path, "predictions", f"{name}.parquet")
+
+
+def metrics_path(run_path: str, name: str) -> str:
+    """Where their metrics stand."""
+    return storage.join(run_path, "predictions", f"{name}.json")
 
 
 def read_metrics(run_path: str, name: str) -> dict[str, Any]:
@@ -73,8 +74,8 @@ def read_metrics(run_path: str, name: str) -> dict[str, Any]:
     Raises:
         UserError: they are not there, or damaged.
     """
-    path = predictions_path(run_path, name).removesuffix(".parquet") + ".json"
-    remedy = "make it again with `ray_job.py evaluate`, or by the run's own command"
+    path = metrics_path(run_path, name)
+    remedy = "make it again with `ray_job.py evaluate`"
     try:
         metrics = storage.read_json(path)
     except FileNotFoundError as error:
@@ -115,7 +116,7 @@ def write_predictions(run_path: str, predictions: Predictions, metrics: Metrics)
         document["common"] = evaluate_scores(
             predictions.targets[common], predictions.scores[common], predictions.labels
         ).to_json()
-    storage.write_json(path.removesuffix(".parquet") + ".json", document)
+    storage.write_json(metrics_path(run_path, predictions.name), document)
     storage.write_table(
         path, table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
     )

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,10 +32,16 @@ from trainer.clips import ClipSet, select_clips, select_training_data
 from trainer.evaluation import evaluate
 from trainer.loader import Loader
 from trainer.loop import make_model, train, weights_facts
-from trainer.predictions import from_scores, predictions_name, write_predictions
+from trainer.predictions import (
+    from_scores,
+    metrics_path,
+    predictions_name,
+    predictions_path,
+    write_predictions,
+)
 from trainer.ray_actors import Board, Failures
 from trainer.recipe import Recipe, check_fit, make_recipe
-from trainer.remarks import remarks
+from trainer.remarks import check_rate, remarks
 from trainer.run_folder import alone_in, check_same_run, is_finished, read_recipe, read_run
 from trainer.weights import read_state
 from trainer.world import World
@@ -75,38 +81,36 @@ def run_training(recipe: Recipe, dataset_path: str, run_path: str, workers: Work
             comes from a worker.
     """
     workers, _ = fit_workers(workers)
-    note_slow_precision([recipe], workers)
+    note_workers([recipe], workers)
     with progress_board(1) as board:
         fit_training(recipe, dataset_path, run_path, workers, board)
 
 
-def check_training(
-    recipe: Recipe, dataset_path: str, run_path: str, told: set[str] | None = None
-) -> bool:
-    """Find out before Ray starts whether a run can be; True if it is finished already.
+def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> tuple[bool, list[str]]:
+    """Find out before Ray starts whether a run can be.
 
-    What is odd about its settings goes to standard error, but for what was `told` before.
+    Returns:
+        Whether it is finished already, and else what is odd about its settings.
 
     Raises:
-        UserError: no such data set, split, fold or weights; the folder holds another run or cannot
-            be written to.
+        UserError: no such data set, split, fold or weights; settings that cannot be, or that learn
+            nothing; the folder holds something else or cannot be written to.
     """
     dataset = open_dataset(dataset_path)
     data = select_training_data(dataset, recipe.data)
     check_fit(recipe, data)
     is_begun = check_same_run(run_path, recipe, dataset)
     if is_begun and is_finished(run_path):
-        return True
+        path = predictions_path(run_path, data.evaluation.name)
+        if all(map(storage.exists, (path, metrics_path(run_path, data.evaluation.name)))):
+            return True, []
+        print(f"{path}: its predictions are gone, and are made again", file=sys.stderr)
+    check_rate(recipe, data)
     weights = recipe.model.weights_file
     if weights and not (is_begun or storage.exists(weights) or storage.list_files(weights)):
         raise UserError(f"model.weights_file: {weights} is not there")
-    told = set() if told is None else told
-    for remark in remarks(recipe, data):
-        if remark not in told:
-            print(f"note: {remark}", file=sys.stderr)
-            told.add(remark)
     storage.make_folder(run_path)
-    return False
+    return False, remarks(recipe, data)
 
 
 def fit_training(
@@ -151,7 +155,10 @@ def _evaluation_name(
 ) -> str:
     """What the predictions are called: other data must not take the place of the run's own."""
     is_own = clips.data_fingerprint == run["data"]["fingerprint"]
-    return predictions_name(clips.name, weights, "" if is_own else dataset.path)
+    if is_own:
+        return predictions_name(clips.name, weights)
+    other = f"{dataset.path.rpartition('/')[2]}-{clips.data_fingerprint[:8]}"
+    return predictions_name(f"{clips.name}-of-{other}", weights)
 
 
 def run_evaluation(
@@ -208,8 +215,13 @@ def fit_workers(workers: Workers, *, runs: int = 1) -> tuple[Workers, int]:
     return workers, min(fits, runs)
 
 
-def note_slow_precision(recipes: Iterable[Recipe], workers: Workers) -> None:
-    """Tell of half precision on CPUs, which is what recipes for GPUs ask for."""
+def note_workers(recipes: Collection[Recipe], workers: Workers) -> None:
+    """Tell of what does not suit the workers: half precision on CPUs, which recipes for GPUs have.
+
+    And of one worker that has nobody to share a model with.
+    """
+    if workers.num == 1 and any(one.train.sharding == "shard" for one in recipes):
+        print("note: train.sharding: without effect, as there is one worker", file=sys.stderr)
     found = sorted({one.train.precision for one in recipes} - {"float32"})
     if found and not workers.use_gpu:
         print(

@@ -8,18 +8,20 @@ the same command again carries on the runs that were interrupted and leaves the 
 import io
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from ray import tune
 
+from pipeline.errors import UserError
 from trainer.ray_train import (
     Workers,
     check_training,
     fit_training,
     fit_workers,
-    note_slow_precision,
+    note_workers,
     progress_board,
     ray_storage,
 )
@@ -36,15 +38,27 @@ _TUNE_VARIABLES = {
 def unfinished(recipes: Mapping[str, Recipe], dataset_path: str) -> dict[str, Recipe]:
     """Those of the recipes, by their run folders, whose runs are not finished yet.
 
+    What is odd about their settings goes to standard error, each once, with the runs it is said of.
+
     Raises:
         UserError: as `check_training`.
     """
-    told: set[str] = set()
-    return {
-        run_path: recipe
-        for run_path, recipe in recipes.items()
-        if not check_training(recipe, dataset_path, run_path, told)
-    }
+    waiting: dict[str, Recipe] = {}
+    told: dict[str, list[str]] = {}
+    for run_path, recipe in recipes.items():
+        name = run_path.rpartition("/")[2]
+        try:
+            is_finished, remarks = check_training(recipe, dataset_path, run_path)
+        except UserError as error:
+            raise error if run_path in str(error) else UserError(f"{name}: {error}") from error
+        if not is_finished:
+            waiting[run_path] = recipe
+        for remark in remarks:
+            told.setdefault(remark, []).append(name)
+    for remark, names in told.items():
+        whose = "" if len(names) == len(waiting) else f"{', '.join(names)}: "
+        print(f"note: {whose}{remark}", file=sys.stderr)
+    return waiting
 
 
 def run_recipes(
@@ -62,7 +76,7 @@ def run_recipes(
         UserError: not even one run fits into the cluster.
     """
     workers, num_at_once = fit_workers(workers, runs=len(recipes))
-    note_slow_precision(recipes.values(), workers)
+    note_workers(list(recipes.values()), workers)
     # Tune logs each error with its traceback; once by the exception below is enough.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     path, file_system = ray_storage(output)

@@ -183,15 +183,18 @@ def load_recipe(
 
 
 def _blame(message: str, overrides: Sequence[str]) -> str:
-    """A message about overrides that names the last one of the key it is about, or all of them."""
-    section_or_key = re.search(r"[a-z_]+\.[a-z_]+", message.removeprefix("--set:"))
-    about = [
-        one
-        for one in overrides
-        if section_or_key and one.partition("=")[0].strip() == section_or_key[0]
-    ]
-    named = " ".join(f"--set {one}" for one in about[-1:] or overrides)
-    return f"{named}:{message.removeprefix('--set:')}"
+    """A message about overrides that names those of the key it is about, or else of its section.
+
+    Of a key that is overridden twice it names the last.
+    """
+    what = message.removeprefix("--set:")
+    about = re.match(r"\s*(?:no key )?([a-z_]+)\.([a-z_]+)", what)
+    named = list(overrides)
+    if about:
+        by_key = {one.partition("=")[0].strip(): one for one in overrides}
+        same = [one for key, one in by_key.items() if key.startswith(f"{about[1]}.")]
+        named = [by_key[about[0].split()[-1]]] if about[0].split()[-1] in by_key else same or named
+    return f"{' '.join(f'--set {one}' for one in named)}:{what}"
 
 
 def _read_document(path: str) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """What is odd about a recipe on its clips: nothing that stops a run, but not what one would expect.
 
 In: a recipe and the clips it is for. Out: a line for each setting that changes nothing there, and
-for scores that say less than they seem to.
+for scores that say less than they seem to; an error where nothing at all would be learned.
 """
 
 from dataclasses import fields, replace
 
 from pipeline import storage
+from pipeline.errors import UserError
 from trainer.clips import DataSettings, TrainingData
 from trainer.recipe import Recipe
 from trainer.sampler import SamplerSettings, steps_per_epoch
@@ -20,6 +21,21 @@ def remarks(recipe: Recipe, data: TrainingData) -> list[str]:
         *_on_batches(recipe, data),
         *_on_schedule(recipe, data),
     ]
+
+
+def check_rate(recipe: Recipe, data: TrainingData) -> None:
+    """Refuse a run that ends within the first stage of its warm-up, which is at a rate of 0.
+
+    Raises:
+        UserError: it does.
+    """
+    schedule, num_steps = recipe.schedule, _num_steps(recipe, data)
+    if schedule.warmup_steps and num_steps <= schedule.warmup_every_steps:
+        raise UserError(
+            f"schedule.warmup_every_steps: the run has {num_steps} steps, and the first "
+            f"{schedule.warmup_every_steps} are at a learning rate of 0; lower it, or set "
+            f"schedule.warmup_steps=0"
+        )
 
 
 def _on_data(recipe: Recipe, data: TrainingData) -> list[str]:
@@ -41,8 +57,9 @@ def _on_model(recipe: Recipe, data: TrainingData) -> list[str]:
     if model.position_embedding == "reinitialise" and is_random:
         found.append("model.position_embedding: without effect, as all weights are drawn anew")
     others = replace(model, patchout_share=0.0)
-    if model.patchout_share and model.num_kept_patches(mels) == others.num_kept_patches(mels):
-        found.append(f"model.patchout_share: not even one of {model.num_patches(mels)} patches")
+    num_left = others.num_kept_patches(mels)
+    if model.patchout_share and model.num_kept_patches(mels) == num_left:
+        found.append(f"model.patchout_share: is less than one of {num_left} patches")
     return found
 
 
@@ -64,6 +81,11 @@ def _on_batches(recipe: Recipe, data: TrainingData) -> list[str]:
         found.append("sampler.bucket_batches: without effect, as there is no sampler.bucket_frames")
     if augment.mixup_alpha != type(augment)().mixup_alpha and not augment.mixup_share:
         found.append("augment.mixup_alpha: without effect, as augment.mixup_share is 0")
+    for name in ("frequency_mask", "time_mask"):
+        if getattr(augment, name) == 1:
+            found.append(f"augment.{name}: without effect, as masks are narrower than 1")
+    if augment.crop == "random" and data.train.num_frames.max() <= recipe.model.num_frames:
+        found.append("augment.crop: without effect, as no clip is longer than model.num_frames")
     if recipe.loader.cache_gb and not storage.is_remote(data.train.shards[0]):
         found.append("loader.cache_gb: without effect, as the shards are not on S3")
     return found
@@ -71,7 +93,7 @@ def _on_batches(recipe: Recipe, data: TrainingData) -> list[str]:
 
 def _on_schedule(recipe: Recipe, data: TrainingData) -> list[str]:
     schedule, epochs, found = recipe.schedule, recipe.train.epochs, []
-    num_steps = epochs * steps_per_epoch(len(data.train), recipe.train.batch_size)
+    num_steps = _num_steps(recipe, data)
     if schedule.warmup_steps >= num_steps:
         found.append(
             f"schedule.warmup_steps: the run has {num_steps} steps, so the learning rate does not "
@@ -82,6 +104,8 @@ def _on_schedule(recipe: Recipe, data: TrainingData) -> list[str]:
             f"schedule.decay_after_epochs: the run has {epochs} epochs, so the learning rate does "
             f"not decay"
         )
+    if schedule.decay_factor != type(schedule)().decay_factor and not schedule.decay_after_epochs:
+        found.append("schedule.decay_factor: without effect, as no schedule.decay_after_epochs")
     for one in fields(recipe.published):
         num_values = len(getattr(recipe.published, one.name))
         if num_values not in (0, epochs):
@@ -89,3 +113,7 @@ def _on_schedule(recipe: Recipe, data: TrainingData) -> list[str]:
                 f"published.{one.name}: scores of {num_values} epochs, where the run has {epochs}"
             )
     return found
+
+
+def _num_steps(recipe: Recipe, data: TrainingData) -> int:
+    return recipe.train.epochs * steps_per_epoch(len(data.train), recipe.train.batch_size)

@@ -18,7 +18,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from pipeline import storage
-from pipeline.dataset import PreparedDataset, card_path
+from pipeline.dataset import PreparedDataset
 from pipeline.errors import UserError
 from trainer.checkpoint import Progress, checkpoint_paths
 from trainer.clips import TrainingData
@@ -38,6 +38,14 @@ _MAY_DIFFER = {
     "train.checkpoint_every_s",
 }
 """What may change between the starts of a run: it changes the result by rounding errors at most."""
+_KINDS = {
+    "run.json": "a run",
+    "ensemble.json": "an ensemble",
+    "cross_validation.json": "a cross-validation",
+    "card.json": "a prepared data set",
+    "ast.safetensors": "an exported model",
+}
+"""What a folder is of, by a file in it."""
 _RUN_KEYS = {"recipe", "settings", "seed", "num_parameters", "data"}
 _DATA_KEYS = {"path", "fingerprint", "labels", "eval_name", "mean", "std"}
 _EPOCH_KEYS = {"epoch", "step", "mAP", "accuracy"}
@@ -87,9 +95,11 @@ def read_run(run_path: str) -> dict[str, Any]:
         raise _damaged_run(path) from error
     if not isinstance(run, dict):
         raise _damaged_run(path)
-    if run.get("format_version") != FORMAT_VERSION:
+    if "format_version" not in run:
+        raise _damaged_run(path)
+    if run["format_version"] != FORMAT_VERSION:
         raise UserError(
-            f"{run_path}: the run has format version {run.get('format_version')}, "
+            f"{run_path}: the run has format version {run['format_version']}, "
             f"this program reads {FORMAT_VERSION}"
         )
     data = run.get("data")
@@ -122,9 +132,7 @@ def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> b
         UserError: a run with other settings or other data is there, or what is left of one; or a
             prepared data set.
     """
-    storage.check_bucket(run_path)
-    if storage.exists(card_path(run_path)):
-        raise UserError(f"{run_path}: is a prepared data set; give the run a folder of its own")
+    check_folder(run_path, "run.json")
     if not storage.exists(storage.join(run_path, "run.json")):
         if checkpoint_paths(run_path):
             raise UserError(
@@ -147,6 +155,18 @@ def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> b
                     f"not {value!r}; {remedy}"
                 )
     return True
+
+
+def check_folder(path: str, own: str) -> None:
+    """Refuse to write among the files of something else; `own` is the file that marks one's own.
+
+    Raises:
+        UserError: says what is there.
+    """
+    storage.check_bucket(path)
+    for name, kind in _KINDS.items():
+        if name != own and storage.exists(storage.join(path, name)):
+            raise UserError(f"{path}: {kind} is there ({name}); give another --out")
 
 
 def write_history(run_path: str, progress: Progress, *, finished: bool) -> None:

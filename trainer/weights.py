@@ -152,7 +152,9 @@ def check_values(state: Mapping[str, Tensor], source: str) -> None:
 
 def encode_state(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """A `.safetensors` file of tensors on the CPU, with a checksum that `read_state` checks."""
-    return safetensors.torch.save(dict(state), {**metadata, _CHECKSUM_KEY: _checksum(state)})
+    return safetensors.torch.save(
+        dict(state), {**metadata, _CHECKSUM_KEY: _checksum(state, metadata)}
+    )
 
 
 def read_metadata(path: str) -> dict[str, str]:
@@ -196,11 +198,12 @@ def read_state(path: str) -> State:
     state = _without_prefixes(_tensors_only(content, path))
     if suffix == ".safetensors":
         header = data[8 : 8 + int.from_bytes(data[:8], "little")]
-        expected = _metadata(header).get(_CHECKSUM_KEY)
+        texts = _metadata(header)
+        expected = texts.pop(_CHECKSUM_KEY, None)
         # Files of others, and of this program's earlier versions, have none.
-        if expected is not None and expected != _checksum(state):
+        if expected is not None and expected != _checksum(state, texts):
             raise UserError(
-                f"{path}: damaged (its tensors do not have the checksum in its header); restore "
+                f"{path}: damaged (it does not have the checksum in its header); restore "
                 "it from a copy, or take other weights of the same run"
             )
     return state
@@ -367,8 +370,8 @@ def _metadata(header: bytes) -> dict[str, str]:
     return json.loads(header).get("__metadata__") or {}
 
 
-def _checksum(state: Mapping[str, Tensor]) -> str:
-    total = 0
+def _checksum(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    total = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(state):
         flat = state[name].detach().contiguous().reshape(-1)
         total = zlib.crc32(flat.view(torch.uint8).numpy().data, total)
