@@ -372,6 +372,6 @@ def test_what_cannot_be_imported(run: str, dataset: PreparedDataset, tmp_path: P
     torch.save(AuthorsAst(2).v.state_dict(), tmp_path / "backbone.pth")
     with pytest.raises(UserError, match=r"not a whole AST; .* --set model\.weights_file="):
         import_run(str(tmp_path / "backbone.pth"), dataset.path, out, "", [])
-    with pytest.raises(UserError, match="a run is there .*; give another --out"):
+    with pytest.raises(UserError, match=r"a run is there .*; give another --out"):
         import_run(run, dataset.path, run, "", [])
     assert not Path(out).exists()
