@@ -495,6 +495,17 @@ def test_a_finished_run_without_predictions_says_how_to_make_them(run: str, data
     assert "yet" not in text
 
 
+def test_a_page_takes_no_other_files_place(run: str, tmp_path: Path) -> None:
+    before = storage.read_bytes(f"{run}/run.json")
+    with pytest.raises(UserError, match=r"^--out: .*run\.json: must end with \.html; give"):
+        write_report([run], output=f"{run}/run.json")
+    assert storage.read_bytes(f"{run}/run.json") == before
+    folder = tmp_path / "pages.html"
+    folder.mkdir()
+    with pytest.raises(UserError, match=rf"{folder}: cannot be written"):
+        write_report([run], output=str(folder))
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -553,6 +564,13 @@ def test_an_ensembles_folder_stands_for_its_members(tmp_path: Path, data: str) -
     storage.write_json(f"{output}/ensemble.json", {"runs": ["seed-0"]})
     with pytest.raises(UserError, match=r"ensemble\.json: damaged; the command"):
         write_report([output])
+
+
+def test_a_folder_of_an_ensemble_and_folds_stands_for_both(tmp_path: Path) -> None:
+    storage.write_json(f"{tmp_path}/ensemble.json", {"runs": ["seed-0", "fold-1"]})
+    storage.write_json(f"{tmp_path}/cross_validation.json", {"runs": ["fold-1", "fold-2"]})
+    expected = [f"{tmp_path}/{name}" for name in ("seed-0", "fold-1", "fold-2")]
+    assert member_paths(str(tmp_path)) == expected
 
 
 def test_a_cross_validations_folder_stands_for_its_folds(tmp_path: Path, data: str) -> None:

@@ -130,16 +130,20 @@ def write_report(runs: list[str], *, output: str | None = None) -> str:
     Args:
         runs: run folders, local or s3://, or those of ensembles and cross-validations, which
             stand for their runs; the first one's examples and data set are shown.
-        output: the page to write; `report.html` in the first folder by default.
+        output: the page to write, a path that ends with .html; `report.html` in the first folder
+            by default.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: no run was given, a folder is not one of a run, or a file of it is damaged.
+        UserError: no run was given, a folder is not one of a run, a file of it is damaged, or
+            `output` is no place for a page.
     """
     if not runs:
         raise UserError("report: no run was given; name one or more run folders")
+    if output and not output.endswith(".html"):
+        raise UserError(f"--out: {output}: must end with .html; give the page a file of its own")
     folders = [storage.absolute(path) for path in runs]
     paths = list(itertools.chain.from_iterable(map(member_paths, folders)))
     loaded = [load_run(path, name) for path, name in zip(paths, run_names(paths), strict=True)]
@@ -153,9 +157,9 @@ def member_paths(folder: str) -> list[str]:
     """The runs that a folder stands for: itself, or those of an ensemble or a cross-validation."""
     if storage.exists(storage.join(folder, "run.json")):
         return [folder]
-    for result in ("ensemble.json", "cross_validation.json"):
-        if runs := read_runs(storage.join(folder, result)):
-            return runs
+    results = [storage.join(folder, f"{name}.json") for name in ("ensemble", "cross_validation")]
+    if scored := list(dict.fromkeys(itertools.chain.from_iterable(map(read_runs, results)))):
+        return scored
     # Not scored yet.
     found = storage.list_files(folder)
     runs = [path.removesuffix("/run.json") for path in found if path.endswith("/run.json")]
