@@ -385,6 +385,36 @@ def test_runs_that_differ_in_nothing_but_the_seed_say_so(tmp_path: Path, data: s
     assert "The runs have the same settings, apart from the seed." in report(*runs)
 
 
+def test_a_mean_is_of_all_runs_or_of_none(tmp_path: Path, data: str) -> None:
+    """As in the terminal's table of an ensemble."""
+    runs = [write_run(str(tmp_path / f"seed-{seed}"), data, seed=seed) for seed in range(3)]
+    metrics = storage.read_json(f"{runs[0]}/predictions/eval.json")
+    storage.write_json(f"{runs[0]}/predictions/eval.json", metrics | {"d_prime": None})
+    text = report(*runs)
+    assert "d′ – Accuracy" in text
+    mean = statistics.fmean(
+        storage.read_json(f"{run}/predictions/eval.json")["mAP"] for run in runs
+    )
+    assert f"mAP {mean:.3f} ±" in text
+
+
+def test_an_imported_run_is_not_compared_by_how_it_was_trained(tmp_path: Path, data: str) -> None:
+    """It has defaults there that it was never trained with."""
+    runs = [write_run(str(tmp_path / name), data) for name in ("own", "imported")]
+    for run, lr, loss in zip(runs, (1e-3, 1e-5), ("bce", "ce"), strict=True):
+        info = storage.read_json(f"{run}/run.json")
+        info["settings"] |= {"schedule": {"lr": lr}, "train": {"epochs": 5, "loss": loss}}
+        storage.write_json(f"{run}/run.json", info)
+    assert "schedule.lr 0.001 1e-05" in report(*runs)
+    info["imported_from"], info["data"]["num_train_clips"] = "model.pth", 0
+    storage.write_json(f"{runs[1]}/run.json", info)
+    text = report(*runs)
+    assert "schedule.lr" not in text
+    assert "schedule lr 0.001 –" in text
+    assert "train.loss bce ce" in text
+    assert "Training clips 0–40 40 for evaluation" in text
+
+
 def test_runs_with_other_classes_are_not_mixed(tmp_path: Path, data: str) -> None:
     other = [[label.upper() for label in labels] for labels in ONE_LABEL]
     sounds = [label.upper() for label in SOUNDS]
@@ -495,6 +525,17 @@ def test_a_finished_run_without_predictions_says_how_to_make_them(run: str, data
     assert "yet" not in text
 
 
+def test_a_page_takes_no_other_files_place(run: str, tmp_path: Path) -> None:
+    before = storage.read_bytes(f"{run}/run.json")
+    with pytest.raises(UserError, match=r"^--out: .*run\.json: must end with \.html; give"):
+        write_report([run], output=f"{run}/run.json")
+    assert storage.read_bytes(f"{run}/run.json") == before
+    folder = tmp_path / "pages.html"
+    folder.mkdir()
+    with pytest.raises(UserError, match=rf"{folder}: cannot be written"):
+        write_report([run], output=str(folder))
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -534,6 +575,8 @@ def test_skipped_steps_are_shown(tmp_path: Path, data: str) -> None:
     assert "run 3 1 nan 1.5 run 4 1 nan 2.0 run 5 1 nan 2.5" in text
     assert "run 7 1 nan 3.5" in text
     assert "run 8 1 nan" not in text
+    write_bad_steps(run, [{"step": 3, "epoch": 1, "loss": "nan", "grad_norm": "1.5"}])
+    assert "1 step skipped" in report(run)
     write_bad_steps(run, [])
     assert "were skipped" not in report(run)
 
@@ -553,6 +596,23 @@ def test_an_ensembles_folder_stands_for_its_members(tmp_path: Path, data: str) -
     storage.write_json(f"{output}/ensemble.json", {"runs": ["seed-0"]})
     with pytest.raises(UserError, match=r"ensemble\.json: damaged; the command"):
         write_report([output])
+
+
+def test_several_ensembles_are_told_apart(tmp_path: Path, data: str) -> None:
+    folders = [str(tmp_path / name) for name in ("small", "large")]
+    for seed, folder in enumerate(folders):
+        score_ensemble([write_run(f"{folder}/seed-{seed}", data, seed=seed)], "eval", folder)
+    text = report(*folders)
+    assert "Ensemble small eval" in text
+    assert "Ensemble large eval" in text
+    assert "Ensemble eval" in report(folders[0])
+
+
+def test_a_folder_of_an_ensemble_and_folds_stands_for_both(tmp_path: Path) -> None:
+    storage.write_json(f"{tmp_path}/ensemble.json", {"runs": ["seed-0", "fold-1"]})
+    storage.write_json(f"{tmp_path}/cross_validation.json", {"runs": ["fold-1", "fold-2"]})
+    expected = [f"{tmp_path}/{name}" for name in ("seed-0", "fold-1", "fold-2")]
+    assert member_paths(str(tmp_path)) == expected
 
 
 def test_a_cross_validations_folder_stands_for_its_folds(tmp_path: Path, data: str) -> None:
@@ -950,3 +1010,19 @@ def test_hundreds_of_classes_are_drawn_in_a_box_that_scrolls(
     assert heights[0] <= 640 < heights[1]
     assert opened.errors == opened.requests == []
     page.close()
+
+
+def test_metrics_that_never_change_have_an_axis_that_they_can_reach(
+    browser: OfflineBrowser, run: str
+) -> None:
+    history = storage.read_json(f"{run}/history.json")
+    for epoch in history["epochs"]:
+        epoch |= {"mAP": 1.0, "accuracy": 0.5}
+    storage.write_json(f"{run}/history.json", history)
+    opened = open_report(browser, write_report([run]))
+    for key in ("mAP", "accuracy"):
+        axis = f"document.querySelector('[data-figure=curve-{key}]')._fullLayout.yaxis.range"
+        wait_until(opened.page, f"{axis}?.length === 2")
+        low, high = opened.page.evaluate(axis)
+        assert -0.02 <= low < high <= 1.02
+    opened.page.close()

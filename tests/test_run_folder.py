@@ -160,7 +160,18 @@ def assert_damaged(run: str, dataset: PreparedDataset) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", '{"steps": [], "epochs": [{}], "finished": true}'],
+    [
+        "",
+        "[]",
+        "{}",
+        '{"steps": [], "epochs": [{}], "finished": true}',
+        '{"steps": [], "epochs": [], "finished": "no"}',
+        '{"steps": {}, "epochs": [], "finished": true}',
+        '{"steps": [{"step": null, "epoch": 1}], "epochs": [], "finished": true}',
+        '{"steps": [{"step": 1, "epoch": 1, "loss": "nan"}], "epochs": [], "finished": true}',
+        '{"steps": [], "epochs": [{"epoch": 1, "step": 2, "mAP": null, "accuracy": "a"}], '
+        '"finished": true}',
+    ],
 )
 def test_a_damaged_history_is_named_and_the_run_not_finished(
     tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]

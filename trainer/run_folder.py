@@ -184,18 +184,32 @@ def read_history(run_path: str) -> dict[str, Any]:
     path = storage.join(run_path, "history.json")
     try:
         history: dict[str, Any] = storage.read_json(path)
-        is_whole = {"steps", "epochs", "finished"} <= history.keys() and all(
-            entry.keys() >= keys
+        is_whole = isinstance(history["finished"], bool) and all(
+            isinstance(history[name], list)
+            and all(_is_point(entry, keys) for entry in history[name])
             for name, keys in (("epochs", _EPOCH_KEYS), ("steps", {"step", "epoch"}))
-            for entry in history[name]
         )
     except FileNotFoundError:
         return {"steps": [], "epochs": [], "finished": False}
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, LookupError):
         is_whole = False
     if not is_whole:
         raise UserError(f"{path}: damaged; the command that trained the run writes it anew")
     return history
+
+
+def _is_point(entry: object, keys: set[str]) -> bool:
+    """Whether an entry of the history has these keys, and numbers or nothing wherever it has any.
+
+    Where it stands, which is its step and its epoch, is a whole number.
+    """
+    return (
+        isinstance(entry, dict)
+        and entry.keys() >= keys
+        and all(value is None or isinstance(value, int | float) for value in entry.values())
+        and isinstance(entry["step"], int)
+        and isinstance(entry["epoch"], int)
+    )
 
 
 def is_finished(run_path: str) -> bool:

@@ -32,6 +32,9 @@ from trainer.schedule import ScheduleSettings
 
 _METRICS = (("mAP", "mAP"), ("mAUC", "mAUC"), ("d_prime", "d′"), ("accuracy", "Accuracy"))
 
+_OF_TRAINING = {"augment", "sampler", "schedule", "optimiser", "averaging", "train"}
+"""Sections whose settings, but for train.loss, say nothing of a model that was imported."""
+
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 Row = dict[str, Any]
@@ -88,6 +91,13 @@ class Run:
             schedule=self._schedule,
         )
 
+    def setting(self, section: str, key: str) -> str | None:
+        """A setting as text, a dash if it came later than the run; None if it was of no effect."""
+        if "imported_from" in self.info and section in _OF_TRAINING and key != "loss":
+            return None
+        settings = self.info.get("settings", {}).get(section, {})
+        return _setting(settings[key]) if key in settings else "–"
+
     @property
     def _schedule(self) -> ScheduleSettings | None:
         try:
@@ -130,16 +140,20 @@ def write_report(runs: list[str], *, output: str | None = None) -> str:
     Args:
         runs: run folders, local or s3://, or those of ensembles and cross-validations, which
             stand for their runs; the first one's examples and data set are shown.
-        output: the page to write; `report.html` in the first folder by default.
+        output: the page to write, a path that ends with .html; `report.html` in the first folder
+            by default.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: no run was given, a folder is not one of a run, or a file of it is damaged.
+        UserError: no run was given, a folder is not one of a run, a file of it is damaged, or
+            `output` is no place for a page.
     """
     if not runs:
         raise UserError("report: no run was given; name one or more run folders")
+    if output and not output.endswith(".html"):
+        raise UserError(f"--out: {output}: must end with .html; give the page a file of its own")
     folders = [storage.absolute(path) for path in runs]
     paths = list(itertools.chain.from_iterable(map(member_paths, folders)))
     loaded = [load_run(path, name) for path, name in zip(paths, run_names(paths), strict=True)]
@@ -153,9 +167,9 @@ def member_paths(folder: str) -> list[str]:
     """The runs that a folder stands for: itself, or those of an ensemble or a cross-validation."""
     if storage.exists(storage.join(folder, "run.json")):
         return [folder]
-    for result in ("ensemble.json", "cross_validation.json"):
-        if runs := read_runs(storage.join(folder, result)):
-            return runs
+    results = [storage.join(folder, f"{name}.json") for name in ("ensemble", "cross_validation")]
+    if scored := list(dict.fromkeys(itertools.chain.from_iterable(map(read_runs, results)))):
+        return scored
     # Not scored yet.
     found = storage.list_files(folder)
     runs = [path.removesuffix("/run.json") for path in found if path.endswith("/run.json")]
@@ -168,14 +182,15 @@ def read_ensembles(folders: Sequence[str]) -> list[Row]:
     Raises:
         UserError: such a file is damaged.
     """
+    scored = [one for one in folders if storage.exists(storage.join(one, "ensemble.json"))]
     ensembles = []
-    for folder in folders:
+    for folder, name in zip(scored, run_names(scored), strict=True):
         path = storage.join(folder, "ensemble.json")
-        if not storage.exists(path):
-            continue
+        title = f"Ensemble {name}" if len(scored) > 1 else "Ensemble"
         try:
             document = storage.read_json(path)
-            ensembles.append({"on": document["name"], "metrics": dict(document["ensemble"])})
+            metrics = dict(document["ensemble"])
+            ensembles.append({"title": title, "on": document["name"], "metrics": metrics})
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(
                 f"{path}: damaged; the command of the ensemble makes it again"
@@ -208,7 +223,7 @@ def load_run(path: str, name: str) -> Run:
 def run_names(paths: Sequence[str]) -> list[str]:
     """The last parts of each path, as many as tell the runs apart."""
     parts = [path.removeprefix("s3://").strip("/").split("/") for path in paths]
-    for length in range(1, max(len(part) for part in parts) + 1):
+    for length in range(1, max(map(len, parts), default=0) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
             return names
@@ -253,24 +268,27 @@ def make_tiles(runs: Sequence[Run]) -> list[Row]:
         if key == "mAP" and chance is not None:
             details.append(f"chance {page.number(chance)}")
         tiles.append({"label": title, "value": page.number(mean), "details": details})
-    data = runs[0].data
-    epochs = sorted({len(run.epochs) for run in runs})
-    num_epochs = str(epochs[0]) if len(epochs) == 1 else f"{epochs[0]}–{epochs[-1]}"
     total_s = math.fsum(run.train_s for run in runs)
     num_skipped = sum(len(run.bad_steps) for run in runs)
     return [
         *tiles,
         {
             "label": "Training clips",
-            "value": page.count(data.get("num_train_clips")),
-            "details": [f"{page.count(data.get('num_eval_clips'))} for evaluation"],
+            "value": _counts([run.data.get("num_train_clips") for run in runs]),
+            "details": [
+                f"{_counts([run.data.get('num_eval_clips') for run in runs])} for evaluation"
+            ],
         },
         {
             "label": "Epochs",
-            "value": num_epochs,
+            "value": _counts([len(run.epochs) for run in runs]),
             "details": [
                 *([] if all(run.is_finished for run in runs) else ["not finished"]),
-                *([f"{page.count(num_skipped)} steps skipped"] if num_skipped else []),
+                *(
+                    [f"{page.count(num_skipped)} step{'s' * (num_skipped > 1)} skipped"]
+                    if num_skipped
+                    else []
+                ),
             ],
         },
         {
@@ -279,6 +297,14 @@ def make_tiles(runs: Sequence[Run]) -> list[Row]:
             "details": [f"mean of {len(runs)} runs"] if len(runs) > 1 else ["without evaluation"],
         },
     ]
+
+
+def _counts(values: Sequence[int | None]) -> str:
+    """The count that all have, or the smallest and the largest."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return page.count(None)
+    return "–".join(dict.fromkeys(page.count(end) for end in (min(known), max(known))))
 
 
 def summarise(runs: Sequence[Run]) -> dict[str, Row]:
@@ -297,9 +323,10 @@ def settings_rows(runs: Sequence[Run]) -> list[Row]:
     for section in sections:
         settings = [run.info.get("settings", {}).get(section, {}) for run in runs]
         for key in dict.fromkeys(key for one in settings for key in one):
-            values = [_setting(one[key]) if key in one else "–" for one in settings]
-            differs = len(set(values)) > 1
-            rows.append({"section": section, "key": key, "values": values, "differs": differs})
+            values = [run.setting(section, key) for run in runs]
+            differs = len(set(values) - {None}) > 1
+            shown = ["–" if value is None else value for value in values]
+            rows.append({"section": section, "key": key, "values": shown, "differs": differs})
     return rows
 
 
@@ -354,7 +381,9 @@ def duration_section(runs: Sequence[Run], dataset: PreparedDataset | None) -> Ro
             "num_epochs": len(run.epochs),
             "train_s": run.train_s,
             "eval_s": math.fsum(entry.get("eval_s") or 0 for entry in run.epochs),
-            "clips_per_s": _mean_and_spread([step.get("clips_per_s") for step in run.steps])[0],
+            "clips_per_s": _mean_and_spread(
+                [rate for step in run.steps if (rate := step.get("clips_per_s")) is not None]
+            )[0],
         }
         for run in runs
     ]
@@ -422,10 +451,11 @@ def _plots(sections: Row) -> list[Plot | None]:
 
 
 def _mean_and_spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Mean, and the sample standard deviation of two or more, of the values that are there."""
+    """Mean, and the sample standard deviation of two or more; None where a value is missing."""
     defined = [value for value in values if value is not None]
-    mean = statistics.fmean(defined) if defined else None
-    return mean, statistics.stdev(defined) if len(defined) > 1 else None
+    if not defined or len(defined) < len(values):
+        return None, None
+    return statistics.fmean(defined), statistics.stdev(defined) if len(defined) > 1 else None
 
 
 def _setting(value: object) -> str:

@@ -239,6 +239,10 @@ def _metric_plot(runs: Sequence[History], key: str, title: str, caption: str) ->
     data += [_published_line(values) for values in curves if values]
     plot = _curve_plot(key.replace("_", "-"), title, caption, data, x_title="epoch")
     plot.figure["layout"]["xaxis"] |= _epoch_ticks(runs)
+    if key != "d_prime":
+        # All others lie in [0, 1]; a little more, so that marks on the edge are whole.
+        bounds = {"clipmin": -0.02, "clipmax": 1.02}
+        plot.figure["layout"]["yaxis"] |= {"autorangeoptions": bounds}
     return plot
 
 
