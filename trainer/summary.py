@@ -52,7 +52,7 @@ def metrics_summary(run_path: str, name: str) -> Group:
     epochs = history["epochs"]
     if epochs:
         train_s = sum(epoch.get("train_s") or 0 for epoch in epochs)
-        table.add_row("training", f"{len(epochs)} epochs, {train_s:,.0f} s")
+        table.add_row("training", f"epochs: {len(epochs)}, {train_s:,.0f} s")
     if num_skipped := len(read_bad_steps(run_path)):
         num_steps = _num_steps(history)
         table.add_row("skipped", f"{num_skipped} of {num_steps} steps, see divergence.jsonl")
