@@ -381,6 +381,9 @@ def test_other_weights_are_evaluated_under_a_name_of_their_own(
     (tmp_path / "predictions" / "eval.json").unlink()
     expected = read_predictions(run, "eval-best")
     storage.remove(predictions_path(run, "eval-best"))
+    # They take no checkpoint.
+    for path in checkpoint_paths(run):
+        storage.remove(path)
     assert ray_job.main(["evaluate", run, "--split", "eval", "--weights", "best"]) == 0
     found = read_predictions(run, "eval-best")
     assert np.array_equal(found.scores, expected.scores)

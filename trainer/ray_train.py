@@ -26,8 +26,8 @@ from pipeline import storage
 from pipeline.dataset import PreparedDataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.progress import ProgressBar
-from trainer.averaging import check_weights, weights_path
-from trainer.checkpoint import checkpoint_paths, load_newest
+from trainer.averaging import State, check_weights, weights_path
+from trainer.checkpoint import Progress, checkpoint_paths, load_newest
 from trainer.clips import ClipSet, select_clips, select_training_data
 from trainer.evaluation import evaluate
 from trainer.loader import Loader
@@ -42,7 +42,14 @@ from trainer.predictions import (
 from trainer.ray_actors import Board, Failures
 from trainer.recipe import Recipe, check_fit, make_recipe
 from trainer.remarks import check_rate, remarks
-from trainer.run_folder import alone_in, check_same_run, is_finished, read_recipe, read_run
+from trainer.run_folder import (
+    alone_in,
+    check_same_run,
+    is_finished,
+    read_history,
+    read_recipe,
+    read_run,
+)
 from trainer.weights import read_state
 from trainer.world import World
 
@@ -143,10 +150,10 @@ def check_evaluation(
             f"{dataset_path}: has {len(dataset.labels)} classes that are not, or not in the order "
             f"of, the {len(run['data']['labels'])} classes of the run {run_path}"
         )
-    if not checkpoint_paths(run_path):
-        raise UserError(f"{run_path}: the run has no checkpoint yet")
     if weights != "last":
         check_weights(run_path, weights)
+    elif not checkpoint_paths(run_path):
+        raise UserError(f"{run_path}: the run has no checkpoint yet")
     return _evaluation_name(run, dataset, select_clips(dataset, split, fold), weights)
 
 
@@ -384,12 +391,9 @@ def _evaluate_worker(config: dict[str, Any]) -> None:
     run = read_run(config["run"])
     recipe = read_recipe(run)
     dataset = open_dataset(config["dataset"])
-    saved = load_newest(config["run"])
-    assert saved is not None, "check_evaluation saw a checkpoint"
-    model = make_model(recipe, dataset, fresh=False).to(world.device)
     weights = config["weights"]
-    is_last = weights == "last"
-    state = saved.model if is_last else read_state(weights_path(config["run"], weights))
+    state, progress = _trained(config["run"], weights)
+    model = make_model(recipe, dataset, fresh=False).to(world.device)
     model.load_state_dict(state)
     clips = select_clips(dataset, config["split"], config["fold"])
     evaluation = evaluate(
@@ -409,11 +413,22 @@ def _evaluate_worker(config: dict[str, Any]) -> None:
         run_path=config["run"],
     )
     if world.is_first:
-        facts = weights_facts(recipe, saved.progress, weights)
+        facts = weights_facts(recipe, progress, weights)
         predictions = from_scores(clips, evaluation.targets, evaluation.scores, facts)
         name = _evaluation_name(run, dataset, clips, weights)
         predictions = replace(predictions, name=name)
         write_predictions(config["run"], predictions, evaluation.metrics)
+
+
+def _trained(run_path: str, weights: str) -> tuple[State, Progress]:
+    """Weights of a run that has them, and how far it was; those at its end need no checkpoint."""
+    if weights == "last":
+        saved = load_newest(run_path)
+        assert saved is not None, "check_evaluation saw a checkpoint"
+        return saved.model, saved.progress
+    epochs = read_history(run_path)["epochs"]
+    state = read_state(weights_path(run_path, weights))
+    return state, Progress(step=epochs[-1]["step"], epochs=epochs)
 
 
 def _note(values: list[dict[str, Any]], num_runs: int) -> str:
