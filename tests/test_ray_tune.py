@@ -70,7 +70,10 @@ def test_a_seed_and_a_variant_run_side_by_side_and_are_averaged(
 ) -> None:
     output = tmp_path / "runs"
     changes = ["train.seed=3", "model.stride_time=12"]
-    command = [*ensemble_command(recipe_file, dataset, output, 1), "--variant", "wide", *changes]
+    # Long enough for both to start, on a busy machine too.
+    longer = "train.epochs=12"
+    command = ensemble_command(recipe_file, dataset, output, 1)
+    command += ["--variant", "wide", *changes, "--set", longer]
     before = dict(os.environ)
     assert ray_job.main(command) == 0
     assert dict(os.environ) == before
@@ -80,7 +83,7 @@ def test_a_seed_and_a_variant_run_side_by_side_and_are_averaged(
     # Tune ends the processes of its trials by SIGTERM; what that interrupts, Python may tell of.
     expected = ("steps: ", "still waiting for the first step", "\x1b[36m(_trial pid=")
     assert [line for line in shown.err.splitlines() if not line.startswith(expected)] == []
-    assert "steps: 48/48" in shown.err
+    assert "steps: 144/144" in shown.err
 
     runs = [output / "seed-1", output / "wide"]
     begun = [(run / "run.json").stat().st_mtime for run in runs]
@@ -88,7 +91,7 @@ def test_a_seed_and_a_variant_run_side_by_side_and_are_averaged(
     assert max(begun) < min(ended), "one after the other, though both fit"
 
     alone = tmp_path / "alone"
-    train(load_recipe(recipe_file, changes), dataset, str(alone), world=World())
+    train(load_recipe(recipe_file, [*changes, longer]), dataset, str(alone), world=World())
     assert_close_runs(str(runs[1]), str(alone))
 
     monkeypatch.setattr(ray_tune, "run_recipes", None)
