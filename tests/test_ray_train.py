@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from trainer.predictions import predictions_path, read_predictions
 from trainer.ray_actors import Failures
 from trainer.ray_train import Workers, fit_workers, progress_board
 from trainer.ray_tune import unfinished
-from trainer.run_folder import is_finished, read_history, read_run
+from trainer.run_folder import alone_in, is_finished, read_history, read_run
 from trainer.world import World
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -327,6 +328,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_train, "fit_workers", lambda workers: (workers, 1))
     monkeypatch.setattr(ray_train, "_fit", lambda worker, config, *others: worker(config))
     monkeypatch.setattr(ray_train, "_world", lambda threads: World())
+    board = SimpleNamespace(put=SimpleNamespace(remote=lambda values: None))
+    monkeypatch.setattr(ray_train, "progress_board", lambda num_runs: nullcontext(board))
 
 
 @pytest.mark.usefixtures("here")
@@ -345,6 +348,32 @@ def test_other_data_are_evaluated_under_a_name_of_their_own(
     assert storage.read_bytes(predictions_path(without_ray, "eval")) == before
     names = [path.name for path in Path(without_ray, "predictions").iterdir()]
     assert not any("moved" in name for name in names)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_folder_that_is_trained_in_is_refused(
+    dataset: PreparedDataset, recipe_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    with alone_in(run):
+        assert ray_job.main(train_command(recipe_file, dataset, run)) == 1
+    assert f"{run}: another process trains there" in capsys.readouterr().err
+    assert not storage.exists(f"{run}/run.json")
+
+
+@pytest.mark.usefixtures("here")
+def test_an_imported_run_is_a_member(
+    dataset: PreparedDataset, without_ray: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    imported, output = str(tmp_path / "imported"), str(tmp_path / "ensemble")
+    assert ray_job.main(["import", without_ray, "--data", dataset.path, "--out", imported]) == 0
+    command = ["ensemble", "--runs", without_ray, imported, "--out", output]
+    assert ray_job.main(command) == 1
+    assert f"{imported}: no predictions on 'eval'; make them" in capsys.readouterr().err
+    assert ray_job.main(["evaluate", imported, "--split", "eval"]) == 0
+    assert ray_job.main(command) == 0
+    found, expected = (read_predictions(run, "eval").scores for run in (output, without_ray))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.usefixtures("here")

@@ -1,5 +1,6 @@
 """The run folder: which run may be carried on in it, and TensorBoard's logs."""
 
+import errno
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -151,7 +152,7 @@ def test_a_run_that_lacks_something_is_named(
 
 
 def assert_damaged(run: str, dataset: PreparedDataset) -> None:
-    message = rf"^{run}/run\.json: damaged, .*put it back"
+    message = rf"^{run}/run\.json: (damaged, .*put it back|no whole JSON|must hold a JSON object)"
     with pytest.raises(UserError, match=message):
         read_run(run)
     with pytest.raises(UserError, match=message):
@@ -192,6 +193,17 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
             pass
     with alone_in(run):
         pass
+
+
+def test_a_folder_without_locks_is_trained_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with alone_in(str(tmp_path)):
+        assert f"note: {tmp_path}: not locked (Operation not" in capsys.readouterr().err
 
 
 # TensorBoard

@@ -57,6 +57,7 @@ def train_compiled(world: World, document: dict[str, Any], data: str, run: str) 
     """All of the compiler but its last stage, which takes a minute and a C++ compiler."""
     torch.compile = partial(torch.compile, backend="aot_eager")  # type: ignore[assignment]
     train_rank(world, document, data, run)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
 def train_ranks(world: World, documents: dict[str, dict[str, Any]], data: str) -> None:
