@@ -161,8 +161,7 @@ def _evaluation_name(
     run: dict[str, Any], dataset: PreparedDataset, clips: ClipSet, weights: str
 ) -> str:
     """What the predictions are called: other data must not take the place of the run's own."""
-    is_own = clips.data_fingerprint == run["data"]["fingerprint"]
-    if is_own:
+    if clips.data_fingerprint == run["data"]["fingerprint"]:
         return predictions_name(clips.name, weights)
     other = f"{dataset.path.rpartition('/')[2]}-{clips.data_fingerprint[:8]}"
     return predictions_name(f"{clips.name}-of-{other}", weights)
@@ -232,8 +231,8 @@ def note_workers(recipes: Collection[Recipe], workers: Workers) -> None:
     found = sorted({one.train.precision for one in recipes} - {"float32"})
     if found and not workers.use_gpu:
         print(
-            f"note: train.precision: {' and '.join(found)} on CPUs, most of which are faster with "
-            f"float32",
+            f"note: train.precision: {' and '.join(found)} on CPUs, many of which are far faster "
+            f"with float32",
             file=sys.stderr,
         )
 

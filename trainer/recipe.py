@@ -48,7 +48,8 @@ class TrainSettings:
     """Decides the first weights, the order of the clips and every augmentation."""
     precision: Precision = "float32"
     """`bfloat16` or `float16`: autocast; weights and optimiser stay float32. `float16` scales the
-    loss and skips the first steps until the scale fits. Most CPUs are slower in either."""
+    loss and skips the first steps until the scale fits. CPUs without instructions
+    for them are many times slower in either."""
     micro_batch_size: int = 0
     """Clips that a worker computes at once, for less memory; 0: all its share of the batch. The
     batch, the schedule and the losses stay the same."""
@@ -188,12 +189,13 @@ def _blame(message: str, overrides: Sequence[str]) -> str:
     Of a key that is overridden twice it names the last.
     """
     what = message.removeprefix("--set:")
-    about = re.match(r"\s*(?:no key )?([a-z_]+)\.([a-z_]+)", what)
+    about = re.match(r"\s*(?:no key )?(([a-z_]+\.)[a-z_]+)", what)
     named = list(overrides)
     if about:
         by_key = {one.partition("=")[0].strip(): one for one in overrides}
-        same = [one for key, one in by_key.items() if key.startswith(f"{about[1]}.")]
-        named = [by_key[about[0].split()[-1]]] if about[0].split()[-1] in by_key else same or named
+        key, section = about.groups()
+        of_section = [one for name, one in by_key.items() if name.startswith(section)]
+        named = [by_key[key]] if key in by_key else of_section or named
     return f"{' '.join(f'--set {one}' for one in named)}:{what}"
 
 
