@@ -503,7 +503,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, run: str) -> None:
     with pytest.raises(UserError, match=r"history\.json: damaged"):
         write_report([run])
     Path(run, "run.json").write_text("{")
-    with pytest.raises(UserError, match=r"run\.json: damaged"):
+    with pytest.raises(UserError, match=r"run\.json: no whole JSON document"):
         write_report([run])
     storage.write_json(f"{run}/run.json", {"format_version": 99})
     with pytest.raises(UserError, match="format version 99"):
