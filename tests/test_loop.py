@@ -249,6 +249,27 @@ def test_stopped_between_two_writes(
     assert_same_run(run, uninterrupted)
 
 
+def test_of_two_that_train_in_a_folder_the_later_goes_on(
+    dataset: PreparedDataset, uninterrupted: str, tmp_path: Path
+) -> None:
+    """As may happen on S3, which has no locks, or when a lost worker comes back."""
+    run, kept = str(tmp_path), list[str]()
+
+    def begin_another(values: dict[str, Any]) -> None:
+        if values["step"] == 8:
+            with pytest.raises(Stopped):
+                start(tiny_recipe(train=OFTEN), dataset, run, 10)
+            kept.extend(checkpoint_paths(run))
+
+    recipe = tiny_recipe(train=OFTEN)
+    with pytest.raises(UserError, match=r"another `train` has begun there \(process \d+ on .+\)"):
+        train(recipe, dataset, run, world=World(), report=begin_another)
+    assert checkpoint_paths(run) == kept
+    assert not is_finished(run)
+    start(recipe, dataset, run)
+    assert_same_run(run, uninterrupted)
+
+
 def test_without_checkpoints_in_between_the_epoch_starts_again(
     dataset: PreparedDataset, tmp_path: Path
 ) -> None:

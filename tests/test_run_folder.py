@@ -21,10 +21,12 @@ from trainer.run_folder import (
     alone_in,
     check_folder,
     check_same_run,
+    check_writer,
     describe_run,
     is_finished,
     read_history,
     read_run,
+    take_over,
 )
 from trainer.world import World
 
@@ -204,6 +206,25 @@ def test_a_folder_without_locks_is_trained_in(
     monkeypatch.setattr("fcntl.flock", flock)
     with alone_in(str(tmp_path)):
         assert f"note: {tmp_path}: not locked (Operation not" in capsys.readouterr().err
+
+
+def test_the_last_to_take_a_folder_over_writes_there(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    first = take_over(run)
+    check_writer(run, first)
+    second = take_over(run)
+    check_writer(run, second)
+    with pytest.raises(UserError, match=f"{run}: another `train` has begun there"):
+        check_writer(run, first)
+
+
+@pytest.mark.parametrize("content", [None, "", "{"])
+def test_who_writes_into_a_folder_may_be_forgotten(tmp_path: Path, content: str | None) -> None:
+    token = take_over(str(tmp_path))
+    (tmp_path / "writer.json").unlink()
+    if content is not None:
+        (tmp_path / "writer.json").write_text(content)
+    check_writer(str(tmp_path), token)
 
 
 # TensorBoard

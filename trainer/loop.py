@@ -46,7 +46,7 @@ from trainer.metrics import evaluate_scores
 from trainer.model import AST, build_model
 from trainer.predictions import from_scores, predictions_name, write_predictions
 from trainer.recipe import Recipe, check_fit
-from trainer.run_folder import TensorBoardLog, describe_run, write_history
+from trainer.run_folder import TensorBoardLog, describe_run, take_over, write_history
 from trainer.run_state import Report, Run, restore, save, save_if_due
 from trainer.sampler import Stream, draw_weights, patchout_seed, random_bits
 from trainer.schedule import learning_rate
@@ -98,7 +98,9 @@ def _set_up(
     saved = load_newest(run_path)
     _check_ranks_agree(world, run_path, 0 if saved is None else saved.progress.step)
     ast = make_model(recipe, dataset, fresh=saved is None)
+    token = ""
     if world.is_first:
+        token = take_over(run_path)
         # At each start, as some settings may change between them.
         facts = describe_run(recipe, dataset, data, ast.num_parameters())
         storage.write_json(storage.join(run_path, "run.json"), facts)
@@ -121,6 +123,7 @@ def _set_up(
         train_loader=make_loader(data.train),
         eval_loader=make_loader(data.evaluation),
         log=None,
+        token=token,
         report=report,
         saved_at=time.monotonic(),
     )

@@ -5,8 +5,11 @@ run is carried on only with the same settings and data.
 """
 
 import fcntl
+import os
 import platform
+import secrets
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -241,6 +244,34 @@ def alone_in(run_path: str) -> Iterator[None]:
             # Buckets that are mounted as a folder often have no locks.
             print(f"note: {run_path}: not locked ({error.strerror})", file=sys.stderr)
         yield
+
+
+def take_over(run_path: str) -> str:
+    """Make this process the one that writes into the run folder; returns what it is known by.
+
+    A lock cannot do it on S3, where one of a killed process would stay.
+    """
+    token = secrets.token_hex(8)
+    writer = {"token": token, "host": socket.gethostname(), "process": os.getpid()}
+    storage.write_json(storage.join(run_path, "writer.json"), writer)
+    return token
+
+
+def check_writer(run_path: str, token: str) -> None:
+    """Refuse to write once another process has taken the run folder over.
+
+    Raises:
+        UserError: another has, and goes on with the run.
+    """
+    try:
+        writer = storage.with_retries(storage.read_json, storage.join(run_path, "writer.json"))
+    except (FileNotFoundError, ValueError):
+        return
+    if writer["token"] != token:
+        raise UserError(
+            f"{run_path}: another `train` has begun there (process {writer['process']} on "
+            f"{writer['host']}) and goes on from the last checkpoint; this one ends"
+        )
 
 
 class TensorBoardLog:

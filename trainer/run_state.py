@@ -19,7 +19,7 @@ from trainer.clips import TrainingData
 from trainer.loader import EpochPlan, Loader
 from trainer.model import AST
 from trainer.recipe import Recipe
-from trainer.run_folder import TensorBoardLog, write_history
+from trainer.run_folder import TensorBoardLog, check_writer, write_history
 from trainer.sharding import gathered_state, load_model, load_optimiser, shared_out
 from trainer.step import Learner
 from trainer.world import World
@@ -43,6 +43,8 @@ class Run:
     eval_loader: Loader
     log: TensorBoardLog | None
     """Of the first rank."""
+    token: str
+    """What the first rank is known by as the one that writes into the run folder."""
     report: Report
     saved_at: float
     score_sum: Tensor | None = None
@@ -105,18 +107,17 @@ def save(run: Run, needed_epochs: Collection[int] = ()) -> None:
         scaler=run.learner.scaler.state_dict(),
         score_sum=run.score_sum,
     )
-    run.background.start(partial(_write, run.path, run.log, checkpoint.copy(), needed_epochs))
+    run.background.start(partial(_write, run, checkpoint.copy(), needed_epochs))
 
 
-def _write(
-    run_path: str, log: TensorBoardLog | None, saved: Checkpoint, needed_epochs: Collection[int]
-) -> None:
+def _write(run: Run, saved: Checkpoint, needed_epochs: Collection[int]) -> None:
     """What a restart builds on must be there before the checkpoint is: curves, kept weights."""
+    check_writer(run.path, run.token)
     if saved.progress.epoch - 1 in needed_epochs:
-        write_weights(run_path, epoch_name(saved.progress.epoch - 1), saved.model)
-    if log is not None:
-        log.flush()
-    save_checkpoint(run_path, saved)
-    write_history(run_path, saved.progress, finished=False)
+        write_weights(run.path, epoch_name(saved.progress.epoch - 1), saved.model)
+    if run.log is not None:
+        run.log.flush()
+    save_checkpoint(run.path, saved)
+    write_history(run.path, saved.progress, finished=False)
     if needed_epochs:
-        remove_other_epochs(run_path, needed_epochs)
+        remove_other_epochs(run.path, needed_epochs)
