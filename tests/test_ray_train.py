@@ -212,6 +212,16 @@ def test_half_precision_on_cpus_is_told(
     assert ("note: train.precision: bfloat16 on CPUs" in capsys.readouterr().err) is is_told
 
 
+@pytest.mark.parametrize(("micro_batch_size", "is_told"), [(3, False), (4, True), (8, False)])
+def test_micro_batches_no_smaller_than_shares_are_told(
+    capsys: pytest.CaptureFixture[str], micro_batch_size: int, is_told: bool
+) -> None:
+    """Those no smaller than a batch are told of with the recipe."""
+    recipe = tiny_recipe(train={"batch_size": 8, "micro_batch_size": micro_batch_size})
+    ray_train.note_workers([recipe], Workers(num=2))
+    assert ("each of 2 workers computes no more than 4" in capsys.readouterr().err) is is_told
+
+
 def test_runs_that_have_not_begun_are_as_long_as_the_first() -> None:
     assert ray_train._num_steps([{"num_steps": 7}], 3) == 21
     assert ray_train._num_steps([{"num_steps": 7}, {"num_steps": 9}], 3) == 23

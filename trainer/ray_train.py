@@ -224,8 +224,17 @@ def fit_workers(workers: Workers, *, runs: int = 1) -> tuple[Workers, int]:
 def note_workers(recipes: Collection[Recipe], workers: Workers) -> None:
     """Tell of what does not suit the workers: half precision on CPUs, which recipes for GPUs have.
 
-    And of one worker that has nobody to share a model with.
+    And of one worker that has nobody to share a model with, or several whose shares of a batch are
+    small anyway.
     """
+    for size, micro in sorted({(x.train.batch_size, x.train.micro_batch_size) for x in recipes}):
+        share = math.ceil(size / workers.num)
+        if share <= micro < size:
+            print(
+                f"note: train.micro_batch_size: without effect, as each of {workers.num} workers "
+                f"computes no more than {share} clips of a batch",
+                file=sys.stderr,
+            )
     if workers.num == 1 and any(one.train.sharding == "shard" for one in recipes):
         print("note: train.sharding: without effect, as there is one worker", file=sys.stderr)
     found = sorted({one.train.precision for one in recipes} - {"float32"})

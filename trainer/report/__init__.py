@@ -155,7 +155,7 @@ def write_report(runs: list[str], *, output: str | None = None) -> str:
     if output and not output.endswith(".html"):
         raise UserError(f"--out: {output}: must end with .html; give the page a file of its own")
     folders = [storage.absolute(path) for path in runs]
-    paths = list(itertools.chain.from_iterable(map(member_paths, folders)))
+    paths = list(dict.fromkeys(itertools.chain.from_iterable(map(member_paths, folders))))
     loaded = [load_run(path, name) for path, name in zip(paths, run_names(paths), strict=True)]
     target = storage.absolute(output) if output else storage.join(folders[0], "report.html")
     sections = make_sections(loaded) | {"ensembles": read_ensembles(folders)}
