@@ -199,7 +199,7 @@ def evaluate(arguments: Arguments) -> None:
     what = run, data, arguments.split, arguments.fold
     name = ray_train.check_evaluation(*what, arguments.weights)
     with _session(arguments):
-        ray_train.run_evaluation(*what, _workers(arguments), arguments.weights)
+        ray_train.run_evaluation(*what, _workers(arguments), arguments.weights, arguments.precision)
     Console().print(metrics_summary(run, name))
     print(predictions_path(run, name))
 
@@ -633,6 +633,11 @@ def _add_evaluate(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     step.add_argument("--split", required=True, help="split to score")
     step.add_argument("--fold", type=int, default=0, help="only this fold of it")
     step.add_argument("--data", help="prepared data set (default: the one trained on)")
+    step.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float16"),
+        help="what the model computes in (default: what it was trained in)",
+    )
     _add_weights_option(step)
     _add_worker_options(step)
 

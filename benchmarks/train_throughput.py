@@ -27,7 +27,8 @@ from transformers import ASTConfig, ASTForAudioClassification
 from trainer.flops import training_flops
 from trainer.model import AST, ModelSettings, build_model
 from trainer.optimiser import OptimiserSettings
-from trainer.recipe import Precision, TrainSettings
+from trainer.precision import Precision
+from trainer.recipe import TrainSettings
 from trainer.step import Share, make_learner, make_step
 from trainer.world import World
 

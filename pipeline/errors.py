@@ -1,4 +1,4 @@
-"""The one exception type that is shown to users as a line instead of a traceback."""
+"""The exceptions that are shown to users as a line instead of a traceback."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     `ray_job.py` prints the message and exits with status 1. Raised inside a Ray worker it is
     unwrapped by the driver and ends the job the same way.
     """
+
+
+class PassingError(UserError):
+    """A storage that does not answer, or not in full: what was tried may work some time later."""

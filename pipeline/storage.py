@@ -15,6 +15,7 @@ import io
 import json
 import os
 import random
+import re
 import stat
 import time
 from abc import ABC, abstractmethod
@@ -41,7 +42,7 @@ from botocore.exceptions import (
 from fsspec.exceptions import FSTimeoutError
 from obstore.exceptions import BaseError
 
-from pipeline.errors import UserError
+from pipeline.errors import PassingError, UserError
 from pipeline.s3_objects import (
     CONNECT_TIMEOUT_S,
     LISTING_SCHEMA,
@@ -75,6 +76,9 @@ _NO_ANSWER = (EndpointConnectionError, ConnectTimeoutError, ReadTimeoutError, FS
 _OVERLOADED = {"SlowDown", "RequestTimeout", "Throttling", "RequestLimitExceeded"}
 _NO_SUCH_PATH = {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
+
+UNFINISHED = re.compile(r"\..+\.\d+\.[0-9a-f]{8}")
+"""Names of local files that are being written; a killed process leaves them."""
 
 _PUT_BYTES = 16 * 2**20
 """Larger objects go to S3 in parts of this size, ten at a time."""
@@ -550,7 +554,9 @@ def explained(path: str) -> Iterator[None]:
             reason = getattr(error, "strerror", None)
         if reason is None:
             raise
-        raise UserError(f"{path}: {reason}") from error
+        is_passing = is_remote(path) and (_may_pass(error) or isinstance(error, _NO_ANSWER))
+        kind = PassingError if is_passing else UserError
+        raise kind(f"{path}: {reason}") from error
 
 
 def _error_code(error: BaseException) -> str:

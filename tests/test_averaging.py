@@ -60,8 +60,7 @@ def scores_of(recipe: Recipe, dataset: PreparedDataset, weights: str) -> np.ndar
         Loader(data.evaluation, recipe.loader, num_frames=recipe.model.num_frames),
         mean=data.mean,
         std=data.std,
-        loss=recipe.train.loss,
-        batch_size=7,
+        settings=recipe.train,
         world=World(),
         run_path="run",
     ).scores

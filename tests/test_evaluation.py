@@ -19,6 +19,7 @@ from trainer.loader import Loader, LoaderSettings
 from trainer.loop import make_model
 from trainer.loss import Loss, loss_per_clip, scores
 from trainer.model import AST
+from trainer.recipe import TrainSettings
 from trainer.world import World
 
 MEAN, STD = -5.0, 2.5
@@ -45,8 +46,7 @@ def evaluate_tiny(
         make_loader(dataset),
         mean=MEAN,
         std=STD,
-        loss=loss,
-        batch_size=batch_size,
+        settings=TrainSettings(loss=loss, batch_size=batch_size),
         world=world,
         run_path="run",
     )
@@ -86,8 +86,7 @@ def test_each_clip_is_padded_to_its_own_bucket(dataset: PreparedDataset) -> None
         loader,
         mean=MEAN,
         std=STD,
-        loss="bce",
-        batch_size=4,
+        settings=TrainSettings(batch_size=4),
         world=World(),
         run_path="run",
     ).scores
@@ -102,19 +101,83 @@ def test_each_clip_is_padded_to_its_own_bucket(dataset: PreparedDataset) -> None
     assert lengths == {48, 56, 64}
 
 
-def save_evaluation(world: World, data_path: str, output: str) -> None:
-    result = evaluate_tiny(open_dataset(data_path), "bce", 2, world)
+def evaluate_in_buckets(dataset: PreparedDataset, world: World) -> Evaluation:
+    clips = select_clips(dataset, "eval")
+    return evaluate(
+        tiny_model(dataset),
+        Loader(clips, LoaderSettings(threads=1), num_frames=64, bucket_frames=(48, 56)),
+        mean=MEAN,
+        std=STD,
+        settings=TrainSettings(batch_size=2),
+        world=world,
+        run_path="run",
+    )
+
+
+def save_evaluations(world: World, data_path: str, output: str) -> None:
+    dataset = open_dataset(data_path)
+    result = evaluate_tiny(dataset, "bce", 2, world)
     np.savez(f"{output}/{world.rank}.npz", scores=result.scores, loss=result.loss)
+    result = evaluate_in_buckets(dataset, world)
+    np.savez(f"{output}/{world.rank}-in-buckets.npz", scores=result.scores, loss=result.loss)
 
 
 def test_ranks_find_the_same_together(dataset: PreparedDataset, tmp_path: Path) -> None:
     """9 clips on 2 ranks: 5 and 4, so that the second has a filler."""
-    run_ranks(2, save_evaluation, dataset.path, str(tmp_path))
+    run_ranks(2, save_evaluations, dataset.path, str(tmp_path))
     alone = evaluate_tiny(dataset, "bce", 4, World())
+    in_buckets = evaluate_in_buckets(dataset, World())
     for rank in range(2):
+        with np.load(tmp_path / f"{rank}-in-buckets.npz") as found:
+            np.testing.assert_allclose(found["scores"], in_buckets.scores, atol=1e-6)
         with np.load(tmp_path / f"{rank}.npz") as found:
             np.testing.assert_allclose(found["scores"], alone.scores, atol=1e-6)
             assert float(found["loss"]) == pytest.approx(alone.loss, abs=1e-6)
+
+
+class Noted(nn.Module):
+    """A model that notes how many clips it computes at once, and in what."""
+
+    def __init__(self, model: AST) -> None:
+        super().__init__()
+        self.model = model
+        self.found: set[tuple[int, torch.dtype]] = set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x)
+        self.found.add((len(x), logits.dtype))
+        return logits
+
+
+def evaluate_noted(
+    dataset: PreparedDataset, settings: TrainSettings
+) -> tuple[Evaluation, set[tuple[int, torch.dtype]]]:
+    model = Noted(tiny_model(dataset))
+    result = evaluate(
+        model,
+        make_loader(dataset),
+        mean=MEAN,
+        std=STD,
+        settings=settings,
+        world=World(),
+        run_path="run",
+    )
+    return result, model.found
+
+
+def test_it_computes_in_the_precision_of_training(dataset: PreparedDataset) -> None:
+    """As the authors do. Its results are float32 all the same."""
+    exact, found = evaluate_noted(dataset, TrainSettings(batch_size=9))
+    assert found == {(9, torch.float32)}
+    result, found = evaluate_noted(dataset, TrainSettings(batch_size=9, precision="bfloat16"))
+    assert found == {(9, torch.bfloat16)}
+    assert result.scores.dtype == np.float32
+    assert 0 < np.abs(result.scores - exact.scores).max() < 0.02
+
+
+def test_it_computes_no_more_clips_at_once_than_training(dataset: PreparedDataset) -> None:
+    _, found = evaluate_noted(dataset, TrainSettings(batch_size=9, micro_batch_size=3))
+    assert {size for size, _ in found} == {3}
 
 
 class Constant(nn.Module):
@@ -136,8 +199,7 @@ def evaluate_constant(dataset: PreparedDataset, model: Constant) -> Evaluation:
         make_loader(dataset),
         mean=MEAN,
         std=STD,
-        loss="bce",
-        batch_size=5,
+        settings=TrainSettings(batch_size=5),
         world=World(),
         run_path="/runs/a",
     )

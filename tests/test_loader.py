@@ -272,31 +272,35 @@ def test_memory_is_used_again_once_the_next_batch_is_asked_for(clips: ClipSet) -
     assert len(set(places)) <= 3
 
 
+@pytest.mark.parametrize("bucket_frames", [(), (48, 56)])
 @pytest.mark.parametrize(("world_size", "batch_size"), [(1, 7), (2, 7), (3, 4), (7, 20)])
 def test_evaluation_covers_every_clip_once(
-    dataset: PreparedDataset, world_size: int, batch_size: int
+    dataset: PreparedDataset, world_size: int, batch_size: int, bucket_frames: tuple[int, ...]
 ) -> None:
     clips = select_clips(dataset, "eval")
-    rows: list[torch.Tensor] = []
-    targets: list[torch.Tensor] = []
+    found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     counts = set()
     for rank in range(world_size):
+        loader = Loader(clips, LoaderSettings(), num_frames=NUM_FRAMES, bucket_frames=bucket_frames)
         batches = evaluation_batches(
-            make_loader(clips), rank=rank, world_size=world_size, batch_size=batch_size
+            loader, rank=rank, world_size=world_size, batch_size=batch_size
         )
         counts.add(len(batches))
         for batch in batches:
             assert len(batch.stored) <= batch_size
             assert batch.num_clips == int(batch.weights.sum())
-            rows.extend(batch.stored[batch.weights > 0])
-            targets.extend(batch.targets[batch.weights > 0])
+            for place in np.flatnonzero(batch.weights):
+                row = int(batch.rows[place])
+                assert row not in found
+                found[row] = batch.stored[place], batch.targets[place]
     assert len(counts) == 1, "ranks with unequal numbers of batches would wait for each other"
-    assert len(rows) == len(clips) == 20
-    for number, (x, target) in enumerate(zip(rows, targets, strict=True)):
+    assert len(found) == len(clips) == 20
+    for row, (x, target) in found.items():
         # The index has the 40 clips to train on first.
-        fbank = torch.from_numpy(dataset.read_fbank(40 + number).copy())
-        assert torch.equal(x, padded(fbank, NUM_FRAMES))
-        assert np.flatnonzero(target).tolist() == sorted(clips.label_indices[number])
+        fbank = torch.from_numpy(dataset.read_fbank(40 + row).copy())
+        length = next(one for one in (*bucket_frames, NUM_FRAMES) if one >= min(len(fbank), len(x)))
+        assert torch.equal(x, padded(fbank, length))
+        assert np.flatnonzero(target).tolist() == sorted(clips.label_indices[row])
 
 
 def test_from_a_bucket(s3: str, clips: ClipSet) -> None:
@@ -341,7 +345,7 @@ def test_from_a_bucket_by_copies_on_disk(s3: str, clips: ClipSet, tmp_path: Path
         assert cache is not None
         if cache._copying is not None:
             cache._copying.result()
-    assert len(list((tmp_path / "cache").glob("*.tar"))) == 1
+    assert len(list((tmp_path / "cache" / "ast-ray-shards").glob("*.tar"))) == 1
 
 
 @pytest.mark.parametrize(

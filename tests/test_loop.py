@@ -14,12 +14,12 @@ import torch
 
 from pipeline import storage
 from pipeline.dataset import PreparedDataset, open_dataset
-from pipeline.errors import UserError
+from pipeline.errors import PassingError, UserError
 from tests.prepared import make_prepared, tiny_recipe
 from tests.ranks import run_ranks
 from tests.runs import assert_close_runs, assert_same_run, newest, untimed
 from trainer import loop, run_state
-from trainer.checkpoint import checkpoint_paths
+from trainer.checkpoint import Checkpoint, checkpoint_paths
 from trainer.loop import train
 from trainer.predictions import read_predictions
 from trainer.recipe import Recipe, make_recipe
@@ -114,6 +114,7 @@ def test_what_it_leaves_behind(dataset: PreparedDataset, tmp_path: Path) -> None
     assert predictions.ids == dataset.select("train", fold=2)["id"].to_pylist()
     assert predictions.facts == {
         "loss": "bce",
+        "precision": "float32",
         "checkpoint_step": 6,
         "data_fingerprint": dataset.card["fingerprint"],
     }
@@ -267,6 +268,33 @@ def test_of_two_that_train_in_a_folder_the_later_goes_on(
     assert checkpoint_paths(run) == kept
     assert not is_finished(run)
     start(recipe, dataset, run)
+    assert_same_run(run, uninterrupted)
+
+
+def test_a_storage_that_does_not_answer_within_an_epoch_ends_no_run(
+    dataset: PreparedDataset,
+    uninterrupted: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """At an epoch's end the checkpoint is needed; a new start writes it."""
+    save, run = run_state.save_checkpoint, str(tmp_path)
+    failing = {2, 6}
+
+    def save_or_not(run_path: str, saved: Checkpoint) -> str:
+        if saved.progress.step in failing:
+            raise PassingError("no answer")
+        return save(run_path, saved)
+
+    monkeypatch.setattr(run_state, "save_checkpoint", save_or_not)
+    with pytest.raises(PassingError, match="no answer"):
+        start(tiny_recipe(train=OFTEN), dataset, run)
+    told = "note: no answer; training goes on without the checkpoint of step 2\n"
+    assert capsys.readouterr().err == told
+    assert newest(run).progress.step == 5
+    failing.clear()
+    start(tiny_recipe(train=OFTEN), dataset, run)
     assert_same_run(run, uninterrupted)
 
 

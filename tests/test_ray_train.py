@@ -19,7 +19,7 @@ import ray
 import ray_job
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
-from pipeline.errors import UserError
+from pipeline.errors import PassingError, UserError
 from tests.prepared import make_prepared, tiny_recipe, write_recipe
 from tests.runs import assert_close_runs, assert_events_match_history, newest
 from tests.steps import started
@@ -33,6 +33,7 @@ from trainer.predictions import predictions_path, read_predictions
 from trainer.ray_actors import Failures
 from trainer.ray_train import Workers, fit_workers, progress_board
 from trainer.ray_tune import unfinished
+from trainer.recipe import TrainSettings
 from trainer.run_folder import alone_in, is_finished, read_history, read_run
 from trainer.world import World
 
@@ -105,16 +106,18 @@ def test_another_split_is_evaluated_with_the_last_checkpoint(
         Loader(clips, LoaderSettings(), num_frames=64),
         mean=data["mean"],
         std=data["std"],
-        loss="bce",
-        batch_size=7,
+        settings=TrainSettings(batch_size=7),
         world=World(),
         run_path=without_ray,
     )
     assert found.ids == clips.ids
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
-    fingerprint = dataset.card["fingerprint"]
-    facts = {"loss": "bce", "checkpoint_step": 24, "data_fingerprint": fingerprint}
-    assert found.facts == facts
+    assert found.facts == {
+        "loss": "bce",
+        "precision": "float32",
+        "checkpoint_step": 24,
+        "data_fingerprint": dataset.card["fingerprint"],
+    }
     metrics = storage.read_json(f"{without_ray}/predictions/train-fold2.json")
     assert metrics["mAP"] == pytest.approx(expected.metrics.mAP)
 
@@ -195,6 +198,17 @@ def test_the_progress_takes_no_cpu_and_outlives_its_board() -> None:
         assert ray.available_resources()["CPU"] == 2
         ray.kill(board)
         time.sleep(1.5)
+
+
+@pytest.mark.usefixtures("session")
+def test_how_far_a_run_is_comes_from_the_board() -> None:
+    with progress_board(1) as board:
+        nothing = dict.fromkeys(("loss", "clips_per_s", "mAP", "accuracy"))
+        values = {"num_steps": 20, "epoch": 1, "lr": 0.1, **nothing}
+        for run, step in (("/a/run", 7), ("/another", 9)):
+            ray.get(board.put.remote({**values, "run": run, "step": step}))
+        assert Failures("/a/run", board)._step() == 7
+        assert Failures("/a/third", board)._step() == 0
 
 
 # Without a session
@@ -282,12 +296,27 @@ def test_gpus_are_used_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_which_failures_are_worth_a_new_start(capsys: pytest.CaptureFixture[str]) -> None:
-    Failures().after_exception(None, {1: RuntimeError("the node went\naway")})
+    failures = Failures("/a/run", None)
+    failures.after_exception(None, {1: RuntimeError("the node went\naway")})
     assert "worker 1 failed (away); starting again" in capsys.readouterr().err
+    failures.after_exception(None, {0: PassingError("no answer")})
+    assert "worker 0 failed (no answer); starting again" in capsys.readouterr().err
     with pytest.raises(UserError, match="no such shard"):
-        Failures().after_exception(
+        failures.after_exception(
             None, {0: RuntimeError("peer lost"), 1: UserError("no such shard")}
         )
+
+
+def test_a_run_starts_again_as_long_as_it_gets_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any number of lost workers, but not the same failure again and again."""
+    failures, lost = Failures("/a/run", None), {0: RuntimeError("lost")}
+    for step in range(20):
+        monkeypatch.setattr(failures, "_step", lambda step=step: step)
+        failures.after_exception(None, lost)
+    for _ in range(2):
+        failures.after_exception(None, lost)
+    with pytest.raises(RuntimeError, match="lost"):
+        failures.after_exception(None, lost)
 
 
 def test_what_cannot_be_is_found_out_before_ray_starts(
@@ -380,7 +409,11 @@ def test_an_imported_run_is_a_member(
     command = ["ensemble", "--runs", without_ray, imported, "--out", output]
     assert ray_job.main(command) == 1
     assert f"{imported}: no predictions on 'eval'; make them" in capsys.readouterr().err
-    assert ray_job.main(["evaluate", imported, "--split", "eval"]) == 0
+    evaluate_imported = ["evaluate", imported, "--split", "eval"]
+    assert ray_job.main([*evaluate_imported, "--precision", "bfloat16"]) == 0
+    assert "note: --precision: bfloat16 on CPUs" in capsys.readouterr().err
+    assert read_predictions(imported, "eval").facts["precision"] == "bfloat16"
+    assert ray_job.main(evaluate_imported) == 0
     assert ray_job.main(command) == 0
     found, expected = (read_predictions(run, "eval").scores for run in (output, without_ray))
     np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -76,6 +76,16 @@ def test_overrides(
     assert type(value) is type(expected)
 
 
+def test_paths_mean_the_same_to_workers(
+    recipe_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    overrides = ["model.weights_file=~/a.pth", "loader.cache_gb=1", "loader.cache_folder=~/shards"]
+    recipe = load_recipe(recipe_file, overrides)
+    assert recipe.model.weights_file == f"{tmp_path}/a.pth"
+    assert recipe.loader.cache_folder == f"{tmp_path}/shards"
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -26,6 +26,7 @@ from trainer.run_folder import (
     is_finished,
     read_history,
     read_run,
+    remove_unfinished,
     take_over,
 )
 from trainer.world import World
@@ -225,6 +226,17 @@ def test_who_writes_into_a_folder_may_be_forgotten(tmp_path: Path, content: str 
     if content is not None:
         (tmp_path / "writer.json").write_text(content)
     check_writer(str(tmp_path), token)
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    kept = ["run.json", ".lock", "checkpoints/step-00000004.pt", "ray/.notes", ".hidden.1.file"]
+    left = [".run.json.12.0123abcd", "checkpoints/.step-00000005.pt.12345.0123abcd"]
+    for name in kept + left:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    remove_unfinished(str(tmp_path))
+    assert all((tmp_path / name).exists() for name in kept)
+    assert not any((tmp_path / name).exists() for name in left)
 
 
 # TensorBoard

@@ -37,7 +37,7 @@ def settled(cache: ShardCache, shards: list[str]) -> dict[str, str]:
 
 
 def copies(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.tar"))
+    return sorted(folder.glob("ast-ray-shards/*.tar"))
 
 
 @pytest.mark.parametrize(("max_bytes", "num_copies"), [(999, 0), (2999, 2), (3000, 3)])
@@ -75,10 +75,23 @@ def test_a_shard_that_changed_is_copied_anew(shards: list[str], tmp_path: Path) 
 
 
 def test_what_a_killed_process_left_takes_no_room(shards: list[str], tmp_path: Path) -> None:
-    (tmp_path / ".a.tar.123.4567").write_bytes(bytes(2500))
+    cache = ShardCache(str(tmp_path), max_bytes=3000)
+    unfinished = tmp_path / "ast-ray-shards" / f".{'0' * 64}.tar.123.0123abcd"
+    unfinished.write_bytes(bytes(2500))
+    settled(cache, shards)
+    assert len(copies(tmp_path)) == 3
+    assert not unfinished.exists()
+
+
+def test_what_else_is_in_the_folder_stays(shards: list[str], tmp_path: Path) -> None:
+    """Such as a home folder."""
+    others = [tmp_path / ".bashrc", tmp_path / "sub" / ".gitconfig", tmp_path / "ast-ray-shards/.a"]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(2500))
     settled(ShardCache(str(tmp_path), max_bytes=3000), shards)
     assert len(copies(tmp_path)) == 3
-    assert not list(tmp_path.glob(".*"))
+    assert all(path.exists() for path in others)
 
 
 def test_a_shard_that_gets_shorter_is_not_copied(
@@ -95,8 +108,8 @@ def test_a_shard_that_gets_shorter_is_not_copied(
 
 def test_a_folder_that_cannot_be_written_is_named(shards: list[str], tmp_path: Path) -> None:
     cache = ShardCache(str(tmp_path / "cache"), max_bytes=3000)
-    (tmp_path / "cache").rmdir()
-    (tmp_path / "cache").write_text("a file")
+    (tmp_path / "cache" / "ast-ray-shards").rmdir()
+    (tmp_path / "cache" / "ast-ray-shards").write_text("a file")
     with pytest.raises(UserError, match=f"{tmp_path}/cache"):
         settled(cache, shards)
 

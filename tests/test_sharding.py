@@ -31,6 +31,7 @@ def full_recipe(**changes: Any) -> Recipe:
     often = {"epochs": 2, "log_every_steps": 1, "checkpoint_every_s": 0, "micro_batch_size": 2}
     return tiny_recipe(
         model={"checkpoint_activations": True, "depth": 2},
+        sampler={"bucket_frames": [56]},
         averaging={"first_epoch": 1, "ema_decay": 0.5},
         train=often | changes,
     )

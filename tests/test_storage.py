@@ -21,7 +21,7 @@ from aiohttp import ClientPayloadError
 from botocore.exceptions import ClientError
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import PassingError, UserError
 from tests.conftest import free_port, s3_environment
 
 
@@ -289,6 +289,9 @@ def assert_one_line(messages: list[str], path: str, *words: str) -> None:
 @pytest.mark.usefixtures("s3")
 def test_a_bucket_that_does_not_exist() -> None:
     path = "s3://no-such-bucket/key"
+    with pytest.raises(UserError) as caught:
+        storage.write_bytes(path, b"x")
+    assert not isinstance(caught.value, PassingError)
     assert_one_line(failures(path), path, "the bucket does not exist; check its name")
     with pytest.raises(Exception) as caught:  # noqa: PT011 - of whatever kind
         storage.read_file(path)
@@ -341,6 +344,8 @@ def test_an_endpoint_that_does_not_answer(
     fresh_clients()
     path = f"{s3}/key"
     assert_one_line(failures(path), path, f"no answer from {endpoint}; check AWS_ENDPOINT_URL")
+    with pytest.raises(PassingError):
+        storage.write_bytes(path, b"x")
 
 
 def test_an_endpoint_that_is_no_url(

@@ -17,8 +17,10 @@ from torch import nn
 from trainer.augment import normalise, raw_log_mel
 from trainer.divergence import not_finite
 from trainer.loader import Loader
-from trainer.loss import Loss, loss_per_clip, scores
+from trainer.loss import loss_per_clip, scores
 from trainer.metrics import Metrics, evaluate_scores
+from trainer.precision import autocast
+from trainer.recipe import TrainSettings
 from trainer.world import World
 
 
@@ -44,8 +46,7 @@ def evaluate(
     *,
     mean: float,
     std: float,
-    loss: Loss,
-    batch_size: int,
+    settings: TrainSettings,
     world: World,
     run_path: str,
 ) -> Evaluation:
@@ -56,8 +57,7 @@ def evaluate(
         loader: reads the clips.
         mean: of the raw log-mel, for normalisation.
         std: likewise.
-        loss: the kind of loss, and so of scores.
-        batch_size: clips of this rank at a time.
+        settings: the kind of loss, and so of scores; what is computed at once, and how precisely.
         world: the ranks that share the work.
         run_path: the run whose model it is, for the error.
 
@@ -67,33 +67,42 @@ def evaluate(
     start = time.monotonic()
     was_training = model.training
     model.eval()
-    parts, places = [], []
-    for batch in loader.evaluation_batches(
-        rank=world.rank, world_size=world.size, batch_size=batch_size
-    ):
+    share = max(1, settings.batch_size // world.size)
+    batches = loader.evaluation_batches(
+        rank=world.rank,
+        world_size=world.size,
+        batch_size=min(share, settings.micro_batch_size or share),
+    )
+    parts, clips = [], []
+    for batch in batches:
         fbanks = raw_log_mel(
             batch.stored.to(world.device, non_blocking=True),
             batch.lengths.to(world.device, non_blocking=True),
             None,
             batch.audio_fbank,
         )
-        logits = model(normalise(fbanks, mean, std)).float()
-        losses = loss_per_clip(logits, batch.targets.to(world.device, non_blocking=True), loss)
+        with autocast(world.device, settings.precision):
+            logits = model(normalise(fbanks, mean, std))
+        logits = logits.float()
+        targets = batch.targets.to(world.device, non_blocking=True)
+        losses = loss_per_clip(logits, targets, settings.loss)
         weights = batch.weights.to(world.device, non_blocking=True)
-        parts.append(torch.cat([scores(logits, loss), losses[:, None], weights[:, None]], dim=1))
-        assert batch.places is not None
-        places.append(batch.places)
+        parts.append(
+            torch.cat([scores(logits, settings.loss), losses[:, None], weights[:, None]], dim=1)
+        )
+        clips.append(torch.from_numpy(batch.rows))
     model.train(was_training)
-    in_order = torch.from_numpy(np.argsort(np.concatenate(places))).to(world.device)
-    rows = world.gather(torch.cat(parts)[in_order]).cpu().numpy()
-    own = rows[rows[:, -1] > 0]
+    order = world.gather(torch.cat(clips).to(world.device)).cpu().numpy()
+    rows = world.gather(torch.cat(parts)).cpu().numpy()
+    is_own = rows[:, -1] > 0
+    own = rows[is_own][np.argsort(order[is_own])]
     if not np.isfinite(own).all():
         raise not_finite(run_path, loader.clips.name)
-    targets = loader.clips.targets(np.arange(len(loader.clips)))
+    all_targets = loader.clips.targets(np.arange(len(loader.clips)))
     return Evaluation(
-        targets=targets,
+        targets=all_targets,
         scores=own[:, :-2].copy(),
         loss=float(own[:, -2].mean(dtype=np.float64)),
-        metrics=evaluate_scores(targets, own[:, :-2], loader.clips.labels),
+        metrics=evaluate_scores(all_targets, own[:, :-2], loader.clips.labels),
         wall_s=time.monotonic() - start,
     )

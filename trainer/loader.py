@@ -58,11 +58,13 @@ class LoaderSettings:
     reads_in_flight: int = 32
     """Clips that each worker reads from S3 at a time, of no more than `batches_ahead` batches."""
     cache_mb: int = 1024
-    """Memory of each worker for clips once read, in MB; a small data set is read only once."""
+    """Memory of each worker for clips once read, in MB, and as much for those of evaluation; a
+    small data set is read only once."""
     cache_gb: float = 0.0
     """Disk of each machine for whole shards from S3, in GB; 0 for none."""
     cache_folder: str = ""
-    """Local folder of each machine for them; it may be that of other runs."""
+    """Local folder of each machine for them, which go into its `ast-ray-shards`; it may be that of
+    other runs."""
 
     def __post_init__(self) -> None:
         for name in ("threads", "batches_ahead", "reads_in_flight"):
@@ -98,10 +100,10 @@ class Batch:
     """`[B]`: 1, or 0 for rows that only fill up the share."""
     num_clips: int
     """Clips in the global batch, over all ranks."""
+    rows: IntArray
+    """Which clips of the set these are, `[B]`."""
     draws: AugmentDraws | None = None
     """What remains to be applied on the device; None in evaluation."""
-    places: IntArray | None = None
-    """Which rows of this rank's share these are, `[B]`; None in training, where they are all."""
 
 
 class _Buffer:
@@ -110,7 +112,8 @@ class _Buffer:
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
         self.memory = torch.empty(shape, dtype=dtype, pin_memory=on_gpu)
-        self._used = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+        # Blocking: a thread that waits for the device does not keep a core busy.
+        self._used = torch.cuda.Event(blocking=True) if on_gpu else None  # type: ignore[no-untyped-call]
 
     def first(self, num_rows: int, length: int) -> Tensor:
         """Its beginning as `[num_rows, length, ...]`, contiguous."""
@@ -238,19 +241,18 @@ class Loader:
         )
 
     def evaluation_batches(self, *, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
-        """All clips once, shared out among the ranks in order, as they are.
+        """All clips once, as they are, `batch_size` on each rank at a time.
 
-        Those of a rank in batches of one length each, so that no clip is padded further for what
-        stands beside it.
+        In batches of one length each, so that no clip is padded further for what stands beside it,
+        and as many on each rank, as they compute together where the model is shared out.
 
         Raises:
             UserError: a clip's shard is not there or ends too early.
         """
-        rows, weights = rank_slice(range(len(self.clips)), rank, world_size)
-        batches = _split_by_length(self.padded_frames[rows], batch_size)
+        batches = _split_by_length(self.padded_frames, batch_size * world_size)
         return self._ahead(
             lambda number, executor: self._evaluation_batch(
-                rows, weights, batches[number], executor
+                *rank_slice(batches[number], rank, world_size), executor
             ),
             range(len(batches)),
         )
@@ -292,18 +294,14 @@ class Loader:
             targets=pinned(targets, self._device),
             weights=pinned(torch.from_numpy(weights), self._device),
             num_clips=len(everyone),
+            rows=rows,
             draws=draws,
         )
         return batch, buffer
 
     def _evaluation_batch(
-        self,
-        share: IntArray,
-        weights: NDArray[np.float32],
-        places: IntArray,
-        executor: Executor | None,
+        self, rows: IntArray, weights: NDArray[np.float32], executor: Executor | None
     ) -> _Filled:
-        rows, weights = share[places], weights[places]
         num_frames = int(self.padded_frames[rows].max())
         buffer, stored, lengths = self._read(
             rows, np.zeros(len(rows)), executor, num_frames=num_frames, max_rows=len(rows)
@@ -316,7 +314,7 @@ class Loader:
             targets=pinned(torch.from_numpy(self.clips.targets(rows)), self._device),
             weights=pinned(torch.from_numpy(weights), self._device),
             num_clips=int(weights.sum()),
-            places=places,
+            rows=rows,
         )
         return batch, buffer
 
@@ -387,9 +385,9 @@ class Loader:
 
 
 def _split_by_length(lengths: IntArray, batch_size: int) -> list[IntArray]:
-    """Places of each length, in order, in batches of at most `batch_size`."""
+    """Rows of each length, in order, in batches of at most `batch_size`."""
     batches: list[IntArray] = []
     for length in np.unique(lengths):
-        places = np.flatnonzero(lengths == length)
-        batches += np.split(places, range(batch_size, len(places), batch_size))
+        rows = np.flatnonzero(lengths == length)
+        batches += np.split(rows, range(batch_size, len(rows), batch_size))
     return batches

@@ -46,7 +46,13 @@ from trainer.metrics import evaluate_scores
 from trainer.model import AST, build_model
 from trainer.predictions import from_scores, predictions_name, write_predictions
 from trainer.recipe import Recipe, check_fit
-from trainer.run_folder import TensorBoardLog, describe_run, take_over, write_history
+from trainer.run_folder import (
+    TensorBoardLog,
+    describe_run,
+    remove_unfinished,
+    take_over,
+    write_history,
+)
 from trainer.run_state import Report, Run, restore, save, save_if_due
 from trainer.sampler import Stream, draw_weights, patchout_seed, random_bits
 from trainer.schedule import learning_rate
@@ -101,6 +107,7 @@ def _set_up(
     token = ""
     if world.is_first:
         token = take_over(run_path)
+        remove_unfinished(run_path)
         # At each start, as some settings may change between them.
         facts = describe_run(recipe, dataset, data, ast.num_parameters())
         storage.write_json(storage.join(run_path, "run.json"), facts)
@@ -204,7 +211,7 @@ def _train_epoch(run: Run) -> None:
     )
     window = Window()
     run.ast.train()
-    for batch, waited_s in timed(batches):
+    for batch, waited_s in timed(batches, run.world.device):
         lr = learning_rate(run.recipe.schedule, step=progress.step, epoch=progress.epoch)
         if progress.has_gone_back:
             lr *= train.lr_after_divergence
@@ -261,8 +268,7 @@ def _evaluate(run: Run) -> Evaluation:
         run.eval_loader,
         mean=run.data.mean,
         std=run.data.std,
-        loss=run.recipe.train.loss,
-        batch_size=max(1, run.recipe.train.batch_size // run.world.size),
+        settings=run.recipe.train,
         world=run.world,
         run_path=run.path,
     )
@@ -354,7 +360,11 @@ def _write_predictions(run: Run, evaluation: Evaluation, weights: str) -> None:
 
 def weights_facts(recipe: Recipe, progress: Progress, weights: str) -> dict[str, Any]:
     """What predictions say of the weights they are by: `last`, `averaged`, `ema` or `best`."""
-    facts = {"loss": recipe.train.loss, "checkpoint_step": progress.step}
+    facts = {
+        "loss": recipe.train.loss,
+        "precision": recipe.train.precision,
+        "checkpoint_step": progress.step,
+    }
     if weights == "last":
         return facts
     if weights == "best":

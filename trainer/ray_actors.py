@@ -7,9 +7,13 @@ wait for them.
 import sys
 from typing import Any
 
+import ray
 from ray.train import UserCallback
 
-from pipeline.errors import UserError
+from pipeline.errors import PassingError, UserError
+
+MAX_RESTARTS_IN_PLACE = 3
+"""Times a run starts anew in a row without getting further before it gives up."""
 
 
 class Board:
@@ -28,17 +32,37 @@ class Board:
 
 
 class Failures(UserCallback):  # type: ignore[misc]
-    """Decides, in Ray Train's controller, which failures of workers a new start can mend."""
+    """Decides, in Ray Train's controller, which failures of workers a new start can mend.
+
+    A run of days may lose any number of workers; one that fails over and over at the same place
+    does not get further.
+    """
+
+    def __init__(self, run_path: str, board: Any | None) -> None:
+        """`board` tells how far the run is."""
+        self._run_path = run_path
+        self._board = board
+        self._furthest_step = 0
+        self._num_in_place = 0
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called before Ray Train starts the workers anew; what is raised here ends the run."""
         for error in worker_exceptions.values():
-            if isinstance(error, UserError):
+            if isinstance(error, UserError) and not isinstance(error, PassingError):
                 raise error
+        step = self._step()
+        self._num_in_place = 1 if step > self._furthest_step else self._num_in_place + 1
+        self._furthest_step = max(step, self._furthest_step)
         rank, error = next(iter(worker_exceptions.items()))
+        if self._num_in_place > MAX_RESTARTS_IN_PLACE:
+            raise error
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         print(
             f"worker {rank} failed ({reason}); starting again from the last checkpoint",
             file=sys.stderr,
             flush=True,
         )
+
+    def _step(self) -> int:
+        values = ray.get(self._board.get.remote()) if self._board is not None else []
+        return max((one["step"] for one in values if one["run"] == self._run_path), default=0)

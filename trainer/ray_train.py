@@ -32,6 +32,7 @@ from trainer.clips import ClipSet, select_clips, select_training_data
 from trainer.evaluation import evaluate
 from trainer.loader import Loader
 from trainer.loop import make_model, train, weights_facts
+from trainer.precision import Precision
 from trainer.predictions import (
     from_scores,
     metrics_path,
@@ -64,8 +65,6 @@ _FIGURES: dict[str, Callable[[float], str]] = {
     "num_bad_steps": lambda value: f"{value} steps skipped",
 }
 """Words of the progress line; what is not known, or 0, is left out."""
-_RESTARTS = 3
-"""Times a run starts anew after a lost worker before it gives up."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,14 +173,21 @@ def run_evaluation(
     fold: int,
     workers: Workers,
     weights: str = "last",
+    precision: Precision | None = None,
 ) -> None:
     """Score a split with weights of a run and write the predictions into the run.
 
     Args:
         weights: `last`, those of the newest checkpoint; `averaged`, `ema` or `best`.
+        precision: what the model computes in; None: what it was trained in.
     """
     workers, _ = fit_workers(workers)
+    recipe = read_recipe(read_run(run_path))
+    if precision is not None:
+        recipe = replace(recipe, train=replace(recipe.train, precision=precision))
+    _note_precision({recipe.train.precision}, workers, "--precision")
     config = {
+        "recipe": (recipe.name, recipe.to_json()),
         "run": run_path,
         "dataset": dataset_path,
         "split": split,
@@ -237,10 +243,14 @@ def note_workers(recipes: Collection[Recipe], workers: Workers) -> None:
             )
     if workers.num == 1 and any(one.train.sharding == "shard" for one in recipes):
         print("note: train.sharding: without effect, as there is one worker", file=sys.stderr)
-    found = sorted({one.train.precision for one in recipes} - {"float32"})
+    _note_precision({one.train.precision for one in recipes}, workers, "train.precision")
+
+
+def _note_precision(precisions: set[Precision], workers: Workers, setting: str) -> None:
+    found = sorted(precisions - {"float32"})
     if found and not workers.use_gpu:
         print(
-            f"note: train.precision: {' and '.join(found)} on CPUs, many of which are far faster "
+            f"note: {setting}: {' and '.join(found)} on CPUs, many of which are far faster "
             f"with float32",
             file=sys.stderr,
         )
@@ -331,8 +341,9 @@ def _fit(
             name="ray",
             storage_path=path,
             storage_filesystem=file_system,
-            failure_config=ray.train.FailureConfig(max_failures=_RESTARTS),
-            callbacks=[Failures()],
+            # `Failures` ends a run that does not get further.
+            failure_config=ray.train.FailureConfig(max_failures=-1),
+            callbacks=[Failures(run_path, config.get("board"))],
             # Ray Train tells of every start of its workers, and of every error again and again:
             # once by the exception that `fit` raises is enough. Its log files have it all.
             logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),
@@ -397,7 +408,8 @@ def _train_worker(config: dict[str, Any]) -> None:
 def _evaluate_worker(config: dict[str, Any]) -> None:
     world = _world(config["threads"])
     run = read_run(config["run"])
-    recipe = read_recipe(run)
+    name, settings = config["recipe"]
+    recipe = make_recipe(name, settings, where="recipe")
     dataset = open_dataset(config["dataset"])
     weights = config["weights"]
     state, progress = _trained(config["run"], weights)
@@ -415,16 +427,14 @@ def _evaluate_worker(config: dict[str, Any]) -> None:
         ),
         mean=run["data"]["mean"],
         std=run["data"]["std"],
-        loss=recipe.train.loss,
-        batch_size=max(1, recipe.train.batch_size // world.size),
+        settings=recipe.train,
         world=world,
         run_path=config["run"],
     )
     if world.is_first:
         facts = weights_facts(recipe, progress, weights)
         predictions = from_scores(clips, evaluation.targets, evaluation.scores, facts)
-        name = _evaluation_name(run, dataset, clips, weights)
-        predictions = replace(predictions, name=name)
+        predictions = replace(predictions, name=_evaluation_name(run, dataset, clips, weights))
         write_predictions(config["run"], predictions, evaluation.metrics)
 
 

@@ -25,10 +25,10 @@ from trainer.loader import LoaderSettings
 from trainer.loss import Loss
 from trainer.model import ModelSettings, build_model
 from trainer.optimiser import OptimiserSettings
+from trainer.precision import Precision
 from trainer.sampler import MAX_SEED, SamplerSettings
 from trainer.schedule import ScheduleSettings
 
-Precision = Literal["float32", "bfloat16", "float16"]
 Sharding = Literal["replicate", "shard"]
 Selection = Literal["", "accuracy", "mAP"]
 _NOTHING: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({})
@@ -47,12 +47,12 @@ class TrainSettings:
     seed: int = 0
     """Decides the first weights, the order of the clips and every augmentation."""
     precision: Precision = "float32"
-    """`bfloat16` or `float16`: autocast; weights and optimiser stay float32. `float16` scales the
-    loss and skips the first steps until the scale fits. CPUs without instructions
-    for them are many times slower in either."""
+    """`bfloat16` or `float16`: autocast, in evaluation too, as in the authors' code; weights and
+    optimiser stay float32. `float16` scales the loss and skips the first steps until the scale
+    fits. CPUs without instructions for them are many times slower in either."""
     micro_batch_size: int = 0
-    """Clips that a worker computes at once, for less memory; 0: all its share of the batch. The
-    batch, the schedule and the losses stay the same."""
+    """Clips that a worker computes at once, for less memory, in evaluation too; 0: all its share of
+    the batch. The batch, the schedule and the losses stay the same."""
     sharding: Sharding = "replicate"
     """`replicate`: every worker holds the whole model. `shard`: each holds its part of weights,
     gradients and optimiser, for models that take too much memory. It may change between starts."""
@@ -176,11 +176,13 @@ def load_recipe(
             recipe = make_recipe(name, _over(document, beneath), where="--set")
         except UserError as error:
             raise UserError(_blame(str(error), overrides)) from error
-    if not recipe.model.weights_file:
-        return recipe
     # Workers have other working folders.
-    weights_file = storage.absolute(recipe.model.weights_file)
-    return replace(recipe, model=replace(recipe.model, weights_file=weights_file))
+    model, loader = recipe.model, recipe.loader
+    if model.weights_file:
+        model = replace(model, weights_file=storage.absolute(model.weights_file))
+    if loader.cache_folder:
+        loader = replace(loader, cache_folder=storage.absolute(loader.cache_folder))
+    return replace(recipe, model=model, loader=loader)
 
 
 def _blame(message: str, overrides: Sequence[str]) -> str:

@@ -128,8 +128,8 @@ def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> b
     """Whether a run is there to be carried on; False if the folder is free.
 
     Raises:
-        UserError: a run with other settings or other data is there, or what is left of one; or a
-            prepared data set.
+        UserError: a run with other settings or other data is there, or what is left of one; an
+            imported model; or a prepared data set.
     """
     check_folder(run_path, "run.json")
     if not storage.exists(storage.join(run_path, "run.json")):
@@ -141,6 +141,11 @@ def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> b
         return False
     run = read_run(run_path)
     remedy = "give another --out, or remove that one"
+    if "imported_from" in run:
+        raise UserError(
+            f"{run_path}: an imported model is there, which `evaluate` scores; to train on from it "
+            f"give another --out and --set model.weights_file={run_path}"
+        )
     if run["data"]["fingerprint"] != dataset.card["fingerprint"]:
         raise UserError(f"{run_path}: the run was trained on other data; {remedy}")
     # A setting that came later had its default before.
@@ -272,6 +277,14 @@ def check_writer(run_path: str, token: str) -> None:
             f"{run_path}: another `train` has begun there (process {writer['process']} on "
             f"{writer['host']}) and goes on from the last checkpoint; this one ends"
         )
+
+
+def remove_unfinished(run_path: str) -> None:
+    """Delete what a killed process was writing to a local disk: checkpoints of a GB or more."""
+    if not storage.is_remote(run_path):
+        for path in Path(run_path).rglob(".*"):
+            if storage.UNFINISHED.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 class TensorBoardLog:

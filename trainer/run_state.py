@@ -4,6 +4,7 @@ In: what the loop has put together. Steps: a copy of all that a restart needs is
 background, now and then. Out: checkpoints, curves and kept weights in the run folder.
 """
 
+import sys
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.errors import PassingError
 from trainer.averaging import State, epoch_name, remove_other_epochs, write_weights
 from trainer.checkpoint import Background, Checkpoint, Progress, save_checkpoint
 from trainer.clips import TrainingData
@@ -83,14 +85,18 @@ def save_if_due(run: Run, plan: EpochPlan) -> None:
     # All ranks take part where the model is shared out: the first one's clock is what counts.
     votes = torch.tensor(float(is_due and run.world.is_first), device=run.world.device)
     if run.world.sum(votes) and not run.progress.num_bad_in_a_row:
-        save(run)
+        save(run, is_needed=False)
 
 
-def save(run: Run, needed_epochs: Collection[int] = ()) -> None:
+def save(run: Run, needed_epochs: Collection[int] = (), *, is_needed: bool = True) -> None:
     """Write a checkpoint and the curves in the background, from a copy of what they hold.
 
-    The first rank does, which has all the weights or gathers them. `needed_epochs`, at an epoch's
-    end: those whose weights are to be there from now on.
+    The first rank does, which has all the weights or gathers them.
+
+    Args:
+        run: the run.
+        needed_epochs: at an epoch's end, those whose weights are to be there from now on.
+        is_needed: whether a storage that does not answer is an error; else training goes on.
     """
     run.saved_at = time.monotonic()
     model = gathered_state(run.ast.state_dict())
@@ -107,7 +113,19 @@ def save(run: Run, needed_epochs: Collection[int] = ()) -> None:
         scaler=run.learner.scaler.state_dict(),
         score_sum=run.score_sum,
     )
-    run.background.start(partial(_write, run, checkpoint.copy(), needed_epochs))
+    write = _write if is_needed else _try_to_write
+    run.background.start(partial(write, run, checkpoint.copy(), needed_epochs))
+
+
+def _try_to_write(run: Run, saved: Checkpoint, needed_epochs: Collection[int]) -> None:
+    try:
+        _write(run, saved, needed_epochs)
+    except PassingError as error:
+        print(
+            f"note: {error}; training goes on without the checkpoint of step {saved.progress.step}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _write(run: Run, saved: Checkpoint, needed_epochs: Collection[int]) -> None:

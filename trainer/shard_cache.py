@@ -12,6 +12,7 @@ what came first stays, and the shards that found no room are read by ranges.
 
 import fcntl
 import hashlib
+import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +21,11 @@ from threading import Lock
 
 from pipeline import storage
 
+_SUBFOLDER = "ast-ray-shards"
+"""Of the folder that is given, which may hold anything."""
 _LOCK_NAME = "lock"
+_COPY = re.compile(r"[0-9a-f]{64}\.tar")
+_UNFINISHED = re.compile(rf"\.{_COPY.pattern}\..*")
 _PART_BYTES = 16_000_000
 _PARTS_AT_ONCE = 8
 
@@ -29,8 +34,8 @@ class ShardCache:
     """May be used by several threads, and the folder by several processes."""
 
     def __init__(self, folder: str, *, max_bytes: int) -> None:
-        storage.make_folder(folder)
-        self._folder = folder
+        self._folder = storage.join(folder, _SUBFOLDER)
+        storage.make_folder(self._folder)
         self._max_bytes = max_bytes
         self._places: dict[str, str] = {}
         self._copying: Future[tuple[str, str]] | None = None
@@ -81,13 +86,13 @@ class ShardCache:
             yield
 
     def _num_bytes(self) -> int:
-        """The size of the copies; a file that a process left unfinished is deleted."""
+        """The size of the copies; those that a process left unfinished are deleted."""
         total = 0
-        for path, size_bytes in storage.file_sizes(self._folder).items():
-            if Path(path).name.startswith("."):
-                storage.remove(path)
-            else:
-                total += size_bytes
+        for path in Path(self._folder).iterdir():
+            if _UNFINISHED.fullmatch(path.name):
+                path.unlink()
+            elif _COPY.fullmatch(path.name):
+                total += path.stat().st_size
         return total
 
 

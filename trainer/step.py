@@ -19,6 +19,7 @@ from trainer.divergence import gradient_norm, is_bad
 from trainer.loss import loss_per_clip
 from trainer.model import AST
 from trainer.optimiser import OptimiserSettings, make_optimiser
+from trainer.precision import autocast
 from trainer.recipe import TrainSettings
 from trainer.sharding import shard
 from trainer.world import World
@@ -101,8 +102,7 @@ def make_step(learner: Learner, share: Share, lr: float) -> Tensor:
 def _loss(learner: Learner, share: Share, part: slice) -> Tensor:
     """The sum of the losses of some rows."""
     settings, x = learner.settings, share.x[part]
-    dtype = torch.float16 if settings.precision == "float16" else torch.bfloat16
-    with torch.autocast(x.device.type, dtype=dtype, enabled=settings.precision != "float32"):
+    with autocast(x.device, settings.precision):
         logits = learner.shared(x)
     losses = loss_per_clip(logits.float(), share.targets[part], settings.loss)
     return (losses * share.weights[part]).sum()

@@ -5,6 +5,7 @@ for. Steps: read them together at the point. Out: sums over the good steps, and 
 """
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor
 
 from trainer.loader import Batch
+
+MAX_STEPS_BEHIND = 2
+"""Steps that wait on a GPU while the next is asked for: it never runs out of work."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,11 +61,21 @@ class Window:
         ]
 
 
-def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Each batch with the seconds it was waited for; the device may have been busy meanwhile."""
+def timed(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple[Batch, float]]:
+    """Each batch with the seconds it was waited for.
+
+    A GPU, which works later than it is asked to, is at most `MAX_STEPS_BEHIND` steps behind then:
+    else the batches' memory, in which it still reads, would be what is waited for.
+    """
+    behind: deque[torch.cuda.Event] = deque()
     while True:
+        if len(behind) > MAX_STEPS_BEHIND:
+            behind.popleft().synchronize()
         start_s = time.monotonic()
         batch = next(batches, None)
         if batch is None:
             return
         yield batch, time.monotonic() - start_s
+        if device.type == "cuda":
+            behind.append(torch.cuda.Event(blocking=True))  # type: ignore[no-untyped-call]
+            behind[-1].record()
