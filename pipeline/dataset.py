@@ -57,7 +57,8 @@ class PreparedDataset:
         if wanted:
             folds = sorted(pc.unique(chosen["fold"]).to_pylist())
             if wanted not in folds:
-                raise UserError(f"{self.path}: split {split!r} has no fold {wanted}, only {folds}")
+                known = f"only {folds}" if folds != [0] else "as it has none"
+                raise UserError(f"{self.path}: split {split!r} has no fold {wanted}, {known}")
             keep = pc.equal if fold else pc.not_equal
             chosen = chosen.filter(keep(chosen["fold"], wanted))
         return chosen

@@ -203,7 +203,8 @@ def test_a_class_that_it_does_not_know_makes_a_new_head(
         "such as 'sea'"
     )
     assert not torch.equal(model.head.weight, theirs.head.weight)
-    assert torch.equal(model.head_norm.weight, theirs.head_norm.weight)
+    assert torch.equal(model.head_norm.weight, torch.ones(192))
+    assert torch.equal(model.norm.weight, theirs.norm.weight)
 
 
 def test_without_names_the_number_decides(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

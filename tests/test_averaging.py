@@ -128,8 +128,10 @@ def test_the_mean_of_the_scores_of_epochs(dataset: PreparedDataset, averaged: st
     scores.append(last.scores)
     for number, epoch in enumerate(read_history(averaged)["epochs"], start=1):
         mean = np.mean(scores[:number], axis=0)
-        expected = evaluate_scores(last.targets, mean, last.labels).mAP
-        assert epoch["cumulative_mAP"] == pytest.approx(expected, abs=1e-6)
+        expected = evaluate_scores(last.targets, mean, last.labels)
+        for name in ("mAP", "mAUC", "d_prime", "accuracy"):
+            value = getattr(expected, name)
+            assert epoch[f"cumulative_{name}"] == pytest.approx(value, abs=1e-5), name
 
 
 class Stopped(Exception):  # noqa: N818 (no error of the code)

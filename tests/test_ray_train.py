@@ -260,6 +260,8 @@ def test_the_words_behind_the_bar() -> None:
         "epoch 2, lr 1.0e-05, 812 clips/s, 3% waiting for data, 12.3 GB, 41% of peak FLOPs, "
         "gradient 0.32, 3 steps skipped, loss 0.013"
     )
+    scored = values | {"mAP": 0.6, "accuracy": 0.5, "scored_epoch": 1}
+    assert ray_train._note([scored], 1).endswith("loss 0.013, mAP 0.600, accuracy 0.500 (epoch 1)")
     unknown = dict.fromkeys(values.keys() - {"run", "epoch", "lr"})
     assert ray_train._note([values | unknown | {"num_bad_steps": 0}], 1) == "epoch 2, lr 1.0e-05"
 
@@ -494,7 +496,7 @@ def test_after_ctrl_c_and_kill_the_same_command_carries_on(
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate()
     assert process.returncode == 130
-    assert errors.endswith("interrupted; the same command carries on from here\n")
+    assert errors.endswith("interrupted; the same command carries on from what is written\n")
     assert "Traceback" not in errors
 
     with started(command) as process:

@@ -27,11 +27,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
 
 
 def full_recipe(**changes: Any) -> Recipe:
-    """With all that looks at weights or gradients."""
+    """With all that looks at weights or gradients, or that ranks may see unequally much of."""
     often = {"epochs": 2, "log_every_steps": 1, "checkpoint_every_s": 0, "micro_batch_size": 2}
     return tiny_recipe(
         model={"checkpoint_activations": True, "depth": 2},
-        sampler={"bucket_frames": [56]},
+        sampler={"bucket_frames": [48, 56]},
         averaging={"first_epoch": 1, "ema_decay": 0.5},
         train=often | changes,
     )

@@ -158,7 +158,13 @@ def select_training_data(dataset: PreparedDataset, settings: DataSettings) -> Tr
     Raises:
         UserError: a split or fold is not in the data set, or nothing is left to train on.
     """
-    chosen = dataset.select(settings.train_split, except_fold=settings.fold)
+    try:
+        chosen = dataset.select(settings.train_split, except_fold=settings.fold)
+        evaluation = select_clips(dataset, *settings.evaluation)
+    except UserError as error:
+        raise UserError(
+            f"{error}; data.train_split, data.eval_split and data.fold (0: none) choose the clips"
+        ) from error
     if chosen.num_rows == 0:
         raise UserError(f"{dataset.path}: no clip outside fold {settings.fold} to train on")
     mean, std = settings.mean, settings.std
@@ -167,7 +173,7 @@ def select_training_data(dataset: PreparedDataset, settings: DataSettings) -> Tr
         mean, std = exact["mean"], exact["std"]
     return TrainingData(
         train=make_clip_set(dataset, chosen, settings.train_split),
-        evaluation=select_clips(dataset, *settings.evaluation),
+        evaluation=evaluation,
         mean=mean,
         std=std,
     )

@@ -101,6 +101,7 @@ def progress_values(run: Run, plan: EpochPlan, lr: float) -> dict[str, Any]:
         "lr": lr,
         "num_bad_steps": len(progress.bad_steps),
         **{name: last_point.get(name) for name in _SHOWN},
+        "scored_epoch": last_epoch.get("epoch"),
         "mAP": last_epoch.get("mAP"),
         "accuracy": last_epoch.get("accuracy"),
     }

@@ -199,11 +199,18 @@ def check_finished(run_paths: Sequence[str], name: str) -> None:
     """Find out before others are trained whether runs can be members.
 
     Raises:
-        UserError: there is no such run, it is not finished or has learned nothing, or it lacks the
-            predictions on a clip set.
+        UserError: there is no such run, it is of other classes than the first, is not finished or
+            has learned nothing, or it lacks the predictions on a clip set.
     """
+    first: list[str] | None = None
     for path in run_paths:
-        read_run(path)
+        labels = read_run(path)["data"]["labels"]
+        first = first or labels
+        if labels != first:
+            raise UserError(
+                f"{path}: has other classes ({', '.join(labels[:3])}, ...) than {run_paths[0]} "
+                f"({', '.join(first[:3])}, ...); members of an ensemble have the same, in one order"
+            )
         if not is_finished(path):
             raise UserError(f"{path}: the run is not finished; train it to its end first")
         check_learned(path)

@@ -36,7 +36,14 @@ from trainer.clips import select_training_data
 from trainer.model import AST, build_model, load_ast
 from trainer.optimiser import make_optimiser
 from trainer.recipe import SECTIONS, Recipe, check_fit, load_recipe, make_recipe
-from trainer.run_folder import check_folder, describe_run, read_recipe, read_run, write_history
+from trainer.run_folder import (
+    check_empty,
+    check_folder,
+    describe_run,
+    read_recipe,
+    read_run,
+    write_history,
+)
 from trainer.weights import (
     State,
     encode_state,
@@ -86,6 +93,7 @@ def import_run(
     """
     _check_overrides(overrides)
     check_folder(run_path, own="")
+    check_empty(run_path)
     dataset = open_dataset(dataset_path)
     plain = load_recipe(recipe_path, overrides)
     checkpoint = read_weights(source, asdict(plain.model))
@@ -140,13 +148,19 @@ def export_run(run_path: str, output: str, weights: str = "last") -> None:
             the folder holds files.
     """
     run = read_run(run_path)
-    _check_empty(output)
+    check_empty(output)
     trained = _read_weights_of(run_path, weights)
     recipe, data = read_recipe(run), run["data"]
     num_mels = data.get("num_mels", FbankSettings().num_mels)
     model = _empty_model(recipe, data["labels"], num_mels)
     load_exactly(model, trained, source=run_path)
     _check_exportable(model, recipe)
+    if recipe.sampler.bucket_frames:
+        _logger.warning(
+            "%s: was trained and evaluated on clips padded to the next of %s frames; transformers "
+            "pads all to %d, which gives shorter clips other scores",
+            *(run_path, list(recipe.sampler.bucket_frames), recipe.model.num_frames),
+        )
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     ours = metadata(
         run["settings"]["model"],
@@ -179,13 +193,6 @@ def _check_overrides(overrides: Sequence[str]) -> None:
             raise UserError(
                 f"--set {override}: has no effect on a model that is not trained; leave it out"
             )
-
-
-def _check_empty(folder: str) -> None:
-    for batch in storage.iter_files(folder):
-        if batch.num_rows:
-            name = batch["path"][0].as_py().removeprefix(folder).lstrip("/")
-            raise UserError(f"{folder}: not empty, {name} is there already; give another --out")
 
 
 def _read_weights_of(run_path: str, weights: str) -> State:

@@ -62,6 +62,8 @@ from trainer.weights import read_state
 from trainer.window import Window, timed
 from trainer.world import World
 
+_METRICS = ("mAP", "mAUC", "d_prime", "accuracy")
+
 
 def train(
     recipe: Recipe,
@@ -279,20 +281,19 @@ def _finish_epoch(run: Run, evaluation: Evaluation) -> None:
     progress, metrics = run.progress, evaluation.metrics
     scores = torch.from_numpy(evaluation.scores)
     run.score_sum = scores if run.score_sum is None else run.score_sum + scores
-    cumulative = (run.score_sum / progress.epoch).numpy()
+    cumulative = evaluate_scores(
+        evaluation.targets,
+        (run.score_sum / progress.epoch).numpy(),
+        run.data.evaluation.labels,
+    )
     entry = {
         "epoch": progress.epoch,
         "step": progress.step,
         "train_loss": progress.loss_sum / progress.num_clips if progress.num_clips else None,
         "eval_loss": evaluation.loss,
-        "mAP": metrics.mAP,
-        "mAUC": metrics.mAUC,
-        "d_prime": metrics.d_prime,
-        "accuracy": metrics.accuracy,
-        # Of the mean of the scores of all epochs so far: `cum_mAP` of the authors' logs.
-        "cumulative_mAP": evaluate_scores(
-            evaluation.targets, cumulative, run.data.evaluation.labels
-        ).mAP,
+        **{name: getattr(metrics, name) for name in _METRICS},
+        # Of the mean of the scores of all epochs so far: `cum_` in the authors' logs.
+        **{f"cumulative_{name}": getattr(cumulative, name) for name in _METRICS},
         "train_s": progress.train_s,
         "eval_s": evaluation.wall_s,
     }
@@ -301,7 +302,7 @@ def _finish_epoch(run: Run, evaluation: Evaluation) -> None:
     progress.epoch_step = 0
     progress.loss_sum, progress.num_clips, progress.train_s = 0.0, 0, 0.0
     if run.log is not None:
-        names = ("eval_loss", "mAP", "mAUC", "d_prime", "accuracy", "cumulative_mAP")
+        names = ("eval_loss", *_METRICS, *(f"cumulative_{name}" for name in _METRICS))
         run.log.add(progress.step, {f"eval/{name}": entry[name] for name in names})
     save(run, _needed_epochs(run))
 

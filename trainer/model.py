@@ -363,8 +363,11 @@ def load_ast(
         )
     else:
         state["pos_embed"] = own["pos_embed"]
-    for name in ("head.weight", "head.bias"):
-        state[name] = own[name] if rows is None else state[name][rows]
+    if rows is None:
+        # The authors make a new LayerNorm with it.
+        state |= {name: value for name, value in own.items() if name.startswith("head")}
+    else:
+        state |= {name: state[name][rows] for name in ("head.weight", "head.bias")}
     load_exactly(model, state, source=checkpoint.source)
 
 

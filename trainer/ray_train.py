@@ -465,4 +465,6 @@ def _note(values: list[dict[str, Any]], num_runs: int) -> str:
     for name in ("loss", "mAP", "accuracy"):
         if one[name] is not None:
             figures.append(f"{name} {one[name]:.3f}")
+    if one.get("scored_epoch"):
+        figures[-1] += f" (epoch {one['scored_epoch']})"
     return ", ".join(figures)

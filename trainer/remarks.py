@@ -86,6 +86,14 @@ def _on_batches(recipe: Recipe, data: TrainingData) -> list[str]:
             found.append(f"augment.{name}: without effect, as masks are narrower than 1")
     if augment.crop == "random" and data.train.num_frames.max() <= recipe.model.num_frames:
         found.append("augment.crop: without effect, as no clip is longer than model.num_frames")
+    lengths, kept = data.train.num_frames, recipe.model.num_frames
+    num_longer = int((lengths > kept).sum())
+    if num_longer and augment.crop == "first":
+        share = 1 - lengths.clip(max=kept).sum() / lengths.sum()
+        found.append(
+            f"model.num_frames: {num_longer} of {len(data.train)} clips are longer than {kept} "
+            f"frames and end there, which leaves out {share:.0%} of all"
+        )
     if recipe.loader.cache_gb and not storage.is_remote(data.train.shards[0]):
         found.append("loader.cache_gb: without effect, as the shards are not on S3")
     return found

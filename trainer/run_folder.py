@@ -49,6 +49,8 @@ _KINDS = {
     "ast.safetensors": "an exported model",
 }
 """What a folder is of, by a file in it."""
+_BEFORE_RUN = frozenset({"writer.json", "ray"})
+"""What stands in a run's folder before its `run.json`, at the top."""
 _RUN_KEYS = {"recipe", "settings", "seed", "num_parameters", "data"}
 _DATA_KEYS = {"path", "fingerprint", "labels", "eval_name", "mean", "std"}
 _EPOCH_KEYS = {"epoch", "step", "mAP", "accuracy"}
@@ -129,7 +131,7 @@ def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> b
 
     Raises:
         UserError: a run with other settings or other data is there, or what is left of one; an
-            imported model; or a prepared data set.
+            imported model; or anything else.
     """
     check_folder(run_path, "run.json")
     if not storage.exists(storage.join(run_path, "run.json")):
@@ -171,6 +173,20 @@ def check_folder(path: str, own: str) -> None:
     for name, kind in _KINDS.items():
         if name != own and storage.exists(storage.join(path, name)):
             raise UserError(f"{path}: {kind} is there ({name}); give another --out")
+
+
+def check_empty(folder: str, but: frozenset[str] = frozenset()) -> None:
+    """Refuse a folder that holds anything but hidden files and these names at its top.
+
+    Raises:
+        UserError: names a file of it.
+    """
+    for batch in storage.iter_files(folder):
+        for path in batch["path"].to_pylist():
+            name = path.removeprefix(folder).lstrip("/")
+            top = name.partition("/")[0]
+            if top not in but and not top.startswith("."):
+                raise UserError(f"{folder}: not empty, {name} is there already; give another --out")
 
 
 def write_history(run_path: str, progress: Progress, *, finished: bool) -> None:

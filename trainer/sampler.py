@@ -52,8 +52,9 @@ class SamplerSettings:
     """"shuffle": every clip once; "balanced": by class weight, with replacement."""
     bucket_frames: tuple[int, ...] = ()
     """Shorter inputs than model.num_frames, such as [256, 512]: a clip is padded to the first that
-    holds it, and clips of the same one are computed together. What is drawn does not change, nor
-    how; empty: all are padded to model.num_frames."""
+    holds it, and clips of the same one are computed together, in evaluation too. What is drawn does
+    not change, nor how; a short clip's scores do, and programs that pad all clips alike give it
+    others. Empty: all are padded to model.num_frames."""
     bucket_batches: int = 32
     """Batches that clips change places within to be together with clips of their length."""
 

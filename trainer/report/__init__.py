@@ -76,6 +76,20 @@ class Run:
         return self.epochs[-1] if self.epochs else {}
 
     @property
+    def all_evaluations(self) -> dict[str, Row]:
+        """Metrics by what they are of: all predictions, and the mean of the epochs' scores."""
+        found = {
+            f"{name} (epoch {row['epoch']})" if row.get("epoch") else name: row
+            for name, row in self.evaluations.items()
+        }
+        last = self.epochs[-1] if len(self.epochs) > 1 else {}
+        mean = {key: last.get(f"cumulative_{key}") for key, _ in _METRICS}
+        if mean["mAP"] is not None:
+            name = f"{self.data.get('eval_name')}, mean of the scores of all epochs"
+            found[name] = {"num_clips": self.data.get("num_eval_clips"), **mean}
+        return found
+
+    @property
     def train_s(self) -> float:
         """Seconds of training, without evaluation."""
         return math.fsum(entry.get("train_s") or 0 for entry in self.epochs)
@@ -241,6 +255,7 @@ def make_sections(runs: Sequence[Run]) -> Row:
         "recipes": ", ".join(dict.fromkeys(str(run.info.get("recipe", "run")) for run in runs)),
         "tiles": make_tiles(runs),
         "metrics": _METRICS,
+        "have_one_mean": have_one_mean(runs),
         "summary": summarise(runs),
         "differences": [row for row in settings_rows(runs) if row["differs"]],
         "settings": settings_rows(runs),
@@ -262,8 +277,8 @@ def make_tiles(runs: Sequence[Run]) -> list[Row]:
     """The headline numbers: label, value, and what to read it by."""
     tiles: list[Row] = []
     for key, title in _METRICS:
-        mean, spread = _mean_and_spread([run.final.get(key) for run in runs])
-        chance, _ = _mean_and_spread([run.final.get("chance_mAP") for run in runs])
+        mean, spread = _over_runs(runs, key)
+        chance, _ = _over_runs(runs, "chance_mAP")
         details = [f"± {page.number(spread)} in {len(runs)} runs"] if spread is not None else []
         if key == "mAP" and chance is not None:
             details.append(f"chance {page.number(chance)}")
@@ -299,6 +314,18 @@ def make_tiles(runs: Sequence[Run]) -> list[Row]:
     ]
 
 
+def have_one_mean(runs: Sequence[Run]) -> bool:
+    """Whether all are of one data set and split, be it of several folds."""
+    return len({(run.data.get("fingerprint"), run.data.get("eval_split")) for run in runs}) == 1
+
+
+def _over_runs(runs: Sequence[Run], key: str) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation of a final metric, where they say something."""
+    if not have_one_mean(runs):
+        return None, None
+    return _mean_and_spread([run.final.get(key) for run in runs])
+
+
 def _counts(values: Sequence[int | None]) -> str:
     """The count that all have, or the smallest and the largest."""
     known = [value for value in values if value is not None]
@@ -311,7 +338,7 @@ def summarise(runs: Sequence[Run]) -> dict[str, Row]:
     """Mean and sample standard deviation over the runs, by metric."""
     summary = {}
     for key, _ in _METRICS:
-        mean, spread = _mean_and_spread([run.final.get(key) for run in runs])
+        mean, spread = _over_runs(runs, key)
         summary[key] = {"mean": mean, "spread": spread}
     return summary
 
