@@ -8,7 +8,7 @@ from pipeline.dataset import PreparedDataset
 from pipeline.errors import UserError
 from tests.prepared import make_prepared, tiny_recipe
 from trainer.clips import select_training_data
-from trainer.recipe import load_recipe
+from trainer.recipe import Recipe, load_recipe
 from trainer.remarks import check_rate, remarks
 
 PLAIN = ("data.train_split=train", "data.eval_split=eval", "data.fold=0")
@@ -21,9 +21,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     return make_prepared(str(tmp_path_factory.mktemp("data")))
 
 
+def cropping(changes: dict[str, dict[str, Any]]) -> Recipe:
+    """Half of the clips are longer than the input; of random crops nothing is left out."""
+    return tiny_recipe(**{**changes, "augment": {"crop": "random"} | changes.get("augment", {})})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"augment": {"crop": "first"}}, "model.num_frames: 21 of 40 clips are longer than 64 "),
         (
             {"data": {"fold": 0, "eval_split": "train"}},
             "data.eval_split: 40 of its 40 clips are trained on",
@@ -57,7 +63,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
 def test_what_is_odd_is_said(
     dataset: PreparedDataset, changes: dict[str, dict[str, Any]], message: str
 ) -> None:
-    recipe = tiny_recipe(**changes)
+    recipe = cropping(changes)
     found = remarks(recipe, select_training_data(dataset, recipe.data))
     assert any(line.startswith(message) for line in found), found
     if "schedule" not in changes and "batch_size" not in changes.get("train", {}):
@@ -72,7 +78,8 @@ def test_what_is_odd_is_said(
         {"model": {"patchout_share": 0.2}},
         {"train": {"micro_batch_size": 6}},
         {"sampler": {"bucket_frames": [48], "bucket_batches": 5}},
-        {"augment": {"mixup_alpha": 3.0, "crop": "random"}},
+        {"augment": {"mixup_alpha": 3.0}},
+        {"augment": {"crop": "first"}, "model": {"num_frames": 96}},
         {"schedule": {"warmup_steps": 17, "decay_after_epochs": [2, 3]}},
         {"published": {"mAP": [0.5, 0.5, 0.5]}},
     ],
@@ -80,7 +87,7 @@ def test_what_is_odd_is_said(
 def test_nothing_is_said_of_what_has_an_effect(
     dataset: PreparedDataset, changes: dict[str, dict[str, Any]]
 ) -> None:
-    recipe = tiny_recipe(**changes)
+    recipe = cropping(changes)
     assert remarks(recipe, select_training_data(dataset, recipe.data)) == []
 
 
