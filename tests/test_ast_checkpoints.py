@@ -114,8 +114,9 @@ def test_strides_and_length_of_an_authors_file(
     assert (found.model["stride_frequency"], found.model["stride_time"]) == strides
     assert found.model["num_frames"] == num_frames
     assert (found.model["backbone"], found.model["depth"]) == (TINY, 2)
-    norms = {527: -4.2677393, 35: -6.845978}
-    assert found.mean == norms.get(num_classes)
+    known = {527: (-4.2677393, 4.5689974, "bce"), 35: (-6.845978, 5.5654526, "bce")}
+    expected = known.get(num_classes, (None, None, None))
+    assert (found.mean, found.std, found.loss) == expected
     assert (found.labels is not None) == (num_classes == 35)
 
 

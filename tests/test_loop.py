@@ -24,7 +24,9 @@ from trainer.loop import train
 from trainer.predictions import read_predictions
 from trainer.recipe import Recipe, make_recipe
 from trainer.run_folder import is_finished, read_history, read_recipe, read_run
+from trainer.sampler import class_balanced_weights, epoch_order
 from trainer.schedule import learning_rate
+from trainer.step import Learner, Share
 from trainer.world import World
 
 OFTEN: dict[str, Any] = {"log_every_steps": 1, "checkpoint_every_s": 0}
@@ -161,6 +163,31 @@ def test_another_seed_is_another_run(dataset: PreparedDataset, tmp_path: Path) -
         train(tiny_recipe(train={"epochs": 1, "seed": seed}), dataset, run, world=World())
         losses.append(read_history(run)["steps"][0]["loss"])
     assert losses[0] != losses[1]
+
+
+def test_balanced_runs_train_on_the_balanced_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of the classes have 2 of the 40 clips each, and a third of the draws."""
+    classes_in_turn = [0] * 18 + [1, 2]
+    dataset = make_prepared(str(tmp_path / "data"), classes_in_turn=classes_in_turn)
+    recipe = tiny_recipe(
+        sampler={"mode": "balanced"}, augment={"mixup_share": 0}, train={"epochs": 2}
+    )
+    seen: list[int] = []
+    make_step = loop.make_step
+
+    def spy(learner: Learner, share: Share, lr: float) -> torch.Tensor:
+        seen.extend(share.targets.argmax(dim=1).tolist())
+        return make_step(learner, share, lr)
+
+    monkeypatch.setattr(loop, "make_step", spy)
+    train(recipe, dataset, str(tmp_path / "run"), world=World())
+    labels = np.array(classes_in_turn * 2)
+    weights = class_balanced_weights(labels[:, None].tolist(), 3)
+    orders = [epoch_order(seed=0, epoch=e, num_clips=40, weights=weights) for e in (1, 2)]
+    assert seen == labels[np.concatenate(orders)].tolist()
+    assert np.bincount(seen).min() > 16
 
 
 # Restarts

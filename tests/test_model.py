@@ -102,6 +102,9 @@ def test_num_patches_are_the_published(stride, num_frames, expected):
         # Patches of other shapes, without overlap.
         (separate_patches(128, 2), 512, 2),
         (separate_patches(32, 32), 128, 2),
+        # PaSST's patchout, whose embedding has the patches left out, too.
+        ({"patchout_time": 40, "patchout_frequency": 4}, 1212, 2),
+        ({"patchout_share": 0.5}, 1212, 2),
     ],
 )
 def test_the_papers_ablations_are_settings(changes, num_tokens, num_class_tokens):
@@ -519,6 +522,23 @@ def test_whole_rows_and_columns_are_left_out_then_a_share(grid, share, seed, dat
     assert set(fewer.tolist()) <= set(kept.tolist())
     assert len(fewer) == len(kept) - int(share * len(kept))
     assert fewer.tolist() == sorted(fewer.tolist())
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_kept"),
+    [
+        ({"patchout_time": 40, "patchout_frequency": 4}, (101 - 40) * (12 - 4)),
+        ({"patchout_share": 0.5}, 1212 // 2),
+    ],
+)
+def test_patchout_of_a_whole_input(changes, num_kept):
+    shape = small_settings(num_frames=1024, depth=1, **changes)
+    assert shape.num_kept_patches(128) == num_kept
+    model = build_model(shape, num_classes=3, num_mels=128).train()
+    widths = []
+    model.blocks[0].register_forward_hook(lambda _, inputs, __: widths.append(inputs[0].shape[1]))
+    assert model(torch.zeros(1, 1024, 128)).shape == (1, 3)
+    assert widths == [2 + num_kept]
 
 
 def test_every_patch_has_its_turn():

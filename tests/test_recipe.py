@@ -2,18 +2,21 @@
 
 import json
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from pipeline import storage
 from pipeline.errors import UserError
 from tests.prepared import make_prepared, tiny_recipe, write_recipe
 from trainer.clips import select_training_data
+from trainer.model import build_model
 from trainer.recipe import SECTIONS, Recipe, check_fit, load_recipe, make_recipe
 
 PROJECT = Path(__file__).parent.parent
@@ -302,27 +305,32 @@ PAPER: dict[str, dict[str, Any]] = {
         "loss": "bce", "lr": 1e-5, "batch": 12, "epochs": 5, "decay": (0.5, (2, 3, 4)),
         "warmup": (1000, 50), "sampling": "balanced", "masks": (48, 192), "mixup": 0.5,
         "frames": 1024, "statistics": (-4.2677393, 4.5689974), "noise": (False, 0),
+        "clips": ("train", "eval", 0), "averaged": [1, 2, 3, 4, 5],
     },
     "audioset-balanced": {
         "loss": "bce", "lr": 5e-5, "batch": 12, "epochs": 25, "decay": (0.5, (10, 15, 20)),
         "warmup": (1000, 50), "sampling": "shuffle", "masks": (48, 192), "mixup": 0.5,
         "frames": 1024, "statistics": (-4.2677393, 4.5689974), "noise": (False, 0),
+        "clips": ("balanced", "eval", 0), "averaged": list(range(6, 26)),
     },
     "esc50": {
         "loss": "ce", "lr": 1e-4, "batch": 48, "epochs": 25, "decay": (0.85, AFTER_EACH_FROM_5),
         "warmup": (0, 50), "sampling": "shuffle", "masks": (24, 96), "mixup": 0.0,
         "frames": 512, "statistics": (-6.6268077, 5.358466), "noise": (False, 0),
+        "clips": ("train", "train", 1), "averaged": [],
     },
     "esc50-from-audioset": {
         "loss": "ce", "lr": 1e-5, "batch": 48, "epochs": 25, "decay": (0.85, AFTER_EACH_FROM_5),
         "warmup": (0, 50), "sampling": "shuffle", "masks": (24, 96), "mixup": 0.0,
         "frames": 512, "statistics": (-6.6268077, 5.358466), "noise": (False, 0),
+        "clips": ("train", "train", 1), "averaged": [],
     },
     "speech-commands": {
         "loss": "bce", "lr": 2.5e-4, "batch": 128, "epochs": 30,
         "decay": (0.85, AFTER_EACH_FROM_5),
         "warmup": (0, 50), "sampling": "shuffle", "masks": (48, 48), "mixup": 0.5,
         "frames": 128, "statistics": (-6.845978, 5.5654526), "noise": (True, 10),
+        "clips": ("train", "validation", 0), "averaged": [],
     },
 }  # fmt: skip
 """What the paper and its authors' scripts train with."""
@@ -345,23 +353,29 @@ def test_published_recipes_have_the_published_values(name: str) -> None:
         "frames": model.num_frames,
         "statistics": (recipe.data.mean, recipe.data.std),
         "noise": (augment.noise, augment.roll_frames),
+        "clips": (recipe.data.train_split, *recipe.data.evaluation),
+        "averaged": list(recipe.averaging.epochs(recipe.train.epochs)),
     }
-    assert augment.mixup_alpha == 10
+    assert recipe.averaging.ema_decay == 0
+    # Mixed precision as there; no gradient is clipped, no finite one skipped.
+    train = recipe.train
+    assert (train.precision, train.max_gradient_norm) == ("bfloat16", 0)
+    assert (train.max_bad_steps, train.lr_after_divergence) == (10, 1)
+    assert train.select_by == ("accuracy" if name == "speech-commands" else "")
+    assert (augment.mixup_alpha, augment.crop) == (10, "first")
     assert model.backbone == "deit_base_distilled_patch16_384"
     assert model.pretrained
     assert bool(model.weights_file) == (name == "esc50-from-audioset")
     assert model.num_patches(128) == {1024: 1212, 512: 600, 128: 144}[model.num_frames]
     assert (model.position_embedding, model.depth) == ("adapt", 0)
+    with torch.device("meta"):
+        drawn = replace(model, pretrained=False, weights_file="")
+        ast = build_model(drawn, num_classes=2, num_mels=128)
+    norms = [one.eps for one in ast.modules() if isinstance(one, nn.LayerNorm)]
+    assert (ast.head_norm.eps, sorted(norms)) == (1e-5, [1e-6] * 25 + [1e-5])
     optimiser = recipe.optimiser
     assert (optimiser.name, optimiser.beta1, optimiser.beta2) == ("adam", 0.95, 0.999)
     assert optimiser.weight_decay == 5e-7
-
-
-def test_speech_commands_are_chosen_by_validation_clips() -> None:
-    recipe = load_recipe(str(PROJECT / "recipes" / "speech-commands.toml"))
-    data = recipe.data
-    assert recipe.train.select_by == "accuracy"
-    assert (data.train_split, data.eval_split, data.fold) == ("train", "validation", 0)
 
 
 def test_published_curve_of_audioset() -> None:
