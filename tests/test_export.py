@@ -249,6 +249,9 @@ def test_an_imported_model_is_evaluated_averaged_and_reported_as_a_run(
         assert ray_job.main(["import", path, "--out", run, *options]) == 0
         assert "3 classes, taken to be in the order of the data" in capsys.readouterr().out
         assert is_finished(run)
+        trained = ["train", file, "--data", dataset.path, "--out", run]
+        assert ray_job.main([*trained, "--set", f"train.seed={seed}"]) == 1
+        assert f"{run}: an imported model, which has no training" in capsys.readouterr().err
         assert ray_job.main(["evaluate", run, "--split", "eval"]) == 0
     found = read_predictions(runs[0], "eval")
     rows = [dataset.index["id"].to_pylist().index(one) for one in found.ids]

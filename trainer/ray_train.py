@@ -110,6 +110,12 @@ def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> tuple[bo
         path = predictions_path(run_path, data.evaluation.name)
         if all(map(storage.exists, (path, metrics_path(run_path, data.evaluation.name)))):
             return True, []
+        if "imported_from" in read_run(run_path):
+            raise UserError(
+                f"{run_path}: an imported model, which has no training to carry on; `evaluate` "
+                f"makes its predictions, and `train` with another --out and "
+                f"--set model.weights_file={run_path} trains on from it"
+            )
         print(f"{path}: its predictions are gone, and are made again", file=sys.stderr)
     check_rate(recipe, data)
     weights = recipe.model.weights_file

@@ -130,8 +130,8 @@ def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> b
     """Whether a run is there to be carried on; False if the folder is free.
 
     Raises:
-        UserError: a run with other settings or other data is there, or what is left of one; an
-            imported model; or anything else.
+        UserError: a run with other settings or other data is there, or what is left of one; or
+            anything else.
     """
     check_folder(run_path, "run.json")
     if not storage.exists(storage.join(run_path, "run.json")):
@@ -143,11 +143,6 @@ def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> b
         return False
     run = read_run(run_path)
     remedy = "give another --out, or remove that one"
-    if "imported_from" in run:
-        raise UserError(
-            f"{run_path}: an imported model is there, which `evaluate` scores; to train on from it "
-            f"give another --out and --set model.weights_file={run_path}"
-        )
     if run["data"]["fingerprint"] != dataset.card["fingerprint"]:
         raise UserError(f"{run_path}: the run was trained on other data; {remedy}")
     # A setting that came later had its default before.
