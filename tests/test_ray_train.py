@@ -38,7 +38,10 @@ from trainer.run_folder import alone_in, is_finished, read_history, read_run
 from trainer.world import World
 
 PROJECT = Path(__file__).resolve().parent.parent
-RECIPE = tiny_recipe(train={"epochs": 4, "log_every_steps": 1, "checkpoint_every_s": 0})
+RECIPE = tiny_recipe(
+    augment={"crop": "random"},
+    train={"epochs": 4, "log_every_steps": 1, "checkpoint_every_s": 0},
+)
 """24 steps, each followed by a checkpoint."""
 
 

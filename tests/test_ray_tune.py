@@ -26,7 +26,10 @@ from trainer.recipe import load_recipe
 from trainer.run_folder import describe_run, is_finished
 from trainer.world import World
 
-RECIPE = tiny_recipe(train={"epochs": 4, "log_every_steps": 1, "checkpoint_every_s": 0})
+RECIPE = tiny_recipe(
+    augment={"crop": "random"},
+    train={"epochs": 4, "log_every_steps": 1, "checkpoint_every_s": 0},
+)
 
 
 @pytest.fixture(scope="module")
