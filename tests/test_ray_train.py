@@ -1,6 +1,7 @@
 """Training on Ray Train: the same runs as without it, whatever is killed, in S3 too."""
 
 import os
+import pickle
 import signal
 import subprocess
 import threading
@@ -312,16 +313,31 @@ def test_which_failures_are_worth_a_new_start(capsys: pytest.CaptureFixture[str]
         )
 
 
-def test_a_run_starts_again_as_long_as_it_gets_further(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_starts_again_as_long_as_it_gets_further(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Any number of lost workers, but not the same failure again and again."""
     failures, lost = Failures("/a/run", None), {0: RuntimeError("lost")}
+    lost[0].add_note("where it was")
     for step in range(20):
         monkeypatch.setattr(failures, "_step", lambda step=step: step)
         failures.after_exception(None, lost)
     for _ in range(2):
         failures.after_exception(None, lost)
+    assert "where it was" not in capsys.readouterr().err
     with pytest.raises(RuntimeError, match="lost"):
         failures.after_exception(None, lost)
+    assert capsys.readouterr().err == "where it was\n"
+
+
+def test_an_error_of_a_worker_takes_its_traceback_along() -> None:
+    def worker(config: dict[str, Any]) -> None:
+        raise ZeroDivisionError(config["what"])
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        ray_train._traced(worker, {"what": "nothing"})
+    (note,) = pickle.loads(pickle.dumps(caught.value)).__notes__
+    assert 'raise ZeroDivisionError(config["what"])' in note
 
 
 def test_what_cannot_be_is_found_out_before_ray_starts(

@@ -55,6 +55,8 @@ class Failures(UserCallback):  # type: ignore[misc]
         self._furthest_step = max(step, self._furthest_step)
         rank, error = next(iter(worker_exceptions.items()))
         if self._num_in_place > MAX_RESTARTS_IN_PLACE:
+            # Ray Train's own error has no traceback of the worker.
+            print(*getattr(error, "__notes__", ()), sep="\n", file=sys.stderr, flush=True)
             raise error
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         print(

@@ -11,9 +11,11 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow.fs
@@ -336,7 +338,7 @@ def _fit(
     resources = {"CPU": workers.cpus, **({"GPU": 1} if workers.use_gpu else {})}
     path, file_system = ray_storage(run_path)
     trainer = _Trainer(
-        worker,
+        partial(_traced, worker),
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.num,
@@ -357,6 +359,15 @@ def _fit(
     )
     with _ctrl_c_interrupts():
         trainer.fit()
+
+
+def _traced(worker: Callable[[dict[str, Any]], None], config: dict[str, Any]) -> None:
+    """Run a worker; an error takes its traceback along, which is lost between processes."""
+    try:
+        worker(config)
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        raise
 
 
 @contextmanager
