@@ -113,6 +113,11 @@ def test_selecting_splits_and_folds(tmp_path: Path, clips: list[Clip]) -> None:
         dataset.select("test")
     with pytest.raises(UserError, match=r"split 'train' has no fold 3, only \[1, 2\]"):
         dataset.select("train", fold=3)
+    index = dataset.index.drop_columns("fold")
+    zeros = np.zeros(index.num_rows, dtype=np.int32)
+    unfolded = replace(dataset, index=index.append_column("fold", [zeros]))
+    with pytest.raises(UserError, match="split 'train' has no fold 3, as it has none"):
+        unfolded.select("train", fold=3)
 
 
 def test_without_a_training_split_the_statistics_are_of_all_clips(

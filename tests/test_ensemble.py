@@ -1,6 +1,7 @@
 """Ensembles: the mean of the scores, and the table of its members."""
 
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pipeline.errors import UserError
 from tests.prepared import tiny_recipe, write_recipe
 from trainer.ensemble import (
     average_predictions,
+    check_finished,
     make_table,
     member_recipes,
     read_runs,
@@ -151,6 +153,19 @@ def test_members_that_cannot_be(tmp_path: Path, changes: dict[str, Any], message
     path = str(write_recipe(tmp_path / "tiny.toml", tiny_recipe()))
     with pytest.raises(UserError, match=message):
         member_recipes(path, [], "runs", **changes)
+
+
+def test_members_of_other_classes_are_named(tmp_path: Path) -> None:
+    runs = [str(tmp_path / name) for name in "ab"]
+    for run, labels in zip(runs, (["dog", "cat"], ["cat", "dog"]), strict=True):
+        storage.write_json(f"{run}/run.json", RUN | {"data": {**RUN["data"], "labels": labels}})
+        history = {"steps": [], "epochs": [], "finished": True}
+        storage.write_json(f"{run}/history.json", history)
+        write_member(Path(run), make_member(0))
+    check_finished(runs[:1], "eval")
+    expected = f"{runs[1]}: has other classes (cat, dog, ...) than {runs[0]} (dog, cat, ...)"
+    with pytest.raises(UserError, match=re.escape(expected)):
+        check_finished(runs, "eval")
 
 
 def test_a_member_without_predictions(tmp_path: Path) -> None:

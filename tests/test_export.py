@@ -1,6 +1,8 @@
 """Trained models into run folders and out of them, against transformers and the authors' model."""
 
+import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,18 @@ def test_real_recordings_through_the_pipeline_of_transformers(
         by_label = {one["label"]: one["score"] for one in found}
         expected = dict(zip(LABELS, scores[row].tolist(), strict=True))
         assert by_label == pytest.approx(expected, abs=1e-3)
+
+
+def test_short_clips_of_a_run_in_buckets_are_told_of(
+    dataset: PreparedDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = str(tmp_path / "run")
+    sampler = replace(RECIPE.sampler, bucket_frames=(48, 56))
+    train(replace(RECIPE, sampler=sampler), dataset, run, world=World())
+    with caplog.at_level(logging.WARNING):
+        export_run(run, str(tmp_path / "out"))
+    notice = "was trained and evaluated on clips padded to the next of [48, 56] frames"
+    assert f"{run}: {notice}" in caplog.text
 
 
 def test_the_two_eps_of_our_norms_do_not_show(

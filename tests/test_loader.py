@@ -407,5 +407,6 @@ def test_folds(dataset: PreparedDataset) -> None:
 def test_parts_that_the_data_set_lacks(
     dataset: PreparedDataset, settings: DataSettings, message: str
 ) -> None:
-    with pytest.raises(UserError, match=message):
+    keys = r"data\.train_split, data\.eval_split and data\.fold \(0: none\) choose the clips"
+    with pytest.raises(UserError, match=f"{message}.*; {keys}"):
         select_training_data(dataset, settings)

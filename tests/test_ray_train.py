@@ -351,11 +351,15 @@ def test_what_cannot_be_is_found_out_before_ray_starts(
     monkeypatch.setattr("cluster.session.connect", None)
     free, taken = str(tmp_path / "run"), without_ray
     gone = ("--set", "model.pretrained=true", "--set", "model.weights_file=/gone.pth")
+    sounds = tmp_path / "sounds"
+    sounds.mkdir()
+    (sounds / "dog.wav").touch()
     for command, message in (
         (train_command(recipe_file, dataset, taken, "--set", "train.epochs=9"), "train.epochs = 4"),
         (train_command(recipe_file, dataset, free, "--set", "data.fold=9"), "has no fold 9"),
         (train_command(recipe_file, dataset, free, "--set", "augment.time_mask=99"), "time_mask"),
         (train_command(recipe_file, dataset, free, *gone), "model.weights_file: /gone.pth is not"),
+        (train_command(recipe_file, dataset, str(sounds)), "not empty, dog.wav is there already"),
         (["train", recipe_file, "--data", str(tmp_path), "--out", free], "no complete data set"),
         (["evaluate", free, "--split", "eval"], "no run there"),
         (["evaluate", taken, "--split", "test"], "no split 'test'"),

@@ -494,6 +494,29 @@ def test_another_data_set_at_the_path_is_noticed(run: str, data: str) -> None:
     assert "The data set at this path is no longer the one the run was trained on" in report(run)
 
 
+def test_runs_on_other_data_have_no_mean(tmp_path: Path, run: str, data: str) -> None:
+    other = write_run(str(tmp_path / "other"), data, seed=1)
+    notice = "The runs are evaluated on different data sets or splits, so their scores have no mean"
+    text = report(run, other)
+    assert notice not in text
+    assert "Standard deviation" in text
+    found = storage.read_json(f"{other}/run.json")
+    for changes in ({"eval_split": "test"}, {"fingerprint": "0" * 64}):
+        storage.write_json(f"{other}/run.json", {**found, "data": {**found["data"], **changes}})
+        text = report(run, other)
+        assert notice in text
+        assert "Standard deviation" not in text
+
+
+def test_the_mean_of_the_epochs_scores_is_an_evaluation(run: str) -> None:
+    assert "mean of the scores of all epochs" not in report(run)
+    history = storage.read_json(f"{run}/history.json")
+    for name in ("mAP", "mAUC", "d_prime", "accuracy"):
+        history["epochs"][-1][f"cumulative_{name}"] = 0.4321
+    storage.write_json(f"{run}/history.json", history)
+    assert "eval, mean of the scores of all epochs 40 0.4321 0.4321" in report(run)
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, run: str) -> None:
     with pytest.raises(UserError, match=r"nothing-here: no run there"):
         write_report([run, str(tmp_path / "nothing-here")])
