@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int | None = arguments.command(arguments)
         return status or 0
     except KeyboardInterrupt:
-        print("interrupted; the same command carries on from what is written", file=sys.stderr)
+        told = "interrupted; the same command carries on, or says what is in its way"
+        print(told, file=sys.stderr)
         return 130
     except Exception as error:
         from cluster.session import unwrap

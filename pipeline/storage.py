@@ -40,7 +40,7 @@ from botocore.exceptions import (
     ReadTimeoutError,
 )
 from fsspec.exceptions import FSTimeoutError
-from obstore.exceptions import BaseError
+from obstore.exceptions import BaseError, GenericError
 
 from pipeline.errors import PassingError, UserError
 from pipeline.s3_objects import (
@@ -554,8 +554,8 @@ def explained(path: str) -> Iterator[None]:
             reason = getattr(error, "strerror", None)
         if reason is None:
             raise
-        is_passing = is_remote(path) and (_may_pass(error) or isinstance(error, _NO_ANSWER))
-        kind = PassingError if is_passing else UserError
+        is_passing = _may_pass(error) or isinstance(error, (*_NO_ANSWER, GenericError))
+        kind = PassingError if is_remote(path) and is_passing else UserError
         raise kind(f"{path}: {reason}") from error
 
 

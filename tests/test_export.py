@@ -147,6 +147,19 @@ def test_the_two_eps_of_our_norms_do_not_show(
     assert (model(x) - before).abs().max() > 0.01
 
 
+def test_an_import_that_was_stopped_is_done_again(
+    run: str, dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    again = str(tmp_path / "again")
+    import_run(run, dataset.path, again, "", [])
+    storage.remove(f"{again}/run.json")
+    import_run(run, dataset.path, again, "", [])
+    storage.remove(f"{again}/run.json")
+    (tmp_path / "again" / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"not empty, notes\.txt is there already"):
+        import_run(run, dataset.path, again, "", [])
+
+
 def test_what_is_exported_comes_back_bit_by_bit(
     run: str, dataset: PreparedDataset, tmp_path: Path
 ) -> None:

@@ -204,17 +204,6 @@ def test_the_progress_takes_no_cpu_and_outlives_its_board() -> None:
         time.sleep(1.5)
 
 
-@pytest.mark.usefixtures("session")
-def test_how_far_a_run_is_comes_from_the_board() -> None:
-    with progress_board(1) as board:
-        nothing = dict.fromkeys(("loss", "clips_per_s", "mAP", "accuracy"))
-        values = {"num_steps": 20, "epoch": 1, "lr": 0.1, **nothing}
-        for run, step in (("/a/run", 7), ("/another", 9)):
-            ray.get(board.put.remote({**values, "run": run, "step": step}))
-        assert Failures("/a/run", board)._step() == 7
-        assert Failures("/a/third", board)._step() == 0
-
-
 # Without a session
 
 
@@ -301,8 +290,10 @@ def test_gpus_are_used_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> N
         fit_workers(Workers(num=3))
 
 
-def test_which_failures_are_worth_a_new_start(capsys: pytest.CaptureFixture[str]) -> None:
-    failures = Failures("/a/run", None)
+def test_which_failures_are_worth_a_new_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failures = Failures(str(tmp_path))
     failures.after_exception(None, {1: RuntimeError("the node went\naway")})
     assert "worker 1 failed (away); starting again" in capsys.readouterr().err
     failures.after_exception(None, {0: PassingError("no answer")})
@@ -314,13 +305,14 @@ def test_which_failures_are_worth_a_new_start(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_run_starts_again_as_long_as_it_gets_further(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Any number of lost workers, but not the same failure again and again."""
-    failures, lost = Failures("/a/run", None), {0: RuntimeError("lost")}
+    """Any number of lost workers, but not without a new checkpoint."""
+    failures, lost = Failures(str(tmp_path)), {0: RuntimeError("lost")}
     lost[0].add_note("where it was")
-    for step in range(20):
-        monkeypatch.setattr(failures, "_step", lambda step=step: step)
+    (tmp_path / "checkpoints").mkdir()
+    for step in range(95, 105):
+        (tmp_path / "checkpoints" / f"step-{step:08d}.pt").touch()
         failures.after_exception(None, lost)
     for _ in range(2):
         failures.after_exception(None, lost)
@@ -328,6 +320,23 @@ def test_a_run_starts_again_as_long_as_it_gets_further(
     with pytest.raises(RuntimeError, match="lost"):
         failures.after_exception(None, lost)
     assert capsys.readouterr().err == "where it was\n"
+    with pytest.raises(PassingError):
+        failures.after_exception(None, {0: PassingError("no answer")})
+    assert capsys.readouterr().err == ""
+
+
+def test_a_storage_that_does_not_answer_tells_of_no_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def list_files(folder: str) -> list[str]:
+        raise PassingError("no answer")
+
+    monkeypatch.setattr(storage, "list_files", list_files)
+    failures, lost = Failures(str(tmp_path)), {0: RuntimeError("lost")}
+    for _ in range(3):
+        failures.after_exception(None, lost)
+    with pytest.raises(RuntimeError, match="lost"):
+        failures.after_exception(None, lost)
 
 
 def test_an_error_of_a_worker_takes_its_traceback_along() -> None:
@@ -519,7 +528,7 @@ def test_after_ctrl_c_and_kill_the_same_command_carries_on(
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate()
     assert process.returncode == 130
-    assert errors.endswith("interrupted; the same command carries on from what is written\n")
+    assert errors.endswith("interrupted; the same command carries on, or says what is in its way\n")
     assert "Traceback" not in errors
 
     with started(command) as process:

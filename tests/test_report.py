@@ -506,6 +506,10 @@ def test_runs_on_other_data_have_no_mean(tmp_path: Path, run: str, data: str) ->
         text = report(run, other)
         assert notice in text
         assert "Standard deviation" not in text
+    storage.write_json(f"{other}/run.json", found)
+    for path in sorted(Path(other, "predictions").iterdir()):
+        path.rename(path.with_stem("train"))
+    assert notice in report(run, other), "one is scored on train"
 
 
 def test_the_mean_of_the_epochs_scores_is_an_evaluation(run: str) -> None:

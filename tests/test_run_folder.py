@@ -219,7 +219,7 @@ def test_the_last_to_take_a_folder_over_writes_there(tmp_path: Path) -> None:
         check_writer(run, first)
 
 
-@pytest.mark.parametrize("content", [None, "", "{"])
+@pytest.mark.parametrize("content", [None, "", "{", "{}", "null", "[]"])
 def test_who_writes_into_a_folder_may_be_forgotten(tmp_path: Path, content: str | None) -> None:
     token = take_over(str(tmp_path))
     (tmp_path / "writer.json").unlink()

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import PassingError, UserError
 from tests.prepared import make_prepared
 from trainer import shard_cache
 from trainer.clip_reader import ClipReader
@@ -111,6 +112,18 @@ def test_a_folder_that_cannot_be_written_is_named(shards: list[str], tmp_path: P
     (tmp_path / "cache" / "ast-ray-shards").rmdir()
     (tmp_path / "cache" / "ast-ray-shards").write_text("a file")
     with pytest.raises(UserError, match=f"{tmp_path}/cache"):
+        settled(cache, shards)
+
+
+def test_a_storage_that_does_not_answer_is_named(
+    shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_range(path: str, offset_bytes: int, size_bytes: int) -> bytes:
+        raise EndpointConnectionError(endpoint_url="http://s3")
+
+    cache = ShardCache(str(tmp_path), max_bytes=3000)
+    monkeypatch.setattr(storage, "read_range", read_range)
+    with pytest.raises(PassingError, match=f"{shards[0]}: no answer from"):
         settled(cache, shards)
 
 

@@ -346,6 +346,8 @@ def test_an_endpoint_that_does_not_answer(
     assert_one_line(failures(path), path, f"no answer from {endpoint}; check AWS_ENDPOINT_URL")
     with pytest.raises(PassingError):
         storage.write_bytes(path, b"x")
+    with pytest.raises(PassingError):
+        storage.list_files(f"{path}/below")
 
 
 def test_an_endpoint_that_is_no_url(

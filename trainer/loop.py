@@ -48,6 +48,7 @@ from trainer.predictions import from_scores, predictions_name, write_predictions
 from trainer.recipe import Recipe, check_fit
 from trainer.run_folder import (
     TensorBoardLog,
+    check_writer,
     describe_run,
     remove_unfinished,
     take_over,
@@ -103,13 +104,15 @@ def _set_up(
 ) -> Run:
     data = select_training_data(dataset, recipe.data)
     check_fit(recipe, data)
-    saved = load_newest(run_path)
-    _check_ranks_agree(world, run_path, 0 if saved is None else saved.progress.step)
-    ast = make_model(recipe, dataset, fresh=saved is None)
     token = ""
     if world.is_first:
         token = take_over(run_path)
         remove_unfinished(run_path)
+    _wait_for_all(world)
+    saved = load_newest(run_path)
+    _check_ranks_agree(world, run_path, 0 if saved is None else saved.progress.step)
+    ast = make_model(recipe, dataset, fresh=saved is None)
+    if world.is_first:
         # At each start, as some settings may change between them.
         facts = describe_run(recipe, dataset, data, ast.num_parameters())
         storage.write_json(storage.join(run_path, "run.json"), facts)
@@ -170,7 +173,11 @@ def _go_back(run: Run, error: DivergedError) -> None:
 def _wait_for_writes(run: Run) -> None:
     """Until the first rank's files are there for all ranks."""
     run.background.wait()
-    float(run.world.sum(torch.zeros((), device=run.world.device)))
+    _wait_for_all(run.world)
+
+
+def _wait_for_all(world: World) -> None:
+    float(world.sum(torch.zeros((), device=world.device)))
 
 
 def _check_ranks_agree(world: World, run_path: str, step: int) -> None:
@@ -179,7 +186,8 @@ def _check_ranks_agree(world: World, run_path: str, step: int) -> None:
     if len(set(steps)) > 1:
         raise UserError(
             f"{run_path}: the workers find checkpoints of different steps there ({steps}); it must "
-            f"be a folder that all of their machines share, such as one on S3"
+            f"be a folder that all of their machines share, such as one on S3, in which nothing "
+            f"else trains"
         )
 
 
@@ -304,7 +312,9 @@ def _finish_epoch(run: Run, evaluation: Evaluation) -> None:
     if run.log is not None:
         names = ("eval_loss", *_METRICS, *(f"cumulative_{name}" for name in _METRICS))
         run.log.add(progress.step, {f"eval/{name}": entry[name] for name in names})
-    save(run, _needed_epochs(run))
+    needed_epochs = _needed_epochs(run)
+    is_last = progress.epoch > run.recipe.train.epochs
+    save(run, needed_epochs, is_needed=is_last or bool(needed_epochs))
 
 
 def _needed_epochs(run: Run) -> set[int]:
@@ -324,6 +334,8 @@ def _needed_epochs(run: Run) -> set[int]:
 def _write_results(run: Run, evaluation: Evaluation) -> None:
     """Predictions and metrics of the last weights and of the others; then the run is finished."""
     _wait_for_writes(run)
+    if run.world.is_first:
+        check_writer(run.path, run.token)
     _write_predictions(run, evaluation, "last")
     for name, state in _other_weights(run):
         # No step follows that would need the weights as they were.

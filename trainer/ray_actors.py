@@ -7,7 +7,6 @@ wait for them.
 import sys
 from typing import Any
 
-import ray
 from ray.train import UserCallback
 
 from pipeline.errors import PassingError, UserError
@@ -38,11 +37,9 @@ class Failures(UserCallback):  # type: ignore[misc]
     does not get further.
     """
 
-    def __init__(self, run_path: str, board: Any | None) -> None:
-        """`board` tells how far the run is."""
+    def __init__(self, run_path: str) -> None:
         self._run_path = run_path
-        self._board = board
-        self._furthest_step = 0
+        self._newest = ""
         self._num_in_place = 0
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
@@ -50,13 +47,14 @@ class Failures(UserCallback):  # type: ignore[misc]
         for error in worker_exceptions.values():
             if isinstance(error, UserError) and not isinstance(error, PassingError):
                 raise error
-        step = self._step()
-        self._num_in_place = 1 if step > self._furthest_step else self._num_in_place + 1
-        self._furthest_step = max(step, self._furthest_step)
+        newest = self._newest_checkpoint()
+        self._num_in_place = 1 if newest > self._newest else self._num_in_place + 1
+        self._newest = newest
         rank, error = next(iter(worker_exceptions.items()))
         if self._num_in_place > MAX_RESTARTS_IN_PLACE:
-            # Ray Train's own error has no traceback of the worker.
-            print(*getattr(error, "__notes__", ()), sep="\n", file=sys.stderr, flush=True)
+            if not isinstance(error, UserError):
+                # Ray Train's own error has no traceback of the worker.
+                print(*getattr(error, "__notes__", ()), sep="\n", file=sys.stderr, flush=True)
             raise error
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         print(
@@ -65,6 +63,12 @@ class Failures(UserCallback):  # type: ignore[misc]
             flush=True,
         )
 
-    def _step(self) -> int:
-        values = ray.get(self._board.get.remote()) if self._board is not None else []
-        return max((one["step"] for one in values if one["run"] == self._run_path), default=0)
+    def _newest_checkpoint(self) -> str:
+        """Its path, by which they are in order; empty without one."""
+        # Only now: the workers wait for this process to start.
+        from pipeline import storage
+
+        try:
+            return max(storage.list_files(storage.join(self._run_path, "checkpoints")), default="")
+        except PassingError:
+            return self._newest

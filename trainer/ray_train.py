@@ -351,7 +351,7 @@ def _fit(
             storage_filesystem=file_system,
             # `Failures` ends a run that does not get further.
             failure_config=ray.train.FailureConfig(max_failures=-1),
-            callbacks=[Failures(run_path, config.get("board"))],
+            callbacks=[Failures(run_path)],
             # Ray Train tells of every start of its workers, and of every error again and again:
             # once by the exception that `fit` raises is enough. Its log files have it all.
             logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),

@@ -12,6 +12,9 @@ from trainer.clips import DataSettings, TrainingData
 from trainer.recipe import Recipe
 from trainer.sampler import SamplerSettings, steps_per_epoch
 
+_SMALL_SHARE = 0.005
+"""Of the audio: a few clips that are a frame too long are nothing odd."""
+
 
 def remarks(recipe: Recipe, data: TrainingData) -> list[str]:
     """Lines of `section.key: what is odd about it`."""
@@ -88,8 +91,8 @@ def _on_batches(recipe: Recipe, data: TrainingData) -> list[str]:
         found.append("augment.crop: without effect, as no clip is longer than model.num_frames")
     lengths, kept = data.train.num_frames, recipe.model.num_frames
     num_longer = int((lengths > kept).sum())
-    if num_longer and augment.crop == "first":
-        share = 1 - lengths.clip(max=kept).sum() / lengths.sum()
+    share = 1 - lengths.clip(max=kept).sum() / lengths.sum()
+    if share > _SMALL_SHARE and augment.crop == "first":
         found.append(
             f"model.num_frames: {num_longer} of {len(data.train)} clips are longer than {kept} "
             f"frames and end there, which leaves out {share:.0%} of all"

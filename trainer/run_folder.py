@@ -140,6 +140,7 @@ def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> b
                 f"{run_path}: has checkpoints of a run, but no run.json to say what it is of; put "
                 f"it back, or give another --out"
             )
+        check_empty(run_path, but=_BEFORE_RUN)
         return False
     run = read_run(run_path)
     remedy = "give another --out, or remove that one"
@@ -280,22 +281,24 @@ def check_writer(run_path: str, token: str) -> None:
         UserError: another has, and goes on with the run.
     """
     try:
-        writer = storage.with_retries(storage.read_json, storage.join(run_path, "writer.json"))
-    except (FileNotFoundError, ValueError):
-        return
-    if writer["token"] != token:
+        writer = storage.read_json(storage.join(run_path, "writer.json"))
+        is_another, where = writer["token"] != token, f"{writer['process']} on {writer['host']}"
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return  # gone or damaged: nobody says that it is another
+    if is_another:
         raise UserError(
-            f"{run_path}: another `train` has begun there (process {writer['process']} on "
-            f"{writer['host']}) and goes on from the last checkpoint; this one ends"
+            f"{run_path}: another `train` has begun there (process {where}) and goes on from the "
+            f"last checkpoint; this one ends"
         )
 
 
 def remove_unfinished(run_path: str) -> None:
     """Delete what a killed process was writing to a local disk: checkpoints of a GB or more."""
     if not storage.is_remote(run_path):
-        for path in Path(run_path).rglob(".*"):
-            if storage.UNFINISHED.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+        for pattern in (".*", "checkpoints/.*", "epochs/.*"):
+            for path in Path(run_path).glob(pattern):
+                if storage.UNFINISHED.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
 
 
 class TensorBoardLog:

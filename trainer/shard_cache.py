@@ -73,9 +73,11 @@ class ShardCache:
             if self._num_bytes() + facts["size"] > self._max_bytes:
                 return shard, shard
             try:
-                storage.write_bytes(copy, _read_whole(shard, facts["size"]))
+                with storage.explained(shard):
+                    data = _read_whole(shard, facts["size"])
             except EOFError:
                 return shard, shard  # it has changed; reading it says so, with the clip's name
+            storage.write_bytes(copy, data)
         return shard, copy
 
     @contextmanager

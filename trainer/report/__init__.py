@@ -168,7 +168,7 @@ def write_report(runs: list[str], *, output: str | None = None) -> str:
         raise UserError("report: no run was given; name one or more run folders")
     if output and not output.endswith(".html"):
         raise UserError(f"--out: {output}: must end with .html; give the page a file of its own")
-    folders = [storage.absolute(path) for path in runs]
+    folders = list(dict.fromkeys(storage.absolute(path) for path in runs))
     paths = list(dict.fromkeys(itertools.chain.from_iterable(map(member_paths, folders))))
     loaded = [load_run(path, name) for path, name in zip(paths, run_names(paths), strict=True)]
     target = storage.absolute(output) if output else storage.join(folders[0], "report.html")
@@ -315,8 +315,13 @@ def make_tiles(runs: Sequence[Run]) -> list[Row]:
 
 
 def have_one_mean(runs: Sequence[Run]) -> bool:
-    """Whether all are of one data set and split, be it of several folds."""
-    return len({(run.data.get("fingerprint"), run.data.get("eval_split")) for run in runs}) == 1
+    """Whether all are scored on one split of one data set, be it on several folds of it."""
+    if len(runs) == 1:
+        return True
+    are_own = all(run.main_evaluation in (None, run.data.get("eval_name")) for run in runs)
+    return are_own and (
+        len({(run.data.get("fingerprint"), run.data.get("eval_split")) for run in runs}) == 1
+    )
 
 
 def _over_runs(runs: Sequence[Run], key: str) -> tuple[float | None, float | None]:
