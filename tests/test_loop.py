@@ -19,11 +19,11 @@ from tests.prepared import make_prepared, tiny_recipe
 from tests.ranks import run_ranks
 from tests.runs import assert_close_runs, assert_same_run, newest, untimed
 from trainer import loop, run_state
-from trainer.checkpoint import Checkpoint, checkpoint_paths
+from trainer.checkpoint import Checkpoint, Progress, checkpoint_paths
 from trainer.loop import train
 from trainer.predictions import read_predictions
 from trainer.recipe import Recipe, make_recipe
-from trainer.run_folder import is_finished, read_history, read_recipe, read_run
+from trainer.run_folder import is_finished, read_history, read_recipe, read_run, take_over
 from trainer.sampler import class_balanced_weights, epoch_order
 from trainer.schedule import learning_rate
 from trainer.step import Learner, Share
@@ -296,6 +296,28 @@ def test_of_two_that_train_in_a_folder_the_later_goes_on(
     assert not is_finished(run)
     start(recipe, dataset, run)
     assert_same_run(run, uninterrupted)
+
+
+def test_a_run_that_was_taken_over_at_its_end_writes_no_results(
+    dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its last checkpoint. What a killed process was writing is gone from the start on."""
+    run, write_history = str(tmp_path), run_state.write_history
+    unfinished = tmp_path / "checkpoints" / ".step-00000001.pt.12345.0123abcd"
+    unfinished.parent.mkdir()
+    unfinished.touch()
+
+    def write_and_lose(path: str, progress: Progress, *, finished: bool) -> None:
+        assert not unfinished.exists()
+        write_history(path, progress, finished=finished)
+        take_over(path)
+
+    monkeypatch.setattr(run_state, "write_history", write_and_lose)
+    with pytest.raises(UserError, match="another `train` has begun there"):
+        start(tiny_recipe(train={"epochs": 1}), dataset, run)
+    assert newest(run).progress.epoch == 2
+    assert not is_finished(run)
+    assert not storage.holds_files(f"{run}/predictions")
 
 
 def test_a_storage_that_does_not_answer_for_a_while_ends_no_run(

@@ -314,6 +314,7 @@ def _finish_epoch(run: Run, evaluation: Evaluation) -> None:
         run.log.add(progress.step, {f"eval/{name}": entry[name] for name in names})
     needed_epochs = _needed_epochs(run)
     is_last = progress.epoch > run.recipe.train.epochs
+    # A later checkpoint makes up for any other that could not be written.
     save(run, needed_epochs, is_needed=is_last or bool(needed_epochs))
 
 
