@@ -85,7 +85,8 @@ def test_neighbours_in_a_row_group_are_one_read(
         clip(n, str(tmp_path / "a.parquet"), row_group=n // 50, row=n % 50) for n in range(100)
     ]
     assert list(fetch_ahead(clips, 8)) == [bytes([row]) for row in range(100)]
-    assert reads == [(0, list(range(50))), (1, list(range(50)))]
+    # Two threads read them, in any order.
+    assert sorted(reads) == [(0, list(range(50))), (1, list(range(50)))]
 
 
 def test_what_a_container_lacks_costs_its_clips_only(
