@@ -40,8 +40,8 @@ def main() -> None:
     for waveform in waveforms:
         for name, compute in sides.items():
             times[name].append(seconds(compute, waveform))
-    for name, values in times.items():
-        show(f"{name}, 1 CPU thread", np.median(values))
+    for name, taken in times.items():
+        show(f"{name}, 1 CPU thread", float(np.median(taken)))
     print(f"torchaudio / ours {np.median(times['torchaudio']) / np.median(times['ours']):.2f}")
     if not torch.cuda.is_available():
         print("no GPU here")
@@ -50,14 +50,15 @@ def main() -> None:
     batch = waveforms[: arguments.batch_size].pin_memory()
     on_device = batch.cuda()
     size = len(batch)
-    for title, compute, values in (
+    on_gpu: tuple[tuple[str, Callable[[Tensor], object], Tensor], ...] = (
         ("torchaudio, GPU", lambda clips: [reference(clip) for clip in clips], on_device),
         (f"ours, GPU, {size} at once", ours, on_device),
         ("the same, copied there", lambda clips: ours(clips.cuda(non_blocking=True)), batch),
-    ):
-        compute(values)  # the first call makes constants and plans
+    )
+    for title, step, clips in on_gpu:
+        step(clips)  # the first call makes constants and plans
         torch.cuda.synchronize()
-        show(title, min(seconds(compute, values) for _ in range(20)) / size)
+        show(title, min(seconds(step, clips) for _ in range(20)) / size)
 
 
 def ours(waveform: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ def ours(waveform: Tensor) -> Tensor:
 
 
 def reference(waveform: Tensor) -> Tensor:
-    return torchaudio.compliance.kaldi.fbank(
+    found: Tensor = torchaudio.compliance.kaldi.fbank(
         (waveform - waveform.mean())[None],
         htk_compat=True,
         sample_frequency=RATE_HZ,
@@ -75,6 +76,7 @@ def reference(waveform: Tensor) -> Tensor:
         dither=0.0,
         frame_shift=10,
     )
+    return found
 
 
 def seconds(compute: Callable[[Tensor], object], values: Tensor) -> float:

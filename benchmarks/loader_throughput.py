@@ -53,7 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, serve_s3(Path(folder)) as latency_s:
         rng = np.random.default_rng(0)
         fbanks = rng.normal(-4, 4, (64, NUM_FRAMES, NUM_MELS)).astype(np.float16)
-        clips = make_shards(f"{folder}/bucket", arguments.clips, fbanks)
+        clips = make_shards(f"{folder}/bucket", arguments.clips, list(fbanks))
         # So loud that a clip takes the 180 KB that those of ESC-10 take.
         waveforms = rng.normal(0, 120, (64, NUM_SAMPLES)).astype(np.int16)
         flacs = [encode_flac(one, FbankSettings().sample_rate_hz) for one in waveforms]

@@ -92,7 +92,9 @@ def make_manifest(names: list[str], num_clips: int, folder: str) -> Manifest:
     return from_clips(clips, ["any"])
 
 
-def take_turns(sides: dict[Key, Side], latency_s: Synchronized, rounds: int) -> dict[Key, Timing]:
+def take_turns(
+    sides: dict[Key, Side], latency_s: "Synchronized[float]", rounds: int
+) -> dict[Key, Timing]:
     """The fastest round of each side."""
     best: dict[Key, Timing] = {}
     for number in range(rounds):

@@ -26,7 +26,7 @@ from typing import Any
 
 
 @contextmanager
-def serve_s3(folder: Path) -> Iterator[Synchronized]:
+def serve_s3(folder: Path) -> Iterator["Synchronized[float]"]:
     """Serve a folder, and lead this process and its children there.
 
     Yields:
@@ -61,7 +61,7 @@ def serve_s3(folder: Path) -> Iterator[Synchronized]:
 class _Client(asyncio.Protocol):
     """The side of the client: what it sends goes to the server later."""
 
-    def __init__(self, server_port: int, latency_s: Synchronized) -> None:
+    def __init__(self, server_port: int, latency_s: "Synchronized[float]") -> None:
         self._server_port = server_port
         self._latency_s = latency_s
         self._pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
@@ -103,7 +103,7 @@ class _Server(asyncio.Protocol):
         self._client.close()
 
 
-def _run_proxy(server_port: int, latency_s: Synchronized, started: Connection) -> None:
+def _run_proxy(server_port: int, latency_s: "Synchronized[float]", started: Connection) -> None:
     async def run() -> None:
         loop = asyncio.get_running_loop()
         server = await loop.create_server(lambda: _Client(server_port, latency_s), "127.0.0.1", 0)

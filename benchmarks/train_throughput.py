@@ -17,10 +17,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional
 from transformers import ASTConfig, ASTForAudioClassification
 
@@ -165,7 +167,7 @@ def transformers(settings: ModelSettings, batch: Share, precision: Precision) ->
         dtype = getattr(torch, precision)
         with torch.autocast(batch.x.device.type, dtype, enabled=dtype != torch.float32):
             logits = model(batch.x).logits
-        bce(logits.float(), batch.targets).backward()
+        bce(logits.float(), batch.targets).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
 
     return step, training_flops(same.train())
@@ -181,13 +183,13 @@ def authors(settings: ModelSettings, batch: Share, precision: Precision) -> tupl
     for block in model.blocks:
         block.attn.fused_attn = False
     optimiser = torch.optim.Adam(model.parameters(), LR, weight_decay=5e-7, betas=(0.95, 0.999))
-    scaler = torch.amp.GradScaler(device.type)
+    scaler = GradScaler(device.type)
 
     def step() -> None:
         with torch.autocast(device.type, torch.float16):
             loss = bce(model(batch.x), batch.targets)
         optimiser.zero_grad()
-        scaler.scale(loss).backward()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.step(optimiser)
         scaler.update()
         loss.item()
@@ -205,7 +207,7 @@ SIDES: dict[str, Callable[[ModelSettings, Share, Precision], tuple[Step, int]]] 
 }
 
 
-def random_model(settings: ModelSettings, **changes: object) -> AST:
+def random_model(settings: ModelSettings, **changes: Any) -> AST:
     return build_model(replace(settings, **changes), num_classes=NUM_CLASSES, num_mels=NUM_MELS)
 
 
