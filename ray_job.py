@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.storage import absolute
 
 if TYPE_CHECKING:
-    from trainer.ray_train import Workers
+    from trainer.ray_workers import Workers
     from trainer.recipe import Recipe
 
 PROJECT = Path(__file__).resolve().parent
@@ -163,16 +163,16 @@ def verify(arguments: Arguments) -> int:
 
 
 def train(arguments: Arguments) -> None:
-    from trainer import ray_train
     from trainer.checkpoint import checkpoint_paths
     from trainer.predictions import predictions_path
     from trainer.recipe import load_recipe
+    from trainer.run_checks import check_training
     from trainer.run_folder import read_run
     from trainer.summary import check_learned, metrics_summary
 
     data, run = absolute(arguments.data), absolute(arguments.out)
     recipe = load_recipe(absolute(arguments.recipe), arguments.set)
-    is_finished, remarks = ray_train.check_training(recipe, data, run)
+    is_finished, remarks = check_training(recipe, data, run)
     for remark in remarks:
         print(f"note: {remark}", file=sys.stderr)
     if is_finished:
@@ -181,6 +181,8 @@ def train(arguments: Arguments) -> None:
         if checkpoints := checkpoint_paths(run):
             newest = checkpoints[-1].rpartition("/")[2]
             print(f"{run}: carrying on; the newest checkpoint is {newest}", file=sys.stderr)
+        from trainer import ray_train
+
         with _session(arguments):
             ray_train.run_training(recipe, data, run, _workers(arguments))
     name = read_run(run)["data"]["eval_name"]
@@ -192,13 +194,14 @@ def train(arguments: Arguments) -> None:
 def evaluate(arguments: Arguments) -> None:
     from trainer import ray_train
     from trainer.predictions import predictions_path
+    from trainer.run_checks import check_evaluation
     from trainer.run_folder import read_run
     from trainer.summary import metrics_summary
 
     run = absolute(arguments.run)
     data = _given(arguments.data) or read_run(run)["data"]["path"]
     what = run, data, arguments.split, arguments.fold
-    name = ray_train.check_evaluation(*what, arguments.weights)
+    name = check_evaluation(*what, arguments.weights)
     with _session(arguments):
         ray_train.run_evaluation(*what, _workers(arguments), arguments.weights, arguments.precision)
     Console().print(metrics_summary(run, name))
@@ -413,7 +416,7 @@ def _session(arguments: Arguments) -> AbstractContextManager[None]:
 
 
 def _workers(arguments: Arguments) -> "Workers":
-    from trainer.ray_train import Workers
+    from trainer.ray_workers import Workers
 
     return Workers(num=arguments.workers, cpus=arguments.cpus_per_worker, use_gpu=arguments.gpu)
 

@@ -17,8 +17,10 @@ MAY_IMPORT_RAY = {
     "pipeline.ray_tasks",
     "pipeline.verify",
     "trainer.ray_actors",
+    "trainer.ray_progress",
     "trainer.ray_train",
     "trainer.ray_tune",
+    "trainer.ray_workers",
     "ray_job",
 }
 MAY_IMPORT = {

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,6 @@ import ray
 import ray_job
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
-from pipeline.errors import PassingError, UserError
 from tests.prepared import make_prepared, tiny_recipe, write_recipe
 from tests.runs import assert_close_runs, assert_events_match_history, newest
 from tests.steps import started
@@ -31,8 +29,7 @@ from trainer.evaluation import evaluate
 from trainer.loader import Loader, LoaderSettings
 from trainer.loop import make_model, train
 from trainer.predictions import predictions_path, read_predictions
-from trainer.ray_actors import Failures
-from trainer.ray_train import Workers, fit_workers, progress_board
+from trainer.ray_progress import progress_board
 from trainer.ray_tune import unfinished
 from trainer.recipe import TrainSettings
 from trainer.run_folder import alone_in, is_finished, read_history, read_run
@@ -205,138 +202,6 @@ def test_the_progress_takes_no_cpu_and_outlives_its_board() -> None:
 
 
 # Without a session
-
-
-@pytest.mark.parametrize(
-    ("precision", "use_gpu", "is_told"),
-    [("bfloat16", False, True), ("float32", False, False), ("bfloat16", True, False)],
-)
-def test_half_precision_on_cpus_is_told(
-    capsys: pytest.CaptureFixture[str], precision: str, use_gpu: bool, is_told: bool
-) -> None:
-    recipe = tiny_recipe(train={"precision": precision})
-    ray_train.note_workers([recipe], Workers(use_gpu=use_gpu))
-    assert ("note: train.precision: bfloat16 on CPUs" in capsys.readouterr().err) is is_told
-
-
-@pytest.mark.parametrize(("micro_batch_size", "is_told"), [(3, False), (4, True), (8, False)])
-def test_micro_batches_no_smaller_than_shares_are_told(
-    capsys: pytest.CaptureFixture[str], micro_batch_size: int, is_told: bool
-) -> None:
-    """Those no smaller than a batch are told of with the recipe."""
-    recipe = tiny_recipe(train={"batch_size": 8, "micro_batch_size": micro_batch_size})
-    ray_train.note_workers([recipe], Workers(num=2))
-    assert ("each of 2 workers computes no more than 4" in capsys.readouterr().err) is is_told
-
-
-def test_runs_that_have_not_begun_are_as_long_as_the_first() -> None:
-    assert ray_train._num_steps([{"num_steps": 7}], 3) == 21
-    assert ray_train._num_steps([{"num_steps": 7}, {"num_steps": 9}], 3) == 23
-
-
-def test_the_words_behind_the_bar() -> None:
-    values = {
-        "run": "/a/run",
-        "epoch": 2,
-        "lr": 1e-5,
-        "loss": 0.0125,
-        "grad_norm": 0.321,
-        "clips_per_s": 812.4,
-        "data_wait_share": 0.034,
-        "peak_memory_bytes": 12_300_000_000,
-        "mfu": 0.413,
-        "num_bad_steps": 3,
-        "mAP": None,
-        "accuracy": None,
-    }
-    assert ray_train._note([values], 1) == (
-        "epoch 2, lr 1.0e-05, 812 clips/s, 3% waiting for data, 12.3 GB, 41% of peak FLOPs, "
-        "gradient 0.32, 3 steps skipped, loss 0.013"
-    )
-    scored = values | {"mAP": 0.6, "accuracy": 0.5, "scored_epoch": 1}
-    assert ray_train._note([scored], 1).endswith("loss 0.013, mAP 0.600, accuracy 0.500 (epoch 1)")
-    unknown = dict.fromkeys(values.keys() - {"run", "epoch", "lr"})
-    assert ray_train._note([values | unknown | {"num_bad_steps": 0}], 1) == "epoch 2, lr 1.0e-05"
-
-
-def test_of_several_runs_each_is_named_also_while_one_alone_has_told_of_itself() -> None:
-    first = {"run": "/a/seed-0", "epoch": 3, "step": 18, "num_steps": 18, "loss": 0.7}
-    second = {"run": "/a/seed-1", "epoch": 1, "step": 2, "num_steps": 18, "loss": 0.9}
-    assert ray_train._note([first], 2) == "seed-0 trained"
-    assert ray_train._note([first, second], 2) == "seed-0 trained, seed-1 epoch 1"
-
-
-def nodes(*resources: dict[str, float]) -> Callable[[], list[dict[str, Any]]]:
-    alive = [{"Alive": True, "Resources": one} for one in resources]
-    return lambda: [*alive, {"Alive": False, "Resources": {"CPU": 100.0, "GPU": 8.0}}]
-
-
-def test_places_for_workers_are_counted_node_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "nodes", nodes({"CPU": 3.0}, {"CPU": 3.0}))
-    assert fit_workers(Workers(num=2, cpus=2)) == (Workers(num=2, cpus=2, use_gpu=False), 1)
-    # Six CPUs, but not three times two on one node.
-    with pytest.raises(UserError, match="3 workers with 2 CPUs and no GPU each do not fit"):
-        fit_workers(Workers(num=3, cpus=2))
-    assert fit_workers(Workers(num=1, cpus=1), runs=4)[1] == 4
-    assert fit_workers(Workers(num=1, cpus=1), runs=9)[1] == 6
-    assert fit_workers(Workers(num=2, cpus=1), runs=9)[1] == 3
-
-
-def test_gpus_are_used_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "nodes", nodes({"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}))
-    assert fit_workers(Workers(num=1), runs=9) == (Workers(num=1, use_gpu=True), 2)
-    assert fit_workers(Workers(num=1, use_gpu=False), runs=99)[1] == 16
-    with pytest.raises(UserError, match="3 workers with 1 CPUs and a GPU each do not fit"):
-        fit_workers(Workers(num=3))
-
-
-def test_which_failures_are_worth_a_new_start(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    failures = Failures(str(tmp_path))
-    failures.after_exception(None, {1: RuntimeError("the node went\naway")})
-    assert "worker 1 failed (away); starting again" in capsys.readouterr().err
-    failures.after_exception(None, {0: PassingError("no answer")})
-    assert "worker 0 failed (no answer); starting again" in capsys.readouterr().err
-    with pytest.raises(UserError, match="no such shard"):
-        failures.after_exception(
-            None, {0: RuntimeError("peer lost"), 1: UserError("no such shard")}
-        )
-
-
-def test_a_run_starts_again_as_long_as_it_gets_further(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Any number of lost workers, but not without a new checkpoint."""
-    failures, lost = Failures(str(tmp_path)), {0: RuntimeError("lost")}
-    lost[0].add_note("where it was")
-    (tmp_path / "checkpoints").mkdir()
-    for step in range(95, 105):
-        (tmp_path / "checkpoints" / f"step-{step:08d}.pt").touch()
-        failures.after_exception(None, lost)
-    for _ in range(2):
-        failures.after_exception(None, lost)
-    assert "where it was" not in capsys.readouterr().err
-    with pytest.raises(RuntimeError, match="lost"):
-        failures.after_exception(None, lost)
-    assert capsys.readouterr().err == "where it was\n"
-    with pytest.raises(PassingError):
-        failures.after_exception(None, {0: PassingError("no answer")})
-    assert capsys.readouterr().err == ""
-
-
-def test_a_storage_that_does_not_answer_tells_of_no_progress(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def list_files(folder: str) -> list[str]:
-        raise PassingError("no answer")
-
-    monkeypatch.setattr(storage, "list_files", list_files)
-    failures, lost = Failures(str(tmp_path)), {0: RuntimeError("lost")}
-    for _ in range(3):
-        failures.after_exception(None, lost)
-    with pytest.raises(RuntimeError, match="lost"):
-        failures.after_exception(None, lost)
 
 
 def test_an_error_of_a_worker_takes_its_traceback_along() -> None:

@@ -6,15 +6,13 @@ after a lost worker or by the same command, carries on from the newest one.
 """
 
 import logging
-import math
 import signal
-import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,60 +23,31 @@ import torch
 from ray.train.torch import TorchTrainer
 
 from pipeline import storage
-from pipeline.dataset import PreparedDataset, open_dataset
-from pipeline.errors import UserError
-from pipeline.progress import ProgressBar
-from trainer.averaging import State, check_weights, weights_path
-from trainer.checkpoint import Progress, checkpoint_paths, load_newest
-from trainer.clips import ClipSet, select_clips, select_training_data
+from pipeline.dataset import open_dataset
+from trainer.averaging import State, weights_path
+from trainer.checkpoint import Progress, load_newest
+from trainer.clips import select_clips
 from trainer.evaluation import evaluate
 from trainer.loader import Loader
 from trainer.loop import make_model, train, weights_facts
 from trainer.precision import Precision
 from trainer.predictions import (
     from_scores,
-    metrics_path,
-    predictions_name,
-    predictions_path,
     write_predictions,
 )
-from trainer.ray_actors import Board, Failures
-from trainer.recipe import Recipe, check_fit, make_recipe
-from trainer.remarks import check_rate, remarks
+from trainer.ray_actors import Failures
+from trainer.ray_progress import REPORT_EVERY_S, progress_board
+from trainer.ray_workers import Workers, fit_workers, note_precision, note_workers
+from trainer.recipe import Recipe, make_recipe
+from trainer.run_checks import evaluation_name
 from trainer.run_folder import (
     alone_in,
-    check_same_run,
-    is_finished,
     read_history,
     read_recipe,
     read_run,
 )
 from trainer.weights import read_state
 from trainer.world import World
-
-_REPORT_EVERY_S = 0.5
-_SAY_WAITING_AFTER_S = 60.0
-_FIGURES: dict[str, Callable[[float], str]] = {
-    "clips_per_s": lambda value: f"{value:.0f} clips/s",
-    "data_wait_share": lambda value: f"{value:.0%} waiting for data",
-    "peak_memory_bytes": lambda value: f"{value / 1e9:.1f} GB",
-    "mfu": lambda value: f"{value:.0%} of peak FLOPs",
-    "grad_norm": lambda value: f"gradient {value:.2g}",
-    "num_bad_steps": lambda value: f"{value} steps skipped",
-}
-"""Words of the progress line; what is not known, or 0, is left out."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Workers:
-    """The processes of a run."""
-
-    num: int = 1
-    """How many."""
-    cpus: int = 1
-    """CPUs of each, and threads of torch where there is no GPU."""
-    use_gpu: bool | None = None
-    """Whether each has a GPU; None: if the cluster has any."""
 
 
 def run_training(recipe: Recipe, dataset_path: str, run_path: str, workers: Workers) -> None:
@@ -94,39 +63,6 @@ def run_training(recipe: Recipe, dataset_path: str, run_path: str, workers: Work
         fit_training(recipe, dataset_path, run_path, workers, board)
 
 
-def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> tuple[bool, list[str]]:
-    """Find out before Ray starts whether a run can be.
-
-    Returns:
-        Whether it is finished already, and else what is odd about its settings.
-
-    Raises:
-        UserError: no such data set, split, fold or weights; settings that cannot be, or that learn
-            nothing; the folder holds something else or cannot be written to.
-    """
-    dataset = open_dataset(dataset_path)
-    data = select_training_data(dataset, recipe.data)
-    check_fit(recipe, data)
-    is_begun = check_same_run(run_path, recipe, dataset)
-    if is_begun and is_finished(run_path):
-        path = predictions_path(run_path, data.evaluation.name)
-        if all(map(storage.exists, (path, metrics_path(run_path, data.evaluation.name)))):
-            return True, []
-        if "imported_from" in read_run(run_path):
-            raise UserError(
-                f"{run_path}: an imported model, which has no training to carry on; `evaluate` "
-                f"makes its predictions, and `train` with another --out and "
-                f"--set model.weights_file={run_path} trains on from it"
-            )
-        print(f"{path}: its predictions are gone, and are made again", file=sys.stderr)
-    check_rate(recipe, data)
-    weights = recipe.model.weights_file
-    if weights and not (is_begun or storage.exists(weights) or storage.list_files(weights)):
-        raise UserError(f"model.weights_file: {weights} is not there")
-    storage.make_folder(run_path)
-    return False, remarks(recipe, data)
-
-
 def fit_training(
     recipe: Recipe, dataset_path: str, run_path: str, workers: Workers, board: Any
 ) -> None:
@@ -140,38 +76,6 @@ def fit_training(
     }
     with alone_in(run_path):
         _fit(_train_worker, config, run_path, workers)
-
-
-def check_evaluation(
-    run_path: str, dataset_path: str, split: str, fold: int, weights: str = "last"
-) -> str:
-    """Find out before Ray starts whether a run can be evaluated; the name of the predictions.
-
-    Raises:
-        UserError: no such run, data set, split or fold; another vocabulary; no checkpoint yet, or
-            not these weights.
-    """
-    run, dataset = read_run(run_path), open_dataset(dataset_path)
-    if dataset.labels != run["data"]["labels"]:
-        raise UserError(
-            f"{dataset_path}: has {len(dataset.labels)} classes that are not, or not in the order "
-            f"of, the {len(run['data']['labels'])} classes of the run {run_path}"
-        )
-    if weights != "last":
-        check_weights(run_path, weights)
-    elif not checkpoint_paths(run_path):
-        raise UserError(f"{run_path}: the run has no checkpoint yet")
-    return _evaluation_name(run, dataset, select_clips(dataset, split, fold), weights)
-
-
-def _evaluation_name(
-    run: dict[str, Any], dataset: PreparedDataset, clips: ClipSet, weights: str
-) -> str:
-    """What the predictions are called: other data must not take the place of the run's own."""
-    if clips.data_fingerprint == run["data"]["fingerprint"]:
-        return predictions_name(clips.name, weights)
-    other = f"{dataset.path.rpartition('/')[2]}-{clips.data_fingerprint[:8]}"
-    return predictions_name(f"{clips.name}-of-{other}", weights)
 
 
 def run_evaluation(
@@ -193,7 +97,7 @@ def run_evaluation(
     recipe = read_recipe(read_run(run_path))
     if precision is not None:
         recipe = replace(recipe, train=replace(recipe.train, precision=precision))
-    _note_precision({recipe.train.precision}, workers, "--precision")
+    note_precision({recipe.train.precision}, workers, "--precision")
     config = {
         "recipe": (recipe.name, recipe.to_json()),
         "run": run_path,
@@ -204,116 +108,6 @@ def run_evaluation(
         "threads": workers.cpus,
     }
     _fit(_evaluate_worker, config, run_path, workers)
-
-
-def fit_workers(workers: Workers, *, runs: int = 1) -> tuple[Workers, int]:
-    """Decide on GPUs, and how many of `runs` runs fit into the connected cluster side by side.
-
-    Raises:
-        UserError: not even one does; Ray would wait for ever.
-    """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus, gpus = (int(sum(node.get(name, 0) for node in nodes)) for name in ("CPU", "GPU"))
-    if workers.use_gpu is None:
-        workers = replace(workers, use_gpu=gpus > 0)
-    # A worker is on one node, so what is left over on several nodes makes no place for another.
-    places = [
-        min(
-            node.get("CPU", 0) // workers.cpus,
-            node.get("GPU", 0) if workers.use_gpu else math.inf,
-        )
-        for node in nodes
-    ]
-    fits = int(sum(places)) // workers.num
-    if fits < 1:
-        kind = "a GPU" if workers.use_gpu else "no GPU"
-        raise UserError(
-            f"{workers.num} workers with {workers.cpus} CPUs and {kind} each do not fit into this "
-            f"cluster of {len(nodes)} nodes, {cpus} CPUs and {gpus} GPUs; lower --workers or "
-            f"--cpus-per-worker"
-        )
-    return workers, min(fits, runs)
-
-
-def note_workers(recipes: Collection[Recipe], workers: Workers) -> None:
-    """Tell of what does not suit the workers: half precision on CPUs, which recipes for GPUs have.
-
-    And of one worker that has nobody to share a model with, or several whose shares of a batch are
-    small anyway.
-    """
-    for size, micro in sorted({(x.train.batch_size, x.train.micro_batch_size) for x in recipes}):
-        share = math.ceil(size / workers.num)
-        if share <= micro < size:
-            print(
-                f"note: train.micro_batch_size: without effect, as each of {workers.num} workers "
-                f"computes no more than {share} clips of a batch",
-                file=sys.stderr,
-            )
-    if workers.num == 1 and any(one.train.sharding == "shard" for one in recipes):
-        print("note: train.sharding: without effect, as there is one worker", file=sys.stderr)
-    _note_precision({one.train.precision for one in recipes}, workers, "train.precision")
-
-
-def _note_precision(precisions: set[Precision], workers: Workers, setting: str) -> None:
-    found = sorted(precisions - {"float32"})
-    if found and not workers.use_gpu:
-        print(
-            f"note: {setting}: {' and '.join(found)} on CPUs, many of which are far faster "
-            f"with float32",
-            file=sys.stderr,
-        )
-
-
-@contextmanager
-def progress_board(num_runs: int) -> Iterator[Any]:
-    """A board for workers to report to, and a bar over the steps of all runs while it exists."""
-    board = ray.remote(num_cpus=0)(Board).remote()
-    stop = threading.Event()
-    thread = threading.Thread(
-        target=_show_progress, args=(board, num_runs, stop), name="progress", daemon=True
-    )
-    thread.start()
-    try:
-        yield board
-    finally:
-        stop.set()
-        thread.join(timeout=10)
-        ray.kill(board)
-
-
-def _show_progress(board: Any, num_runs: int, stop: threading.Event) -> None:
-    """What the progress thread does."""
-    # When the session ends below the thread, those who wait for the run say why.
-    with suppress(ray.exceptions.RayError):
-        values: list[dict[str, Any]] = []
-        waiting_since = time.monotonic()
-        while not values:
-            if stop.wait(_REPORT_EVERY_S):
-                return
-            values = ray.get(board.get.remote())
-            if time.monotonic() - waiting_since > _SAY_WAITING_AFTER_S:
-                waiting_since = time.monotonic()
-                free = ray.available_resources()
-                print(
-                    f"still waiting for the first step: the workers are starting, or the cluster "
-                    f"is busy ({free.get('CPU', 0):g} CPUs, {free.get('GPU', 0):g} GPUs free)",
-                    file=sys.stderr,
-                    flush=True,
-                )
-        with ProgressBar("steps", _num_steps(values, num_runs)) as bar:
-            is_over = False
-            while not is_over:
-                is_over = stop.wait(_REPORT_EVERY_S)
-                values = ray.get(board.get.remote())
-                bar.set_total(_num_steps(values, num_runs))
-                bar.update(sum(one["step"] for one in values), _note(values, num_runs))
-
-
-def _num_steps(values: list[dict[str, Any]], num_runs: int) -> int:
-    """Steps of all runs; one that has not begun is taken to have as many as the first."""
-    num_waiting = num_runs - len(values)
-    steps: list[int] = [one["num_steps"] for one in values]
-    return sum(steps) + num_waiting * steps[0]
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
@@ -408,7 +202,7 @@ def _train_worker(config: dict[str, Any]) -> None:
 
     def report(values: dict[str, Any]) -> None:
         nonlocal last
-        if time.monotonic() - last >= _REPORT_EVERY_S or values["step"] == values["num_steps"]:
+        if time.monotonic() - last >= REPORT_EVERY_S or values["step"] == values["num_steps"]:
             last = time.monotonic()
             board.put.remote(values)
 
@@ -451,7 +245,7 @@ def _evaluate_worker(config: dict[str, Any]) -> None:
     if world.is_first:
         facts = weights_facts(recipe, progress, weights)
         predictions = from_scores(clips, evaluation.targets, evaluation.scores, facts)
-        predictions = replace(predictions, name=_evaluation_name(run, dataset, clips, weights))
+        predictions = replace(predictions, name=evaluation_name(run, dataset, clips, weights))
         write_predictions(config["run"], predictions, evaluation.metrics)
 
 
@@ -464,24 +258,3 @@ def _trained(run_path: str, weights: str) -> tuple[State, Progress]:
     epochs = read_history(run_path)["epochs"]
     state = read_state(weights_path(run_path, weights))
     return state, Progress(step=epochs[-1]["step"], epochs=epochs)
-
-
-def _note(values: list[dict[str, Any]], num_runs: int) -> str:
-    """The words behind the bar: of one run its epoch and last figures, of several their epochs."""
-    if num_runs > 1:
-        return ", ".join(
-            f"{one['run'].rpartition('/')[2]} "
-            + ("trained" if one["step"] == one["num_steps"] else f"epoch {one['epoch']}")
-            for one in values
-        )
-    one = values[0]
-    figures = [f"epoch {one['epoch']}", f"lr {one['lr']:.1e}"]
-    for name, show in _FIGURES.items():
-        if one.get(name):
-            figures.append(show(one[name]))
-    for name in ("loss", "mAP", "accuracy"):
-        if one[name] is not None:
-            figures.append(f"{name} {one[name]:.3f}")
-    if one.get("scored_epoch"):
-        figures[-1] += f" (epoch {one['scored_epoch']})"
-    return ", ".join(figures)

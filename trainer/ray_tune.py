@@ -16,16 +16,11 @@ from typing import Any
 from ray import tune
 
 from pipeline.errors import UserError
-from trainer.ray_train import (
-    Workers,
-    check_training,
-    fit_training,
-    fit_workers,
-    note_workers,
-    progress_board,
-    ray_storage,
-)
+from trainer.ray_progress import progress_board
+from trainer.ray_train import fit_training, ray_storage
+from trainer.ray_workers import Workers, fit_workers, note_workers
 from trainer.recipe import Recipe, make_recipe
+from trainer.run_checks import check_training
 
 _TUNE_VARIABLES = {
     # Otherwise `fit` returns after Ctrl-C as if all were done.
