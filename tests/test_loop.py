@@ -23,11 +23,12 @@ from trainer.checkpoint import Checkpoint, Progress, checkpoint_paths
 from trainer.loop import train
 from trainer.predictions import read_predictions
 from trainer.recipe import Recipe, make_recipe
-from trainer.run_folder import is_finished, read_history, read_recipe, read_run, take_over
+from trainer.run_folder import is_finished, read_history, read_recipe, read_run
 from trainer.sampler import class_balanced_weights, epoch_order
 from trainer.schedule import learning_rate
 from trainer.step import Learner, Share
 from trainer.world import World
+from trainer.writer import take_over
 
 OFTEN: dict[str, Any] = {"log_every_steps": 1, "checkpoint_every_s": 0}
 """A checkpoint after every step."""
@@ -318,6 +319,20 @@ def test_a_run_that_was_taken_over_at_its_end_writes_no_results(
     assert newest(run).progress.epoch == 2
     assert not is_finished(run)
     assert not storage.holds_files(f"{run}/predictions")
+
+
+def test_a_run_that_is_taken_over_while_it_writes_says_so(
+    dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one deletes the files that it finds unfinished, so that the writing fails."""
+
+    def lose(path: str, saved: Checkpoint) -> None:
+        take_over(path)
+        raise UserError("cannot be written")
+
+    monkeypatch.setattr(run_state, "save_checkpoint", lose)
+    with pytest.raises(UserError, match="another `train` has begun there"):
+        start(tiny_recipe(train={"epochs": 1}), dataset, str(tmp_path))
 
 
 def test_a_storage_that_does_not_answer_for_a_while_ends_no_run(

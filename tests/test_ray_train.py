@@ -32,8 +32,9 @@ from trainer.predictions import predictions_path, read_predictions
 from trainer.ray_progress import progress_board
 from trainer.ray_tune import unfinished
 from trainer.recipe import TrainSettings
-from trainer.run_folder import alone_in, is_finished, read_history, read_run
+from trainer.run_folder import is_finished, read_history, read_run
 from trainer.world import World
+from trainer.writer import alone_in
 
 PROJECT = Path(__file__).resolve().parent.parent
 RECIPE = tiny_recipe(

@@ -17,19 +17,16 @@ from trainer.clips import select_training_data
 from trainer.loop import train
 from trainer.recipe import Recipe
 from trainer.run_folder import (
-    TensorBoardLog,
-    alone_in,
     check_folder,
     check_same_run,
-    check_writer,
     describe_run,
     is_finished,
     read_history,
     read_run,
-    remove_unfinished,
-    take_over,
 )
+from trainer.tensorboard_log import TensorBoardLog
 from trainer.world import World
+from trainer.writer import alone_in, check_writer, remove_unfinished, take_over
 
 
 @pytest.fixture(scope="module")

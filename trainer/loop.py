@@ -47,11 +47,7 @@ from trainer.model import AST, build_model
 from trainer.predictions import from_scores, predictions_name, write_predictions
 from trainer.recipe import Recipe, check_fit
 from trainer.run_folder import (
-    TensorBoardLog,
-    check_writer,
     describe_run,
-    remove_unfinished,
-    take_over,
     write_history,
 )
 from trainer.run_state import Report, Run, restore, save, save_if_due
@@ -59,9 +55,11 @@ from trainer.sampler import Stream, draw_weights, patchout_seed, random_bits
 from trainer.schedule import learning_rate
 from trainer.sharding import gathered_state, load_model
 from trainer.step import Share, make_learner, make_step
+from trainer.tensorboard_log import TensorBoardLog
 from trainer.weights import read_state
 from trainer.window import Window, timed
 from trainer.world import World
+from trainer.writer import check_writer, remove_unfinished, take_over
 
 _METRICS = ("mAP", "mAUC", "d_prime", "accuracy")
 

@@ -41,13 +41,13 @@ from trainer.ray_workers import Workers, fit_workers, note_precision, note_worke
 from trainer.recipe import Recipe, make_recipe
 from trainer.run_checks import evaluation_name
 from trainer.run_folder import (
-    alone_in,
     read_history,
     read_recipe,
     read_run,
 )
 from trainer.weights import read_state
 from trainer.world import World
+from trainer.writer import alone_in
 
 
 def run_training(recipe: Recipe, dataset_path: str, run_path: str, workers: Workers) -> None:

@@ -1,24 +1,13 @@
-"""The run folder: what a run is (`run.json`), how it went (`history.json`), TensorBoard's logs.
+"""The run folder: what a run is (`run.json`) and how it went (`history.json`).
 
 `run.json` holds the resolved settings, the versions, the seed and the fingerprint of the data; a
 run is carried on only with the same settings and data.
 """
 
-import fcntl
-import os
 import platform
-import secrets
-import shutil
-import socket
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
-from pathlib import Path
 from typing import Any
-
-from torch.utils.tensorboard import SummaryWriter
 
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
@@ -235,102 +224,6 @@ def is_finished(run_path: str) -> bool:
     except UserError as error:
         print(error, file=sys.stderr)
         return False
-
-
-@contextmanager
-def alone_in(run_path: str) -> Iterator[None]:
-    """Keep other processes of this machine from training in a local run folder at the same time.
-
-    The lock ends with the process that holds it. There is none for S3.
-
-    Raises:
-        UserError: another process is at work there.
-    """
-    if storage.is_remote(run_path):
-        yield
-        return
-    storage.make_folder(run_path)
-    with Path(run_path, ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{run_path}: another process trains there; wait for it, or give another --out"
-            ) from error
-        except OSError as error:
-            # Buckets that are mounted as a folder often have no locks.
-            print(f"note: {run_path}: not locked ({error.strerror})", file=sys.stderr)
-        yield
-
-
-def take_over(run_path: str) -> str:
-    """Make this process the one that writes into the run folder; returns what it is known by.
-
-    A lock cannot do it on S3, where one of a killed process would stay.
-    """
-    token = secrets.token_hex(8)
-    writer = {"token": token, "host": socket.gethostname(), "process": os.getpid()}
-    storage.write_json(storage.join(run_path, "writer.json"), writer)
-    return token
-
-
-def check_writer(run_path: str, token: str) -> None:
-    """Refuse to write once another process has taken the run folder over.
-
-    Raises:
-        UserError: another has, and goes on with the run.
-    """
-    try:
-        writer = storage.read_json(storage.join(run_path, "writer.json"))
-        is_another, where = writer["token"] != token, f"{writer['process']} on {writer['host']}"
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
-        return  # gone or damaged: nobody says that it is another
-    if is_another:
-        raise UserError(
-            f"{run_path}: another `train` has begun there (process {where}) and goes on from the "
-            f"last checkpoint; this one ends"
-        )
-
-
-def remove_unfinished(run_path: str) -> None:
-    """Delete what a killed process was writing to a local disk: checkpoints of a GB or more."""
-    if not storage.is_remote(run_path):
-        for pattern in (".*", "checkpoints/.*", "epochs/.*"):
-            for path in Path(run_path).glob(pattern):
-                if storage.UNFINISHED.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
-
-
-class TensorBoardLog:
-    """Writes TensorBoard's event files; for a run on S3 locally first, then up with each flush."""
-
-    def __init__(self, run_path: str, step: int) -> None:
-        """`step`: steps done so far, which is where the curves go on."""
-        self._target = storage.join(run_path, "tensorboard")
-        self._remote = storage.is_remote(run_path)
-        self._folder = tempfile.mkdtemp(prefix="tensorboard-") if self._remote else self._target
-        # Points past the step that a restart goes back to are hidden from the curves.
-        self._writer = SummaryWriter(self._folder, purge_step=step + 1)
-
-    def add(self, step: int, values: dict[str, Any]) -> None:
-        """Add a point to each of several curves; values that are None are left out."""
-        for name, value in values.items():
-            if value is not None:
-                self._writer.add_scalar(name, value, step)
-
-    def flush(self) -> None:
-        """Make what was added readable where the run is."""
-        self._writer.flush()
-        if self._remote:
-            for path in sorted(Path(self._folder).iterdir()):
-                storage.write_bytes(storage.join(self._target, path.name), path.read_bytes())
-
-    def close(self) -> None:
-        """Flush, and end the writer's thread."""
-        self.flush()
-        self._writer.close()
-        if self._remote:
-            shutil.rmtree(self._folder)
 
 
 def _versions() -> dict[str, str]:

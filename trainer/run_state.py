@@ -14,17 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import PassingError
+from pipeline.errors import PassingError, UserError
 from trainer.averaging import State, epoch_name, remove_other_epochs, write_weights
 from trainer.checkpoint import Background, Checkpoint, Progress, save_checkpoint
 from trainer.clips import TrainingData
 from trainer.loader import EpochPlan, Loader
 from trainer.model import AST
 from trainer.recipe import Recipe
-from trainer.run_folder import TensorBoardLog, check_writer, write_history
+from trainer.run_folder import write_history
 from trainer.sharding import gathered_state, load_model, load_optimiser, shared_out
 from trainer.step import Learner
+from trainer.tensorboard_log import TensorBoardLog
 from trainer.world import World
+from trainer.writer import check_writer
 
 Report = Callable[[dict[str, Any]], None]
 """Called by the first rank after every step, with what a progress bar shows."""
@@ -131,11 +133,16 @@ def _try_to_write(run: Run, saved: Checkpoint, needed_epochs: Collection[int]) -
 def _write(run: Run, saved: Checkpoint, needed_epochs: Collection[int]) -> None:
     """What a restart builds on must be there before the checkpoint is: curves, kept weights."""
     check_writer(run.path, run.token)
-    if saved.progress.epoch - 1 in needed_epochs:
-        write_weights(run.path, epoch_name(saved.progress.epoch - 1), saved.model)
-    if run.log is not None:
-        run.log.flush()
-    save_checkpoint(run.path, saved)
-    write_history(run.path, saved.progress, finished=False)
-    if needed_epochs:
-        remove_other_epochs(run.path, needed_epochs)
+    try:
+        if saved.progress.epoch - 1 in needed_epochs:
+            write_weights(run.path, epoch_name(saved.progress.epoch - 1), saved.model)
+        if run.log is not None:
+            run.log.flush()
+        save_checkpoint(run.path, saved)
+        write_history(run.path, saved.progress, finished=False)
+        if needed_epochs:
+            remove_other_epochs(run.path, needed_epochs)
+    except UserError:
+        # Another that has begun in the meantime deletes what it finds unfinished.
+        check_writer(run.path, run.token)
+        raise

@@ -1,0 +1,77 @@
+"""Who writes into a run folder: one process at a time, on a local disk and on S3."""
+
+import fcntl
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline import storage
+from pipeline.errors import UserError
+
+
+@contextmanager
+def alone_in(run_path: str) -> Iterator[None]:
+    """Keep other processes of this machine from training in a local run folder at the same time.
+
+    The lock ends with the process that holds it. There is none for S3.
+
+    Raises:
+        UserError: another process is at work there.
+    """
+    if storage.is_remote(run_path):
+        yield
+        return
+    storage.make_folder(run_path)
+    with Path(run_path, ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{run_path}: another process trains there; wait for it, or give another --out"
+            ) from error
+        except OSError as error:
+            # Buckets that are mounted as a folder often have no locks.
+            print(f"note: {run_path}: not locked ({error.strerror})", file=sys.stderr)
+        yield
+
+
+def take_over(run_path: str) -> str:
+    """Make this process the one that writes into the run folder; returns what it is known by.
+
+    A lock cannot do it on S3, where one of a killed process would stay.
+    """
+    token = secrets.token_hex(8)
+    writer = {"token": token, "host": socket.gethostname(), "process": os.getpid()}
+    storage.write_json(storage.join(run_path, "writer.json"), writer)
+    return token
+
+
+def check_writer(run_path: str, token: str) -> None:
+    """Refuse to write once another process has taken the run folder over.
+
+    Raises:
+        UserError: another has, and goes on with the run.
+    """
+    try:
+        writer = storage.read_json(storage.join(run_path, "writer.json"))
+        is_another, where = writer["token"] != token, f"{writer['process']} on {writer['host']}"
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return  # gone or damaged: nobody says that it is another
+    if is_another:
+        raise UserError(
+            f"{run_path}: another `train` has begun there (process {where}) and goes on from the "
+            f"last checkpoint; this one ends"
+        )
+
+
+def remove_unfinished(run_path: str) -> None:
+    """Delete what a killed process was writing to a local disk: checkpoints of a GB or more."""
+    if not storage.is_remote(run_path):
+        for pattern in (".*", "checkpoints/.*", "epochs/.*"):
+            for path in Path(run_path).glob(pattern):
+                if storage.UNFINISHED.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
