@@ -344,6 +344,14 @@ def test_damaged_pages_are_noted(tmp_path: Path) -> None:
         parquet_files.read(str(tmp_path / "x.parquet"), SourceOptions())
 
 
+def test_of_many_faults_a_few_are_shown(tmp_path: Path) -> None:
+    for number in range(2, 7):
+        columns = {f"audio_{one}": audio_array([b"x"]) for one in range(number)}
+        write_parquet(tmp_path / f"{number}.parquet", columns)
+    with pytest.raises(UserError, match=r"no clip in 5 .parquet files; (left out: .+; ){3}and 2 m"):
+        parquet_files.read(str(tmp_path), SourceOptions())
+
+
 @pytest.mark.parametrize("layout", [parquet_files, tar_files])
 def test_nothing_there_is_refused(tmp_path: Path, layout: Any) -> None:
     with pytest.raises(UserError, match=f"no {layout.SUFFIX} file there"):

@@ -117,6 +117,23 @@ def test_a_run_without_them(tmp_path: object) -> None:
         read_predictions(str(tmp_path), "eval")
 
 
+@pytest.mark.parametrize("damage", ["no scores", "no labels", "no metadata"])
+def test_damaged_ones_are_told(tmp_path: object, damage: str) -> None:
+    path = write(str(tmp_path), make_predictions())
+    table = storage.read_table(path)
+    metadata = json.loads(table.schema.metadata[b"ast_ray"])
+    if damage == "no scores":
+        table = table.drop_columns("scores")
+    elif damage == "no labels":
+        del metadata["labels"]
+        table = table.replace_schema_metadata({b"ast_ray": json.dumps(metadata)})
+    else:
+        table = table.replace_schema_metadata(None)
+    storage.write_table(path, table)
+    with pytest.raises(UserError, match=f"{path}: damaged; make it again"):
+        read_predictions(str(tmp_path), "train-fold1")
+
+
 def test_written_again_they_are_replaced(tmp_path: object) -> None:
     write(str(tmp_path), make_predictions())
     later = replace(make_predictions(), facts={"loss": "bce", "checkpoint_step": 60})

@@ -131,14 +131,17 @@ def read_predictions(run_path: str, name: str) -> Predictions:
     """
     path = predictions_path(run_path, name)
     try:
-        table = storage.read_table(path)
-        metadata = json.loads(table.schema.metadata[_METADATA_KEY])
+        return _decode(storage.read_table(path))
     except FileNotFoundError as error:
         raise UserError(
             f"{run_path}: no predictions on {name!r}; make them with `ray_job.py evaluate`"
         ) from error
     except (pa.ArrowInvalid, OSError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged; make it again with `ray_job.py evaluate`") from error
+
+
+def _decode(table: pa.Table) -> Predictions:
+    metadata = json.loads(table.schema.metadata[_METADATA_KEY])
     labels = metadata.pop("labels")
     class_of = {label: index for index, label in enumerate(labels)}
     targets = np.zeros((table.num_rows, len(labels)), dtype=np.float32)

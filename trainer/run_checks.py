@@ -4,7 +4,6 @@ In: a recipe or a run folder, and a prepared data set. Out: a mistake, explained
 needs to know of what is there already.
 """
 
-import sys
 from typing import Any
 
 from pipeline import storage
@@ -23,7 +22,7 @@ def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> tuple[bo
     """Find out before Ray starts whether a run can be.
 
     Returns:
-        Whether it is finished already, and else what is odd about its settings.
+        Whether it is finished already, and else what is odd about its settings or its folder.
 
     Raises:
         UserError: no such data set, split, fold or weights; settings that cannot be, or that learn
@@ -32,6 +31,7 @@ def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> tuple[bo
     dataset = open_dataset(dataset_path)
     data = select_training_data(dataset, recipe.data)
     check_fit(recipe, data)
+    odd = list[str]()
     is_begun = check_same_run(run_path, recipe, dataset)
     if is_begun and is_finished(run_path):
         path = predictions_path(run_path, data.evaluation.name)
@@ -43,13 +43,13 @@ def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> tuple[bo
                 f"makes its predictions, and `train` with another --out and "
                 f"--set model.weights_file={run_path} trains on from it"
             )
-        print(f"{path}: its predictions are gone, and are made again", file=sys.stderr)
+        odd.append(f"{path}: is gone, and is made again")
     check_rate(recipe, data)
     weights = recipe.model.weights_file
     if weights and not (is_begun or storage.exists(weights) or storage.list_files(weights)):
         raise UserError(f"model.weights_file: {weights} is not there")
     storage.make_folder(run_path)
-    return False, remarks(recipe, data)
+    return False, odd + remarks(recipe, data)
 
 
 def check_evaluation(

@@ -87,7 +87,9 @@ def read_containers(
         raise UserError(f"{source}: no {suffix} file there")
     rows, notes = list_rows(paths, source, list_one, _field_names(options))
     if not rows.num_rows:
-        raise UserError(f"{source}: no clip in {len(paths)} {suffix} files; {'; '.join(notes)}")
+        more = [f"and {len(notes) - 3} more"] if len(notes) > 3 else []
+        why = "; ".join([*notes[:3], *more])
+        raise UserError(f"{source}: no clip in {len(paths)} {suffix} files; {why}")
     for ours, theirs in options.columns.items():
         if ours != "id" and rows[ours].null_count == rows.num_rows:
             raise UserError(f"--column {ours}={theirs}: {source} has no {theirs}")
