@@ -16,7 +16,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.fbank import FbankSettings
-from trainer.checkpoint import load_newest
+from trainer.checkpoint import load_last
 from trainer.weights import (
     State,
     check_values,
@@ -200,9 +200,7 @@ def metadata(
 def _read_run(path: str) -> AstCheckpoint:
     file = storage.join(path, "run.json")
     run = storage.read_json_object(file)
-    saved = load_newest(path)
-    if saved is None:
-        raise UserError(f"{path}: the run has no checkpoint yet")
+    saved = load_last(path)
     _check_kinds(run, {"data": dict, "settings": dict}, file)
     _check_kinds(run["settings"], {"model": dict, "train": dict}, f"{file}: settings")
     facts = {

@@ -17,9 +17,7 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.errors import UserError
-from trainer.weights import encode_state, read_state
-
-State = dict[str, Tensor]
+from trainer.weights import State, encode_state, read_state
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

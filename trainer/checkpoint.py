@@ -143,6 +143,18 @@ def load_newest(run_path: str) -> Checkpoint | None:
     return None
 
 
+def load_last(run_path: str) -> Checkpoint:
+    """As `load_newest`, of a run that must have a checkpoint.
+
+    Raises:
+        UserError: it has none, or all are damaged.
+    """
+    saved = load_newest(run_path)
+    if saved is None:
+        raise UserError(f"{run_path}: the run has no checkpoint yet")
+    return saved
+
+
 def checkpoint_paths(run_path: str) -> list[str]:
     """All checkpoints of a run, the oldest first."""
     found = storage.list_files(_folder(run_path))

@@ -31,7 +31,7 @@ from trainer.ast_checkpoints import (
     read_weights,
 )
 from trainer.averaging import check_weights, weights_path
-from trainer.checkpoint import Checkpoint, Progress, load_newest, save_checkpoint
+from trainer.checkpoint import Checkpoint, Progress, load_last, save_checkpoint
 from trainer.clips import select_training_data
 from trainer.model import AST, build_model, load_ast
 from trainer.optimiser import make_optimiser
@@ -200,10 +200,7 @@ def _read_weights_of(run_path: str, weights: str) -> State:
     if weights != "last":
         check_weights(run_path, weights)
         return read_state(weights_path(run_path, weights))
-    saved = load_newest(run_path)
-    if saved is None:
-        raise UserError(f"{run_path}: the run has no checkpoint yet")
-    return saved.model
+    return load_last(run_path).model
 
 
 def _settings_of(checkpoint: AstCheckpoint) -> dict[str, dict[str, Any]]:
@@ -236,8 +233,7 @@ def _rows(checkpoint: AstCheckpoint, dataset: PreparedDataset) -> list[int]:
 
 
 def _empty_model(recipe: Recipe, labels: Sequence[str], num_mels: int) -> AST:
-    settings = replace(recipe.model, pretrained=False, weights_file="")
-    return build_model(settings, num_classes=len(labels), num_mels=num_mels)
+    return build_model(recipe.model.without_weights(), num_classes=len(labels), num_mels=num_mels)
 
 
 def _check_exportable(model: AST, recipe: Recipe) -> None:

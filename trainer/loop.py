@@ -26,7 +26,6 @@ from pipeline.dataset import PreparedDataset
 from pipeline.errors import UserError
 from trainer.augment import augment_batch
 from trainer.averaging import (
-    State,
     average_epochs,
     best_epoch,
     epoch_name,
@@ -56,7 +55,7 @@ from trainer.schedule import learning_rate
 from trainer.sharding import gathered_state, load_model
 from trainer.step import Share, make_learner, make_step
 from trainer.tensorboard_log import TensorBoardLog
-from trainer.weights import read_state
+from trainer.weights import State, read_state
 from trainer.window import Window, timed
 from trainer.world import World
 from trainer.writer import check_writer, remove_unfinished, take_over
@@ -193,7 +192,7 @@ def make_model(recipe: Recipe, dataset: PreparedDataset, *, fresh: bool) -> AST:
     """The recipe's model; `fresh` with the first weights it asks for, else to be loaded into."""
     settings = recipe.model
     if not fresh:
-        settings = replace(settings, pretrained=False, weights_file="")
+        settings = settings.without_weights()
     torch.manual_seed(recipe.train.seed)
     labels = dataset.labels
     return build_model(settings, num_classes=len(labels), num_mels=dataset.num_mels, labels=labels)

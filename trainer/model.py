@@ -119,6 +119,10 @@ class ModelSettings:
         share = self.patchout_share
         _check(0 <= share < 1, "patchout_share", "at least 0 and below 1", share)
 
+    def without_weights(self) -> "ModelSettings":
+        """The same model with random weights, such as one that others are loaded into."""
+        return replace(self, pretrained=False, weights_file="")
+
     def grid(self, num_mels: int, num_frames: int | None = None) -> tuple[int, int]:
         """Patches in frequency and in time, (f, t), of an input.
 
@@ -316,7 +320,7 @@ def build_model(
         found = read_weights(settings.weights_file, asdict(settings))
     if isinstance(found, AstCheckpoint):
         model = build_model(
-            replace(settings, pretrained=False, weights_file=""),
+            settings.without_weights(),
             num_classes=num_classes,
             num_mels=num_mels,
         )

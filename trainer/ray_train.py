@@ -24,8 +24,8 @@ from ray.train.torch import TorchTrainer
 
 from pipeline import storage
 from pipeline.dataset import open_dataset
-from trainer.averaging import State, weights_path
-from trainer.checkpoint import Progress, load_newest
+from trainer.averaging import weights_path
+from trainer.checkpoint import Progress, load_last
 from trainer.clips import select_clips
 from trainer.evaluation import evaluate
 from trainer.loader import Loader
@@ -45,7 +45,7 @@ from trainer.run_folder import (
     read_recipe,
     read_run,
 )
-from trainer.weights import read_state
+from trainer.weights import State, read_state
 from trainer.world import World
 from trainer.writer import alone_in
 
@@ -252,8 +252,7 @@ def _evaluate_worker(config: dict[str, Any]) -> None:
 def _trained(run_path: str, weights: str) -> tuple[State, Progress]:
     """Weights of a run that has them, and how far it was; those at its end need no checkpoint."""
     if weights == "last":
-        saved = load_newest(run_path)
-        assert saved is not None, "check_evaluation saw a checkpoint"
+        saved = load_last(run_path)
         return saved.model, saved.progress
     epochs = read_history(run_path)["epochs"]
     state = read_state(weights_path(run_path, weights))

@@ -269,7 +269,7 @@ def check_fit(recipe: Recipe, data: TrainingData) -> None:
     # On no device, the model costs neither memory nor a download.
     with torch.device("meta"):
         build_model(
-            replace(recipe.model, pretrained=False, weights_file=""),
+            recipe.model.without_weights(),
             num_classes=len(data.train.labels),
             num_mels=data.train.num_mels,
         )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PassingError, UserError
-from trainer.averaging import State, epoch_name, remove_other_epochs, write_weights
+from trainer.averaging import epoch_name, remove_other_epochs, write_weights
 from trainer.checkpoint import Background, Checkpoint, Progress, save_checkpoint
 from trainer.clips import TrainingData
 from trainer.loader import EpochPlan, Loader
@@ -25,6 +25,7 @@ from trainer.run_folder import write_history
 from trainer.sharding import gathered_state, load_model, load_optimiser, shared_out
 from trainer.step import Learner
 from trainer.tensorboard_log import TensorBoardLog
+from trainer.weights import State
 from trainer.world import World
 from trainer.writer import check_writer
 

@@ -14,8 +14,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from trainer.averaging import State
 from trainer.model import AST
+from trainer.weights import State
 from trainer.world import World
 
 
