@@ -23,6 +23,7 @@ from trainer.augment import (
     add_noise_and_roll,
     augment_batch,
     draw_augmentations,
+    draw_noise,
     first_frame,
     mask_,
     mask_interval,
@@ -87,6 +88,18 @@ def full(num: int) -> Tensor:
     return torch.full((num,), NUM_FRAMES)
 
 
+def noisy(x: Tensor, draws: AugmentDraws) -> Tensor:
+    """With the noise that the loader draws, and rolled."""
+    noise = draw_noise(draws, *x.shape[1:])
+    return add_noise_and_roll(x, draws, None if noise is None else noise.to(x.device))
+
+
+def in_a_batch(stored: Tensor, lengths: Tensor, draws: AugmentDraws, **norms: float) -> Tensor:
+    noise = draw_noise(draws, *stored.shape[1:])
+    noise = None if noise is None else noise.to(stored.device)
+    return augment_batch(stored, lengths, draws, noise=noise, **norms)
+
+
 def first_frames(draws: AugmentDraws, clips: list[Tensor], partners: list[Tensor]) -> list[Tensor]:
     """Clips, then partners of those that are mixed, cut as the loader does."""
     rows = np.flatnonzero(needs_partner(draws))
@@ -114,7 +127,7 @@ def test_batch_equals_the_clips_one_by_one(augment: AugmentSettings, num: int) -
         for row in range(num)
     ]
     read = stack(first_frames(draws, clips, partners))
-    out = augment_batch(*read, draws, mean=-4.0, std=3.0)
+    out = in_a_batch(*read, draws, mean=-4.0, std=3.0)
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, torch.stack(expected), atol=1e-5, rtol=0)
 
@@ -123,7 +136,7 @@ def test_batch_does_not_depend_on_how_it_is_split() -> None:
     augment = dataclasses.replace(SMALL, mixup_share=1.0)
     clips, partners = raw_batch(), raw_batch(seed=1)
     whole, *parts = [
-        augment_batch(
+        in_a_batch(
             torch.cat([clips[first : first + num], partners[first : first + num]]),
             full(2 * num),
             draw(augment, first=first, num=num),
@@ -139,7 +152,7 @@ def test_batch_stays_on_its_device() -> None:
     # The meta device refuses to mix with another, as an accelerator does.
     augment = dataclasses.replace(SMALL, mixup_share=1.0)
     fbanks, num_frames = raw_batch(16).to("meta"), full(16).to("meta")
-    out = augment_batch(fbanks, num_frames, draw(augment), mean=-4.0, std=3.0)
+    out = in_a_batch(fbanks, num_frames, draw(augment), mean=-4.0, std=3.0)
     assert out.device.type == "meta"
     assert out.shape == (8, NUM_FRAMES, NUM_MELS)
 
@@ -148,7 +161,7 @@ def test_what_was_read_is_left_alone() -> None:
     augment = dataclasses.replace(SMALL, mixup_share=1.0)
     for fbanks in (raw_batch(16).half(), raw_batch(16)):
         before = fbanks.clone()
-        augment_batch(fbanks, full(16), draw(augment), mean=-4.0, std=3.0)
+        in_a_batch(fbanks, full(16), draw(augment), mean=-4.0, std=3.0)
         assert torch.equal(fbanks, before)
 
 
@@ -196,7 +209,7 @@ def test_masked_and_padded_places_are_not_zero_after_normalisation() -> None:
     draws = draw(augment)
     draws = dataclasses.replace(draws, mixup_lambda=np.ones(8))
     fbanks, num_frames = stack([clip[:20] for clip in raw_batch()])
-    out = augment_batch(fbanks, num_frames, draws, **AUDIOSET)
+    out = in_a_batch(fbanks, num_frames, draws, **AUDIOSET)
     fill = torch.tensor(0.467).expand(NUM_MELS)
     torch.testing.assert_close(out[0, -1], fill, atol=5e-4, rtol=0)
     row = int(np.argmax(draws.time_width))
@@ -302,14 +315,14 @@ def test_what_is_drawn_for_a_sample_is_independent_of_the_rest() -> None:
     correlation = np.corrcoef(np.array(drawn, dtype=np.float64)) - np.eye(len(drawn))
     # Cutting down to whole mels and frames leaves starts and widths slightly correlated.
     assert np.abs(correlation).max() < 0.15
-    noise = add_noise_and_roll(torch.zeros(8, NUM_FRAMES, NUM_MELS), rows_of(draws, slice(0, 8)))
+    noise = noisy(torch.zeros(8, NUM_FRAMES, NUM_MELS), rows_of(draws, slice(0, 8)))
     rest = np.corrcoef(noise.flatten(1).numpy()) - np.eye(8)
     assert np.abs(rest).max() < 0.25
 
 
 def test_noise_is_uniform_up_to_one_scale_per_clip() -> None:
     draws = draw(dataclasses.replace(SMALL, roll_frames=0), num=4, num_mels=128, num_frames=128)
-    noise = add_noise_and_roll(torch.zeros(4, 128, 128), draws)
+    noise = noisy(torch.zeros(4, 128, 128), draws)
     for row in range(4):
         scaled = noise[row].flatten() / draws.noise_scale[row]
         assert kstest(scaled.numpy(), "uniform").pvalue > 0.001
@@ -325,7 +338,7 @@ def test_masks_move_with_the_roll() -> None:
         time_width=np.array([3]),
         roll=np.array([-4]),
     )
-    out = augment_batch(torch.ones(1, NUM_FRAMES, NUM_MELS), full(1), draws, mean=0.0, std=0.5)
+    out = in_a_batch(torch.ones(1, NUM_FRAMES, NUM_MELS), full(1), draws, mean=0.0, std=0.5)
     is_masked = (out[0] == 0).all(dim=1)
     assert is_masked.nonzero().flatten().tolist() == [0, NUM_FRAMES - 2, NUM_FRAMES - 1]
 
@@ -451,7 +464,7 @@ def test_mask_larger_than_the_input_is_refused(size: dict[str, int], message: st
 
 
 def test_batch_of_another_size_than_its_draws_is_refused() -> None:
-    for function in (mask_, add_noise_and_roll):
+    for function in (mask_, noisy):
         with pytest.raises(ValueError, match=r"^x: must be \[8, frames, mels\]"):
             function(raw_batch(7), draw())
 

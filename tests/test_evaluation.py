@@ -142,10 +142,14 @@ class Noted(nn.Module):
         super().__init__()
         self.model = model
         self.found: set[tuple[int, torch.dtype]] = set()
+        model.blocks[-1].mlp.fc2.register_forward_hook(self._note)
+
+    def _note(self, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        self.found.add((len(output), output.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model(x)
-        self.found.add((len(x), logits.dtype))
+        assert logits.dtype == torch.float32
         return logits
 
 
@@ -173,6 +177,10 @@ def test_it_computes_in_the_precision_of_training(dataset: PreparedDataset) -> N
     assert found == {(9, torch.bfloat16)}
     assert result.scores.dtype == np.float32
     assert 0 < np.abs(result.scores - exact.scores).max() < 0.02
+    # But not the head: bfloat16 has so few numbers that clips would have the same score.
+    logits = torch.logit(torch.from_numpy(result.scores))
+    off = logits / logits.bfloat16() - 1
+    assert (off.abs() > 1e-4).float().mean() > 0.8
 
 
 def test_it_computes_no_more_clips_at_once_than_training(dataset: PreparedDataset) -> None:

@@ -620,6 +620,26 @@ def test_checkpointed_activations_give_the_same_gradients():
 
 # torch hides this warning of its own, but not where warnings are errors.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_blocks_have_a_graph_for_each_shape(monkeypatch):
+    """An epoch's last batch, which is a smaller one, leaves those before and after as they are."""
+    sizes = []
+
+    def backend(graph, inputs):
+        sizes.append(
+            [size for one in inputs if isinstance(one, torch.Tensor) for size in one.shape]
+        )
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    model = build_model(small_settings(compile=True), num_classes=3, num_mels=64)
+    torch._dynamo.reset()
+    for num_clips in (4, 3, 4, 2, 4):
+        model(torch.randn(num_clips, 64, 64)).sum().backward()
+    assert len(sizes) == 3
+    assert all(isinstance(size, int) for shapes in sizes for size in shapes)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("checkpoint_activations", [False, True])
 def test_compiled_blocks_compute_the_same_under_the_same_names(monkeypatch, checkpoint_activations):
     """The eager backend stands for the compiler, which takes a minute and a C++ compiler."""

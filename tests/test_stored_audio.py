@@ -327,7 +327,14 @@ def test_batches_equal_the_clips_one_by_one(
         assert batch.draws is not None
         num_clips = len(batch.targets)
         assert len(batch.stored) == num_clips + needs_partner(batch.draws).sum()
-        x = augment_batch(batch.stored, batch.lengths, batch.draws, batch.audio_fbank, **NORMS)
+        x = augment_batch(
+            batch.stored,
+            batch.lengths,
+            batch.draws,
+            batch.audio_fbank,
+            noise=batch.noise,
+            **NORMS,
+        )
         for row in range(num_clips):
             own, partner = plan.order[position], plan.partners[position]
             expected = augmented_audio(

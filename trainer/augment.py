@@ -276,18 +276,35 @@ def normalise(x: Tensor, mean: float, std: float) -> Tensor:
     return (x - mean) / (2 * std)
 
 
-def add_noise_and_roll(x: Tensor, draws: AugmentDraws) -> Tensor:
+def draw_noise(draws: AugmentDraws, num_frames: int, num_mels: int) -> Tensor | None:
+    """Noise of the Q samples that get any, float32 `[Q, T, F]` in [0, 1); None: of no sample.
+
+    On the CPU, as all that is drawn; there is so much of it that threads draw it ahead.
+    """
+    noisy = draws.noise_scale > 0
+    if not noisy.any():
+        return None
+    drawn = [_noise(seed, num_frames, num_mels) for seed in draws.noise_seed[noisy]]
+    return torch.from_numpy(np.stack(drawn))
+
+
+def add_noise_and_roll(x: Tensor, draws: AugmentDraws, noise: Tensor | None) -> Tensor:
     """Add each sample's noise to normalised inputs `[B, T, F]`, in place, then roll them in time.
 
-    Returns the rolled inputs, which are `x` itself where nothing is rolled.
+    Args:
+        x: the inputs.
+        draws: of the B samples.
+        noise: as `draw_noise` gives it, on the device.
+
+    Returns:
+        The rolled inputs, which are `x` itself where nothing is rolled.
     """
     _check_rows(x, len(draws))
-    num_frames, num_mels = x.shape[1:]
-    noisy = np.flatnonzero(draws.noise_scale)
-    if len(noisy) > 0:
-        noise = np.stack([_noise(seed, num_frames, num_mels) for seed in draws.noise_seed[noisy]])
+    num_frames = x.shape[1]
+    if noise is not None:
+        noisy = np.flatnonzero(draws.noise_scale)
         scale = _on(x.device, draws.noise_scale[noisy].astype(np.float32))
-        x[_on(x.device, noisy)] += _on(x.device, noise) * scale[:, None, None]
+        x[_on(x.device, noisy)] += noise * scale[:, None, None]
     if not draws.roll.any():
         return x
     roll = _on(x.device, draws.roll)
@@ -301,12 +318,13 @@ def augment_batch(
     draws: AugmentDraws,
     audio_fbank: FbankSettings | None = None,
     *,
+    noise: Tensor | None,
     mean: float,
     std: float,
 ) -> Tensor:
     """All of it: clips and partners, as `raw_log_mel` takes them, to the input `[B, T, F]`."""
     x = mask_(raw_log_mel(stored, lengths, draws, audio_fbank), draws)
-    return add_noise_and_roll(normalise(x, mean, std), draws)
+    return add_noise_and_roll(normalise(x, mean, std), draws, noise)
 
 
 def pinned(values: Tensor, device: torch.device) -> Tensor:

@@ -74,22 +74,14 @@ def evaluate(
         batch_size=min(share, settings.micro_batch_size or share),
     )
     parts, clips = [], []
-    for batch in batches:
-        fbanks = raw_log_mel(
-            batch.stored.to(world.device, non_blocking=True),
-            batch.lengths.to(world.device, non_blocking=True),
-            None,
-            batch.audio_fbank,
-        )
+    for batch in (one.to_device(world.device) for one in batches):
+        fbanks = raw_log_mel(batch.stored, batch.lengths, None, batch.audio_fbank)
         with autocast(world.device, settings.precision):
             logits = model(normalise(fbanks, mean, std))
         logits = logits.float()
-        targets = batch.targets.to(world.device, non_blocking=True)
-        losses = loss_per_clip(logits, targets, settings.loss)
-        weights = batch.weights.to(world.device, non_blocking=True)
-        parts.append(
-            torch.cat([scores(logits, settings.loss), losses[:, None], weights[:, None]], dim=1)
-        )
+        losses = loss_per_clip(logits, batch.targets, settings.loss)
+        columns = [scores(logits, settings.loss), losses[:, None], batch.weights[:, None]]
+        parts.append(torch.cat(columns, dim=1))
         clips.append(torch.from_numpy(batch.rows))
     model.train(was_training)
     order = world.gather(torch.cat(clips).to(world.device)).cpu().numpy()

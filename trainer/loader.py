@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from trainer.augment import (
     AugmentDraws,
     AugmentSettings,
     draw_augmentations,
+    draw_noise,
     first_frame,
     mix_targets,
     needs_partner,
@@ -81,31 +83,6 @@ class LoaderSettings:
             )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Batch:
-    """This rank's share of a global batch; `stored` lasts until the next batch is asked for."""
-
-    stored: Tensor
-    """The clips, then the partners of those that are mixed, padded with zeros: raw log-mel
-    `[B + P, T, F]` float16, or samples `[B + P, S]` int16 of a data set of audio."""
-    lengths: Tensor
-    """Frames, or samples, of each of them without the padding, `[B + P]` int64."""
-    num_frames: int
-    """T, or what S samples give."""
-    audio_fbank: FbankSettings | None
-    """How fbanks are computed of audio; None where they are stored."""
-    targets: Tensor
-    """`[B, C]` float32, mixed."""
-    weights: Tensor
-    """`[B]`: 1, or 0 for rows that only fill up the share."""
-    num_clips: int
-    """Clips in the global batch, over all ranks."""
-    rows: IntArray
-    """Which clips of the set these are, `[B]`."""
-    draws: AugmentDraws | None = None
-    """What remains to be applied on the device; None in evaluation."""
-
-
 class _Buffer:
     """Memory of one batch after the other."""
 
@@ -129,6 +106,48 @@ class _Buffer:
         """Until those copies are done."""
         if self._used is not None:
             self._used.synchronize()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Batch:
+    """This rank's share of a global batch; `stored` lasts until the next batch is asked for.
+
+    Copies by `to_device` may be under way for longer.
+    """
+
+    stored: Tensor
+    """The clips, then the partners of those that are mixed, padded with zeros: raw log-mel
+    `[B + P, T, F]` float16, or samples `[B + P, S]` int16 of a data set of audio."""
+    lengths: Tensor
+    """Frames, or samples, of each of them without the padding, `[B + P]` int64."""
+    num_frames: int
+    """T, or what S samples give."""
+    audio_fbank: FbankSettings | None
+    """How fbanks are computed of audio; None where they are stored."""
+    targets: Tensor
+    """`[B, C]` float32, mixed."""
+    weights: Tensor
+    """`[B]`: 1, or 0 for rows that only fill up the share."""
+    num_clips: int
+    """Clips in the global batch, over all ranks."""
+    rows: IntArray
+    """Which clips of the set these are, `[B]`."""
+    draws: AugmentDraws | None = None
+    """What remains to be applied on the device; None in evaluation."""
+    noise: Tensor | None = None
+    """As `draw_noise` gives it."""
+    memory: _Buffer
+    """What `stored` is in."""
+
+    def to_device(self, device: torch.device) -> "Batch":
+        """A copy there; the host does not wait for a GPU to have it."""
+        copies = {
+            name: value.to(device, non_blocking=True)
+            for name in ("stored", "lengths", "targets", "weights", "noise")
+            if (value := getattr(self, name)) is not None
+        }
+        self.memory.mark_used()
+        return replace(self, **copies)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -190,9 +209,6 @@ def plan_epoch(
         rank=rank,
         world_size=world_size,
     )
-
-
-_Filled = tuple[Batch, _Buffer]
 
 
 class Loader:
@@ -259,7 +275,7 @@ class Loader:
 
     def _training_batch(
         self, plan: EpochPlan, augment: AugmentSettings, step: int, executor: Executor | None
-    ) -> _Filled:
+    ) -> Batch:
         everyone = plan.positions(step)
         positions, weights = rank_slice(everyone, plan.rank, plan.world_size)
         draws = draw_augmentations(
@@ -286,7 +302,8 @@ class Loader:
             torch.from_numpy(self.clips.targets(partners)),
             draws,
         )
-        batch = Batch(
+        noise = draw_noise(draws, num_frames, self.clips.num_mels)
+        return Batch(
             stored=stored,
             lengths=lengths,
             num_frames=num_frames,
@@ -296,17 +313,18 @@ class Loader:
             num_clips=len(everyone),
             rows=rows,
             draws=draws,
+            noise=None if noise is None else pinned(noise, self._device),
+            memory=buffer,
         )
-        return batch, buffer
 
     def _evaluation_batch(
         self, rows: IntArray, weights: NDArray[np.float32], executor: Executor | None
-    ) -> _Filled:
+    ) -> Batch:
         num_frames = int(self.padded_frames[rows].max())
         buffer, stored, lengths = self._read(
             rows, np.zeros(len(rows)), executor, num_frames=num_frames, max_rows=len(rows)
         )
-        batch = Batch(
+        return Batch(
             stored=stored,
             lengths=lengths,
             num_frames=num_frames,
@@ -315,8 +333,8 @@ class Loader:
             weights=pinned(torch.from_numpy(weights), self._device),
             num_clips=int(weights.sum()),
             rows=rows,
+            memory=buffer,
         )
-        return batch, buffer
 
     def _read(
         self,
@@ -351,7 +369,7 @@ class Loader:
         return _Buffer((num_rows, num_samples), torch.int16, self._device)
 
     def _ahead(
-        self, work: Callable[[int, Executor | None], _Filled], items: range
+        self, work: Callable[[int, Executor | None], Batch], items: range
     ) -> Iterator[Batch]:
         """Batches in order, read by threads up to `batches_ahead` before their turn.
 
@@ -362,8 +380,11 @@ class Loader:
         if self._is_remote:
             num_threads = settings.batches_ahead
             readers = ThreadPoolExecutor(settings.reads_in_flight)
-        pool = ThreadPoolExecutor(num_threads)
-        waiting: deque[Future[_Filled]] = deque()
+        # Threads begin with the first GPU, whichever one this process works with.
+        is_numbered = self._device.type == "cuda" and self._device.index is not None
+        choose = partial(torch.cuda.set_device, self._device) if is_numbered else None
+        pool = ThreadPoolExecutor(num_threads, initializer=choose)
+        waiting: deque[Future[Batch]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(work, item, readers))
@@ -377,11 +398,10 @@ class Loader:
                 if one is not None:
                     one.shutdown(wait=False, cancel_futures=True)
 
-    def _lend(self, filled: Future[_Filled]) -> Iterator[Batch]:
-        batch, buffer = filled.result()
+    def _lend(self, filled: Future[Batch]) -> Iterator[Batch]:
+        batch = filled.result()
         yield batch
-        buffer.mark_used()
-        self._free_buffers.append(buffer)
+        self._free_buffers.append(batch.memory)
 
 
 def _split_by_length(lengths: IntArray, batch_size: int) -> list[IntArray]:

@@ -250,22 +250,18 @@ def _seed_model(run: Run) -> None:
 
 def _step(run: Run, batch: Batch, lr: float) -> Tensor:
     """Augment a batch on the device and make a step; see `make_step`."""
-    device = run.world.device
+    batch = batch.to_device(run.world.device)
     assert batch.draws is not None
     x = augment_batch(
-        batch.stored.to(device, non_blocking=True),
-        batch.lengths.to(device, non_blocking=True),
+        batch.stored,
+        batch.lengths,
         batch.draws,
         batch.audio_fbank,
+        noise=batch.noise,
         mean=run.data.mean,
         std=run.data.std,
     )
-    share = Share(
-        x=x,
-        targets=batch.targets.to(device, non_blocking=True),
-        weights=batch.weights.to(device, non_blocking=True),
-        num_clips=batch.num_clips,
-    )
+    share = Share(x=x, targets=batch.targets, weights=batch.weights, num_clips=batch.num_clips)
     return make_step(run.learner, share, lr)
 
 

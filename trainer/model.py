@@ -34,9 +34,12 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.errors import UserError
 from trainer.ast_checkpoints import AstCheckpoint, missing_labels, read_weights
+from trainer.precision import in_float32
 from trainer.weights import State, create_from_hub, load_backbone, load_exactly
 
 _POSITION_STD = 0.02
+_MAX_GRAPHS = 64
+"""Shapes of batches that a run may meet: those of its length buckets, whole and at the end."""
 _logger = logging.getLogger(__name__)
 
 
@@ -217,17 +220,20 @@ class AST(nn.Module):
         self.pos_embed = nn.Parameter(_position_embedding(backbone, settings, num_mels))
         self.blocks = backbone.blocks[: settings.depth or None]
         if settings.compile:
-            for block in self.blocks:
-                # In place, so that the names in the state dict stay what they are; and without the
-                # hooks around it, by which FSDP puts a shared-out block together.
-                block.forward = torch.compile(block.forward)
+            _compile(self.blocks)
         self.norm = backbone.norm
         self.head_norm = nn.LayerNorm(backbone.embed_dim, eps=settings.head_norm_eps)
         self.head = nn.Linear(backbone.embed_dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, C] of normalised log-mel spectrograms [B, T, F]; raises as `embed`."""
-        return cast(Tensor, self.head(self.head_norm(self.embed(x))))
+        """Logits [B, C] of normalised log-mel spectrograms [B, T, F]; raises as `embed`.
+
+        In float32 whatever the blocks compute in: bfloat16 has so few numbers that many clips would
+        have the same score, which costs mAP.
+        """
+        embeddings = self.embed(x)
+        with in_float32(x.device):
+            return cast(Tensor, self.head(self.head_norm(embeddings.float())))
 
     def embed(self, x: Tensor) -> Tensor:
         """Clip embeddings [B, D]: the mean of the class tokens after the final norm.
@@ -510,6 +516,20 @@ def _is_plain(backbone: Any) -> bool:
         and isinstance(backbone.norm_pre, nn.Identity)
         and isinstance(backbone.fc_norm, nn.Identity)
     )
+
+
+def _compile(blocks: nn.Sequential) -> None:
+    """Compile each block in place, so that the names in the state dict stay what they are.
+
+    Without the hooks around it, by which FSDP puts a shared-out block together.
+    """
+    # Each shape gets a graph of its own: one for all sizes, which an epoch's last batch would bring
+    # about, is a slower one.
+    torch._dynamo.config.recompile_limit = _MAX_GRAPHS
+    # DDP shares gradients block by block as it is; this would cut the blocks once more.
+    torch._dynamo.config.optimize_ddp = False
+    for block in blocks:
+        block.forward = torch.compile(block.forward, dynamic=False)
 
 
 def _patch_projection(backbone: VisionTransformer, settings: ModelSettings) -> nn.Conv2d:
