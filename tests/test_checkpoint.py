@@ -198,21 +198,6 @@ def test_no_code_of_a_checkpoint_is_run(tmp_path: Path, kind: str) -> None:
 # In the background
 
 
-def test_a_copy_is_not_changed_by_training() -> None:
-    checkpoint, expected = make_checkpoint(3), make_checkpoint(3)
-    copy = checkpoint.copy()
-    with torch.no_grad():
-        for value in (*checkpoint.model.values(), *checkpoint.ema.values()):
-            value.zero_()
-        for state in checkpoint.optimiser["state"].values():
-            state["exp_avg"].zero_()
-        assert checkpoint.score_sum is not None
-        checkpoint.score_sum.zero_()
-    checkpoint.progress.step = 9
-    checkpoint.progress.steps.append({"step": 9})
-    assert_equal(copy, expected)
-
-
 def test_work_goes_on_beside_and_one_after_the_other() -> None:
     background, go_on, done = Background(), threading.Event(), []
 

@@ -16,6 +16,7 @@ from tests.runs import assert_close_runs, newest, untimed
 from trainer.loop import make_model, train
 from trainer.predictions import read_predictions
 from trainer.recipe import Recipe, make_recipe
+from trainer.sharding import whole_copy
 from trainer.step import make_learner
 from trainer.world import World
 
@@ -127,3 +128,18 @@ def test_float16(dataset: PreparedDataset, tmp_path: Path) -> None:
     assert losses == pytest.approx(expected_losses, rel=1e-2)
     scaler, expected_scaler = (newest(run).scaler for run in documents)
     assert scaler == expected_scaler
+
+
+def test_a_copy_is_not_changed_by_training() -> None:
+    state: dict[str, Any] = {
+        "step": 3,
+        "exp_avg": torch.ones(2),
+        "groups": [{"moment": torch.ones(1)}],
+    }
+    copy, left = whole_copy(state, keep=True), whole_copy(state, keep=False)
+    state["exp_avg"].zero_()
+    state["groups"][0]["moment"].zero_()
+    assert copy == {"step": 3, "exp_avg": copy["exp_avg"], "groups": copy["groups"]}
+    assert copy["exp_avg"].tolist() == [1, 1]
+    assert copy["groups"][0]["moment"].tolist() == [1]
+    assert left == {"step": 3, "exp_avg": None, "groups": [{"moment": None}]}

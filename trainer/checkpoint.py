@@ -73,13 +73,6 @@ class Checkpoint:
     score_sum: Tensor | None = None
     """Sum of the evaluations' scores over the finished epochs, `[N, C]`."""
 
-    def copy(self) -> "Checkpoint":
-        """The same in memory of its own on the CPU, which training does not change."""
-        return Checkpoint(
-            **{name: _copied(getattr(self, name)) for name in _TENSOR_FIELDS},
-            progress=self.progress.copy(),
-        )
-
 
 _TENSOR_FIELDS = ("model", "optimiser", "ema", "scaler", "score_sum")
 
@@ -171,14 +164,6 @@ def _decode(data: bytes) -> Checkpoint:
     file.seek(0)
     document = torch.load(file, map_location="cpu", weights_only=True)
     return Checkpoint(**{**document, "progress": Progress(**document["progress"])})
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copied(one) for key, one in value.items()}
-    return [_copied(one) for one in value] if isinstance(value, list) else value
 
 
 def _folder(run_path: str) -> str:

@@ -52,7 +52,7 @@ from trainer.run_folder import (
 from trainer.run_state import Report, Run, restore, save, save_if_due
 from trainer.sampler import Stream, draw_weights, patchout_seed, random_bits
 from trainer.schedule import learning_rate
-from trainer.sharding import gathered_state, load_model
+from trainer.sharding import load_model, whole_copy
 from trainer.step import Share, make_learner, make_step
 from trainer.tensorboard_log import TensorBoardLog
 from trainer.weights import State, read_state
@@ -334,7 +334,7 @@ def _write_results(run: Run, evaluation: Evaluation) -> None:
     for name, state in _other_weights(run):
         # No step follows that would need the weights as they were.
         load_model(run.ast, state)
-        whole = gathered_state(state)
+        whole = whole_copy(state, keep=run.world.is_first)
         if run.world.is_first:
             write_weights(run.path, name, whole)
         _write_predictions(run, _evaluate(run), name)

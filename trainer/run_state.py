@@ -22,7 +22,7 @@ from trainer.loader import EpochPlan, Loader
 from trainer.model import AST
 from trainer.recipe import Recipe
 from trainer.run_folder import write_history
-from trainer.sharding import gathered_state, load_model, load_optimiser, shared_out
+from trainer.sharding import load_model, load_optimiser, shared_out, whole_copy
 from trainer.step import Learner
 from trainer.tensorboard_log import TensorBoardLog
 from trainer.weights import State
@@ -102,22 +102,20 @@ def save(run: Run, needed_epochs: Collection[int] = (), *, is_needed: bool = Tru
         is_needed: whether a storage that does not answer is an error; else training goes on.
     """
     run.saved_at = time.monotonic()
-    model = gathered_state(run.ast.state_dict())
-    optimiser = gathered_state(run.learner.optimiser.state_dict())
-    ema = gathered_state(run.ema)
-    if not run.world.is_first:
-        return
+    # No two copies at a time: each takes three times the memory of the model.
     run.background.wait()
+    copy = partial(whole_copy, keep=run.world.is_first)
     checkpoint = Checkpoint(
-        model=model,
-        optimiser=optimiser,
-        progress=run.progress,
-        ema=ema,
-        scaler=run.learner.scaler.state_dict(),
-        score_sum=run.score_sum,
+        model=copy(run.ast.state_dict()),
+        optimiser=copy(run.learner.optimiser.state_dict()),
+        progress=run.progress.copy(),
+        ema=copy(run.ema),
+        scaler=copy(run.learner.scaler.state_dict()),
+        score_sum=copy(run.score_sum),
     )
-    write = _write if is_needed else _try_to_write
-    run.background.start(partial(write, run, checkpoint.copy(), needed_epochs))
+    if run.world.is_first:
+        write = _write if is_needed else _try_to_write
+        run.background.start(partial(write, run, checkpoint, needed_epochs))
 
 
 def _try_to_write(run: Run, saved: Checkpoint, needed_epochs: Collection[int]) -> None:

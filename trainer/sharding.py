@@ -26,7 +26,7 @@ def shard(ast: AST, world: World) -> AST:
     assert group is not None
     mesh = DeviceMesh.from_group(group, world.device.type)
     for module in (*ast.blocks, ast):
-        sharded = fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        sharded = fully_shard(module, mesh=mesh)
         # Gloo has sums, but no means.
         sharded.set_force_sum_reduction_for_comms(world.device.type == "cpu")
     return ast
@@ -37,16 +37,18 @@ def gathered(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def gathered_state(value: Any) -> Any:
-    """A state dict whole: what was shared out on the CPU, one tensor at a time, else as it is.
+def whole_copy(value: Any, *, keep: bool) -> Any:
+    """A state dict whole, in memory of its own on the CPU, which training does not change.
 
-    All ranks call it together.
+    All ranks call it together. It is made one tensor at a time, and those that do not `keep` it
+    only send their parts: their result has None for tensors.
     """
-    if isinstance(value, DTensor):
-        return gathered(value.detach()).cpu()
+    if isinstance(value, Tensor):
+        whole = gathered(value.detach()) if keep or isinstance(value, DTensor) else value
+        return whole.to("cpu", copy=True) if keep else None
     if isinstance(value, dict):
-        return {key: gathered_state(one) for key, one in value.items()}
-    return value
+        return {key: whole_copy(one, keep=keep) for key, one in value.items()}
+    return [whole_copy(one, keep=keep) for one in value] if isinstance(value, list) else value
 
 
 def load_model(ast: AST, state: Mapping[str, Tensor]) -> None:
