@@ -1,12 +1,18 @@
 """Training on a GPU: the run of a CPU, and no step waits for the device. Skipped without one."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from pipeline.dataset import PreparedDataset
+from pipeline.dataset import PreparedDataset, open_dataset
+from pipeline.fbank import FbankSettings, fbank
+from pipeline.manifest import Clip
+from pipeline.plan import PrepareSettings
+from tests.audio import encode, noise
+from tests.preparation import LABELS, preparation
 from tests.prepared import make_prepared, tiny_recipe
 from tests.runs import untimed
 from trainer import loop
@@ -24,6 +30,22 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     return make_prepared(str(tmp_path_factory.mktemp("data")))
 
 
+@pytest.fixture(scope="module")
+def of_audio(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    folder = tmp_path_factory.mktemp("audio")
+    clips = []
+    for number in range(24):
+        path = folder / f"{number}.wav"
+        path.write_bytes(encode(noise(0.5 + 0.01 * number, 16_000, seed=number)))
+        split = "eval" if number % 4 == 0 else "train"
+        labels = (LABELS[number % 2],)
+        clips.append(Clip(id=f"{number}", uri=str(path), labels=labels, split=split))
+    made = preparation(folder / "data", clips, PrepareSettings(store="audio"))
+    made.build()
+    made.finish()
+    return open_dataset(str(folder / "data"))
+
+
 def test_a_run_is_that_of_a_cpu(dataset: PreparedDataset, tmp_path: Path) -> None:
     """Up to the GPU's convolution, which rounds its inputs to TF32."""
     recipe = tiny_recipe(
@@ -39,31 +61,44 @@ def test_a_run_is_that_of_a_cpu(dataset: PreparedDataset, tmp_path: Path) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize("store", ["dataset", "of_audio"])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_no_step_waits_for_the_device(
-    dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    precision: str,
+    store: str,
 ) -> None:
     """With all that is drawn, mixed and left out; CUDA raises where the host would wait."""
-    step = loop._step
 
-    def watched(*arguments: Any) -> torch.Tensor:
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            return step(*arguments)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+    def watched(work: Callable[..., Any]) -> Callable[..., Any]:
+        def watch(*arguments: Any) -> Any:
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                return work(*arguments)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(loop, "_step", watched)
+        return watch
+
+    # The first one copies its filters there, which the host waits for.
+    fbank(torch.zeros(1, 16_000, device=GPU.device), FbankSettings())
+    for name in ("_step", "update_ema"):
+        monkeypatch.setattr(loop, name, watched(getattr(loop, name)))
     recipe = tiny_recipe(
         model={"patchout_time": 1, "patchout_share": 0.2, "checkpoint_activations": True},
         augment={"noise": True, "roll_frames": 5},
         averaging={"ema_decay": 0.9},
         train={"precision": precision, "micro_batch_size": 3, "max_gradient_norm": 1e6},
     )
-    train(recipe, dataset, str(tmp_path), world=GPU)
+    train(recipe, request.getfixturevalue(store), str(tmp_path), world=GPU)
     assert len(read_history(str(tmp_path))["epochs"]) == recipe.train.epochs
 
 
+# Warnings of torch's own, within the compiler.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.slow
 def test_compiled_blocks_learn(dataset: PreparedDataset, tmp_path: Path) -> None:
     recipe = tiny_recipe(model={"compile": True}, train={"precision": "bfloat16"})
