@@ -163,13 +163,13 @@ def forwarded_environment(
     variables = {name: environ[name] for name in names if environ.get(name)}
     missing = [name for name in CREDENTIALS[:2] if name not in variables]
     if credentials and missing:
-        raise UserError(f"credentials: {' and '.join(missing)} not set here")
+        raise UserError(f"--forward-credentials: {' and '.join(missing)} not set here")
     for item in items:
         name, equals, value = item.partition("=")
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise UserError(f"env: must be NAME or NAME=VALUE, got {name!r}")
+            raise UserError(f"--env: must be NAME or NAME=VALUE, got {name!r}")
         if not equals and name not in environ:
-            raise UserError(f"env: {name} is not set here; give {name}=VALUE")
+            raise UserError(f"--env: {name} is not set here; give {name}=VALUE")
         variables[name] = value if equals else environ[name]
     return variables
 

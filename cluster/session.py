@@ -144,7 +144,7 @@ def _links(error: BaseException) -> list[BaseException]:
 
 def _start(num_cpus: int | None, dashboard: bool) -> None:
     if num_cpus is not None and num_cpus < 1:
-        raise UserError(f"num_cpus: must be at least 1, got {num_cpus}")
+        raise UserError(f"--num-cpus: must be at least 1, got {num_cpus}")
     # Ray says at every start that it has turned authentication on: as it should, see above.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
@@ -168,7 +168,7 @@ def _start(num_cpus: int | None, dashboard: bool) -> None:
 
 def _join(address: str, num_cpus: int | None) -> None:
     if num_cpus is not None:
-        raise UserError("num_cpus: is for an embedded session; a cluster has the CPUs it has")
+        raise UserError("--num-cpus: is for an embedded session; a cluster has the CPUs it has")
     if address != "auto":
         _check_reachable(address)
     try:
