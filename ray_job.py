@@ -398,10 +398,10 @@ def logs(arguments: Arguments) -> int:
     return jobs.print_logs(arguments.id, address=arguments.address, follow=arguments.follow)
 
 
-def stop(arguments: Arguments) -> int:
+def stop(arguments: Arguments) -> None:
     from cluster import jobs
 
-    return jobs.stop(arguments.id, address=arguments.address)
+    jobs.stop(arguments.id, address=arguments.address)
 
 
 def _given(path: str | None) -> str | None:

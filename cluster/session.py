@@ -53,12 +53,7 @@ _USER_ERROR_LINE = re.compile(
 
 
 @contextmanager
-def connect(
-    *,
-    address: str | None = None,
-    num_cpus: int | None = None,
-    dashboard: bool = False,
-) -> Iterator[None]:
+def connect(*, address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
     """Use a Ray session for the length of a `with` block.
 
     A session that this process already has is used as it is and left running.
@@ -67,8 +62,6 @@ def connect(
         address: `host:port` of a cluster this machine is a node of, `auto` for the one that runs
             here, `local` for an embedded session. None: `RAY_ADDRESS`, else embedded.
         num_cpus: CPUs an embedded session schedules on; None: all of the machine.
-        dashboard: Whether an embedded session has a dashboard, on a free port of 127.0.0.1. It
-            costs about 1 GB of memory; Ray Tune needs one to stop trials early.
 
     Raises:
         UserError: the cluster cannot be reached or refuses, or an argument does not fit.
@@ -81,7 +74,7 @@ def connect(
     with _environment(_session_environment(target)):
         try:
             if target == "local":
-                _start(num_cpus, dashboard)
+                _start(num_cpus)
             else:
                 _join(target, num_cpus)
             with _terminate_as_ctrl_c():
@@ -142,7 +135,7 @@ def _links(error: BaseException) -> list[BaseException]:
     return found
 
 
-def _start(num_cpus: int | None, dashboard: bool) -> None:
+def _start(num_cpus: int | None) -> None:
     if num_cpus is not None and num_cpus < 1:
         raise UserError(f"--num-cpus: must be at least 1, got {num_cpus}")
     # Ray says at every start that it has turned authentication on: as it should, see above.
@@ -151,9 +144,8 @@ def _start(num_cpus: int | None, dashboard: bool) -> None:
         ray.init(
             address="local",
             num_cpus=num_cpus,
-            include_dashboard=dashboard,
-            dashboard_host="127.0.0.1",
-            dashboard_port=0 if dashboard else None,
+            # It would cost about 1 GB of memory.
+            include_dashboard=False,
             logging_level=logging.WARNING,
         )
     except Exception as error:

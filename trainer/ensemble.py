@@ -154,7 +154,7 @@ def runs_to_json(run_paths: Sequence[str], output: str) -> list[str]:
 def read_runs(result_path: str) -> list[str]:
     """The run folders that `ensemble.json` or `cross_validation.json` tells of.
 
-    None where there is no such file, or one that does not tell.
+    An empty list where there is no such file, or one that does not tell.
     """
     try:
         names = storage.read_json(result_path)["runs"]
