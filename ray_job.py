@@ -213,9 +213,9 @@ def ensemble(arguments: Arguments) -> None:
         check_finished,
         make_table,
         member_recipes,
-        read_runs,
         score_ensemble,
     )
+    from trainer.many_runs import read_runs
     from trainer.run_folder import check_folder, read_run
 
     _check_members(arguments)

@@ -389,7 +389,7 @@ def test_an_item_that_is_no_variable_is_refused(item: str) -> None:
 
 
 def test_credentials_that_are_not_there_are_an_error() -> None:
-    with pytest.raises(UserError, match="^--forward-credentials: AWS_SECRET_ACCESS_KEY not set"):
+    with pytest.raises(UserError, match=r"^--forward-credentials: AWS_SECRET_ACCESS_KEY not set"):
         jobs.forwarded_environment([], credentials=True, environ={"AWS_ACCESS_KEY_ID": "key"})
 
 
@@ -450,7 +450,7 @@ def test_a_session_of_a_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatc
         assert ray.cluster_resources()["CPU"] == 1.0
         assert ray.get_runtime_context().gcs_address.endswith(cluster.gcs_address.split(":")[1])
     assert not ray.is_initialized()
-    with pytest.raises(UserError, match="^--num-cpus: "), session.connect(num_cpus=2):
+    with pytest.raises(UserError, match=r"^--num-cpus: "), session.connect(num_cpus=2):
         pass
 
 

@@ -9,7 +9,6 @@ weight-averaged, checkpoints (paper section 3.1; the authors' `ensemble.py`).
 """
 
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +19,12 @@ from rich.table import Table
 
 from pipeline import storage
 from pipeline.errors import UserError
+from trainer.many_runs import (
+    Figures,
+    mean_and_std,
+    runs_to_json,
+    table_cells,
+)
 from trainer.metrics import Metrics, evaluate_scores
 from trainer.predictions import Predictions, read_predictions, write_predictions
 from trainer.recipe import Recipe, load_recipe
@@ -146,34 +151,13 @@ def score_ensemble(run_paths: Sequence[str], name: str, output: str) -> Ensemble
     return result
 
 
-def runs_to_json(run_paths: Sequence[str], output: str) -> list[str]:
-    """Run folders as a result in `output` names them: from there, where they are inside."""
-    return [path.removeprefix(f"{output}/") for path in run_paths]
-
-
-def read_runs(result_path: str) -> list[str]:
-    """The run folders that `ensemble.json` or `cross_validation.json` tells of.
-
-    An empty list where there is no such file, or one that does not tell.
-    """
-    try:
-        names = storage.read_json(result_path)["runs"]
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
-        return []
-    folder = result_path.rpartition("/")[0]
-    return [
-        name if name.startswith(("/", "s3://")) else storage.join(folder, name) for name in names
-    ]
-
-
 def to_json(result: EnsembleResult) -> dict[str, Any]:
     """The table's numbers."""
     members = {member: _figures(metrics) for member, metrics in result.members.items()}
     return {
         "name": result.name,
         "members": members,
-        "mean": _over(members, statistics.fmean),
-        "std": _over(members, _deviation),
+        **mean_and_std(list(members.values())),
         "ensemble": _figures(result.ensemble),
     }
 
@@ -186,12 +170,13 @@ def make_table(result: EnsembleResult) -> Table:
     for name in FIGURES:
         table.add_column(name, justify="right")
     for member, figures in numbers["members"].items():
-        table.add_row(member, *_cells(figures))
+        table.add_row(member, *table_cells(figures))
     table.add_section()
-    table.add_row("mean", *_cells(numbers["mean"]))
-    table.add_row("standard deviation", *_cells(numbers["std"]))
+    table.add_row("mean", *table_cells(numbers["mean"]))
+    table.add_row("standard deviation", *table_cells(numbers["std"]))
     table.add_section()
-    table.add_row("[bold]ensemble", *(f"[bold]{cell}" for cell in _cells(numbers["ensemble"])))
+    ensemble = (f"[bold]{cell}" for cell in table_cells(numbers["ensemble"]))
+    table.add_row("[bold]ensemble", *ensemble)
     return table
 
 
@@ -236,23 +221,5 @@ def _metrics(predictions: Predictions) -> Metrics:
     return evaluate_scores(predictions.targets, predictions.scores, predictions.labels)
 
 
-def _figures(metrics: Metrics) -> dict[str, float | None]:
+def _figures(metrics: Metrics) -> Figures:
     return {name: getattr(metrics, name) for name in FIGURES}
-
-
-def _over(members: dict[str, dict[str, float | None]], statistic: Any) -> dict[str, float | None]:
-    """A statistic of each figure over the members; None where a member has none."""
-    result = {}
-    for name in FIGURES:
-        values = [figures[name] for figures in members.values()]
-        result[name] = None if None in values else statistic(values)
-    return result
-
-
-def _deviation(values: list[float]) -> float | None:
-    """Sample standard deviation; a single value has none."""
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
-def _cells(figures: dict[str, float | None]) -> list[str]:
-    return ["-" if figures[name] is None else f"{figures[name]:.4f}" for name in FIGURES]
