@@ -8,7 +8,7 @@ commands that need them, so that `--help` answers at once.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cause = unwrap(error)
         if not isinstance(cause, UserError):
             raise
-        print(f"ray_job.py: error: {cause}", file=sys.stderr)
+        _print_error(cause)
         return 1
 
 
@@ -209,130 +209,41 @@ def evaluate(arguments: Arguments) -> None:
 
 
 def ensemble(arguments: Arguments) -> None:
-    from trainer.ensemble import (
-        check_finished,
-        make_table,
-        member_recipes,
-        score_ensemble,
-    )
-    from trainer.many_runs import read_runs
-    from trainer.run_folder import check_folder, read_run
+    from trainer.ensemble import make_table, plan_ensemble, score_ensemble
 
-    _check_members(arguments)
-    if arguments.seeds:
-        _refuse_set(arguments.set, "train.seed", "--seeds")
-    output, runs = absolute(arguments.out), [absolute(run) for run in arguments.runs]
-    check_folder(output, "ensemble.json")
-    if arguments.recipe is None:
-        name = read_run(runs[0])["data"]["eval_name"]
-        check_finished(runs, name)
-    else:
-        recipes = member_recipes(
-            absolute(arguments.recipe),
-            arguments.set,
-            output,
-            seeds=arguments.seeds,
-            variants=arguments.variant,
-        )
-        name = next(iter(recipes.values())).data.eval_name
-        check_finished(runs, name)
-        _train_all(recipes, absolute(arguments.data), output, arguments)
-        runs = [*recipes, *runs]
-    before = read_runs(f"{output}/ensemble.json")
-    result = score_ensemble(runs, name, output)
+    output = absolute(arguments.out)
+    plan = plan_ensemble(
+        _given(arguments.recipe),
+        arguments.set,
+        output,
+        data_path=_given(arguments.data),
+        seeds=arguments.seeds,
+        variants=arguments.variant,
+        runs=[absolute(run) for run in arguments.runs],
+    )
+    if plan.recipes:
+        _train_all(plan.recipes, arguments)
+    result = score_ensemble(plan.runs, plan.name, output)
     Console().print(make_table(result))
-    if left_out := [run for run in before if run not in runs]:
+    if result.left_out:
         print(
-            f"members before that are left out now: {' '.join(left_out)}; name them by --seeds, "
-            f"--variant or --runs to have them in",
+            f"members before that are left out now: {' '.join(result.left_out)}; name them by "
+            f"--seeds, --variant or --runs to have them in",
             file=sys.stderr,
         )
 
 
-def _check_members(arguments: Arguments) -> None:
-    """Members are trained, which takes a recipe, or there already."""
-    to_train = {
-        "--seeds": arguments.seeds,
-        "--variant": arguments.variant,
-        "--data": arguments.data,
-        "--set": arguments.set,
-    }
-    if arguments.recipe is None:
-        for option, value in to_train.items():
-            if value:
-                raise UserError(f"{option}: is for members to train, and no recipe is named")
-        if not arguments.runs:
-            raise UserError("ensemble: name a recipe with --seeds or --variant, or --runs")
-        return
-    if not arguments.data:
-        raise UserError("--data: name the prepared data set to train on")
-    if not (arguments.seeds or arguments.variant):
-        raise UserError(f"{arguments.recipe}: name the members to train by --seeds or --variant")
-
-
-def _refuse_set(overrides: Sequence[str], setting: str, option: str) -> None:
-    """Refuse to set what each of several runs gets a value of its own for."""
-    for override in overrides:
-        if override.partition("=")[0].strip() == setting:
-            raise UserError(
-                f"--set {override}: {setting} is each run's own, by {option}; leave it out"
-            )
-
-
 def cross_validate(arguments: Arguments) -> None:
-    from pipeline.dataset import open_dataset
-    from trainer.cross_validation import fold_recipes, make_table, score_folds, with_finished
-    from trainer.recipe import load_recipe
-    from trainer.run_folder import check_folder
+    from trainer.cross_validation import make_table, plan_folds, score_folds
 
-    _refuse_set(arguments.set, "data.fold", "--folds")
-    data, output = absolute(arguments.data), absolute(arguments.out)
-    check_folder(output, "cross_validation.json")
-    recipe = load_recipe(absolute(arguments.recipe), arguments.set)
-    dataset = open_dataset(data)
-    chosen = fold_recipes(recipe, dataset, output, arguments.folds)
-    every = fold_recipes(recipe, dataset, output, ())
-    scored = with_finished(chosen, every, dataset)
-    _train_all(chosen, data, output, arguments)
-    Console().print(make_table(score_folds(scored, output)))
-    if left_out := [run.rpartition("/")[2] for run in every if run not in scored]:
-        print(f"not in the table, as not finished: {' '.join(left_out)}", file=sys.stderr)
-
-
-def _train_all(recipes: "dict[str, Recipe]", data: str, output: str, arguments: Arguments) -> None:
-    """Train what is not finished yet of several recipes, given by their run folders."""
-    from trainer import ray_tune
-    from trainer.summary import check_learned
-
-    waiting = ray_tune.unfinished(recipes, data)
-    failures: dict[str, Exception] = {}
-    if waiting:
-        with _session(arguments):
-            failures |= ray_tune.run_recipes(waiting, data, output, _workers(arguments))
-    for run in recipes:
-        try:
-            check_learned(run)
-        except UserError as error:
-            failures.setdefault(run, error)
-    _raise_last(failures)
-
-
-def _raise_last(failures: Mapping[str, Exception]) -> None:
-    """Name each run that failed, and why; the last of them is raised as the step's own error."""
-    from cluster.session import unwrap
-
-    named: list[Exception] = []
-    for run, error in failures.items():
-        cause = unwrap(error)
-        if isinstance(cause, UserError):
-            named.append(cause if run in str(cause) else UserError(f"{run}: {cause}"))
-        else:
-            error.add_note(f"This ended the run {run}")
-            named.append(error)
-    for one in named[:-1]:
-        print(f"ray_job.py: error: {one}", file=sys.stderr)
-    if named:
-        raise named[-1]
+    recipe, data = absolute(arguments.recipe), absolute(arguments.data)
+    output = absolute(arguments.out)
+    plan = plan_folds(recipe, arguments.set, data, output, arguments.folds)
+    _train_all(plan.recipes, arguments)
+    Console().print(make_table(score_folds(plan.scored, output)))
+    if plan.left_out:
+        names = " ".join(run.rpartition("/")[2] for run in plan.left_out)
+        print(f"not in the table, as not finished: {names}", file=sys.stderr)
 
 
 def report(arguments: Arguments) -> None:
@@ -402,6 +313,26 @@ def stop(arguments: Arguments) -> None:
     from cluster import jobs
 
     jobs.stop(arguments.id, address=arguments.address)
+
+
+def _train_all(recipes: "dict[str, Recipe]", arguments: Arguments) -> None:
+    """Train what is not finished yet; each run that fails is named, the last one by the error."""
+    from cluster.session import unwrap_each
+    from trainer.ray_tune import train_unfinished
+
+    data, output = absolute(arguments.data), absolute(arguments.out)
+    failures = train_unfinished(
+        recipes, data, output, _workers(arguments), session=_session(arguments)
+    )
+    errors = unwrap_each(failures)
+    for error in errors[:-1]:
+        _print_error(error)
+    if errors:
+        raise errors[-1]
+
+
+def _print_error(error: BaseException) -> None:
+    print(f"ray_job.py: error: {error}", file=sys.stderr)
 
 
 def _given(path: str | None) -> str | None:

@@ -22,7 +22,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,7 +31,7 @@ import ray
 from ray._private import ray_logging
 from ray.exceptions import AuthenticationError, RayTaskError
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, naming
 
 CONNECT_TIMEOUT_S = 5.0
 """Longest wait for the cluster's address to accept a connection."""
@@ -118,6 +118,23 @@ def unwrap(error: BaseException) -> BaseException:
         if lines := _USER_ERROR_LINE.findall(str(link)):
             return UserError(lines[-1])
     return error
+
+
+def unwrap_each(failures: Mapping[str, Exception]) -> list[Exception]:
+    """`unwrap` what ended each of several runs, given by their folders, and name the run in it.
+
+    Also a reason that does not name it, as one of several runs does not; an error other than a
+    `UserError` gets a note, and keeps its traceback.
+    """
+    found: list[Exception] = []
+    for run_path, error in failures.items():
+        cause = unwrap(error)
+        if isinstance(cause, UserError):
+            found.append(naming(run_path, cause))
+        else:
+            error.add_note(f"This ended the run {run_path}")
+            found.append(error)
+    return found
 
 
 def _links(error: BaseException) -> list[BaseException]:

@@ -14,11 +14,11 @@ from typing import Any
 from rich.table import Table
 
 from pipeline import storage
-from pipeline.dataset import PreparedDataset
+from pipeline.dataset import PreparedDataset, open_dataset
 from pipeline.errors import UserError
-from trainer.many_runs import Figures, mean_and_std, runs_to_json, table_cells
-from trainer.recipe import Recipe
-from trainer.run_folder import check_same_run, is_finished, read_history
+from trainer.many_runs import Figures, mean_and_std, refuse_override, runs_to_json, table_cells
+from trainer.recipe import Recipe, load_recipe
+from trainer.run_folder import check_folder, check_same_run, is_finished, read_history
 
 FIGURES = ("accuracy", "mAP")
 PICKED_BY = "the best mean over the folds, which is a choice made on the test clips"
@@ -56,6 +56,38 @@ class CrossValidation:
         """Scores of each fold after an epoch, their mean and their standard deviation."""
         folds = {str(fold): curve[epoch - 1] for fold, curve in self.folds.items()}
         return {"epoch": epoch, "folds": folds, **mean_and_std(list(folds.values()))}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoldPlan:
+    """Recipes of folds by their run folders."""
+
+    recipes: dict[str, Recipe]
+    """Of the folds that were asked for."""
+    scored: dict[str, Recipe]
+    """Of those, and of the folds whose runs were finished before."""
+    left_out: list[str]
+    """Run folders of the data set's other folds."""
+
+
+def plan_folds(
+    recipe_path: str, overrides: Sequence[str], data_path: str, output: str, folds: Sequence[int]
+) -> FoldPlan:
+    """What to train and to score; no `folds`: all that there are.
+
+    Raises:
+        UserError: as `load_recipe`, `open_dataset`, `fold_recipes` and `with_finished`; the fold is
+            set by the overrides; the output folder holds something else.
+    """
+    refuse_override(overrides, "data.fold", "--folds")
+    check_folder(output, "cross_validation.json")
+    recipe, dataset = load_recipe(recipe_path, overrides), open_dataset(data_path)
+    recipes = fold_recipes(recipe, dataset, output, folds)
+    every = fold_recipes(recipe, dataset, output, ())
+    scored = with_finished(recipes, every, dataset)
+    return FoldPlan(
+        recipes=recipes, scored=scored, left_out=[run for run in every if run not in scored]
+    )
 
 
 def fold_recipes(

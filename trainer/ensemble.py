@@ -22,13 +22,15 @@ from pipeline.errors import UserError
 from trainer.many_runs import (
     Figures,
     mean_and_std,
+    read_runs,
+    refuse_override,
     runs_to_json,
     table_cells,
 )
 from trainer.metrics import Metrics, evaluate_scores
 from trainer.predictions import Predictions, read_predictions, write_predictions
 from trainer.recipe import Recipe, load_recipe
-from trainer.run_folder import is_finished, read_run
+from trainer.run_folder import check_folder, is_finished, read_run
 from trainer.summary import check_learned
 
 FIGURES = ("mAP", "mAUC", "d_prime", "accuracy")
@@ -36,6 +38,18 @@ FIGURES = ("mAP", "mAUC", "d_prime", "accuracy")
 _VARIANT_NAME = re.compile(
     r"(?!seed-|tune$|predictions$)[A-Za-z0-9][A-Za-z0-9_.-]*(?<!\.json|\.html)"
 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnsemblePlan:
+    """Who the members are."""
+
+    recipes: dict[str, Recipe]
+    """Of those to train, by their run folders."""
+    runs: list[str]
+    """The run folders of all members."""
+    name: str
+    """The clip set that they are scored on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -47,6 +61,44 @@ class EnsembleResult:
     ensemble: Metrics
     name: str
     """The clip set."""
+    left_out: list[str]
+    """Runs that were members in the result that stood there before, and are none now."""
+
+
+def plan_ensemble(
+    recipe_path: str | None,
+    overrides: Sequence[str],
+    output: str,
+    *,
+    data_path: str | None = None,
+    seeds: Sequence[int] = (),
+    variants: Sequence[Sequence[str]] = (),
+    runs: Sequence[str] = (),
+) -> EnsemblePlan:
+    """Members to train, which takes a recipe and data, those that are there already, or both.
+
+    Args:
+        overrides, seeds, variants: as for `member_recipes`.
+        runs: finished runs that are members, too.
+
+    Raises:
+        UserError: as `member_recipes` and `check_finished`; arguments that do not go together; the
+            output folder holds something else.
+    """
+    _check_members(
+        recipe_path,
+        {"--seeds": seeds, "--variant": variants, "--data": data_path, "--set": overrides},
+        runs,
+    )
+    check_folder(output, "ensemble.json")
+    recipes: dict[str, Recipe] = {}
+    if recipe_path is None:
+        name = read_run(runs[0])["data"]["eval_name"]
+    else:
+        recipes = member_recipes(recipe_path, overrides, output, seeds=seeds, variants=variants)
+        name = next(iter(recipes.values())).data.eval_name
+    check_finished(runs, name)
+    return EnsemblePlan(recipes=recipes, runs=[*recipes, *runs], name=name)
 
 
 def member_recipes(
@@ -64,9 +116,11 @@ def member_recipes(
         variants: of each its name, and the settings in which it differs.
 
     Raises:
-        UserError: as `load_recipe`; a seed is out of range; a name cannot be a folder's; a seed or
-            name is there twice.
+        UserError: as `load_recipe`; a seed is out of range, or set by the overrides, too; a name
+            cannot be a folder's; a seed or name is there twice.
     """
+    if seeds:
+        refuse_override(overrides, "train.seed", "--seeds")
     recipe = load_recipe(recipe_path, overrides)
     members: dict[str, Recipe] = {}
     for seed in seeds:
@@ -132,6 +186,7 @@ def score_ensemble(run_paths: Sequence[str], name: str, output: str) -> Ensemble
     Raises:
         UserError: a run lacks these predictions, or they do not fit together.
     """
+    path = storage.join(output, "ensemble.json")
     if len(set(run_paths)) < len(run_paths):
         raise UserError(f"each run may be a member once, got {' '.join(run_paths)}")
     names = [path.rpartition("/")[2] for path in run_paths]
@@ -144,10 +199,11 @@ def score_ensemble(run_paths: Sequence[str], name: str, output: str) -> Ensemble
         members={member: _metrics(one) for member, one in members.items()},
         ensemble=_metrics(average),
         name=name,
+        left_out=[run for run in read_runs(path) if run not in run_paths],
     )
     write_predictions(output, average, result.ensemble)
     document = {"runs": runs_to_json(run_paths, output), **to_json(result)}
-    storage.write_json(storage.join(output, "ensemble.json"), document)
+    storage.write_json(path, document)
     return result
 
 
@@ -200,6 +256,22 @@ def check_finished(run_paths: Sequence[str], name: str) -> None:
             raise UserError(f"{path}: the run is not finished; train it to its end first")
         check_learned(path)
         read_predictions(path, name)
+
+
+def _check_members(
+    recipe_path: str | None, to_train: Mapping[str, object], runs: Sequence[str]
+) -> None:
+    """Refuse arguments that do not go together; those of members to train by their options."""
+    if recipe_path is None:
+        for option, value in to_train.items():
+            if value:
+                raise UserError(f"{option}: is for members to train, and no recipe is named")
+        if not runs:
+            raise UserError("ensemble: name a recipe with --seeds or --variant, or --runs")
+    elif not to_train["--data"]:
+        raise UserError("--data: name the prepared data set to train on")
+    elif not (to_train["--seeds"] or to_train["--variant"]):
+        raise UserError("ensemble: name the members to train by --seeds or --variant")
 
 
 def _add(members: dict[str, Recipe], run_path: str, recipe: Recipe, where: str) -> None:
