@@ -10,7 +10,7 @@ which are written before the checkpoint that ends their epoch.
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from pipeline.errors import UserError
 from trainer.weights import encode_state, read_state
 
 State = dict[str, Tensor]
+
+Weights = Literal["last", "averaged", "ema", "best"]
+"""Weights of a run by their names; the first are those of the newest checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
