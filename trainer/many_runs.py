@@ -1,7 +1,7 @@
-"""What results of several runs have in common: whose they are, and figures over the runs.
+"""What an ensemble and a cross-validation have in common: runs of one recipe, and one result.
 
-In: run folders, and figures of each run. Out: the runs as a result's JSON names them; mean and
-standard deviation; cells of a table.
+In: overrides, run folders, and figures of each run. Out: an override that cannot be, explained; the
+runs as a result's JSON names them; mean and standard deviation; cells of a table.
 """
 
 import statistics
