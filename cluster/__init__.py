@@ -1,1 +1,1 @@
-"""Where Ray runs: a session of this process, or jobs on a cluster's job server."""
+"""How steps are called, and where Ray runs: a session of this process, or jobs of a cluster."""

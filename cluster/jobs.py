@@ -79,10 +79,9 @@ _LOG_LEVELS = {
 }
 """Of Ray's client, which otherwise tells of every connection and every folder it leaves out."""
 
-_WHY_NOT_STOPPED = {
-    JobStatus.PENDING: "still waits for its CPUs; it ends as soon as it gets them, or 15 minutes "
-    "after its submission"
-}
+_WHY_PENDING = (
+    "still waits for its CPUs; it ends as soon as it gets them, or 15 minutes after its submission"
+)
 
 
 def submit(
@@ -92,7 +91,6 @@ def submit(
     address: str | None = None,
     environment: Mapping[str, str] | None = None,
     submission_id: str | None = None,
-    num_cpus: float | None = None,
     wait: bool = True,
 ) -> int:
     """Start `python ray_job.py <arguments>` on a cluster.
@@ -107,8 +105,6 @@ def submit(
         environment: Variables for the job, as `forwarded_environment` gives them.
         submission_id: Name of the job; one that was used before is refused, so that a repeated
             submission does not start the same work twice. None: Ray chooses.
-        num_cpus: CPUs to reserve for the driver, which then may run on any node; None: no CPU, on
-            the head node.
         wait: Whether to follow the log until the job ends.
 
     Returns:
@@ -122,8 +118,6 @@ def submit(
         raise UserError("submit: give the command to run after --, such as: submit -- train ...")
     if not (Path(working_dir) / "ray_job.py").is_file():
         raise UserError(f"{working_dir}: no ray_job.py in it; give the project's folder")
-    if num_cpus is not None and num_cpus < 0:
-        raise UserError(f"num_cpus: must be at least 0, got {num_cpus}")
     server = _connect(address)
     job_id = _start(
         server,
@@ -134,7 +128,6 @@ def submit(
             "env_vars": dict(environment or {}),
         },
         submission_id=None if submission_id is None else _checked_id(submission_id),
-        entrypoint_num_cpus=num_cpus,
     )
     if not wait:
         print(job_id, flush=True)
@@ -163,13 +156,13 @@ def forwarded_environment(
     variables = {name: environ[name] for name in names if environ.get(name)}
     missing = [name for name in CREDENTIALS[:2] if name not in variables]
     if credentials and missing:
-        raise UserError(f"credentials: {' and '.join(missing)} not set here")
+        raise UserError(f"--forward-credentials: {' and '.join(missing)} not set here")
     for item in items:
         name, equals, value = item.partition("=")
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise UserError(f"env: must be NAME or NAME=VALUE, got {name!r}")
+            raise UserError(f"--env: must be NAME or NAME=VALUE, got {name!r}")
         if not equals and name not in environ:
-            raise UserError(f"env: {name} is not set here; give {name}=VALUE")
+            raise UserError(f"--env: {name} is not set here; give {name}=VALUE")
         variables[name] = value if equals else environ[name]
     return variables
 
@@ -213,11 +206,8 @@ def print_logs(job_id: str, *, address: str | None = None, follow: bool = False)
     return 0
 
 
-def stop(job_id: str, *, address: str | None = None) -> int:
+def stop(job_id: str, *, address: str | None = None) -> None:
     """Stop a job and wait until it has ended; one that had ended already is left as it is.
-
-    Returns:
-        0.
 
     Raises:
         UserError: the server cannot be reached or refuses, has no such job, or the job goes on.
@@ -228,10 +218,10 @@ def stop(job_id: str, *, address: str | None = None) -> int:
     deadline = time.monotonic() + STOP_S
     while not (details := server.get_job_info(job_id)).status.is_terminal():
         if time.monotonic() > deadline:
-            raise UserError(f"{job_id}: {_WHY_NOT_STOPPED.get(details.status, 'still running')}")
+            why = _WHY_PENDING if details.status == JobStatus.PENDING else "still running"
+            raise UserError(f"{job_id}: {why}")
         time.sleep(0.5)
     _say(f"job {job_id}: {'' if stopping else 'had ended already, '}{details.status.value}")
-    return 0
 
 
 class _UnreachableError(UserError):

@@ -22,7 +22,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,7 +31,7 @@ import ray
 from ray._private import ray_logging
 from ray.exceptions import AuthenticationError, RayTaskError
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, naming
 
 CONNECT_TIMEOUT_S = 5.0
 """Longest wait for the cluster's address to accept a connection."""
@@ -53,12 +53,7 @@ _USER_ERROR_LINE = re.compile(
 
 
 @contextmanager
-def connect(
-    *,
-    address: str | None = None,
-    num_cpus: int | None = None,
-    dashboard: bool = False,
-) -> Iterator[None]:
+def connect(*, address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
     """Use a Ray session for the length of a `with` block.
 
     A session that this process already has is used as it is and left running.
@@ -67,8 +62,6 @@ def connect(
         address: `host:port` of a cluster this machine is a node of, `auto` for the one that runs
             here, `local` for an embedded session. None: `RAY_ADDRESS`, else embedded.
         num_cpus: CPUs an embedded session schedules on; None: all of the machine.
-        dashboard: Whether an embedded session has a dashboard, on a free port of 127.0.0.1. It
-            costs about 1 GB of memory; Ray Tune needs one to stop trials early.
 
     Raises:
         UserError: the cluster cannot be reached or refuses, or an argument does not fit.
@@ -81,7 +74,7 @@ def connect(
     with _environment(_session_environment(target)):
         try:
             if target == "local":
-                _start(num_cpus, dashboard)
+                _start(num_cpus)
             else:
                 _join(target, num_cpus)
             with _terminate_as_ctrl_c():
@@ -127,6 +120,23 @@ def unwrap(error: BaseException) -> BaseException:
     return error
 
 
+def unwrap_each(failures: Mapping[str, Exception]) -> list[Exception]:
+    """`unwrap` what ended each of several runs, given by their folders, and name the run in it.
+
+    Also a reason that does not name it, as one of several runs does not; an error other than a
+    `UserError` gets a note, and keeps its traceback.
+    """
+    found: list[Exception] = []
+    for run_path, error in failures.items():
+        cause = unwrap(error)
+        if isinstance(cause, UserError):
+            found.append(naming(run_path, cause))
+        else:
+            error.add_note(f"This ended the run {run_path}")
+            found.append(error)
+    return found
+
+
 def _links(error: BaseException) -> list[BaseException]:
     """The error and all that it wraps, outermost first, each once."""
     found = [error]
@@ -142,18 +152,17 @@ def _links(error: BaseException) -> list[BaseException]:
     return found
 
 
-def _start(num_cpus: int | None, dashboard: bool) -> None:
+def _start(num_cpus: int | None) -> None:
     if num_cpus is not None and num_cpus < 1:
-        raise UserError(f"num_cpus: must be at least 1, got {num_cpus}")
+        raise UserError(f"--num-cpus: must be at least 1, got {num_cpus}")
     # Ray says at every start that it has turned authentication on: as it should, see above.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
         ray.init(
             address="local",
             num_cpus=num_cpus,
-            include_dashboard=dashboard,
-            dashboard_host="127.0.0.1",
-            dashboard_port=0 if dashboard else None,
+            # It would cost about 1 GB of memory.
+            include_dashboard=False,
             logging_level=logging.WARNING,
         )
     except Exception as error:
@@ -168,7 +177,7 @@ def _start(num_cpus: int | None, dashboard: bool) -> None:
 
 def _join(address: str, num_cpus: int | None) -> None:
     if num_cpus is not None:
-        raise UserError("num_cpus: is for an embedded session; a cluster has the CPUs it has")
+        raise UserError("--num-cpus: is for an embedded session; a cluster has the CPUs it has")
     if address != "auto":
         _check_reachable(address)
     try:

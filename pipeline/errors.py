@@ -11,3 +11,9 @@ class UserError(Exception):
 
 class PassingError(UserError):
     """A storage that does not answer, or not in full: what was tried may work some time later."""
+
+
+def naming(path: str, error: UserError) -> UserError:
+    """The error with a path at its begin; as it is if it begins with that, or with one below it."""
+    is_named = str(error).startswith((f"{path}:", f"{path}/"))
+    return error if is_named else UserError(f"{path}: {error}")

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ray_job
+from cluster.command_line import make_parser
 from pipeline import prepare as preparing
 from pipeline.build import BuildJob, build_shard
 from pipeline.decode import DecodeSettings
@@ -384,9 +385,9 @@ def test_nothing_is_written_among_other_things(first: Manifest, tmp_path: Path) 
     ],
 )
 def test_an_empty_path_is_no_working_folder(command: list[str]) -> None:
-    arguments = ray_job.make_parser().parse_args(command)
+    arguments = make_parser().parse_args(command)
     with pytest.raises(UserError, match=r"^a path is empty, as of a shell variable that is not"):
-        arguments.command(arguments)
+        ray_job.STEPS[arguments.command](arguments)
 
 
 def test_a_folder_is_no_manifest(tmp_path: Path) -> None:

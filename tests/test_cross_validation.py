@@ -18,6 +18,7 @@ from trainer.cross_validation import (
     CrossValidation,
     fold_recipes,
     make_table,
+    plan_folds,
     score_folds,
     to_json,
     with_finished,
@@ -144,8 +145,13 @@ def test_scores_are_those_of_the_runs(dataset: PreparedDataset, tmp_path: Path) 
         storage.write_bytes(f"{tmp_path}/fold-2/history.json", content)
         with pytest.raises(UserError, match=rf"fold-2/history\.json: {problem}"):
             score_folds(recipes, str(tmp_path))
-    storage.remove(f"{tmp_path}/fold-1/history.json")
-    assert with_finished(second, recipes, dataset) == second
+    recipe_file = str(write_recipe(tmp_path / "tiny.toml", RECIPE))
+    for left_out in ([], [f"{tmp_path}/fold-1"]):
+        plan = plan_folds(recipe_file, [], dataset.path, str(tmp_path), (2,))
+        assert list(plan.recipes) == list(second)
+        assert list(plan.scored) == [path for path in recipes if path not in left_out]
+        assert plan.left_out == left_out
+        storage.remove(f"{tmp_path}/fold-1/history.json")
 
 
 def test_the_fold_cannot_be_set(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ import re
 import runpy
 from pathlib import Path
 
-from ray_job import make_parser
+from cluster.command_line import make_parser
 from trainer.recipe import SECTIONS, load_recipe
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -21,9 +21,9 @@ from trainer.ensemble import (
     check_finished,
     make_table,
     member_recipes,
-    read_runs,
     score_ensemble,
 )
+from trainer.many_runs import read_runs
 from trainer.metrics import evaluate_scores
 from trainer.predictions import Predictions, read_predictions, write_predictions
 

@@ -155,7 +155,7 @@ def test_an_error_in_a_trial_is_one_line_each_and_spares_the_others(
         (["--runs", "a", "--data", "d"], "--data: is for members to train, and no recipe is named"),
         ([], "ensemble: name a recipe with --seeds or --variant, or --runs"),
         (["a.toml", "--seeds", "1"], "--data: name the prepared data set to train on"),
-        (["a.toml", "--data", "d"], "a.toml: name the members to train by --seeds or --variant"),
+        (["a.toml", "--data", "d"], "ensemble: name the members to train by --seeds or --variant"),
         (
             ["a.toml", "--data", "d", "--seeds", "0", "1", "--set", "train.seed=7"],
             "--set train.seed=7: train.seed is each run's own, by --seeds; leave it out",
@@ -173,23 +173,30 @@ def test_options_that_do_not_go_together(
     assert capsys.readouterr().err == f"ray_job.py: error: {message}\n"
 
 
-def test_each_run_that_failed_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_run_that_failed_is_named(
+    recipe_file: str,
+    dataset: PreparedDataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Also where the reason does not name it, as one that was raised for several runs does not."""
-    failures = {
-        "/runs/seed-0": UserError("/runs/seed-0: all checkpoints are damaged"),
-        "/runs/seed-1": UserError("the disk is full"),
-        "/runs/seed-2": UserError("the disk is full"),
-    }
-    with pytest.raises(UserError, match=r"^/runs/seed-2: the disk is full$"):
-        ray_job._raise_last(failures)
-    assert capsys.readouterr().err == (
-        "ray_job.py: error: /runs/seed-0: all checkpoints are damaged\n"
-        "ray_job.py: error: /runs/seed-1: the disk is full\n"
-    )
-    ray_job._raise_last({})
+    runs = [str(tmp_path / f"seed-{seed}") for seed in (1, 2, 3, 10)]
+    reasons = ("the disk is full", f"{runs[1]}/run.json: damaged", f"{runs[3]}: damaged", "full")
+    failures: dict[str, Exception] = dict(zip(runs, map(UserError, reasons), strict=True))
+    monkeypatch.setattr(ray_tune, "train_unfinished", lambda *_, **__: failures)
+    command = ensemble_command(recipe_file, dataset, tmp_path, 1, 2, 3, 10)
+    assert ray_job.main(command) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"ray_job.py: error: {runs[0]}: the disk is full",
+        f"ray_job.py: error: {runs[1]}/run.json: damaged",
+        f"ray_job.py: error: {runs[2]}: {runs[3]}: damaged",
+        f"ray_job.py: error: {runs[3]}: full",
+    ]
+    failures[runs[3]] = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError) as caught:
-        ray_job._raise_last({"/runs/seed-0": ZeroDivisionError()})
-    assert caught.value.__notes__ == ["This ended the run /runs/seed-0"]
+        ray_job.main(command)
+    assert caught.value.__notes__ == [f"This ended the run {runs[3]}"]
 
 
 def test_only_the_seed_differs() -> None:

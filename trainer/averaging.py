@@ -10,7 +10,7 @@ which are written before the checkpoint that ends their epoch.
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from torch import Tensor
 from pipeline import storage
 from pipeline.errors import UserError
 from trainer.weights import State, encode_state, read_state
+
+Weights = Literal["last", "averaged", "ema", "best"]
+"""Weights of a run by their names; the first are those of the newest checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

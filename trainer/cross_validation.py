@@ -7,21 +7,18 @@ epoch with the best mean. The latter is how AST's scores on ESC-50 were picked (
 does so): on the very clips that are reported, which flatters them, so it is labelled.
 """
 
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.table import Table
 
 from pipeline import storage
-from pipeline.dataset import PreparedDataset
+from pipeline.dataset import PreparedDataset, open_dataset
 from pipeline.errors import UserError
-from trainer.ensemble import runs_to_json
-from trainer.recipe import Recipe
-from trainer.run_folder import check_same_run, is_finished, read_history
-
-Figures = dict[str, float | None]
+from trainer.many_runs import Figures, mean_and_std, refuse_override, runs_to_json, table_cells
+from trainer.recipe import Recipe, load_recipe
+from trainer.run_folder import check_folder, check_same_run, is_finished, read_history
 
 FIGURES = ("accuracy", "mAP")
 PICKED_BY = "the best mean over the folds, which is a choice made on the test clips"
@@ -58,13 +55,39 @@ class CrossValidation:
     def after(self, epoch: int) -> dict[str, Any]:
         """Scores of each fold after an epoch, their mean and their standard deviation."""
         folds = {str(fold): curve[epoch - 1] for fold, curve in self.folds.items()}
-        every = list(folds.values())
-        return {
-            "epoch": epoch,
-            "folds": folds,
-            "mean": _over(every, statistics.fmean),
-            "std": _over(every, _deviation),
-        }
+        return {"epoch": epoch, "folds": folds, **mean_and_std(list(folds.values()))}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoldPlan:
+    """Recipes of folds by their run folders."""
+
+    recipes: dict[str, Recipe]
+    """Of the folds that were asked for."""
+    scored: dict[str, Recipe]
+    """Of those, and of the folds whose runs were finished before."""
+    left_out: list[str]
+    """Run folders of the data set's other folds."""
+
+
+def plan_folds(
+    recipe_path: str, overrides: Sequence[str], data_path: str, output: str, folds: Sequence[int]
+) -> FoldPlan:
+    """What to train and to score; no `folds`: all that there are.
+
+    Raises:
+        UserError: as `load_recipe`, `open_dataset`, `fold_recipes` and `with_finished`; the fold is
+            set by the overrides; the output folder holds something else.
+    """
+    refuse_override(overrides, "data.fold", "--folds")
+    check_folder(output, "cross_validation.json")
+    recipe, dataset = load_recipe(recipe_path, overrides), open_dataset(data_path)
+    recipes = fold_recipes(recipe, dataset, output, folds)
+    every = fold_recipes(recipe, dataset, output, ())
+    scored = with_finished(recipes, every, dataset)
+    return FoldPlan(
+        recipes=recipes, scored=scored, left_out=[run for run in every if run not in scored]
+    )
 
 
 def fold_recipes(
@@ -148,11 +171,11 @@ def make_table(result: CrossValidation) -> Table:
         for name in FIGURES:
             table.add_column(f"{name}\n{what}", justify="right")
     for fold in result.folds:
-        own = (last["folds"][str(fold)], picked["folds"][str(fold)])
-        table.add_row(f"fold {fold}", *_cells(own))
+        of_last, of_picked = (table_cells(one["folds"][str(fold)]) for one in (last, picked))
+        table.add_row(f"fold {fold}", *of_last, *of_picked)
     table.add_section()
-    table.add_row("mean", *_cells((last["mean"], picked["mean"])))
-    table.add_row("standard deviation", *_cells((last["std"], picked["std"])))
+    for title, key in (("mean", "mean"), ("standard deviation", "std")):
+        table.add_row(title, *table_cells(last[key]), *table_cells(picked[key]))
     return table
 
 
@@ -162,25 +185,3 @@ def _read_curve(run_path: str) -> list[Figures]:
     if not entries:
         raise UserError(f"{run_path}/history.json: has no scores; remove it, and train again")
     return [{name: entry[name] for name in FIGURES} for entry in entries]
-
-
-def _over(folds: Sequence[Figures], statistic: Callable[[list[float]], float | None]) -> Figures:
-    """A statistic of each figure over the folds; None where a fold has none."""
-    result: Figures = {}
-    for name in FIGURES:
-        values = [value for one in folds if (value := one[name]) is not None]
-        result[name] = statistic(values) if len(values) == len(folds) else None
-    return result
-
-
-def _deviation(values: list[float]) -> float | None:
-    """Sample standard deviation; a single value has none."""
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
-def _cells(parts: Sequence[Figures]) -> list[str]:
-    return [
-        "-" if (value := part[name]) is None else f"{value:.4f}"
-        for part in parts
-        for name in FIGURES
-    ]

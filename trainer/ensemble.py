@@ -9,7 +9,6 @@ weight-averaged, checkpoints (paper section 3.1; the authors' `ensemble.py`).
 """
 
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,10 +19,18 @@ from rich.table import Table
 
 from pipeline import storage
 from pipeline.errors import UserError
+from trainer.many_runs import (
+    Figures,
+    mean_and_std,
+    read_runs,
+    refuse_override,
+    runs_to_json,
+    table_cells,
+)
 from trainer.metrics import Metrics, evaluate_scores
 from trainer.predictions import Predictions, read_predictions, write_predictions
 from trainer.recipe import Recipe, load_recipe
-from trainer.run_folder import is_finished, read_run
+from trainer.run_folder import check_folder, is_finished, read_run
 from trainer.summary import check_learned
 
 FIGURES = ("mAP", "mAUC", "d_prime", "accuracy")
@@ -31,6 +38,18 @@ FIGURES = ("mAP", "mAUC", "d_prime", "accuracy")
 _VARIANT_NAME = re.compile(
     r"(?!seed-|tune$|predictions$)[A-Za-z0-9][A-Za-z0-9_.-]*(?<!\.json|\.html)"
 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnsemblePlan:
+    """Who the members are."""
+
+    recipes: dict[str, Recipe]
+    """Of those to train, by their run folders."""
+    runs: list[str]
+    """The run folders of all members."""
+    name: str
+    """The clip set that they are scored on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -42,6 +61,44 @@ class EnsembleResult:
     ensemble: Metrics
     name: str
     """The clip set."""
+    left_out: list[str]
+    """Runs that were members in the result that stood there before, and are none now."""
+
+
+def plan_ensemble(
+    recipe_path: str | None,
+    overrides: Sequence[str],
+    output: str,
+    *,
+    data_path: str | None = None,
+    seeds: Sequence[int] = (),
+    variants: Sequence[Sequence[str]] = (),
+    runs: Sequence[str] = (),
+) -> EnsemblePlan:
+    """Members to train, which takes a recipe and data, those that are there already, or both.
+
+    Args:
+        overrides, seeds, variants: as for `member_recipes`.
+        runs: finished runs that are members, too.
+
+    Raises:
+        UserError: as `member_recipes` and `check_finished`; arguments that do not go together; the
+            output folder holds something else.
+    """
+    _check_members(
+        recipe_path,
+        {"--seeds": seeds, "--variant": variants, "--data": data_path, "--set": overrides},
+        runs,
+    )
+    check_folder(output, "ensemble.json")
+    recipes: dict[str, Recipe] = {}
+    if recipe_path is None:
+        name = read_run(runs[0])["data"]["eval_name"]
+    else:
+        recipes = member_recipes(recipe_path, overrides, output, seeds=seeds, variants=variants)
+        name = next(iter(recipes.values())).data.eval_name
+    check_finished(runs, name)
+    return EnsemblePlan(recipes=recipes, runs=[*recipes, *runs], name=name)
 
 
 def member_recipes(
@@ -59,9 +116,11 @@ def member_recipes(
         variants: of each its name, and the settings in which it differs.
 
     Raises:
-        UserError: as `load_recipe`; a seed is out of range; a name cannot be a folder's; a seed or
-            name is there twice.
+        UserError: as `load_recipe`; a seed is out of range, or set by the overrides, too; a name
+            cannot be a folder's; a seed or name is there twice.
     """
+    if seeds:
+        refuse_override(overrides, "train.seed", "--seeds")
     recipe = load_recipe(recipe_path, overrides)
     members: dict[str, Recipe] = {}
     for seed in seeds:
@@ -127,6 +186,7 @@ def score_ensemble(run_paths: Sequence[str], name: str, output: str) -> Ensemble
     Raises:
         UserError: a run lacks these predictions, or they do not fit together.
     """
+    path = storage.join(output, "ensemble.json")
     if len(set(run_paths)) < len(run_paths):
         raise UserError(f"each run may be a member once, got {' '.join(run_paths)}")
     names = [path.rpartition("/")[2] for path in run_paths]
@@ -139,31 +199,12 @@ def score_ensemble(run_paths: Sequence[str], name: str, output: str) -> Ensemble
         members={member: _metrics(one) for member, one in members.items()},
         ensemble=_metrics(average),
         name=name,
+        left_out=[run for run in read_runs(path) if run not in run_paths],
     )
     write_predictions(output, average, result.ensemble)
     document = {"runs": runs_to_json(run_paths, output), **to_json(result)}
-    storage.write_json(storage.join(output, "ensemble.json"), document)
+    storage.write_json(path, document)
     return result
-
-
-def runs_to_json(run_paths: Sequence[str], output: str) -> list[str]:
-    """Run folders as a result in `output` names them: from there, where they are inside."""
-    return [path.removeprefix(f"{output}/") for path in run_paths]
-
-
-def read_runs(result_path: str) -> list[str]:
-    """The run folders that `ensemble.json` or `cross_validation.json` tells of.
-
-    None where there is no such file, or one that does not tell.
-    """
-    try:
-        names = storage.read_json(result_path)["runs"]
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
-        return []
-    folder = result_path.rpartition("/")[0]
-    return [
-        name if name.startswith(("/", "s3://")) else storage.join(folder, name) for name in names
-    ]
 
 
 def to_json(result: EnsembleResult) -> dict[str, Any]:
@@ -172,8 +213,7 @@ def to_json(result: EnsembleResult) -> dict[str, Any]:
     return {
         "name": result.name,
         "members": members,
-        "mean": _over(members, statistics.fmean),
-        "std": _over(members, _deviation),
+        **mean_and_std(list(members.values())),
         "ensemble": _figures(result.ensemble),
     }
 
@@ -186,12 +226,13 @@ def make_table(result: EnsembleResult) -> Table:
     for name in FIGURES:
         table.add_column(name, justify="right")
     for member, figures in numbers["members"].items():
-        table.add_row(member, *_cells(figures))
+        table.add_row(member, *table_cells(figures))
     table.add_section()
-    table.add_row("mean", *_cells(numbers["mean"]))
-    table.add_row("standard deviation", *_cells(numbers["std"]))
+    table.add_row("mean", *table_cells(numbers["mean"]))
+    table.add_row("standard deviation", *table_cells(numbers["std"]))
     table.add_section()
-    table.add_row("[bold]ensemble", *(f"[bold]{cell}" for cell in _cells(numbers["ensemble"])))
+    ensemble = (f"[bold]{cell}" for cell in table_cells(numbers["ensemble"]))
+    table.add_row("[bold]ensemble", *ensemble)
     return table
 
 
@@ -217,6 +258,22 @@ def check_finished(run_paths: Sequence[str], name: str) -> None:
         read_predictions(path, name)
 
 
+def _check_members(
+    recipe_path: str | None, to_train: Mapping[str, object], runs: Sequence[str]
+) -> None:
+    """Refuse arguments that do not go together; those of members to train by their options."""
+    if recipe_path is None:
+        for option, value in to_train.items():
+            if value:
+                raise UserError(f"{option}: is for members to train, and no recipe is named")
+        if not runs:
+            raise UserError("ensemble: name a recipe with --seeds or --variant, or --runs")
+    elif not to_train["--data"]:
+        raise UserError("--data: name the prepared data set to train on")
+    elif not (to_train["--seeds"] or to_train["--variant"]):
+        raise UserError("ensemble: name the members to train by --seeds or --variant")
+
+
 def _add(members: dict[str, Recipe], run_path: str, recipe: Recipe, where: str) -> None:
     name = run_path.rpartition("/")[2]
     if run_path in members:
@@ -236,23 +293,5 @@ def _metrics(predictions: Predictions) -> Metrics:
     return evaluate_scores(predictions.targets, predictions.scores, predictions.labels)
 
 
-def _figures(metrics: Metrics) -> dict[str, float | None]:
+def _figures(metrics: Metrics) -> Figures:
     return {name: getattr(metrics, name) for name in FIGURES}
-
-
-def _over(members: dict[str, dict[str, float | None]], statistic: Any) -> dict[str, float | None]:
-    """A statistic of each figure over the members; None where a member has none."""
-    result = {}
-    for name in FIGURES:
-        values = [figures[name] for figures in members.values()]
-        result[name] = None if None in values else statistic(values)
-    return result
-
-
-def _deviation(values: list[float]) -> float | None:
-    """Sample standard deviation; a single value has none."""
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
-def _cells(figures: dict[str, float | None]) -> list[str]:
-    return ["-" if figures[name] is None else f"{figures[name]:.4f}" for name in FIGURES]

@@ -30,7 +30,7 @@ from trainer.ast_checkpoints import (
     missing_labels,
     read_weights,
 )
-from trainer.averaging import check_weights, weights_path
+from trainer.averaging import Weights, check_weights, weights_path
 from trainer.checkpoint import Checkpoint, Progress, load_last, save_checkpoint
 from trainer.clips import select_training_data
 from trainer.model import AST, build_model, load_ast
@@ -136,13 +136,13 @@ def import_run(
     )
 
 
-def export_run(run_path: str, output: str, weights: str = "last") -> None:
+def export_run(run_path: str, output: str, weights: Weights = "last") -> None:
     """Write weights of a run for transformers, and for this program.
 
     Args:
         run_path: the run.
         output: folder to write; it must be empty, or not there.
-        weights: `last`, those of the newest checkpoint; `averaged`, `ema` or `best`.
+        weights: which of those that the run has.
 
     Raises:
         UserError: there is no run or no such weights; a model that transformers has no class for;
@@ -196,7 +196,7 @@ def _check_overrides(overrides: Sequence[str]) -> None:
             )
 
 
-def _read_weights_of(run_path: str, weights: str) -> State:
+def _read_weights_of(run_path: str, weights: Weights) -> State:
     if weights != "last":
         check_weights(run_path, weights)
         return read_state(weights_path(run_path, weights))

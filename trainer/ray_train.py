@@ -24,7 +24,7 @@ from ray.train.torch import TorchTrainer
 
 from pipeline import storage
 from pipeline.dataset import open_dataset
-from trainer.averaging import weights_path
+from trainer.averaging import Weights, weights_path
 from trainer.checkpoint import Progress, load_last
 from trainer.clips import select_clips
 from trainer.evaluation import evaluate
@@ -84,13 +84,13 @@ def run_evaluation(
     split: str,
     fold: int,
     workers: Workers,
-    weights: str = "last",
+    weights: Weights = "last",
     precision: Precision | None = None,
 ) -> None:
     """Score a split with weights of a run and write the predictions into the run.
 
     Args:
-        weights: `last`, those of the newest checkpoint; `averaged`, `ema` or `best`.
+        weights: which of those that the run has.
         precision: what the model computes in; None: what it was trained in.
     """
     workers, _ = fit_workers(workers)
@@ -249,7 +249,7 @@ def _evaluate_worker(config: dict[str, Any]) -> None:
         write_predictions(config["run"], predictions, evaluation.metrics)
 
 
-def _trained(run_path: str, weights: str) -> tuple[State, Progress]:
+def _trained(run_path: str, weights: Weights) -> tuple[State, Progress]:
     """Weights of a run that has them, and how far it was; those at its end need no checkpoint."""
     if weights == "last":
         saved = load_last(run_path)

@@ -10,17 +10,18 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from typing import Any
 
 from ray import tune
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, naming
 from trainer.ray_progress import progress_board
 from trainer.ray_train import fit_training, ray_storage
 from trainer.ray_workers import Workers, fit_workers, note_workers
 from trainer.recipe import Recipe, make_recipe
 from trainer.run_checks import check_training
+from trainer.summary import check_learned
 
 _TUNE_VARIABLES = {
     # Otherwise `fit` returns after Ctrl-C as if all were done.
@@ -28,6 +29,38 @@ _TUNE_VARIABLES = {
     # What its own logs of each trial would hold is in the run folders.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
+
+
+def train_unfinished(
+    recipes: Mapping[str, Recipe],
+    dataset_path: str,
+    output: str,
+    workers: Workers,
+    *,
+    session: AbstractContextManager[None],
+) -> dict[str, Exception]:
+    """Train those of the recipes, by their run folders, whose runs are not finished yet.
+
+    Args:
+        output: where Ray Tune keeps its own few files.
+        session: a Ray session, which is entered only if there is something to train.
+
+    Returns:
+        What ended each run that failed, by its folder, and why one that is through is of no use.
+
+    Raises:
+        UserError: as `check_training`; not even one run fits into the cluster.
+    """
+    failures: dict[str, Exception] = {}
+    if waiting := unfinished(recipes, dataset_path):
+        with session:
+            failures |= run_recipes(waiting, dataset_path, output, workers)
+    for run_path in recipes:
+        try:
+            check_learned(run_path)
+        except UserError as error:
+            failures.setdefault(run_path, error)
+    return failures
 
 
 def unfinished(recipes: Mapping[str, Recipe], dataset_path: str) -> dict[str, Recipe]:
@@ -45,7 +78,7 @@ def unfinished(recipes: Mapping[str, Recipe], dataset_path: str) -> dict[str, Re
         try:
             is_finished, remarks = check_training(recipe, dataset_path, run_path)
         except UserError as error:
-            raise error if run_path in str(error) else UserError(f"{name}: {error}") from error
+            raise naming(run_path, error) from error
         if not is_finished:
             waiting[run_path] = recipe
         for remark in remarks:

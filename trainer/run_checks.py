@@ -9,7 +9,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.dataset import PreparedDataset, open_dataset
 from pipeline.errors import UserError
-from trainer.averaging import check_weights
+from trainer.averaging import Weights, check_weights
 from trainer.checkpoint import checkpoint_paths
 from trainer.clips import ClipSet, select_clips, select_training_data
 from trainer.predictions import metrics_path, predictions_name, predictions_path
@@ -53,7 +53,7 @@ def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> tuple[bo
 
 
 def check_evaluation(
-    run_path: str, dataset_path: str, split: str, fold: int, weights: str = "last"
+    run_path: str, dataset_path: str, split: str, fold: int, weights: Weights = "last"
 ) -> str:
     """Find out before Ray starts whether a run can be evaluated; the name of the predictions.
 
@@ -75,7 +75,7 @@ def check_evaluation(
 
 
 def evaluation_name(
-    run: dict[str, Any], dataset: PreparedDataset, clips: ClipSet, weights: str
+    run: dict[str, Any], dataset: PreparedDataset, clips: ClipSet, weights: Weights
 ) -> str:
     """What the predictions are called: other data must not take the place of the run's own."""
     if clips.data_fingerprint == run["data"]["fingerprint"]:

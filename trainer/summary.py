@@ -1,18 +1,18 @@
 """What `train` and `evaluate` tell the user at the end, as tables for the terminal, or an error."""
 
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Group
 
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.summary import facts_table, titled
+from trainer.averaging import Weights
 from trainer.divergence import read_bad_steps
 from trainer.predictions import predictions_name, predictions_path, read_metrics
 from trainer.run_folder import read_history
 
 _NUM_SHOWN = 5
-_OTHER_WEIGHTS = ("averaged", "ema", "best")
 
 
 def metrics_summary(run_path: str, name: str) -> Group:
@@ -35,7 +35,7 @@ def metrics_summary(run_path: str, name: str) -> Group:
         table.add_row(
             "common subset", f"mAP {_number(common['mAP'])} on {common['num_clips']:,} clips"
         )
-    for weights in _OTHER_WEIGHTS:
+    for weights in get_args(Weights)[1:]:
         other = predictions_name(name, weights)
         if storage.exists(predictions_path(run_path, other)):
             table.add_row(f"{weights} weights", _other_row(read_metrics(run_path, other)))

@@ -24,7 +24,7 @@ from pipeline.errors import UserError
 from pipeline.pages import page
 from pipeline.pages.plots import Plot, counts_plot, series_colour
 from trainer.divergence import read_bad_steps
-from trainer.ensemble import read_runs
+from trainer.many_runs import read_runs
 from trainer.predictions import Predictions, predictions_path, read_metrics, read_predictions
 from trainer.report import examples, figures
 from trainer.run_folder import read_history, read_recipe, read_run

@@ -1,0 +1,72 @@
+"""What an ensemble and a cross-validation have in common: runs of one recipe, and one result.
+
+In: overrides, run folders, and figures of each run. Out: an override that cannot be, explained; the
+runs as a result's JSON names them; mean and standard deviation; cells of a table.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+
+from pipeline import storage
+from pipeline.errors import UserError
+
+Figures = dict[str, float | None]
+"""Scores by their names; None: undefined."""
+
+
+def refuse_override(overrides: Sequence[str], setting: str, option: str) -> None:
+    """Refuse to set what each of several runs gets a value of its own for.
+
+    Raises:
+        UserError: one of the overrides, `section.key=value`, is of that setting.
+    """
+    for override in overrides:
+        if override.partition("=")[0].strip() == setting:
+            raise UserError(
+                f"--set {override}: {setting} is each run's own, by {option}; leave it out"
+            )
+
+
+def runs_to_json(run_paths: Sequence[str], output: str) -> list[str]:
+    """Run folders as a result in `output` names them: from there, where they are inside."""
+    return [path.removeprefix(f"{output}/") for path in run_paths]
+
+
+def read_runs(result_path: str) -> list[str]:
+    """The run folders that `ensemble.json` or `cross_validation.json` tells of.
+
+    An empty list where there is no such file, or one that does not tell.
+    """
+    try:
+        names = storage.read_json(result_path)["runs"]
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return []
+    folder = result_path.rpartition("/")[0]
+    return [
+        name if name.startswith(("/", "s3://")) else storage.join(folder, name) for name in names
+    ]
+
+
+def mean_and_std(runs: Sequence[Figures]) -> dict[str, Figures]:
+    """Mean and sample standard deviation of each figure over the runs, as a result's JSON has them.
+
+    None where a run has none; a single run has no deviation.
+    """
+    return {"mean": _over(runs, statistics.fmean), "std": _over(runs, _deviation)}
+
+
+def table_cells(figures: Figures) -> list[str]:
+    """The figures of a row of a table."""
+    return ["-" if value is None else f"{value:.4f}" for value in figures.values()]
+
+
+def _over(runs: Sequence[Figures], statistic: Callable[[list[float]], float | None]) -> Figures:
+    result: Figures = {}
+    for name in runs[0]:
+        values = [value for one in runs if (value := one[name]) is not None]
+        result[name] = statistic(values) if len(values) == len(runs) else None
+    return result
+
+
+def _deviation(values: list[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
