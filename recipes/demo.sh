@@ -19,7 +19,7 @@ $python ray_job.py prepare "$out/clips.parquet" --out "$out/dataset" --num-cpus 
 
 say "4/5 train: a small AST from scratch, on two workers"
 $python ray_job.py train recipes/demo.toml --data "$out/dataset" --out "$out/run" \
-    --workers 2 --num-cpus 2
+    --workers 2 --num-cpus 2 --no-gpu
 
 say "5/5 report"
 $python ray_job.py report "$out/run"

@@ -24,6 +24,6 @@ PYTHON
 $python ray_job.py manifest "$bucket/esc10" --out "$bucket/esc10.parquet"
 $python ray_job.py prepare "$bucket/esc10.parquet" --out "$bucket/dataset" --num-cpus 2
 $python ray_job.py train recipes/esc10-scratch.toml --data "$bucket/dataset" --out "$bucket/run" \
-    --workers 2 --num-cpus 2 "$@"
+    --workers 2 --num-cpus 2 --no-gpu "$@"
 $python ray_job.py evaluate "$bucket/run" --split train --fold 1 --num-cpus 2
 $python ray_job.py report "$bucket/run"

@@ -31,7 +31,7 @@ def test_gpus_are_used_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(ray, "nodes", nodes({"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}))
     assert fit_workers(Workers(num=1), runs=9) == (Workers(num=1, use_gpu=True), 2)
     assert fit_workers(Workers(num=1, use_gpu=False), runs=99)[1] == 16
-    with pytest.raises(UserError, match="3 workers with 1 CPUs and a GPU each do not fit"):
+    with pytest.raises(UserError, match=r"3 workers with 1 CPUs and a GPU each .+ give --no-gpu"):
         fit_workers(Workers(num=3))
 
 
