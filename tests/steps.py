@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ PROJECT = Path(ray_job.__file__).parent
 
 @contextmanager
 def started(command: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
-    """`ray_job.py` in a process (and process group) of its own, which ends with the block."""
+    """`ray_job.py` in a process of its own, which ends with the block, and all it has started."""
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
     # Workers that may not keep compiled modules compile all of them at every start.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -32,3 +33,19 @@ def started(command: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(step.pid, signal.SIGKILL)
+            # Ray's workers are in groups of their own: they end once they miss their Ray.
+            deadline = time.monotonic() + 60
+            while is_session_alive(step.pid):
+                assert time.monotonic() < deadline, "processes outlive their step by 60 s"
+                time.sleep(0.05)
+
+
+def is_session_alive(session: int) -> bool:
+    """Whether a process of it still runs; those of `started` are in a session of their own."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # After the name: state, parent, group, session; nobody may take in what is dead.
+            state, _, _, found, *_ = path.read_text().rpartition(")")[2].split()
+            if int(found) == session and state not in "ZX":
+                return True
+    return False
