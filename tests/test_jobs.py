@@ -41,6 +41,10 @@ if sys.argv[1] == "count":
     for number in range(int(sys.argv[2])):
         print("line", number, flush=True)
         time.sleep(float(sys.argv[3]))
+if sys.argv[1] == "count" and len(sys.argv) == 5:
+    deadline = time.monotonic() + 120
+    while not os.path.exists(sys.argv[4]) and time.monotonic() < deadline:
+        time.sleep(0.05)
 if sys.argv[1] == "sleep":
     time.sleep(600)
 if sys.argv[1] == "exit":
@@ -169,13 +173,19 @@ def test_an_interrupted_follower_leaves_the_job_running_until_it_is_stopped(
 
 
 class Dropper(socketserver.ThreadingTCPServer):
-    """Passes connections on to a server and breaks the first few that follow a log."""
+    """Passes connections on to a server and breaks the first few that follow a log.
+
+    `done` appears after the last of them.
+    """
 
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, target: tuple[str, int], *, num_drops: int, after_bytes: int) -> None:
+    def __init__(
+        self, target: tuple[str, int], done: Path, *, num_drops: int, after_bytes: int
+    ) -> None:
         self.target = target
+        self.done = done
         self.drops_left = num_drops
         self.after_bytes = after_bytes
         super().__init__(("127.0.0.1", 0), Passage)
@@ -200,6 +210,8 @@ class Passage(socketserver.BaseRequestHandler):
                 follows = b"/logs/tail" in request
                 if follows and self.server.drops_left and num_bytes > self.server.after_bytes:
                     self.server.drops_left -= 1
+                    if not self.server.drops_left:
+                        self.server.done.touch()
                     return
 
     def send_on(self, other: socket.socket) -> None:
@@ -209,13 +221,15 @@ class Passage(socketserver.BaseRequestHandler):
 
 
 def test_a_dropped_connection_loses_and_repeats_no_line(
-    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port = int(cluster.url.rsplit(":", 1)[1])
-    with Dropper(("127.0.0.1", port), num_drops=2, after_bytes=3000) as proxy:
+    # The job waits for it: a log is not followed any more once its job has ended.
+    done = tmp_path / "done"
+    with Dropper(("127.0.0.1", port), done, num_drops=2, after_bytes=3000) as proxy:
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
         status = jobs.submit(
-            ["count", "400", "0.01"], working_dir=cluster.project, address=proxy.url
+            ["count", "400", "0.01", str(done)], working_dir=cluster.project, address=proxy.url
         )
         proxy.shutdown()
     assert proxy.drops_left == 0
