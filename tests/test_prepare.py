@@ -27,6 +27,7 @@ from pipeline.prepare import prepare
 from pipeline.sources import read_source
 from pipeline.synthetic import SyntheticSettings, write_synthetic
 from tests.audio import write_clips
+from tests.preparation import contents
 from tests.sabotage import sabotaged
 from tests.steps import started
 
@@ -65,15 +66,6 @@ def reference(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> d
     found = contents(str(folder))
     assert len(found) == NUM_SHARDS + 3
     return found
-
-
-def contents(folder: str) -> dict[str, bytes]:
-    """Every file of a data set that must be the same in every run, by its name."""
-    return {
-        path.removeprefix(f"{folder}/"): storage.read_bytes(path)
-        for path in storage.list_files(folder)
-        if "/_work/" not in path and not path.endswith(("/prepare_summary.json", ".html"))
-    }
 
 
 def run_prepare(manifest: Manifest, output: str, **changes: Any) -> PrepareSummary | None:
