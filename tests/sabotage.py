@@ -3,13 +3,13 @@
 A `sitecustomize` in the `PYTHONPATH` of such a process does it; nothing in the project knows of it.
 """
 
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.steps import ray_folder
 
 SABOTAGE = """
 import os, signal, sys, time
@@ -80,10 +80,7 @@ def sabotaged(
     (folder / "sitecustomize.py").write_text(
         SABOTAGE.format(deeds=dict(deeds), note=str(note), max_decode_s=max_decode_s)
     )
-    # The sockets in it have paths of limited length.
-    ray_folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", ray_folder)
+    with ray_folder() as short, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", short)
         patch.setenv("PYTHONPATH", str(folder))
         yield note
-    shutil.rmtree(ray_folder, ignore_errors=True)

@@ -7,13 +7,11 @@ it, so that it gets along with any other Ray on the machine.
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import socketserver
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,8 +28,7 @@ from ray.job_submission import JobStatus
 from cluster import jobs, session
 from pipeline.errors import UserError
 from tests.ray_head import Cluster, started, submit_when_ready
-
-PROJECT = Path(__file__).parent.parent
+from tests.steps import PROJECT, ray_folder
 
 STAND_IN = """
 import json, os, sys, time
@@ -59,16 +56,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     for left_out in (".git", ".venv", "data"):
         (project / left_out).mkdir()
         (project / left_out / "large").write_text("x")
-    # The sockets in it have paths of limited length.
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    try:
-        with started(folder, str(project)) as (found, process):
-            # Started now, looked at later: a job takes seconds to begin.
-            submit_when_ready(found, process, "exit", "7", submission_id="seven")
-            submit_when_ready(found, process, "sleep", submission_id="sleeper")
-            yield found
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with ray_folder() as folder, started(folder, str(project)) as (found, process):
+        # Started now, looked at later: a job takes seconds to begin.
+        submit_when_ready(found, process, "exit", "7", submission_id="seven")
+        submit_when_ready(found, process, "sleep", submission_id="sleeper")
+        yield found
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +148,7 @@ def test_an_interrupted_follower_leaves_the_job_running_until_it_is_stopped(
             if line.startswith("{"):
                 break
         follower.send_signal(signal.SIGINT)
-        assert follower.wait(20) == 130
+        assert follower.wait(120) == 130
         err = follower.stderr.read()
     assert "job sleeper keeps running" in err
     assert f"ray_job.py stop sleeper --address {cluster.url}" in err

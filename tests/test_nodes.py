@@ -26,6 +26,8 @@ pytestmark = pytest.mark.slow
 
 SETTINGS = PrepareSettings(clips_per_shard=8)
 NUM_SHARDS = 30
+MAX_DECODE_S = 12.0
+"""The start of a decoder counts, too, which takes seconds on a busy machine."""
 
 CLUSTER = """
 import os, sys, threading, time
@@ -119,14 +121,14 @@ def test_workers_that_are_killed_or_hang_cost_at_most_their_clip(
 ) -> None:
     deeds = {clips[31].uri: "die()", clips[77].uri: "hang()", clips[150].uri: "once(die)"}
     command = prepare_command(manifest, tmp_path / "out", "--address", "local")
-    with sabotaged(tmp_path, deeds, max_decode_s=3.0) as note, started(command) as step:
+    with sabotaged(tmp_path, deeds, max_decode_s=MAX_DECODE_S) as note, started(command) as step:
         _, told = step.communicate(timeout=280)
     assert step.returncode == 0, told
     assert note.exists()
     rejects = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
     assert {row["id"]: f"{row['stage']}: {row['reason']}" for row in rejects} == {
         clips[31].id: "decode: the decoder crashed (SIGKILL)",
-        clips[77].id: "decode: decoding took longer than 3 s",
+        clips[77].id: "decode: decoding took longer than 12 s",
     }
     assert ids(tmp_path / "out") == sorted(
         {clip.id for clip in clips} - {row["id"] for row in rejects}

@@ -2,30 +2,22 @@
 
 import filecmp
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.ray_head import Cluster, started, submit_when_ready
-
-PROJECT = Path(__file__).resolve().parent.parent
+from tests.steps import PROJECT, ray_folder
 
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Cluster]:
-    # The sockets in it have paths of limited length.
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    try:
-        with started(folder, str(PROJECT)) as (cluster, process):
-            submit_when_ready(cluster, process, "--help", submission_id="first")
-            yield cluster
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with ray_folder() as folder, started(folder, str(PROJECT)) as (cluster, process):
+        submit_when_ready(cluster, process, "--help", submission_id="first")
+        yield cluster
 
 
 def ray_job(*arguments: str) -> subprocess.CompletedProcess[str]:
