@@ -45,9 +45,11 @@ WITH_RAY = {
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark what `make test` runs one after the other, beside all else."""
+    """Mark what `make test` runs one after the other, beside all else, and give it time."""
     if item.path.stem in WITH_RAY:
         item.add_marker(pytest.mark.ray)
+        # What takes seconds takes minutes on a busy machine; a mark of the test's own comes first.
+        item.add_marker(pytest.mark.timeout(900))
 
 
 @pytest.fixture(scope="session")

@@ -211,7 +211,7 @@ def test_faults_in_passing_on_ray(
             "--max-reject-share=0",
         ]
     ) as step:
-        _, told = step.communicate(timeout=240)
+        _, told = step.communicate(timeout=600)
     assert step.returncode == 0, told
     assert set(proxy.injected) == set(KINDS)
     proxy.spoil(Faults())

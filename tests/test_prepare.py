@@ -109,7 +109,7 @@ def test_one_cpu_gives_the_reference(
     assert manifest.clips.num_rows == 50
     command = prepare_command(audio / "manifest.parquet", tmp_path / "out", "--num-cpus", "1")
     with started(command) as step:
-        printed, told = step.communicate(timeout=240)
+        printed, told = step.communicate(timeout=600)
     assert step.returncode == 0, told
     assert contents(str(tmp_path / "out")) == reference
     assert "rejected" in printed

@@ -25,7 +25,7 @@ def ray_job(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [sys.executable, str(PROJECT / "ray_job.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.slow
