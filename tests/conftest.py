@@ -2,12 +2,9 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,9 +45,11 @@ WITH_RAY = {
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark what `make test` runs one after the other, beside all else."""
+    """Mark what `make test` runs one after the other, beside all else, and give it time."""
     if item.path.stem in WITH_RAY:
         item.add_marker(pytest.mark.ray)
+        # What takes seconds takes minutes on a busy machine; a mark of the test's own comes first.
+        item.add_marker(pytest.mark.timeout(900))
 
 
 @pytest.fixture(scope="session")
@@ -84,22 +83,33 @@ def strict_s3_endpoint() -> Iterator[str]:
         yield endpoint
 
 
+S3_SERVER = """
+import sys
+from moto.server import ThreadedMotoServer
+
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
+"""Listens on a port that is free, says which, and ends with the process that started it."""
+
+
 @contextmanager
 def _s3_server(variables: dict[str, str]) -> Iterator[str]:
-    port = free_port()
-    endpoint = f"http://127.0.0.1:{port}"
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+    with subprocess.Popen(
+        [sys.executable, "-c", S3_SERVER],
         env={**os.environ, **variables},
-        stdout=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-    )
-    try:
-        _wait_for(endpoint, server)
-        yield endpoint
-    finally:
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        port = server.stdout.readline().strip()
+        assert port, "the S3 server ended at once"
+        yield f"http://127.0.0.1:{port}"
         server.terminate()
-        server.wait(timeout=10)
 
 
 @pytest.fixture(scope="module")
@@ -140,29 +150,6 @@ def s3_environment(endpoint: str) -> dict[str, str]:
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _wait_for(endpoint: str, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert server.poll() is None, "the S3 server ended at once"
-        try:
-            urllib.request.urlopen(endpoint, timeout=1).close()
-            return
-        except urllib.error.HTTPError as refusal:
-            refusal.close()
-            return
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            time.sleep(0.1)
-    raise AssertionError("the S3 server did not answer within 60 s")
 
 
 def _forget_clients() -> None:

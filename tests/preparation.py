@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import storage
 from pipeline.assemble import PrepareSummary, assemble, finished_parts
 from pipeline.build import BuildJob, build_shard
 from pipeline.manifest import Clip, Manifest, from_clips
@@ -99,6 +100,15 @@ def files(folder: Path) -> dict[str, bytes]:
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
         if path.is_file() and "_work" not in path.parts and path.name != "prepare_summary.json"
+    }
+
+
+def contents(folder: str) -> dict[str, bytes]:
+    """Every file of a data set that must be the same in every run, by its name."""
+    return {
+        path.removeprefix(f"{folder}/"): storage.read_bytes(path)
+        for path in storage.list_files(folder)
+        if "/_work/" not in path and not path.endswith(("/prepare_summary.json", ".html"))
     }
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -24,12 +25,18 @@ class Cluster:
 
 
 def free_ports(num: int) -> list[int]:
-    """Ports that are free now and differ from each other."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(num)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """Ports that are free now and differ from each other.
+
+    Below those that systems give to whoever asks for any, so that only who names one can take it.
+    """
+    found: list[int] = []
+    for port in random.sample(range(20_000, 32_000), 1_000):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == num:
+            return found
+    raise AssertionError(f"no {num} ports are free")
 
 
 def submit_when_ready(

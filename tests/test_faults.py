@@ -20,7 +20,7 @@ from pipeline.fetch import fetch_ahead
 from pipeline.manifest import Clip, Manifest, from_clips, write_manifest
 from tests.audio import encode, noise, write_clips
 from tests.faulty_proxy import KINDS, Faults, FaultyProxy, faulty_proxy
-from tests.preparation import LABELS
+from tests.preparation import LABELS, contents
 from tests.steps import started
 from tests.without_ray import prepare
 
@@ -67,15 +67,6 @@ def manifest(s3: str, tmp_path: Path) -> Manifest:
         place = {"row_group": number // 2, "row": number % 2}
         clips.append(Clip(id=f"row {number}", uri=table, labels=("rain",), **place))
     return from_clips(clips, LABELS)
-
-
-def contents(output: str) -> dict[str, bytes]:
-    """Every file of a data set that must be the same in every run, by its name."""
-    return {
-        path.removeprefix(f"{output}/"): storage.read_bytes(path)
-        for path in storage.list_files(output)
-        if "/_work/" not in path and not path.endswith(("/prepare_summary.json", ".html"))
-    }
 
 
 @pytest.fixture
@@ -220,7 +211,7 @@ def test_faults_in_passing_on_ray(
             "--max-reject-share=0",
         ]
     ) as step:
-        _, told = step.communicate(timeout=240)
+        _, told = step.communicate(timeout=600)
     assert step.returncode == 0, told
     assert set(proxy.injected) == set(KINDS)
     proxy.spoil(Faults())

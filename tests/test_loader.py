@@ -373,14 +373,25 @@ def test_a_damaged_shard_is_named(tmp_path: Any) -> None:
 
 
 def test_a_caller_that_stops_early_leaves_no_reading_behind(
-    clips: ClipSet, reads: list[int]
+    clips: ClipSet, reads: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loader = make_loader(clips, threads=1, batches_ahead=1, cache_mb=0)
+    """One batch is read, one has begun, and three wait for their turn."""
+    go_on, preadv, before = threading.Event(), os.preadv, set(threading.enumerate())
+
+    def waiting(*place: Any) -> int:
+        if len(reads) >= BATCH_SIZE:
+            assert go_on.wait(timeout=60)
+        return preadv(*place)
+
+    monkeypatch.setattr(os, "preadv", waiting)
+    loader = make_loader(clips, threads=1, batches_ahead=4, cache_mb=0)
     batches = loader.training_batches(make_plan(clips), replace(AUGMENT, mixup_share=0.0))
     next(batches)
     batches.close()
-    # The batches in hand, one ahead, and one that a thread may have begun; not all six.
-    assert len(reads) <= 3 * BATCH_SIZE
+    go_on.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=60)
+    assert BATCH_SIZE <= len(reads) <= 2 * BATCH_SIZE
 
 
 def test_folds(dataset: PreparedDataset) -> None:

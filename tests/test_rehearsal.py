@@ -13,7 +13,6 @@ import random
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -35,7 +34,7 @@ from pipeline.plan import PrepareSettings
 from tests.audio import Samples, encode, encode_av
 from tests.browser import OpenPage, open_page
 from tests.conftest import s3_environment
-from tests.steps import PROJECT, started
+from tests.steps import PROJECT, ray_folder, started
 from tests.without_ray import prepare
 from trainer.loop import train
 from trainer.recipe import load_recipe
@@ -256,8 +255,7 @@ def two_nodes() -> Iterator[tuple[str, Callable[[], None]]]:
         "sys.stdin.readline(); cluster.shutdown()"
     )
     with (
-        # Paths of Ray's sockets must be short.
-        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
+        ray_folder() as folder,
         subprocess.Popen(
             [sys.executable, "-c", code],
             env={**os.environ, "RAY_TMPDIR": folder},
@@ -294,8 +292,10 @@ def rehearsal(real_data: Path, s3_endpoint: str) -> Iterator[Rehearsal]:
         with two_nodes() as (address, kill):
             joined = ("--address", address)
             with started(["prepare", MANIFEST, "--out", OUTPUT, *joined]) as process:
+                deadline = time.monotonic() + 300
                 while (num_parts := len(list(storage.list_files(f"{OUTPUT}/_work/parts")))) < 8:
                     assert process.poll() is None, process.communicate()
+                    assert time.monotonic() < deadline, f"{num_parts} shards within 300 s"
                     time.sleep(0.1)
                 kill()
                 printed["prepare"], told = process.communicate()

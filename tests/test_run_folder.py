@@ -1,12 +1,14 @@
 """The run folder: which run may be carried on in it, and TensorBoard's logs."""
 
 import errno
-import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tensorboard.summary.writer import event_file_writer
 
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
@@ -248,24 +250,33 @@ def stopping(steps: list[int]) -> Callable[[dict[str, Any]], None]:
     return report
 
 
-def test_the_curves_are_whole_after_restarts(dataset: PreparedDataset, tmp_path: Path) -> None:
-    """No point is missing or there twice, though steps were done twice.
+@pytest.fixture
+def a_clock_of_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at TensorBoard's clock is a second later.
 
-    TensorBoard reads files in the order of their names, which begin with the second they are of.
+    It reads files in the order of their names, which begin with the second they are of.
     """
+    seconds = count(1_000_000_000)
+    clock = SimpleNamespace(time=lambda: float(next(seconds)))
+    monkeypatch.setattr(event_file_writer, "time", clock)
+
+
+@pytest.mark.usefixtures("a_clock_of_seconds")
+def test_the_curves_are_whole_after_restarts(dataset: PreparedDataset, tmp_path: Path) -> None:
+    """No point is missing or there twice, though steps were done twice."""
     recipe = tiny_recipe(train={"log_every_steps": 1, "epochs": 2, "checkpoint_every_s": 0.01})
     steps = [2, 5, 6, 9]
     report = stopping(steps)
     while steps:
         with pytest.raises(KeyboardInterrupt):
             train(recipe, dataset, str(tmp_path), world=World(), report=report)
-        time.sleep(1)
     train(recipe, dataset, str(tmp_path), world=World())
     history = read_history(str(tmp_path))
     assert [point["step"] for point in history["steps"]] == list(range(1, 13))
     assert_events_match_history(tmp_path)
 
 
+@pytest.mark.usefixtures("a_clock_of_seconds")
 def test_what_a_killed_process_wrote_is_there_up_to_its_checkpoint(tmp_path: Path) -> None:
     """Without `close`, as after `kill -9`: a checkpoint's points were flushed before it."""
     killed = TensorBoardLog(str(tmp_path), 0)
@@ -274,8 +285,6 @@ def test_what_a_killed_process_wrote_is_there_up_to_its_checkpoint(tmp_path: Pat
     killed.flush()
     killed.add(3, {"train/loss": 7.0})
     killed.flush()
-    # Files of one second are not read in order.
-    time.sleep(1)
     again = TensorBoardLog(str(tmp_path), 2)
     again.add(3, {"train/loss": 0.125})
     again.close()

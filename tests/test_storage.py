@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 import urllib.request
@@ -22,7 +23,7 @@ from botocore.exceptions import ClientError
 
 from pipeline import storage
 from pipeline.errors import PassingError, UserError
-from tests.conftest import free_port, s3_environment
+from tests.conftest import s3_environment
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -339,15 +340,18 @@ def test_no_credentials(
 def test_an_endpoint_that_does_not_answer(
     s3: str, monkeypatch: pytest.MonkeyPatch, fresh_clients: Any
 ) -> None:
-    endpoint = f"http://127.0.0.1:{free_port()}"
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    fresh_clients()
-    path = f"{s3}/key"
-    assert_one_line(failures(path), path, f"no answer from {endpoint}; check AWS_ENDPOINT_URL")
-    with pytest.raises(PassingError):
-        storage.write_bytes(path, b"x")
-    with pytest.raises(PassingError):
-        storage.list_files(f"{path}/below")
+    # Taken, and nobody listens there.
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        fresh_clients()
+        path = f"{s3}/key"
+        assert_one_line(failures(path), path, f"no answer from {endpoint}; check AWS_ENDPOINT_URL")
+        with pytest.raises(PassingError):
+            storage.write_bytes(path, b"x")
+        with pytest.raises(PassingError):
+            storage.list_files(f"{path}/below")
 
 
 def test_an_endpoint_that_is_no_url(

@@ -9,8 +9,7 @@ import pytest
 
 from pipeline import storage
 from tests.browser import open_page
-
-PROJECT = Path(__file__).resolve().parent.parent
+from tests.steps import PROJECT
 
 
 def run_script(name: str, *arguments: str, **variables: str) -> None:

@@ -2,30 +2,22 @@
 
 import filecmp
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.ray_head import Cluster, started, submit_when_ready
-
-PROJECT = Path(__file__).resolve().parent.parent
+from tests.steps import PROJECT, ray_folder
 
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Cluster]:
-    # The sockets in it have paths of limited length.
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    try:
-        with started(folder, str(PROJECT)) as (cluster, process):
-            submit_when_ready(cluster, process, "--help", submission_id="first")
-            yield cluster
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with ray_folder() as folder, started(folder, str(PROJECT)) as (cluster, process):
+        submit_when_ready(cluster, process, "--help", submission_id="first")
+        yield cluster
 
 
 def ray_job(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -33,7 +25,7 @@ def ray_job(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [sys.executable, str(PROJECT / "ray_job.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.slow
