@@ -26,8 +26,9 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional
 from transformers import ASTConfig, ASTForAudioClassification
 
+from trainer.first_weights import build_model
 from trainer.flops import training_flops
-from trainer.model import AST, ModelSettings, build_model
+from trainer.model import AST, ModelSettings
 from trainer.optimiser import OptimiserSettings
 from trainer.precision import Precision
 from trainer.recipe import TrainSettings

@@ -52,6 +52,19 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.timeout(900))
 
 
+_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Ray uses the GPUs that it finds, and these tests know what CPUs give."""
+    visible = "" if item.path.stem in WITH_RAY else _GPUS
+    if visible is None:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real audio; tests that need it are skipped where there is none."""

@@ -18,8 +18,9 @@ from pipeline.errors import UserError
 from tests.prepared import LABELS, make_prepared, tiny_recipe
 from tests.runs import newest
 from trainer.ast_checkpoints import AstCheckpoint, metadata, read_weights
+from trainer.first_weights import build_model
 from trainer.loop import make_model, train
-from trainer.model import AST, ModelSettings, adapt_position_embedding, build_model
+from trainer.model import AST, ModelSettings, adapt_position_embedding
 from trainer.weights import read_metadata
 from trainer.world import World
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from trainer.first_weights import build_model
 from trainer.flops import forward_flops, peak_flops, peak_of, training_flops
-from trainer.model import AST, ModelSettings, build_model
+from trainer.model import AST, ModelSettings
 
 
 def on_meta(settings: ModelSettings, num_classes: int) -> AST:

@@ -17,11 +17,11 @@ from torch.nn import functional
 from transformers import ASTConfig, ASTForAudioClassification
 
 from pipeline.errors import UserError
+from trainer.first_weights import build_model
 from trainer.model import (
     AST,
     ModelSettings,
     adapt_position_embedding,
-    build_model,
     draw_kept_patches,
 )
 from trainer.sampler import patchout_seed

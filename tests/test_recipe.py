@@ -16,7 +16,7 @@ from pipeline import storage
 from pipeline.errors import UserError
 from tests.prepared import make_prepared, tiny_recipe, write_recipe
 from trainer.clips import select_training_data
-from trainer.model import build_model
+from trainer.first_weights import build_model
 from trainer.recipe import SECTIONS, Recipe, check_fit, load_recipe, make_recipe
 
 PROJECT = Path(__file__).parent.parent

@@ -13,7 +13,8 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 from pipeline.errors import UserError
-from trainer.model import ModelSettings, build_model
+from trainer.first_weights import build_model
+from trainer.model import ModelSettings
 from trainer.weights import (
     create_from_hub,
     encode_state,

@@ -3,7 +3,7 @@
 In: a file or folder, local or on S3: the authors' `.pth`, a folder of transformers, a run folder,
 or what `trainer.export` writes. Steps: look which it is, read tensors only, rename, find out patch
 grid, classes and normalisation. Out: an `AstCheckpoint`; or, from a file of a timm backbone, its
-state dict. `trainer.model` fits either to the model that a recipe asks for.
+state dict. `trainer.first_weights` fits either to the model that a recipe asks for.
 """
 
 import json

@@ -33,7 +33,8 @@ from trainer.ast_checkpoints import (
 from trainer.averaging import Weights, check_weights, weights_path
 from trainer.checkpoint import Checkpoint, Progress, load_last, save_checkpoint
 from trainer.clips import select_training_data
-from trainer.model import AST, build_model, load_ast
+from trainer.first_weights import build_model, load_ast
+from trainer.model import AST
 from trainer.optimiser import make_optimiser
 from trainer.recipe import SECTIONS, Recipe, check_fit, load_recipe, make_recipe
 from trainer.run_folder import (

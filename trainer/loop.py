@@ -39,10 +39,11 @@ from trainer.clips import select_training_data
 from trainer.curve import add_point, progress_values
 from trainer.divergence import DivergedError
 from trainer.evaluation import Evaluation, evaluate
+from trainer.first_weights import build_model
 from trainer.flops import training_flops
 from trainer.loader import Batch, Loader, plan_epoch
 from trainer.metrics import evaluate_scores
-from trainer.model import AST, build_model
+from trainer.model import AST
 from trainer.predictions import from_scores, predictions_name, write_predictions
 from trainer.recipe import Recipe, check_fit
 from trainer.run_folder import (

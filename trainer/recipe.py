@@ -21,9 +21,10 @@ from pipeline.errors import UserError
 from trainer.augment import AugmentSettings
 from trainer.averaging import AveragingSettings
 from trainer.clips import ClipSet, DataSettings, TrainingData
+from trainer.first_weights import build_model
 from trainer.loader import LoaderSettings
 from trainer.loss import Loss
-from trainer.model import ModelSettings, build_model
+from trainer.model import ModelSettings
 from trainer.optimiser import OptimiserSettings
 from trainer.precision import Precision
 from trainer.sampler import MAX_SEED, SamplerSettings
