@@ -48,8 +48,9 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark what `make test` runs one after the other, beside all else, and give it time."""
     if item.path.stem in WITH_RAY:
         item.add_marker(pytest.mark.ray)
-        # What takes seconds takes minutes on a busy machine; a mark of the test's own comes first.
-        item.add_marker(pytest.mark.timeout(900))
+        # What takes seconds takes minutes on a busy machine.
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(900))
 
 
 _GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")

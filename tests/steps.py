@@ -52,7 +52,12 @@ def own_lines(told: str) -> list[str]:
     lines = told.splitlines()
     # Tune ends the processes of its trials by SIGTERM; what that interrupts, Python may tell of.
     own = [line for line in lines if not line.startswith("\x1b[36m(_trial pid=")]
-    unwanted = ("Traceback", "Failed to query Ray Train Controller", "PreemptionWatcher")
+    unwanted = (
+        "Traceback",
+        "Failed to query Ray Train Controller",
+        "PreemptionWatcher",
+        "(RayTrainWorker pid=",
+    )
     assert not [line for line in own if any(words in line for words in unwanted)], told
     return [line for line in own if line.startswith(("note: ", "ray_job.py: error: "))]
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -333,6 +334,27 @@ def test_a_run_that_is_taken_over_while_it_writes_says_so(
     monkeypatch.setattr(run_state, "save_checkpoint", lose)
     with pytest.raises(UserError, match="another `train` has begun there"):
         start(tiny_recipe(train={"epochs": 1}), dataset, str(tmp_path))
+
+
+def test_what_is_being_written_is_of_one_moment(
+    dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though steps go on: the first epoch's checkpoint waits for one of the second."""
+    go_on, save_checkpoint = threading.Event(), run_state.save_checkpoint
+    moments: list[tuple[int, float]] = []
+
+    def save_late(path: str, saved: Checkpoint) -> str:
+        assert go_on.wait(60)
+        moments.append((saved.progress.step, float(saved.optimiser["state"][0]["step"])))
+        return save_checkpoint(path, saved)
+
+    def let_go(values: dict[str, Any]) -> None:
+        if values["epoch"] == 2:
+            go_on.set()
+
+    monkeypatch.setattr(run_state, "save_checkpoint", save_late)
+    train(tiny_recipe(train={"epochs": 2}), dataset, str(tmp_path), world=World(), report=let_go)
+    assert moments == [(6, 6), (12, 12)]
 
 
 def test_a_storage_that_does_not_answer_for_a_while_ends_no_run(

@@ -189,7 +189,9 @@ def test_workers_that_do_not_fit_are_refused_at_once(
 @pytest.mark.usefixtures("session")
 def test_the_progress_takes_no_cpu_and_outlives_its_board() -> None:
     """An exception of its thread would fail this test."""
+    before = set(threading.enumerate())
     with progress_board(1) as board:
+        (thread,) = (one for one in set(threading.enumerate()) - before if one.name == "progress")
         values = {"run": "/a/run", "step": 1, "num_steps": 2, "epoch": 1, "lr": 0.1}
         nothing = dict.fromkeys(("loss", "clips_per_s", "mAP", "accuracy"))
         ray.get(board.put.remote({**values, **nothing}))
@@ -199,7 +201,6 @@ def test_the_progress_takes_no_cpu_and_outlives_its_board() -> None:
             assert time.monotonic() < deadline, "a CPU is taken"
             time.sleep(0.1)
         ray.kill(board)
-        (thread,) = (one for one in threading.enumerate() if one.name == "progress")
         thread.join(timeout=60)
         assert not thread.is_alive(), "it waits for a board that is gone"
 

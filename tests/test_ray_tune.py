@@ -81,6 +81,8 @@ def test_a_seed_and_a_variant_run_side_by_side_and_are_averaged(
     assert ray_job.main(command) == 0
     at_once = tuner.call_args.kwargs["tune_config"].max_concurrent_trials
     assert at_once == 2, "one after the other, though both fit"
+    (trial,) = tuner.call_args.args
+    assert sum(map(sum, map(dict.values, trial._resources.bundles))) < 0.5, "no room for both"
     assert dict(os.environ) == before
     shown = capfd.readouterr()
     assert_ensemble(output, shown.out, ["seed-1", "wide"])

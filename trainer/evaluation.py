@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.augment import normalise, raw_log_mel
 from trainer.divergence import not_finite
-from trainer.loader import Loader
+from trainer.loader import Batch, Loader
 from trainer.loss import loss_per_clip, scores
 from trainer.metrics import Metrics, evaluate_scores
 from trainer.precision import autocast
@@ -74,14 +74,8 @@ def evaluate(
         batch_size=min(share, settings.micro_batch_size or share),
     )
     parts, clips = [], []
-    for batch in (one.to_device(world.device) for one in batches):
-        fbanks = raw_log_mel(batch.stored, batch.lengths, None, batch.audio_fbank)
-        with autocast(world.device, settings.precision):
-            logits = model(normalise(fbanks, mean, std))
-        logits = logits.float()
-        losses = loss_per_clip(logits, batch.targets, settings.loss)
-        columns = [scores(logits, settings.loss), losses[:, None], batch.weights[:, None]]
-        parts.append(torch.cat(columns, dim=1))
+    for batch in batches:
+        parts.append(_score(model, batch.to_device(world.device), mean, std, settings))
         clips.append(torch.from_numpy(batch.rows))
     model.train(was_training)
     order = world.gather(torch.cat(clips).to(world.device)).cpu().numpy()
@@ -97,4 +91,17 @@ def evaluate(
         loss=float(own[:, -2].mean(dtype=np.float64)),
         metrics=evaluate_scores(all_targets, own[:, :-2], loader.clips.labels),
         wall_s=time.monotonic() - start,
+    )
+
+
+def _score(
+    model: nn.Module, batch: Batch, mean: float, std: float, settings: TrainSettings
+) -> Tensor:
+    """Of a batch on the device, `[B, C + 2]`: scores, then the loss and the weight of each clip."""
+    fbanks = raw_log_mel(batch.stored, batch.lengths, None, batch.audio_fbank)
+    with autocast(fbanks.device, settings.precision):
+        logits = model(normalise(fbanks, mean, std))
+    losses = loss_per_clip(logits, batch.targets, settings.loss)
+    return torch.cat(
+        [scores(logits, settings.loss), losses[:, None], batch.weights[:, None]], dim=1
     )

@@ -2,9 +2,9 @@
 
 In: a clip set, the epoch's order and its mixup partners. Steps: the sampler's arithmetic says which
 rows this rank takes at each step; threads read them, ahead of the training step, into memory that
-is used again. Out: raw clips and partners as they are stored (audio: decoded), and targets, in the
-order of the steps; `trainer.augment` makes the model's input of them on the device. Nothing here
-has state that a restart would need.
+is used again, and draw noise for them. Out: raw clips and partners as they are stored (audio:
+decoded), and targets, in the order of the steps; `trainer.augment` makes the model's input of them
+on the device. Nothing here has state that a restart would need.
 
 B rows of this rank, P partners of mixup, T frames, F mels, S samples, C classes.
 """
@@ -56,7 +56,7 @@ class LoaderSettings:
     threads: int = 4
     """Threads that read batches, in each worker."""
     batches_ahead: int = 8
-    """Batches read before they are needed."""
+    """Batches read before they are needed, and noise drawn for them."""
     reads_in_flight: int = 32
     """Clips that each worker reads from S3 at a time, of no more than `batches_ahead` batches."""
     cache_mb: int = 1024

@@ -59,7 +59,7 @@ from trainer.tensorboard_log import TensorBoardLog
 from trainer.weights import State, read_state
 from trainer.window import Window, timed
 from trainer.world import World
-from trainer.writer import check_writer, remove_unfinished, take_over
+from trainer.writer import remove_unfinished, take_over, writing
 
 _METRICS = ("mAP", "mAUC", "d_prime", "accuracy")
 
@@ -251,6 +251,11 @@ def _seed_model(run: Run) -> None:
 
 def _step(run: Run, batch: Batch, lr: float) -> Tensor:
     """Augment a batch on the device and make a step; see `make_step`."""
+    return make_step(run.learner, _augmented(run, batch), lr)
+
+
+def _augmented(run: Run, batch: Batch) -> Share:
+    """What was read takes no memory of the device any more once this is made of it."""
     batch = batch.to_device(run.world.device)
     assert batch.draws is not None
     x = augment_batch(
@@ -262,8 +267,7 @@ def _step(run: Run, batch: Batch, lr: float) -> Tensor:
         mean=run.data.mean,
         std=run.data.std,
     )
-    share = Share(x=x, targets=batch.targets, weights=batch.weights, num_clips=batch.num_clips)
-    return make_step(run.learner, share, lr)
+    return Share(x=x, targets=batch.targets, weights=batch.weights, num_clips=batch.num_clips)
 
 
 def _evaluate(run: Run) -> Evaluation:
@@ -329,20 +333,20 @@ def _needed_epochs(run: Run) -> set[int]:
 def _write_results(run: Run, evaluation: Evaluation) -> None:
     """Predictions and metrics of the last weights and of the others; then the run is finished."""
     _wait_for_writes(run)
-    if run.world.is_first:
-        check_writer(run.path, run.token)
     _write_predictions(run, evaluation, "last")
     for name, state in _other_weights(run):
         # No step follows that would need the weights as they were.
         load_model(run.ast, state)
         whole = whole_copy(state, keep=run.world.is_first)
         if run.world.is_first:
-            write_weights(run.path, name, whole)
+            with writing(run.path, run.token):
+                write_weights(run.path, name, whole)
         _write_predictions(run, _evaluate(run), name)
     if run.world.is_first:
-        write_history(run.path, run.progress, finished=True)
-        if run.recipe.train.select_by:
-            remove_other_epochs(run.path, run.recipe.averaging.epochs(run.recipe.train.epochs))
+        with writing(run.path, run.token):
+            write_history(run.path, run.progress, finished=True)
+            if run.recipe.train.select_by:
+                remove_other_epochs(run.path, run.recipe.averaging.epochs(run.recipe.train.epochs))
 
 
 def _other_weights(run: Run) -> Iterator[tuple[str, State]]:
@@ -363,7 +367,8 @@ def _write_predictions(run: Run, evaluation: Evaluation, weights: str) -> None:
         facts = weights_facts(run.recipe, run.progress, weights)
         found = from_scores(run.data.evaluation, evaluation.targets, evaluation.scores, facts)
         found = replace(found, name=predictions_name(found.name, weights))
-        write_predictions(run.path, found, evaluation.metrics)
+        with writing(run.path, run.token):
+            write_predictions(run.path, found, evaluation.metrics)
 
 
 def weights_facts(recipe: Recipe, progress: Progress, weights: str) -> dict[str, Any]:

@@ -33,8 +33,8 @@ from pipeline.errors import UserError
 from trainer.precision import in_float32
 
 _POSITION_STD = 0.02
-_MAX_GRAPHS = 64
-"""Shapes of batches that a run may meet: those of its length buckets, whole and at the end."""
+_MAX_GRAPHS = 256
+"""Shapes of batches that a run may meet: about six of each length bucket, whole and at the end."""
 _logger = logging.getLogger(__name__)
 
 

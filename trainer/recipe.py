@@ -48,9 +48,9 @@ class TrainSettings:
     seed: int = 0
     """Decides the first weights, the order of the clips and every augmentation."""
     precision: Precision = "float32"
-    """`bfloat16` or `float16`: autocast, in evaluation too, as in the authors' code; weights and
-    optimiser stay float32. `float16` scales the loss and skips the first steps until the scale
-    fits. CPUs without instructions for them are many times slower in either."""
+    """`bfloat16` or `float16`: autocast, in evaluation too, as in the authors' code; weights,
+    optimiser and the head stay float32. `float16` scales the loss and skips the first steps until
+    the scale fits. CPUs without instructions for them are many times slower in either."""
     micro_batch_size: int = 0
     """Clips that a worker computes at once, for less memory, in evaluation too; 0: all its share of
     the batch. The batch, the schedule and the losses stay the same."""

@@ -34,8 +34,10 @@ def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> tuple[bo
     odd = list[str]()
     is_begun = check_same_run(run_path, recipe, dataset)
     if is_begun and is_finished(run_path):
-        path = predictions_path(run_path, data.evaluation.name)
-        if all(map(storage.exists, (path, metrics_path(run_path, data.evaluation.name)))):
+        name = data.evaluation.name
+        results = (predictions_path(run_path, name), metrics_path(run_path, name))
+        lost = [path for path in results if not storage.exists(path)]
+        if not lost:
             return True, []
         if "imported_from" in read_run(run_path):
             raise UserError(
@@ -43,7 +45,7 @@ def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> tuple[bo
                 f"makes its predictions, and `train` with another --out and "
                 f"--set model.weights_file={run_path} trains on from it"
             )
-        odd.append(f"{path}: is gone, and is made again")
+        odd += [f"{path}: is gone, and is made again" for path in lost]
     check_rate(recipe, data)
     weights = recipe.model.weights_file
     if weights and not (is_begun or storage.exists(weights) or storage.list_files(weights)):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import PassingError, UserError
+from pipeline.errors import PassingError
 from trainer.averaging import epoch_name, remove_other_epochs, write_weights
 from trainer.checkpoint import Background, Checkpoint, Progress, save_checkpoint
 from trainer.clips import TrainingData
@@ -27,7 +27,7 @@ from trainer.step import Learner
 from trainer.tensorboard_log import TensorBoardLog
 from trainer.weights import State
 from trainer.world import World
-from trainer.writer import check_writer
+from trainer.writer import writing
 
 Report = Callable[[dict[str, Any]], None]
 """Called by the first rank after every step, with what a progress bar shows."""
@@ -131,8 +131,7 @@ def _try_to_write(run: Run, saved: Checkpoint, needed_epochs: Collection[int]) -
 
 def _write(run: Run, saved: Checkpoint, needed_epochs: Collection[int]) -> None:
     """What a restart builds on must be there before the checkpoint is: curves, kept weights."""
-    check_writer(run.path, run.token)
-    try:
+    with writing(run.path, run.token):
         if saved.progress.epoch - 1 in needed_epochs:
             write_weights(run.path, epoch_name(saved.progress.epoch - 1), saved.model)
         if run.log is not None:
@@ -141,7 +140,3 @@ def _write(run: Run, saved: Checkpoint, needed_epochs: Collection[int]) -> None:
         write_history(run.path, saved.progress, finished=False)
         if needed_epochs:
             remove_other_epochs(run.path, needed_epochs)
-    except UserError:
-        # Another that has begun in the meantime deletes what it finds unfinished.
-        check_writer(run.path, run.token)
-        raise

@@ -104,7 +104,7 @@ def _loss(learner: Learner, share: Share, part: slice) -> Tensor:
     settings, x = learner.settings, share.x[part]
     with autocast(x.device, settings.precision):
         logits = learner.shared(x)
-    losses = loss_per_clip(logits.float(), share.targets[part], settings.loss)
+    losses = loss_per_clip(logits, share.targets[part], settings.loss)
     return (losses * share.weights[part]).sum()
 
 

@@ -6,11 +6,11 @@ import secrets
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import PassingError, UserError
 
 
 @contextmanager
@@ -66,6 +66,23 @@ def check_writer(run_path: str, token: str) -> None:
             f"{run_path}: another `train` has begun there (process {where}) and goes on from the "
             f"last checkpoint; this one ends"
         )
+
+
+@contextmanager
+def writing(run_path: str, token: str) -> Iterator[None]:
+    """Within it files of the run are written.
+
+    Raises:
+        UserError: another process has taken the run folder over, before or in the meantime: it
+            deletes what it finds unfinished, so that the writing fails.
+    """
+    check_writer(run_path, token)
+    try:
+        yield
+    except UserError:
+        with suppress(PassingError):
+            check_writer(run_path, token)
+        raise
 
 
 def remove_unfinished(run_path: str) -> None:
