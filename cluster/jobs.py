@@ -65,7 +65,7 @@ READ_TIMEOUT_S = 60.0
 LOST_S = 120.0
 """A follower gives up after the server has not answered for this long."""
 SILENCE_S = 300.0
-"""A log that says nothing for this long is connected to anew: the connection may be dead."""
+"""A log that says nothing for this long is connected to again: the connection may be dead."""
 STOP_S = 30.0
 """Longest wait for a stopped job to end; Ray kills it after 3 s."""
 MAX_PAUSE_S = 30.0

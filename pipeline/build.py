@@ -3,7 +3,7 @@
 Steps: read the shard's row group of the plan; fetch audio ahead of the computation; decode; fbank;
 append to the tar. Then the tar is put in place, and last the part file, which says that the shard
 is done: its rows of the index, its rejects, the tar's checksum. A restart keeps shards whose part
-file is there and builds all others anew.
+file is there and builds all others again.
 
 A decoder that crashes or hangs on a clip takes the whole process with it, and the shard is tried
 again. A marker tells of the first try; the second decodes every clip in a process of its own, where

@@ -16,7 +16,7 @@ _NAMED = 5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Damaged:
-    """What `verify` found fault with: `prepare` makes it anew."""
+    """What `verify` found fault with: `prepare` makes it again."""
 
     shards: frozenset[str]
     """Shards to be built again; index, ledger and card are made again in any case."""
@@ -51,7 +51,7 @@ def read_damaged(work: str) -> Damaged | None:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: the note of `verify` is damaged; run `verify` again, which writes it anew"
+            f"{path}: the note of `verify` is damaged; run `verify` again, which writes it again"
         ) from error
 
 

@@ -143,7 +143,7 @@ def _fetch_rest(url: str, target: Path, about_bytes: int) -> None:
 
 
 def _keep_validator(tag: Path, response: requests.Response) -> None:
-    """Note what tells this file from a later one; without it the transfer starts anew."""
+    """Note what tells this file from a later one; without it the transfer starts again."""
     etag = response.headers.get("ETag", "W/")
     validator = response.headers.get("Last-Modified") if etag.startswith("W/") else etag
     tag.unlink(missing_ok=True)

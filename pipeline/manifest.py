@@ -110,7 +110,7 @@ def from_columns(
 
 
 def check(manifest: Manifest, path: str) -> None:
-    """Refuse a manifest that cannot be meant.
+    """Refuse an invalid manifest.
 
     Raises:
         UserError: it names no clip, an id is empty or stands there twice, a URI means nothing in

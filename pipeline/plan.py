@@ -310,7 +310,7 @@ def _shard_fingerprint(basis: dict[str, Any], clips: pa.Table) -> str:
 
 
 def _what_is_built(clips: pa.Table) -> pa.Table:
-    """The clips without what is only in the index, which is made anew from any manifest."""
+    """The clips without what is only in the index, which is made again from any manifest."""
     return clips.drop_columns(["common"])
 
 

@@ -32,7 +32,7 @@ _ALARM_MARGIN_S = 10.0
 
 
 class DecoderProcess:
-    """Decodes clips one by one in a child process, which is started anew whenever it dies.
+    """Decodes clips one by one in a child process, which is started again whenever it dies.
 
     Args:
         memory_bytes: the most memory that the child may take, with some 200 MB for itself.

@@ -221,7 +221,7 @@ def _tar_faults(
                 for member in archive.getmembers()
             }
     except tarfile.TarError as error:
-        yield f"is no whole tar ({error})"
+        yield f"is not a whole tar ({error})"
         return
     stored = "flac" if audio_fbank else "npy"
     expected = [f"{shard_key(row['id'])}.{kind}" for row in rows for kind in ("json", stored)]

@@ -69,7 +69,7 @@ class FaultyProxy(ThreadingHTTPServer):
         self.spoil(Faults())
 
     def spoil(self, faults: Faults) -> None:
-        """From now on do this, and count anew."""
+        """From now on do this, and count again."""
         with self._lock:
             self.faults = faults
             self.injected: Counter[str] = Counter()

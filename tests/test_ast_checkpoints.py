@@ -396,8 +396,8 @@ def test_a_run_without_a_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nojson", "ast_ray in its header is no JSON object; export the run again$"),
-        ("3", "ast_ray in its header is no JSON object"),
+        ("nojson", "ast_ray in its header is not a JSON object; export the run again$"),
+        ("3", "ast_ray in its header is not a JSON object"),
         ('{"num_mels": 128}', "labels: must be a JSON list, got None$"),
         ({"model": 1}, "model: must be a JSON object, got 1$"),
         ({"model": {**LIKE, "stride_time": 0}}, "model: stride_time: must be a whole number above"),

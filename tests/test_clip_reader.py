@@ -137,7 +137,7 @@ def test_a_file_that_went_stale_is_opened_anew(
     monkeypatch.setattr(os, "preadv", failing)
     reader = ClipReader(clips, cache_bytes=0)
     check_reads(dataset, reader)
-    assert reader._open.cache_info().misses == 1, "counted anew since the cache was emptied"
+    assert reader._open.cache_info().misses == 1, "counted again since the cache was emptied"
     assert stale
 
 

@@ -429,7 +429,7 @@ def test_member_names_and_what_is_left_out(tmp_path: Path) -> None:
         f"left out: further audio under the same key {where}",
         f"JSON members that are none; their clips have no labels {where}",
         f"left out: links, sparse files and devices {where}",
-        f"left out: clips whose fold, start_s or end_s is no number {where}",
+        f"left out: clips whose fold, start_s or end_s is not a number {where}",
         "2 clips have no label",
     )
 

@@ -46,7 +46,7 @@ def bad_steps(run: str) -> list[dict[str, Any]]:
 
 
 def failing_at(*calls: int) -> Callable[..., Tensor]:
-    """The augmentation, but the batches of these calls, from 1, are no numbers."""
+    """The augmentation, but the batches of these calls, from 1, are not numbers."""
     augment, num_calls = loop.augment_batch, 0
 
     def failing(*arguments: Any, **others: Any) -> Tensor:
@@ -169,7 +169,7 @@ def test_gradients_above_the_limit(dataset: PreparedDataset, tmp_path: Path) -> 
 
 
 def broken_clip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clip that is no numbers, in every epoch."""
+    """A clip that is NaN, in every epoch."""
     read = ClipReader.read
 
     def read_broken(self: ClipReader, out: Fbank, rows: IntArray, *others: Any) -> IntArray:
@@ -211,7 +211,7 @@ def test_restarts_around_bad_steps_change_nothing(
 
 
 def train_with_a_bad_rank(world: World, document: dict[str, Any], data: str, run: str) -> None:
-    """The second rank's share of the third step is no numbers."""
+    """The second rank's share of the third step is NaN."""
     if world.rank == 1:
         loop.augment_batch = failing_at(3)  # type: ignore[assignment]
     train(make_recipe("tiny", document, where="test"), open_dataset(data), run, world=world)

@@ -1,4 +1,4 @@
-"""Downloads from a server of our own: carried on, started anew, checked, and unpacked safely."""
+"""Downloads from a server of our own: carried on, started again, checked, and unpacked safely."""
 
 import hashlib
 import importlib.util

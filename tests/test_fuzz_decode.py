@@ -355,7 +355,7 @@ def table_of(counts: Counter[tuple[str, str, bool]]) -> Iterator[str]:
 
 
 def reset_peak_mb(pid: int | None) -> float:
-    """Start measuring the most memory of a process anew; what it takes now."""
+    """Start measuring the most memory of a process again; what it takes now."""
     if Path(f"/proc/{pid}/clear_refs").exists():
         Path(f"/proc/{pid}/clear_refs").write_text("5")
     return peak_mb(pid)

@@ -157,7 +157,7 @@ def test_a_killed_worker_is_started_anew(
 def test_one_worker_with_a_users_error_ends_the_run_with_one_line(
     recipe_file: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The other one waits for it in the middle of a step; none is started anew."""
+    """The other one waits for it in the middle of a step; none is started again."""
     dataset = make_prepared(str(tmp_path / "data"))
     shard = f"{dataset.path}/shards/train-00000.tar"
     last = dataset.select("train").to_pylist()[-1]

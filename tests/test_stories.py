@@ -15,7 +15,7 @@ from tests.steps import PROJECT
 def run_script(name: str, *arguments: str, **variables: str) -> None:
     """Run a script of `recipes/`; its output is shown if the test fails."""
     environment = {**os.environ, **variables}
-    # Ray's workers compile all their imports anew where this is set.
+    # Ray's workers compile all their imports again where this is set.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     subprocess.run(["sh", f"recipes/{name}", *arguments], cwd=PROJECT, env=environment, check=True)
 

@@ -131,16 +131,16 @@ UNCHECKED = ("shards", "were not checked")
 DAMAGES: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]], int]] = {
     "numbers": (change_numbers, [(TAR, CHECKSUM)], 1),
     "JSON": (change_json, [(TAR, "clip train/"), (TAR, CHECKSUM)], 1),
-    "header": (lambda f: flip(f / TAR, 3), [(TAR, CHECKSUM), (TAR, "is no whole tar (bad")], 1),
+    "header": (lambda f: flip(f / TAR, 3), [(TAR, CHECKSUM), (TAR, "is not a whole tar (bad")], 1),
     "tar cut": (
         lambda f: cut(f / TAR, 20_000),
-        [(TAR, "has "), (TAR, "is no whole tar (unexpected end of data)")],
+        [(TAR, "has "), (TAR, "is not a whole tar (unexpected end of data)")],
         1,
     ),
     "tar cut in its padding": (lambda f: cut(f / TAR), [(TAR, "has ")], 1),
     "tar empty": (
         lambda f: (f / TAR).write_bytes(b""),
-        [(TAR, "has 0 bytes, the card says "), (TAR, "is no whole tar (empty")],
+        [(TAR, "has 0 bytes, the card says "), (TAR, "is not a whole tar (empty")],
         1,
     ),
     "tar missing": (lambda f: (f / TAR).unlink(), [(TAR, "is missing")], 1),

@@ -232,7 +232,7 @@ def _exported_facts(path: str) -> dict[str, Any]:
         facts = None
     if not isinstance(facts, dict):
         raise UserError(
-            f"{path}: {METADATA_KEY} in its header is no JSON object; export the run again"
+            f"{path}: {METADATA_KEY} in its header is not a JSON object; export the run again"
         )
     return facts
 

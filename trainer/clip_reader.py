@@ -144,7 +144,7 @@ class ClipReader:
         try:
             self._open(path).read(offset_bytes, into)
         except OSError:
-            # Files on a network drive can go stale: what is tried again opens them anew.
+            # Files on a network drive can go stale: what is tried again opens them again.
             self._open.cache_clear()
             raise
 

@@ -80,7 +80,7 @@ def _note_bad_steps(run: Run, plan: EpochPlan, steps: list[StepFacts]) -> None:
 
 
 def _number(value: float) -> float | str:
-    """As it stands in JSON, where NaN and the infinite are no numbers but texts."""
+    """As it stands in JSON, where NaN and the infinite are not numbers but texts."""
     return value if math.isfinite(value) else str(value)
 
 

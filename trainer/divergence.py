@@ -1,4 +1,4 @@
-"""Steps that must not be made: a loss or a gradient that is no finite number, or explodes.
+"""Steps that must not be made: a loss or a gradient that is not finite, or explodes.
 
 In: the loss and the gradient's norm of a step, the same on every rank. Such a step is skipped by
 the fused optimiser on the device itself (its `found_inf`), so that no step waits for the host; the
@@ -47,7 +47,7 @@ def is_bad(loss: Tensor, norm: Tensor, max_norm: float) -> Tensor:
 def diverged(run_path: str, entry: dict[str, Any], num_in_a_row: int) -> DivergedError:
     """The error for a run whose last steps were all skipped; `entry` is the last one's."""
     change = _LOWER
-    # What is no finite number stands as a text there.
+    # What is not finite stands as a text there.
     if not any(isinstance(entry[name], str) for name in ("loss", "grad_norm")):
         change = f"raise train.max_gradient_norm, or {change}"
     return DivergedError(

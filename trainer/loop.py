@@ -7,7 +7,7 @@ epoch that is selected.
 
 Every rank computes the same global batch's share; the sum over ranks of weighted losses, divided
 by the clips in the global batch, is what is minimised, whatever the number of ranks and of clips
-computed at once. A step whose loss or gradient is no finite number, or too large a one, is skipped
+computed at once. A step whose loss or gradient is not finite, or too large a one, is skipped
 by all ranks; where too many follow one another, the run goes back to its last checkpoint, once.
 """
 

@@ -12,7 +12,7 @@ from ray.train import UserCallback
 from pipeline.errors import PassingError, UserError
 
 MAX_RESTARTS_IN_PLACE = 3
-"""Times a run starts anew in a row without getting further before it gives up."""
+"""Times a run starts again in a row without getting further before it gives up."""
 
 
 class Board:
@@ -43,7 +43,7 @@ class Failures(UserCallback):  # type: ignore[misc]
         self._num_in_place = 0
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called before Ray Train starts the workers anew; what is raised here ends the run."""
+        """Called before Ray Train starts the workers again; what is raised here ends the run."""
         for error in worker_exceptions.values():
             if isinstance(error, UserError) and not isinstance(error, PassingError):
                 raise error

@@ -13,7 +13,7 @@ from pipeline.progress import ProgressBar
 from trainer.ray_actors import Board
 
 REPORT_EVERY_S = 0.5
-"""Workers report no more often, and the bar is drawn anew as often."""
+"""Workers report no more often, and the bar is drawn again as often."""
 _SAY_WAITING_AFTER_S = 60.0
 _FIGURES: dict[str, Callable[[float], str]] = {
     "clips_per_s": lambda value: f"{value:.0f} clips/s",

@@ -1,7 +1,7 @@
 """Training and evaluation on Ray Train: the loop in every worker, its progress on the driver.
 
 Ray Train starts the workers, joins them in a process group (gloo on CPUs, NCCL on GPUs) and starts
-them anew when one is lost. Checkpoints are the loop's own, in the run folder, so that a new start,
+them again when one is lost. Checkpoints are the loop's own, in the run folder, so that a new start,
 after a lost worker or by the same command, carries on from the newest one.
 """
 

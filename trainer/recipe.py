@@ -58,7 +58,7 @@ class TrainSettings:
     """`replicate`: every worker holds the whole model. `shard`: each holds its part of weights,
     gradients and optimiser, for models that take too much memory. It may change between starts."""
     max_gradient_norm: float = 0.0
-    """A step whose gradient's norm is above this is skipped, as one is that is no finite number;
+    """A step whose gradient's norm is above this is skipped, as one is that is not finite;
     0: no limit. Gradients are never clipped."""
     max_bad_steps: int = 10
     """So many skipped steps in a row are a divergence: the run goes back to its last checkpoint

@@ -58,7 +58,7 @@ def _on_model(recipe: Recipe, data: TrainingData) -> list[str]:
     model, mels, found = recipe.model, data.train.num_mels, []
     is_random = not (model.pretrained or model.weights_file)
     if model.position_embedding == "reinitialise" and is_random:
-        found.append("model.position_embedding: without effect, as all weights are drawn anew")
+        found.append("model.position_embedding: without effect, as all weights are drawn at random")
     others = replace(model, patchout_share=0.0)
     num_left = others.num_kept_patches(mels)
     if model.patchout_share and model.num_kept_patches(mels) == num_left:

@@ -199,7 +199,7 @@ def read_history(run_path: str) -> dict[str, Any]:
     except (ValueError, TypeError, LookupError):
         is_whole = False
     if not is_whole:
-        raise UserError(f"{path}: damaged; the command that trained the run writes it anew")
+        raise UserError(f"{path}: damaged; the command that trained the run writes it again")
     return history
 
 
@@ -218,7 +218,7 @@ def _is_point(entry: object, keys: set[str]) -> bool:
 
 
 def is_finished(run_path: str) -> bool:
-    """Whether a run has nothing left to do, such as writing its damaged history anew."""
+    """Whether a run has nothing left to do, such as writing its damaged history again."""
     try:
         return bool(read_history(run_path)["finished"])
     except UserError as error:

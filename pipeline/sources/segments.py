@@ -54,7 +54,7 @@ def read_vocabulary(path: str) -> dict[str, str]:
     """Machine id -> display name, in the order of the classes.
 
     Raises:
-        UserError: no such file, a column is missing, an index is no number, or two classes have
+        UserError: no such file, a column is missing, an index is not a number, or two classes have
             the same index, machine id or name.
     """
     rows = [row for _, row in read_rows(path, required=("index", "mid", "display_name"))]

@@ -135,5 +135,5 @@ def _row(
             row[name] = kind(given[name]) if given.get(name) is not None else None
         return row
     except (TypeError, ValueError):
-        problems["left out: clips whose fold, start_s or end_s is no number"] += 1
+        problems["left out: clips whose fold, start_s or end_s is not a number"] += 1
         return None
