@@ -69,8 +69,8 @@ class ModelSettings:
     num_frames: int = 1024
     """Length of the input in frames of 10 ms (the original's target length)."""
     position_embedding: str = "adapt"
-    """Its start: "adapt" cuts and interpolates the pretrained one, "reinitialise" draws it at random,
-    as in the paper's ablation. Without pretrained weights it is random in both cases."""
+    """Its start: "adapt" cuts and interpolates the pretrained one, "reinitialise" draws it at
+    random, as in the paper's ablation. Without pretrained weights it is random in both cases."""
     layer_norm_eps: float = 0.0
     """The eps of the backbone's LayerNorms; 0: the backbone's own, 1e-6 in DeiT."""
     head_norm_eps: float = 1e-5
