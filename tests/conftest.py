@@ -28,9 +28,6 @@ DATA_VARIABLE = "AST_RAY_TEST_DATA"
 
 
 WITH_RAY = {
-    "test_cross_validation",
-    "test_export",
-    "test_faults",
     "test_jobs",
     "test_nodes",
     "test_prepare",
@@ -39,18 +36,17 @@ WITH_RAY = {
     "test_rehearsal",
     "test_stories",
     "test_submit",
-    "test_verify",
 }
-"""Files whose tests start Ray."""
+"""Files whose tests start Ray; in others those do that ask for `session` or are marked."""
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark what `make test` runs one after the other, beside all else, and give it time."""
-    if item.path.stem in WITH_RAY:
+    if item.path.stem in WITH_RAY or "session" in getattr(item, "fixturenames", ()):
         item.add_marker(pytest.mark.ray)
-        # What takes seconds takes minutes on a busy machine.
-        if item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(900))
+    # What takes seconds takes minutes on a busy machine.
+    if item.get_closest_marker("ray") and not item.get_closest_marker("timeout"):
+        item.add_marker(pytest.mark.timeout(900))
 
 
 _GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -59,7 +55,7 @@ _GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Ray uses the GPUs that it finds, and these tests know what CPUs give."""
-    visible = "" if item.path.stem in WITH_RAY else _GPUS
+    visible = "" if item.get_closest_marker("ray") else _GPUS
     if visible is None:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     else:
@@ -127,9 +123,8 @@ def _s3_server(variables: dict[str, str]) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def session(s3_endpoint: str, request: pytest.FixtureRequest) -> Iterator[None]:
+def session(s3_endpoint: str) -> Iterator[None]:
     """A Ray of 2 CPUs whose workers know the S3 server."""
-    assert request.path.stem in WITH_RAY
     from cluster.session import connect  # not at the top: most tests do without Ray
 
     with pytest.MonkeyPatch.context() as patch:

@@ -192,6 +192,7 @@ def test_waiting_for_the_storage_is_not_taken_for_a_decoder_that_hangs(
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_faults_in_passing_on_ray(
     s3: str,
     proxy: FaultyProxy,
