@@ -2,7 +2,7 @@
 
 In: 10 s clips of noise at 16 kHz. Steps: one clip at a time on one CPU thread, the sides in turns;
 where there is a GPU, clips in batches there, too, with the copy to the GPU and without. Out: a
-table.
+table, and figures (see `figures`).
 
     .venv/bin/python benchmarks/fbank_throughput.py
 """
@@ -10,12 +10,14 @@ table.
 import argparse
 import os
 import platform
-import time
+import statistics
 from collections.abc import Callable
+from functools import partial
 
-import numpy as np
 import torch
 import torchaudio
+from device_clock import device_name, median_s, seconds
+from figures import record
 from torch import Tensor
 
 from pipeline.fbank import FbankSettings, fbank
@@ -23,6 +25,8 @@ from pipeline.fbank import FbankSettings, fbank
 RATE_HZ = 16_000
 CLIP_S = 10
 SETTINGS = FbankSettings()
+CPU = torch.device("cpu")
+PART = "fbank"
 
 
 def main() -> None:
@@ -35,30 +39,36 @@ def main() -> None:
         f"{CLIP_S} s clips, {platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}"
     )
     waveforms = 0.1 * torch.randn(arguments.rounds, CLIP_S * RATE_HZ)
-    sides = {"torchaudio": reference, "ours": ours}
-    times: dict[str, list[float]] = {name: [] for name in sides}
+    times: dict[str, list[float]] = {"torchaudio": [], "ours": []}
     for waveform in waveforms:
-        for name, compute in sides.items():
-            times[name].append(seconds(compute, waveform))
-    for name, taken in times.items():
-        show(f"{name}, 1 CPU thread", float(np.median(taken)))
-    print(f"torchaudio / ours {np.median(times['torchaudio']) / np.median(times['ours']):.2f}")
-    if not torch.cuda.is_available():
+        times["torchaudio"].append(seconds(partial(reference, waveform), CPU))
+        times["ours"].append(seconds(partial(ours, waveform), CPU))
+    cpu_s = {name: statistics.median(taken) for name, taken in times.items()}
+    for name, clip_s in cpu_s.items():
+        show(f"{name}, 1 CPU thread", clip_s)
+    print(record(PART, "torchaudio / ours, 1 CPU thread", cpu_s["torchaudio"] / cpu_s["ours"]))
+    if torch.cuda.is_available():
+        measure_gpu(0.1 * torch.randn(arguments.batch_size, CLIP_S * RATE_HZ))
+    else:
         print("no GPU here")
-        return
-    print(torch.cuda.get_device_name())
-    batch = waveforms[: arguments.batch_size].pin_memory()
-    on_device = batch.cuda()
-    size = len(batch)
-    on_gpu: tuple[tuple[str, Callable[[Tensor], object], Tensor], ...] = (
-        ("torchaudio, GPU", lambda clips: [reference(clip) for clip in clips], on_device),
-        (f"ours, GPU, {size} at once", ours, on_device),
-        ("the same, copied there", lambda clips: ours(clips.cuda(non_blocking=True)), batch),
-    )
-    for title, step, clips in on_gpu:
-        step(clips)  # the first call makes constants and plans
-        torch.cuda.synchronize()
-        show(title, min(seconds(step, clips) for _ in range(20)) / size)
+
+
+def measure_gpu(waveforms: Tensor) -> None:
+    """The sides on the GPU: torchaudio's takes a clip at a time, ours a batch."""
+    device = torch.device("cuda")
+    print(device_name(device))
+    batch = waveforms.pin_memory()
+    on_device = batch.to(device)
+    sides: dict[str, Callable[[], object]] = {
+        "torchaudio, GPU": lambda: [reference(clip) for clip in on_device],
+        f"ours, GPU, {len(batch)} at once": lambda: ours(on_device),
+        "ours, GPU, with the copy there": lambda: ours(batch.to(device, non_blocking=True)),
+    }
+    clip_s = {name: median_s(side, device, 10) / len(batch) for name, side in sides.items()}
+    for name, taken_s in clip_s.items():
+        show(name, taken_s)
+    theirs, our_batch, _ = clip_s.values()
+    print(record(PART, "torchaudio / ours, GPU", theirs / our_batch))
 
 
 def ours(waveform: Tensor) -> Tensor:
@@ -79,15 +89,8 @@ def reference(waveform: Tensor) -> Tensor:
     return found
 
 
-def seconds(compute: Callable[[Tensor], object], values: Tensor) -> float:
-    start = time.perf_counter()
-    compute(values)
-    if values.is_cuda or torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def show(name: str, clip_s: float) -> None:
+    record(PART, name, 1000 * clip_s, "ms a clip")
     print(f"{name:32}{1000 * clip_s:8.3f} ms{1 / clip_s:12.0f} clips/s")
 
 

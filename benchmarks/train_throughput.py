@@ -1,286 +1,261 @@
 """Training steps on one device: ours, transformers', and the AST authors' as published, in one run.
 
 In: a batch of noise that is on the device already. Steps: every side makes steps until it is warm,
-compilers too; then the sides take turns. Out: a table of medians, beside what a matrix product
-reaches on the device in the same run, and the ratios that are aimed at.
+compilers too; then the sides take turns. Out: for each batch size a table of medians, beside what a
+matrix product reaches on the device in the same run, the ratios that are aimed at, and the kernels
+that take our step's time; and figures (see `figures`).
 
     .venv/bin/python benchmarks/train_throughput.py
 
 On a GPU that is the base model at stride 10 on 10 s clips; on a CPU a small one, to try the code.
-All sides are timm's or transformers' blocks of the same size, with random weights.
+The sides are in `train_sides`. A side that does not fit into memory, or into --seconds, is named.
 """
 
 import argparse
+import contextlib
+import gc
 import os
-import platform
+import signal
+import statistics
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.amp.grad_scaler import GradScaler
-from torch.nn import functional
-from transformers import ASTConfig, ASTForAudioClassification
+from device_clock import (
+    Recording,
+    allocated_bytes,
+    ceiling_shape,
+    default_device,
+    device_name,
+    matmul_flops_per_s,
+    seconds,
+    synchronise,
+)
+from figures import record
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from train_sides import NUM_MELS, SIDES, Side, Step, Task, random_batch
 
-from trainer.first_weights import build_model
-from trainer.flops import training_flops
-from trainer.model import AST, ModelSettings
-from trainer.optimiser import OptimiserSettings
-from trainer.precision import Precision
-from trainer.recipe import TrainSettings
-from trainer.step import Share, make_learner, make_step
-from trainer.world import World
+from trainer.model import ModelSettings
 
-NUM_MELS = 128
-NUM_CLASSES = 527
-LR = 1e-5
-PUBLISHED = OptimiserSettings()
-
-Step = Callable[[], object]
+AIMS = {"transformers": 1.5, "authors": 4.0}
+"""How many times our clips a second are to be theirs, on a GPU."""
+AIM_SHARE = 0.5
+"""Of the matrix product's FLOP/s, for our step on a GPU."""
+PROFILED_STEPS = 3
 
 
 @dataclass(kw_only=True)
-class Side:
-    """One way of training."""
+class Measured:
+    """A side, warm, and what its turns took."""
 
-    step: Step
-    flops: int
-    """Of a clip's forward and backward pass."""
+    side: Side
     resident_bytes: int
     """Weights, gradients and optimiser on the GPU."""
     peak_bytes: int = 0
     """The most during a step."""
     step_s: list[float] = field(default_factory=list)
 
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.step_s)
+
 
 def main() -> None:
-    has_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if has_gpu else "cpu")
-    size = "base" if has_gpu else "tiny"
-    parser.add_argument("--backbone", default=f"deit_{size}_distilled_patch16_224")
-    parser.add_argument("--depth", type=int, default=0 if has_gpu else 2, help="blocks; 0: all")
-    parser.add_argument("--num-frames", type=int, default=1024 if has_gpu else 128)
-    parser.add_argument("--batch-size", type=int, default=32 if has_gpu else 2)
-    parser.add_argument(
-        "--precision", default="bfloat16" if has_gpu else "float32", help="not the authors'"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=10 if has_gpu else 5, help="turns of each side"
-    )
-    parser.add_argument("--steps", type=int, default=10 if has_gpu else 1, help="in a turn")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
+    # What a time limit sends: what was measured is shown before the end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(124))
     device = torch.device(arguments.device)
+    deadline_s = time.monotonic() + arguments.seconds
+    torch.manual_seed(0)
     settings = ModelSettings(
         backbone=arguments.backbone,
         pretrained=False,
         depth=arguments.depth,
         num_frames=arguments.num_frames,
     )
-    torch.manual_seed(0)
-    batch = Share(
-        x=torch.randn(arguments.batch_size, arguments.num_frames, NUM_MELS, device=device),
-        targets=(torch.rand(arguments.batch_size, NUM_CLASSES, device=device) < 0.01).float(),
-        weights=torch.ones(arguments.batch_size, device=device),
-        num_clips=arguments.batch_size,
-    )
-    sides = {
-        name: warmed_up(partial(SIDES[name], settings, batch, arguments.precision), device)
-        for name in arguments.sides
-    }
-    matmul_s = []
-    for _ in range(arguments.rounds):
-        for side in sides.values():
-            take_turn(side, arguments.steps, device)
-        matmul_s.append(seconds_per_flop(arguments.precision, device))
-    peak = 1 / min(matmul_s)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    dtype = getattr(torch, arguments.precision)
+    ceiling = matmul_flops_per_s(device, dtype, ceiling_shape(device), 5)
     print(
-        f"{name}, {os.cpu_count()} CPUs, torch {torch.__version__}; {settings.backbone}, "
-        f"{settings.num_patches(NUM_MELS)} patches, {arguments.batch_size} clips a step; "
-        f"a product of matrices in {arguments.precision}: {peak / 1e12:.3g} TFLOP/s"
+        f"{device_name(device)}, {os.cpu_count()} CPUs, torch {torch.__version__}; "
+        f"{settings.backbone}, {settings.num_patches(NUM_MELS)} patches; a matrix product in "
+        f"{arguments.precision}: {ceiling / 1e12:.3g} TFLOP/s"
     )
-    show(sides, arguments.batch_size, peak)
+    has_failed = False
+    for batch_size in arguments.batch_sizes:
+        batch = random_batch(batch_size, arguments.num_frames, device)
+        task = Task(settings=settings, batch=batch, precision=arguments.precision)
+        part = f"train_throughput{arguments.title}, batches of {batch_size}"
+        with attention(arguments.attention):
+            has_failed |= compare(part, task, ceiling, arguments, deadline_s)
+    sys.exit(has_failed)
 
 
-def compiled(settings: ModelSettings, batch: Share, precision: Precision) -> tuple[Step, int]:
-    return ours(settings, batch, precision, compile=True)
-
-
-def eager(settings: ModelSettings, batch: Share, precision: Precision) -> tuple[Step, int]:
-    return ours(settings, batch, precision)
-
-
-def patchout(settings: ModelSettings, batch: Share, precision: Precision) -> tuple[Step, int]:
-    """As PaSST-S on AudioSet, without 4 of 12 bands and 40 of 101 times, or as large a share."""
-    rows, columns = settings.grid(NUM_MELS)
-    return ours(
-        settings,
-        batch,
-        precision,
-        compile=True,
-        patchout_frequency=rows // 3,
-        patchout_time=round(columns * 40 / 101),
+def parse_arguments() -> argparse.Namespace:
+    has_gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default=str(default_device()))
+    size = "base" if has_gpu else "tiny"
+    parser.add_argument("--backbone", default=f"deit_{size}_distilled_patch16_224")
+    parser.add_argument("--depth", type=int, default=0 if has_gpu else 2, help="blocks; 0: all")
+    parser.add_argument("--num-frames", type=int, default=1024 if has_gpu else 128)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32] if has_gpu else [2])
+    parser.add_argument(
+        "--precision", default="bfloat16" if has_gpu else "float32", help="not the authors'"
     )
-
-
-def checkpointed(settings: ModelSettings, batch: Share, precision: Precision) -> tuple[Step, int]:
-    return ours(settings, batch, precision, compile=True, checkpoint_activations=True)
-
-
-def ours(
-    settings: ModelSettings, batch: Share, precision: Precision, **changes: object
-) -> tuple[Step, int]:
-    """The loop's own step."""
-    model = random_model(settings, **changes)
-    world = World(device=batch.x.device)
-    learner = make_learner(model, PUBLISHED, TrainSettings(precision=precision), world)
-    return partial(make_step, learner, batch, LR), training_flops(model.train())
-
-
-def transformers(settings: ModelSettings, batch: Share, precision: Precision) -> tuple[Step, int]:
-    """As fast as its users get it: SDPA, autocast, `torch.compile`, a fused optimiser."""
-    same = random_model(settings)
-    block = same.blocks[0]
-    config = ASTConfig(
-        hidden_size=same.head.in_features,
-        num_hidden_layers=len(same.blocks),
-        num_attention_heads=block.attn.num_heads,
-        intermediate_size=block.mlp.fc1.out_features,
-        frequency_stride=settings.stride_frequency,
-        time_stride=settings.stride_time,
-        max_length=settings.num_frames,
-        num_mel_bins=NUM_MELS,
-        num_labels=NUM_CLASSES,
-        attn_implementation="sdpa",
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    parser.add_argument(
+        "--turn-s", type=float, default=0.4 if has_gpu else 0.0, help="seconds of a turn, at least"
     )
-    model = ASTForAudioClassification(config).to(batch.x.device).train()
-    optimiser = torch.optim.Adam(model.parameters(), LR, betas=(0.95, 0.999), fused=True)
-    model.compile()
-
-    def step() -> None:
-        optimiser.zero_grad(set_to_none=True)
-        dtype = getattr(torch, precision)
-        with torch.autocast(batch.x.device.type, dtype, enabled=dtype != torch.float32):
-            logits = model(batch.x).logits
-        bce(logits.float(), batch.targets).backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-
-    return step, training_flops(same.train())
+    parser.add_argument("--seconds", type=float, default=3600.0, help="begin nothing after these")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument(
+        "--attention",
+        choices=[name.lower() for name in SDPBackend.__members__],
+        help="compute it by this back-end of PyTorch alone",
+    )
+    parser.add_argument("--title", default="", help="what to add to the name of these figures")
+    return parser.parse_args()
 
 
-def authors(settings: ModelSettings, batch: Share, precision: Precision) -> tuple[Step, int]:
-    """As their training script does it: float16, softmax(q k^T) v, Adam's default kernels.
-
-    The loss is read at every step. `precision` is not theirs.
-    """
-    device = batch.x.device
-    model = random_model(settings).to(device).train()
-    for block in model.blocks:
-        block.attn.fused_attn = False
-    optimiser = torch.optim.Adam(model.parameters(), LR, weight_decay=5e-7, betas=(0.95, 0.999))
-    scaler = GradScaler(device.type)
-
-    def step() -> None:
-        with torch.autocast(device.type, torch.float16):
-            loss = bce(model(batch.x), batch.targets)
-        optimiser.zero_grad()
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        scaler.step(optimiser)
-        scaler.update()
-        loss.item()
-
-    return step, training_flops(model)
+def attention(backend: str | None) -> contextlib.AbstractContextManager[None]:
+    """Within it attention is computed by one back-end; None: by the one that PyTorch chooses."""
+    if backend is None:
+        return contextlib.nullcontext()
+    return sdpa_kernel(SDPBackend.__members__[backend.upper()])
 
 
-SIDES: dict[str, Callable[[ModelSettings, Share, Precision], tuple[Step, int]]] = {
-    "ours": compiled,
-    "ours, not compiled": eager,
-    "ours, patchout": patchout,
-    "ours, checkpointed": checkpointed,
-    "transformers": transformers,
-    "authors": authors,
-}
+def compare(
+    part: str,
+    task: Task,
+    ceiling: float,
+    arguments: argparse.Namespace,
+    deadline_s: float,
+) -> bool:
+    """Measure sides by turns and show them, also when time is up; returns whether one failed."""
+    print(f"\n{part}")
+    device = task.batch.x.device
+    measured: dict[str, Measured] = {}
+    try:
+        has_failed = take_turns(part, task, measured, arguments, deadline_s)
+    finally:
+        show(part, measured, task, ceiling)
+    if "ours" in measured:
+        profile(measured["ours"].side.step, part, device)
+    measured.clear()
+    free_memory(device)
+    return has_failed
 
 
-def random_model(settings: ModelSettings, **changes: Any) -> AST:
-    return build_model(replace(settings, **changes), num_classes=NUM_CLASSES, num_mels=NUM_MELS)
+def take_turns(
+    part: str,
+    task: Task,
+    measured: dict[str, Measured],
+    arguments: argparse.Namespace,
+    deadline_s: float,
+) -> bool:
+    """Warm the sides up, then time them in turns; fills `measured`."""
+    device = task.batch.x.device
+    has_failed = False
+    for name in arguments.sides:
+        if time.monotonic() > deadline_s:
+            record(part, name, "not measured: no time left")
+            continue
+        try:
+            measured[name] = warmed_up(SIDES[name], task)
+            take_turn(measured[name], arguments.turn_s, device)
+        except torch.OutOfMemoryError:
+            measured.pop(name, None)
+            record(part, name, "out of memory")
+        except Exception as error:
+            # The other sides are measured all the same.
+            has_failed = True
+            measured.pop(name, None)
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            record(part, name, f"failed: {type(error).__name__}: {lines[0]}")
+        free_memory(device)
+    for _ in range(arguments.rounds - 1):
+        for one in measured.values():
+            take_turn(one, arguments.turn_s, device)
+    return has_failed
 
 
-def bce(logits: Tensor, targets: Tensor) -> Tensor:
-    return functional.binary_cross_entropy_with_logits(logits, targets)
-
-
-def warmed_up(make: Callable[[], tuple[Step, int]], device: torch.device) -> Side:
+def warmed_up(make: Callable[[Task], Side], task: Task) -> Measured:
     """A side after some steps, which compile it and make its optimiser's state."""
-    before = allocated_bytes(device)
-    step, flops = make()
+    device = task.batch.x.device
+    before, start_s = allocated_bytes(device), time.perf_counter()
+    side = make(task)
     for _ in range(3):
-        step()
+        side.step()
     synchronise(device)
-    return Side(step=step, flops=flops, resident_bytes=allocated_bytes(device) - before)
+    print(f"  ({make.__name__}: warm after {time.perf_counter() - start_s:.1f} s)", flush=True)
+    return Measured(side=side, resident_bytes=allocated_bytes(device) - before)
 
 
-def take_turn(side: Side, num_steps: int, device: torch.device) -> None:
-    """Time some steps, and note the memory they took."""
+def take_turn(measured: Measured, turn_s: float, device: torch.device) -> None:
+    """Time some steps, at least one and for at least `turn_s`, and note the memory they took."""
     before = allocated_bytes(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    synchronise(device)
-    start_s = time.perf_counter()
-    for _ in range(num_steps):
-        side.step()
-    synchronise(device)
-    side.step_s.append((time.perf_counter() - start_s) / num_steps)
+    first_s = seconds(measured.side.step, device)
+    num_steps = max(1, round(turn_s / first_s))
+
+    def steps() -> None:
+        for _ in range(num_steps):
+            measured.side.step()
+
+    measured.step_s.append(seconds(steps, device) / num_steps)
     if device.type == "cuda":
-        peak_bytes = torch.cuda.max_memory_allocated(device) - before + side.resident_bytes
-        side.peak_bytes = max(side.peak_bytes, peak_bytes)
+        peak_bytes = torch.cuda.max_memory_allocated(device) - before + measured.resident_bytes
+        measured.peak_bytes = max(measured.peak_bytes, peak_bytes)
 
 
-def seconds_per_flop(precision: str, device: torch.device) -> float:
-    """Of a product of large matrices: what the device really does at most."""
-    size, repeats = (8192, 20) if device.type == "cuda" else (1024, 2)
-    a = torch.randn(size, size, device=device, dtype=getattr(torch, precision))
-    a @ a
-    synchronise(device)
-    start_s = time.perf_counter()
-    for _ in range(repeats):
-        a @ a
-    synchronise(device)
-    return (time.perf_counter() - start_s) / (repeats * 2 * size**3)
-
-
-def allocated_bytes(device: torch.device) -> int:
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def show(sides: dict[str, Side], batch_size: int, peak: float) -> None:
+def show(part: str, sides: dict[str, Measured], task: Task, ceiling: float) -> None:
     """The table, and the ratios beside their aims."""
-    step_s = {name: float(np.median(side.step_s)) for name, side in sides.items()}
+    size, on_gpu = len(task.batch.x), task.batch.x.is_cuda
     print(
-        f"{'':20}{'clips/s':>9}{'ms/step':>9}{'GFLOP/clip':>12}{'TFLOP/s':>9}{'share':>7}{'GB':>7}"
+        f"{'':24}{'clips/s':>9}{'ms/step':>9}{'GFLOP/clip':>12}{'TFLOP/s':>9}{'share':>7}{'GB':>7}"
     )
-    for name, side in sides.items():
-        flops = side.flops * batch_size / step_s[name]
-        gb = f"{side.peak_bytes / 1e9:7.1f}" if side.peak_bytes else f"{'-':>7}"
+    for name, one in sides.items():
+        flops_per_s = one.side.flops * size / one.median_s
+        gb = f"{one.peak_bytes / 1e9:7.1f}" if one.peak_bytes else f"{'-':>7}"
         print(
-            f"{name:20}{batch_size / step_s[name]:9.1f}{1000 * step_s[name]:9.1f}"
-            f"{side.flops / 1e9:12.1f}{flops / 1e12:9.3g}{flops / peak:7.0%}{gb}"
+            f"{name:24}{size / one.median_s:9.1f}{1000 * one.median_s:9.1f}"
+            f"{one.side.flops / 1e9:12.1f}{flops_per_s / 1e12:9.3g}{flops_per_s / ceiling:7.0%}{gb}"
         )
-    for name, aim in (("transformers", 1.5), ("authors", 4.0)):
-        if {"ours", name} <= sides.keys():
-            print(f"{name} / ours {step_s[name] / step_s['ours']:.2f} (aim on a GPU: {aim:g})")
-    print("aim for the share on an H200: 50 % of 790 TFLOP/s")
+    for name, one in sides.items():
+        share = one.side.flops * size / one.median_s / ceiling
+        aim = AIM_SHARE if name == "ours" and on_gpu else None
+        record(part, name, size / one.median_s, "clips/s")
+        record(part, f"{name}: share of the matrix product's FLOP/s", share, aim=aim)
+        record(part, f"{name}: a step", 1000 * one.median_s, "ms")
+        if one.peak_bytes:
+            record(part, f"{name}: peak memory", one.peak_bytes / 1e9, "GB")
+    for name, one in sides.items():
+        if "ours" in sides and name in AIMS:
+            ratio = one.median_s / sides["ours"].median_s
+            record(part, f"ours / {name}, clips/s", ratio, aim=AIMS[name] if on_gpu else None)
+
+
+def profile(step: Step, part: str, device: torch.device) -> None:
+    """Show what a step spends its time on, by kernels."""
+    recording = Recording(device)
+    recording.start()
+    for _ in range(PROFILED_STEPS):
+        step()
+    trace = recording.stop()
+    print(f"kernels of {PROFILED_STEPS} steps of ours:")
+    trace.show(16)
+    record(part, "ours: share of the time that the device was idle", trace.idle_share)
+    record(part, "ours: waits for the device a step", trace.num_synchronisations / PROFILED_STEPS)
+
+
+def free_memory(device: torch.device) -> None:
+    """What the sides that are gone held."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

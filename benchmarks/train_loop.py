@@ -1,0 +1,146 @@
+"""The whole training loop on one device beside the bare step: what loading and augmenting cost.
+
+In: data sets that `prepared_sets` made. Steps: for each store (fbanks, and audio that is decoded,
+mixed and turned into fbanks on the way) `train` runs without Ray; the bare step, on one batch that
+stays on the device, is timed before and after it in the same process. Some steps of the second
+epoch are recorded by PyTorch's profiler. Out: figures (see `figures`): clips a second, the share of
+the bare step's, the time that the loop waited for data, and that the device had nothing to do.
+
+    python benchmarks/prepared_sets.py FOLDER
+    python benchmarks/train_loop.py FOLDER
+
+The clips a second are the median over the points of the curve after the first epoch, in which
+graphs are compiled, without the point that was recorded.
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from device_clock import Recording, Trace, default_device, seconds
+from figures import record
+from train_sides import Task, ours, random_batch
+
+from pipeline.dataset import PreparedDataset, open_dataset
+from trainer.loop import train
+from trainer.recipe import Recipe, make_recipe
+from trainer.run_folder import read_history
+from trainer.world import World
+
+STORES = ("fbank", "audio")
+AIM_SHARE = 0.95
+"""Of the bare step's clips a second, on a GPU."""
+POINT_STEPS = 8
+"""Steps between two points of the curve."""
+
+
+def main() -> None:
+    has_gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--stores", nargs="+", choices=STORES, default=STORES)
+    parser.add_argument("--batch-size", type=int, default=32 if has_gpu else 4)
+    parser.add_argument("--epochs", type=int, default=2)
+    arguments = parser.parse_args()
+    device = default_device()
+    recipe = make_recipe(
+        "loop",
+        {
+            "model": {
+                "backbone": f"deit_{'base' if has_gpu else 'tiny'}_distilled_patch16_224",
+                "pretrained": False,
+                "depth": 0 if has_gpu else 1,
+                "num_frames": 1024 if has_gpu else 128,
+                "compile": True,
+            },
+            # Clips are read from the shards in each epoch, as those of a large data set are.
+            "loader": {"cache_mb": 0},
+            "augment": {"time_mask": 192 if has_gpu else 24},
+            "train": {
+                "epochs": arguments.epochs,
+                "batch_size": arguments.batch_size,
+                "precision": "bfloat16" if has_gpu else "float32",
+                "log_every_steps": POINT_STEPS,
+            },
+        },
+        where="benchmark",
+    )
+    for store in arguments.stores:
+        measure(f"train_loop, {store}", recipe, open_dataset(f"{arguments.folder}/{store}"), device)
+
+
+def measure(part: str, recipe: Recipe, dataset: PreparedDataset, device: torch.device) -> None:
+    """One run of the loop between two timings of the bare step."""
+    before_s = bare_step_s(recipe, device)
+    with tempfile.TemporaryDirectory() as run:
+        recorder = Recorder(device)
+        train(recipe, dataset, run, world=World(device=device), report=recorder.report)
+        points = read_history(run)["steps"]
+    bare_s = min(before_s, bare_step_s(recipe, device))
+    steady = [
+        point for point in points if point["epoch"] > 1 and not recorder.has_slowed(point["step"])
+    ]
+    clips_per_s = statistics.median(point["clips_per_s"] for point in steady)
+    bare = recipe.train.batch_size / bare_s
+    waits = statistics.mean(point["data_wait_share"] for point in steady)
+    aim = AIM_SHARE if device.type == "cuda" else None
+    print(f"\n{part}")
+    print(record(part, "loop", clips_per_s, "clips/s"))
+    print(record(part, "bare step", bare, "clips/s"))
+    print(record(part, "loop / bare step", clips_per_s / bare, aim=aim))
+    print(record(part, "share of the time that the loop waited for data", waits))
+    trace = recorder.trace
+    if trace is None:
+        raise SystemExit(f"{part}: the second epoch has too few steps to record some")
+    print(record(part, "share of the time that the device was idle", trace.idle_share))
+    print(record(part, "waits for the device in the steps recorded", trace.num_synchronisations))
+    trace.show()
+
+
+def bare_step_s(recipe: Recipe, device: torch.device) -> float:
+    """Seconds of a step on a batch that is on the device already, the median of five turns."""
+    batch = random_batch(recipe.train.batch_size, recipe.model.num_frames, device)
+    side = ours(Task(settings=recipe.model, batch=batch, precision=recipe.train.precision))
+    for _ in range(3):
+        side.step()
+
+    def steps() -> None:
+        for _ in range(POINT_STEPS):
+            side.step()
+
+    return statistics.median(seconds(steps, device) for _ in range(5)) / POINT_STEPS
+
+
+class Recorder:
+    """Records some steps of the second epoch, between two points of the curve."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.trace: Trace | None = None
+        self._device = device
+        self._recording: Recording | None = None
+        self._first_step = self._last_step = 0
+
+    def report(self, values: dict[str, Any]) -> None:
+        """Called by the loop after each step."""
+        step = values["step"]
+        if self.trace or values["epoch"] < 2:
+            return
+        if self._recording is None and step % POINT_STEPS == 0:
+            self._first_step = step + 1
+            self._recording = Recording(self._device)
+            self._recording.start()
+        elif self._recording and (step + 1) % POINT_STEPS == 0:
+            # Before the point, which waits for the device to read the losses.
+            self.trace = self._recording.stop()
+            self._last_step = step
+
+    def has_slowed(self, step: int) -> bool:
+        """Whether a point at this step is of steps that were recorded, or of the export after."""
+        return self._first_step <= step <= self._last_step + POINT_STEPS
+
+
+if __name__ == "__main__":
+    main()
