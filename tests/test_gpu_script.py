@@ -9,6 +9,7 @@ from typing import Any
 
 import device_clock
 import figures
+import learning
 import pytest
 import torch
 import train_sides
@@ -228,3 +229,29 @@ def test_every_side_but_the_authors_float16_has_a_finite_step() -> None:
     for side in (train_sides.not_compiled(task), train_sides.authors(task)):
         assert side.flops > 0
         side.step()
+
+
+def test_the_compiler_is_heard_when_it_breaks_a_graph_or_compiles_it_again() -> None:
+    compiler = learning.watch_compiler()
+    try:
+
+        @torch.compile(backend="eager", dynamic=False)
+        def breaks(x: torch.Tensor) -> torch.Tensor:
+            torch._dynamo.graph_break()
+            return x + 1
+
+        @torch.compile(backend="eager", dynamic=False)
+        def whole(x: torch.Tensor) -> torch.Tensor:
+            return x + 1
+
+        whole(torch.ones(2))
+        assert (compiler.graph_breaks, compiler.early_recompiles) == ([], [])
+        breaks(torch.ones(2))
+        assert len(compiler.graph_breaks) == 1
+        whole(torch.ones(3))
+        assert len(compiler.early_recompiles) == 1
+        compiler.epoch = 2
+        whole(torch.ones(4))
+        assert len(compiler.late_recompiles) == 1
+    finally:
+        torch._logging.set_logs()
