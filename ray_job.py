@@ -21,8 +21,8 @@ from pipeline.errors import UserError
 from pipeline.storage import absolute
 
 if TYPE_CHECKING:
-    from trainer.ray_workers import Workers
-    from trainer.recipe import Recipe
+    from trainer.on_ray.workers import Workers
+    from trainer.recipe.recipe import Recipe
 
 PROJECT = Path(__file__).resolve().parent
 _PLAN_SAMPLE = 64
@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def download(arguments: Arguments) -> None:
-    from pipeline.download import DATASETS
-    from pipeline.download import download as fetch
+    from pipeline.manifest.download import DATASETS
+    from pipeline.manifest.download import download as fetch
 
     output = absolute(arguments.out)
     is_new = fetch(DATASETS[arguments.name], output, arguments.url)
@@ -60,11 +60,11 @@ def download(arguments: Arguments) -> None:
 
 def manifest(arguments: Arguments) -> None:
     from pipeline import storage
-    from pipeline.manifest import assign_folds, write_manifest
+    from pipeline.commands.summaries import manifest_summary
+    from pipeline.manifest.layouts import read_source
+    from pipeline.manifest.layouts.options import SourceOptions
+    from pipeline.manifest.manifest import assign_folds, write_manifest
     from pipeline.pages.coverage_page import write_coverage_page
-    from pipeline.sources import read_source
-    from pipeline.sources.options import SourceOptions
-    from pipeline.summary import manifest_summary
 
     output = absolute(arguments.out)
     options = SourceOptions(
@@ -93,13 +93,13 @@ def prepare(arguments: Arguments) -> None:
     import json
     from dataclasses import asdict, replace
 
-    from pipeline import prepare as on_ray
-    from pipeline.decode import DecodeSettings
-    from pipeline.estimate import estimate
-    from pipeline.manifest import check, read_labels, read_manifest
+    from pipeline.audio.decode import DecodeSettings
+    from pipeline.commands.summaries import estimate_summary, prepare_summary
+    from pipeline.dataset import prepare as on_ray
+    from pipeline.manifest.manifest import check, read_labels, read_manifest
     from pipeline.pages.dataset_page import write_dataset_page
-    from pipeline.plan import PrepareSettings
-    from pipeline.summary import estimate_summary, prepare_summary
+    from pipeline.shards.estimate import estimate
+    from pipeline.shards.plan import PrepareSettings
 
     path, output = absolute(arguments.manifest), absolute(arguments.out)
     found = read_manifest(path)
@@ -149,8 +149,8 @@ def verify(arguments: Arguments) -> int:
     import json
     from dataclasses import asdict
 
-    from pipeline import verify as checks
-    from pipeline.summary import faults_summary
+    from pipeline.commands.summaries import faults_summary
+    from pipeline.dataset import verify as checks
 
     path = absolute(arguments.data)
     faults = checks.verify(path, session=_session(arguments), json_logs=arguments.json_logs)
@@ -164,12 +164,12 @@ def verify(arguments: Arguments) -> int:
 
 
 def train(arguments: Arguments) -> None:
-    from trainer.checkpoint import checkpoint_paths
-    from trainer.predictions import predictions_path
-    from trainer.recipe import load_recipe
-    from trainer.run_checks import check_training
-    from trainer.run_folder import read_run
-    from trainer.summary import check_learned, metrics_summary
+    from trainer.checkpoints.checkpoint import checkpoint_paths
+    from trainer.recipe.recipe import load_recipe
+    from trainer.run.checks import check_training
+    from trainer.run.run_folder import read_run
+    from trainer.run.summary import check_learned, metrics_summary
+    from trainer.scores.predictions import predictions_path
 
     data, run = absolute(arguments.data), absolute(arguments.out)
     recipe = load_recipe(absolute(arguments.recipe), arguments.set)
@@ -182,7 +182,7 @@ def train(arguments: Arguments) -> None:
         if checkpoints := checkpoint_paths(run):
             newest = checkpoints[-1].rpartition("/")[2]
             print(f"{run}: carrying on; the newest checkpoint is {newest}", file=sys.stderr)
-        from trainer import ray_train
+        from trainer.on_ray import train as ray_train
 
         with _session(arguments):
             ray_train.run_training(recipe, data, run, _workers(arguments))
@@ -193,11 +193,11 @@ def train(arguments: Arguments) -> None:
 
 
 def evaluate(arguments: Arguments) -> None:
-    from trainer import ray_train
-    from trainer.predictions import predictions_path
-    from trainer.run_checks import check_evaluation
-    from trainer.run_folder import read_run
-    from trainer.summary import metrics_summary
+    from trainer.on_ray import train as ray_train
+    from trainer.run.checks import check_evaluation
+    from trainer.run.run_folder import read_run
+    from trainer.run.summary import metrics_summary
+    from trainer.scores.predictions import predictions_path
 
     run = absolute(arguments.run)
     data = _given(arguments.data) or read_run(run)["data"]["path"]
@@ -210,7 +210,7 @@ def evaluate(arguments: Arguments) -> None:
 
 
 def ensemble(arguments: Arguments) -> None:
-    from trainer.ensemble import make_table, plan_ensemble, score_ensemble
+    from trainer.studies.ensemble import make_table, plan_ensemble, score_ensemble
 
     output = absolute(arguments.out)
     plan = plan_ensemble(
@@ -235,7 +235,7 @@ def ensemble(arguments: Arguments) -> None:
 
 
 def cross_validate(arguments: Arguments) -> None:
-    from trainer.cross_validation import make_table, plan_folds, score_folds
+    from trainer.studies.cross_validation import make_table, plan_folds, score_folds
 
     recipe, data = absolute(arguments.recipe), absolute(arguments.data)
     output = absolute(arguments.out)
@@ -248,14 +248,14 @@ def cross_validate(arguments: Arguments) -> None:
 
 
 def report(arguments: Arguments) -> None:
-    from trainer.report import write_report
+    from trainer.report.sections import write_report
 
     runs = [absolute(run) for run in arguments.runs]
     print(write_report(runs, output=_given(arguments.out)))
 
 
 def import_checkpoint(arguments: Arguments) -> None:
-    from trainer.export import import_run
+    from trainer.exchange.export_run import import_run
 
     run = absolute(arguments.out)
     found = import_run(
@@ -273,7 +273,7 @@ def import_checkpoint(arguments: Arguments) -> None:
 
 
 def export(arguments: Arguments) -> None:
-    from trainer.export import export_run
+    from trainer.exchange.export_run import export_run
 
     output = absolute(arguments.out)
     export_run(absolute(arguments.run), output, arguments.weights)
@@ -338,7 +338,7 @@ STEPS: dict[str, Callable[[Arguments], int | None]] = {
 def _train_all(recipes: "dict[str, Recipe]", arguments: Arguments) -> None:
     """Train what is not finished yet; each run that fails is named, the last one by the error."""
     from cluster.session import unwrap_each
-    from trainer.ray_tune import train_unfinished
+    from trainer.on_ray.tune import train_unfinished
 
     data, output = absolute(arguments.data), absolute(arguments.out)
     failures = train_unfinished(
@@ -367,7 +367,7 @@ def _session(arguments: Arguments) -> AbstractContextManager[None]:
 
 
 def _workers(arguments: Arguments) -> "Workers":
-    from trainer.ray_workers import Workers
+    from trainer.on_ray.workers import Workers
 
     return Workers(num=arguments.workers, cpus=arguments.cpus_per_worker, use_gpu=arguments.gpu)
 

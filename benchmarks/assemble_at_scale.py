@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.assemble import assemble
-from pipeline.build import BuildJob
-from pipeline.manifest import Manifest, from_columns
-from pipeline.parts import INDEX_SCHEMA, STAGES, Part, TarFacts, part_path, write_part
-from pipeline.plan import Plan, PrepareSettings, make_plan, write_plan
-from pipeline.prepare import prepare
+from pipeline.dataset.assemble import assemble
+from pipeline.dataset.prepare import prepare
+from pipeline.manifest.manifest import Manifest, from_columns
+from pipeline.shards.build import BuildJob
+from pipeline.shards.parts import INDEX_SCHEMA, STAGES, Part, TarFacts, part_path, write_part
+from pipeline.shards.plan import Plan, PrepareSettings, make_plan, write_plan
 
 NUM_LABELS = 527
 FRAMES = 998

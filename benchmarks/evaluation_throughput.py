@@ -15,15 +15,15 @@ import torch
 from device_clock import default_device, median_s
 from figures import record
 
-from pipeline.dataset import open_dataset
-from trainer.clips import DataSettings, select_clips, select_training_data
-from trainer.evaluation import evaluate
-from trainer.first_weights import build_model
-from trainer.loader import Loader, LoaderSettings
-from trainer.model import AST, ModelSettings
-from trainer.precision import Precision, autocast
-from trainer.recipe import TrainSettings
-from trainer.world import World
+from pipeline.dataset.prepared import open_dataset
+from trainer.data.clips import DataSettings, select_clips, select_training_data
+from trainer.data.loader import Loader, LoaderSettings
+from trainer.model.ast import AST, ModelSettings
+from trainer.model.build import build_model
+from trainer.model.precision import Precision, autocast
+from trainer.recipe.recipe import TrainSettings
+from trainer.training.evaluation import evaluate
+from trainer.training.world import World
 
 STORES = ("fbank", "audio")
 

@@ -28,12 +28,12 @@ from device_clock import default_device
 from figures import record
 from torch import Tensor
 
-from pipeline.dataset import open_dataset
+from pipeline.dataset.prepared import open_dataset
 from pipeline.fbank import FbankSettings, fbank
-from trainer import loop
-from trainer.recipe import make_recipe
-from trainer.run_folder import read_history
-from trainer.world import World
+from trainer.recipe.recipe import make_recipe
+from trainer.run.run_folder import read_history
+from trainer.training import loop
+from trainer.training.world import World
 
 PART = "learning"
 FALL = 0.8

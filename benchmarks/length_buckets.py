@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from pipeline.dataset import PreparedDataset, open_dataset
-from trainer.loop import train
-from trainer.recipe import Recipe, load_recipe
-from trainer.run_folder import read_history
-from trainer.world import World
+from pipeline.dataset.prepared import PreparedDataset, open_dataset
+from trainer.recipe.recipe import Recipe, load_recipe
+from trainer.run.run_folder import read_history
+from trainer.training.loop import train
+from trainer.training.world import World
 
 
 def main() -> None:

@@ -26,12 +26,12 @@ from s3_server import serve_s3
 from torch import Tensor
 
 from pipeline import storage
+from pipeline.audio.stored_audio import encode_flac
 from pipeline.fbank import FbankSettings
-from pipeline.shards import Fbank, ShardWriter
-from pipeline.stored_audio import encode_flac
-from trainer.augment import AugmentSettings
-from trainer.clips import ClipSet, StoredAudio
-from trainer.loader import Batch, EpochPlan, Loader, LoaderSettings, plan_epoch
+from pipeline.shards.tar import Fbank, ShardWriter
+from trainer.data.augment import AugmentSettings
+from trainer.data.clips import ClipSet, StoredAudio
+from trainer.data.loader import Batch, EpochPlan, Loader, LoaderSettings, plan_epoch
 
 NUM_FRAMES, NUM_MELS, INPUT_FRAMES = 998, 128, 1024
 NUM_SAMPLES = 160_000

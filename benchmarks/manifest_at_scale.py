@@ -29,9 +29,9 @@ import pyarrow.parquet as pq
 from s3_listing import serve_listing
 
 from pipeline import storage
-from pipeline.manifest import read_manifest, write_manifest
-from pipeline.sources import audioset
-from pipeline.sources.options import SourceOptions
+from pipeline.manifest.layouts import audioset
+from pipeline.manifest.layouts.options import SourceOptions
+from pipeline.manifest.manifest import read_manifest, write_manifest
 
 NUM_AUDIOSET = 2_084_320
 FOUND_OF_TEN = 9
@@ -124,7 +124,10 @@ def time_manifest(audio: str, options: SourceOptions, listing: str | None, outpu
 
 
 def time_plan(path: str) -> int:
-    from pipeline.plan import PrepareSettings, make_plan  # brings PyTorch, which costs memory
+    from pipeline.shards.plan import (  # brings PyTorch, which costs memory
+        PrepareSettings,
+        make_plan,
+    )
 
     return len(make_plan(read_manifest(path), PrepareSettings()).clips)
 

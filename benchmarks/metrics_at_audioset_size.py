@@ -12,7 +12,7 @@ import time
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from trainer.metrics import evaluate_scores
+from trainer.scores.metrics import evaluate_scores
 
 NUM_CLIPS, NUM_CLASSES = 20_371, 527
 

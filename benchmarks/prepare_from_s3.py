@@ -26,11 +26,11 @@ from s3_server import serve_s3
 
 from cluster.session import connect
 from pipeline import storage
-from pipeline.build import BuildJob, build_shard
-from pipeline.manifest import Clip, Manifest, from_clips
-from pipeline.parts import STAGES
-from pipeline.plan import PrepareSettings, make_plan, write_plan
-from pipeline.prepare import prepare
+from pipeline.dataset.prepare import prepare
+from pipeline.manifest.manifest import Clip, Manifest, from_clips
+from pipeline.shards.build import BuildJob, build_shard
+from pipeline.shards.parts import STAGES
+from pipeline.shards.plan import PrepareSettings, make_plan, write_plan
 
 NUM_WARM_UP = 100
 

@@ -32,10 +32,10 @@ import webdataset
 from fbank_throughput import reference
 
 from cluster.session import connect
-from pipeline.build import BuildJob, build_shard
-from pipeline.manifest import Clip, Manifest, from_clips
-from pipeline.plan import PrepareSettings, make_plan, write_plan
-from pipeline.prepare import prepare
+from pipeline.dataset.prepare import prepare
+from pipeline.manifest.manifest import Clip, Manifest, from_clips
+from pipeline.shards.build import BuildJob, build_shard
+from pipeline.shards.plan import PrepareSettings, make_plan, write_plan
 
 RATE_HZ = 16_000
 CLIP_S = 10

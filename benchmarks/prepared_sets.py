@@ -18,13 +18,13 @@ import time
 from functools import partial
 from pathlib import Path
 
-from pipeline.assemble import assemble
-from pipeline.build import BuildJob, build_shard
-from pipeline.manifest import Clip, Manifest, from_clips
-from pipeline.plan import PrepareSettings, Store, make_plan, write_plan
-from pipeline.sources.csv_table import read
-from pipeline.sources.options import SourceOptions
-from pipeline.synthetic import SyntheticSettings, write_synthetic
+from pipeline.dataset.assemble import assemble
+from pipeline.manifest.layouts.csv_table import read
+from pipeline.manifest.layouts.options import SourceOptions
+from pipeline.manifest.manifest import Clip, Manifest, from_clips
+from pipeline.manifest.synthetic import SyntheticSettings, write_synthetic
+from pipeline.shards.build import BuildJob, build_shard
+from pipeline.shards.plan import PrepareSettings, Store, make_plan, write_plan
 
 STORES: tuple[Store, ...] = ("fbank", "audio")
 NUM_FILES = 48

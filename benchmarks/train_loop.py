@@ -24,11 +24,11 @@ from device_clock import Recording, Trace, default_device, seconds
 from figures import record
 from train_sides import Task, ours, random_batch
 
-from pipeline.dataset import PreparedDataset, open_dataset
-from trainer.loop import train
-from trainer.recipe import Recipe, make_recipe
-from trainer.run_folder import read_history
-from trainer.world import World
+from pipeline.dataset.prepared import PreparedDataset, open_dataset
+from trainer.recipe.recipe import Recipe, make_recipe
+from trainer.run.run_folder import read_history
+from trainer.training.loop import train
+from trainer.training.world import World
 
 STORES = ("fbank", "audio")
 AIM_SHARE = 0.95

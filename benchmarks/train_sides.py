@@ -17,16 +17,16 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional
 from transformers import ASTConfig, ASTForAudioClassification
 
-from trainer import step as training_step
-from trainer.first_weights import build_model
-from trainer.flops import training_flops
-from trainer.loss import loss_per_clip
-from trainer.model import AST, ModelSettings
-from trainer.optimiser import OptimiserSettings
-from trainer.precision import Precision, autocast
-from trainer.recipe import TrainSettings
-from trainer.step import Learner, Share, make_learner, make_step
-from trainer.world import World
+from trainer.model.ast import AST, ModelSettings
+from trainer.model.build import build_model
+from trainer.model.flops import training_flops
+from trainer.model.precision import Precision, autocast
+from trainer.optim.loss import loss_per_clip
+from trainer.optim.optimiser import OptimiserSettings
+from trainer.recipe.recipe import TrainSettings
+from trainer.training import step as training_step
+from trainer.training.step import Learner, Share, make_learner, make_step
+from trainer.training.world import World
 
 NUM_MELS = 128
 NUM_CLASSES = 527

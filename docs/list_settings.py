@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from trainer.recipe import SECTIONS, Recipe
+from trainer.recipe.recipe import SECTIONS, Recipe
 
 INTRODUCTION = """\
 # Settings of a recipe

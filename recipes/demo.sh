@@ -9,7 +9,7 @@ out=${DEMO_FOLDER:-build/demo}
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 
 say "1/5 Synthesise 800 clips of ten kinds of sound, and a few broken files"
-$python -m pipeline.synthetic "$out/audio"
+$python -m pipeline.manifest.synthetic "$out/audio"
 
 say "2/5 manifest: list the clips"
 $python ray_job.py manifest "$out/audio/clips.csv" --out "$out/clips.parquet"

@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.dataset import PreparedDataset, open_dataset
+from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.fbank import FbankSettings, fbank
-from pipeline.manifest import Clip
-from pipeline.plan import PrepareSettings
-from tests.audio import encode, noise
-from tests.preparation import LABELS, preparation
-from tests.prepared import make_prepared, tiny_recipe
-from tests.runs import untimed
-from trainer import loop
-from trainer.loop import train
-from trainer.run_folder import read_history
-from trainer.world import World
+from pipeline.manifest.manifest import Clip
+from pipeline.shards.plan import PrepareSettings
+from tests.support.audio import encode, noise
+from tests.support.preparation import LABELS, preparation
+from tests.support.prepared import make_prepared, tiny_recipe
+from tests.support.runs import untimed
+from trainer.run.run_folder import read_history
+from trainer.training import loop
+from trainer.training.loop import train
+from trainer.training.world import World
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 

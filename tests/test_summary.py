@@ -8,14 +8,14 @@ from rich.console import Console
 
 import ray_job
 from pipeline import storage
-from pipeline.dataset import PreparedDataset
+from pipeline.dataset.prepared import PreparedDataset
 from pipeline.errors import UserError
-from tests.prepared import make_prepared, tiny_recipe, write_recipe
-from trainer.divergence import read_bad_steps
-from trainer.loop import train
-from trainer.recipe import Recipe
-from trainer.summary import metrics_summary
-from trainer.world import World
+from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
+from trainer.recipe.recipe import Recipe
+from trainer.run.summary import metrics_summary
+from trainer.training.divergence import read_bad_steps
+from trainer.training.loop import train
+from trainer.training.world import World
 
 RECIPE = tiny_recipe(
     train={"epochs": 1, "select_by": "mAP"}, averaging={"first_epoch": 1, "ema_decay": 0.9}

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.card import Card
-from pipeline.dataset import PreparedDataset, open_dataset
+from pipeline.dataset.card import Card
+from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.pages import page
 from pipeline.pages.coverage_page import Coverage, coverage_section
 from pipeline.pages.plots import Plot, counts_plot, rounded, series_colour

@@ -13,8 +13,8 @@ import plotly.colors
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.card import Card
-from pipeline.shards import Fbank
+from pipeline.dataset.card import Card
+from pipeline.shards.tar import Fbank
 
 MAX_COLUMNS = 480
 """Width of a spectrogram image, in pixels; the frames of a longer clip are averaged."""

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.dataset import PreparedDataset
+from pipeline.dataset.prepared import PreparedDataset
 from pipeline.pages.plots import Plot, short_label
 from pipeline.pages.spectrogram import COLOURS, Spectrogram, draw, energy_range
-from trainer.predictions import Predictions
+from trainer.scores.predictions import Predictions
 
 NUM_RIGHT = 5
 NUM_WRONG = 7

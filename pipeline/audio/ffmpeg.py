@@ -1,0 +1,160 @@
+"""Audio that libsndfile cannot read, by FFmpeg's decoders: AAC, WebM, the sound of videos, ...
+
+Bytes of a file -> its best audio stream -> the stretch's samples in blocks. The time of a sample
+is counted from the first one that FFmpeg gives out: encoder delay and edit lists are left out
+before. A damaged packet, a gap between timestamps, or fewer samples than the header gives reject
+the file; `audio_kinds.is_cut` is asked where the stretch reaches the end of it.
+"""
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.audio.containers import Kind, is_cut
+from pipeline.audio.rejects import RejectError
+
+Block = tuple[int, npt.NDArray[np.float32]]
+"""Sample rate in Hz, and samples `[N, channels]`."""
+
+# Named, so that no other of FFmpeg's formats is tried, some of which open further files.
+_FORMATS: dict[Kind, str] = {
+    "wav": "wav",
+    "aiff": "aiff",
+    "flac": "flac",
+    "ogg": "ogg",
+    "mp3": "mp3",
+    "adts": "aac",
+    "mp4": "mov",
+    "matroska": "matroska",
+}
+_ESTIMATE_THEIR_LENGTH: tuple[Kind, ...] = ("mp3", "adts")
+_STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
+
+_BLOCK_VALUES = 2**18
+_SEEK_AHEAD_S = 1.0
+"""Decoded ahead of a stretch and left out: decoders need some packets to come to themselves."""
+_MISSING_S = 0.1
+"""How much shorter than its header says a stream may be: headers count padding, too."""
+_GAP_FRAMES = 0.75
+"""A jump of the timestamps from here on, in frames, is a lost packet and not rounding..."""
+_GAP_S = 0.003
+"""... unless it is shorter than this."""
+
+_PLANES_READ_WRONGLY = 8
+"""From this many channels on, PyAV 18 reads past the list of a frame's planes, and crashes."""
+
+
+def read_blocks(data: bytes, kind: Kind, start_s: float, end_s: float | None) -> Iterator[Block]:
+    """The samples from `start_s` to `end_s` or the end of the file, in blocks.
+
+    Raises:
+        RejectError: the file cannot be decoded, has no audio, or is cut short or damaged.
+    """
+    if kind not in _FORMATS:
+        raise RejectError("decode", "cannot be decoded (unknown coding)")
+    place, rate_hz, declared_s = 0, 1, 0.0
+    parts: list[npt.NDArray[np.float32]] = []
+    try:
+        with av.open(
+            io.BytesIO(data), format=_FORMATS[kind], metadata_errors="ignore"
+        ) as container:
+            stream = _audio_stream(container)
+            if kind not in _ESTIMATE_THEIR_LENGTH:
+                declared_s = _declared_s(container, stream)
+            origin_s = None
+            # Only MP4 knows the exact time of each packet: elsewhere all that is before is decoded.
+            if kind == "mp4" and start_s > _SEEK_AHEAD_S:
+                origin_s = float((stream.start_time or 0) * stream.time_base)
+                ahead_s = origin_s + start_s - _SEEK_AHEAD_S
+                container.seek(int(ahead_s / stream.time_base), stream=stream)
+            for rate_hz, place, samples in _placed(_frames(container, stream), origin_s):
+                start = round(start_s * rate_hz)
+                end = None if end_s is None else round(end_s * rate_hz)
+                wanted = samples[max(0, start - place) : end and max(0, end - place)]
+                place += len(samples)
+                if len(wanted):
+                    parts.append(wanted)
+                if end is not None and place >= end:
+                    break
+                if sum(part.size for part in parts) >= _BLOCK_VALUES:
+                    yield rate_hz, np.concatenate(parts)
+                    parts.clear()
+            else:
+                if place < (declared_s - _MISSING_S) * rate_hz or is_cut(data, kind):
+                    raise RejectError("decode", "cut short or damaged")
+    except av.FFmpegError as error:
+        raise RejectError("decode", f"cannot be decoded ({error.strerror})") from error
+    if parts:
+        yield rate_hz, np.concatenate(parts)
+
+
+def _audio_stream(container: Any) -> Any:
+    """The stream to decode."""
+    stream = container.streams.best("audio")
+    if stream is None:
+        raise RejectError("decode", "no audio in it")
+    if stream.codec_context is None:
+        raise RejectError("decode", "cannot be decoded (unknown coding)")
+    stream.codec_context.options = _STRICT
+    return stream
+
+
+def _declared_s(container: Any, stream: Any) -> float:
+    """How long the header says that the audio is, 0 if it does not say."""
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    alone = len(container.streams) == 1 and container.duration is not None
+    return float(container.duration / av.time_base) if alone else 0.0
+
+
+def _frames(container: Any, stream: Any) -> Iterator[Any]:
+    for packet in container.demux(stream):
+        frames = packet.decode()
+        if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
+            raise RejectError("decode", "cut short or damaged")
+        yield from frames
+
+
+def _placed(
+    frames: Iterator[Any], origin_s: float | None
+) -> Iterator[tuple[int, int, npt.NDArray[np.float32]]]:
+    """Of each frame its rate, the place of its first sample in the stream, and its samples.
+
+    The place is counted on from the first frame: timestamps of WebM are rounded to a millisecond.
+    """
+    place = due = 0
+    rate_hz = num_channels = None
+    for frame in frames:
+        samples = _samples(frame)
+        if rate_hz is None:
+            rate_hz, num_channels = frame.sample_rate, samples.shape[1]
+            start_s = frame.time or 0.0
+            origin_s = start_s if origin_s is None else origin_s
+            place = due = round((start_s - origin_s) * rate_hz)
+        elif (rate_hz, num_channels) != (frame.sample_rate, samples.shape[1]):
+            raise RejectError("decode", "its sample rate or channels change midway")
+        at = due if frame.time is None else round((frame.time - origin_s) * rate_hz)
+        if abs(at - due) > max(_GAP_FRAMES * len(samples), _GAP_S * rate_hz):
+            raise RejectError("decode", "a gap between its timestamps")
+        yield rate_hz, place, samples
+        place += len(samples)
+        due = at + len(samples)
+
+
+def _samples(frame: Any) -> npt.NDArray[np.float32]:
+    """`[N, channels]` samples of a frame, nominally in [-1, 1]."""
+    num_channels = frame.layout.nb_channels
+    if frame.format.is_planar and num_channels >= _PLANES_READ_WRONGLY:
+        (frame,) = av.AudioResampler(format="flt").resample(frame)
+    values = frame.to_ndarray()
+    values = values.T if frame.format.is_planar else values.reshape(-1, num_channels)
+    if values.dtype == np.uint8:
+        values = values.astype(np.int16) - 128
+        return np.asarray(values / 128, np.float32)
+    if values.dtype.kind == "i":
+        return np.asarray(values / -float(np.iinfo(values.dtype).min), np.float32)
+    return np.asarray(values, np.float32)

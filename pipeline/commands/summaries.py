@@ -1,0 +1,107 @@
+"""What `manifest` and `prepare` tell the user at the end, as tables for the terminal."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pyarrow.compute as pc
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.manifest.manifest import Manifest
+from pipeline.pages.page import duration, size
+
+if TYPE_CHECKING:  # they bring PyTorch and Ray, which `manifest` can do without
+    from pipeline.dataset.assemble import PrepareSummary
+    from pipeline.dataset.verify import Fault
+    from pipeline.shards.estimate import Estimate
+
+_FAULTS_SHOWN = 50
+
+
+def manifest_summary(manifest: Manifest, path: str) -> Group:
+    """Clips, labels, splits and folds, and how much was found of what the source lists."""
+    clips = manifest.clips
+    table = facts_table()
+    table.add_row("clips", f"{clips.num_rows:,}")
+    table.add_row("labels", f"{len(manifest.labels):,}")
+    if manifest.coverage:
+        counts = {**manifest.coverage["splits"], "all": manifest.coverage["total"]}
+        for name, count in counts.items():
+            parts = (f"{count[k]:,} {k}" for k in ("listed", "found", "missing", "unreadable"))
+            table.add_row(f"segments in {name}", ", ".join(parts))
+    else:
+        splits = pc.value_counts(clips["split"]).to_pylist()
+        for split in sorted(splits, key=lambda split: str(split["values"])):
+            table.add_row(f"clips in {split['values']}", f"{split['counts']:,}")
+    folds = [fold for fold in sorted(pc.unique(clips["fold"]).to_pylist()) if fold]
+    if folds:
+        table.add_row("folds", f"{len(folds)}")
+    for note in manifest.notes:
+        table.add_row("note", note)
+    return titled(f"Manifest {path}", table)
+
+
+def prepare_summary(summary: "PrepareSummary") -> Group:
+    """What is there now, what was rejected and why, and where the time went."""
+    table = facts_table()
+    table.add_row("clips", f"{summary.num_clips:,} ({duration(summary.audio_s)})")
+    table.add_row("rejected", f"{summary.num_rejects:,}")
+    for reason, count in list(summary.rejects_by_reason.items())[:8]:
+        table.add_row("", f"{count:,} {reason}")
+    if summary.num_clipped_clips:
+        table.add_row("clipped", f"{summary.num_clipped_clips:,} (num_clipped in index.parquet)")
+    table.add_row(
+        "shards",
+        f"{summary.num_shards:,} ({size(summary.size_bytes)}), "
+        f"{summary.num_shards_built:,} built by this run",
+    )
+    table.add_row("audio read", size(summary.fetched_bytes))
+    table.add_row("speed", f"{summary.clips_per_s:,.1f} clips/s over {summary.wall_s:.1f} s")
+    total_s = sum(summary.stages_s.values()) or 1.0
+    stages = (f"{name} {100 * s / total_s:.0f} %" for name, s in summary.stages_s.items())
+    table.add_row("time of tasks", ", ".join(stages))
+    return titled(f"Data set {summary.output}", table)
+
+
+def estimate_summary(estimate: "Estimate", output: str) -> Group:
+    """What a data set would take."""
+    table = facts_table()
+    table.add_row("clips", f"{estimate.num_clips:,} (about {duration(3600 * estimate.audio_h)})")
+    table.add_row("shards", f"{estimate.num_shards:,}")
+    table.add_row("to read", f"about {size(estimate.read_bytes)}")
+    table.add_row("to write", f"about {size(estimate.written_bytes)}")
+    table.add_row("to compute", f"about {estimate.core_h:,.3g} core-hours like this machine's")
+    wait = duration(3600 * estimate.wait_h)
+    table.add_row("to wait", f"about {wait}, less by --reads-ahead and per CPU")
+    for reason, count in estimate.sampled_rejects.items():
+        table.add_row("rejected", f"{count} of {estimate.num_sampled} sampled: {reason}")
+    table.add_row("from", f"{estimate.num_sampled} clips taken at random; nothing was written")
+    return titled(f"Plan of {output}", table)
+
+
+def faults_summary(faults: "Sequence[Fault]", path: str) -> Group:
+    """What is wrong with a data set, or that nothing is."""
+    table = facts_table()
+    for fault in faults[:_FAULTS_SHOWN]:
+        table.add_row(fault.path, fault.what)
+    if len(faults) > _FAULTS_SHOWN:
+        table.add_row("", f"and {len(faults) - _FAULTS_SHOWN} more")
+    if faults:
+        table.add_row("", "run `prepare` again with the same manifest and settings to mend this")
+    else:
+        table.add_row("checked", "every byte is what the card and the index say")
+    return titled(f"Data set {path}", table)
+
+
+def facts_table() -> Table:
+    """A table of names and values."""
+    table = Table(show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    return table
+
+
+def titled(title: str, table: Table) -> Group:
+    """A table under its title, which may be wider than the table."""
+    return Group(Text(title, style="bold"), table)

@@ -1,0 +1,205 @@
+"""From finished shards to a complete data set: index, ledger, card, summary. Runs without Ray.
+
+Everything is made from the part files alone, in the order of the plan, so that it does not matter
+who built which shard when. The card is written last. The part files stay: they are what a later run
+carries on from when it is to try rejected clips again.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import storage
+from pipeline.audio.rejects import check_share, count_reasons, to_table
+from pipeline.dataset.card import Card, card_fault, common_fingerprint, make_card
+from pipeline.dataset.prepared import INDEX_ROWS_PER_GROUP, card_path
+from pipeline.dataset.resume import remove_unfinished
+from pipeline.errors import UserError
+from pipeline.manifest.manifest import Manifest
+from pipeline.shards.build import BuildJob
+from pipeline.shards.parts import INDEX_SCHEMA, STAGES, Part, index_schema, part_path, read_part
+from pipeline.shards.plan import Plan, ShardSpec
+
+_READERS = 16
+_OUR_TAR = re.compile(r"[A-Za-z0-9_-]+-\d{5,}\.tar")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareSummary:
+    """What a run of `prepare` did; written beside the card as `prepare_summary.json`."""
+
+    output: str
+    num_clips: int
+    num_rejects: int
+    rejects_by_reason: dict[str, int]
+    num_clipped_clips: int
+    """Clips stored as audio that went beyond full scale; the index has the samples of each."""
+    num_shards: int
+    num_shards_built: int
+    """Shards built by this run; the others were finished before."""
+    num_clips_built: int
+    size_bytes: int
+    fetched_bytes: int
+    """Size of the audio that the shards were made from."""
+    audio_s: float
+    wall_s: float
+    clips_per_s: float
+    """Clips built by this run (rejected ones too) over its wall time."""
+    stages_s: dict[str, float]
+    """Seconds of tasks in each stage, all shards added up."""
+
+
+def read_card(output: str) -> Card | None:
+    """The card, if a complete data set is there; none that is damaged: it can be made again."""
+    try:
+        card: Card = storage.read_json(card_path(output))
+    except (FileNotFoundError, ValueError):
+        return None
+    return None if card_fault(card) else card
+
+
+def is_intact(card: Card, output: str) -> bool:
+    """Whether all that the card names is there in full size, as far as a listing can tell."""
+    sizes = storage.file_sizes(output)
+    named = {"index.parquet", "rejects.parquet"} <= {
+        path.removeprefix(f"{output}/") for path in sizes
+    }
+    return named and all(
+        sizes.get(storage.join(output, tar["name"])) == tar["size_bytes"] for tar in card["shards"]
+    )
+
+
+def finished_parts(
+    plan: Plan, output: str, *, retry_rejects: bool = False, damaged: frozenset[str] = frozenset()
+) -> dict[str, Part]:
+    """Parts of the plan that need not be built: same clips and settings, and the tar is there.
+
+    Args:
+        plan: what is to be built.
+        output: the data set's folder.
+        retry_rejects: take a shard with rejected clips as not finished.
+        damaged: shards that `verify` found fault with.
+    """
+    sizes = storage.file_sizes(output)
+    paths = {spec: part_path(output, spec.name) for spec in plan.specs}
+
+    def read(spec: ShardSpec) -> Part | None:
+        if paths[spec] not in sizes or spec.name in damaged:
+            return None
+        try:
+            part = read_part(paths[spec])
+        except (pa.ArrowException, KeyError, TypeError, ValueError, OSError):
+            return None  # Damaged: the shard is built again.
+        if part.fingerprint != spec.fingerprint or (retry_rejects and part.rejects):
+            return None
+        if part.tar and sizes.get(storage.join(output, part.tar.name)) != part.tar.size_bytes:
+            return None
+        return part
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        parts = pool.map(read, plan.specs)
+        return {spec.name: part for spec, part in zip(plan.specs, parts, strict=True) if part}
+
+
+def assemble(
+    plan: Plan,
+    manifest: Manifest,
+    job: BuildJob,
+    *,
+    built: set[str],
+    max_reject_share: float,
+    elapsed_s: Callable[[], float],
+) -> PrepareSummary:
+    """Write the ledger, check the share of rejects, then write the index and the card.
+
+    Args:
+        plan: all its shards must be finished.
+        manifest: what the plan was made from.
+        job: where it was built, and with which settings.
+        built: names of the shards that this run built.
+        max_reject_share: the largest share of clips that may be rejected.
+        elapsed_s: how long the run has taken.
+
+    Raises:
+        UserError: too many clips were rejected. The ledger is there then, the card is not.
+    """
+    parts = finished_parts(plan, job.output)
+    missing = [spec.name for spec in plan.specs if spec.name not in parts]
+    if missing:
+        raise UserError(f"{job.output}: shards {missing[:3]} are not there; run prepare again")
+    ordered = [parts[spec.name] for spec in plan.specs]
+    rejects = [reject for part in ordered for reject in part.rejects]
+    reasons = count_reasons(rejects)
+    ledger = storage.encode_table(to_table(rejects))
+    ledger_path = storage.join(job.output, "rejects.parquet")
+    storage.write_bytes(ledger_path, ledger)
+    num_clips = plan.clips.num_rows
+    check_share(reasons, num_clips, max_share=max_reject_share, ledger=ledger_path)
+
+    schema = index_schema(job.settings.store)
+    index = pa.concat_tables([schema.empty_table(), *(part.index for part in ordered)])
+    index = _with_common(index, manifest)
+    index_bytes = storage.encode_table(index, INDEX_ROWS_PER_GROUP)
+    storage.write_bytes(storage.join(job.output, "index.parquet"), index_bytes)
+    card = make_card(
+        settings=job.settings,
+        labels=manifest.labels,
+        index=index,
+        reasons=reasons,
+        tars=[part.tar for part in ordered if part.tar],
+        plan_fingerprint=plan.fingerprint,
+        coverage=manifest.coverage,
+        common_fingerprint=common_fingerprint(manifest),
+        checksums={
+            "index_sha256": hashlib.sha256(index_bytes).hexdigest(),
+            "rejects_sha256": hashlib.sha256(ledger).hexdigest(),
+        },
+    )
+    summary = _summary(plan, job.output, card, ordered, built=built, wall_s=elapsed_s())
+    storage.write_json(storage.join(job.output, "prepare_summary.json"), asdict(summary))
+    _remove_strays(job.output, ordered)
+    remove_unfinished(job.output)
+    storage.write_json(card_path(job.output), card)
+    return summary
+
+
+def _with_common(index: pa.Table, manifest: Manifest) -> pa.Table:
+    """The index with the common subset of the manifest, which may be later than the parts."""
+    rows = pc.index_in(index["id"], manifest.clips["id"])
+    place = INDEX_SCHEMA.get_field_index("common")
+    return index.set_column(place, INDEX_SCHEMA.field(place), manifest.clips["common"].take(rows))
+
+
+def _summary(
+    plan: Plan, output: str, card: Card, parts: list[Part], *, built: set[str], wall_s: float
+) -> PrepareSummary:
+    num_clips_built = sum(spec.num_clips for spec in plan.specs if spec.name in built)
+    return PrepareSummary(
+        output=output,
+        num_clips=card["num_clips"],
+        num_rejects=card["rejects"]["num"],
+        rejects_by_reason=card["rejects"]["by_reason"],
+        num_clipped_clips=card.get("clipped", {"num_clips": 0})["num_clips"],
+        num_shards=len(card["shards"]),
+        num_shards_built=len(built),
+        num_clips_built=num_clips_built,
+        size_bytes=sum(tar["size_bytes"] for tar in card["shards"]),
+        fetched_bytes=sum(part.fetched_bytes for part in parts),
+        audio_s=sum(facts["duration_s"] for facts in card["splits"].values()),
+        wall_s=wall_s,
+        clips_per_s=num_clips_built / wall_s,
+        stages_s={stage: sum(part.stages_s[stage] for part in parts) for stage in STAGES},
+    )
+
+
+def _remove_strays(output: str, parts: list[Part]) -> None:
+    """Remove tars of an earlier plan that was never completed."""
+    kept = {storage.join(output, part.tar.name) for part in parts if part.tar}
+    for path in storage.list_files(storage.join(output, "shards")):
+        if path not in kept and _OUR_TAR.fullmatch(path.rpartition("/")[2]):
+            storage.remove(path)

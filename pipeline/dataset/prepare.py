@@ -1,0 +1,186 @@
+"""Manifest to prepared data set: plan, build what is not finished, assemble.
+
+One item is one shard's specification, and one task builds one shard: names are stable, so a restart
+skips what is finished, and no audio passes between processes.
+"""
+
+import time
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import pyarrow.compute as pc
+
+from pipeline import storage
+from pipeline.dataset.assemble import PrepareSummary, assemble, finished_parts, is_intact, read_card
+from pipeline.dataset.card import common_fingerprint
+from pipeline.dataset.prepared import card_path
+from pipeline.dataset.resume import (
+    check_carries_on,
+    check_place,
+    clear_damaged,
+    discard_parts,
+    read_damaged,
+    remove_unfinished,
+)
+from pipeline.errors import UserError
+from pipeline.manifest.manifest import Manifest
+from pipeline.on_ray import TASK_MEMORY_BYTES, run_tasks
+from pipeline.shards.build import BuildJob, build_shard
+from pipeline.shards.parts import has_parts
+from pipeline.shards.plan import (
+    DamagedPlanError,
+    Plan,
+    PrepareSettings,
+    ShardSpec,
+    make_plan,
+    planned_fingerprint,
+    read_plan,
+    write_plan,
+)
+from pipeline.terminal.progress import ProgressBar, Rate
+
+_TASK_MEMORY_PER_CLIP_BYTES = 600_000
+"""On its way to S3 a shard is held in memory as a tar; this leaves room for a copy of it."""
+
+_SAMPLES_PER_BUCKET = 3
+
+
+def prepare(
+    manifest: Manifest,
+    output: str,
+    settings: PrepareSettings,
+    *,
+    session: AbstractContextManager[None],
+    max_reject_share: float,
+    retry_rejects: bool = False,
+    reads_ahead: int = 16,
+    json_logs: bool = False,
+) -> PrepareSummary | None:
+    """Prepare a data set, or carry on where an earlier run was stopped.
+
+    Args:
+        manifest: the clips.
+        output: the data set's folder, local or on S3.
+        settings: what decides its bytes.
+        session: entered only if there is a shard to build: connects to Ray.
+        max_reject_share: the largest share of clips that may be rejected, 0 to 1.
+        retry_rejects: build shards again that have rejected clips.
+        reads_ahead: files each task fetches at once.
+        json_logs: tell of the progress in JSON lines.
+
+    Returns:
+        What was done, or None if the data set was complete already.
+
+    Raises:
+        UserError: the output or the audio's bucket cannot be used, something else or another data
+            set is there, clips of it were removed or changed, or too many clips were rejected.
+    """
+    start = time.monotonic()
+    storage.check_bucket(output)
+    job = BuildJob(output=output, settings=settings, reads_ahead=reads_ahead)
+    card, damaged = read_card(output), read_damaged(job.work)
+    if not card:
+        check_place(output)
+
+    def is_complete(fingerprint: str | None) -> bool:
+        return (
+            card is not None
+            and card["plan_fingerprint"] == fingerprint
+            and card["coverage"] == manifest.coverage
+            and card["common_fingerprint"] == common_fingerprint(manifest)
+            and damaged is None
+            and not (retry_rejects and card["rejects"]["num"])
+            and is_intact(card, output)
+        )
+
+    if is_complete(planned_fingerprint(job.work, manifest, settings)):
+        return None
+    _check_buckets(manifest)
+    # A plan of which nothing was built binds nobody.
+    before, lost = None, None
+    try:
+        before = read_plan(job.work) if card or damaged or has_parts(output) else None
+    except DamagedPlanError as error:
+        lost = error
+    if before:
+        check_carries_on(before, manifest, settings, output)
+    plan = make_plan(manifest, settings, before)
+    if lost and plan.fingerprint not in (lost.fingerprint, card and card["plan_fingerprint"]):
+        raise lost
+    if is_complete(plan.fingerprint) and not lost:
+        return None
+    if card and not before and card["plan_fingerprint"] != plan.fingerprint:
+        raise UserError(
+            f"{output}: holds a data set prepared from another manifest or with other settings; "
+            f"give another --out, or remove it"
+        )
+    # From here until the new card is there, tars may change under the old index.
+    storage.remove(card_path(output))
+    write_plan(plan, job.work, manifest, before)
+    finished = finished_parts(
+        plan,
+        output,
+        retry_rejects=retry_rejects,
+        damaged=damaged.shards if damaged else frozenset(),
+    )
+    waiting = [spec for spec in plan.specs if spec.name not in finished]
+    if waiting:
+        # Stopped between a new tar and its part file, an earlier part would vouch for the tar.
+        discard_parts(waiting, output)
+        # Before the first task, as disks may be nearly full.
+        remove_unfinished(output)
+        with session:
+            _build(waiting, plan, job, json_logs=json_logs)
+    summary = assemble(
+        plan,
+        manifest,
+        job,
+        built={spec.name for spec in waiting},
+        max_reject_share=max_reject_share,
+        elapsed_s=lambda: time.monotonic() - start,
+    )
+    clear_damaged(job.work)
+    return summary
+
+
+def _build(specs: list[ShardSpec], plan: Plan, job: BuildJob, *, json_logs: bool) -> None:
+    """Build shards in Ray tasks and show how it goes."""
+    largest = max(spec.num_clips for spec in specs)
+    tasks = run_tasks(
+        [asdict(spec) for spec in specs],
+        partial(_task, job=job),
+        memory_bytes=TASK_MEMORY_BYTES + largest * _TASK_MEMORY_PER_CLIP_BYTES,
+    )
+    total = plan.clips.num_rows
+    done = total - sum(spec.num_clips for spec in specs)
+    rate = Rate()
+    num_rejects = 0
+    with ProgressBar("clips", total, json_lines=json_logs) as bar:
+        bar.update(done)
+        for row in tasks:
+            done += row["num_clips"]
+            num_rejects += row["num_rejects"]
+            rate.add(row["num_clips"], row["fetched_bytes"])
+            bar.update(done, facts={**rate.facts(total - done), "rejected": num_rejects})
+
+
+def _task(row: dict[str, Any], job: BuildJob) -> dict[str, Any]:
+    spec = ShardSpec(**row)
+    part = build_shard(spec, job)
+    return {
+        "num_clips": spec.num_clips,
+        "num_rejects": len(part.rejects),
+        "fetched_bytes": part.fetched_bytes,
+    }
+
+
+def _check_buckets(manifest: Manifest) -> None:
+    """Fail before any work when a bucket that the manifest names cannot be read."""
+    uris = manifest.clips["uri"]
+    remote = uris.filter(pc.starts_with(uris, "s3://"))
+    buckets = pc.replace_substring_regex(remote, r"^(s3://[^/]+/).*", r"\1")
+    for bucket in pc.unique(buckets).to_pylist():
+        inside = remote.filter(pc.equal(buckets, bucket)).slice(0, _SAMPLES_PER_BUCKET)
+        storage.check_readable(inside.to_pylist())

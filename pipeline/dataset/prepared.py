@@ -1,0 +1,119 @@
+"""A prepared data set, opened for reading: the card, the index, and any clip's fbank."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from pipeline import storage
+from pipeline.audio.stored_audio import decode_flac, to_waveform
+from pipeline.dataset.card import Card
+from pipeline.errors import UserError
+from pipeline.fbank import FbankSettings, fbank
+from pipeline.shards.plan import FORMAT_VERSION
+from pipeline.shards.tar import Fbank, fbank_from_bytes
+
+INDEX_ROWS_PER_GROUP = 16_384
+"""Few enough that the rows of one shard are a small read, many enough for a small footer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedDataset:
+    """What `prepare` wrote."""
+
+    path: str
+    card: Card
+    index: pa.Table
+
+    @property
+    def labels(self) -> list[str]:
+        """The vocabulary; a label's position is its class index."""
+        return list(self.card["labels"])
+
+    @property
+    def num_mels(self) -> int:
+        """Mel bins of the fbanks, F."""
+        return int(self.card["fbank"]["num_mels"])
+
+    @property
+    def audio_fbank(self) -> FbankSettings | None:
+        """How fbanks are computed from the audio that is stored; None: they are what is stored."""
+        is_audio = self.card.get("store") == "audio"
+        return FbankSettings(**self.card["fbank"]) if is_audio else None
+
+    def select(self, split: str, *, fold: int = 0, except_fold: int = 0) -> pa.Table:
+        """Rows of the index: one split, or of it one fold, or all folds but one.
+
+        Raises:
+            UserError: the data set has no such split or fold.
+        """
+        chosen = self.index.filter(pc.equal(self.index["split"], split))
+        if chosen.num_rows == 0:
+            known = ", ".join(self.card["splits"])
+            raise UserError(f"{self.path}: no split {split!r}; there are: {known}")
+        wanted = fold or except_fold
+        if wanted:
+            folds = sorted(pc.unique(chosen["fold"]).to_pylist())
+            if wanted not in folds:
+                known = f"only {folds}" if folds != [0] else "as it has none"
+                raise UserError(f"{self.path}: split {split!r} has no fold {wanted}, {known}")
+            keep = pc.equal if fold else pc.not_equal
+            chosen = chosen.filter(keep(chosen["fold"], wanted))
+        return chosen
+
+    def read_fbank(self, row: int) -> Fbank:
+        """`[T, F]` float16 of one row of the whole index, by one positioned read.
+
+        Raises:
+            OSError, EOFError: the shard is not there, or not whole.
+        """
+        place = self.index.slice(row, 1).to_pylist()[0]
+        path = storage.join(self.path, place["shard"])
+        data = storage.read_range(path, place["offset_bytes"], place["size_bytes"])
+        settings = self.audio_fbank
+        if settings is None:
+            return fbank_from_bytes(data, self.num_mels)
+        samples = decode_flac(data, settings.samples_in(place["duration_s"]))
+        numbers: Fbank = fbank(torch.from_numpy(to_waveform(samples)), settings).half().numpy()
+        return numbers
+
+
+def card_path(path: str) -> str:
+    """Where a data set's card stands."""
+    return storage.join(path, "card.json")
+
+
+def read_index_rows(path: str, start: int, end: int) -> pa.Table:
+    """Rows `start` to `end` of the index, without reading the others (but their neighbours)."""
+    with storage.open_binary(storage.join(path, "index.parquet")) as file:
+        index = pq.ParquetFile(file)
+        first = start // INDEX_ROWS_PER_GROUP
+        groups = range(first, -(-end // INDEX_ROWS_PER_GROUP))
+        rows = index.read_row_groups(list(groups))
+    return rows.slice(start - first * INDEX_ROWS_PER_GROUP, end - start)
+
+
+def open_dataset(path: str) -> PreparedDataset:
+    """Open a prepared data set.
+
+    Raises:
+        UserError: there is no card (so no complete data set), or it is of another format version.
+    """
+    path = storage.absolute(path)
+    storage.check_bucket(path)
+    try:
+        card: Card = storage.read_json(card_path(path))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: no complete data set there (no card.json); finish `ray_job.py prepare` first"
+        ) from error
+    if card.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: the data set has format version {card.get('format_version')}, "
+            f"this program reads {FORMAT_VERSION}; prepare it again"
+        )
+    return PreparedDataset(
+        path=path, card=card, index=storage.read_table(storage.join(path, "index.parquet"))
+    )

@@ -1,0 +1,265 @@
+"""Check a prepared data set against itself: is every byte what the card and the index say?
+
+In: a data set. Per shard: the tar's checksum; its members in pairs, whole and in the order of the
+index; the JSON against the index; the numbers where the index says, finite, as many as frames, or
+the FLAC there, with as many samples; the part file that `prepare` carries on from. For the whole:
+index and ledger against the card's checksums, the card against its own, labels against the
+vocabulary, the plan's clips against its fingerprints. Out: what is wrong, by name, and a note for
+`prepare`, which then mends just that.
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import storage
+from pipeline.audio.stored_audio import decode_flac
+from pipeline.dataset.card import Card, card_fault
+from pipeline.dataset.prepared import PreparedDataset, card_path, open_dataset, read_index_rows
+from pipeline.dataset.resume import Damaged, clear_damaged, write_damaged
+from pipeline.errors import UserError
+from pipeline.fbank import FbankSettings
+from pipeline.on_ray import TASK_MEMORY_BYTES, run_tasks
+from pipeline.shards.parts import TarFacts, has_parts, part_path, read_part, work_folder
+from pipeline.shards.plan import DamagedPlanError, read_plan
+from pipeline.shards.tar import fbank_from_bytes, shard_key
+from pipeline.terminal.progress import ProgressBar
+
+_FACTS = ("labels", "split", "fold", "duration_s")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """One thing that is wrong."""
+
+    path: str
+    """The file, relative to the data set."""
+    what: str
+    shard: str | None = None
+    """Name of the shard that has to be built again for it."""
+
+
+def verify(
+    path: str, *, session: AbstractContextManager[None], json_logs: bool = False
+) -> list[Fault]:
+    """Check a data set and leave a note of what is wrong for `prepare`.
+
+    Args:
+        path: the data set.
+        session: entered to check the shards: connects to Ray.
+        json_logs: tell of the progress in JSON lines.
+
+    Returns:
+        All faults; none if the data set is as it should be.
+
+    Raises:
+        UserError: there is no data set to check.
+    """
+    faults = [*document_faults(path), *plan_faults(path)]
+    if any(fault.path in ("card.json", "index.parquet") for fault in faults):
+        faults.append(Fault(path="shards", what="were not checked; run `verify` again after that"))
+    else:
+        dataset = open_dataset(path)
+        items = _items(dataset)
+        done = 0
+        memory_bytes = TASK_MEMORY_BYTES + 4 * max(
+            (tar["size_bytes"] for tar in dataset.card["shards"]), default=0
+        )
+        with session, ProgressBar("shards", len(items), json_lines=json_logs) as bar:
+            task = partial(_task, path=path, audio_fbank=dataset.audio_fbank)
+            for row in run_tasks(items, task, memory_bytes=memory_bytes):
+                faults += [Fault(**fault) for fault in row["faults"]]
+                done += 1
+                bar.update(done, facts={"faults": len(faults)})
+    work = work_folder(path)
+    if faults:
+        shards = {fault.shard for fault in faults if fault.shard}
+        try:
+            write_damaged(work, Damaged(shards=frozenset(shards)))
+        except UserError as error:
+            what = f"cannot be written, so `prepare` would mend nothing ({error})"
+            faults.append(Fault(path="_work/damaged.json", what=what))
+    else:
+        clear_damaged(work)
+    return sorted(faults, key=lambda fault: (fault.path, fault.what))
+
+
+def shard_faults(
+    path: str,
+    tar: dict[str, Any],
+    rows: list[dict[str, Any]],
+    audio_fbank: FbankSettings | None,
+) -> list[Fault]:
+    """What is wrong with one tar.
+
+    Args:
+        path: the data set.
+        tar: the card's entry.
+        rows: the index's rows of this tar, in its order.
+        audio_fbank: how fbanks are computed where audio is stored; None where it is not.
+    """
+    shard = tar["name"].removeprefix("shards/").removesuffix(".tar")
+    faults = [
+        Fault(path=tar["name"], what=what, shard=shard)
+        for what in _tar_faults(path, tar, rows, audio_fbank)
+    ]
+    if what := _part_fault(path, shard, tar):
+        faults.append(Fault(path=f"_work/parts/{shard}.parquet", what=what, shard=shard))
+    return faults
+
+
+def _items(dataset: PreparedDataset) -> list[dict[str, Any]]:
+    """A task a tar: the card's entry, and which rows of the index are its. They are neighbours."""
+    codes = dataset.index["shard"].combine_chunks().dictionary_encode().indices.to_numpy()
+    starts = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
+    names = dataset.index["shard"].take(starts[:-1]).to_pylist() if len(codes) else []
+    places = dict(zip(names, pairwise(starts), strict=False))
+    return [
+        {"tar": tar, "start": start, "end": end}
+        for tar in dataset.card["shards"]
+        for start, end in [places.get(tar["name"], (0, 0))]
+    ]
+
+
+def _task(item: dict[str, Any], path: str, audio_fbank: FbankSettings | None) -> dict[str, Any]:
+    rows = read_index_rows(path, item["start"], item["end"]).to_pylist()
+    faults = shard_faults(path, item["tar"], rows, audio_fbank)
+    return {"faults": [asdict(fault) for fault in faults]}
+
+
+def document_faults(path: str) -> list[Fault]:
+    """What is wrong with the card, the index and the ledger.
+
+    Raises:
+        UserError: there is no card, so no data set.
+    """
+    try:
+        card: Card = storage.read_json(card_path(path))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: no complete data set there (no card.json); finish `ray_job.py prepare` first"
+        ) from error
+    except ValueError as error:
+        return [Fault(path="card.json", what=f"is not JSON ({error})")]
+    if what := card_fault(card):
+        return [Fault(path="card.json", what=what)]
+    faults = []
+    for name in ("index", "rejects"):
+        file = f"{name}.parquet"
+        try:
+            digest = hashlib.sha256(storage.read_bytes(storage.join(path, file))).hexdigest()
+        except FileNotFoundError:
+            faults.append(Fault(path=file, what="is missing"))
+            continue
+        if digest != card[f"{name}_sha256"]:
+            faults.append(Fault(path=file, what="does not have the checksum the card gives"))
+    return faults or _index_faults(card, storage.read_table(storage.join(path, "index.parquet")))
+
+
+def plan_faults(path: str) -> list[Fault]:
+    """What is wrong with the plan; neither it nor parts need be there, to read the data set."""
+    try:
+        what = None if read_plan(work_folder(path)) or not has_parts(path) else "is missing"
+        return [Fault(path="_work/plan.json", what=what)] if what else []
+    except DamagedPlanError as error:
+        return [Fault(path=error.path.removeprefix(f"{path}/"), what=error.what)]
+
+
+def _index_faults(card: Card, index: pa.Table) -> list[Fault]:
+    unknown = set(pc.unique(pc.list_flatten(index["labels"])).to_pylist()) - set(card["labels"])
+    faults = [f"has the label {label!r}, which the card does not" for label in sorted(unknown)]
+    if index.num_rows != card["num_clips"]:
+        faults.append(f"has {index.num_rows} clips, the card {card['num_clips']}")
+    if pc.count_distinct(index["id"]).as_py() != index.num_rows:
+        faults.append("has an id twice")
+    return [Fault(path="index.parquet", what=what) for what in faults]
+
+
+def _part_fault(path: str, shard: str, tar: dict[str, Any]) -> str | None:
+    """What is wrong with a shard's part file; it need not be there, to read the data set."""
+    try:
+        part = read_part(part_path(path, shard))
+    except FileNotFoundError:
+        return None
+    except (pa.ArrowException, ValueError):
+        return "is damaged"
+    return None if part.tar == TarFacts(**tar) else "is that of another tar"
+
+
+def _tar_faults(
+    path: str,
+    tar: dict[str, Any],
+    rows: list[dict[str, Any]],
+    audio_fbank: FbankSettings | None,
+) -> Iterator[str]:
+    try:
+        data = storage.read_bytes(storage.join(path, tar["name"]))
+    except FileNotFoundError:
+        yield "is missing"
+        return
+    if len(data) != tar["size_bytes"]:
+        yield f"has {len(data)} bytes, the card says {tar['size_bytes']}"
+    elif hashlib.sha256(data).hexdigest() != tar["sha256"]:
+        yield "does not have the checksum the card gives"
+    if len(rows) != tar["num_clips"]:
+        yield f"has {len(rows)} clips in the index, {tar['num_clips']} in the card"
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+            members = {
+                member.name: data[member.offset_data : member.offset_data + member.size]
+                for member in archive.getmembers()
+            }
+    except tarfile.TarError as error:
+        yield f"is not a whole tar ({error})"
+        return
+    stored = "flac" if audio_fbank else "npy"
+    expected = [f"{shard_key(row['id'])}.{kind}" for row in rows for kind in ("json", stored)]
+    if list(members) != expected:
+        wrong = sorted(set(expected) ^ set(members)) or ["in another order"]
+        yield f"has other members than the index: {', '.join(wrong[:3])}"
+        return
+    for row in rows:
+        key = shard_key(row["id"])
+        place = data[row["offset_bytes"] : row["offset_bytes"] + row["size_bytes"]]
+        try:
+            facts = json.loads(members[f"{key}.json"])
+            if audio_fbank:
+                what = _audio_fault(row, members[f"{key}.flac"], place, audio_fbank)
+            else:
+                what = _fbank_fault(row, members[f"{key}.npy"], place)
+        except (ValueError, EOFError) as error:
+            yield f"clip {row['id']}: cannot be read ({error})"
+            continue
+        if facts != {"id": row["id"], **{name: row[name] for name in _FACTS}}:
+            yield f"clip {row['id']}: its JSON differs from the index"
+        if what:
+            yield f"clip {row['id']}: {what}"
+
+
+def _fbank_fault(row: dict[str, Any], npy: bytes, place: bytes) -> str | None:
+    array = np.load(io.BytesIO(npy), allow_pickle=False)
+    if array.ndim != 2 or len(array) != row["frames"] or array.tobytes() != place:
+        return "its numbers are not where the index says"
+    numbers = fbank_from_bytes(place, array.shape[1]).astype(np.float32)
+    return None if np.isfinite(numbers).all() else "numbers that are not finite"
+
+
+def _audio_fault(
+    row: dict[str, Any], flac: bytes, place: bytes, settings: FbankSettings
+) -> str | None:
+    num_samples = settings.samples_in(row["duration_s"])
+    decode_flac(flac, num_samples)
+    if flac != place or settings.num_frames(num_samples) != row["frames"]:
+        return "its audio is not where the index says"
+    return None

@@ -1,0 +1,211 @@
+"""Public data sets from their own servers, in the layout that `ray_job.py manifest` reads.
+
+In: a data set's name and a folder. Steps: fetch the archive beside the folder (what came in so far
+is a `.part` file, which a restart carries on with, if the server still has the same file); check
+it; unpack it into a hidden folder; rename that. Out: the folder, whole or not at all.
+"""
+
+import hashlib
+import shutil
+import tarfile
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.terminal.progress import ProgressBar
+
+CHUNK_BYTES = 1 << 16
+TIMEOUT_S = 30
+ATTEMPTS = 5
+"""Tries of one transfer that breaks, each going on where the last stopped."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublicDataset:
+    """Where a data set is published, and how to know that it came over whole."""
+
+    url: str
+    about_bytes: int
+    """Roughly how large the archive is, for servers that do not tell."""
+    clips: str
+    """A pattern of its clips' paths."""
+    num_clips: int
+    sha256: str | None = None
+    """Of the archive, where it is the same file for ever."""
+
+
+DATASETS = {
+    "esc50": PublicDataset(
+        url="https://github.com/karoldvl/ESC-50/archive/master.zip",
+        about_bytes=600_000_000,
+        clips="audio/*.wav",
+        num_clips=2000,
+    ),
+    "speech-commands": PublicDataset(
+        url="http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz",
+        about_bytes=2_400_000_000,
+        clips="[!_]*/*.wav",
+        num_clips=105_829,
+        sha256="af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
+    ),
+}
+
+
+def download(dataset: PublicDataset, output: str, url: str | None = None) -> bool:
+    """Fetch, check and unpack; False if the folder is there already.
+
+    Raises:
+        UserError: the folder holds something else or is not local, the server refuses or breaks
+            off, or the archive is not the one expected.
+    """
+    if storage.is_remote(output):
+        raise UserError(f"{output}: download to a local folder, then copy that to the bucket")
+    folder = Path(output)
+    if _num_clips(folder, dataset) >= dataset.num_clips:
+        return False
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{output}: holds something else; name a folder that is not there yet")
+    source = url or dataset.url
+    archive = folder.with_name(f"{folder.name}.archive")
+    storage.make_folder(str(folder.parent))
+    try:
+        if not archive.exists():
+            fetch_url(source, archive, dataset.about_bytes)
+        try:
+            _check_sum(archive, dataset)
+            _unpack(archive, folder, dataset)
+        except UserError as error:
+            archive.unlink()
+            raise UserError(
+                f"{source}: {error}; what was fetched is deleted, try again or another --url"
+            ) from error
+        archive.unlink()
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror})") from error
+    return True
+
+
+def fetch_url(url: str, target: Path, about_bytes: int) -> None:
+    """Fetch one file over HTTP, carrying on with what an earlier call left in `target`.part.
+
+    Raises:
+        UserError: the server refuses, or the transfer breaks `ATTEMPTS` times.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            _fetch_rest(url, target, about_bytes)
+            return
+        except requests.RequestException as error:
+            if error.response is not None and error.response.status_code < 500:
+                raise UserError(f"{error}; is there another address (--url)?") from error
+            if attempt == ATTEMPTS - 1:
+                raise UserError(
+                    f"{url}: the transfer broke ({error}); the same command carries on"
+                ) from error
+            time.sleep(2**attempt)
+
+
+def _fetch_rest(url: str, target: Path, about_bytes: int) -> None:
+    """One request: the rest of the file where the server still has the same, else all of it."""
+    part, tag = target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.etag")
+    have = part.stat().st_size if part.exists() and tag.exists() else 0
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers |= {"Range": f"bytes={have}-", "If-Range": tag.read_text()}
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
+        if response.status_code == requests.codes.requested_range_not_satisfiable:
+            # Never with a file that changed: that is answered with all of it.
+            part.unlink()
+            raise requests.ConnectionError("what came in so far is longer than the file")
+        response.raise_for_status()
+        if response.status_code != requests.codes.partial_content:
+            have = 0
+            part.unlink(missing_ok=True)
+            _keep_validator(tag, response)
+        rest = response.headers.get("Content-Length")
+        total_bytes = have + int(rest) if rest else about_bytes
+        with (
+            part.open("ab") as file,
+            ProgressBar(f"{target.name}, MB", total_bytes >> 20) as bar,
+        ):
+            for chunk in response.iter_content(CHUNK_BYTES):
+                file.write(chunk)
+                bar.update(file.tell() >> 20)
+    part.rename(target)
+    tag.unlink(missing_ok=True)
+
+
+def _keep_validator(tag: Path, response: requests.Response) -> None:
+    """Note what tells this file from a later one; without it the transfer starts again."""
+    etag = response.headers.get("ETag", "W/")
+    validator = response.headers.get("Last-Modified") if etag.startswith("W/") else etag
+    tag.unlink(missing_ok=True)
+    if validator:
+        tag.write_text(validator)
+
+
+def _check_sum(archive: Path, dataset: PublicDataset) -> None:
+    if dataset.sha256 is None:
+        return
+    with archive.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != dataset.sha256:
+        raise UserError(f"not the file expected (SHA-256 {found}, expected {dataset.sha256})")
+
+
+def _unpack(archive: Path, folder: Path, dataset: PublicDataset) -> None:
+    """Unpack beside `folder`, check what came out, and give it its name."""
+    aside = folder.with_name(f".{folder.name}.unpacking")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    with ProgressBar(f"unpack {archive.name}, MB", archive.stat().st_size >> 20) as bar:
+        for name, content, done_bytes in _members(archive):
+            path = (aside / name).resolve()
+            if not path.is_relative_to(aside.resolve()):
+                raise UserError(f"a member leads outside: {name!r}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            bar.update(done_bytes >> 20)
+    # GitHub's archives have one folder at the top, named after the branch.
+    root = max([aside, *aside.iterdir()], key=lambda path: _num_clips(path, dataset))
+    found = _num_clips(root, dataset)
+    if found < dataset.num_clips:
+        raise UserError(f"it has {found} clips ({dataset.clips}), expected {dataset.num_clips}")
+    root.rename(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _members(archive: Path) -> Iterator[tuple[str, bytes, int]]:
+    """Name and content of each file in a zip or tar, and how much of the archive is read.
+
+    Files only: a link could lead what follows it anywhere.
+    """
+    try:
+        with archive.open("rb") as raw:
+            if zipfile.is_zipfile(raw):
+                with zipfile.ZipFile(raw) as zipped:
+                    for info in zipped.infolist():
+                        if not info.is_dir():
+                            yield info.filename, zipped.read(info), raw.tell()
+                return
+            raw.seek(0)
+            with tarfile.open(fileobj=raw, mode="r:gz") as tar:
+                for member in tar:
+                    content = tar.extractfile(member) if member.isreg() else None
+                    if content is not None:
+                        yield member.name, content.read(), raw.tell()
+                    elif not member.isdir():
+                        raise UserError(f"{member.name!r} is neither a file nor a folder")
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise UserError(f"it is no archive, or broken ({error})") from error
+
+
+def _num_clips(folder: Path, dataset: PublicDataset) -> int:
+    return sum(1 for _ in folder.glob(dataset.clips))

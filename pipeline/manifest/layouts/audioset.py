@@ -1,0 +1,308 @@
+"""AudioSet: its segment CSVs joined with whatever audio of it there is.
+
+In: segment CSVs (`segments.py`) and a location of audio (`location.py`), the files of which are
+named after YouTube's id, which may hold `-` and `_`: `ID`, `YID`, `ID_START` or `ID_START_END`,
+START in seconds or milliseconds, with any suffix and in any folder. Steps: read the segments, list
+the location once, tell whole videos from clips cut already, join. Out: a manifest of the segments
+that were found, in the order of the CSVs, with a table of the others and counts of both.
+"""
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import soundfile
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.manifest.coverage import Mask, make_coverage
+from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES
+from pipeline.manifest.layouts.location import list_audio
+from pipeline.manifest.layouts.options import SourceOptions
+from pipeline.manifest.layouts.segments import (
+    CLASS_LABELS,
+    SPAN_MS,
+    YOUTUBE_ID,
+    read_segments,
+    read_vocabulary,
+    segment_keys,
+    split_and_path,
+)
+from pipeline.manifest.manifest import Manifest, from_columns
+
+WHOLE_S = 12.0
+"""A file that lasts longer is not a segment of 10 s that was cut already."""
+SAMPLE_SIZE = 32
+"""Files whose headers are read to tell whole videos from clips."""
+
+_SUFFIXES = "|".join(suffix[1:] for suffix in sorted(AUDIO_SUFFIXES))
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+_NAME = (
+    rf"(?:^|/)Y?(?P<id>{YOUTUBE_ID})(?:_(?P<start>{_NUMBER})(?:_{_NUMBER})?)?"
+    rf"(?i:\.(?:{_SUFFIXES}))?$"
+)
+"""Unambiguous, as ids have 11 characters: what follows one is nothing, a suffix, or `_` and a
+digit, and the first character after a wrongly placed one is none of these."""
+_TOLERANCE_MS = 1000
+"""Starts in names are often whole seconds where the CSV has tenths."""
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Names:
+    """What the names of `F` files say; `N` segments have `I` different ids."""
+
+    id_number: Rows
+    """`[F]` which id, -1: none of the CSVs'."""
+    start: npt.NDArray[np.float64]
+    """`[F]` START as it stands there, NaN: none."""
+
+    @property
+    def without_start(self) -> Mask:
+        """`[F]` named by an id of the CSVs alone."""
+        return (self.id_number >= 0) & np.isnan(self.start)
+
+
+def read(source: str, options: SourceOptions) -> Manifest:
+    """List AudioSet's segments that a location holds.
+
+    Raises:
+        UserError: a CSV is not there or broken, the location is empty, or no file there is named
+            after a segment.
+    """
+    if not options.segments:
+        raise UserError("--segments: the layout audioset needs AudioSet's segment CSVs")
+    vocabulary = read_vocabulary(options.class_labels or _class_labels(options.segments[0]))
+    segments, notes = read_segments(options.segments, list(vocabulary))
+    # In a fixed order, so that of two files for one segment every run takes the same.
+    order = ("name", "uri", "offset_bytes", "row_group", "row")
+    listing, left_out = list_audio(source)
+    listing = listing.combine_chunks().sort_by([(name, "ascending") for name in order])
+    keys, ids = segment_keys(segments)
+    names = parse_names(listing["name"], ids)
+    whole, note = _are_whole(listing, names.without_start & _readable(listing), options.cut)
+    pairs = pair(names, keys, whole=whole)
+    file, unreadable = choose(pairs, _readable(listing), segments.num_rows)
+    if not (file >= 0).any():
+        raise UserError(_nothing_found(source, listing))
+    stretches = whole & names.without_start[file]
+    manifest = _manifest(segments, listing, file, stretches, keys, list(vocabulary.values()))
+    return replace(
+        manifest,
+        notes=(*notes, *left_out, *note, *_notes(listing, pairs, file)),
+        missing=_missing(segments, file, unreadable, manifest.labels),
+        coverage=make_coverage(
+            source,
+            split=segments["split"],
+            duration_s=segments["end_s"].to_numpy() - segments["start_s"].to_numpy(),
+            classes=segments["classes"].combine_chunks(),
+            labels=manifest.labels,
+            found=file >= 0,
+            unreadable=unreadable,
+        ),
+    )
+
+
+def parse_names(names: pa.ChunkedArray, ids: pa.Array) -> Names:
+    """What the names of files say, read against the ids that the CSVs list."""
+    fields = pc.extract_regex(names, _NAME).combine_chunks()
+    number = pc.fill_null(pc.index_in(fields.field("id"), ids), -1)
+    start = fields.field("start")
+    start = pc.if_else(pc.equal(start, ""), None, start).cast(pa.float64())
+    return Names(
+        id_number=number.to_numpy(zero_copy_only=False).astype(np.int64),
+        start=start.to_numpy(zero_copy_only=False),
+    )
+
+
+def pair(names: Names, keys: Rows, *, whole: bool) -> tuple[Rows, Rows]:
+    """Rows of files and, alike, of the segments that each may serve.
+
+    A file with a START serves the segment that starts there, and stands before those without. A
+    whole video serves all segments of its id; a clip without START one, if its id has only one.
+
+    Args:
+        names: of `F` files.
+        keys: `[N]` ids and starts of the segments, as `segment_keys` numbers them.
+        whole: whether files without START are whole videos.
+    """
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    timed = np.flatnonzero((names.id_number >= 0) & ~np.isnan(names.start))
+    number, start = names.id_number[timed], names.start[timed]
+    place = _nearest(ordered, number, start * 1000)
+    other_unit = place < 0
+    place[other_unit] = _nearest(ordered, number[other_unit], start[other_unit])
+    untimed = np.flatnonzero(names.without_start)
+    number = names.id_number[untimed]
+    first = np.searchsorted(ordered, number * SPAN_MS)
+    num_served = np.searchsorted(ordered, (number + 1) * SPAN_MS) - first
+    if not whole:
+        num_served[num_served > 1] = 0
+    before = np.cumsum(num_served) - num_served
+    places = np.repeat(first - before, num_served) + np.arange(num_served.sum())
+    file = np.concatenate([timed[place >= 0], np.repeat(untimed, num_served)])
+    return file, order[np.concatenate([place[place >= 0], places])]
+
+
+def choose(pairs: tuple[Rows, Rows], readable: Mask, num_segments: int) -> tuple[Rows, Mask]:
+    """`[N]` the first readable file of each segment (-1: none), and whether it has only others."""
+    file, segment = pairs
+    rows = np.flatnonzero(readable[file])
+    found, first = np.unique(segment[rows], return_index=True)
+    chosen = np.full(num_segments, -1)
+    chosen[found] = file[rows[first]]
+    named = np.zeros(num_segments, dtype=bool)
+    named[segment] = True
+    return chosen, named & (chosen < 0)
+
+
+def _class_labels(segments: str) -> str:
+    """The label CSV beside the segments."""
+    path = storage.join(split_and_path(segments)[1].rpartition("/")[0], CLASS_LABELS)
+    if not storage.exists(path):
+        raise UserError(f"{path}: no such file; say with --class-labels where the labels are")
+    return path
+
+
+def _nearest(ordered: Rows, number: Rows, start_ms: npt.NDArray[np.float64]) -> Rows:
+    """Place in `ordered` of the segment of this id that starts there, -1: none does."""
+    key = number * SPAN_MS + np.minimum(np.rint(start_ms), SPAN_MS - 1).astype(np.int64)
+    after = np.minimum(np.searchsorted(ordered, key), len(ordered) - 1)
+    before = np.maximum(after - 1, 0)
+    place = np.where(np.abs(key - ordered[before]) < np.abs(key - ordered[after]), before, after)
+    near = np.abs(key - ordered[place]) < _TOLERANCE_MS
+    return np.where(near & (ordered[place] // SPAN_MS == number), place, -1)
+
+
+def _readable(listing: pa.Table) -> Mask:
+    not_empty = pc.not_equal(listing["file_size_bytes"], 0)
+    readable: Mask = pc.fill_null(not_empty, True).to_numpy()
+    return readable
+
+
+def _are_whole(listing: pa.Table, unclear: Mask, cut: str) -> tuple[bool, list[str]]:
+    """Whether the unclear files are whole videos, and a note on what decided it.
+
+    The first file, the last and some evenly between are looked at; all are of the kind that most
+    of these are.
+    """
+    rows = np.flatnonzero(unclear)
+    if not len(rows) or cut != "auto":
+        return cut == "no", []
+    places = np.linspace(0, len(rows) - 1, min(SAMPLE_SIZE, len(rows))).astype(np.int64)
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        found = list(pool.map(_duration_s, listing.take(rows[places]).to_pylist()))
+    durations_s = [duration_s for duration_s in found if duration_s is not None]
+    num_long = sum(duration_s > WHOLE_S for duration_s in durations_s)
+    whole = num_long > len(durations_s) / 2
+    meaning, other = ("whole videos", "yes") if whole else ("clips cut already", "no")
+    return whole, [
+        f"{len(rows):,} files named by an id alone are taken as {meaning}: {num_long} of "
+        f"{len(durations_s)} whose length could be read last over {WHOLE_S:g} s; --cut {other} "
+        f"decides otherwise"
+    ]
+
+
+def _duration_s(row: dict[str, Any]) -> float | None:
+    """Length by the header, in seconds; None where it cannot be told."""
+    if row["row"] is not None:
+        return None  # one row of Parquet costs a row group, and nobody keeps whole videos there
+    try:
+        with storage.open_binary(row["uri"]) as file:
+            if row["offset_bytes"] is not None:
+                file.seek(row["offset_bytes"])
+                file = io.BytesIO(file.read(row["size_bytes"]))
+            return _header_duration_s(file)
+    except (OSError, av.FFmpegError):
+        return None
+
+
+def _header_duration_s(file: io.IOBase) -> float | None:
+    try:
+        duration_s: float = soundfile.info(file).duration
+        return duration_s
+    except soundfile.LibsndfileError:
+        file.seek(0)
+    with av.open(file) as container:
+        return None if container.duration is None else container.duration / av.time_base
+
+
+def _manifest(
+    segments: pa.Table,
+    listing: pa.Table,
+    file: Rows,
+    stretches: Mask,
+    keys: Rows,
+    labels: Sequence[str],
+) -> Manifest:
+    """The clips of segments that have a file; `stretches`: `[N]` those that are a part of it."""
+    kept = file >= 0
+    rows = listing.take(file[kept])
+    clips = segments.append_column("clip", _clip_ids(segments, keys)).filter(pa.array(kept))
+    columns = {
+        "id": clips["clip"],
+        "uri": rows["uri"],
+        "labels": _label_lists(clips, labels),
+        "split": clips["split"],
+        **{name: rows[name] for name in ("offset_bytes", "size_bytes", "row_group", "row")},
+    }
+    for name in ("start_s", "end_s"):
+        columns[name] = pc.if_else(pa.array(stretches[kept]), clips[name], None)
+    return from_columns(columns, labels)
+
+
+def _clip_ids(segments: pa.Table, keys: Rows) -> pa.ChunkedArray:
+    """YouTube's id, with the start in ms where it has several segments."""
+    number, start_ms = np.divmod(keys, SPAN_MS)
+    several = np.bincount(number)[number] > 1
+    numbered = pc.binary_join_element_wise(
+        segments["id"], pa.array(start_ms).cast(pa.string()), "_"
+    )
+    return pc.if_else(pa.array(several), numbered, segments["id"])
+
+
+def _label_lists(segments: pa.Table, labels: Sequence[str]) -> pa.ListArray:
+    classes = segments["classes"].combine_chunks()
+    names = pa.array(labels, pa.string()).take(classes.flatten())
+    return pa.ListArray.from_arrays(classes.offsets, names)
+
+
+def _missing(segments: pa.Table, file: Rows, unreadable: Mask, labels: Sequence[str]) -> pa.Table:
+    """The segments without a clip: id, split, labels, reason."""
+    absent = file < 0
+    rows = segments.filter(pa.array(absent))
+    reason = pc.if_else(pa.array(unreadable[absent]), "file of 0 bytes", "no file")
+    columns = {"id": rows["id"], "split": rows["split"], "labels": _label_lists(rows, labels)}
+    return pa.table({**columns, "reason": reason})
+
+
+def _notes(listing: pa.Table, pairs: tuple[Rows, Rows], file: Rows) -> list[str]:
+    """What of the listing was left out."""
+    notes = []
+    num_double = int(_readable(listing)[pairs[0]].sum() - (file >= 0).sum())
+    if num_double:
+        notes.append(f"left out {num_double:,} files of segments that have another")
+    is_extra = np.ones(listing.num_rows, dtype=bool)
+    is_extra[pairs[0]] = False
+    extra = np.flatnonzero(is_extra)
+    if len(extra):
+        names = ", ".join(listing["name"].take(extra[:3]).to_pylist())
+        notes.append(f"left out {len(extra):,} files that no segment names, such as {names}")
+    return notes
+
+
+def _nothing_found(source: str, listing: pa.Table) -> str:
+    such = f", such as {listing['name'][0]}" if listing.num_rows else ""
+    return (
+        f"{source}: none of {listing.num_rows} audio files holds a listed segment{such}; expected "
+        f"ID.flac, YID.wav, ID_START.wav or ID_START_END.wav, START in seconds or milliseconds"
+    )

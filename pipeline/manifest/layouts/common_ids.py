@@ -1,0 +1,61 @@
+"""The list of ids that others report on, to mark those of its clips that a manifest has.
+
+In: a manifest, and a text file or the first column of a CSV, with ids as they are or as names of
+files. Out: the manifest with the column `common`, and how many of the ids it has.
+"""
+
+import re
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES
+from pipeline.manifest.manifest import SCHEMA, Manifest
+
+_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, sorted(AUDIO_SUFFIXES)))})$", re.IGNORECASE)
+_HEADERS = {"id", "ytid", "youtube_id", "video_id", "segment_id", "name", "file", "filename"}
+
+
+def mark_common(manifest: Manifest, path: str) -> Manifest:
+    """Mark the clips whose id, with or without `Y` before or a suffix behind, is in the file.
+
+    Raises:
+        UserError: there is no such file, or no id of it is in the manifest.
+    """
+    listed = _read_ids(path)
+    names = pc.replace_substring_regex(manifest.clips["id"], f"(?i:{_SUFFIX.pattern})", "")
+    known = pa.array(sorted({*listed, *(name[1:] for name in listed if _has_y(name))}), pa.string())
+    common = pc.is_in(names, known)
+    present = set(names.filter(common).to_pylist())
+    num_found = sum(name in present or (_has_y(name) and name[1:] in present) for name in listed)
+    if not num_found:
+        raise UserError(f"{path}: none of its {len(listed):,} ids is in the manifest")
+    at = SCHEMA.get_field_index("common")
+    notes, coverage = manifest.notes, manifest.coverage
+    notes += (f"{num_found:,} of {len(listed):,} common ids are clips here",)
+    if coverage is not None:
+        coverage = {**coverage, "common": {"listed": len(listed), "found": num_found}}
+    clips = manifest.clips.set_column(at, SCHEMA.field(at), common)
+    return replace(manifest, clips=clips, notes=notes, coverage=coverage)
+
+
+def _read_ids(path: str) -> set[str]:
+    try:
+        text = storage.read_bytes(path).decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; it should hold one id a line") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason})") from error
+    cells = [re.split("[,\t]", line, maxsplit=1)[0].strip(' "') for line in text.splitlines()]
+    ids = [_SUFFIX.sub("", cell) for cell in cells if cell and not cell.startswith("#")]
+    if ids and ids[0].lower() in _HEADERS:
+        del ids[0]
+    return set(ids)
+
+
+def _has_y(name: str) -> bool:
+    """Whether it may be one of YouTube's ids, which have 11 characters, behind a `Y`."""
+    return len(name) == 12 and name.startswith("Y")

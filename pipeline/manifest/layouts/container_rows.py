@@ -1,0 +1,182 @@
+"""What data sets in container files share: where their files are, what their fields are called,
+and a manifest of what their rows say.
+
+A row is a clip: its place in a container, and the labels and other facts that stand beside it.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.manifest.layouts.folder import SPLITS
+from pipeline.manifest.layouts.listing import LISTING_SCHEMA
+from pipeline.manifest.layouts.options import SourceOptions
+from pipeline.manifest.layouts.segments import read_vocabulary
+from pipeline.manifest.manifest import SCHEMA, Manifest, from_columns, note_unlabelled
+
+ROW_SCHEMA = pa.schema(
+    [
+        *LISTING_SCHEMA,
+        pa.field("fold", pa.int32()),
+        pa.field("start_s", pa.float64()),
+        pa.field("end_s", pa.float64()),
+    ]
+)
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    "id": ("video_id", "id"),
+    "labels": ("labels", "label", "tags", "tag", "human_labels"),
+    "split": ("split",),
+    "fold": ("fold",),
+    "start_s": ("start_s",),
+    "end_s": ("end_s",),
+}
+"""What a clip has beside its audio, and what that may be called, the first found counts."""
+THREADS = 16
+"""Containers listed at once."""
+
+Problems = Counter[str]
+"""What was wrong in a container, and how often."""
+ListOne = Callable[[str, str, Mapping[str, tuple[str, ...]]], tuple[pa.Table, Problems]]
+"""Lists a container: path, name relative to the source, fields in; a table of `ROW_SCHEMA` out."""
+
+_SPLITS = {**SPLITS, "bal_train": "balanced", "unbal_train": "unbalanced"}
+_SPLIT = re.compile(rf"({'|'.join(_SPLITS)})([-_.]?[0-9].*)?", re.IGNORECASE)
+
+
+def list_rows(
+    paths: Sequence[str],
+    location: str,
+    list_one: ListOne,
+    fields: Mapping[str, tuple[str, ...]] = FIELDS,
+) -> tuple[pa.Table, list[str]]:
+    """The rows of several containers, in their order, and notes on what was wrong in them."""
+    names = [_below(location, path) for path in paths]
+    with ThreadPoolExecutor(max_workers=THREADS) as pool:
+        found = list(pool.map(partial(_list_one, list_one, fields), paths, names))
+    where: dict[str, list[str]] = {}
+    for path, (_, problems) in zip(paths, found, strict=True):
+        for reason in problems:
+            where.setdefault(reason, []).append(path)
+    notes = [
+        f"{reason} ({sum(problems[reason] for _, problems in found)} in {len(files)} files, such "
+        f"as {files[0]})"
+        for reason, files in where.items()
+    ]
+    return pa.concat_tables([ROW_SCHEMA.empty_table(), *(table for table, _ in found)]), notes
+
+
+def read_containers(
+    source: str, suffix: str, list_one: ListOne, options: SourceOptions
+) -> Manifest:
+    """The manifest of all containers below a folder, or of one.
+
+    Raises:
+        UserError: there is none, none holds a clip, a label is not in `class_labels`, or labels
+            stand there and all are empty.
+    """
+    paths = [source] if source.endswith(suffix) else storage.list_files(source)
+    paths = [path for path in paths if path.endswith(suffix)]
+    if not paths:
+        raise UserError(f"{source}: no {suffix} file there")
+    rows, notes = list_rows(paths, source, list_one, _field_names(options))
+    if not rows.num_rows:
+        more = [f"and {len(notes) - 3} more"] if len(notes) > 3 else []
+        why = "; ".join([*notes[:3], *more])
+        raise UserError(f"{source}: no clip in {len(paths)} {suffix} files; {why}")
+    for ours, theirs in options.columns.items():
+        if ours != "id" and rows[ours].null_count == rows.num_rows:
+            raise UserError(f"--column {ours}={theirs}: {source} has no {theirs}")
+    ids = rows["name"]
+    if pc.count_distinct(ids).as_py() < len(ids):
+        notes.append("ids begin with their file's name: without it some are the same")
+        files = [_below(source, path) for path in rows["uri"].to_pylist()]
+        ids = pc.binary_join_element_wise(pa.array(files), ids, "/")
+    labels, vocabulary = _labels(rows, options)
+    columns = {
+        **{name: rows[name] for name in SCHEMA.names if name in ROW_SCHEMA.names},
+        "id": ids,
+        "labels": labels,
+        "split": pc.fill_null(rows["split"], options.split),
+        "fold": pc.fill_null(rows["fold"], 0),
+    }
+    tells_labels = rows["labels"].null_count < rows.num_rows
+    return note_unlabelled(from_columns(columns, vocabulary, notes), source, required=tells_labels)
+
+
+def split_of(name: str) -> str | None:
+    """The split that the name of a file or of a folder above it tells, the nearest one's:
+    `data/bal_train/00.parquet`, `test-00000-of-00002.parquet`, `x/eval_07.tar`."""
+    for part in reversed(name.rpartition(".")[0].split("/")):
+        match = _SPLIT.fullmatch(part)
+        if match:
+            return _SPLITS[match[1].lower()]
+    return None
+
+
+def choose_fields(there: Sequence[str], fields: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Our name of a field -> what it is called, of those that are there."""
+    found = {
+        ours: next((name for name in names if name in there), None)
+        for ours, names in fields.items()
+    }
+    return {ours: name for ours, name in found.items() if name}
+
+
+def label_list(value: object) -> list[str] | None:
+    """Labels from a list, or from a text that separates them as tables do; None is unknown."""
+    if value is None:
+        return None
+    parts = value if isinstance(value, list) else str(value).split(";")
+    return [text for part in parts if part is not None and (text := str(part).strip())]
+
+
+def _list_one(
+    list_one: ListOne, fields: Mapping[str, tuple[str, ...]], path: str, name: str
+) -> tuple[pa.Table, Problems]:
+    try:
+        found: tuple[pa.Table, Problems] = storage.with_retries(list_one, path, name, fields)
+        return found
+    except Exception as error:
+        reason = storage.one_file_fault(error) or storage.explain(error)
+        if reason is None:
+            raise
+        raise UserError(f"{path}: {reason}") from error
+
+
+def _below(location: str, path: str) -> str:
+    """A container's path relative to the location, which may be that container."""
+    folder = location.rpartition("/")[0] if path == location else location.rstrip("/")
+    return path.removeprefix(f"{folder}/")
+
+
+def _field_names(options: SourceOptions) -> dict[str, tuple[str, ...]]:
+    unknown = sorted(options.columns.keys() - FIELDS.keys())
+    if unknown:
+        raise UserError(f"--column {unknown[0]}=...: there are only {', '.join(FIELDS)}")
+    given = {ours: (theirs,) for ours, theirs in options.columns.items()}
+    # Names for people are better labels than ids, unless there is a list to translate the ids.
+    labels = FIELDS["labels"] if options.class_labels else ("human_labels", *FIELDS["labels"])
+    return {**FIELDS, "labels": labels, **given}
+
+
+def _labels(rows: pa.Table, options: SourceOptions) -> tuple[list[list[str]], list[str]]:
+    """Labels of each row, and the vocabulary."""
+    labels: list[list[str]] = [these or [] for these in rows["labels"].to_pylist()]
+    used = {label for these in labels for label in these}
+    if options.class_labels is None:
+        return labels, sorted(used)
+    names = read_vocabulary(options.class_labels)
+    names_of = {**{name: name for name in names.values()}, **names}
+    unknown = sorted(used - names_of.keys())
+    if unknown:
+        raise UserError(
+            f"{options.class_labels}: {len(unknown)} labels are not in it, such as {unknown[0]!r}"
+        )
+    return [[names_of[label] for label in these] for these in labels], list(names.values())

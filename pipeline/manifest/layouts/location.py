@@ -1,0 +1,65 @@
+"""All audio of a location, in one table: plain files, and clips in Parquet and tar files.
+
+In: a folder or prefix, or one container file. Steps: list the files, keep audio by its suffix, let
+`parquet_files` and `tar_files` list what their containers hold. Out: a table of `LISTING_SCHEMA`.
+"""
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.manifest.layouts import parquet_files, tar_files
+from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES, LISTING_SCHEMA, nothing_there
+
+_CONTAINERS = {module.SUFFIX: module.list_clips for module in (parquet_files, tar_files)}
+_AUDIO = rf"\.({'|'.join(suffix[1:] for suffix in sorted(AUDIO_SUFFIXES))})$"
+
+
+def list_audio(location: str) -> tuple[pa.Table, list[str]]:
+    """List a location, in no particular order, with notes on what is not in the list.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    containers: dict[str, list[str]] = {suffix: [] for suffix in _CONTAINERS}
+    tables = [LISTING_SCHEMA.empty_table()]
+    notes: list[str] = []
+    num_files = num_others = 0
+    for batch in _files(location):
+        is_audio = pc.match_substring_regex(batch["path"], _AUDIO, ignore_case=True)
+        tables.append(_plain_files(batch.filter(is_audio), location))
+        others = batch["path"].filter(pc.invert(is_audio))
+        num_files += batch.num_rows
+        num_others += len(others)
+        for suffix, paths in containers.items():
+            paths += others.filter(pc.ends_with(others, suffix)).to_pylist()
+    if not num_files:
+        raise UserError(nothing_there(location))
+    for suffix, paths in containers.items():
+        if paths:
+            tables.append(_CONTAINERS[suffix](sorted(paths), location, notes))
+            num_others -= len(paths)
+    if num_others:
+        notes.append(f"left out {num_others:,} files that are not audio")
+    return pa.concat_tables(tables), notes
+
+
+def _files(location: str) -> Iterator[pa.RecordBatch]:
+    if location.endswith(tuple(_CONTAINERS)):
+        return iter([pa.record_batch({"path": [location], "size_bytes": [None]})])
+    return storage.iter_files(location)
+
+
+def _plain_files(batch: pa.RecordBatch, location: str) -> pa.Table:
+    columns = {
+        "name": pc.utf8_slice_codeunits(batch["path"], len(storage.join(location, ""))),
+        "uri": batch["path"],
+        "file_size_bytes": batch["size_bytes"],
+    }
+    filled = [
+        columns.get(field.name, pa.nulls(batch.num_rows, field.type)) for field in LISTING_SCHEMA
+    ]
+    return pa.table(filled, schema=LISTING_SCHEMA)

@@ -1,0 +1,187 @@
+"""AudioSet's segment CSVs, as published and as they circulate, as one table of columns.
+
+In: CSVs of `ID, START, END, "MID,MID"`, with or without comments, a header, blanks, quotes and
+decimals, and `class_labels_indices.csv`. Out: a table of `SEGMENTS_SCHEMA`, a segment a row, in the
+order of the files. Millions of segments are read by columns, never a Python object each.
+"""
+
+import codecs
+import io
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.manifest.layouts.csv_table import read_rows
+from pipeline.manifest.manifest import check_split
+
+CLASS_LABELS = "class_labels_indices.csv"
+"""Name of the label CSV, looked for beside the first segment CSV."""
+
+YOUTUBE_ID = "[A-Za-z0-9_-]{11}"
+SPAN_MS = 10**9
+"""Later than any segment starts; makes one number of an id's number and a time."""
+
+SEGMENTS_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string()),  # YouTube's
+        pa.field("start_s", pa.float64()),
+        pa.field("end_s", pa.float64()),
+        pa.field("split", pa.string()),
+        pa.field("classes", pa.list_(pa.int32())),  # places in the vocabulary
+    ]
+)
+
+_SPLITS = {
+    "unbalanced_train_segments": "unbalanced",
+    "balanced_train_segments": "balanced",
+    "eval_segments": "eval",
+}
+_NUMBER = r"[0-9]+(?:\.[0-9]*)?"
+# Written so that each character decides: patterns that must look ahead take three times as long.
+_LINE = (
+    rf"^(?P<id>[^,.]+)(?:\.[a-z0-9]+)?,(?P<start_s>{_NUMBER}),(?P<end_s>{_NUMBER}),(?P<mids>.+)$"
+)
+
+
+def read_vocabulary(path: str) -> dict[str, str]:
+    """Machine id -> display name, in the order of the classes.
+
+    Raises:
+        UserError: no such file, a column is missing, an index is not a number, or two classes have
+            the same index, machine id or name.
+    """
+    rows = [row for _, row in read_rows(path, required=("index", "mid", "display_name"))]
+    try:
+        rows.sort(key=lambda row: int(row["index"]))
+    except ValueError as error:
+        raise UserError(f"{path}: index must be whole numbers ({error})") from error
+    for name in ("index", "mid", "display_name"):
+        values = [row[name] for row in rows]
+        if len(set(values)) != len(values):
+            twice = next(value for value in values if values.count(value) > 1)
+            raise UserError(f"{path}: two classes have the {name} {twice!r}")
+    return {row["mid"]: row["display_name"] for row in rows}
+
+
+def split_and_path(given: str) -> tuple[str, str]:
+    """The two parts of `SPLIT=PATH`; the split is told by the name of an official file.
+
+    Raises:
+        UserError: neither tells the split, or it is no name of one.
+    """
+    split, sign, path = given.partition("=")
+    if sign and "/" not in split:
+        check_split(split, f"--segments {given}")
+        return split, storage.absolute(path)
+    name = given.rpartition("/")[2]
+    for official, split in _SPLITS.items():
+        if name.startswith(official):
+            return split, storage.absolute(given)
+    raise UserError(
+        f"--segments {given}: which split are these? Write SPLIT=PATH, such as train={given}"
+    )
+
+
+def read_segments(given: Sequence[str], mids: Sequence[str]) -> tuple[pa.Table, list[str]]:
+    """All segments of several CSVs, each `SPLIT=PATH` or an official file, and notes on them.
+
+    A segment that is listed again keeps its first place.
+
+    Raises:
+        UserError: a CSV is not there, a line of it is no segment, or a label is not in `mids`.
+    """
+    tables = [_read_csv(path, split, mids) for split, path in map(split_and_path, given)]
+    table = pa.concat_tables(tables).combine_chunks()
+    _, first = np.unique(segment_keys(table)[0], return_index=True)
+    num_again = table.num_rows - len(first)
+    if not num_again:
+        return table, []
+    note = f"{num_again:,} segments are listed again (same id and start); the first counts"
+    return table.take(pa.array(np.sort(first))), [note]
+
+
+def segment_keys(segments: pa.Table) -> tuple[npt.NDArray[np.int64], pa.Array]:
+    """`[N]` a number for each segment's id and start, `number * SPAN_MS + start`, and the ids that
+    are so numbered."""
+    ids = segments["id"].combine_chunks().dictionary_encode()
+    start_ms = np.rint(segments["start_s"].to_numpy() * 1000).astype(np.int64)
+    return ids.indices.to_numpy().astype(np.int64) * SPAN_MS + start_ms, ids.dictionary
+
+
+def _read_csv(path: str, split: str, mids: Sequence[str]) -> pa.Table:
+    lines = _read_lines(path)
+    bare = pc.replace_substring(pc.replace_substring(lines, " ", ""), '"', "")
+    fields = pc.extract_regex(bare, _LINE)
+    ids = pc.struct_field(fields, "id")
+    ids = pc.if_else(
+        pc.match_substring_regex(ids, "^Y.{11}$"), pc.utf8_slice_codeunits(ids, 1), ids
+    )
+    good = pc.fill_null(pc.match_substring_regex(ids, f"^{YOUTUBE_ID}$"), False)
+    rows = np.flatnonzero(pc.invert(pc.or_(good, pc.match_substring_regex(bare, "^(#|$)"))))
+    if len(rows) and not re.search("[0-9]", lines[int(rows[0])].as_py()):
+        rows = rows[1:]  # a header
+    if len(rows):
+        text = lines[int(rows[0])].as_py()[:80]
+        raise UserError(
+            f'{path}, line {rows[0] + 1}: not YTID, START, END, "LABELS": {text!r} '
+            f"({len(rows)} such lines)"
+        )
+    ids = ids.filter(good).combine_chunks()
+    fields = fields.filter(good).combine_chunks()
+    if not len(ids):
+        raise UserError(f"{path}: no segment in it")
+    start_s, end_s = (fields.field(name).cast(pa.float64()) for name in ("start_s", "end_s"))
+    _refuse(pc.greater_equal(start_s, SPAN_MS / 1000), ids, path, "starts too late")
+    _refuse(pc.less_equal(end_s, start_s), ids, path, "ends before it starts")
+    classes = _classes(fields.field("mids"), ids, mids, path)
+    columns = [ids, start_s, end_s, pa.repeat(split, len(ids)), classes]
+    return pa.table(columns, schema=SEGMENTS_SCHEMA)
+
+
+def _read_lines(path: str) -> pa.ChunkedArray:
+    """A text file's lines, whatever ends them, without a byte order mark."""
+    try:
+        data = storage.read_bytes(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    if not data.removeprefix(codecs.BOM_UTF8):
+        raise UserError(f"{path}: no segment in it")  # Arrow takes it for no CSV
+    try:
+        table = pyarrow.csv.read_csv(
+            io.BytesIO(data),
+            pyarrow.csv.ReadOptions(column_names=["line"]),
+            # A delimiter that no text holds: each line is one cell.
+            pyarrow.csv.ParseOptions(delimiter="\x01", quote_char=False, ignore_empty_lines=False),
+            pyarrow.csv.ConvertOptions(column_types={"line": pa.string()}),
+        )
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path}: not a CSV in UTF-8 ({error})") from error
+    return table["line"]
+
+
+def _classes(texts: pa.Array, ids: pa.Array, mids: Sequence[str], path: str) -> pa.ListArray:
+    """Places in the vocabulary of comma-separated machine ids."""
+    lists = pc.split_pattern(texts, ",")
+    names = pc.utf8_trim_whitespace(lists.flatten())
+    places = pc.index_in(names, pa.array(mids))
+    if places.null_count:
+        row = int(np.flatnonzero(places.is_null())[0])
+        clip = ids[int(np.searchsorted(lists.offsets.to_numpy(), row, side="right")) - 1]
+        raise UserError(
+            f"{path}: the label {names[row].as_py()!r} of {clip} is not among the {len(mids)} "
+            f"of the label CSV; give the one of these segments with --class-labels"
+        )
+    return pa.ListArray.from_arrays(lists.offsets, places)
+
+
+def _refuse(wrong: pa.Array, ids: pa.Array, path: str, why: str) -> None:
+    rows = np.flatnonzero(wrong)
+    if len(rows):
+        raise UserError(f"{path}: segment {ids[int(rows[0])]} {why} ({len(rows)} such segments)")

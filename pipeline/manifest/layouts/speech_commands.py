@@ -1,0 +1,68 @@
+"""Speech Commands' layout (P. Warden), version 2: a folder per word, and lists of the test clips.
+
+`validation_list.txt` and `testing_list.txt` name clips as `WORD/FILE.wav`; all others are for
+training. The recordings in `_background_noise_` are no word and left out.
+"""
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.manifest.layouts.options import SourceOptions
+from pipeline.manifest.manifest import TRAIN_SPLIT, Clip, Manifest, from_clips
+
+LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
+_NOISE = "_background_noise_"
+
+
+def read(source: str, options: SourceOptions) -> Manifest:
+    """List a folder in Speech Commands' layout; a listed clip that is not there is noted.
+
+    Raises:
+        UserError: neither list is there, or a clip is in both.
+    """
+    notes = []
+    split_of: dict[str, str] = {}
+    for split, name in LISTS.items():
+        listed = _read_list(storage.join(source, name))
+        if listed is None:
+            notes.append(f"no {name}: no clip is in the split {split!r}")
+        for clip in listed or ():
+            if split_of.setdefault(clip, split) != split:
+                raise UserError(f"{source}: {clip} is in both {' and '.join(LISTS.values())}")
+    if len(notes) == len(LISTS):
+        raise UserError(
+            f"{source}: neither {' nor '.join(LISTS.values())} is there; the folder into which "
+            f"Speech Commands was unpacked has both"
+        )
+    prefix = source.rstrip("/") + "/"
+    names = [path.removeprefix(prefix) for path in storage.list_files(source)]
+    wavs = [name for name in names if name.count("/") == 1 and name.endswith(".wav")]
+    words = [name for name in wavs if not name.startswith(_NOISE)]
+    clips = [
+        Clip(
+            id=name,
+            uri=prefix + name,
+            labels=(name.partition("/")[0],),
+            split=split_of.get(name, TRAIN_SPLIT),
+        )
+        for name in words
+    ]
+    notes += _notes(len(wavs) - len(words), sorted(split_of.keys() - set(words)))
+    return from_clips(clips, sorted({clip.labels[0] for clip in clips}), notes)
+
+
+def _read_list(path: str) -> list[str] | None:
+    try:
+        return storage.read_bytes(path).decode().split()
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason})") from error
+
+
+def _notes(num_noises: int, missing: list[str]) -> list[str]:
+    notes = []
+    if num_noises:
+        notes.append(f"left out {num_noises} recordings in {_NOISE}, which are no word")
+    if missing:
+        notes.append(f"{len(missing)} listed clips are not there, such as {missing[0]}")
+    return notes

@@ -1,0 +1,448 @@
+"""A small built-in data set, so that every step can be tried without downloading anything.
+
+In: a local folder and `SyntheticSettings`. Each clip is a mix of one to three of ten kinds of
+sound, synthesised at the clip's own sample rate, over a light noise floor, and encoded as WAV,
+FLAC or OGG Vorbis. A few broken files of the kinds met in AudioSet downloads are listed with them.
+
+Out: `audio/*.{wav,flac,ogg}`, `labels.txt` (the vocabulary, one label a line) and, last,
+`clips.csv` (`id,path,labels,split`; paths relative to the folder, labels joined by `;`). The set
+is complete when `clips.csv` is there. Nothing is resumed: a second call writes everything again.
+
+The same settings give the same bytes with the same library versions, OGG included: the stream
+serial number and the WAV time stamp that libsndfile adds are overwritten. A clip depends only on
+the seed, its split and its number, so a larger set begins with the clips of a smaller one.
+
+Shapes: N samples of one channel, H channels.
+"""
+
+import argparse
+import csv
+import io
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+
+Signal = NDArray[np.float64]
+
+SAMPLE_RATES_HZ = (8000, 11025, 16000, 22050, 32000, 44100, 48000)
+
+# Five encodings and seven rates share no factor, so cycling through both meets every pair.
+ENCODINGS = (
+    ("WAV", "PCM_16"),
+    ("FLAC", "PCM_16"),
+    ("OGG", "VORBIS"),
+    ("WAV", "FLOAT"),
+    ("WAV", "PCM_24"),
+)
+
+# What tells a sound apart stays below this, so that an 8 kHz file shows it too.
+HIGHEST_HZ = 3400.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SyntheticSettings:
+    """How many clips to make and how long. Out-of-range values raise ValueError."""
+
+    num_train: int = 640
+    """Clips in the training split that can be decoded."""
+    num_eval: int = 160
+    """Clips in the evaluation split that can be decoded."""
+    num_broken: int = 5
+    """Listed clips that cannot be used, beside those above; the kinds in `BROKEN` take turns."""
+    seed: int = 0
+    """Start of all random draws."""
+    min_duration_s: float = 1.0
+    """Shortest clip, in seconds."""
+    max_duration_s: float = 3.0
+    """Longest clip, in seconds."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_train", "num_eval"):
+            if getattr(self, name) < len(LABELS):
+                raise ValueError(
+                    f"{name}: must be at least {len(LABELS)}, one clip a class, "
+                    f"got {getattr(self, name)}"
+                )
+        for name in ("num_broken", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must be 0 or more, got {getattr(self, name)}")
+        if not self.min_duration_s >= 0.5:
+            raise ValueError(f"min_duration_s: must be at least 0.5, got {self.min_duration_s}")
+        if not self.min_duration_s <= self.max_duration_s <= 60.0:
+            raise ValueError(
+                f"max_duration_s: must be from min_duration_s ({self.min_duration_s}) to 60, "
+                f"got {self.max_duration_s}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Row:
+    """One line of clips.csv and the bytes of its file (None: listed, but not written)."""
+
+    id: str
+    extension: str
+    labels: tuple[str, ...]
+    split: str
+    audio: bytes | None
+
+
+# --- the ten sounds: (num_samples, sample_rate_hz, rng) -> [N], any level ---
+
+
+def _time_s(num_samples: int, sample_rate_hz: int) -> Signal:
+    return np.arange(num_samples) / sample_rate_hz
+
+
+def _oscillator(
+    frequency_hz: Signal, sample_rate_hz: int, amplitudes: Sequence[float] = (1.0,)
+) -> Signal:
+    """Harmonics 1, 2, ... of a gliding pitch `[N]`, each faded out as it nears `HIGHEST_HZ`."""
+    turn = np.exp(2j * np.pi * np.cumsum(frequency_hz) / sample_rate_hz)
+    partial = np.ones_like(turn)
+    tone = np.zeros_like(frequency_hz)
+    for number, amplitude in enumerate(amplitudes, start=1):
+        if number * frequency_hz.min() >= HIGHEST_HZ:
+            break
+        # Harmonic k is the fundamental's rotation to the power k: cheaper than k sines.
+        partial *= turn
+        fade = np.clip((HIGHEST_HZ - number * frequency_hz) / 300, 0.0, 1.0)
+        tone += amplitude * fade * partial.imag
+    return tone
+
+
+def _band_noise(
+    num_samples: int, sample_rate_hz: int, rng: np.random.Generator, low_hz: float, high_hz: float
+) -> Signal:
+    """White noise between two frequencies, `[N]`."""
+    # Cut from a power of two: the transform of a prime length takes several times longer.
+    length = 1 << (num_samples - 1).bit_length()
+    frequency_hz = np.fft.rfftfreq(length, 1 / sample_rate_hz)
+    inside = (frequency_hz >= low_hz) & (frequency_hz <= high_hz)
+    spectrum = np.zeros(len(frequency_hz), dtype=np.complex128)
+    spectrum[inside] = rng.standard_normal((inside.sum(), 2)) @ (1.0, 1.0j)
+    return np.fft.irfft(spectrum, length)[:num_samples]
+
+
+def _sweep(start_hz: float, end_hz: float, num_samples: int, sample_rate_hz: int) -> Signal:
+    return _oscillator(np.geomspace(start_hz, end_hz, num_samples), sample_rate_hz, (1.0, 0.3))
+
+
+def _rising_chirp(num_samples: int, sample_rate_hz: int, rng: np.random.Generator) -> Signal:
+    return _sweep(rng.uniform(250, 500), rng.uniform(1800, 3200), num_samples, sample_rate_hz)
+
+
+def _falling_chirp(num_samples: int, sample_rate_hz: int, rng: np.random.Generator) -> Signal:
+    return _sweep(rng.uniform(1800, 3200), rng.uniform(250, 500), num_samples, sample_rate_hz)
+
+
+def _harmonic_tone(num_samples: int, sample_rate_hz: int, rng: np.random.Generator) -> Signal:
+    pitch_hz = np.full(num_samples, rng.uniform(140, 350))
+    return _oscillator(pitch_hz, sample_rate_hz, [number**-0.7 for number in range(1, 25)])
+
+
+def _vibrato(num_samples: int, sample_rate_hz: int, rng: np.random.Generator) -> Signal:
+    swing = np.sin(2 * np.pi * rng.uniform(4, 7) * _time_s(num_samples, sample_rate_hz))
+    pitch_hz = rng.uniform(500, 1000) * (1 + rng.uniform(0.08, 0.14) * swing)
+    return _oscillator(pitch_hz, sample_rate_hz, (1.0, 0.5, 0.25))
+
+
+def _tremolo(num_samples: int, sample_rate_hz: int, rng: np.random.Generator) -> Signal:
+    swing = np.sin(2 * np.pi * rng.uniform(5, 9) * _time_s(num_samples, sample_rate_hz))
+    pitch_hz = np.full(num_samples, rng.uniform(500, 1500))
+    return (1 + 0.95 * swing) * _oscillator(pitch_hz, sample_rate_hz, (1.0, 0.3))
+
+
+def _clicks(num_samples: int, sample_rate_hz: int, rng: np.random.Generator) -> Signal:
+    since_click_s = np.mod(_time_s(num_samples, sample_rate_hz), 1 / rng.uniform(7, 14))
+    noise = _band_noise(num_samples, sample_rate_hz, rng, 400, HIGHEST_HZ)
+    return np.exp(-since_click_s / 0.003) * noise
+
+
+def _noise_bursts(num_samples: int, sample_rate_hz: int, rng: np.random.Generator) -> Signal:
+    cycle = np.mod(rng.uniform(2.5, 4) * _time_s(num_samples, sample_rate_hz), 1)
+    noise = _band_noise(num_samples, sample_rate_hz, rng, 500, HIGHEST_HZ)
+    return np.where(cycle < rng.uniform(0.35, 0.55), noise, 0.0)
+
+
+def _rumble(num_samples: int, sample_rate_hz: int, rng: np.random.Generator) -> Signal:
+    return _band_noise(num_samples, sample_rate_hz, rng, 40, rng.uniform(300, 600))
+
+
+def _bell(num_samples: int, sample_rate_hz: int, rng: np.random.Generator) -> Signal:
+    time_s = _time_s(num_samples, sample_rate_hz)
+    pitch_hz, decay_s = rng.uniform(450, 850), rng.uniform(0.2, 0.4)
+    sound = np.zeros(num_samples)
+    # Hum, prime, tierce, quint, nominal and above: the uneven ratios of a church bell.
+    for ratio in (0.5, 1.0, 1.19, 1.5, 2.0, 2.66, 3.76):
+        partial = np.sin(2 * np.pi * ratio * pitch_hz * time_s + rng.uniform(0, 2 * np.pi))
+        sound += ratio**-0.3 * np.exp(-time_s * max(ratio, 1.0) ** 0.5 / decay_s) * partial
+    return sound
+
+
+def _siren(num_samples: int, sample_rate_hz: int, rng: np.random.Generator) -> Signal:
+    tone_number = np.floor(_time_s(num_samples, sample_rate_hz) / rng.uniform(0.18, 0.28))
+    low_hz, ratio = rng.uniform(500, 800), rng.uniform(1.3, 1.5)
+    pitch_hz = np.where(tone_number % 2 == 0, low_hz, low_hz * ratio)
+    return _oscillator(pitch_hz, sample_rate_hz, (1.0, 0.5, 0.3))
+
+
+_SOUNDS: dict[str, Callable[[int, int, np.random.Generator], Signal]] = {
+    "harmonic tone": _harmonic_tone,
+    "noise bursts": _noise_bursts,
+    "rising chirp": _rising_chirp,
+    "tremolo": _tremolo,
+    "bell": _bell,
+    "clicks": _clicks,
+    "siren": _siren,
+    "rumble": _rumble,
+    "vibrato": _vibrato,
+    "falling chirp": _falling_chirp,
+}
+
+LABELS = tuple(_SOUNDS)
+"""The vocabulary, the most frequent class first."""
+
+# Zipf's law with the exponent that makes the first class twice as likely as the last.
+_CLASS_WEIGHTS = np.arange(1, len(LABELS) + 1) ** -np.log10(2)
+
+
+def synthesise(
+    label: str, num_samples: int, sample_rate_hz: int, rng: np.random.Generator
+) -> Signal:
+    """One sound of class `label`, `[N]`, scaled so that its loudest 10 ms have RMS 1.
+
+    The loudest moment, not the mean, is the reference: a train of clicks would otherwise be made
+    many times higher than the tones mixed with it. Raises KeyError for a label not in `LABELS`.
+    """
+    sound = _SOUNDS[label](num_samples, sample_rate_hz, rng)
+    fade = np.minimum(1.0, (np.arange(num_samples) + 1) / (0.005 * sample_rate_hz))
+    sound = sound * fade * fade[::-1]
+    frame = sample_rate_hz // 100
+    frames = sound[: num_samples // frame * frame].reshape(-1, frame)
+    return sound / float(np.sqrt(np.mean(frames**2, axis=1)).max())
+
+
+def _choose_labels(rng: np.random.Generator, clip_number: int) -> tuple[str, ...]:
+    """One to three different classes; the first clips of a split name every class once."""
+    weights = _CLASS_WEIGHTS / _CLASS_WEIGHTS.sum()
+    num_labels = int(rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2]))
+    chosen = rng.choice(len(LABELS), size=num_labels, replace=False, p=weights).tolist()
+    if clip_number < len(LABELS) and clip_number not in chosen:
+        chosen[0] = clip_number
+    return tuple(LABELS[index] for index in chosen)
+
+
+def _mix(
+    labels: Sequence[str],
+    num_samples: int,
+    sample_rate_hz: int,
+    num_channels: int,
+    rng: np.random.Generator,
+) -> Signal:
+    """The labelled sounds at 0 to -9 dB, each with its onset and place, and noise: `[N, H]`."""
+    floor_db = rng.uniform(-45, -35)
+    mix = 10 ** (floor_db / 20) * rng.standard_normal((num_samples, num_channels))
+    shortest = min(num_samples, int(0.6 * sample_rate_hz))  # less, and a siren is one tone
+    for number, label in enumerate(labels):
+        length = max(shortest, int(rng.uniform(0.6, 1.0) * num_samples))
+        onset = int(rng.integers(num_samples - length + 1))
+        gain = 10 ** ((rng.uniform(-9, 0) if number else 0.0) / 20)
+        angle = rng.uniform(0.25, 0.75) * np.pi / 2
+        pan = np.array([np.cos(angle), np.sin(angle)]) if num_channels == 2 else np.ones(1)
+        sound = synthesise(label, length, sample_rate_hz, rng)
+        mix[onset : onset + length] += gain * sound[:, None] * pan
+    peak_db = rng.uniform(-12, -1)
+    return 10 ** (peak_db / 20) * mix / float(np.abs(mix).max())
+
+
+def _make_clip(settings: SyntheticSettings, split: str, number: int) -> _Row:
+    rng = np.random.default_rng([settings.seed, ("train", "eval").index(split), number])
+    labels = _choose_labels(rng, number)
+    container, subtype = ENCODINGS[number % len(ENCODINGS)]
+    sample_rate_hz = SAMPLE_RATES_HZ[number % len(SAMPLE_RATES_HZ)]
+    duration_s = rng.uniform(settings.min_duration_s, settings.max_duration_s)
+    num_channels = int(rng.choice([1, 2], p=[0.6, 0.4]))
+    audio = _mix(labels, round(duration_s * sample_rate_hz), sample_rate_hz, num_channels, rng)
+    return _Row(
+        id=f"{split}-{number:05d}",
+        extension=container.lower(),
+        labels=labels,
+        split=split,
+        audio=_encode(audio, sample_rate_hz, container, subtype),
+    )
+
+
+def _encode(audio: Signal, sample_rate_hz: int, container: str, subtype: str) -> bytes:
+    """The bytes of an audio file holding `audio` `[N, H]`, the same at every call."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, audio, sample_rate_hz, format=container, subtype=subtype)
+    if container == "OGG":
+        return _with_serial_zero(buffer.getvalue())
+    if subtype == "FLOAT":
+        return _without_time_stamp(buffer.getvalue())
+    return buffer.getvalue()
+
+
+def _without_time_stamp(wav: bytes) -> bytes:
+    """Zero the second of writing, which libsndfile puts in the PEAK chunk of a float WAV."""
+    peak = wav.index(b"PEAK", 0, 128)
+    stamp = peak + 12  # after the chunk's name, size and version
+    return wav[:stamp] + bytes(4) + wav[stamp + 4 :]
+
+
+def _with_serial_zero(ogg: bytes) -> bytes:
+    """Replace the random serial number in every OGG page, and the page's checksum (RFC 3533)."""
+    pages = bytearray(ogg)
+    start = 0
+    while start < len(pages):
+        num_segments = pages[start + 26]
+        body = start + 27 + num_segments
+        end = body + sum(pages[start + 27 : body])
+        pages[start + 14 : start + 18] = bytes(4)
+        pages[start + 22 : start + 26] = bytes(4)
+        pages[start + 22 : start + 26] = _ogg_checksum(bytes(pages[start:end]))
+        start = end
+    return bytes(pages)
+
+
+_BITS_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def _ogg_checksum(page: bytes) -> bytes:
+    """OGG's CRC is zlib's on bits in the other order, from 0 and without the final inversion."""
+    crc = zlib.crc32(page.translate(_BITS_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{crc:032b}"[::-1], 2).to_bytes(4, "little")
+
+
+def _truncated_flac() -> bytes:
+    """A download that ended inside the stream header, which is 42 bytes long."""
+    return _encode(np.zeros((16000, 1)), 16000, "FLAC", "PCM_16")[:30]
+
+
+def _nan_wav() -> bytes:
+    return _encode(np.full((16000, 1), np.nan), 16000, "WAV", "FLOAT")
+
+
+BROKEN: tuple[tuple[str, str, Callable[[], bytes | None]], ...] = (
+    ("empty file", "wav", lambda: b""),
+    ("header cut short", "flac", _truncated_flac),
+    ("web page instead of audio", "flac", lambda: b"<!DOCTYPE html>\n<html>403 Forbidden</html>\n"),
+    ("every sample NaN", "wav", _nan_wav),
+    ("listed but missing", "wav", lambda: None),
+)
+"""Kinds of broken clip: what is wrong, file name extension, the bytes (None: no file)."""
+
+
+def _make_broken(number: int) -> _Row:
+    # The kind follows from the number, so an earlier set never leaves a file at a missing path.
+    _, extension, contents = BROKEN[number % len(BROKEN)]
+    return _Row(
+        id=f"broken-{number:05d}",
+        extension=extension,
+        labels=(LABELS[number % len(LABELS)],),
+        split=("train", "eval")[number % 2],
+        audio=contents(),
+    )
+
+
+def _rows(settings: SyntheticSettings) -> Iterator[_Row]:
+    for number in range(settings.num_train):
+        yield _make_clip(settings, "train", number)
+    for number in range(settings.num_eval):
+        yield _make_clip(settings, "eval", number)
+    for number in range(settings.num_broken):
+        yield _make_broken(number)
+
+
+def _open_folder(folder: str | Path) -> Path:
+    """Make the folder ready for writing: `audio/` is there, `clips.csv` is not."""
+    if "://" in str(folder):
+        raise UserError(f"{folder}: synthetic clips are written to a local folder; give one")
+    try:
+        (Path(folder) / "audio").mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "clips.csv").unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot write here ({error.strerror}); give another folder"
+        ) from error
+    return Path(folder)
+
+
+def write_synthetic(folder: str | Path, settings: SyntheticSettings) -> int:
+    """Write the data set into a local folder; return the number of clips listed.
+
+    Broken clips are listed too. Files of an earlier set that have the same name are replaced,
+    others stay and are not listed. Raises UserError where the folder is remote or not writable.
+    """
+    root = _open_folder(folder)
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("id", "path", "labels", "split"))
+    num_clips = 0
+    for row in _rows(settings):
+        path = f"audio/{row.id}.{row.extension}"
+        if row.audio is not None:
+            (root / path).write_bytes(row.audio)
+        writer.writerow((row.id, path, ";".join(row.labels), row.split))
+        num_clips += 1
+    (root / "labels.txt").write_bytes("".join(f"{label}\n" for label in LABELS).encode())
+    unfinished = root / "clips.csv.part"
+    unfinished.write_bytes(table.getvalue().encode())
+    unfinished.replace(root / "clips.csv")
+    return num_clips
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = SyntheticSettings()
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.manifest.synthetic",
+        description="Write a small data set of synthetic sounds: clips.csv, labels.txt, audio/.",
+        epilog="Classes: " + ", ".join(LABELS) + ".",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="local folder to write into")
+    add = parser.add_argument
+    add("--num-train", type=int, default=defaults.num_train, help="training clips")
+    add("--num-eval", type=int, default=defaults.num_eval, help="evaluation clips")
+    add(
+        "--num-broken",
+        type=int,
+        default=defaults.num_broken,
+        help="clips that cannot be used, listed beside the others: "
+        + ", ".join(kind for kind, _, _ in BROKEN),
+    )
+    add("--seed", type=int, default=defaults.seed, help="start of all random draws")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line: write the data set, print one line about it; return the exit status."""
+    parser = _parser()
+    options = vars(parser.parse_args(arguments))
+    folder = options.pop("folder")
+    try:
+        settings = SyntheticSettings(**options)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        num_clips = write_synthetic(folder, settings)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(
+        f"{Path(folder) / 'clips.csv'}: {num_clips} clips of {len(LABELS)} classes "
+        f"({settings.num_train} train, {settings.num_eval} eval, {settings.num_broken} broken)"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""Build one shard: the plan's clips in, a tar and its part file out. Runs without Ray.
+
+Steps: read the shard's row group of the plan; fetch audio ahead of the computation; decode; fbank;
+append to the tar. Then the tar is put in place, and last the part file, which says that the shard
+is done: its rows of the index, its rejects, the tar's checksum. A restart keeps shards whose part
+file is there and builds all others again.
+
+A decoder that crashes or hangs on a clip takes the whole process with it, and the shard is tried
+again. A marker tells of the first try; the second decodes every clip in a process of its own, where
+such a clip is only rejected. So sound files pay nothing for the broken ones.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from pipeline import storage
+from pipeline.audio.decode import decode_audio
+from pipeline.audio.rejects import Reject, RejectError
+from pipeline.audio.sandbox import DecoderProcess
+from pipeline.audio.stored_audio import encode_flac, to_16_bits, to_waveform
+from pipeline.fbank import fbank
+from pipeline.shards.fetch import fault, fetch_ahead
+from pipeline.shards.parts import (
+    STAGES,
+    Part,
+    TarFacts,
+    index_schema,
+    part_path,
+    work_folder,
+    write_part,
+)
+from pipeline.shards.plan import PrepareSettings, ShardSpec, read_shard_clips
+from pipeline.shards.tar import ShardWriter
+
+MAX_DECODE_S = 60.0
+"""Longest time for decoding one clip; a process that takes longer is ended."""
+
+Decode = Callable[..., npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildJob:
+    """What all shards of a data set have in common."""
+
+    output: str
+    """The data set's folder."""
+    settings: PrepareSettings
+    reads_ahead: int = 16
+    """Files fetched at once, ahead of the computation."""
+
+    @property
+    def work(self) -> str:
+        """The folder of the plan, part files and markers."""
+        return work_folder(self.output)
+
+
+class Stages:
+    """Adds up the seconds spent in each stage."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+
+def build_shard(spec: ShardSpec, job: BuildJob) -> Part:
+    """Build a shard and put it in place.
+
+    Raises:
+        UserError: the storage as a whole refuses or does not answer; single files never raise.
+    """
+    # More threads would only fight with the tasks beside this one, and change the rounding.
+    torch.set_num_threads(1)
+    marker = storage.join(job.work, "started", spec.name)
+    was_tried = storage.exists(marker)
+    storage.write_bytes(marker, b"")
+    name = f"shards/{spec.name}.tar"
+    with (
+        _sandbox() if was_tried else nullcontext(_watched) as decode,
+        storage.new_file(storage.join(job.output, name)) as file,
+    ):
+        part = _build(spec, job, decode, ShardWriter(file), name)
+        if part.tar:
+            with Stages(part.stages_s).stage("write"):
+                file.commit()
+    write_part(part_path(job.output, spec.name), part)
+    storage.remove(marker)
+    return part
+
+
+def _build(spec: ShardSpec, job: BuildJob, decode: Decode, writer: ShardWriter, name: str) -> Part:
+    """Write all clips of a shard; `name` is the tar's, relative to the data set."""
+    clock = Stages(dict.fromkeys(STAGES, 0.0))
+    clips = read_shard_clips(job.work, spec).to_pylist()
+    rows: list[dict[str, Any]] = []
+    rejects: list[Reject] = []
+    fetched_bytes = 0
+    max_bytes = job.settings.decode.max_file_bytes
+    with closing(fetch_ahead(clips, job.reads_ahead, max_bytes)) as contents:
+        for clip in clips:
+            with clock.stage("fetch"):
+                content = next(contents)
+            try:
+                if isinstance(content, Exception):
+                    raise fault(content, clip["uri"]) from content
+                fetched_bytes += len(content)
+                row = build_clip(clip, content, decode, writer, job.settings, clock)
+                rows.append({**row, "shard": name})
+            except RejectError as error:
+                rejects.append(
+                    Reject(id=clip["id"], uri=clip["uri"], stage=error.stage, reason=error.reason)
+                )
+    with clock.stage("write"):
+        writer.finish()
+    tar = TarFacts(
+        name=name,
+        num_clips=writer.num_clips,
+        size_bytes=writer.size_bytes,
+        sha256=writer.sha256,
+    )
+    return Part(
+        fingerprint=spec.fingerprint,
+        tar=tar if tar.num_clips else None,
+        index=pa.Table.from_pylist(rows, schema=index_schema(job.settings.store)),
+        rejects=tuple(rejects),
+        stages_s=clock.seconds,
+        fetched_bytes=fetched_bytes,
+    )
+
+
+@contextmanager
+def _sandbox() -> Iterator[Decode]:
+    with DecoderProcess(timeout_s=MAX_DECODE_S) as decoder:
+        yield decoder.decode_audio
+
+
+def _watched(*arguments: Any, **options: Any) -> npt.NDArray[np.float32]:
+    """Decode in this process, which SIGALRM ends when it hangs in a library."""
+    # The kernel's timer needs neither the interpreter, which a library may hold, nor a thread.
+    before = signal.setitimer(signal.ITIMER_REAL, MAX_DECODE_S)
+    try:
+        return decode_audio(*arguments, **options)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *before)
+
+
+def build_clip(
+    clip: dict[str, Any],
+    content: bytes,
+    decode: Decode,
+    writer: ShardWriter,
+    settings: PrepareSettings,
+    clock: Stages,
+) -> dict[str, Any]:
+    """Append a file's fbank, or its audio, to the tar and return its row of the index.
+
+    Raises:
+        RejectError: the clip cannot be used.
+    """
+    with clock.stage("decode"):
+        waveform = decode(
+            content,
+            settings.decode,
+            sample_rate_hz=settings.fbank.sample_rate_hz,
+            start_s=clip["start_s"],
+            end_s=clip["end_s"],
+        )
+        samples, num_clipped = None, 0
+        if settings.store == "audio":
+            samples, num_clipped = to_16_bits(waveform)
+            waveform = to_waveform(samples)
+    with clock.stage("fbank"):
+        numbers = _fbank16(waveform, settings)
+        # Exact in float32: a float16 has 11 significant bits, its square 22.
+        exact = numbers.float()
+        level = float(np.einsum("i,i->", waveform, waveform)) / len(waveform)
+    with clock.stage("write"):
+        facts = {name: clip[name] for name in ("labels", "split", "fold")}
+        rate_hz = settings.fbank.sample_rate_hz
+        duration_s = len(waveform) / rate_hz
+        stored = numbers.numpy() if samples is None else encode_flac(samples, rate_hz)
+        placed = writer.add(clip["id"], {**facts, "duration_s": duration_s}, stored)
+    return {
+        **{name: clip[name] for name in ("id", "uri", "split", "fold", "labels", "common")},
+        **asdict(placed),
+        "frames": len(numbers),
+        "duration_s": duration_s,
+        "num_clipped": num_clipped,
+        "level_dbfs": round(10 * math.log10(level), 2) if level else -math.inf,
+        "fbank_sum": exact.sum(dtype=torch.float64).item(),
+        "fbank_sumsq": exact.square_().sum(dtype=torch.float64).item(),
+    }
+
+
+def _fbank16(waveform: npt.NDArray[np.float32], settings: PrepareSettings) -> torch.Tensor:
+    """`[T, F]` float16 log-mel of a waveform."""
+    if settings.fbank.num_frames(len(waveform)) == 0:
+        raise RejectError("fbank", f"shorter than one {settings.fbank.frame_length_ms} ms frame")
+    return fbank(torch.from_numpy(waveform), settings.fbank).half()

@@ -1,0 +1,108 @@
+"""Audio of clips, read ahead of the computation: a file each, a byte range, or a row of Parquet.
+
+In: rows of the manifest, in the order they are wanted. Up to `num_ahead` reads are under way while
+the caller computes; clips that follow one another in one Parquet row group are one read. Out: the
+bytes or the error of each clip, in the same order.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.audio.rejects import RejectError
+from pipeline.errors import UserError
+from pipeline.manifest.layouts.parquet_audio import read_audio
+
+Clip = dict[str, Any]
+
+_ROW_GROUPS_AHEAD = 1
+"""Row groups hold hundreds of clips: more of them at once would only fill the memory."""
+
+
+def fetch_ahead(
+    clips: list[Clip], num_ahead: int, max_bytes: int | None = None
+) -> Generator[bytes | Exception, None, None]:
+    """Contents in the order given; none larger than `max_bytes`.
+
+    An error is yielded in its place, for `fault` to tell "this clip" from "the storage". The caller
+    closes the generator (`contextlib.closing`): left to the garbage collector, which may run within
+    the start of a thread, waiting here for threads to end waits for ever.
+    """
+    ahead = num_ahead if all(clip["row_group"] is None for clip in clips) else _ROW_GROUPS_AHEAD
+    pool = ThreadPoolExecutor(max_workers=num_ahead)
+    try:
+        waiting: list[Future[list[bytes | Exception]]] = []
+        for read in _reads(clips, max_bytes):
+            waiting.append(pool.submit(read))
+            if len(waiting) > ahead:
+                yield from waiting.pop(0).result()
+        for future in waiting:
+            yield from future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def fault(error: Exception, uri: str) -> RejectError:
+    """The reject of a clip that could not be read.
+
+    Raises:
+        UserError: it is the storage as a whole that refuses or does not answer.
+    """
+    if isinstance(error, UserError):
+        if not isinstance(error.__cause__, Exception):
+            return RejectError("fetch", "its Parquet file has no column that is the audio")
+        error = error.__cause__
+    reason = storage.one_file_fault(error)
+    if reason is None and isinstance(error, pa.ArrowException):
+        reason = "its Parquet file is damaged"
+    if reason is None and isinstance(error, EOFError):
+        reason = "its container ends before it"
+    if isinstance(error, storage.TooLargeError):
+        reason = "larger than the files that are read"
+    if reason is not None:
+        return RejectError("fetch", reason)
+    explained = storage.explain(error) or f"{type(error).__name__}: {error}"
+    raise UserError(f"{uri}: cannot be read: {explained}. Run the same command again to go on")
+
+
+def _reads(
+    clips: list[Clip], max_bytes: int | None
+) -> Iterator[Callable[[], list[bytes | Exception]]]:
+    """One read for each file or range, one for neighbours in a row group."""
+
+    def place(clip: Clip) -> object:
+        return clip["id"] if clip["row_group"] is None else (clip["uri"], clip["row_group"])
+
+    for _, group in groupby(clips, key=place):
+        together = list(group)
+        yield partial(_read_or_errors, together, max_bytes)
+
+
+def _read_or_errors(clips: list[Clip], max_bytes: int | None) -> list[bytes | Exception]:
+    try:
+        contents: list[bytes | Exception] = storage.with_retries(_read, clips, max_bytes)
+    except Exception as error:
+        contents = [error] * len(clips)
+    return contents
+
+
+def _read(clips: list[Clip], max_bytes: int | None) -> list[bytes | Exception]:
+    first = clips[0]
+    too_large = storage.TooLargeError(f"{first['uri']}: audio of more than {max_bytes} bytes")
+    if first["row_group"] is not None:
+        with storage.open_binary(first["uri"]) as file:
+            found = read_audio(file, first["row_group"], [clip["row"] for clip in clips])
+        return [
+            content if len(content) <= (max_bytes or len(content)) else too_large
+            for content in (one or b"" for one in found)
+        ]
+    if first["offset_bytes"] is not None:
+        if first["size_bytes"] > (max_bytes or first["size_bytes"]):
+            return [too_large]
+        return [storage.read_range(first["uri"], first["offset_bytes"], first["size_bytes"])]
+    return [storage.read_file(first["uri"], max_bytes=max_bytes)]

@@ -1,0 +1,123 @@
+"""Part files: what is known of a finished shard, and the sign that it is finished.
+
+A Parquet file a shard in `_work/parts`, with the shard's rows of the index; the rest is in its
+metadata. Index, ledger and card are made from them alone.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.audio.rejects import Reject
+from pipeline.shards.plan import Store, content_hash
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("uri", pa.string()),
+        ("split", pa.string()),
+        ("fold", pa.int32()),
+        ("labels", pa.list_(pa.string())),
+        ("shard", pa.string()),  # the tar, relative to the data set
+        ("offset_bytes", pa.int64()),  # of the float16 [T, F] numbers, or of the FLAC, in the tar
+        ("size_bytes", pa.int64()),
+        ("frames", pa.int32()),
+        ("duration_s", pa.float64()),
+        ("level_dbfs", pa.float32()),  # RMS over the clip; -inf: silence
+        ("common", pa.bool_()),  # as in the manifest
+        # Of the float16 numbers (of audio those it would give), for exact means of any subset.
+        ("fbank_sum", pa.float64()),
+        ("fbank_sumsq", pa.float64()),
+    ]
+)
+_AUDIO_SCHEMA = INDEX_SCHEMA.append(pa.field("num_clipped", pa.int32()))  # beyond full scale
+STAGES = ("fetch", "decode", "fbank", "write")
+
+_METADATA_KEY = b"ast_ray.part"
+_CHECKSUM_KEY = b"ast_ray.sha256"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TarFacts:
+    """A finished tar, as the card names it."""
+
+    name: str
+    num_clips: int
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """What is known of a finished shard."""
+
+    fingerprint: str
+    tar: TarFacts | None
+    """None when every clip of the shard was rejected: there is no tar then."""
+    index: pa.Table
+    rejects: tuple[Reject, ...]
+    stages_s: dict[str, float]
+    """Seconds the task spent waiting for or working on each of `STAGES`."""
+    fetched_bytes: int
+    """Size of the audio that was read."""
+
+
+def index_schema(store: Store) -> pa.Schema:
+    """Columns of the index of a data set that stores this."""
+    return _AUDIO_SCHEMA if store == "audio" else INDEX_SCHEMA
+
+
+def work_folder(output: str) -> str:
+    """Where a data set keeps what a restart builds on."""
+    return storage.join(output, "_work")
+
+
+def part_path(output: str, name: str) -> str:
+    """Where a shard's part file stands."""
+    return storage.join(work_folder(output), "parts", f"{name}.parquet")
+
+
+def has_parts(output: str) -> bool:
+    """Whether any shard was finished."""
+    parts = storage.list_files(storage.join(work_folder(output), "parts"))
+    return any(path.endswith(".parquet") for path in parts)  # not what a killed write left
+
+
+def read_part(path: str) -> Part:
+    """A part file, as `build_shard` wrote it; ArrowException or ValueError if it is damaged."""
+    table = storage.read_table(path)
+    metadata = table.schema.metadata or {}
+    text = metadata.get(_METADATA_KEY, b"")
+    whole = metadata.get(_CHECKSUM_KEY) == _checksum(text, table)
+    if not (whole and table.schema in (INDEX_SCHEMA, _AUDIO_SCHEMA)):
+        raise ValueError(f"{path}: does not have the checksum it gives itself")
+    document = json.loads(text)
+    return Part(
+        fingerprint=document["fingerprint"],
+        tar=TarFacts(**document["tar"]) if document["tar"] else None,
+        index=table.replace_schema_metadata(None),
+        rejects=tuple(Reject(**row) for row in document["rejects"]),
+        stages_s=document["stages_s"],
+        fetched_bytes=document["fetched_bytes"],
+    )
+
+
+def write_part(path: str, part: Part) -> None:
+    """Put a part file in place: from then on the shard is done."""
+    document = {
+        "fingerprint": part.fingerprint,
+        "tar": asdict(part.tar) if part.tar else None,
+        "rejects": [asdict(reject) for reject in part.rejects],
+        "stages_s": part.stages_s,
+        "fetched_bytes": part.fetched_bytes,
+    }
+    text = json.dumps(document).encode()
+    metadata = {_METADATA_KEY: text, _CHECKSUM_KEY: _checksum(text, part.index)}
+    storage.write_table(path, part.index.replace_schema_metadata(metadata))
+
+
+def _checksum(text: bytes, index: pa.Table) -> bytes:
+    return hashlib.sha256(text + content_hash(index).encode()).hexdigest().encode()

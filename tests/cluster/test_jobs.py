@@ -1,0 +1,521 @@
+"""Sessions and jobs against Ray itself: one cluster with a job server, one embedded session.
+
+The cluster has its own ports and its own temporary folder, and ends with the process that started
+it, so that it gets along with any other Ray on the machine.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import requests
+from ray.exceptions import UserCodeException
+from ray.job_submission import JobStatus
+
+from cluster import jobs, session
+from pipeline.errors import UserError
+from tests.support.ray_head import Cluster, started, submit_when_ready
+from tests.support.steps import PROJECT, ray_folder
+
+STAND_IN = """
+import json, os, sys, time
+print(json.dumps({"arguments": sys.argv[1:], "files": sorted(os.listdir(".")),
+                  "environment": dict(os.environ)}), flush=True)
+if sys.argv[1] == "count":
+    for number in range(int(sys.argv[2])):
+        print("line", number, flush=True)
+        time.sleep(float(sys.argv[3]))
+if sys.argv[1] == "count" and len(sys.argv) == 5:
+    deadline = time.monotonic() + 120
+    while not os.path.exists(sys.argv[4]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+if sys.argv[1] == "sleep":
+    time.sleep(600)
+if sys.argv[1] == "exit":
+    sys.exit(int(sys.argv[2]))
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    project = tmp_path_factory.mktemp("project")
+    (project / "ray_job.py").write_text(STAND_IN)
+    for left_out in (".git", ".venv", "data"):
+        (project / left_out).mkdir()
+        (project / left_out / "large").write_text("x")
+    with ray_folder() as folder, started(folder, str(project)) as (found, process):
+        # Started now, looked at later: a job takes seconds to begin.
+        submit_when_ready(found, process, "exit", "7", submission_id="seven")
+        submit_when_ready(found, process, "sleep", submission_id="sleeper")
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def printed(text: str) -> dict[str, Any]:
+    """What the stand-in says about itself, out of a job's log."""
+    found = [json.loads(line) for line in text.splitlines() if line.startswith('{"arguments"')]
+    assert len(found) == 1
+    return dict(found[0])
+
+
+def counted(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("line ")]
+
+
+def test_a_job_gets_its_arguments_and_variables_and_its_log_arrives_whole(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["count", "25", "0.05", "two words", "it's", '"quoted"', "$HOME", "*", ";ls", ""]
+    environment = {"AWS_REGION": "eu north", "EMPTY": ""}
+    status = jobs.submit(
+        arguments, working_dir=cluster.project, address=cluster.url, environment=environment
+    )
+    out, err = capsys.readouterr()
+    assert status == 0
+    job = printed(out)
+    assert job["arguments"] == arguments
+    assert job["files"] == ["ray_job.py"]
+    assert {name: job["environment"][name] for name in environment} == environment
+    assert job["environment"]["RAY_ADDRESS"]
+    assert counted(out) == [f"line {number}" for number in range(25)]
+    assert "SUCCEEDED" in err
+    assert "INFO" not in err
+
+
+def test_a_failed_job_passes_its_exit_status_on(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert jobs.print_logs("seven", address=cluster.url, follow=True) == 7
+    followed, err = capsys.readouterr()
+    assert "FAILED, exit status 7" in err
+    assert jobs.print_logs("seven", address=cluster.url) == 0
+    assert capsys.readouterr().out == followed
+    assert printed(followed)["arguments"] == ["exit", "7"]
+
+
+def test_without_waiting_the_id_is_all_of_stdout(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["exit", "1"]
+    assert jobs.submit(arguments, working_dir=cluster.project, address=cluster.url, wait=False) == 0
+    job_id, err = capsys.readouterr()
+    assert job_id.startswith("raysubmit_")
+    assert f"ray_job.py logs --follow {job_id.strip()} --address {cluster.url}" in err
+    jobs.list_jobs(address=cluster.url)
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "python ray_job.py exit 1" in rows[job_id.strip()]
+    assert "seven" in rows
+
+
+def test_a_used_id_is_refused(cluster: Cluster) -> None:
+    with pytest.raises(UserError, match="seven already exists"):
+        jobs.submit(
+            ["exit", "0"], working_dir=cluster.project, address=cluster.url, submission_id="seven"
+        )
+
+
+def test_an_interrupted_follower_leaves_the_job_running_until_it_is_stopped(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = f"print_logs('sleeper', address='{cluster.url}', follow=True)"
+    code = f"from cluster import jobs; exit(jobs.{call})"
+    follower = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=PROJECT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    with follower:
+        assert follower.stdout is not None
+        assert follower.stderr is not None
+        for line in follower.stdout:
+            if line.startswith("{"):
+                break
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(120) == 130
+        err = follower.stderr.read()
+    assert "job sleeper keeps running" in err
+    assert f"ray_job.py stop sleeper --address {cluster.url}" in err
+    assert "Traceback" not in err
+
+    jobs.list_jobs(address=cluster.url)
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "RUNNING" in rows["sleeper"]
+    jobs.stop("sleeper", address=cluster.url)
+    assert capsys.readouterr().err == "job sleeper: STOPPED\n"
+    jobs.stop("sleeper", address=cluster.url)
+    assert capsys.readouterr().err == "job sleeper: had ended already, STOPPED\n"
+    assert jobs.print_logs("sleeper", address=cluster.url, follow=True) == 130
+
+
+class Dropper(socketserver.ThreadingTCPServer):
+    """Passes connections on to a server and breaks the first few that follow a log.
+
+    `done` appears after the last of them.
+    """
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(
+        self, target: tuple[str, int], done: Path, *, num_drops: int, after_bytes: int
+    ) -> None:
+        self.target = target
+        self.done = done
+        self.drops_left = num_drops
+        self.after_bytes = after_bytes
+        super().__init__(("127.0.0.1", 0), Passage)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Passage(socketserver.BaseRequestHandler):
+    server: Dropper
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError), socket.create_connection(self.server.target) as other:
+            request = self.request.recv(65536)
+            other.sendall(request)
+            threading.Thread(target=self.send_on, args=(other,), daemon=True).start()
+            num_bytes = 0
+            while data := other.recv(4096):
+                self.request.sendall(data)
+                num_bytes += len(data)
+                follows = b"/logs/tail" in request
+                if follows and self.server.drops_left and num_bytes > self.server.after_bytes:
+                    self.server.drops_left -= 1
+                    if not self.server.drops_left:
+                        self.server.done.touch()
+                    return
+
+    def send_on(self, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := self.request.recv(4096):
+                other.sendall(data)
+
+
+def test_a_dropped_connection_loses_and_repeats_no_line(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = int(cluster.url.rsplit(":", 1)[1])
+    # The job waits for it: a log is not followed any more once its job has ended.
+    done = tmp_path / "done"
+    with Dropper(("127.0.0.1", port), done, num_drops=2, after_bytes=3000) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        status = jobs.submit(
+            ["count", "400", "0.01", str(done)], working_dir=cluster.project, address=proxy.url
+        )
+        proxy.shutdown()
+    assert proxy.drops_left == 0
+    assert status == 0
+    out = capsys.readouterr().out
+    printed(out)
+    assert counted(out) == [f"line {number}" for number in range(400)]
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda url: jobs.print_logs("nobody", address=url),
+        lambda url: jobs.print_logs("nobody", address=url, follow=True),
+        lambda url: jobs.stop("nobody", address=url),
+    ],
+)
+def test_an_unknown_id_is_one_line(cluster: Cluster, action: Callable[[str], object]) -> None:
+    with pytest.raises(UserError, match="Job nobody does not exist") as caught:
+        action(cluster.url)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_id_that_is_no_id_is_refused_before_any_connection() -> None:
+    with pytest.raises(UserError, match="a job's id has"):
+        jobs.stop("../version?", address="http://127.0.0.1:1")
+
+
+def test_the_project_folder_and_the_command_are_checked_before_any_connection(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UserError, match=r"no ray_job\.py"):
+        jobs.submit(["report"], working_dir=str(tmp_path), address="http://127.0.0.1:1")
+    with pytest.raises(UserError, match="give the command"):
+        jobs.submit([], working_dir=str(PROJECT), address="http://127.0.0.1:1")
+
+
+def test_no_server_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked once, and not for long."""
+    timeouts, request = [], requests.request
+
+    def counting(*arguments: Any, **options: Any) -> requests.Response:
+        timeouts.append(options["timeout"])
+        return request(*arguments, **options)
+
+    monkeypatch.setattr(requests, "request", counting)
+    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:1: no job server answers") as caught:
+        jobs.list_jobs(address="127.0.0.1:1")
+    assert timeouts == [(jobs.CONNECT_TIMEOUT_S, jobs.VERSION_TIMEOUT_S)]
+    assert "\n" not in str(caught.value)
+
+
+@contextlib.contextmanager
+def answering(status: int, text: str) -> Iterator[str]:
+    """A server that answers every request alike."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "says"),
+    [
+        (401, "Unauthorized: Missing authentication token", "set RAY_AUTH_MODE=token and RAY_AUTH"),
+        (403, "Forbidden: Invalid authentication token", "check the token in RAY_AUTH_TOKEN"),
+        (404, "not here", "not a Ray job server"),
+        (200, "<html>", "no job server answers|not a Ray job server"),
+    ],
+)
+def test_a_server_that_refuses_or_is_another_is_one_line(status: int, text: str, says: str) -> None:
+    with answering(status, text) as url:
+        with pytest.raises(UserError, match=says) as caught:
+            jobs.list_jobs(address=url)
+        assert url in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "environ", "url"),
+    [
+        (None, {}, "http://127.0.0.1:8265"),
+        (None, {"RAY_ADDRESS": "10.0.0.1:6379"}, "http://127.0.0.1:8265"),
+        (None, {"RAY_ADDRESS": "https://head"}, "https://head"),
+        (None, {"RAY_ADDRESS": "http://a", "RAY_API_SERVER_ADDRESS": "http://b"}, "http://b"),
+        ("head:8265/", {"RAY_API_SERVER_ADDRESS": "http://b"}, "http://head:8265"),
+    ],
+)
+def test_the_servers_address(address: str | None, environ: dict[str, str], url: str) -> None:
+    assert jobs._server_url(address, environ) == url
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://", "http://head:port"])
+def test_an_address_that_is_no_url_of_a_server(address: str) -> None:
+    with pytest.raises(UserError, match="is a URL such as"):
+        jobs.list_jobs(address=address)
+
+
+def test_the_given_address_wins_over_the_environment_and_leaves_it_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2")
+    with pytest.raises(UserError, match=r"^http://127\.0\.0\.1:1:"):
+        jobs.list_jobs(address="http://127.0.0.1:1")
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://127.0.0.1:2"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        (JobStatus.SUCCEEDED, 0, 0),
+        (JobStatus.FAILED, 3, 3),
+        (JobStatus.FAILED, -9, 137),
+        (JobStatus.FAILED, None, 1),
+        (JobStatus.STOPPED, None, 130),
+    ],
+)
+def test_the_exit_status_of_a_job(
+    status: JobStatus,
+    code: int | None,
+    expected: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    details = SimpleNamespace(status=status, driver_exit_code=code, message="no such package")
+    monkeypatch.setattr(jobs, "_follow", lambda *_: details)
+    assert jobs._follow_to_end(None, "one") == expected  # type: ignore[arg-type]
+    # A job that never ran has its reason nowhere but in the message.
+    never_ran = status == JobStatus.FAILED and code is None
+    assert ("no such package" in capsys.readouterr().err) == never_ran
+
+
+AWS = {
+    "AWS_ENDPOINT_URL": "http://minio:9000",
+    "AWS_REGION": "eu-north-1",
+    "AWS_PROFILE": "mine",
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "HOME": "/home/me",
+}
+
+
+def test_no_secret_goes_with_a_job_unless_asked() -> None:
+    plain = {"AWS_ENDPOINT_URL": "http://minio:9000", "AWS_REGION": "eu-north-1"}
+    assert jobs.forwarded_environment([], credentials=False, environ=AWS) == plain
+    secret = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    assert jobs.forwarded_environment([], credentials=True, environ=AWS) == plain | secret
+
+
+def test_variables_by_name_and_by_value() -> None:
+    items = ["HOME", "AWS_REGION=here", "EMPTY=", "EQUAL=a=b", "LINES= 1\n2 "]
+    variables = jobs.forwarded_environment(items, credentials=False, environ=AWS)
+    assert variables == {
+        "AWS_ENDPOINT_URL": "http://minio:9000",
+        "AWS_REGION": "here",
+        "HOME": "/home/me",
+        "EMPTY": "",
+        "EQUAL": "a=b",
+        "LINES": " 1\n2 ",
+    }
+
+
+@pytest.mark.parametrize("item", ["", "=value", "9LIVES=1", "WITH SPACE=1", "MISSING"])
+def test_an_item_that_is_no_variable_is_refused(item: str) -> None:
+    with pytest.raises(UserError, match=r"^--env: "):
+        jobs.forwarded_environment([item], credentials=False, environ={})
+
+
+def test_credentials_that_are_not_there_are_an_error() -> None:
+    with pytest.raises(UserError, match=r"^--forward-credentials: AWS_SECRET_ACCESS_KEY not set"):
+        jobs.forwarded_environment([], credentials=True, environ={"AWS_ACCESS_KEY_ID": "key"})
+
+
+def fails_in(kind: str) -> Callable[[], None]:
+    """A function that ends with a UserError as Ray's parts pass it on.
+
+    Local functions travel by value: workers need not be able to import this file.
+    """
+
+    def fail() -> None:
+        raise UserError("clips.csv: line 3 has no label")
+
+    def fail_as_ray_data() -> None:
+        try:
+            fail()
+        except UserError as error:
+            raise UserCodeException("UDF failed to process a data block.") from error
+
+    def fail_in_another_task() -> None:
+        ray.get(ray.remote(num_cpus=0)(fail).remote())
+
+    return {"task": fail, "data": fail_as_ray_data, "nested": fail_in_another_task}[kind]
+
+
+def check_embedded_session() -> None:
+    assert ray.cluster_resources()["CPU"] == 1.0
+    assert ray.get(ray.remote(lambda: os.environ["RAY_AUTH_MODE"]).remote()) == "token"
+    for kind in ("task", "nested", "data"):
+        with pytest.raises(Exception, match="line 3 has no label") as caught:
+            ray.get(ray.remote(fails_in(kind)).remote())
+        found = session.unwrap(caught.value)
+        assert type(found) is UserError
+        assert str(found) == "clips.csv: line 3 has no label"
+    with session.connect(address="local", num_cpus=7):
+        assert ray.cluster_resources()["CPU"] == 1.0
+    assert ray.is_initialized()
+    raise KeyError("mine")
+
+
+def test_an_embedded_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(KeyError, match="mine"), session.connect(num_cpus=1):
+        check_embedded_session()
+    assert not ray.is_initialized()
+    assert not [name for name in os.environ if name.startswith("RAY_AUTH")]
+    assert list(tmp_path.iterdir()) == []
+    assert "authentication" not in capfd.readouterr().err
+
+
+def test_a_session_of_a_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster.gcs_address)
+    with session.connect():
+        assert ray.cluster_resources()["CPU"] == 1.0
+        assert ray.get_runtime_context().gcs_address.endswith(cluster.gcs_address.split(":")[1])
+    assert not ray.is_initialized()
+    with pytest.raises(UserError, match=r"^--num-cpus: "), session.connect(num_cpus=2):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("127.0.0.1:1", "no Ray cluster answers"),
+        ("http://127.0.0.1:8265", "submit command"),
+        ("127.0.0.1", "is host:port"),
+        ("head:port", "is host:port"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined_is_one_line(
+    address: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found out before Ray tries, for many minutes."""
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray tries"))
+    with pytest.raises(UserError, match=says) as caught, session.connect(address=address):
+        pass
+    assert "\n" not in str(caught.value)
+    assert address in str(caught.value)
+
+
+def test_a_temporary_folder_with_too_long_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("x" * 100)
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    with pytest.raises(UserError, match="set RAY_TMPDIR to a short one"), session.connect():
+        pass
+
+
+def test_unwrap_finds_the_users_error_among_the_failures_of_training_workers() -> None:
+    # Seconds to import, and needed by nothing else here.
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    inner = UserError("data: no clips of fold 6")
+    failures: dict[int, Exception] = {0: RuntimeError("connection closed by peer"), 1: inner}
+    training = WorkerGroupError("two workers failed", failures)
+    assert session.unwrap(training) is inner
+    assert session.unwrap(ControllerError(training)) is inner
+    assert session.unwrap(WorkerGroupError("one", {0: RuntimeError("bug")})) is not inner
+
+
+def test_unwrap_leaves_other_errors_alone() -> None:
+    error = ValueError("pipeline.errors.UserError is mentioned")
+    error.__cause__ = error
+    assert session.unwrap(error) is error
+    interrupt = KeyboardInterrupt()
+    interrupt.__context__ = UserError("earlier")
+    assert session.unwrap(interrupt) is interrupt
+    hidden = RuntimeError("bug")
+    hidden.__context__ = UserError("dealt with")
+    hidden.__suppress_context__ = True
+    assert session.unwrap(hidden) is hidden

@@ -1,0 +1,166 @@
+"""Decoding in a child process: the same samples, and every way in which the child can die."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.audio.decode import DecodeSettings, decode_audio
+from pipeline.audio.rejects import RejectError
+from pipeline.audio.sandbox import DecoderProcess
+from tests.support.audio import encode, noise, tone
+
+LIMITS = DecodeSettings()
+GOOD = encode(tone(0.5, 22_050), 22_050)
+
+# A child that does what the first bytes of a clip say, and decodes all others.
+SABOTEUR = """
+import ctypes, os, signal, sys, time
+import numpy as np
+from pipeline.audio.decode import decode_audio
+from pipeline.audio.sandbox import run
+
+def decode(data, settings, **options):
+    if data == b"segfault":
+        ctypes.string_at(0)
+    elif data == b"abort":
+        os.abort()
+    elif data == b"sleep":
+        time.sleep(60)
+    elif data == b"eat":
+        hoard = [np.ones(2**20) for _ in range(10_000)]
+    elif data == b"print":
+        os.write(1, b"noise of a library\\n")
+    elif data == b"bug":
+        raise LookupError
+    elif data.startswith(b"once ") and not os.path.exists(data[5:]):
+        open(data[5:], "x").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return decode_audio(GOOD if data[:4] in (b"prin", b"once") else data, settings, **options)
+
+GOOD = bytes.fromhex("%s")
+run(int(sys.argv[1]), decode)
+"""
+
+
+@pytest.fixture
+def saboteur(tmp_path: Path) -> Sequence[str]:
+    script = tmp_path / "saboteur.py"
+    script.write_text(SABOTEUR % GOOD.hex())
+    return sys.executable, "-W", "ignore", str(script)
+
+
+def reason_for(decoder: DecoderProcess, data: bytes) -> str:
+    with pytest.raises(RejectError) as caught:
+        decoder.decode_audio(data, LIMITS, sample_rate_hz=16_000)
+    assert caught.value.stage == "decode"
+    return caught.value.reason
+
+
+def decodes(decoder: DecoderProcess, data: bytes = GOOD) -> bool:
+    decoded = decoder.decode_audio(data, LIMITS, sample_rate_hz=16_000)
+    return np.array_equal(decoded, decode_audio(GOOD, LIMITS, sample_rate_hz=16_000))
+
+
+def test_many_clips_are_the_same_bits_through_one_child() -> None:
+    rng = np.random.default_rng(0)
+    with DecoderProcess() as decoder:
+        for seed in range(40):
+            rate_hz = int(rng.choice([8_000, 16_000, 44_100]))
+            clip = noise(rng.uniform(0.2, 2), rate_hz, seed=seed)
+            data = encode(clip, rate_hz, *[("WAV", "FLOAT"), ("OGG", "VORBIS")][seed % 2])
+            start_s = float(rng.uniform(0, 0.1))
+            options = {"sample_rate_hz": 16_000, "start_s": start_s, "end_s": start_s + 1 / 3}
+            decoded = decoder.decode_audio(data, LIMITS, **options)
+            assert decoded.flags.writeable
+            assert decoded.tobytes() == decode_audio(data, LIMITS, **options).tobytes()
+        assert decoder.num_starts == 1
+
+
+def test_rejects_and_limits_are_those_of_this_process() -> None:
+    with DecoderProcess() as decoder:
+        assert reason_for(decoder, b"") == "the file is empty"
+        assert reason_for(decoder, GOOD[:-100]) == "cut short or damaged"
+        with pytest.raises(RejectError, match=r"longer than 0\.25 s"):
+            decoder.decode_audio(GOOD, DecodeSettings(max_duration_s=0.25), sample_rate_hz=16_000)
+        assert decodes(decoder)
+        assert decoder.num_starts == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"segfault", "the decoder crashed (SIGSEGV)"),
+        (b"abort", "the decoder crashed (SIGABRT)"),
+        (b"bug", "the decoder crashed (exit status 1)"),
+    ],
+)
+def test_a_crash_rejects_the_clip_and_not_the_next(
+    saboteur: Sequence[str], data: bytes, reason: str
+) -> None:
+    with DecoderProcess(command=saboteur) as decoder:
+        assert decodes(decoder)
+        assert reason_for(decoder, data) == reason
+        assert decodes(decoder)
+        assert decoder.num_starts == 3  # it is tried twice
+
+
+def test_a_clip_that_takes_too_long_is_rejected(saboteur: Sequence[str]) -> None:
+    with DecoderProcess(command=saboteur, timeout_s=2) as decoder:
+        assert reason_for(decoder, b"sleep") == "decoding took longer than 2 s"
+    with DecoderProcess(command=saboteur) as decoder:
+        assert decodes(decoder)
+
+
+def test_a_clip_that_takes_too_much_memory_is_rejected(saboteur: Sequence[str]) -> None:
+    with DecoderProcess(command=saboteur, memory_bytes=2**29) as decoder:
+        assert reason_for(decoder, b"eat") == "decoding needed more memory than allowed"
+        assert decodes(decoder)
+        assert decoder.num_starts == 1
+
+
+def test_what_a_library_prints_is_no_answer(saboteur: Sequence[str]) -> None:
+    with DecoderProcess(command=saboteur) as decoder:
+        assert decodes(decoder, b"print")
+        assert decodes(decoder)
+
+
+def test_a_child_killed_from_outside_costs_no_clip(saboteur: Sequence[str], tmp_path: Path) -> None:
+    with DecoderProcess(command=saboteur) as decoder:
+        assert decodes(decoder, b"once " + bytes(tmp_path / "mark"))  # killed at work
+        assert decoder.num_starts == 2
+        assert decoder.pid is not None
+        os.kill(decoder.pid, signal.SIGKILL)  # killed between two clips
+        assert decodes(decoder)
+        assert decoder.num_starts == 3
+
+
+def test_no_child_is_left(saboteur: Sequence[str]) -> None:
+    with DecoderProcess(command=saboteur) as decoder:
+        assert decodes(decoder)
+        pid = decoder.pid
+    assert pid is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_child_that_cannot_start_is_no_fault_of_a_clip() -> None:
+    with (
+        DecoderProcess(command=[sys.executable, "-c", "raise SystemExit(3)"]) as decoder,
+        pytest.raises(RuntimeError, match=r"cannot start \(exit status 3\)"),
+    ):
+        decoder.decode_audio(GOOD, LIMITS, sample_rate_hz=16_000)
+
+
+def test_the_child_loads_neither_torch_nor_ray() -> None:
+    program = (
+        "import sys, pipeline.audio.sandbox\n"
+        "print([name for name in ('torch', 'ray', 'torchaudio') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -1,0 +1,282 @@
+"""Ledger, index, card and summary of a complete data set, and reading it."""
+
+import hashlib
+import io
+import json
+import math
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipeline import storage
+from pipeline.audio.rejects import check_share
+from pipeline.dataset.assemble import is_intact, read_card
+from pipeline.dataset.prepared import PreparedDataset, open_dataset
+from pipeline.errors import UserError
+from pipeline.manifest.manifest import Clip
+from pipeline.shards.parts import INDEX_SCHEMA
+from tests.support.audio import write_clips
+from tests.support.preparation import (
+    LABELS,
+    SETTINGS,
+    bad_clips,
+    files,
+    preparation,
+)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
+    """14 good clips in two splits: 3 shards of training clips, 1 of evaluation clips."""
+    folder = tmp_path_factory.mktemp("audio")
+    return write_clips(folder, 10) + write_clips(folder, 4, split="eval")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory, clips: list[Clip]) -> PreparedDataset:
+    folder = tmp_path_factory.mktemp("prepared")
+    prep = preparation(folder, clips)
+    prep.build()
+    prep.finish()
+    return open_dataset(str(folder))
+
+
+def test_the_card_describes_the_data_set(dataset: PreparedDataset, clips: list[Clip]) -> None:
+    card = dataset.card
+    assert (card["format_version"], card["num_clips"]) == (2, 14)
+    assert card["fbank"]["num_mels"] == dataset.num_mels == 128
+    assert tuple(card["labels"]) == tuple(dataset.labels) == LABELS
+    assert card["class_counts"] == {
+        "eval": {"rain": 2, "dog": 2, "never": 0},
+        "train": {"rain": 5, "dog": 5, "never": 0},
+    }
+    for split, num_clips in (("eval", 4), ("train", 10)):
+        facts = card["splits"][split]
+        durations = [soundfile.info(clip.uri).duration for clip in clips if clip.split == split]
+        assert facts["num_clips"] == num_clips == dataset.select(split).num_rows
+        assert facts["duration_s"] == pytest.approx(sum(durations), abs=1e-9)
+    folder = Path(dataset.path)
+    for tar in card["shards"]:
+        data = (folder / tar["name"]).read_bytes()
+        assert (tar["size_bytes"], tar["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    for name in ("index", "rejects"):
+        data = (folder / f"{name}.parquet").read_bytes()
+        assert card[f"{name}_sha256"] == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_mean_and_deviation_are_those_of_every_stored_number(
+    dataset: PreparedDataset, split: str
+) -> None:
+    rows = [i for i, own in enumerate(dataset.index["split"].to_pylist()) if own == split]
+    fbanks = [dataset.read_fbank(row) for row in rows]
+    stored = np.concatenate([numbers.ravel() for numbers in fbanks]).astype(np.float64)
+    facts = dataset.card["splits"][split]
+    assert facts["num_frames"] == sum(len(numbers) for numbers in fbanks)
+    assert facts["mean"] == pytest.approx(stored.mean(), rel=1e-12)
+    assert facts["std"] == pytest.approx(stored.std(), rel=1e-12)
+    if split == "train":
+        assert (dataset.card["mean"], dataset.card["std"]) == (facts["mean"], facts["std"])
+
+
+def test_any_clip_is_one_read(dataset: PreparedDataset) -> None:
+    members: dict[str, bytes] = {}
+    for facts in dataset.card["shards"]:
+        with tarfile.open(Path(dataset.path) / facts["name"]) as tar:
+            for member in tar:
+                content = tar.extractfile(member)
+                assert content is not None
+                members[member.name] = content.read()
+    assert len(members) == 2 * dataset.index.num_rows == 28
+    for row, clip_id in enumerate(dataset.index["id"].to_pylist()):
+        member_bytes = members[f"{clip_id.replace('/', '%2F')}.npy"]
+        expected = np.load(io.BytesIO(member_bytes), allow_pickle=False)
+        np.testing.assert_array_equal(dataset.read_fbank(row), expected)
+    assert dataset.index.schema.equals(INDEX_SCHEMA)
+
+
+def test_selecting_splits_and_folds(tmp_path: Path, clips: list[Clip]) -> None:
+    folded = [replace(clip, fold=1 + number % 2) for number, clip in enumerate(clips[:10])]
+    prep = preparation(tmp_path, folded)
+    prep.build()
+    prep.finish()
+    dataset = open_dataset(str(tmp_path))
+    assert set(dataset.select("train", fold=1)["id"].to_pylist()) == {c.id for c in folded[::2]}
+    others = dataset.select("train", except_fold=1)["id"].to_pylist()
+    assert set(others) == {clip.id for clip in folded[1::2]}
+    with pytest.raises(UserError, match="no split 'test'; there are: train"):
+        dataset.select("test")
+    with pytest.raises(UserError, match=r"split 'train' has no fold 3, only \[1, 2\]"):
+        dataset.select("train", fold=3)
+    index = dataset.index.drop_columns("fold")
+    zeros = np.zeros(index.num_rows, dtype=np.int32)
+    unfolded = replace(dataset, index=index.append_column("fold", [zeros]))
+    with pytest.raises(UserError, match="split 'train' has no fold 3, as it has none"):
+        unfolded.select("train", fold=3)
+
+
+def test_without_a_training_split_the_statistics_are_of_all_clips(
+    tmp_path: Path, clips: list[Clip]
+) -> None:
+    prep = preparation(tmp_path, [replace(clip, split=f"x{clip.split}") for clip in clips])
+    prep.build()
+    prep.finish()
+    card = open_dataset(str(tmp_path)).card
+    sums = storage.read_table(f"{tmp_path}/index.parquet")["fbank_sum"].to_pylist()
+    num_values = 128 * sum(facts["num_frames"] for facts in card["splits"].values())
+    assert card["mean"] == math.fsum(sums) / num_values
+
+
+def test_too_many_rejects_leave_the_ledger_and_no_card(tmp_path: Path, clips: list[Clip]) -> None:
+    missing = [Clip(id=f"no {i}", uri=f"/none/{i}.wav", labels=("dog",)) for i in range(5)]
+    bad = bad_clips(tmp_path / "bad")
+    few = [bad["decode: the file is empty"], bad["fbank: shorter than one 25 ms frame"]]
+    prep = preparation(tmp_path / "out", [*clips, *missing, *few])
+    prep.build()
+    with pytest.raises(UserError) as caught:
+        prep.finish(max_reject_share=0.3)
+    message = str(caught.value)
+    assert message.startswith(
+        "7 of 21 clips were rejected, more than the allowed share of 0.3; commonest: "
+        "fetch: not found (5); decode: the file is empty (1); fbank: shorter than one 25 ms "
+    )
+    assert f"{tmp_path}/out/rejects.parquet" in message
+    assert "--max-reject-share" in message
+    assert set(files(tmp_path / "out")) == {
+        "rejects.parquet",
+        *(f"shards/{spec.name}.tar" for spec in prep.plan.specs),
+    }
+    with pytest.raises(UserError, match="no complete data set there"):
+        open_dataset(str(tmp_path / "out"))
+    assert read_card(str(tmp_path / "out")) is None
+    # With a larger share the same parts are enough: nothing is built again.
+    assert prep.finished() == {spec.name for spec in prep.plan.specs}
+    assert prep.finish(max_reject_share=1 / 3).num_clips_built == 0
+    assert open_dataset(str(tmp_path / "out")).card["rejects"]["num"] == 7
+
+
+@pytest.mark.parametrize("num_rejects", range(1, 100))
+def test_a_share_of_exactly_the_limit_is_allowed(num_rejects: int) -> None:
+    limit = num_rejects / 100
+    check_share({"a": num_rejects}, 100, max_share=limit, ledger="ledger")
+    with pytest.raises(UserError, match=f"{num_rejects + 1} of 100 clips were rejected"):
+        check_share({"a": num_rejects + 1}, 100, max_share=limit, ledger="ledger")
+
+
+def test_a_data_set_without_any_clip_is_refused(tmp_path: Path) -> None:
+    prep = preparation(tmp_path / "out", list(bad_clips(tmp_path / "bad").values()))
+    prep.build()
+    with pytest.raises(UserError, match="7 of 7 clips were rejected"):
+        prep.finish(max_reject_share=1.0)
+    assert not (tmp_path / "out" / "card.json").exists()
+
+
+def test_what_an_earlier_plan_left_is_removed_but_nothing_else(
+    tmp_path: Path, clips: list[Clip]
+) -> None:
+    earlier = preparation(tmp_path, clips, replace(SETTINGS, clips_per_shard=1))
+    earlier.build(["train-00000", "train-00009", "eval-00003"])
+    shards = tmp_path / "shards"
+    (shards / ".train-00001.tar.4711.0123abcd").write_bytes(b"of a killed process")
+    (shards / "mine.tar").write_bytes(b"of the user")
+    prep = preparation(tmp_path, clips)
+    assert prep.finished() == set()
+    prep.build()
+    prep.finish()
+    assert sorted(path.name for path in shards.iterdir()) == [
+        "eval-00000.tar",
+        "mine.tar",
+        "train-00000.tar",
+        "train-00001.tar",
+        "train-00002.tar",
+    ]
+
+
+def test_the_card_is_what_comes_last(
+    tmp_path: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    with storage.new_file(f"{tmp_path}/any") as file:
+        local_file = type(file)
+    commit: Callable[[storage.NewFile], None] = local_file.commit
+
+    def record(file: storage.NewFile) -> None:
+        order.append(file.path.removeprefix(f"{tmp_path}/"))
+        commit(file)
+
+    monkeypatch.setattr(local_file, "commit", record)
+    prep = preparation(tmp_path, clips[:3])
+    prep.build()
+    prep.finish()
+    assert order == [
+        "_work/plan/00000.parquet",
+        "_work/plan.json",
+        "_work/started/train-00000",
+        "shards/train-00000.tar",
+        "_work/parts/train-00000.parquet",
+        "rejects.parquet",
+        "index.parquet",
+        "prepare_summary.json",
+        "card.json",
+    ]
+
+
+def test_a_listing_tells_what_is_missing_or_cut(tmp_path: Path, clips: list[Clip]) -> None:
+    output = str(tmp_path / "out")
+    assert read_card(output) is None
+    prep = preparation(tmp_path / "out", clips)
+    prep.build()
+    prep.finish()
+    card = read_card(output)
+    assert card is not None
+    assert is_intact(card, output)
+    for name in ("index.parquet", "rejects.parquet", "shards/train-00001.tar"):
+        path = tmp_path / "out" / name
+        content = path.read_bytes()
+        path.unlink()
+        assert not is_intact(card, output)
+        path.write_bytes(content)
+        assert is_intact(card, output)
+    path.write_bytes(content[:-1])
+    assert not is_intact(card, output)
+    assert prep.finished() == {"train-00000", "train-00002", "eval-00000"}
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 and nothing more", None])
+def test_a_damaged_part_file_is_no_finished_shard(
+    tmp_path: Path, clips: list[Clip], content: bytes | None
+) -> None:
+    prep = preparation(tmp_path, clips)
+    prep.build()
+    part = tmp_path / "_work" / "parts" / "train-00001.parquet"
+    part.write_bytes(part.read_bytes()[:-20] if content is None else content)
+    assert prep.finished() == {"train-00000", "train-00002", "eval-00000"}
+
+
+def test_the_fingerprint_covers_the_whole_card(dataset: PreparedDataset) -> None:
+    card = {key: value for key, value in dataset.card.items() if key != "fingerprint"}
+    canonical = json.dumps(card, sort_keys=True)
+    assert dataset.card["fingerprint"] == hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def test_a_data_set_of_another_format_is_refused(tmp_path: Path) -> None:
+    storage.write_json(f"{tmp_path}/card.json", {"format_version": 99})
+    with pytest.raises(UserError, match="has format version 99, this program reads 2"):
+        open_dataset(str(tmp_path))
+
+
+def test_the_summary_counts_what_this_run_built(tmp_path: Path, clips: list[Clip]) -> None:
+    prep = preparation(tmp_path, clips)
+    prep.build()
+    summary = prep.finish(built=["train-00001", "eval-00000"])
+    assert (summary.num_shards, summary.num_shards_built) == (4, 2)
+    assert summary.num_clips_built == 7
+    assert summary.clips_per_s == 3.5
+    sizes = [path.stat().st_size for path in (tmp_path / "shards").iterdir()]
+    assert summary.size_bytes == sum(sizes)
+    assert storage.read_json(f"{tmp_path}/prepare_summary.json")["num_clips_built"] == 7

@@ -1,0 +1,509 @@
+"""A data set that grows, and one that may not change: new clips in new shards, or one line."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ray_job
+from cluster.command_line import make_parser
+from pipeline.audio.decode import DecodeSettings
+from pipeline.dataset import prepare as preparing
+from pipeline.errors import UserError
+from pipeline.manifest.manifest import Clip, Manifest, from_clips, read_manifest
+from pipeline.shards.build import BuildJob, build_shard
+from pipeline.shards.parts import Part
+from pipeline.shards.plan import (
+    PrepareSettings,
+    ShardSpec,
+    make_plan,
+    planned_fingerprint,
+    read_plan,
+    read_shard_clips,
+    write_plan,
+)
+from tests.support.audio import encode, noise, write_clips
+from tests.support.preparation import LABELS, SETTINGS, die, files, planned_ids
+from tests.support.without_ray import prepare, tars, verify
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
+    """18 training clips, 6 of evaluation and 3 of a further split."""
+    folder = tmp_path_factory.mktemp("audio")
+    numbers = {"train": 18, "eval": 6, "more": 3}
+    return [
+        clip
+        for split, number in numbers.items()
+        for clip in write_clips(folder, number, split=split)
+    ]
+
+
+def of(clips: Sequence[Clip], **numbers: int) -> Manifest:
+    """The manifest of so many clips of each split."""
+    chosen = [[c for c in clips if c.split == split][:num] for split, num in numbers.items()]
+    return from_clips([clip for part in chosen for clip in part], LABELS)
+
+
+@pytest.fixture(scope="module")
+def first(clips: list[Clip]) -> Manifest:
+    return of(clips, train=9, eval=4)
+
+
+@pytest.fixture(scope="module")
+def before(first: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first data set, of 4 shards; nobody writes to it."""
+    folder = tmp_path_factory.mktemp("before") / "out"
+    prepare(first, folder)
+    assert sorted(tars(folder)) == ["eval-00000", "train-00000", "train-00001", "train-00002"]
+    return folder
+
+
+@pytest.fixture
+def copy(before: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(before, tmp_path / "out"))
+
+
+def ids(folder: Path) -> list[str]:
+    return list(pq.read_table(folder / "index.parquet")["id"].to_pylist())
+
+
+def stop_after(number: int) -> Callable[[ShardSpec, BuildJob], Part]:
+    """In the place of `build_shard`: stopped after so many shards."""
+    left = [None] * number
+
+    def build(spec: ShardSpec, job: BuildJob) -> Part:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return build_shard(spec, job)
+
+    return build
+
+
+# --- clips are added ---------------------------------------------------------------------------
+
+
+def test_new_clips_make_new_shards_and_touch_no_old_one(
+    copy: Path, before: Path, clips: list[Clip]
+) -> None:
+    old, old_ids = tars(copy), ids(copy)
+    grown = of(clips, train=14, eval=4, more=3)
+    summary = prepare(grown, copy)
+    assert summary is not None
+    assert (summary.num_shards_built, summary.num_clips_built, summary.num_clips) == (3, 8, 21)
+    assert set(tars(copy)) - set(old) == {"more-00000", "train-00003", "train-00004"}
+    assert {name: tars(copy)[name] for name in old} == old
+    assert ids(copy)[: len(old_ids)] == old_ids
+    assert set(ids(copy)[len(old_ids) :]) == set(grown.clips["id"].to_pylist()) - set(old_ids)
+    assert verify(copy) == []
+    assert prepare(grown, copy) is None
+
+    # And once more.
+    old, old_ids = tars(copy), ids(copy)
+    everything = from_clips(clips, LABELS)
+    summary = prepare(everything, copy)
+    assert summary is not None
+    assert (summary.num_shards_built, summary.num_clips) == (2, 27)
+    assert set(tars(copy)) - set(old) == {"eval-00001", "train-00005"}
+    assert {name: tars(copy)[name] for name in old} == old
+    assert ids(copy)[: len(old_ids)] == old_ids
+    assert sorted(ids(copy)) == sorted(clip.id for clip in clips)
+    assert verify(copy) == []
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_an_addition_that_is_stopped_ends_as_one_that_is_not(
+    number: int, copy: Path, before: Path, clips: list[Clip], tmp_path: Path
+) -> None:
+    grown = of(clips, train=14, eval=4, more=3)
+    at_once = Path(shutil.copytree(before, tmp_path / "at once"))
+    prepare(grown, at_once)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.dataset.prepare.build_shard", stop_after(number))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(grown, copy)
+    assert not (copy / "card.json").exists()
+    summary = prepare(grown, copy)
+    assert summary is not None
+    assert summary.num_shards_built == 3 - number
+    assert files(copy) == files(at_once)
+
+
+def test_damage_to_a_data_set_that_grew_is_mended(
+    copy: Path, clips: list[Clip], tmp_path: Path
+) -> None:
+    grown = of(clips, train=14, eval=4, more=3)
+    prepare(grown, copy)
+    whole = files(copy)
+    (copy / "shards" / "train-00004.tar").unlink()
+    (copy / "shards" / "train-00000.tar").write_bytes(b"")
+    (copy / "card.json").write_bytes(b"")
+    summary = prepare(grown, copy)
+    assert summary is not None
+    assert summary.num_shards_built == 2
+    assert files(copy) == whole
+
+
+def test_a_common_subset_that_comes_later_changes_only_the_index(
+    copy: Path, first: Manifest
+) -> None:
+    shards = tars(copy)
+    rows = first.clips.to_pylist()
+    chosen = from_clips(
+        [Clip(**{**row, "common": n % 3 == 0}) for n, row in enumerate(rows)], LABELS
+    )
+    summary = prepare(chosen, copy)
+    assert summary is not None
+    assert (summary.num_shards_built, tars(copy)) == (0, shards)
+    index = pq.read_table(copy / "index.parquet")
+    common = {row["id"] for row in index.to_pylist() if row["common"]}
+    assert common == {row["id"] for row in rows[::3]}
+    assert prepare(chosen, copy) is None
+    assert verify(copy) == []
+    assert prepare(first, copy) is not None
+    assert not any(pq.read_table(copy / "index.parquet")["common"].to_pylist())
+
+
+def test_an_old_part_does_not_vouch_for_a_new_tar_of_the_same_size(tmp_path: Path) -> None:
+    late = tmp_path / "late.wav"
+    clips = write_clips(tmp_path / "audio", 3, duration_s=0.1)
+    found = from_clips([*clips, Clip(id="late", uri=str(late), labels=())], LABELS)
+    prepare(found, tmp_path / "out")
+    size_bytes = (tmp_path / "out" / "shards" / "train-00000.tar").stat().st_size
+    late.write_bytes(encode(noise(0.03, 16_000)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.shards.build.write_part", die)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(found, tmp_path / "out", retry_rejects=True)
+    assert (tmp_path / "out" / "shards" / "train-00000.tar").stat().st_size == size_bytes
+    prepare(found, tmp_path / "out")
+    prepare(found, tmp_path / "at once")
+    assert files(tmp_path / "out") == files(tmp_path / "at once")
+
+
+def test_the_same_clips_in_another_order_are_complete_already(copy: Path, first: Manifest) -> None:
+    turned = replace(first, clips=first.clips.take(list(range(first.clips.num_rows))[::-1]))
+    written = tars(copy)
+    assert prepare(turned, copy) is None
+    assert tars(copy) == written
+
+
+# --- what does not belong together -------------------------------------------------------------
+
+
+def refusal(manifest: Manifest, folder: Path, settings: PrepareSettings = SETTINGS) -> str:
+    """The line that `prepare` ends with, having changed nothing."""
+
+    def everything() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    found = everything()
+    with pytest.raises(UserError) as caught:
+        prepare(manifest, folder, settings)
+    assert everything() == found
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith(f"{folder}: holds shards of another manifest or other settings: ")
+    assert line.endswith("Only new clips can be added; give another --out, or remove it")
+    return line
+
+
+def test_clips_that_were_removed_are_named(copy: Path, clips: list[Clip]) -> None:
+    line = refusal(of(clips, train=8, eval=4, more=3), copy)
+    assert ": 1 clips were removed (train/8). " in line
+    line = refusal(of(clips, train=3, eval=4), copy)
+    assert "6 clips were removed (train/" in line
+    assert line.count("train/") == 5
+    assert ", ...)" in line
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"uri": "/elsewhere.wav"},
+        {"labels": ("never",)},
+        {"split": "eval"},
+        {"fold": 2},
+        {"start_s": 0.01},
+        {"end_s": 0.2},
+        {"offset_bytes": 0, "size_bytes": 9},
+    ],
+)
+def test_clips_that_were_changed_are_named(
+    change: dict[str, object], copy: Path, first: Manifest, clips: list[Clip]
+) -> None:
+    rows = [clip for clip in clips if clip.id in set(first.clips["id"].to_pylist())]
+    changed = [replace(clip, **change) if clip.id == "train/5" else clip for clip in rows]
+    line = refusal(from_clips([*changed, *clips[-2:]], LABELS), copy)
+    assert ": 1 clips were changed (train/5). " in line
+
+
+def test_settings_and_vocabulary_that_were_changed_are_named(copy: Path, first: Manifest) -> None:
+    other = PrepareSettings(clips_per_shard=5, decode=DecodeSettings(max_duration_s=9.0))
+    line = refusal(first, copy, other)
+    assert ": max_duration_s was 600.0, now 9.0; clips_per_shard was 4, now 5. " in line
+    line = refusal(replace(first, labels=(*LABELS, "new")), copy)
+    assert ": vocabulary was 3 labels (" in line
+    assert ", now 4 labels (" in line
+    line = refusal(replace(first, labels=LABELS[::-1]), copy)
+    assert ", now 3 labels (" in line
+
+
+def test_all_differences_stand_in_one_line(copy: Path, clips: list[Clip]) -> None:
+    rows = [replace(clips[0], fold=5), *clips[2:9], *(c for c in clips if c.split == "eval")]
+    line = refusal(from_clips(rows, LABELS), copy, replace(SETTINGS, clips_per_shard=5))
+    assert "clips_per_shard was 4, now 5; 1 clips were removed (train/1); 1 clips were chan" in line
+
+
+def test_an_unfinished_data_set_is_as_strict(
+    clips: list[Clip], first: Manifest, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.dataset.prepare.build_shard", stop_after(1))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(first, tmp_path)
+    assert "9 clips were removed" in refusal(of(clips, eval=4), tmp_path)
+
+
+def test_a_run_that_finished_nothing_binds_nobody(
+    clips: list[Clip], first: Manifest, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.dataset.prepare.build_shard", stop_after(0))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(first, tmp_path / "out")
+    other, settings = of(clips, train=6, more=3), replace(SETTINGS, clips_per_shard=5)
+    prepare(other, tmp_path / "out", settings)
+    prepare(other, tmp_path / "at once", settings)
+    assert files(tmp_path / "out") == files(tmp_path / "at once")
+
+
+def unlink(path: Path) -> None:
+    path.unlink()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def put(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
+
+
+def exchange(old: bytes, new: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(path.read_bytes().replace(old, new))
+
+
+def change_clip(path: Path) -> None:
+    table = pq.read_table(path)
+    rows = [row | {"uri": "/elsewhere.wav"} for row in table.to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("plan/00000.parquet", unlink),
+        ("plan/00000.parquet", cut),
+        ("plan/00000.parquet", change_clip),
+        ("plan.json", cut),
+        ("plan.json", put(b"{}")),
+        ("plan.json", put(b"[]")),
+        ("plan.json", exchange(b'"plan_file"', b'"plan_fire"')),
+        ("plan.json", exchange(b'\n "fingerprint": "', b'\n "fingerprint": "0')),
+        ("plan.json", unlink),
+    ],
+)
+def test_a_damaged_plan_is_named_and_made_again_from_its_manifest(
+    name: str,
+    damage: Callable[[Path], object],
+    copy: Path,
+    before: Path,
+    first: Manifest,
+    clips: list[Clip],
+) -> None:
+    damage(copy / "_work" / name)
+    found = verify(copy)
+    assert [fault.path.rpartition("/")[0] for fault in found] == [
+        f"_work/{name}".rpartition("/")[0]
+    ]
+    assert found[0].what.startswith("is missing" if damage is unlink else "is damaged (")
+    (copy / "shards" / "train-00001.tar").unlink()
+    with pytest.raises(UserError, match=r"^[^\n]*give another --out[^\n]*$"):
+        prepare(of(clips, train=10, eval=4), copy)
+    summary = prepare(first, copy)
+    assert summary is not None
+    assert summary.num_shards_built == 1
+    assert files(copy) == files(before)
+    assert verify(copy) == []
+
+
+def test_without_a_card_a_lost_plan_is_made_again(
+    copy: Path, before: Path, first: Manifest
+) -> None:
+    (copy / "_work" / "plan" / "00000.parquet").unlink()
+    (copy / "card.json").unlink()
+    summary = prepare(first, copy)
+    assert summary is not None
+    assert summary.num_shards_built == 0
+    assert files(copy) == files(before)
+
+
+def test_a_data_set_needs_no_plan_to_be_read(copy: Path) -> None:
+    shutil.rmtree(copy / "_work")
+    assert verify(copy) == []
+
+
+def test_nothing_is_written_among_other_things(first: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "source" / "audio" / "a.wav"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"RIFF")
+    with pytest.raises(UserError, match="source: is not empty and holds no data set; give another"):
+        prepare(first, tmp_path / "source")
+    with pytest.raises(UserError, match=r"a.wav: is a file; give the folder of a data set as --ou"):
+        prepare(first, path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [path]
+    with pytest.raises(UserError, match=r"a.wav: no complete data set there"):
+        verify(path)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["verify", ""],
+        ["manifest", "", "--out", "m.parquet"],
+        ["manifest", "x", "--out", "m.parquet", "--class-labels", ""],
+        ["prepare", "m.parquet", "--out", ""],
+    ],
+)
+def test_an_empty_path_is_no_working_folder(command: list[str]) -> None:
+    arguments = make_parser().parse_args(command)
+    with pytest.raises(UserError, match=r"^a path is empty, as of a shell variable that is not"):
+        ray_job.STEPS[arguments.command](arguments)
+
+
+def test_a_folder_is_no_manifest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not a manifest .*; write one with `ray_job.py manifest`"):
+        read_manifest(str(tmp_path))
+
+
+# --- the plan ----------------------------------------------------------------------------------
+
+SPLITS = ("train", "eval", "Test_2")
+PLACES = st.one_of(
+    st.none(),
+    st.tuples(st.sampled_from(["/a.parquet", "/b.parquet"]), st.integers(0, 2)),
+)
+
+
+@st.composite
+def many_clips(draw: st.DrawFn) -> list[Clip]:
+    """Clips of several splits, in files of their own or in row groups of Parquet files."""
+    kinds = draw(st.lists(st.tuples(st.sampled_from(SPLITS), PLACES), min_size=1, max_size=80))
+    found = []
+    for number, (split, place) in enumerate(kinds):
+        uri, row_group = place or (f"/{number}.wav", None)
+        row = None if row_group is None else number
+        found.append(
+            Clip(
+                id=f"clip {number}",
+                uri=uri,
+                labels=("dog",) * (number % 2),
+                split=split,
+                row_group=row_group,
+                row=row,
+                start_s=0.25 if number % 3 else None,
+            )
+        )
+    return found
+
+
+@settings(max_examples=60)
+@given(clips=many_clips(), clips_per_shard=st.integers(1, 30))
+def test_clips_of_a_row_group_stay_together(clips: list[Clip], clips_per_shard: int) -> None:
+    plan = make_plan(from_clips(clips, LABELS), PrepareSettings(clips_per_shard=clips_per_shard))
+    for split in SPLITS:
+        rows = [row for row in plan.clips.to_pylist() if row["split"] == split]
+        places = [(row["uri"], row["row_group"]) for row in rows]
+        # Every place once: a row group, or a file of its own.
+        assert len(list(groupby(places))) == len(set(places))
+
+
+@settings(max_examples=30)
+@given(
+    clips=many_clips(),
+    cuts=st.lists(st.integers(1, 79), max_size=2),
+    clips_per_shard=st.sampled_from([1, 7, 30]),
+)
+def test_a_plan_that_grows_is_read_as_it_was_written_and_keeps_what_there_was(
+    clips: list[Clip],
+    cuts: list[int],
+    clips_per_shard: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = str(tmp_path_factory.mktemp("plan"))
+    chosen = PrepareSettings(clips_per_shard=clips_per_shard)
+    plan = None
+    for end in [*sorted({cut for cut in cuts if cut < len(clips)}), len(clips)]:
+        manifest = from_clips(clips[:end], LABELS)
+        assert planned_fingerprint(folder, manifest, chosen) is None
+        grown = make_plan(manifest, chosen, plan)
+        write_plan(grown, folder, manifest, plan)
+        assert read_plan(folder) == grown
+        assert planned_fingerprint(folder, manifest, chosen) == grown.fingerprint
+        if plan:
+            assert grown.specs[: len(plan.specs)] == plan.specs
+            assert grown.clips.slice(0, plan.clips.num_rows).equals(plan.clips)
+        plan = grown
+    assert plan is not None
+    assert sorted(plan.clips["id"].to_pylist()) == sorted(clip.id for clip in clips)
+    assert len({spec.name for spec in plan.specs}) == len(plan.specs)
+    for spec, planned in zip(plan.specs, planned_ids(plan), strict=True):
+        assert 1 <= len(planned) <= clips_per_shard
+        rows = read_shard_clips(folder, spec)
+        assert rows["id"].to_pylist() == planned
+        assert set(rows["split"].to_pylist()) == {spec.split}
+
+
+def test_a_plan_of_many_shards_is_cut_into_files(tmp_path: Path) -> None:
+    clips = [Clip(id=str(i), uri=f"/{i}", labels=()) for i in range(150)]
+    manifest = from_clips(clips, LABELS)
+    plan = make_plan(manifest, PrepareSettings(clips_per_shard=1))
+    write_plan(plan, str(tmp_path), manifest)
+    assert sorted(path.name for path in (tmp_path / "plan").iterdir()) == [
+        "00000.parquet",
+        "00001.parquet",
+        "00002.parquet",
+    ]
+    assert read_plan(str(tmp_path)) == plan
+    assert (
+        read_shard_clips(str(tmp_path), plan.specs[149])["id"].to_pylist() == planned_ids(plan)[149]
+    )
+
+
+def test_what_a_killed_process_left_is_gone_before_the_next_shard(
+    first: Manifest, tmp_path: Path
+) -> None:
+    shards = tmp_path / "shards"
+    left, others = shards / ".train-00001.tar.4711.0123abcd", shards / ".mine.tar"
+    for path in (left, others, tmp_path / "_work" / "started" / "train-00001"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+    def task_dies(row: dict[str, object], **_: object) -> None:
+        assert not left.exists()
+        die()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparing, "_task", task_dies)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(first, tmp_path)
+    assert others.exists()

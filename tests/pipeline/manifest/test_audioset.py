@@ -1,0 +1,564 @@
+"""AudioSet as it circulates: every form of CSV and of names gives the same clips, all counted."""
+
+import csv
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.manifest.layouts import detect, read_source
+from pipeline.manifest.layouts.audioset import choose, pair, parse_names
+from pipeline.manifest.layouts.location import list_audio
+from pipeline.manifest.layouts.options import SourceOptions
+from pipeline.manifest.layouts.segments import (
+    SEGMENTS_SCHEMA,
+    read_segments,
+    read_vocabulary,
+    segment_keys,
+    split_and_path,
+)
+from pipeline.manifest.manifest import Manifest, read_manifest
+from ray_job import main
+from tests.support.audio import encode, tone
+
+CLASSES = 'index,mid,display_name\n1,/m/b,"Rain, drops"\n0,/m/a,"Dog"\n2,/t/c,Silence\n'
+MIDS = ("/m/a", "/m/b", "/t/c")
+OFFICIAL = """\
+# Segments csv created Sun Mar  5 10:54:31 2017
+# num_ytids=4, num_segs=4, num_unique_labels=3, num_positive_labels=5
+# YTID, start_seconds, end_seconds, positive_labels
+--PJHxphWEs, 30.000, 40.000, "/m/a,/t/c"
+_0aE2O5G5_Y, 0.000, 10.000, "/m/b"
+Y-_aaaaaaa_, 239.800, 249.800, "/m/a"
+YYYYYYYYYYY, 0.000, 9.000, "/t/c"
+"""
+IDS = ("--PJHxphWEs", "_0aE2O5G5_Y", "Y-_aaaaaaa_", "YYYYYYYYYYY")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """An empty folder `audio` beside AudioSet's CSVs for four segments of the split eval."""
+    (tmp_path / "eval_segments.csv").write_text(OFFICIAL)
+    (tmp_path / "class_labels_indices.csv").write_text(CLASSES)
+    (tmp_path / "audio").mkdir()
+    return tmp_path / "audio"
+
+
+def write(folder: Path, *names: str, content: bytes = b"audio") -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def read(source: Path, **options: Any) -> Manifest:
+    segments = options.pop("segments", (str(source.parent / "eval_segments.csv"),))
+    return read_source(str(source), options=SourceOptions(segments=segments, **options))
+
+
+def rows(manifest: Manifest, *columns: str) -> list[tuple[object, ...]]:
+    table = manifest.clips.select(list(columns)).to_pydict()
+    return list(zip(*table.values(), strict=True))
+
+
+def refusal(source: Path, **options: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        read(source, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- segment CSVs --------------------------------------------------------------------------------
+
+LINES = [line.split(", ") for line in OFFICIAL.splitlines()[3:]]
+WHOLE_NUMBERS = [[i, s.split(".")[0], e.split(".")[0], labels] for i, s, e, labels in LINES]
+
+
+def joined(lines: list[list[str]], separator: str = ",", end: str = "\n") -> str:
+    return "".join(separator.join(line) + end for line in lines)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        OFFICIAL,
+        OFFICIAL.partition("\n")[2],
+        joined(LINES),
+        joined(LINES, ", ").rstrip("\n"),
+        "YTID,start_seconds,end_seconds,positive_labels\n" + joined(LINES),
+        "# YTID, start_seconds, end_seconds, positive_labels\n\n" + joined(LINES) + "\n",
+        joined(LINES, ", ", "\r\n"),
+        "\ufeff" + OFFICIAL,
+        '\ufeff"YTID","start"\r\n' + joined(LINES, ",", "\r\n"),
+        joined(LINES).replace('"', ""),
+        joined([[f'"{cell.strip(chr(34))}"' for cell in line] for line in LINES]),
+        joined([[f"Y{i}.wav", *rest] for i, *rest in LINES]),
+        joined(LINES).replace("/m/a,/t/c", "/m/a, /t/c"),
+    ],
+)
+def test_segment_csvs_as_they_circulate(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(text.encode())
+    table, notes = read_segments([f"mine={path}"], MIDS)
+    assert table.schema.equals(SEGMENTS_SCHEMA)
+    assert table.to_pydict() == {
+        "id": list(IDS),
+        "start_s": [30.0, 0.0, 239.8, 0.0],
+        "end_s": [40.0, 10.0, 249.8, 9.0],
+        "split": ["mine"] * 4,
+        "classes": [[0, 2], [1], [0], [2]],
+    }
+    assert notes == []
+
+
+def test_seconds_without_decimals(tmp_path: Path) -> None:
+    path = tmp_path / "eval_segments.csv"
+    path.write_text(joined(WHOLE_NUMBERS))
+    table, _ = read_segments([str(path)], MIDS)
+    assert table["start_s"].to_pylist() == [30.0, 0.0, 239.0, 0.0]
+
+
+def test_the_real_csvs(real_data: Path) -> None:
+    vocabulary = read_vocabulary(str(real_data / "audioset" / "class_labels_indices.csv"))
+    assert len(vocabulary) == 527
+    assert list(vocabulary.values())[:2] == ["Speech", "Male speech, man speaking"]
+    paths = [real_data / "audioset" / f"{n}_segments.csv" for n in ("balanced_train", "eval")]
+    mids = list(vocabulary)
+    table, notes = read_segments([str(path) for path in paths], mids)
+    expected = []
+    for split, path in zip(("balanced", "eval"), paths, strict=True):
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+        for clip, start, end, labels in csv.reader(lines, skipinitialspace=True):
+            classes = [mids.index(mid) for mid in labels.split(",")]
+            expected.append((clip, float(start), float(end), split, classes))
+    assert list(zip(*table.to_pydict().values(), strict=True)) == expected
+    assert table.num_rows == 22_160 + 20_371
+    assert len(table["classes"].combine_chunks().flatten()) == 52_882 + 51_804
+    assert notes == []
+
+
+def test_a_segment_listed_again_counts_once(tmp_path: Path) -> None:
+    later = f"{IDS[1]},50,60,/m/a\n"
+    for name in ("eval_segments.csv", "balanced_train_segments.csv"):
+        (tmp_path / name).write_text(later + OFFICIAL)
+    given = [str(tmp_path / name) for name in ("eval_segments.csv", "balanced_train_segments.csv")]
+    table, notes = read_segments(given, MIDS)
+    assert table["id"].to_pylist() == [IDS[1], *IDS]
+    assert set(table["split"].to_pylist()) == {"eval"}
+    assert notes == ["5 segments are listed again (same id and start); the first counts"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("/a/balanced_train_segments.csv", ("balanced", "/a/balanced_train_segments.csv")),
+        ("/a/unbalanced_train_segments.csv", ("unbalanced", "/a/unbalanced_train_segments.csv")),
+        ("s3://b/eval_segments.csv", ("eval", "s3://b/eval_segments.csv")),
+        ("test=s3://b/x=1/a.csv", ("test", "s3://b/x=1/a.csv")),
+        ("/x=1/eval_segments.csv", ("eval", "/x=1/eval_segments.csv")),
+    ],
+)
+def test_splits_of_segment_csvs(given: str, expected: tuple[str, str]) -> None:
+    assert split_and_path(given) == expected
+
+
+GOOD = '--PJHxphWEs, 30.000, 40.000, "/m/a"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (GOOD + "short, 1, 2, /m/a\n", "eval_segments.csv, line 2: not YTID, START, END"),
+        (GOOD + "\n# x\n--PJHxphWEs, 1:30, 2, /m/a\n", "line 4: not YTID"),
+        (GOOD + "--PJHxphWEs, 1, 2,\n", "line 2: not YTID"),
+        ("YTID,start\nYTID,start\n" + GOOD, "line 2: not YTID"),
+        (GOOD + "--PJHxphWEs, 5, 5, /m/a\n", "segment --PJHxphWEs ends before it starts"),
+        (GOOD + "--PJHxphWEs, 1000000, 1000001, /m/a\n", "--PJHxphWEs starts too late"),
+        (GOOD + 'YYYYYYYYYYY, 1, 2, "/m/a,/m/z"\n', "label '/m/z' of YYYYYYYYYYY is not among"),
+        ("# nothing\n", "no segment in it"),
+        ("", "eval_segments.csv: no segment in it"),
+        ("\xff", "not a CSV in UTF-8"),
+    ],
+)
+def test_broken_segment_csvs_are_refused(source: Path, text: str, expected: str) -> None:
+    (source.parent / "eval_segments.csv").write_bytes(text.encode("latin-1"))
+    assert expected in refusal(source)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("index,mid,display_name\n0,/m/a,Dog\n1,/m/b,Dog\n", "have the display_name 'Dog'"),
+        ("index,mid,display_name\n0,/m/a,Dog\n1,/m/a,Cat\n", "have the mid '/m/a'"),
+        ("index,mid,display_name\nx,/m/a,Dog\n", "index must be whole numbers"),
+        ("index,mid\n0,/m/a\n", "no column display_name"),
+    ],
+)
+def test_broken_label_csvs_are_refused(source: Path, text: str, expected: str) -> None:
+    (source.parent / "class_labels_indices.csv").write_text(text)
+    assert expected in refusal(source)
+
+
+def test_what_is_not_there_is_named(source: Path) -> None:
+    assert "audio: no such folder, or nothing in it" in refusal(source)
+    assert "none.csv: no such file" in refusal(
+        source,
+        segments=("a=/none.csv",),
+        class_labels=str(source.parent / "class_labels_indices.csv"),
+    )
+    for split in ("", "Train set"):
+        message = refusal(source, segments=(f"{split}=/eval_segments.csv",))
+        assert f"/eval_segments.csv: split {split!r}: shards are named after" in message
+    assert "which split are these? Write SPLIT=PATH" in refusal(source, segments=("/x.csv",))
+    (source.parent / "class_labels_indices.csv").unlink()
+    assert "say with --class-labels where" in refusal(source)
+    with pytest.raises(UserError, match="--segments: the layout audioset needs"):
+        read_source(str(source), "audioset")
+
+
+def test_audio_of_something_else_is_refused(source: Path) -> None:
+    write(source, "dog/1.wav", "zzzzzzzzzzz.wav")
+    message = refusal(source)
+    assert "none of 2 audio files holds a listed segment, such as dog/1.wav; expected" in message
+
+
+# --- names of files ------------------------------------------------------------------------------
+
+FORMS = (
+    "{id}",
+    "{id}_{start}",
+    "{id}_{start}_{end}",
+    "{id}_{start_ms}",
+    "{id}_{start_ms}_{end_ms}",
+    "{id}_{whole_start}_{whole_end}",
+    "{id}_{start:.3f}_{end:.3f}",
+)
+
+
+@st.composite
+def named_segments(draw: st.DrawFn) -> list[tuple[str, float, str]]:
+    """Ids of few characters, so that parts of one look like another, starts, names of files."""
+    ids = draw(st.lists(st.text("Y_-0a", min_size=11, max_size=11), min_size=1, unique=True))
+    segments = []
+    for youtube_id in ids:
+        start_s = draw(st.integers(0, 6000)) / 10
+        form = draw(st.sampled_from(FORMS)).format(
+            id=youtube_id,
+            start=start_s,
+            end=start_s + 10,
+            start_ms=round(start_s * 1000),
+            end_ms=round(start_s * 1000) + 10_000,
+            whole_start=int(start_s),
+            whole_end=int(start_s) + 10,
+        )
+        folder = draw(st.sampled_from(["", "balanced_train/", "Y_-/0/"]))
+        suffix = draw(st.sampled_from([".wav", ".FLAC", ".m4a", ".w64", ".mp3", ""]))
+        segments.append(
+            (youtube_id, start_s, folder + draw(st.sampled_from(["", "Y"])) + form + suffix)
+        )
+    return segments
+
+
+@given(segments=named_segments(), whole=st.booleans())
+def test_every_form_of_name_finds_its_segment(
+    segments: list[tuple[str, float, str]], whole: bool
+) -> None:
+    ids, starts, names = zip(*segments, strict=True)
+    keys, known = segment_keys(pa.table({"id": ids, "start_s": starts}))
+    parsed = parse_names(pa.chunked_array([names]), known)
+    chosen, unreadable = choose(
+        pair(parsed, keys, whole=whole), np.ones(len(names), dtype=bool), len(ids)
+    )
+    assert chosen.tolist() == list(range(len(ids)))
+    assert not unreadable.any()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "--PJHxphWEs_31.5.wav",
+        "--PJHxphWEs_50_60.wav",
+        "--PJHxphWEs_9999999.wav",
+        "--PJHxphWE.wav",
+        "--PJHxphWEsX.wav",
+        "X--PJHxphWEs.wav",
+        "YY--PJHxphWEs.wav",
+        "--PJHxphWEs_30_40_50.wav",
+        "--PJHxphWEs_.wav",
+        "._--PJHxphWEs.wav",
+        "--PJHxphWEs.wav/x.wav",
+    ],
+)
+def test_other_names_find_nothing(name: str) -> None:
+    keys, known = segment_keys(pa.table({"id": IDS, "start_s": [30.0, 0.0, 239.8, 0.0]}))
+    parsed = parse_names(pa.chunked_array([[name]]), known)
+    assert all(len(part) == 0 for part in pair(parsed, keys, whole=True))
+
+
+def test_a_manifest_of_files_named_in_many_ways(source: Path) -> None:
+    write(source, "a/Y--PJHxphWEs_30.000_40.000.wav", "_0aE2O5G5_Y.mp3", "Y-_aaaaaaa__239_249.flac")
+    manifest = read(source)
+    assert manifest.labels == ("Dog", "Rain, drops", "Silence")
+    assert rows(manifest, "id", "uri", "labels", "split", "start_s", "end_s") == [
+        (
+            IDS[0],
+            f"{source}/a/Y--PJHxphWEs_30.000_40.000.wav",
+            ["Dog", "Silence"],
+            "eval",
+            None,
+            None,
+        ),
+        (IDS[1], f"{source}/_0aE2O5G5_Y.mp3", ["Rain, drops"], "eval", None, None),
+        (IDS[2], f"{source}/Y-_aaaaaaa__239_249.flac", ["Dog"], "eval", None, None),
+    ]
+
+
+# --- whole videos --------------------------------------------------------------------------------
+
+
+def aac(duration_s: float) -> bytes:
+    """A file that libsndfile does not read."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(tone(duration_s, 16_000)[None], "fltp", "mono")
+        frame.sample_rate = 16_000
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    return buffer.getvalue()
+
+
+def test_whole_videos_are_told_by_their_length(source: Path) -> None:
+    write(source, f"{IDS[0]}.flac", content=encode(tone(13, 4000), 4000, "FLAC"))
+    write(source, f"Y{IDS[1]}.m4a", content=aac(14))
+    write(source, f"{IDS[2]}.wav", content=b"no audio")
+    write(source, f"{IDS[3]}_0_9.wav", content=encode(tone(9, 4000), 4000))
+    manifest = read(source)
+    assert rows(manifest, "id", "start_s", "end_s") == [
+        (IDS[0], 30.0, 40.0),
+        (IDS[1], 0.0, 10.0),
+        (IDS[2], 239.8, 249.8),
+        (IDS[3], None, None),
+    ]
+    assert manifest.notes == (
+        "3 files named by an id alone are taken as whole videos: 2 of 2 whose length could be "
+        "read last over 12 s; --cut yes decides otherwise",
+    )
+    assert read(source, cut="yes").clips["start_s"].null_count == 4
+    assert read(source, cut="yes").notes == ()
+
+
+def test_clips_cut_already_are_told_by_their_length(source: Path) -> None:
+    write(source, f"{IDS[0]}.wav", content=encode(tone(10, 4000), 4000))
+    write(source, f"{IDS[1]}.m4a", content=aac(9.9))
+    write(source, f"{IDS[2]}.wav", content=encode(tone(13, 4000), 4000))
+    manifest = read(source)
+    assert manifest.clips["start_s"].null_count == 3
+    assert "clips cut already: 1 of 3 whose length could be read" in manifest.notes[0]
+    assert rows(read(source, cut="no"), "start_s") == [(30.0,), (0.0,), (239.8,)]
+
+
+def test_several_segments_of_a_video(source: Path) -> None:
+    path = source.parent / "more.csv"
+    path.write_text(f"{IDS[0]},0,10,/m/a\n{IDS[0]},500,510,/m/b\n{IDS[1]},0.5,9,/m/a\n")
+    segments = (f"train={path}",)
+    write(source, f"{IDS[0]}.wav", f"{IDS[1]}_500.wav", f"{IDS[0]}_500_510.wav")
+    whole = read(source, segments=segments, cut="no")
+    assert rows(whole, "id", "uri", "start_s", "end_s") == [
+        (f"{IDS[0]}_0", f"{source}/{IDS[0]}.wav", 0.0, 10.0),
+        (f"{IDS[0]}_500000", f"{source}/{IDS[0]}_500_510.wav", None, None),
+        (IDS[1], f"{source}/{IDS[1]}_500.wav", None, None),
+    ]
+    # Which of the two segments a clip is cannot be told from the id alone.
+    cut = read(source, segments=segments, cut="yes")
+    assert cut.clips["id"].to_pylist() == [f"{IDS[0]}_500000", IDS[1]]
+    assert f"left out 1 files that no segment names, such as {IDS[0]}.wav" in cut.notes
+
+
+# --- counts --------------------------------------------------------------------------------------
+
+
+def test_everything_is_counted(source: Path) -> None:
+    write(source, "other.wav", "zzzzzzzzzzz_30.wav", "b/notes.txt", f"{IDS[0]}_30.wav")
+    write(source, f"a/{IDS[0]}_30.flac", f"{IDS[1]}_0.wav")
+    write(source, f"{IDS[0]}_30.aac", f"{IDS[3]}_0.wav", content=b"")
+    manifest = read(source)
+    assert rows(manifest, "id", "uri") == [
+        (IDS[0], f"{source}/{IDS[0]}_30.wav"),
+        (IDS[1], f"{source}/{IDS[1]}_0.wav"),
+    ]
+    assert manifest.notes == (
+        "left out 1 files that are not audio",
+        "left out 1 files of segments that have another",
+        "left out 2 files that no segment names, such as other.wav, zzzzzzzzzzz_30.wav",
+    )
+    assert manifest.missing is not None
+    assert manifest.missing.to_pylist() == [
+        {"id": IDS[2], "split": "eval", "labels": ["Dog"], "reason": "no file"},
+        {"id": IDS[3], "split": "eval", "labels": ["Silence"], "reason": "file of 0 bytes"},
+    ]
+    counts = {"listed": 4, "found": 2, "missing": 1, "unreadable": 1, "found_s": 20.0}
+    assert manifest.coverage == {
+        "source": str(source),
+        "splits": {"eval": counts},
+        "total": counts,
+        "classes": [
+            {"label": "Dog", "official": 2, "found": 1, "share": 0.5},
+            {"label": "Silence", "official": 2, "found": 1, "share": 0.5},
+            {"label": "Rain, drops", "official": 1, "found": 1, "share": 1.0},
+        ],
+        "common": None,
+    }
+
+
+@pytest.mark.parametrize(
+    "listed", ["# from\nYTID,x\n{0}, 1\nY{1}.wav\nzzzzzzzzzzz\n", "{0}\n{1}\nz"]
+)
+def test_common_ids(source: Path, listed: str) -> None:
+    write(
+        source, *(f"{clip}_{start}.wav" for clip, start in zip(IDS, (30, 0, 239, 0), strict=True))
+    )
+    path = source.parent / "common.txt"
+    path.write_text(listed.format(IDS[0], IDS[3]))
+    manifest = read(source, common_ids=str(path))
+    assert rows(manifest, "common") == [(True,), (False,), (False,), (True,)]
+    assert manifest.coverage is not None
+    assert manifest.coverage["common"] == {"listed": 3, "found": 2}
+    assert manifest.notes == ("2 of 3 common ids are clips here",)
+    path.write_text("zzzzzzzzzzz")
+    assert "none of its 1 ids is in the manifest" in refusal(source, common_ids=str(path))
+    assert "none.txt: no such file" in refusal(source, common_ids="/none.txt")
+
+
+def test_common_ids_of_another_layout(source: Path) -> None:
+    write(source, "dog/1.wav", "dog/2.flac")
+    path = source.parent / "common.csv"
+    path.write_text("name\ndog/2\n")
+    manifest = read_source(str(source), options=SourceOptions(common_ids=str(path)))
+    assert rows(manifest, "common") == [(False,), (True,)]
+    assert manifest.coverage is None
+
+
+# --- where the audio is --------------------------------------------------------------------------
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("location", ["", "/0.tar"])
+def test_audio_in_tars(source: Path, location: str) -> None:
+    long = encode(tone(13, 4000), 4000)
+    write_tar(
+        source / "0.tar",
+        {f"Y{IDS[1]}.wav": long, f"{IDS[0]}_30.wav": b"abc", f"{IDS[2]}.flac": b""},
+    )
+    manifest = read_source(
+        f"{source}{location}",
+        options=SourceOptions(segments=(str(source.parent / "eval_segments.csv"),)),
+    )
+    found = manifest.clips.to_pylist()
+    assert [(clip["id"], clip["start_s"]) for clip in found] == [(IDS[0], None), (IDS[1], 0.0)]
+    for clip, content in zip(found, (b"abc", long), strict=True):
+        place = (clip["offset_bytes"], clip["size_bytes"])
+        assert storage.read_range(clip["uri"], *place) == content
+    assert [note for note in manifest.notes if "left out" in note] == []
+    assert manifest.coverage is not None
+    assert manifest.coverage["total"]["unreadable"] == 1
+
+
+def test_audio_in_parquet_whose_labels_the_csvs_overrule(source: Path) -> None:
+    table = {
+        "video_id": [IDS[3], IDS[0], "zzzzzzzzzzz"],
+        "audio": [{"bytes": b"x", "path": f"{name}.flac"} for name in "abc"],
+        "human_labels": [["Cat"]] * 3,
+    }
+    pq.write_table(pa.table(table), source / "0.parquet")
+    manifest = read(source)
+    assert rows(manifest, "id", "uri", "labels", "row_group", "row") == [
+        (IDS[0], f"{source}/0.parquet", ["Dog", "Silence"], 0, 1),
+        (IDS[3], f"{source}/0.parquet", ["Silence"], 0, 0),
+    ]
+
+
+def test_layouts_are_told_apart(source: Path) -> None:
+    csvs = SourceOptions(segments=("train=x.csv",))
+    assert detect(str(source), csvs) == "audioset"
+    assert detect(str(source), SourceOptions(segments=("train=x.json",))) == "ast-json"
+    assert detect("/x.json") == "ast-json"
+    assert detect("/x.parquet") == "parquet"
+    assert detect(str(source)) == "folder"
+    write(source, "a/0.tar")
+    assert detect(str(source)) == "webdataset"
+    write(source, "a/0.parquet")
+    assert detect(str(source)) == "parquet"
+    write(source, "a/0.wav")
+    assert detect(str(source)) == "folder"
+
+
+def test_a_listing_leaves_out_what_is_no_audio(source: Path) -> None:
+    write(source, "x/a.WAV", "b.flac", "c.wav.part", "d.txt", content=b"12")
+    listing, notes = list_audio(str(source))
+    assert sorted(listing["name"].to_pylist()) == ["b.flac", "x/a.WAV"]
+    assert listing["file_size_bytes"].to_pylist() == [2, 2]
+    assert notes == ["left out 2 files that are not audio"]
+
+
+def test_everything_in_a_bucket(s3: str) -> None:
+    storage.write_bytes(f"{s3}/csv/eval_segments.csv", OFFICIAL.encode())
+    storage.write_bytes(f"{s3}/csv/class_labels_indices.csv", CLASSES.encode())
+    storage.write_bytes(f"{s3}/audio/x/Y{IDS[0]}.wav", encode(tone(13, 4000), 4000))
+    storage.write_bytes(f"{s3}/audio/x/{IDS[3]}.wav", b"")
+    options = SourceOptions(segments=(f"{s3}/csv/eval_segments.csv",))
+    manifest = read_source(f"{s3}/audio", options=options)
+    assert rows(manifest, "id", "uri", "start_s") == [(IDS[0], f"{s3}/audio/x/Y{IDS[0]}.wav", 30.0)]
+    assert manifest.coverage is not None
+    assert manifest.coverage["total"]["unreadable"] == 1
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def test_the_command(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(source, f"{IDS[0]}_30.wav", f"{IDS[3]}_0_9.flac")
+    folder = source.parent
+    (folder / "ids.txt").write_text(IDS[3])
+    output = folder / "out" / "clips.parquet"
+    command = ["manifest", str(source), "--out", str(output), "--common-ids", f"{folder}/ids.txt"]
+    command += ["--segments", f"test={folder}/eval_segments.csv", "--cut", "yes"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "4 listed, 2 found, 2 missing, 0 unreadable" in printed
+    manifest = read_manifest(str(output))
+    assert rows(manifest, "id", "split", "common") == [
+        (IDS[0], "test", False),
+        (IDS[3], "test", True),
+    ]
+    coverage = json.loads((folder / "out" / "clips.coverage.json").read_text())
+    assert coverage == manifest.coverage
+    assert coverage["common"] == {"listed": 1, "found": 1}
+    missing = pq.read_table(folder / "out" / "clips.missing.parquet")
+    assert missing["id"].to_pylist() == [IDS[1], IDS[2]]
+    assert "Rain, drops" in (folder / "out" / "clips.coverage.html").read_text()
+
+
+def test_the_command_explains(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["manifest", str(source), "--out", f"{source}/x.parquet", "--segments", "a.csv"]
+    assert main(command) == 1
+    assert "which split are these?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command, "--column", "path"])
+    assert "must be NAME=COLUMN, got 'path'" in capsys.readouterr().err

@@ -1,0 +1,85 @@
+"""Counts of what was found: each listed segment once, by split and by class."""
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.manifest.coverage import count_classes, make_coverage
+
+LABELS = ("dog", "rain", "never listed")
+FOUND, MISSING, UNREADABLE = range(3)
+
+segments = st.lists(
+    st.tuples(
+        st.sampled_from(["eval", "balanced"]),
+        st.integers(1, 10),
+        st.sets(st.integers(0, 1)).map(sorted),
+        st.sampled_from([FOUND, MISSING, UNREADABLE]),
+    ),
+    min_size=1,
+)
+Segments = list[tuple[str, int, list[int], int]]
+
+
+def coverage_of(rows: Segments) -> dict[str, object]:
+    split, duration_s, classes, states = zip(*rows, strict=True)
+    state = np.array(states)
+    return make_coverage(
+        "/audio",
+        split=pa.array(split),
+        duration_s=np.array(duration_s, dtype=np.float64),
+        classes=pa.array(classes, pa.list_(pa.int32())),
+        labels=LABELS,
+        found=state == FOUND,
+        unreadable=state == UNREADABLE,
+    )
+
+
+def test_an_example() -> None:
+    rows = [
+        ("eval", 10, [0, 1], FOUND),
+        ("eval", 4, [1], MISSING),
+        ("balanced", 10, [1], UNREADABLE),
+        ("eval", 3, [0], FOUND),
+    ]
+    assert coverage_of(rows) == {
+        "source": "/audio",
+        "splits": {
+            "balanced": {"listed": 1, "found": 0, "missing": 0, "unreadable": 1, "found_s": 0.0},
+            "eval": {"listed": 3, "found": 2, "missing": 1, "unreadable": 0, "found_s": 13.0},
+        },
+        "total": {"listed": 4, "found": 2, "missing": 1, "unreadable": 1, "found_s": 13.0},
+        "classes": [
+            {"label": "rain", "official": 3, "found": 1, "share": 1 / 3},
+            {"label": "dog", "official": 2, "found": 2, "share": 1.0},
+            {"label": "never listed", "official": 0, "found": 0, "share": 1.0},
+        ],
+        "common": None,
+    }
+
+
+@given(rows=segments)
+def test_every_segment_counts_once(rows: Segments) -> None:
+    coverage = coverage_of(rows)
+    splits, total = coverage["splits"], coverage["total"]
+    assert isinstance(splits, dict)
+    assert isinstance(total, dict)
+    assert total["listed"] == len(rows)
+    for counts in [total, *splits.values()]:
+        assert counts["listed"] == counts["found"] + counts["missing"] + counts["unreadable"]
+    for key, count in total.items():
+        assert sum(counts[key] for counts in splits.values()) == count
+
+
+@given(rows=segments)
+def test_classes_are_counted_and_the_worst_comes_first(rows: Segments) -> None:
+    lists = pa.array([row[2] for row in rows], pa.list_(pa.int32()))
+    found = np.array([row[3] == FOUND for row in rows])
+    classes = count_classes(lists, LABELS, found)
+    assert sorted(entry["label"] for entry in classes) == sorted(LABELS)
+    assert [entry["share"] for entry in classes] == sorted(entry["share"] for entry in classes)
+    for entry in classes:
+        place = LABELS.index(entry["label"])
+        assert entry["official"] == sum(place in row[2] for row in rows)
+        assert entry["found"] == sum(place in row[2] and row[3] == FOUND for row in rows)

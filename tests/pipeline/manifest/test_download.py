@@ -1,0 +1,302 @@
+"""Downloads from a server of our own: carried on, started again, checked, and unpacked safely."""
+
+import hashlib
+import importlib.util
+import io
+import re
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.manifest import download
+from pipeline.manifest.download import DATASETS, PublicDataset
+from ray_job import main
+
+CLIPS = {f"audio/{i}.wav": bytes([i]) * 100_000 for i in range(5)}
+
+
+@dataclass
+class Server:
+    """A file on an HTTP server, and what it was asked for."""
+
+    url: str = ""
+    content: bytes = b""
+    headers: dict[str, str] = field(default_factory=lambda: {"ETag": '"first"'})
+    ranges: bool = True
+    tells_length: bool = True
+    status: int = 200
+    break_after: list[int] = field(default_factory=list)
+    """Of each of the next answers, how many bytes come before the connection ends."""
+    asked: list[str | None] = field(default_factory=list)
+    """The ranges of the requests."""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer(self, state)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    monkeypatch.setattr(download.time, "sleep", lambda _: None)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        state.url = f"http://127.0.0.1:{http.server_port}/data.archive"
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+        thread.start()
+        yield state
+        http.shutdown()
+        thread.join()
+
+
+def answer(request: BaseHTTPRequestHandler, state: Server) -> None:
+    wanted = request.headers.get("Range")
+    state.asked.append(wanted)
+    start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted else 0  # type: ignore[index]
+    validators = (state.headers.get("ETag"), state.headers.get("Last-Modified"))
+    if not state.ranges or request.headers.get("If-Range") not in validators:
+        start = 0
+    if start >= len(state.content) or state.status != 200:
+        request.send_error(state.status if state.status != 200 else 416)
+        return
+    body = state.content[start:]
+    request.send_response(206 if start else 200)
+    for name, value in state.headers.items():
+        request.send_header(name, value)
+    if start:
+        last = len(state.content) - 1
+        request.send_header("Content-Range", f"bytes {start}-{last}/{len(state.content)}")
+    if state.tells_length:
+        request.send_header("Content-Length", str(len(body)))
+    request.end_headers()
+    request.wfile.write(body[: state.break_after.pop(0)] if state.break_after else body)
+
+
+def zip_bytes(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def tar_gz_bytes(members: dict[str, bytes], links: dict[str, str] | None = None) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
+        for name, target in (links or {}).items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            archive.addfile(info)
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+ZIP = zip_bytes({f"ESC-50-master/{name}": content for name, content in CLIPS.items()})
+TAR = tar_gz_bytes({f"./{name}": content for name, content in CLIPS.items()})
+
+
+def dataset(server: Server, content: bytes, *, sha256: str | None = None) -> PublicDataset:
+    server.content = content
+    return PublicDataset(
+        url=server.url, about_bytes=1_000_000, clips="audio/*.wav", num_clips=5, sha256=sha256
+    )
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("content", [ZIP, TAR])
+def test_fetched_checked_and_unpacked_once(tmp_path: Path, server: Server, content: bytes) -> None:
+    one = dataset(server, content, sha256=hashlib.sha256(content).hexdigest())
+    output = tmp_path / "new" / "data"
+    assert download.download(one, str(output))
+    assert files(tmp_path) == {f"new/data/{name}": content for name, content in CLIPS.items()}
+    assert not download.download(one, str(output))
+    assert server.asked == [None]
+
+
+def test_a_broken_transfer_carries_on(tmp_path: Path, server: Server) -> None:
+    chunk = download.CHUNK_BYTES
+    server.break_after = [2 * chunk, chunk]
+    assert download.download(dataset(server, ZIP), str(tmp_path / "data"))
+    assert server.asked == [None, f"bytes={2 * chunk}-", f"bytes={3 * chunk}-"]
+    assert files(tmp_path / "data") == CLIPS
+
+
+def test_a_later_run_carries_on(tmp_path: Path, server: Server) -> None:
+    server.break_after = [download.CHUNK_BYTES] * download.ATTEMPTS
+    one = dataset(server, ZIP)
+    with pytest.raises(UserError, match=r"the transfer broke \(.*\); the same command carries on"):
+        download.download(one, str(tmp_path / "data"))
+    assert len(server.asked) == download.ATTEMPTS
+    assert download.download(one, str(tmp_path / "data"))
+    assert server.asked[-1] == f"bytes={download.CHUNK_BYTES * download.ATTEMPTS}-"
+    assert files(tmp_path) == {f"data/{name}": content for name, content in CLIPS.items()}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"ETag": '"second"'},
+        {"ETag": 'W/"first"'},
+        {"Last-Modified": "Tue, 02 Jan 2024 00:00:00 GMT"},
+    ],
+)
+def test_a_file_that_changed_is_fetched_anew(
+    tmp_path: Path, server: Server, headers: dict[str, str]
+) -> None:
+    one = dataset(server, bytes(len(ZIP)))
+    server.break_after = [download.CHUNK_BYTES] * download.ATTEMPTS
+    with pytest.raises(UserError, match="the transfer broke"):
+        download.download(one, str(tmp_path / "data"))
+    server.headers, server.content, server.break_after = headers, ZIP, []
+    assert download.download(one, str(tmp_path / "data"))
+    assert files(tmp_path / "data") == CLIPS
+
+
+def test_last_modified_tells_a_file_where_there_is_no_strong_etag(
+    tmp_path: Path, server: Server
+) -> None:
+    server.headers = {"ETag": 'W/"weak"', "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
+    server.break_after = [download.CHUNK_BYTES]
+    assert download.download(dataset(server, ZIP), str(tmp_path / "data"))
+    assert server.asked == [None, f"bytes={download.CHUNK_BYTES}-"]
+
+
+@pytest.mark.parametrize("change", [{"headers": {}}, {"ranges": False}])
+def test_a_server_that_cannot_carry_on(
+    tmp_path: Path, server: Server, change: dict[str, Any]
+) -> None:
+    for name, value in change.items():
+        setattr(server, name, value)
+    server.break_after = [download.CHUNK_BYTES]
+    assert download.download(dataset(server, ZIP), str(tmp_path / "data"))
+    assert files(tmp_path / "data") == CLIPS
+
+
+def test_a_part_as_long_as_the_file_starts_anew(tmp_path: Path, server: Server) -> None:
+    (tmp_path / "data.archive.part").write_bytes(bytes(len(ZIP)))
+    (tmp_path / "data.archive.etag").write_text('"first"')
+    assert download.download(dataset(server, ZIP), str(tmp_path / "data"))
+    assert server.asked == [f"bytes={len(ZIP)}-", None]
+
+
+def test_a_server_that_does_not_tell_the_length(tmp_path: Path, server: Server) -> None:
+    server.tells_length = False
+    assert download.download(dataset(server, ZIP), str(tmp_path / "data"))
+    server.content, server.headers = ZIP[:-1000], {}
+    with pytest.raises(UserError, match="it is no archive, or broken"):
+        download.download(dataset(server, ZIP[:-1000]), str(tmp_path / "other"))
+
+
+def test_a_wrong_checksum(tmp_path: Path, server: Server) -> None:
+    one = dataset(server, ZIP, sha256="0" * 64)
+    with pytest.raises(UserError, match=r"not the file expected \(SHA-256 .*, expected 0000"):
+        download.download(one, str(tmp_path / "data"))
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "content", [ZIP[:-1000], ZIP[1000:], TAR[:-100], TAR[: len(TAR) // 2], b"no"]
+)
+def test_a_broken_archive(tmp_path: Path, server: Server, content: bytes) -> None:
+    one = dataset(server, content)
+    with pytest.raises(UserError, match="it is no archive, or broken"):
+        download.download(one, str(tmp_path / "data"))
+    assert not (tmp_path / "data").exists()
+    server.content = ZIP
+    assert download.download(one, str(tmp_path / "data"))
+    assert files(tmp_path) == {f"data/{name}": content for name, content in CLIPS.items()}
+
+
+def test_a_zip_with_a_changed_byte(tmp_path: Path, server: Server) -> None:
+    content = bytearray(ZIP)
+    content[len(ZIP) // 2] ^= 1
+    with pytest.raises(UserError, match=r"or broken .*Bad CRC-32"):
+        download.download(dataset(server, bytes(content)), str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("name", ["../evil.wav", "audio/../../evil.wav", "/tmp/ast-ray-evil.wav"])
+@pytest.mark.parametrize("make", [zip_bytes, tar_gz_bytes])
+def test_members_that_lead_outside(tmp_path: Path, server: Server, name: str, make: Any) -> None:
+    one = dataset(server, make({**CLIPS, name: b"evil"}))
+    with pytest.raises(UserError, match="a member leads outside"):
+        download.download(one, str(tmp_path / "in" / "data"))
+    assert not list(tmp_path.rglob("*evil*"))
+    assert not Path("/tmp/ast-ray-evil.wav").exists()
+    assert not (tmp_path / "in" / "data").exists()
+
+
+def test_links_are_refused(tmp_path: Path, server: Server) -> None:
+    content = tar_gz_bytes({"away/evil.wav": b"evil"}, links={"away": str(tmp_path)})
+    with pytest.raises(UserError, match="'away' is neither a file nor a folder"):
+        download.download(dataset(server, content), str(tmp_path / "data"))
+    assert not (tmp_path / "evil.wav").exists()
+
+
+def test_too_few_clips(tmp_path: Path, server: Server) -> None:
+    one = replace(dataset(server, ZIP), num_clips=6)
+    with pytest.raises(UserError, match=r"it has 5 clips \(audio/\*.wav\), expected 6"):
+        download.download(one, str(tmp_path / "data"))
+    assert not (tmp_path / "data").exists()
+
+
+def test_refusals(tmp_path: Path, server: Server) -> None:
+    one = dataset(server, ZIP)
+    with pytest.raises(UserError, match="s3://bucket/data: download to a local folder"):
+        download.download(one, "s3://bucket/data")
+    (tmp_path / "file").write_bytes(b"mine")
+    for output in (tmp_path, tmp_path / "file"):
+        with pytest.raises(UserError, match="holds something else"):
+            download.download(one, str(output))
+    with pytest.raises(UserError, match="cannot be written"):
+        download.download(one, str(tmp_path / "file" / "data"))
+    server.status = 404
+    with pytest.raises(UserError, match=r"404 .*; is there another address \(--url\)\?"):
+        download.download(one, str(tmp_path / "data"))
+    server.status = 503
+    with pytest.raises(UserError, match=r"the transfer broke .*503"):
+        download.download(one, str(tmp_path / "data"))
+    assert len(server.asked) == 1 + download.ATTEMPTS
+
+
+def test_nobody_answers(tmp_path: Path, server: Server) -> None:
+    one = replace(dataset(server, ZIP), url="http://127.0.0.1:9/x.zip")
+    with pytest.raises(UserError, match="the transfer broke"):
+        download.download(one, str(tmp_path / "data"))
+
+
+def test_the_checksum_is_the_one_torchaudio_knows() -> None:
+    # Read, not imported, which takes seconds.
+    folder = importlib.util.find_spec("torchaudio").submodule_search_locations[0]  # type: ignore[union-attr, index]
+    source = (Path(folder) / "datasets" / "speechcommands.py").read_text()
+    speech_commands = DATASETS["speech-commands"]
+    assert f'"{speech_commands.url}": "{speech_commands.sha256}"' in source
+
+
+def test_the_command(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DATASETS, "esc50", replace(dataset(server, ZIP), url="http://nowhere"))
+    command = ["download", "esc50", "--out", str(tmp_path / "data"), "--url", server.url]
+    assert main(command) == 0
+    assert files(tmp_path / "data") == CLIPS
+    assert main(command) == 0
+    assert len(server.asked) == 1

@@ -1,0 +1,334 @@
+"""Layouts of data sets: what each lists, what it leaves out, and what it refuses."""
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.manifest.layouts import detect, read_source
+from pipeline.manifest.layouts.options import SourceOptions
+from pipeline.manifest.manifest import Manifest
+from ray_job import main
+
+
+def write_files(folder: Path, *names: str, content: bytes = b"audio") -> str:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return str(folder)
+
+
+def write_table(path: Path, text: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def rows(manifest: Manifest, *columns: str) -> list[tuple[object, ...]]:
+    table = manifest.clips.select(list(columns)).to_pydict()
+    return list(zip(*table.values(), strict=True))
+
+
+# --- ESC-50 ------------------------------------------------------------------------------------
+
+META = "filename,fold,target,category,esc10,src_file,take\n"
+
+
+def esc50_folder(folder: Path, text: str) -> str:
+    write_table(folder / "meta" / "esc50.csv", text)
+    return str(folder)
+
+
+def test_real_esc10(esc10: Path) -> None:
+    manifest = read_source(str(esc10), "auto")
+    assert manifest.clips.num_rows == 400
+    with (esc10 / "meta" / "esc50.csv").open(encoding="utf-8") as file:
+        meta = {row["filename"].rpartition(".")[0]: row for row in csv.DictReader(file)}
+    targets = {row["category"]: int(row["target"]) for row in meta.values()}
+    assert list(manifest.labels) == sorted(targets, key=targets.__getitem__)
+    assert len(manifest.labels) == 10
+    for clip_id, uri, labels, fold in rows(manifest, "id", "uri", "labels", "fold"):
+        assert isinstance(uri, str)
+        assert Path(uri).is_file()
+        assert Path(uri).stem == clip_id
+        assert labels == [meta[str(clip_id)]["category"]]
+        assert fold == int(meta[str(clip_id)]["fold"])
+    assert Counter(manifest.clips["fold"].to_pylist()) == dict.fromkeys(range(1, 6), 80)
+
+
+def test_esc50_keeps_the_order_of_the_class_numbers(tmp_path: Path) -> None:
+    text = META + "1-1-A-10.wav,1,10,ant,,,\n2-2-A-2.wav,2,2,zebra,,,\n"
+    manifest = read_source(esc50_folder(tmp_path, text), "auto")
+    assert manifest.labels == ("zebra", "ant")
+    assert rows(manifest, "id", "uri", "fold", "split") == [
+        ("1-1-A-10", f"{tmp_path}/audio/1-1-A-10.wav", 1, "train"),
+        ("2-2-A-2", f"{tmp_path}/audio/2-2-A-2.wav", 2, "train"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("filename,fold,category\na.wav,1,dog\n", "no column target; it has filename, fold, cat"),
+        ("", "no column filename, fold, target, category; it has "),
+        (META + "a.wav,one,0,dog,,,\n", "fold and target must be whole numbers"),
+        (META + "a.wav,1,,dog,,,\n", "fold and target must be whole numbers"),
+        (META + "a.wav,1,0,dog,,,\nb.wav,1,0,cat,,,\n", "a class has two numbers, or a number"),
+        (META + "a.wav,1,0,dog,,,\nb.wav,1,1,dog,,,\n", "a class has two numbers, or a number"),
+        (META, "no clip found in the layout 'esc50'"),
+        (META + '"a.wav' + "x" * 200_000, "is a quote left open?"),
+    ],
+)
+def test_broken_esc50_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        read_source(esc50_folder(tmp_path, text), "auto")
+
+
+def test_esc50_without_its_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"meta/esc50.csv: no such file"):
+        read_source(write_files(tmp_path, "audio/a.wav"), "esc50")
+
+
+# --- a table -----------------------------------------------------------------------------------
+
+
+def test_csv_with_every_column(tmp_path: Path) -> None:
+    text = (
+        "\ufeffpath , labels , id, split, fold, start_s, end_s, comment\n"
+        'a b.wav, dog; rain ,first,eval,2,0.5,1.5,"x, y"\n'
+        "/else/where.flac,rain,,,,,,\n"
+        "s3://bucket/c.ogg,,,,,,,\n"
+        "sub/d.wav,,,,1.0,,,\n"
+    )
+    manifest = read_source(write_table(tmp_path / "clips.csv", text), "auto")
+    assert manifest.labels == ("dog", "rain")
+    columns = ("id", "uri", "labels", "split", "fold", "start_s", "end_s")
+    assert rows(manifest, *columns) == [
+        ("first", f"{tmp_path}/a b.wav", ["dog", "rain"], "eval", 2, 0.5, 1.5),
+        ("/else/where.flac", "/else/where.flac", ["rain"], "train", 0, None, None),
+        ("s3://bucket/c.ogg", "s3://bucket/c.ogg", [], "train", 0, None, None),
+        ("sub/d.wav", f"{tmp_path}/sub/d.wav", [], "train", 1, None, None),
+    ]
+    assert manifest.notes == ("2 clips have no label",)
+
+
+def test_tsv_with_a_vocabulary_beside_it(tmp_path: Path) -> None:
+    write_table(tmp_path / "labels.txt", "rain\nnever heard\nbark, howl\n")
+    text = "labels\tpath\nbark, howl;rain\ta.wav\n"
+    manifest = read_source(write_table(tmp_path / "clips.tsv", text), "auto")
+    assert manifest.labels == ("rain", "never heard", "bark, howl")
+    assert manifest.clips["labels"].to_pylist() == [["bark, howl", "rain"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("path,label\na.wav,dog\n", "no column labels; it has path, label"),
+        ("path,labels\n,dog\n", "line 2: the path is empty"),
+        (
+            "path,labels,fold\n\na,dog,1\n \nb,dog,x\n",
+            "line 5: fold, start_s and end_s must be numbers",
+        ),
+        ("path,labels,start_s\na,dog,1:30\n", "line 2: fold, start_s and end_s must be numbers"),
+        ("path,labels,fold\na,dog,1.5\n", "line 2: fold, start_s and end_s must be numbers"),
+        ("path,labels\n", "no clip found in the layout 'csv'"),
+        ('path,labels\n\n"a.wav,dog\nb.wav,cat\n', "line 3: .*; is a quote left open"),
+        ("path,labels\na.wav,dog,cat\n", "line 2: 3 cells, and the header has 2; a cell with ','"),
+        ('path,labels\n"a\n.wav",dog\nb.wav\n', "line 4: 1 cells, and the header has 2"),
+        ("path,labels,labels\na,b,c\n", "two columns are called 'labels'"),
+        ("path;labels\na;b\n", "are cells separated by ';'[?] Write them with ','"),
+        ("path\tlabels\na\tb\n", r"are cells separated by '\\t'[?]"),
+        ("path,labels\na.wav,\nb.wav, ;\n", "none of 2 clips has a label; fill them in"),
+    ],
+)
+def test_broken_csv_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        read_source(write_table(tmp_path / "clips.csv", text), "auto")
+
+
+def test_csv_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none.csv: no such file"):
+        read_source(str(tmp_path / "none.csv"), "auto")
+    (tmp_path / "clips.csv").write_bytes(b"path,labels\n\xff\xfe,dog\n")
+    with pytest.raises(UserError, match="not UTF-8 text"):
+        read_source(str(tmp_path / "clips.csv"), "auto")
+
+
+def test_csv_whose_columns_have_other_names(tmp_path: Path) -> None:
+    text = 'fname,tags,mids,split,part one\n64760,"Bark, Dog",/m/b,val,3\n2,Cat,/m/c,train,1\n'
+    source = write_table(tmp_path / "meta" / "dev.csv", text)
+    columns = {
+        "path": "../audio.{split}/{fname}.wav",
+        "id": "fname",
+        "labels": "tags",
+        "fold": "part one",
+    }
+    manifest = read_source(source, "csv", SourceOptions(columns=columns, separator=","))
+    assert rows(manifest, "id", "uri", "labels", "split", "fold") == [
+        ("64760", f"{tmp_path}/audio.val/64760.wav", ["Bark", "Dog"], "val", 3),
+        ("2", f"{tmp_path}/audio.train/2.wav", ["Cat"], "train", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"lables": "tags"}, r"--column lables=...: there are only path, labels, id"),
+        ({"labels": "tags"}, "no column tags; it has path, labels"),
+        ({"path": "{folder}/{path}"}, "no column folder; it has path, labels"),
+    ],
+)
+def test_columns_that_are_not_there_are_refused(
+    tmp_path: Path, columns: dict[str, str], expected: str
+) -> None:
+    source = write_table(tmp_path / "clips.csv", "path,labels\na.wav,dog\n")
+    with pytest.raises(UserError, match=expected):
+        read_source(source, "csv", SourceOptions(columns=columns))
+
+
+def test_csv_without_splits_gets_the_one_given(tmp_path: Path) -> None:
+    source = write_table(tmp_path / "clips.csv", "path,labels,split\na.wav,dog,\nb.wav,dog,test\n")
+    manifest = read_source(source, "csv", SourceOptions(split="eval"))
+    assert manifest.clips["split"].to_pylist() == ["eval", "test"]
+
+
+# --- a folder per class ------------------------------------------------------------------------
+
+
+def test_a_folder_per_class(tmp_path: Path) -> None:
+    source = write_files(
+        tmp_path, "rain/2.FLAC", "dog/a.wav", "dog/puppy/b.ogg", "dog/notes.txt", "README", "x.wav"
+    )
+    manifest = read_source(source, "auto")
+    assert manifest.labels == ("dog", "rain")
+    assert rows(manifest, "id", "uri", "labels", "split") == [
+        ("dog/a.wav", f"{source}/dog/a.wav", ["dog"], "train"),
+        ("dog/puppy/b.ogg", f"{source}/dog/puppy/b.ogg", ["dog"], "train"),
+        ("rain/2.FLAC", f"{source}/rain/2.FLAC", ["rain"], "train"),
+    ]
+    assert manifest.notes == (
+        "left out 2 files that are not audio: 1 .txt, 1 README",
+        "left out 1 audio files that are in no class folder",
+    )
+
+
+def test_folders_named_after_splits(tmp_path: Path) -> None:
+    source = write_files(
+        tmp_path, "Train/dog/1.wav", "val/dog/2.wav", "test/rain/3.wav", "eval/loose.wav"
+    )
+    manifest = read_source(source, "auto")
+    assert rows(manifest, "id", "labels", "split") == [
+        ("Train/dog/1.wav", ["dog"], "train"),
+        ("test/rain/3.wav", ["rain"], "test"),
+        ("val/dog/2.wav", ["dog"], "validation"),
+    ]
+    assert manifest.notes == ("left out 1 audio files that are in no class folder",)
+
+
+def test_a_class_may_be_called_train_beside_others(tmp_path: Path) -> None:
+    manifest = read_source(write_files(tmp_path, "train/1.wav", "tram/2.wav"), "auto")
+    assert rows(manifest, "labels", "split") == [(["train"], "train"), (["tram"], "train")]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "notes.txt",
+            r"no clip found in the layout 'folder' \(left out 1 files that are not audio",
+        ),
+        ("loose.wav", "x: 1 audio files are in no class folder; move them"),
+    ],
+)
+def test_a_folder_without_classes_is_refused(tmp_path: Path, name: str, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        read_source(write_files(tmp_path / "x", name), "auto")
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    for source in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UserError, match="no such folder, or nothing in it"):
+            read_source(str(source), "auto")
+
+
+@pytest.mark.parametrize("layout", ["folder", "audioset"])
+def test_one_file_is_no_folder(tmp_path: Path, layout: str) -> None:
+    source = write_files(tmp_path, "dog/1.wav")
+    table = write_table(tmp_path / "segments.csv", "--PJHxphWEs, 0, 10, /m/a\n")
+    write_table(tmp_path / "class_labels_indices.csv", "index,mid,display_name\n0,/m/a,Dog\n")
+    options = SourceOptions(segments=(f"train={table}",))
+    with pytest.raises(UserError, match=r"1.wav: a file of no known layout; name the folder"):
+        read_source(f"{source}/dog/1.wav", layout, options)
+
+
+# --- options -----------------------------------------------------------------------------------
+
+
+def test_options_without_effect_are_told_of(tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "folder", "dog/1.wav")
+    table = write_table(tmp_path / "clips.csv", "path,labels,split\na.wav,dog,test\n")
+    options = SourceOptions(split="mine", separator=",", cut="yes", class_labels="/x.csv")
+    manifest = read_source(folder, "auto", options)
+    assert manifest.clips["split"].to_pylist() == ["mine"]
+    unread = [f"--{name} has no effect: the layout 'folder'" for name in ("class-labels", "cut")]
+    unread += ["--separator has no effect: the layout 'folder'"]
+    assert [note.partition(" does")[0] for note in manifest.notes] == unread
+    assert read_source(table, "auto", SourceOptions(split="mine", separator=",")).notes == (
+        "--split mine has no effect: the source names the split of every clip",
+    )
+
+
+def test_esc50_gets_the_split_given(tmp_path: Path) -> None:
+    source = esc50_folder(tmp_path, META + "a.wav,1,0,dog,,,\n")
+    manifest = read_source(source, "auto", SourceOptions(split="mine"))
+    assert (manifest.clips["split"].to_pylist(), manifest.notes) == (["mine"], ())
+
+
+def test_an_empty_separator_is_refused() -> None:
+    with pytest.raises(UserError, match="--separator: must not be empty"):
+        SourceOptions(separator="")
+
+
+def test_no_folds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_files(tmp_path, "dog/1.wav")
+    command = ["manifest", source, "--out", f"{tmp_path}/m.parquet", "--folds", "0"]
+    assert main(command) == 1
+    assert "--folds: must be from 2 to 100, got 0" in capsys.readouterr().err
+
+
+# --- on S3 -------------------------------------------------------------------------------------
+
+
+def test_layouts_in_a_bucket(s3: str) -> None:
+    for name in ("dog/1.wav", "rain/2.wav", "rain/notes.txt"):
+        storage.write_bytes(f"{s3}/classes/{name}", b"audio")
+    storage.write_bytes(f"{s3}/classes-beside/cat/3.wav", b"audio")
+    storage.write_bytes(f"{s3}/esc/meta/esc50.csv", (META + "a.wav,1,0,dog,,,\n").encode())
+    storage.write_bytes(f"{s3}/table/clips.csv", b"path,labels\naudio/x.wav,dog\n")
+    storage.write_bytes(f"{s3}/table/labels.txt", b"cat\ndog\n")
+    assert [detect(f"{s3}/{name}") for name in ("classes", "esc", "table/clips.csv")] == [
+        "folder",
+        "esc50",
+        "csv",
+    ]
+    classes = read_source(f"{s3}/classes", "auto")
+    assert rows(classes, "id", "uri") == [
+        ("dog/1.wav", f"{s3}/classes/dog/1.wav"),
+        ("rain/2.wav", f"{s3}/classes/rain/2.wav"),
+    ]
+    assert classes.notes == ("left out 1 files that are not audio: 1 .txt",)
+    esc = read_source(f"{s3}/esc", "auto")
+    assert rows(esc, "id", "uri") == [("a", f"{s3}/esc/audio/a.wav")]
+    table = read_source(f"{s3}/table/clips.csv", "auto")
+    assert table.labels == ("cat", "dog")
+    assert rows(table, "uri") == [(f"{s3}/table/audio/x.wav",)]
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_source_in_a_bucket_that_does_not_exist() -> None:
+    with pytest.raises(UserError, match="s3://no-such-bucket: the bucket does not exist"):
+        read_source("s3://no-such-bucket/esc", "auto")

@@ -1,0 +1,284 @@
+"""The manifest: written and read alike, from other hands too, and each refusal in one line."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.manifest.manifest import (
+    SCHEMA,
+    Clip,
+    Manifest,
+    assign_folds,
+    check,
+    from_clips,
+    read_labels,
+    read_manifest,
+    write_manifest,
+)
+
+CLIPS = [
+    Clip(id="a", uri="/audio/a.wav", labels=("dog",), fold=1),
+    Clip(id="ü/2", uri="s3://bucket/ü 2.flac", labels=("rain", "dog"), split="eval"),
+    Clip(id="c", uri="/audio/long.ogg", labels=(), start_s=10.0, end_s=20.5),
+    Clip(id="d", uri="/audio/long.ogg", labels=("rain",), end_s=1.0),
+]
+LABELS = ("rain", "cat", "dog")
+
+
+def write_plain(path: Path, **columns: Any) -> str:
+    """A Parquet file as any other program would write one."""
+    pq.write_table(pa.table(columns), path)
+    return str(path)
+
+
+def refusal(path: str) -> str:
+    with pytest.raises(UserError) as caught:
+        read_manifest(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"offset_bytes": [512]}, "offset_bytes must be given together with size_bytes"),
+        ({"row": [3]}, "row_group must be given together with row"),
+        ({"row": [3], "row_group": [-1]}, "row_group must be 0 or more"),
+    ],
+)
+def test_places_in_containers_are_whole(
+    tmp_path: Path, columns: dict[str, Any], expected: str
+) -> None:
+    clip = {"id": ["a"], "uri": ["/x.tar"], "labels": [["dog"]]}
+    assert expected in refusal(write_plain(tmp_path / "manifest.parquet", **clip, **columns))
+
+
+def test_coverage_travels_with_the_manifest(tmp_path: Path) -> None:
+    path = str(tmp_path / "manifest.parquet")
+    coverage = {"listed": 3, "found": 2}
+    write_manifest(path, replace(from_clips(CLIPS, LABELS), coverage=coverage))
+    assert read_manifest(path).coverage == coverage
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = str(tmp_path / "manifest.parquet")
+    manifest = from_clips(CLIPS, LABELS)
+    write_manifest(path, manifest)
+    read = read_manifest(path)
+    assert read.labels == LABELS
+    assert read.clips.equals(manifest.clips)
+    assert read.clips.to_pylist()[2] == {
+        "id": "c",
+        "uri": "/audio/long.ogg",
+        "start_s": 10.0,
+        "end_s": 20.5,
+        "labels": [],
+        "split": "train",
+        "fold": 0,
+        "common": False,
+        "offset_bytes": None,
+        "size_bytes": None,
+        "row_group": None,
+        "row": None,
+    }
+
+
+def test_the_same_manifest_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("1", "2"):
+        write_manifest(str(tmp_path / f"{name}.parquet"), from_clips(CLIPS, LABELS))
+    assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
+
+
+def test_a_name_that_promises_another_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"ending in \.parquet"):
+        write_manifest(str(tmp_path / "m.csv"), from_clips(CLIPS, LABELS))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_from_another_program_without_what_is_optional(tmp_path: Path) -> None:
+    path = write_plain(
+        tmp_path / "m.parquet",
+        note=["extra", "columns", "are left out"],
+        labels=[["rain"], ["dog", "rain"], []],
+        uri=["/a.wav", "/b.wav", "s3://bucket/c.wav"],
+        id=[1, 2, 3],
+    )
+    manifest = read_manifest(path)
+    assert manifest.labels == ("dog", "rain")
+    assert manifest.clips.schema.equals(SCHEMA)
+    assert manifest.clips["id"].to_pylist() == ["1", "2", "3"]
+    assert set(manifest.clips["split"].to_pylist()) == {"train"}
+    assert set(manifest.clips["fold"].to_pylist()) == {0}
+    assert manifest.clips["start_s"].null_count == 3
+
+
+def test_other_types_of_the_same_meaning(tmp_path: Path) -> None:
+    path = write_plain(
+        tmp_path / "m.parquet",
+        id=pa.array(["a", "b"], pa.large_string()),
+        uri=pa.array(["/a", "/a"]).dictionary_encode(),
+        labels=pa.array([["x"], ["y"]], pa.large_list(pa.large_string())),
+        start_s=pa.array([0, 5], pa.int64()),
+        end_s=pa.array([5, None], pa.float32()),
+        fold=pa.array([1, 2], pa.int64()),
+    )
+    clips = read_manifest(path).clips.to_pylist()
+    assert [(clip["start_s"], clip["end_s"]) for clip in clips] == [(0.0, 5.0), (5.0, None)]
+    assert [clip["labels"] for clip in clips] == [["x"], ["y"]]
+
+
+def plain(**changes: Any) -> dict[str, Any]:
+    columns: dict[str, Any] = {
+        "id": ["a", "b", "c"],
+        "uri": ["/a", "/b", "s3://bucket/c"],
+        "labels": [["x"], ["y"], ["x"]],
+    }
+    return {**columns, **changes}
+
+
+NO_CLIP = {
+    "id": pa.array([], pa.string()),
+    "uri": pa.array([], pa.string()),
+    "labels": pa.array([], pa.list_(pa.string())),
+}
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (plain(id=["a", "b", "a"]), "1 ids stand there twice or more, such as a; give every clip"),
+        (plain(id=["a", "", "c"]), "a clip has an empty id"),
+        (plain(id=["a", None, "c"]), "column 'id' has 1 empty cells"),
+        (plain(uri=["/a", None, None]), "column 'uri' has 2 empty cells"),
+        (plain(labels=[["x"], None, ["y"]]), "column 'labels' has 1 empty cells"),
+        (plain(labels=[["x"], [None, "y"], []]), "column 'labels' has 1 empty cells"),
+        (plain(labels=["x", "y", "x"]), "column 'labels' is string, expected list"),
+        (plain(fold=["one", "two", "three"]), "column 'fold' is string, expected int32"),
+        (plain(fold=[2**40, 1, 2]), "column 'fold' is int64, expected int32"),
+        (plain(fold=[1, -1, 2]), "fold must be 0 or more; clip 'b' has -1 (1 such clips)"),
+        (plain(uri=["/a", "b.wav", "c.wav"]), "clip 'b' has 'b.wav' (2 such clips)"),
+        (plain(uri=["/a", "/b", "https://host/c"]), "clip 'c' has 'https://host/c'"),
+        (plain(uri=["/a", "/b", "s3://bucket"]), "clip 'c' has 's3://bucket'"),
+        (plain(uri=["/a", "file:///b", "/c"]), "or s3://bucket/key, without file://; clip"),
+        (plain(id=["a", "b\n", "c"], uri=["/a", "/b\n", "/c"]), r"clip 'b\n' has '/b\n' (1 such"),
+        (plain(uri=["/a", "/b", "/c\0d"]), "uri must be without line ends and other control"),
+        (plain(split=["train", "../../evil", "eval"]), "split '../../evil': shards are named"),
+        (plain(start_s=[0.0, -1.0, 0.0]), "start_s must be seconds, 0 or more; clip 'b' has -1.0"),
+        (plain(start_s=[0.0, float("nan"), 0.0]), "clip 'b' has nan"),
+        (plain(end_s=[1.0, float("inf"), 1.0]), "end_s must be seconds, above start_s; clip 'b'"),
+        (plain(end_s=[1.0, 0.0, 1.0]), "clip 'b' has 0.0 (1 such clips)"),
+        (plain(start_s=[2.0, 0, 0], end_s=[2.0, 1, 1]), "clip 'a' has 2.0 (1 such clips)"),
+        (plain(start_s=[3.0, 0, 0], end_s=[2.0, 1, 1]), "clip 'a' has 2.0 (1 such clips)"),
+        (NO_CLIP, "the manifest names no clip"),
+        ({"id": ["a"], "uri": ["/a"]}, "the manifest has no column 'labels'"),
+        ({"uri": ["/a"], "labels": [["x"]]}, "the manifest has no column 'id'"),
+    ],
+)
+def test_refusals(tmp_path: Path, columns: dict[str, Any], expected: str) -> None:
+    assert expected in refusal(write_plain(tmp_path / "m.parquet", **columns))
+
+
+def test_a_label_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    manifest = from_clips(CLIPS, ("rain", "cat"))
+    path = str(tmp_path / "m.parquet")
+    expected = "1 labels are outside the vocabulary of 2, such as 'dog' of clip a"
+    with pytest.raises(UserError, match=expected):
+        write_manifest(path, manifest)
+    assert not storage.exists(path)
+    check(replace(manifest, labels=LABELS), path)
+
+
+@pytest.mark.parametrize("content", [b"", b"id,uri,labels\n", b"PAR1 cut short PAR1"])
+def test_what_is_not_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "m.parquet"
+    path.write_bytes(content)
+    assert "not a manifest (a Parquet file); write one with" in refusal(str(path))
+
+
+def test_a_missing_manifest_says_how_to_make_one(tmp_path: Path) -> None:
+    assert "write one with `ray_job.py manifest`" in refusal(str(tmp_path / "none.parquet"))
+
+
+def test_a_fold_too_large_for_the_table_is_refused() -> None:
+    with pytest.raises(UserError, match="a fold is too large a number"):
+        from_clips([Clip(id="a", uri="/a", labels=(), fold=2**40)], ())
+
+
+def test_vocabulary_from_a_text_file(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("\ufeffzebra\n  Wind, rain  \n\napple\n", encoding="utf-8")
+    assert read_labels(str(path)) == ("zebra", "Wind, rain", "apple")
+    path.write_text("a\nb\na\n", encoding="utf-8")
+    with pytest.raises(UserError, match="the label 'a' stands there twice"):
+        read_labels(str(path))
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not UTF-8 text"):
+        read_labels(str(path))
+    with pytest.raises(UserError, match="it should hold one label a line"):
+        read_labels(str(tmp_path / "none.txt"))
+
+
+@st.composite
+def unfolded(draw: st.DrawFn) -> Manifest:
+    labels = draw(st.lists(st.sampled_from("abcde"), min_size=1, max_size=60))
+    clips = [Clip(id=str(i), uri="/x", labels=(label,)) for i, label in enumerate(labels)]
+    return from_clips(clips, tuple("abcde"))
+
+
+def folds_by_id(manifest: Manifest) -> dict[str, int]:
+    return dict(
+        zip(manifest.clips["id"].to_pylist(), manifest.clips["fold"].to_pylist(), strict=True)
+    )
+
+
+@given(manifest=unfolded(), num_folds=st.integers(2, 7), data=st.data())
+def test_folds_are_balanced_and_do_not_depend_on_the_order(
+    manifest: Manifest, num_folds: int, data: st.DataObject
+) -> None:
+    folded = assign_folds(manifest, num_folds)
+    assert folded.clips.schema.equals(SCHEMA)
+    folds = folds_by_id(folded)
+    assert set(folds.values()) <= set(range(1, num_folds + 1))
+    labels = manifest.clips["labels"].to_pylist()
+    for members in [folds.values(), *(_of_class(folds, labels, name) for name in "abcde")]:
+        counts = Counter(members)
+        sizes = [counts[fold] for fold in range(1, num_folds + 1)]
+        assert max(sizes) - min(sizes) <= 1
+    order = data.draw(st.permutations(range(len(folds))))
+    shuffled = replace(manifest, clips=manifest.clips.take(order))
+    assert folds_by_id(assign_folds(shuffled, num_folds)) == folds
+
+
+def _of_class(folds: dict[str, int], labels: list[list[str]], name: str) -> list[int]:
+    return [fold for fold, own in zip(folds.values(), labels, strict=True) if own == [name]]
+
+
+def test_a_class_too_small_for_its_folds_is_told_of() -> None:
+    clips = [Clip(id=str(i), uri="/x", labels=("dog" if i else "rain",)) for i in range(6)]
+    assert assign_folds(from_clips(clips, ["dog", "rain"]), 5).notes == (
+        "1 classes have fewer than 5 clips, so not one in each fold: rain",
+    )
+
+
+@pytest.mark.parametrize("num_folds", [-1, 1, 101])
+def test_a_number_of_folds_out_of_range_is_refused(num_folds: int) -> None:
+    with pytest.raises(UserError, match=f"--folds: must be from 2 to 100, got {num_folds}"):
+        assign_folds(from_clips(CLIPS, LABELS), num_folds)
+
+
+def test_a_manifest_in_a_bucket(s3: str) -> None:
+    write_manifest(f"{s3}/m.parquet", from_clips(CLIPS, LABELS))
+    assert read_manifest(f"{s3}/m.parquet").labels == LABELS
+    assert "write one with" in refusal(f"{s3}/none.parquet")
+    assert "the bucket does not exist" in refusal("s3://no-such-bucket/m.parquet")

@@ -1,0 +1,285 @@
+"""The synthetic data set: what is promised of its files, and that its classes differ."""
+
+import csv
+import hashlib
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+from pipeline.manifest import synthetic
+from pipeline.manifest.synthetic import (
+    BROKEN,
+    ENCODINGS,
+    LABELS,
+    SAMPLE_RATES_HZ,
+    SyntheticSettings,
+    main,
+    synthesise,
+    write_synthetic,
+)
+
+# 35 clips meet every pair of encoding and sample rate.
+SMALL = SyntheticSettings(num_train=35, num_eval=10, min_duration_s=0.5, max_duration_s=0.8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("synthetic")
+    assert write_synthetic(folder, SMALL) == 50
+    return folder
+
+
+def read_table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "clips.csv").open(newline="", encoding="utf-8") as table:
+        return list(csv.DictReader(table))
+
+
+def usable_rows(folder: Path) -> list[dict[str, str]]:
+    return [row for row in read_table(folder) if not row["id"].startswith("broken")]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_table_lists_every_clip_once(folder: Path) -> None:
+    table = read_table(folder)
+    assert list(table[0]) == ["id", "path", "labels", "split"]
+    assert len({row["id"] for row in table}) == len({row["path"] for row in table}) == 50
+    assert Counter(row["split"] for row in usable_rows(folder)) == {"train": 35, "eval": 10}
+    written = {path.relative_to(folder).as_posix() for path in (folder / "audio").iterdir()}
+    assert {row["path"] for row in table} - written == {"audio/broken-00004.wav"}
+    assert written <= {row["path"] for row in table}
+
+
+def test_labels_are_in_the_vocabulary_and_every_split_has_all(folder: Path) -> None:
+    assert (folder / "labels.txt").read_text(encoding="utf-8").splitlines() == list(LABELS)
+    assert len(LABELS) == 10
+    seen: dict[str, set[str]] = {"train": set(), "eval": set()}
+    for row in usable_rows(folder):
+        labels = row["labels"].split(";")
+        assert 1 <= len(labels) == len(set(labels)) <= 3
+        seen[row["split"]].update(labels)
+    assert seen == {"train": set(LABELS), "eval": set(LABELS)}
+    assert {label for row in read_table(folder) for label in row["labels"].split(";")} == set(
+        LABELS
+    )
+
+
+def test_usable_clips_decode_as_promised(folder: Path) -> None:
+    met = set()
+    channels = set()
+    for row in usable_rows(folder):
+        path = folder / row["path"]
+        info = soundfile.info(path)
+        audio, sample_rate_hz = soundfile.read(path, always_2d=True)
+        met.add((info.format, info.subtype, sample_rate_hz))
+        channels.add(info.channels)
+        assert path.suffix == f".{info.format.lower()}"
+        assert len(audio) == info.frames
+        assert 0.5 - 1e-3 <= len(audio) / sample_rate_hz <= 0.8 + 1e-3
+        assert 0.2 < np.abs(audio).max() < 0.99
+    assert met == {(*encoding, rate) for encoding in ENCODINGS for rate in SAMPLE_RATES_HZ}
+    assert channels == {1, 2}
+
+
+def test_clips_of_one_set_differ_in_length(folder: Path) -> None:
+    durations_s = [soundfile.info(folder / row["path"]).duration for row in usable_rows(folder)]
+    assert max(durations_s) - min(durations_s) > 0.2
+
+
+def test_same_settings_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    write_synthetic(tmp_path, SMALL)
+    assert digests(tmp_path) == digests(folder)
+
+
+def test_smaller_set_is_the_beginning_of_a_larger_one(folder: Path, tmp_path: Path) -> None:
+    write_synthetic(tmp_path, replace(SMALL, num_train=10))
+    smaller = {name: sha for name, sha in digests(tmp_path).items() if name.startswith("audio/")}
+    assert len(smaller) == 24
+    assert smaller.items() <= digests(folder).items()
+
+
+def test_another_seed_gives_other_clips(folder: Path, tmp_path: Path) -> None:
+    write_synthetic(tmp_path, replace(SMALL, num_train=10, num_broken=0, seed=1))
+    audio = {sha for name, sha in digests(tmp_path).items() if name.startswith("audio/")}
+    assert len(audio) == 20
+    assert audio.isdisjoint(digests(folder).values())
+
+
+def test_float_wav_holds_no_time_of_writing(folder: Path) -> None:
+    headers = [path.read_bytes()[:128] for path in sorted((folder / "audio").glob("*.wav"))]
+    peaks = [header[header.index(b"PEAK") :] for header in headers if b"PEAK" in header]
+    assert len(peaks) == 10  # 7 of the training clips, 2 of the others, and the broken one
+    assert {peak[12:16] for peak in peaks} == {bytes(4)}
+
+
+def test_ogg_checksum_is_the_one_libsndfile_writes(tmp_path: Path) -> None:
+    path = tmp_path / "noise.ogg"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 8000), 8000)
+    ogg = path.read_bytes()
+    first_page = ogg[: ogg.index(b"OggS", 4)]
+    blank = first_page[:22] + bytes(4) + first_page[26:]
+    assert synthetic._ogg_checksum(blank) == first_page[22:26]
+    fixed = synthetic._with_serial_zero(ogg)
+    assert len(fixed) == len(ogg)
+    assert fixed != ogg
+    path.with_name("fixed.ogg").write_bytes(fixed)
+    fixed_audio, _ = soundfile.read(path.with_name("fixed.ogg"))
+    np.testing.assert_array_equal(fixed_audio, soundfile.read(path)[0])
+
+
+@pytest.mark.parametrize("number", range(len(BROKEN)))
+def test_broken_clips_break(folder: Path, number: int) -> None:
+    row = next(row for row in read_table(folder) if row["id"] == f"broken-{number:05d}")
+    path = folder / row["path"]
+    what = BROKEN[number][0]
+    assert path.exists() == (what != "listed but missing")
+    if what == "every sample NaN":
+        assert np.isnan(soundfile.read(path)[0]).all()
+        return
+    with pytest.raises(soundfile.LibsndfileError):
+        soundfile.read(path)
+
+
+def test_broken_kinds_take_turns(tmp_path: Path) -> None:
+    write_synthetic(tmp_path, replace(SMALL, num_train=10, num_broken=12))
+    broken = [row for row in read_table(tmp_path) if row["id"].startswith("broken")]
+    assert len(broken) == 12
+    missing = [row["id"] for row in broken if not (tmp_path / row["path"]).exists()]
+    assert missing == ["broken-00004", "broken-00009"]
+
+
+def test_unfinished_set_has_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(SMALL, num_train=10)
+    write_synthetic(tmp_path, settings)
+    num_encoded = 0
+    encode = synthetic._encode
+
+    def stop_at_the_third(*arguments: Any) -> bytes:
+        nonlocal num_encoded
+        num_encoded += 1
+        if num_encoded == 3:
+            raise RuntimeError("stopped")
+        return encode(*arguments)
+
+    monkeypatch.setattr(synthetic, "_encode", stop_at_the_third)
+    with pytest.raises(RuntimeError, match="stopped"):
+        write_synthetic(tmp_path, settings)
+    assert not (tmp_path / "clips.csv").exists()
+
+
+@pytest.mark.parametrize("number", range(len(LABELS)))
+def test_first_clips_name_every_class(number: int) -> None:
+    for seed in range(20):
+        chosen = synthetic._choose_labels(np.random.default_rng(seed), number)
+        assert LABELS[number] in chosen
+        assert len(set(chosen)) == len(chosen)
+
+
+def test_first_class_is_about_twice_as_frequent_as_the_last() -> None:
+    rng = np.random.default_rng(0)
+    counts = Counter(label for _ in range(4000) for label in synthetic._choose_labels(rng, 10))
+    assert 1.5 < counts[LABELS[0]] / counts[LABELS[-1]] < 2.2
+    assert min(counts, key=lambda label: counts[label]) in LABELS[-3:]
+
+
+def spectrogram(sound: NDArray[np.float64], sample_rate_hz: int) -> NDArray[np.float64]:
+    """Log power `[T, 36]` in 10 ms frames, in bands of 100 Hz up to 3.6 kHz."""
+    frame = sample_rate_hz // 100
+    frames = sound[: len(sound) // frame * frame].reshape(-1, frame)
+    power = np.abs(np.fft.rfft(frames * np.hanning(frame))) ** 2 / frame**2
+    return np.log(power[:, :36] + 1e-5)
+
+
+def features(label: str, number: int) -> NDArray[np.float64]:
+    """What a glance at the spectrogram of one sound shows: levels in thirds of time, changes."""
+    rng = np.random.default_rng([LABELS.index(label), number])
+    rate = SAMPLE_RATES_HZ[number % len(SAMPLE_RATES_HZ)]
+    bands = spectrogram(synthesise(label, int(rate * rng.uniform(0.6, 2.5)), rate, rng), rate)
+    levels = [
+        third.reshape(len(third), 9, 4).mean(axis=(0, 2)) for third in np.array_split(bands, 3)
+    ]
+    changes = np.abs(np.diff(bands, axis=0)).mean(axis=0).reshape(9, 4).mean(axis=1)
+    return np.concatenate([*levels, bands.std(axis=0).reshape(9, 4).mean(axis=1), 3 * changes])
+
+
+def test_classes_are_told_apart_by_nearest_centroid() -> None:
+    centroids = {label: np.mean([features(label, n) for n in range(14)], 0) for label in LABELS}
+    correct: Counter[str] = Counter()
+    for label in LABELS:
+        for number in range(14, 28):
+            seen = features(label, number)
+            nearest = min(LABELS, key=lambda other: float(np.linalg.norm(seen - centroids[other])))
+            correct[label] += nearest == label
+    assert correct.total() >= 0.85 * 14 * len(LABELS)
+    assert min(correct[label] for label in LABELS) >= 8
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_sound_is_heard_at_the_lowest_rate(label: str) -> None:
+    for number, rate in enumerate(SAMPLE_RATES_HZ):
+        sound = synthesise(label, rate, rate, np.random.default_rng(number))
+        power = np.abs(np.fft.rfft(sound)) ** 2
+        frequency_hz = np.fft.rfftfreq(rate, 1 / rate)
+        assert power[frequency_hz > 3700].sum() < 0.03 * power.sum()
+        assert np.sqrt(np.mean(sound**2)) > 0.1
+        assert np.abs(sound).max() < 10
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_train", 9),
+        ("num_eval", 0),
+        ("num_broken", -1),
+        ("seed", -1),
+        ("min_duration_s", 0.4),
+        ("min_duration_s", float("nan")),
+        ("max_duration_s", 0.9),
+        ("max_duration_s", 61.0),
+        ("max_duration_s", float("nan")),
+    ],
+)
+def test_settings_out_of_range_are_refused(field: str, value: float) -> None:
+    arguments: dict[str, Any] = {field: value}
+    with pytest.raises(ValueError, match=rf"^{field}: must be .*got"):
+        SyntheticSettings(**arguments)
+
+
+def test_folder_that_cannot_be_written_is_a_users_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="local folder"):
+        write_synthetic("s3://bucket/clips", SMALL)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        write_synthetic(tmp_path / "file", SMALL)
+
+
+def test_command_line_prints_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = ["--num-train", "11", "--num-eval", "10", "--num-broken", "1", "--seed", "3"]
+    assert main([str(tmp_path / "clips"), *counts]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    assert "22 clips of 10 classes (11 train, 10 eval, 1 broken)" in printed
+    assert len(read_table(tmp_path / "clips")) == 22
+
+
+def test_command_line_explains_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(tmp_path / "clips"), "--num-train", "3"])
+    assert stopped.value.code == 2
+    assert "num_train: must be at least 10" in capsys.readouterr().err
+    assert not (tmp_path / "clips").exists()
+    assert main(["s3://bucket/clips"]) == 1
+    assert "local folder" in capsys.readouterr().err

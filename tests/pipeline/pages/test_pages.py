@@ -1,0 +1,545 @@
+"""Pages of the data: what they say, that figures are drawn, and that labels and ids stay text."""
+
+import html
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline import storage
+from pipeline.audio.rejects import Reject, to_table
+from pipeline.dataset.prepared import open_dataset
+from pipeline.errors import UserError
+from pipeline.pages import dataset_page, page, spectrogram
+from pipeline.pages.coverage_page import coverage_section, write_coverage_page
+from pipeline.pages.dataset_page import prepared_coverage, write_dataset_page
+from pipeline.shards.plan import FORMAT_VERSION
+from tests.support.browser import OfflineBrowser, OpenPage, open_browser, wait_until
+
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    "<b>bold</b> & <i>it</i>",
+    "<img src=x onerror=alert(2)>",
+    "\"quoted\" 'label' %{x} {{ 7 * 7 }}",
+)
+SOUNDS = ("rain", "dog")
+NUM_MELS = 16
+
+
+def make_coverage(**changes: Any) -> dict[str, Any]:
+    """Of two splits and three classes, one of which nothing was found of."""
+    return {
+        "source": "s3://sounds/clips",
+        "splits": {
+            "train": _counts(100, 80, 15, 5),
+            "eval": _counts(40, 30, 10, 0),
+        },
+        "total": _counts(140, 110, 25, 5),
+        "classes": [
+            {"label": "rain", "official": 100, "found": 90, "share": 0.9},
+            {"label": "never", "official": 7, "found": 0, "share": 0.0},
+            {"label": "dog", "official": 40, "found": 20, "share": 0.5},
+            {"label": "absent", "official": 0, "found": 0, "share": 1.0},
+        ],
+        "common": {"listed": 36, "found": 27},
+    } | changes
+
+
+def _counts(listed: int, found: int, missing: int, unreadable: int) -> dict[str, float]:
+    return {
+        "listed": listed,
+        "found": found,
+        "missing": missing,
+        "unreadable": unreadable,
+        "found_s": 10.0 * found,
+    }
+
+
+def write_data(
+    folder: str,
+    *,
+    ids: Sequence[str],
+    clip_labels: Sequence[Sequence[str]],
+    labels: Sequence[str] = SOUNDS,
+    levels_dbfs: Sequence[float] | None = None,
+    rejects: Sequence[Reject] = (),
+    **card: Any,
+) -> str:
+    """A prepared data set: the last clip of several is for evaluation; one fbank serves all."""
+    rng = np.random.default_rng(0)
+    fbank = rng.normal(-5, 3, (50, NUM_MELS)).astype(np.float16)
+    storage.write_bytes(storage.join(folder, "shards/all-00000.tar"), fbank.tobytes())
+    num_clips = len(ids)
+    splits = ["train"] * max(1, num_clips - 1) + ["eval"] * (num_clips > 1)
+    columns = {
+        "id": pa.array(ids, pa.string()),
+        "split": splits,
+        "labels": pa.array(clip_labels, pa.list_(pa.string())),
+        "shard": ["shards/all-00000.tar"] * num_clips,
+        "offset_bytes": [0] * num_clips,
+        "size_bytes": [fbank.nbytes] * num_clips,
+        "duration_s": rng.uniform(0.5, 10, num_clips),
+    }
+    if levels_dbfs is not None:
+        columns["level_dbfs"] = np.array(levels_dbfs, np.float64)
+    storage.write_table(storage.join(folder, "index.parquet"), pa.table(columns))
+    storage.write_table(storage.join(folder, "rejects.parquet"), to_table(rejects))
+    facts = {
+        name: {"num_clips": splits.count(name), "duration_s": 36.0, "mean": -5.0, "std": 3.0}
+        for name in dict.fromkeys(splits)
+    }
+    counts = {
+        name: {
+            label: sum(
+                label in own
+                for own, split in zip(clip_labels, splits, strict=True)
+                if split == name
+            )
+            for label in labels
+        }
+        for name in facts
+    }
+    document = {
+        "format_version": FORMAT_VERSION,
+        "fbank": {"sample_rate_hz": 16000, "num_mels": NUM_MELS, "frame_shift_ms": 10},
+        "labels": list(labels),
+        "num_clips": num_clips,
+        "splits": facts,
+        "mean": -5.0,
+        "std": 3.0,
+        "class_counts": counts,
+        "rejects": {"num": len(rejects), "by_reason": {}},
+        "shards": [{"name": "all-00000", "size_bytes": 2_340_000}],
+        "fingerprint": "f" * 64,
+    }
+    storage.write_json(storage.join(folder, "card.json"), document | card)
+    return folder
+
+
+def write_summary(folder: str) -> None:
+    storage.write_json(
+        storage.join(folder, "prepare_summary.json"),
+        {
+            "num_clips_built": 12,
+            "wall_s": 12.5,
+            "clips_per_s": 321.5,
+            "stages_s": {"fetch": 3.0, "decode": 8.0, "fbank": 71.0, "write": 0.0},
+        },
+    )
+
+
+def plain_data(folder: str, num_clips: int = 30, **options: Any) -> str:
+    return write_data(
+        folder,
+        ids=[f"clip-{number}" for number in range(num_clips)],
+        clip_labels=[[SOUNDS[number % 2]] for number in range(num_clips)],
+        **options,
+    )
+
+
+def hostile_data(folder: str) -> str:
+    """Ids, labels, reasons and splits that hold HTML; silent clips; a class of no clip."""
+    labels = [*HOSTILE, "never"]
+    data = write_data(
+        folder,
+        ids=[f"{label} {number}" for number, label in enumerate(HOSTILE * 3)],
+        clip_labels=[[label] for label in HOSTILE * 3],
+        labels=labels,
+        levels_dbfs=[-math.inf, -math.inf, *np.linspace(-60, -3, 10)],
+        rejects=[
+            Reject(id=f"{label} bad {number}", uri="/x", stage="decode", reason=HOSTILE[1])
+            for number, label in enumerate(HOSTILE * 2)
+        ],
+        coverage=make_coverage(
+            source=HOSTILE[0],
+            splits={"train": _counts(30, 18, 10, 2), "eval": _counts(2, 2, 0, 0)},
+            total=_counts(32, 20, 10, 2),
+            classes=[
+                {"label": label, "official": 8, "found": 5, "share": 5 / 8} for label in labels
+            ],
+        ),
+    )
+    write_summary(data)
+    return data
+
+
+def said(path: str) -> str:
+    """The words of a page, apart from its scripts and style."""
+    text = storage.read_bytes(path).decode()
+    text = re.sub(r"<(script|style|title)\b.*?</\1>|<[^>]*>", " ", text, flags=re.DOTALL)
+    return " ".join(html.unescape(text).split())
+
+
+def written_coverage(folder: Path, **changes: Any) -> str:
+    path = str(folder / "coverage.html")
+    write_coverage_page(path, make_coverage(**changes), "Clips")
+    return path
+
+
+def test_coverage_says_what_was_found(tmp_path: Path) -> None:
+    text = said(written_coverage(tmp_path))
+    assert "Found 110 of 140 clips, 78.6 %" in text
+    assert "train 80.0 % 80 15 5 100 13 min eval 75.0 % 30 10 0 40 5 min 0 s" in text
+    assert "All 78.6 % 110 25 5 140 18 min" in text
+    assert "never 0 % 0 7 dog 50.0 % 20 40 rain 90.0 % 90 100 absent – 0 0" in text
+    assert "Half of the 3 classes that are listed have at least 50.0 % of their clips" in text
+    assert "Classes of which no clip was found (1): never." in text
+    assert "(30 of 40 in the split eval)" in text
+    assert "Of the 36 clips that others scored (the common subset), 27 were found, 75.0 %" in text
+    assert "0.459" not in text
+    assert "scrolls" not in text
+
+
+def test_a_table_that_scrolls_says_so(tmp_path: Path) -> None:
+    classes = [{"label": f"class {n}", "official": 9, "found": n} for n in range(30)]
+    assert "table of 30 rows scrolls" in said(written_coverage(tmp_path, classes=classes))
+
+
+def test_published_scores_stand_beside_the_coverage_of_audioset(tmp_path: Path) -> None:
+    classes = [{"label": f"{i}", "official": 9, "found": 8, "share": 8 / 9} for i in range(527)]
+    text = said(written_coverage(tmp_path, classes=classes, common=None))
+    assert "mAP 0.459 for one model, 0.485 for an ensemble" in text
+    assert "common subset" not in text
+    assert "Classes of which no clip was found" not in text
+
+
+def test_whole_and_nameless_sources_have_a_page(tmp_path: Path) -> None:
+    whole = _counts(3, 3, 0, 0)
+    text = said(
+        written_coverage(tmp_path, splits={"all": whole}, total=whole, classes=[], common=None)
+    )
+    assert "Every listed clip was found" in text
+    assert "names no classes" in text
+
+
+def test_rejected_clips_are_unreadable_in_the_coverage() -> None:
+    card = {
+        "num_clips": 104,
+        "splits": {"train": {"num_clips": 74, "duration_s": 700.0}},
+        "class_counts": {"train": {"rain": 80, "dog": 10}},
+        "rejects": {"num": 36},
+    }
+    assert prepared_coverage(make_coverage(), card | {"rejects": {"num": 35}}) is None
+    found = prepared_coverage(make_coverage(), card)
+    assert found is not None
+    assert found["splits"]["train"] == _counts(100, 74, 15, 11) | {"found_s": 700.0}
+    assert found["splits"]["eval"] == _counts(40, 0, 10, 30)
+    assert found["total"] == _counts(140, 104, 25, 11) | {"found_s": 700.0}
+    shares = {one["label"]: one["share"] for one in coverage_section(found)["classes"]}
+    assert shares == {"never": 0, "dog": 0.25, "rain": 0.8, "absent": None}
+
+
+def test_a_data_set_of_other_clips_than_were_counted_says_so(tmp_path: Path) -> None:
+    data = plain_data(str(tmp_path / "data"), coverage=make_coverage())
+    text = said(write_dataset_page(data))
+    assert "the data set holds other clips than were counted" in text
+    assert "Found 110 of 140 clips" in text
+
+
+def test_a_data_set_is_described(tmp_path: Path) -> None:
+    data = hostile_data(str(tmp_path / "data"))
+    path = write_dataset_page(data)
+    assert path == f"{data}/dataset.html"
+    text = said(path)
+    assert "Clips 12 in 2 splits Audio 1 min 12 s Classes 5 Size 2.3 MB Rejected 8 40.0 %" in text
+    assert "Coverage 37.5 % of 32 listed clips" in text
+    assert "train 11 36 s −5.0000 3.0000 eval 1 36 s" in text
+    assert "This data set −5.0000 3.0000 0.000 0.500" in text
+    assert "AudioSet −4.2677 4.5690 −0.080 0.328" in text
+    assert "Clips that were rejected count as unreadable" in text
+    assert "train 36.7 % 11 10 9 30 36 s eval 50.0 % 1 0 1 2 36 s" in text
+    assert f"decode {HOSTILE[1]} 8" in text
+    assert sum(f"bad {number}" in text for number in range(8)) == dataset_page.NUM_REJECT_EXAMPLES
+    assert "2 clips are silent throughout" in text
+    assert "fetch 3.0 s, 3.7 %" in text
+    assert "The last run took 12 s for 12 clips" in text
+
+
+def test_little_is_enough(tmp_path: Path) -> None:
+    data = write_data(str(tmp_path / "data"), ids=["one"], clip_labels=[[]], labels=[])
+    text = said(write_dataset_page(data))
+    assert "The data set has no labels." in text
+    assert "No clip was rejected." in text
+    assert "The index holds no levels." in text
+    assert "there is no coverage to show" in text
+    assert "How long it took is not known" in text
+    assert "one 16 mel 0" in text
+    assert "no label ·" in text
+
+
+def test_shards_that_are_gone_are_said_to_be(tmp_path: Path) -> None:
+    data = plain_data(str(tmp_path / "data"))
+    storage.remove(f"{data}/shards/all-00000.tar")
+    assert "No clips can be shown. The data set's shards cannot be read" in said(
+        write_dataset_page(data)
+    )
+
+
+def test_a_folder_without_a_data_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no complete data set there"):
+        write_dataset_page(str(tmp_path))
+
+
+def test_a_data_set_in_a_bucket(s3: str) -> None:
+    data = plain_data(f"{s3}/data")
+    path = write_dataset_page(data)
+    assert path == f"{s3}/data/dataset.html"
+    assert storage.read_bytes(path).count(b"<img ") == dataset_page.NUM_EXAMPLES
+
+
+def test_a_page_is_a_function_of_the_data(tmp_path: Path) -> None:
+    first = storage.read_bytes(write_dataset_page(plain_data(str(tmp_path / "data"))))
+    assert storage.read_bytes(write_dataset_page(str(tmp_path / "data"))) == first
+
+
+def test_a_page_does_not_grow_with_the_clips(tmp_path: Path) -> None:
+    small, large = (
+        storage.read_bytes(
+            write_dataset_page(
+                plain_data(str(tmp_path / f"{num}"), num, levels_dbfs=np.linspace(-80, 0, num))
+            )
+        )
+        for num in (50, 50_000)
+    )
+    assert len(large) < 1.01 * len(small)
+    assert large.count(b"<") < 1.1 * small.count(b"<")
+
+
+def test_random_clips_are_the_same_of_one_data_set() -> None:
+    rows = dataset_page.choose_rows(1000, "f" * 64)
+    assert rows == dataset_page.choose_rows(1000, "f" * 64)
+    assert rows != dataset_page.choose_rows(1000, "e" * 64)
+    assert len(set(rows)) == dataset_page.NUM_EXAMPLES
+    assert dataset_page.choose_rows(3, "any") == [0, 1, 2]
+
+
+def test_rejects_are_counted_by_reason(tmp_path: Path) -> None:
+    reasons = ["empty"] * 7 + ["not audio"] * 2
+    rejects = [
+        Reject(id=f"{number}", uri=f"/{number}", stage="decode", reason=reason)
+        for number, reason in enumerate(reasons)
+    ]
+    data = plain_data(str(tmp_path / "data"), rejects=rejects)
+    assert dataset_page.reject_rows(open_dataset(data)) == [
+        {"stage": "decode", "reason": "empty", "num": 7, "ids": list("01234")},
+        {"stage": "decode", "reason": "not audio", "num": 2, "ids": list("78")},
+    ]
+
+
+def test_published_normalisation_of_the_same_data_is_half() -> None:
+    rows = dataset_page.norms(*dataset_page.PUBLISHED[0][1:])
+    assert (rows[0]["mean_after"], rows[0]["std_after"]) == (0, 0.5)
+    assert rows[1]["mean_after"] == pytest.approx((-4.2677393 + 6.6268077) / (2 * 5.358466))
+
+
+@given(st.lists(st.floats(0.025, 40_000), min_size=1, max_size=60))
+def test_every_duration_falls_into_a_bin(durations_s: list[float]) -> None:
+    figure = dataset_page.duration_plot(np.array(durations_s)).figure
+    bars = figure["data"][0]
+    assert sum(count or 0 for count in bars["y"]) == len(durations_s)
+    assert len(bars["y"]) == len(bars["customdata"]) <= 60
+    assert 1 <= len(figure["layout"]["xaxis"]["tickvals"]) <= 25
+
+
+def test_a_round_duration_stands_at_the_start_of_its_bin() -> None:
+    bars = dataset_page.duration_plot(np.array([0.3, 5.0, 5.0, 4.99])).figure["data"][0]
+    found = {n: y for n, y in zip(bars["customdata"], bars["y"], strict=True) if y}
+    assert found == {"0.3 to 0.4 s": 1, "4.9 to 5 s": 1, "5 to 5.1 s": 2}
+
+
+@given(st.lists(st.floats(-200, 3) | st.sampled_from([-math.inf, math.nan]), max_size=60))
+def test_every_level_falls_into_a_bin_and_silence_into_its_own(levels: list[float]) -> None:
+    plot = dataset_page.level_plot(np.array(levels, np.float64))
+    num_known = sum(not math.isnan(level) for level in levels)
+    if not num_known:
+        assert plot is None
+        return
+    assert plot is not None
+    bars = plot.figure["data"][0]
+    counts = dict(zip(bars["customdata"], bars["y"], strict=True))
+    assert sum(count or 0 for count in counts.values()) == num_known
+    assert counts.get("silence", 0) == levels.count(-math.inf)
+    assert ("not known" in plot.caption) == (num_known < len(levels))
+
+
+@pytest.mark.parametrize("num_clips", [1, 4, 40])
+def test_bars_stand_in_the_middle_of_their_axis(num_clips: int) -> None:
+    plot = dataset_page.level_plot(np.arange(num_clips) - 40.0)
+    assert plot is not None
+    low, high = plot.figure["layout"]["xaxis"]["range"]
+    places = plot.figure["data"][0]["x"]
+    assert low < places[0] - 0.5
+    assert places[-1] + 0.5 < high
+    assert low + high == pytest.approx(places[0] + places[-1])
+    assert high - low > 12
+
+
+def test_one_bin_that_dwarfs_the_others_hides_none() -> None:
+    axis = dataset_page.duration_plot(np.array([10.0] * 5000 + [1.0, 2.0, 3.0])).figure["layout"]
+    assert axis["yaxis"]["type"] == "log"
+    assert 10 ** axis["yaxis"]["range"][0] < 1
+    assert "type" not in dataset_page.duration_plot(np.array([1.0, 2.0])).figure["layout"]["yaxis"]
+
+
+@given(st.floats(0, 1))
+def test_only_the_whole_is_100_percent(share: float) -> None:
+    assert (page.percent(share) == "100\N{NO-BREAK SPACE}%") == (share == 1)
+    assert (page.percent(share) == "0\N{NO-BREAK SPACE}%") == (share == 0)
+
+
+def test_numbers_are_written_as_people_read_them() -> None:
+    shares, sizes_bytes = (0.8733, 0.9999, 1e-9), (0, 812e3, 9.96e6, 999.6e6, 1.34e12, 5e15)
+    written = [page.percent(share) for share in shares] + [page.size(n) for n in sizes_bytes]
+    assert ", ".join(written).replace("\N{NO-BREAK SPACE}", " ") == (
+        "87.3 %, > 99.9 %, < 0.1 %, 0.0 kB, 812 kB, 10 MB, 1.0 GB, 1.3 TB, 5000 TB"
+    )
+
+
+@pytest.mark.parametrize(
+    "num_frames", [1, 37, spectrogram.MAX_COLUMNS, 2 * spectrogram.MAX_COLUMNS + 1]
+)
+def test_a_spectrogram_has_low_bins_at_the_bottom(num_frames: int) -> None:
+    fbank = np.full((num_frames, NUM_MELS), -10, dtype=np.float32)
+    fbank[:, 2] = 5
+    fbank[0, NUM_MELS - 1] = 5
+    png = spectrogram.spectrogram_png(fbank, low=-10, high=5)
+    with Image.open(io.BytesIO(png)) as image:
+        stretch = math.ceil(num_frames / spectrogram.MAX_COLUMNS)
+        assert image.size == (math.ceil(num_frames / stretch), NUM_MELS)
+        assert image.width <= spectrogram.MAX_COLUMNS
+        pixels = np.asarray(image.convert("RGB")).astype(int).sum(axis=2)
+    assert (pixels[NUM_MELS - 1 - 2] == pixels.max()).all()
+    assert (pixels[NUM_MELS - 1] == pixels.min()).all()
+    # The bright frame is one of `stretch` that its column averages.
+    assert (pixels[0, 0] == pixels.max()) == (stretch == 1)
+    assert pixels[0, 0] > pixels.min()
+
+
+@given(st.floats(0.02, 40_000))
+def test_time_ticks_are_few_round_and_within_the_clip(duration_s: float) -> None:
+    ticks = spectrogram.time_ticks(duration_s)
+    assert 1 <= len(ticks) <= 8
+    assert ticks[0] == (0, "0")
+    for place, text in ticks:
+        assert 0 <= place <= 100 + 1e-6
+        assert float(text) == pytest.approx(place * duration_s / 100, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[OfflineBrowser]:
+    with open_browser() as started:
+        yield started
+
+
+def opened(browser: OfflineBrowser, path: str) -> OpenPage:
+    shown = browser.open(Path(path))
+    wait_until(shown.page, "document.documentElement.dataset.drawn !== undefined")
+    return shown
+
+
+@pytest.fixture(scope="module")
+def dataset(browser: OfflineBrowser, tmp_path_factory: pytest.TempPathFactory) -> OpenPage:
+    data = hostile_data(str(tmp_path_factory.mktemp("hostile") / "data"))
+    return opened(browser, write_dataset_page(data))
+
+
+@pytest.fixture
+def coverage(browser: OfflineBrowser, tmp_path: Path) -> Iterator[OpenPage]:
+    labels = [*HOSTILE, *(f"class {number}" for number in range(523))]
+    classes = [
+        {"label": label, "official": 1000, "found": 1000 - number, "share": 1 - number / 1000}
+        for number, label in enumerate(labels)
+    ]
+    shown = opened(browser, written_coverage(tmp_path, classes=classes, source=HOSTILE[2]))
+    yield shown
+    shown.page.close()
+
+
+def test_nothing_is_fetched_and_nothing_runs(dataset: OpenPage, coverage: OpenPage) -> None:
+    for shown, num_scripts in ((dataset, 3), (coverage, 1)):
+        assert shown.requests == shown.errors == shown.dialogs == []
+        assert shown.page.locator("script").count() == num_scripts
+        assert shown.page.locator("main a, main b, main u, header b").count() == 0
+        assert shown.page.locator("img:not([src^='data:image/png;base64,'])").count() == 0
+
+
+def test_ids_and_labels_stay_text(dataset: OpenPage) -> None:
+    ids = dataset.page.locator("#examples h3").all_text_contents()
+    assert [text.strip() for text in ids] == [
+        f"{label} {number}" for number, label in enumerate(HOSTILE * 3)
+    ]
+    ticks = dataset.page.locator("[data-figure=class-counts] .ytick text").all_text_contents()
+    assert {text[:20] for text in ticks} == {label[:20] for label in (*HOSTILE, "never")}
+    assert dataset.page.locator("svg text a, svg tspan[style*='font-weight']").count() == 0
+
+
+def test_figures_are_drawn_as_plotly_understands_them(dataset: OpenPage) -> None:
+    problems = dataset.page.evaluate(
+        """() => Object.entries(JSON.parse(document.getElementById('figures').textContent))
+            .flatMap(([key, figure]) => (Plotly.validate(figure.data, figure.layout) ?? [])
+                .map((problem) => `${key}: ${problem.msg}`))"""
+    )
+    assert problems == []
+    bars = dataset.page.evaluate(
+        """() => Object.fromEntries([...document.querySelectorAll('[data-figure]')].map((box) =>
+            [box.dataset.figure, [...box.querySelectorAll('.barlayer .point path')]
+                .map((bar) => bar.getBBox())
+                .filter((box) => box.width * box.height > 1).length]))"""
+    )
+    assert set(bars) == {"class-counts", "durations", "levels"}
+    assert bars["class-counts"] == 5
+    assert bars["levels"] == 11
+
+
+def test_shares_are_as_wide_as_they_say(dataset: OpenPage) -> None:
+    widths = dataset.page.evaluate(
+        """() => [...document.querySelectorAll('#coverage tfoot .stack i')].map((part) =>
+            part.getBoundingClientRect().width
+            / part.parentElement.getBoundingClientRect().width)"""
+    )
+    assert widths == pytest.approx([12 / 32, 10 / 32, 10 / 32], abs=0.01)
+
+
+def test_classes_are_sorted_by_a_click(coverage: OpenPage) -> None:
+    rows = coverage.page.locator("#classes tbody tr")
+    assert rows.count() == 527
+    assert (rows.first.text_content() or "").startswith("class 522")
+    # The twenty worst are seen without scrolling.
+    assert coverage.page.evaluate(
+        """() => { const box = document.querySelector('#classes .tall');
+            return box.querySelectorAll('tbody tr')[19].getBoundingClientRect().bottom
+                <= box.getBoundingClientRect().bottom && box.scrollHeight > box.clientHeight; }"""
+    )
+    headings = coverage.page.locator("#classes th button")
+    for number, first, last in (
+        (1, HOSTILE[0], "class 522"),
+        (3, HOSTILE[0], "class 522"),
+        (0, HOSTILE[3], "class 522"),
+    ):
+        headings.nth(number).click()
+        assert (rows.first.text_content() or "").startswith(first), number
+        assert (rows.last.text_content() or "").startswith(last), number
+    assert coverage.page.locator("#classes th[aria-sort]").count() == 1
+
+
+def test_pages_fit_a_phone_and_the_dark(dataset: OpenPage, coverage: OpenPage) -> None:
+    for shown in (dataset, coverage):
+        background = "getComputedStyle(document.body).backgroundColor"
+        light = shown.page.evaluate(background)
+        try:
+            shown.page.set_viewport_size({"width": 390, "height": 800})
+            shown.page.emulate_media(color_scheme="dark")
+            wait_until(shown.page, f"{background} !== '{light}'")
+            wait_until(shown.page, "document.documentElement.scrollWidth <= 390")
+        finally:
+            shown.page.emulate_media(color_scheme="light")
+            shown.page.set_viewport_size({"width": 1280, "height": 900})

@@ -1,0 +1,64 @@
+"""The documentation says what the code does."""
+
+import re
+import runpy
+from pathlib import Path
+
+from cluster.command_line import make_parser
+from trainer.recipe.recipe import SECTIONS, load_recipe
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def test_the_list_of_settings_is_that_of_the_code() -> None:
+    page = runpy.run_path(str(PROJECT / "docs" / "list_settings.py"))["make_page"]()
+    assert (PROJECT / "docs" / "settings.md").read_text() == page
+
+
+def test_the_readme_names_every_module() -> None:
+    tree = (PROJECT / "README.md").read_text().split("## The files")[1]
+    named = set(re.findall(r"[a-z0-9_]+\.py", tree))
+    modules = {
+        path.name
+        for folder in ("pipeline", "trainer", "cluster")
+        for path in (PROJECT / folder).glob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert modules - named == set()
+    assert named - modules - {"ray_job.py"} == set()
+
+
+def pages() -> dict[Path, str]:
+    """What has commands for a reader to paste, each command in one line."""
+    paths = [PROJECT / "README.md", *PROJECT.glob("docs/*.md"), *PROJECT.glob("recipes/*.toml")]
+    return {path: re.sub(r"\s*\\\n\s*#?\s*", " ", path.read_text()) for path in paths}
+
+
+def test_every_command_in_the_readme_and_recipes_parses() -> None:
+    steps = (
+        "download|manifest|prepare|verify|train|evaluate|ensemble|cross-validate|report|import|"
+        "export"
+    )
+    commands = []
+    for text in pages().values():
+        commands += re.findall(rf"ray_job\.py ((?:{steps}).*)", text)
+    assert {command.split()[0] for command in commands} == set(steps.split("|"))
+    for command in commands:
+        make_parser().parse_args(command.strip("`").split())
+
+
+def test_every_override_in_the_readme_and_recipes_is_accepted() -> None:
+    """Of the recipe that its line names or its file is, together with the others of its line."""
+    # Behind --set whatever stands there, elsewhere what begins as a setting does.
+    value = r"(?:\[.*?\]|[^\s`\",;)]*)"
+    setting = rf'(?:--set "?|\b(?=(?:{"|".join(SECTIONS)})\.))([a-z_]+\.[a-z0-9_]+={value})'
+    found = []
+    for path, text in pages().items():
+        for line in text.splitlines() if path.name != "settings.md" else []:
+            named = re.findall(r"recipes/[a-z0-9-]+\.toml", line)
+            recipe = path if path.suffix == ".toml" else PROJECT / named[0] if named else ""
+            for part in line.split("--variant"):
+                overrides = re.findall(setting, part)
+                load_recipe(str(recipe), overrides)
+                found += overrides
+    assert len(found) >= 30

@@ -1,0 +1,220 @@
+"""`prepare` against a storage that fails now and then, or from some moment on for ever."""
+
+import re
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import storage
+from pipeline.audio.decode import Samples, decode_audio
+from pipeline.errors import UserError
+from pipeline.manifest.manifest import Clip, Manifest, from_clips, write_manifest
+from pipeline.shards import build
+from pipeline.shards.fetch import fetch_ahead
+from tests.support.audio import encode, noise, write_clips
+from tests.support.faulty_proxy import KINDS, Faults, FaultyProxy, faulty_proxy
+from tests.support.preparation import LABELS, contents
+from tests.support.steps import started
+from tests.support.without_ray import prepare
+
+NUM_SHARDS = 7
+
+
+def slow(*values: object) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.fixture
+def proxy(s3: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """What this process reaches the bucket `s3` through; passes all on at first."""
+    with faulty_proxy(s3_endpoint) as found:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", found.endpoint)
+        storage.file_system(s3).clear_instance_cache()
+        yield found
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "RETRY_AFTER_S", (0.1, 0.1, 0.1))
+
+
+@pytest.fixture
+def manifest(s3: str, tmp_path: Path) -> Manifest:
+    """20 clips in files of their own, 4 in a tar and 4 in Parquet, all in the bucket."""
+    clips = []
+    for clip in write_clips(tmp_path / "audio", 20):
+        uri = f"{s3}/{Path(clip.uri).name}"
+        storage.write_bytes(uri, Path(clip.uri).read_bytes())
+        clips.append(Clip(id=clip.id, uri=uri, labels=clip.labels))
+    contents = [encode(noise(0.4, 16_000, seed=100 + number)) for number in range(8)]
+    tar, table = f"{s3}/a.tar", f"{s3}/a.parquet"
+    storage.write_bytes(tar, b"".join(contents[:4]))
+    audio = pa.array([{"bytes": content, "path": None} for content in contents[4:]])
+    pq.write_table(pa.table({"audio": audio}), tmp_path / "a.parquet", row_group_size=2)
+    storage.write_bytes(table, (tmp_path / "a.parquet").read_bytes())
+    for number, content in enumerate(contents[:4]):
+        size = len(content)
+        place = {"offset_bytes": number * size, "size_bytes": size}
+        clips.append(Clip(id=f"tar {number}", uri=tar, labels=("dog",), **place))
+    for number in range(4):
+        place = {"row_group": number // 2, "row": number % 2}
+        clips.append(Clip(id=f"row {number}", uri=table, labels=("rain",), **place))
+    return from_clips(clips, LABELS)
+
+
+@pytest.fixture
+def reference(manifest: Manifest, tmp_path: Path) -> dict[str, bytes]:
+    """The data set, prepared before anything fails."""
+    summary = prepare(manifest, tmp_path / "reference", max_reject_share=0.0)
+    assert summary is not None
+    assert summary.num_shards == NUM_SHARDS
+    return contents(f"{tmp_path}/reference")
+
+
+@pytest.mark.usefixtures("short_pauses")
+@pytest.mark.parametrize("seed", [4, slow(5)])
+def test_faults_in_passing_change_nothing(
+    seed: int, s3: str, proxy: FaultyProxy, manifest: Manifest, reference: dict[str, bytes]
+) -> None:
+    proxy.spoil(Faults(share=0.15, seed=seed))
+    prepare(manifest, f"{s3}/out", max_reject_share=0.0)
+    assert set(proxy.injected) == set(KINDS)
+    assert proxy.injected.total() >= 15
+    proxy.spoil(Faults())
+    assert contents(f"{s3}/out") == reference
+
+
+@pytest.mark.usefixtures("short_pauses")
+def test_every_operation_is_tried_again(s3: str, proxy: FaultyProxy) -> None:
+    path = f"{s3}/some/file"
+    operations: list[tuple[Callable[[], object], object]] = [
+        (lambda: storage.write_bytes(path, b"content"), None),
+        (lambda: storage.exists(path), True),
+        (lambda: storage.read_bytes(path), b"content"),
+        (lambda: storage.open_binary(path).read(), b"content"),
+        (lambda: storage.list_files(s3), [path]),
+        (lambda: storage.remove(path), None),
+        (lambda: storage.exists(path), False),
+    ]
+    for operation, expected in operations:
+        proxy.spoil(Faults(share=1.0, kinds=("reset",), at_most=5))
+        assert operation() == expected
+        assert proxy.injected.total() == 5
+
+
+@pytest.mark.usefixtures("short_pauses")
+def test_what_is_cut_is_never_taken_for_whole(s3: str, proxy: FaultyProxy) -> None:
+    rng = np.random.default_rng(0)
+    written = {f"{s3}/{number}": rng.bytes(1 + 7_000 * number) for number in range(20)}
+    for path, content in written.items():
+        storage.write_bytes(path, content)
+    proxy.spoil(Faults(share=0.7, kinds=("cut", "reset in body", "stall")))
+
+    def is_whole(path: str, size_bytes: int | None) -> bool:
+        try:
+            return storage.read_file(path, 0, size_bytes) == written[path][:size_bytes]
+        except Exception:
+            return True
+
+    with ThreadPoolExecutor(40) as pool:
+        assert all(pool.map(is_whole, *zip(*product(written, (None, 1000)), strict=True)))
+    assert proxy.injected.total() >= 40
+
+
+@pytest.mark.usefixtures("short_pauses")
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("expired", r"access refused \((ExpiredToken|400)\); check AWS_ACCESS_KEY_ID"),
+        ("slow down", r"the storage at {endpoint} answered (SlowDown|503), also when asked again"),
+        slow("expired 403", r"access refused \((ExpiredToken|403)\); check AWS_ACCESS_KEY_ID"),
+        slow("reset", 'closed before we received a valid response from endpoint URL: "{endpoint}/'),
+        slow("cut", "closed before we received a valid res|answers of {endpoint} are cut short"),
+    ],
+)
+def test_a_storage_that_fails_for_ever_is_one_line_and_the_job_goes_on_later(
+    kind: str,
+    line: str,
+    s3: str,
+    proxy: FaultyProxy,
+    manifest: Manifest,
+    reference: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipeline.storage.s3_objects.MAX_RETRIES", 1)
+    monkeypatch.setattr(storage, "MAX_ATTEMPTS", 1)
+    storage.file_system(s3).clear_instance_cache()
+    proxy.spoil(Faults(share=1.0, kinds=(kind,), after=60))
+    with pytest.raises(UserError) as caught:
+        prepare(manifest, f"{s3}/out", max_reject_share=0.0)
+    told = str(caught.value)
+    assert re.search(line.replace("{endpoint}", re.escape(proxy.endpoint)), told), told
+    assert told.startswith(f"{s3}/")
+    assert "\n" not in told
+    assert proxy.injected[kind] >= 1
+    proxy.spoil(Faults())
+    finished = storage.list_files(f"{s3}/out/_work/parts")
+    assert 1 <= len(finished) < NUM_SHARDS
+    assert not storage.exists(f"{s3}/out/card.json")
+    summary = prepare(manifest, f"{s3}/out", max_reject_share=0.0)
+    assert summary is not None
+    assert summary.num_shards_built == NUM_SHARDS - len(finished)
+    assert contents(f"{s3}/out") == reference
+
+
+def test_waiting_for_the_storage_is_not_taken_for_a_decoder_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+
+    def fetch(*arguments: Any) -> Iterator[bytes | Exception]:
+        for content in fetch_ahead(*arguments):
+            assert signal.getitimer(signal.ITIMER_REAL)[0] > 900
+            yield content
+
+    def decode(*arguments: Any, **options: Any) -> Samples:
+        decoded.append(signal.getitimer(signal.ITIMER_REAL)[0])
+        return decode_audio(*arguments, **options)
+
+    monkeypatch.setattr(build, "fetch_ahead", fetch)
+    monkeypatch.setattr(build, "decode_audio", decode)
+    before = signal.setitimer(signal.ITIMER_REAL, 1_000)  # anyone's who calls this
+    prepare(from_clips(write_clips(tmp_path / "audio", 5), LABELS), tmp_path / "out")
+    signal.setitimer(signal.ITIMER_REAL, *before)
+    assert decoded == pytest.approx([build.MAX_DECODE_S] * 5, abs=5)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_faults_in_passing_on_ray(
+    s3: str,
+    proxy: FaultyProxy,
+    manifest: Manifest,
+    reference: dict[str, bytes],
+    tmp_path: Path,
+) -> None:
+    write_manifest(str(tmp_path / "m.parquet"), manifest)
+    proxy.spoil(Faults(share=0.15, seed=4, stall_s=5.0))
+    with started(
+        [
+            "prepare",
+            f"{tmp_path}/m.parquet",
+            f"--out={s3}/out",
+            "--address=local",
+            "--clips-per-shard=4",
+            "--max-reject-share=0",
+        ]
+    ) as step:
+        _, told = step.communicate(timeout=600)
+    assert step.returncode == 0, told
+    assert set(proxy.injected) == set(KINDS)
+    proxy.spoil(Faults())
+    assert contents(f"{s3}/out") == reference

@@ -1,0 +1,4 @@
+"""What several tests need.
+
+Small data sets, servers, faults and processes, made in code.
+"""

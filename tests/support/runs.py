@@ -1,0 +1,91 @@
+"""What tests compare runs by."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from trainer.checkpoints.checkpoint import Checkpoint, load_newest
+from trainer.run.run_folder import is_finished, read_history
+from trainer.scores.predictions import read_predictions
+
+
+def untimed(run: str) -> dict[str, Any]:
+    """The run's curves without what the clock says."""
+    history = read_history(run)
+    timings = {"clips_per_s", "data_wait_share", "train_s", "eval_s"}
+    return {
+        name: [{key: one[key] for key in one.keys() - timings} for one in history[name]]
+        for name in ("steps", "epochs")
+    }
+
+
+def newest(run: str) -> Checkpoint:
+    """The newest checkpoint, which must be there."""
+    loaded = load_newest(run)
+    assert loaded is not None
+    return loaded
+
+
+def assert_same_run(run: str, other: str) -> None:
+    """Bit by bit: curves, weights, optimiser and predictions."""
+    assert is_finished(run)
+    assert untimed(run) == untimed(other)
+    loaded, expected = newest(run), newest(other)
+    assert loaded.progress.step == expected.progress.step
+    for name, value in expected.model.items():
+        assert torch.equal(loaded.model[name], value), name
+    for number, state in expected.optimiser["state"].items():
+        for name, value in state.items():
+            assert torch.equal(loaded.optimiser["state"][number][name], value)
+    assert np.array_equal(*(read_predictions(one, "eval").scores for one in (run, other)))
+
+
+def assert_close_runs(run: str, other: str) -> None:
+    """Equal up to the order of float sums."""
+    assert is_finished(run)
+    curves, expected = untimed(run), untimed(other)
+    for name, keys in (("steps", ("loss", "grad_norm")), ("epochs", ("train_loss", "eval_loss"))):
+        assert len(curves[name]) == len(expected[name])
+        for point, expected_point in zip(curves[name], expected[name], strict=True):
+            assert point["step"] == expected_point["step"]
+            for key in keys:
+                assert point[key] == pytest.approx(expected_point[key], abs=1e-5)
+    loaded = newest(run).model
+    for name, value in newest(other).model.items():
+        kept = torch.ones_like(value, dtype=torch.bool)
+        if name.endswith("qkv.bias"):
+            # Softmax does not see the keys' bias: its gradient is nothing but rounding errors,
+            # which Adam blows up to whole steps.
+            kept[len(value) // 3 : 2 * len(value) // 3] = False
+        torch.testing.assert_close(loaded[name][kept], value[kept], rtol=0, atol=2e-5)
+    scores = [read_predictions(one, "eval").scores for one in (run, other)]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+
+
+def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Points of each curve as TensorBoard shows them, without what it was told to hide."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {
+        tag: [(point.step, point.value) for point in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def assert_events_match_history(run: Path) -> None:
+    """TensorBoard shows each point of the run's curves once."""
+    events, history = read_events(run / "tensorboard"), read_history(str(run))
+    assert events.keys() >= {"train/grad_norm", "train/clips_per_s"}
+    for prefix, points, names in (
+        ("train", history["steps"], ("loss", "lr")),
+        ("eval", history["epochs"], ("eval_loss", "mAP", "mAUC", "accuracy")),
+    ):
+        for name in names:
+            shown = events[f"{prefix}/{name}"]
+            assert [step for step, _ in shown] == [point["step"] for point in points]
+            values = [value for _, value in shown]
+            assert values == pytest.approx([point[name] for point in points], rel=1e-6)

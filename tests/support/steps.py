@@ -1,0 +1,85 @@
+"""Steps of `ray_job.py` run as a user runs them: as processes that can be stopped."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import ray_job
+from trainer.checkpoints.checkpoint import checkpoint_paths
+
+PROJECT = Path(ray_job.__file__).parent
+
+
+def ray_folder() -> tempfile.TemporaryDirectory[str]:
+    """For Ray's temporary files: the sockets among them have paths of limited length."""
+    return tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
+
+
+@contextmanager
+def started(command: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
+    """`ray_job.py` in a process of its own, which ends with the block, and all it has started."""
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    # Workers that may not keep compiled modules compile all of them at every start.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    with subprocess.Popen(
+        [sys.executable, str(PROJECT / "ray_job.py"), *command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as step:
+        try:
+            yield step
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(step.pid, signal.SIGKILL)
+            # Ray's workers are in groups of their own: they end once they miss their Ray.
+            deadline = time.monotonic() + 60
+            while is_session_alive(step.pid):
+                assert time.monotonic() < deadline, "processes outlive their step by 60 s"
+                time.sleep(0.05)
+
+
+def own_lines(told: str) -> list[str]:
+    """Notes and errors of a command's own; on a busy machine Ray may say more, but not all."""
+    lines = told.splitlines()
+    # Tune ends the processes of its trials by SIGTERM; what that interrupts, Python may tell of.
+    own = [line for line in lines if not line.startswith("\x1b[36m(_trial pid=")]
+    unwanted = (
+        "Traceback",
+        "Failed to query Ray Train Controller",
+        "PreemptionWatcher",
+    )
+    # A worker may tell of what it met, but not what the driver has said, nor libraries of all.
+    repeated = re.compile(r"\(RayTrainWorker pid=\d+\)\S* (note: |.*\bINFO\b)")
+    assert not [line for line in own if repeated.search(line)], told
+    assert not [line for line in own if any(words in line for words in unwanted)], told
+    return [line for line in own if line.startswith(("note: ", "ray_job.py: error: "))]
+
+
+def wait_for_step(process: "subprocess.Popen[str]", run: Path, step: int) -> None:
+    """Wait for a run's checkpoint of at least this step."""
+    deadline = time.monotonic() + 240
+    while not any(int(path[-11:-3]) >= step for path in checkpoint_paths(str(run))):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"no step {step} within 240 s"
+        time.sleep(0.02)
+
+
+def is_session_alive(session: int) -> bool:
+    """Whether a process of it still runs; those of `started` are in a session of their own."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # After the name: state, parent, group, session; nobody may take in what is dead.
+            state, _, _, found, *_ = path.read_text().rpartition(")")[2].split()
+            if int(found) == session and state not in "ZX":
+                return True
+    return False

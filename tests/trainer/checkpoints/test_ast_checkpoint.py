@@ -1,0 +1,507 @@
+"""Trained ASTs of the authors, of transformers and of our own: read, and fitted to other models."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import ASTConfig, ASTForAudioClassification
+
+from pipeline import storage
+from pipeline.errors import UserError
+from tests.support.prepared import LABELS, make_prepared, tiny_recipe
+from tests.support.runs import newest
+from trainer.checkpoints.ast_checkpoint import AstCheckpoint, metadata, read_weights
+from trainer.checkpoints.state_files import read_metadata
+from trainer.model.ast import AST, ModelSettings, adapt_position_embedding
+from trainer.model.build import build_model
+from trainer.training.loop import make_model, train
+from trainer.training.world import World
+
+TINY = "deit_tiny_distilled_patch16_224"
+LIKE = {
+    "patch_frequency": 16,
+    "patch_time": 16,
+    "stride_frequency": 10,
+    "stride_time": 10,
+    "num_frames": 1024,
+}
+
+
+class AuthorsAst(nn.Module):
+    """The model of the authors' code, two blocks of it: timm's DeiT whole, and a head beside it."""
+
+    def __init__(self, num_classes: int, *, stride: int = 16, num_frames: int = 128) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.v: Any = timm.create_model(TINY, pretrained=False)
+        self.v.blocks = self.v.blocks[:2]
+        self.v.patch_embed.proj = nn.Conv2d(1, 192, 16, stride)
+        num_patches = ((128 - 16) // stride + 1) * ((num_frames - 16) // stride + 1)
+        self.v.pos_embed = nn.Parameter(0.3 * torch.randn(1, 2 + num_patches, 192))
+        self.mlp_head = nn.Sequential(nn.LayerNorm(192), nn.Linear(192, num_classes))
+        nn.init.normal_(self.mlp_head[0].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.v.patch_embed.proj(x.unsqueeze(1).transpose(2, 3)).flatten(2).transpose(1, 2)
+        tokens = [one.expand(len(x), -1, -1) for one in (self.v.cls_token, self.v.dist_token)]
+        x = self.v.norm(self.v.blocks(torch.cat([*tokens, x], dim=1) + self.v.pos_embed))
+        logits: Tensor = self.mlp_head((x[:, 0] + x[:, 1]) / 2)
+        return logits
+
+
+def settings(path: object, **changes: Any) -> ModelSettings:
+    """A model of two blocks that starts from a checkpoint."""
+    shape = {"stride_frequency": 16, "stride_time": 16, "num_frames": 128, "depth": 2}
+    return ModelSettings(backbone=TINY, weights_file=str(path), **{**shape, **changes})
+
+
+def read_ast(path: object) -> AstCheckpoint:
+    found = read_weights(str(path), LIKE)
+    assert isinstance(found, AstCheckpoint)
+    return found
+
+
+def logits(model: nn.Module, num_frames: int = 128) -> Tensor:
+    x = torch.randn(3, num_frames, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found: Any = model.eval()(x)
+    return found.logits if hasattr(found, "logits") else found
+
+
+# The authors' files
+
+
+@pytest.mark.parametrize("prefix", ["module.", "module.module.", ""])
+def test_an_authors_file_gives_the_logits_of_the_authors_model(tmp_path: Path, prefix: str) -> None:
+    reference = AuthorsAst(5)
+    state = {prefix + name: value for name, value in reference.state_dict().items()}
+    assert f"{prefix}v.head_dist.weight" in state
+    torch.save(state, tmp_path / "ast.pth")
+    model = build_model(settings(tmp_path / "ast.pth"), num_classes=5, num_mels=128)
+    assert logits(model).std() > 0.1
+    torch.testing.assert_close(logits(model), logits(reference), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_patches", "num_classes", "stride", "num_frames"),
+    [
+        ("audioset_10_10_0.4593.pth", 1212, 527, 10, 1024),
+        ("audioset_10_10_0.4495.pth", 1212, 527, 10, 1024),
+        ("audioset_10_10_0.4483.pth", 1212, 527, 10, 1024),
+        ("audioset_10_10_0.4475.pth", 1212, 527, 10, 1024),
+        ("audioset_12_12_0.4467.pth", 850, 527, 12, 1024),
+        ("audioset_14_14_0.4431.pth", 657, 527, 14, 1024),
+        ("audioset_16_16_0.4422.pth", 512, 527, 16, 1024),
+        ("speechcommands_10_10_0.9812.pth", 144, 35, 10, 128),
+        ("renamed.pth", 600, 50, 10, 512),
+        ("mine_15_13_0.9.pth", 8 * 20, 3, (15, 13), 19 * 13 + 16),
+    ],
+)
+def test_strides_and_length_of_an_authors_file(
+    tmp_path: Path, name: str, num_patches: int, num_classes: int, stride: Any, num_frames: int
+) -> None:
+    state = AuthorsAst(num_classes).state_dict()
+    state["v.pos_embed"] = torch.zeros(1, 2 + num_patches, 192)
+    torch.save(state, tmp_path / name)
+    found = read_ast(tmp_path / name)
+    strides = stride if isinstance(stride, tuple) else (stride, stride)
+    assert (found.model["stride_frequency"], found.model["stride_time"]) == strides
+    assert found.model["num_frames"] == num_frames
+    assert (found.model["backbone"], found.model["depth"]) == (TINY, 2)
+    known = {527: (-4.2677393, 4.5689974, "bce"), 35: (-6.845978, 5.5654526, "bce")}
+    expected = known.get(num_classes, (None, None, None))
+    assert (found.mean, found.std, found.loss) == expected
+    assert (found.labels is not None) == (num_classes == 35)
+
+
+def test_strides_that_only_the_recipe_tells(tmp_path: Path) -> None:
+    state = AuthorsAst(3).state_dict()
+    state["v.pos_embed"] = torch.zeros(1, 2 + 12 * 7, 192)
+    torch.save(state, tmp_path / "mine.pth")
+    with pytest.raises(UserError, match=r"mine\.pth: cannot tell the strides from its 84 patches"):
+        read_ast(tmp_path / "mine.pth")
+    found = read_weights(str(tmp_path / "mine.pth"), {**LIKE, "num_frames": 80})
+    assert isinstance(found, AstCheckpoint)
+    assert found.grid == (12, 7)
+
+
+def test_classes_of_speech_commands_are_found_by_name(tmp_path: Path) -> None:
+    torch.save(AuthorsAst(35).state_dict(), tmp_path / "sc.pth")
+    found = read_ast(tmp_path / "sc.pth")
+    words = sorted(found.labels or [])
+    assert len(set(words)) == 35
+    rows = found.head_rows(35, words)
+    assert rows is not None
+    assert (rows[words.index("backward")], rows[words.index("one")]) == (0, 34)
+
+
+# Fitted to another model
+
+
+def test_another_length_and_stride(tmp_path: Path) -> None:
+    reference = AuthorsAst(3, num_frames=128)
+    torch.save(reference.state_dict(), tmp_path / "ast.pth")
+    shape = settings(tmp_path / "ast.pth", stride_time=10, num_frames=256, depth=1)
+    model = build_model(shape, num_classes=3, num_mels=128)
+    expected = adapt_position_embedding(
+        reference.v.pos_embed, num_class_tokens=2, source=(8, 8), target=(8, 25)
+    )
+    assert torch.equal(model.pos_embed, expected)
+    assert torch.equal(model.patch_embed.weight, reference.v.patch_embed.proj.weight)
+    assert torch.equal(model.norm.weight, reference.v.norm.weight)
+    assert len(model.blocks) == 1
+    again = settings(tmp_path / "ast.pth", position_embedding="reinitialise")
+    drawn = build_model(again, num_classes=3, num_mels=128).pos_embed
+    assert drawn.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def our_checkpoint(path: Path, labels: list[str]) -> AST:
+    """A small model of ours, exported with these classes."""
+    torch.manual_seed(4)
+    shape = {"num_frames": 128, "depth": 2, "stride_frequency": 16, "stride_time": 16}
+    model = build_model(
+        ModelSettings(backbone=TINY, pretrained=False, **shape),
+        num_classes=len(labels),
+        num_mels=128,
+    )
+    head = metadata(
+        {**LIKE, **shape, "backbone": TINY},
+        **{"num_mels": 128, "labels": labels, "mean": -5.0, "std": 3.0, "loss": "ce"},
+    )
+    save_file(model.state_dict(), path, head)
+    return model
+
+
+def test_classes_are_put_into_our_order_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "ast.safetensors"
+    theirs = our_checkpoint(path, ["dog", "cat", "rain"])
+    with caplog.at_level(logging.WARNING):
+        model = build_model(settings(path), num_classes=2, num_mels=128, labels=["rain", "dog"])
+    assert caplog.text == ""
+    torch.testing.assert_close(logits(model), logits(theirs)[:, [2, 0]])
+
+
+def test_a_class_that_it_does_not_know_makes_a_new_head(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "ast.safetensors"
+    theirs = our_checkpoint(path, ["dog", "cat", "rain"])
+    with caplog.at_level(logging.WARNING):
+        model = build_model(
+            settings(path), num_classes=3, num_mels=128, labels=["rain", "dog", "sea"]
+        )
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{path}: the head starts from random weights: 1 of the 3 classes are not among its own, "
+        "such as 'sea'"
+    )
+    assert not torch.equal(model.head.weight, theirs.head.weight)
+    assert torch.equal(model.head_norm.weight, torch.ones(192))
+    assert torch.equal(model.norm.weight, theirs.norm.weight)
+
+
+def test_without_names_the_number_decides(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reference = AuthorsAst(3)
+    torch.save(reference.state_dict(), tmp_path / "ast.pth")
+    shape = settings(tmp_path / "ast.pth")
+    with caplog.at_level(logging.WARNING):
+        same = build_model(shape, num_classes=3, num_mels=128, labels=list(LABELS))
+        assert "its classes have no names and are taken to be in our order" in caplog.text
+        caplog.clear()
+        other = build_model(shape, num_classes=4, num_mels=128, labels=["a", "b", "c", "d"])
+        assert "random weights: it has 3 classes, not 4" in caplog.text
+    assert torch.equal(same.head.weight, reference.mlp_head[1].weight)
+    assert other.head.out_features == 4
+
+
+# Folders of transformers
+
+
+def transformers_model(**changes: Any) -> ASTForAudioClassification:
+    config = ASTConfig(
+        **{
+            "hidden_size": 192,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "intermediate_size": 768,
+            "frequency_stride": 16,
+            "time_stride": 12,
+            "max_length": 128,
+            "id2label": {0: "low", 1: "high"},
+            "label2id": {"low": 0, "high": 1},
+            **changes,
+        }
+    )
+    torch.manual_seed(5)
+    return ASTForAudioClassification(config)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "file"])
+def test_a_folder_of_transformers(tmp_path: Path, kind: str) -> None:
+    reference = transformers_model(problem_type="single_label_classification")
+    reference.save_pretrained(tmp_path)
+    storage.write_json(f"{tmp_path}/preprocessor_config.json", {"mean": -6.5, "std": 5.0})
+    if kind == "bin":
+        # Names in memory, those of version 5.
+        torch.save(reference.state_dict(), tmp_path / "pytorch_model.bin")
+        (tmp_path / "model.safetensors").unlink()
+    path = tmp_path / "model.safetensors" if kind == "file" else tmp_path
+    found = read_ast(path)
+    assert found.labels == ["low", "high"]
+    assert (found.mean, found.std, found.loss) == (-6.5, 5.0, "ce")
+    shape = settings(path, stride_time=12, layer_norm_eps=1e-12, head_norm_eps=1e-12)
+    assert found.model.items() <= {name: getattr(shape, name) for name in shape.__slots__}.items()
+    model = build_model(shape, num_classes=2, num_mels=128)
+    torch.testing.assert_close(logits(model), logits(reference), atol=1e-4, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of transformers, for tests to copy."""
+    path = tmp_path_factory.mktemp("transformers")
+    transformers_model().save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("features", "norm"),
+    [
+        ({"do_normalize": False, "mean": -4.0, "std": 4.5}, (0.0, 0.5)),
+        ({"do_normalize": True, "mean": -4, "std": 4.5, "sampling_rate": 16_000}, (-4, 4.5)),
+        ({}, (None, None)),
+    ],
+)
+def test_what_the_feature_extractor_normalises_with(
+    folder: Path, tmp_path: Path, features: dict[str, Any], norm: tuple[Any, Any]
+) -> None:
+    shutil.copytree(folder, tmp_path / "ast")
+    storage.write_json(f"{tmp_path}/ast/preprocessor_config.json", features)
+    found = read_ast(tmp_path / "ast")
+    assert (found.mean, found.std) == norm
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config.json", '{"hidden_size": 1', "no whole JSON document "),
+        ("config.json", "[]", "must hold a JSON object, got list$"),
+        ("config.json", '{"time_stride": 0}', "time_stride: must be a whole .* above 0, got 0$"),
+        ("config.json", '{"max_length": "long"}', "max_length: must be a whole number .* 'long'$"),
+        ("config.json", '{"id2label": ["a"]}', "id2label: must be a JSON object, got "),
+        ("preprocessor_config.json", "mean: 3", "no whole JSON document "),
+        ("preprocessor_config.json", "3", "must hold a JSON object, got int$"),
+        ("preprocessor_config.json", '{"mean": "a"}', "mean: must be a finite number, got 'a'$"),
+        ("preprocessor_config.json", '{"mean": 1}', "std: must be a finite number, got None$"),
+        ("preprocessor_config.json", '{"mean": 1, "std": 0}', "std: must be above 0, got 0$"),
+        ("preprocessor_config.json", '{"sampling_rate": 8000}', "trained at 8000 Hz, the data is"),
+        ("model.safetensors.index.json", '{"weight_map": 1}', "its weight_map does not name"),
+    ],
+)
+def test_files_of_transformers_that_are_not_right(
+    folder: Path, tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    shutil.copytree(folder, tmp_path / "ast")
+    (tmp_path / "ast" / name).write_text(text)
+    if "index" in name:
+        (tmp_path / "ast" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=f"/ast/{name}: .*{message}") as caught:
+        read_ast(tmp_path / "ast")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_several_files_of_weights(folder: Path, tmp_path: Path) -> None:
+    transformers_model().save_pretrained(tmp_path, max_shard_size="1MB")
+    files = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(files) > 1
+    state, expected = read_ast(tmp_path).state, read_ast(folder).state
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in state.items())
+    files[1].unlink()
+    with pytest.raises(UserError, match=f"{files[1].name}: no such file of weights"):
+        read_ast(tmp_path)
+
+
+def test_names_that_transformers_made_up_are_none(tmp_path: Path) -> None:
+    transformers_model(id2label={0: "LABEL_0", 1: "LABEL_1"}).save_pretrained(tmp_path)
+    assert read_ast(tmp_path).labels is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"time_stride": 10}, r"positional embedding is \[1, 82, 192\], but .* and 8 x 12 patches"),
+        ({"num_attention_heads": 4}, "config.json: must have .* 4 and 192$"),
+        ({"hidden_act": "relu"}, "config.json: must have hidden_act gelu .* got relu, 3 and 192"),
+    ],
+)
+def test_a_config_that_is_not_of_these_weights(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    transformers_model().save_pretrained(tmp_path)
+    config = storage.read_json(f"{tmp_path}/config.json")
+    storage.write_json(f"{tmp_path}/config.json", {**config, **change})
+    with pytest.raises(UserError, match=message):
+        read_ast(tmp_path)
+
+
+def test_a_folder_of_transformers_that_is_not_whole(tmp_path: Path) -> None:
+    transformers_model().save_pretrained(tmp_path)
+    (tmp_path / "config.json").rename(tmp_path / "other.json")
+    with pytest.raises(UserError, match=r"model\.safetensors: no config\.json beside it"):
+        read_ast(tmp_path / "model.safetensors")
+    (tmp_path / "other.json").rename(tmp_path / "config.json")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has a config\.json, but no model\.safetensors"):
+        read_ast(tmp_path)
+
+
+# Our own
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_a_run_is_gone_on_from_with_other_data(
+    tmp_path: Path, s3: str, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = make_prepared(str(tmp_path / "data"))
+    run = f"{s3}/run" if place == "s3" else str(tmp_path / "run")
+    train(tiny_recipe(train={"epochs": 1}), dataset, run, world=World())
+    recipe = tiny_recipe(model={"pretrained": True, "weights_file": run, "num_frames": 64})
+    model = make_model(recipe, dataset, fresh=True)
+    assert caplog.text == ""
+    state = newest(run).model
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    found = read_ast(run)
+    assert found.labels == list(LABELS)
+    assert found.mean == storage.read_json(f"{run}/run.json")["data"]["mean"]
+
+
+def test_a_run_without_a_checkpoint(tmp_path: Path) -> None:
+    storage.write_json(f"{tmp_path}/run.json", {})
+    with pytest.raises(UserError, match="the run has no checkpoint yet"):
+        read_ast(tmp_path)
+    (tmp_path / "run.json").write_text('{"data":')
+    with pytest.raises(UserError, match=r"run\.json: no whole JSON document"):
+        read_ast(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nojson", "ast_ray in its header is not a JSON object; export the run again$"),
+        ("3", "ast_ray in its header is not a JSON object"),
+        ('{"num_mels": 128}', "labels: must be a JSON list, got None$"),
+        ({"model": 1}, "model: must be a JSON object, got 1$"),
+        ({"model": {**LIKE, "stride_time": 0}}, "model: stride_time: must be a whole number above"),
+        ({"labels": ["a", "b"]}, "the head has 1 classes, its settings name 2$"),
+        ({"std": "x"}, "std: must be a finite number, got 'x'$"),
+    ],
+)
+def test_settings_of_our_weights_that_are_not_right(
+    tmp_path: Path, text: str | dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "ast.safetensors"
+    state = our_checkpoint(path, ["dog"]).state_dict()
+    if not isinstance(text, str):
+        text = json.dumps({**json.loads(read_metadata(str(path))["ast_ray"]), **text})
+    save_file(state, path, {"ast_ray": text})
+    with pytest.raises(UserError, match=rf"ast\.safetensors: {message}"):
+        read_ast(path)
+
+
+def test_our_weights_without_their_settings(tmp_path: Path) -> None:
+    model = our_checkpoint(tmp_path / "ast.safetensors", ["dog"])
+    save_file(model.state_dict(), tmp_path / "bare.safetensors")
+    with pytest.raises(UserError, match=r"bare\.safetensors: .*without its settings; give the run"):
+        read_ast(tmp_path / "bare.safetensors")
+
+
+# What does not fit
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depth": 3}, r"missing: blocks\.2\.attn\.proj\.bias, .* and 8 more$"),
+        (
+            {"backbone": "deit_tiny_patch16_224"},
+            r"unexpected: dist_token; of another shape: pos_em",
+        ),
+    ],
+)
+def test_names_and_shapes_that_do_not_fit_are_named(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    our_checkpoint(tmp_path / "ast.safetensors", ["dog"])
+    shape = settings(tmp_path / "ast.safetensors")
+    shape = ModelSettings(
+        **{name: getattr(shape, name) for name in shape.__slots__} | changes,
+    )
+    with pytest.raises(
+        UserError, match=f"safetensors: the weights do not fit the model: {message}"
+    ):
+        build_model(shape, num_classes=1, num_mels=128)
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_mels", "message"),
+    [
+        ({}, 96, "the model is for 128 mel bins, and the data has 96; take one for 96$"),
+        (
+            {"patch_time": 20},
+            128,
+            "its patches are 16 mel bins x 16 frames, not 16 x 20; "
+            "set model.patch_frequency=16 and model.patch_time=16$",
+        ),
+    ],
+)
+def test_patches_of_other_bins_or_of_another_shape(
+    tmp_path: Path, changes: dict[str, Any], num_mels: int, message: str
+) -> None:
+    our_checkpoint(tmp_path / "ast.safetensors", ["dog"])
+    shape = settings(tmp_path / "ast.safetensors", **changes)
+    with pytest.raises(UserError, match=rf"ast\.safetensors: {message}"):
+        build_model(shape, num_classes=1, num_mels=num_mels)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("v.norm.weight", torch.full((192,), torch.nan), r"norm\.weight: holds NaN or infinite"),
+        ("v.pos_embed", torch.ones(1, 66, 192).int(), r"pos_embed: must be of floats, got int32"),
+        ("v.pos_embed", torch.ones(66), r"pos_embed: must have 3 dimensions, got \[66\]$"),
+        (
+            "v.pos_embed",
+            torch.ones(2, 66, 192),
+            r"the positional embedding is \[2, 66, 192\], but ",
+        ),
+        ("mlp_head.1.weight", torch.ones(1, 192), "head.weight and head.bias are of different"),
+        ("mlp_head.1.weight", None, r"not a whole AST; missing: head\.weight$"),
+    ],
+)
+def test_weights_that_are_none(
+    tmp_path: Path, name: str, value: Tensor | None, message: str
+) -> None:
+    state = {**AuthorsAst(2).state_dict(), name: value}
+    torch.save({key: one for key, one in state.items() if one is not None}, tmp_path / "ast.pth")
+    with pytest.raises(UserError, match=rf"ast\.pth: {message}"):
+        read_ast(tmp_path / "ast.pth")
+
+
+def test_a_name_that_the_authors_model_does_not_have(tmp_path: Path) -> None:
+    state = {**AuthorsAst(2).state_dict(), "mlp_head.2.weight": torch.zeros(1)}
+    torch.save(state, tmp_path / "ast.pth")
+    with pytest.raises(UserError, match=r"of the authors' AST: unexpected: mlp_head\.2\.weight$"):
+        read_ast(tmp_path / "ast.pth")
+    del state["mlp_head.2.weight"], state["mlp_head.1.bias"]
+    torch.save(state, tmp_path / "ast.pth")
+    with pytest.raises(UserError, match=r"not a whole AST; missing: head\.bias$"):
+        read_ast(tmp_path / "ast.pth")

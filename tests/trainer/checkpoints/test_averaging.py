@@ -1,0 +1,238 @@
+"""Averages of weights and of scores: what they are means of, and that training sees nothing."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import storage
+from pipeline.dataset.prepared import PreparedDataset
+from pipeline.errors import UserError
+from tests.support.prepared import make_prepared, tiny_recipe
+from tests.support.runs import assert_same_run, newest, untimed
+from trainer.checkpoints.averaging import (
+    AveragingSettings,
+    average_epochs,
+    best_epoch,
+    epoch_name,
+    update_ema,
+    weights_path,
+    write_weights,
+)
+from trainer.checkpoints.state_files import read_state
+from trainer.data.clips import select_training_data
+from trainer.data.loader import Loader
+from trainer.recipe.recipe import Recipe
+from trainer.run.run_folder import read_history
+from trainer.scores.metrics import evaluate_scores
+from trainer.scores.predictions import read_predictions
+from trainer.training import loop, run_state
+from trainer.training.evaluation import Evaluation, evaluate
+from trainer.training.loop import make_model, train
+from trainer.training.world import World
+
+AVERAGED: dict[str, Any] = {"first_epoch": 1, "last_epoch": 2, "ema_decay": 0.9}
+OTHERS = ("averaged", "ema", "best")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return make_prepared(str(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def averaged(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> str:
+    run = str(tmp_path_factory.mktemp("run"))
+    recipe = tiny_recipe(averaging=AVERAGED, train={"select_by": "mAP"})
+    train(recipe, dataset, run, world=World())
+    return run
+
+
+def scores_of(recipe: Recipe, dataset: PreparedDataset, weights: str) -> np.ndarray[Any, Any]:
+    data = select_training_data(dataset, recipe.data)
+    model = make_model(recipe, dataset, fresh=False)
+    model.load_state_dict(read_state(weights))
+    return evaluate(
+        model,
+        Loader(data.evaluation, recipe.loader, num_frames=recipe.model.num_frames),
+        mean=data.mean,
+        std=data.std,
+        settings=recipe.train,
+        world=World(),
+        run_path="run",
+    ).scores
+
+
+def test_the_mean_of_every_entry(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    states = [
+        {"a": torch.randn(3, 2, generator=generator), "b": torch.randn(4, generator=generator)}
+        for _ in range(3)
+    ]
+    for epoch, state in enumerate(states, start=1):
+        write_weights(run, epoch_name(epoch), state)
+    mean = average_epochs(run, range(2, 4))
+    for name in ("a", "b"):
+        assert mean[name].dtype == torch.float32
+        torch.testing.assert_close(mean[name], (states[1][name] + states[2][name]) / 2)
+    with pytest.raises(UserError, match=r"epoch-04\.safetensors"):
+        average_epochs(run, range(2, 5))
+
+
+def test_a_flipped_bit_in_kept_weights(tmp_path: Path) -> None:
+    write_weights(str(tmp_path), epoch_name(1), {"a": torch.ones(3)})
+    path = Path(weights_path(str(tmp_path), epoch_name(1)))
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"epoch-01\.safetensors: damaged .* or take other weights"):
+        average_epochs(str(tmp_path), [1])
+
+
+def test_the_moving_average() -> None:
+    average = {"a": torch.tensor([1.0, 2.0])}
+    for value in (2.0, 4.0):
+        update_ema(average, {"a": torch.tensor([value, 0.0])}, 0.75)
+    torch.testing.assert_close(average["a"], torch.tensor([1.9375, 1.125]))
+
+
+def test_averages_are_evaluated_beside_the_last_weights(
+    dataset: PreparedDataset, averaged: str
+) -> None:
+    recipe = tiny_recipe(averaging=AVERAGED)
+    names = ["averaged", "best", "ema", "epoch-01", "epoch-02"]
+    paths = [weights_path(averaged, name) for name in names]
+    assert storage.list_files(f"{averaged}/epochs") == paths
+    mean, first, second = (read_state(paths[number]) for number in (0, 3, 4))
+    for name, value in mean.items():
+        torch.testing.assert_close(value, (first[name] + second[name]) / 2)
+    for name in OTHERS:
+        found = read_predictions(averaged, f"eval-{name}")
+        expected = scores_of(recipe, dataset, weights_path(averaged, name))
+        np.testing.assert_allclose(found.scores, expected, atol=1e-6)
+        assert found.facts["weights"] == name
+        metrics = storage.read_json(f"{averaged}/predictions/eval-{name}.json")
+        assert metrics["mAP"] == pytest.approx(
+            evaluate_scores(found.targets, found.scores, found.labels).mAP
+        )
+    assert not np.allclose(*(read_predictions(averaged, f"eval-{n}").scores for n in OTHERS[:2]))
+
+
+def test_the_mean_of_the_scores_of_epochs(dataset: PreparedDataset, averaged: str) -> None:
+    recipe = tiny_recipe(averaging=AVERAGED)
+    scores = [scores_of(recipe, dataset, weights_path(averaged, epoch_name(n))) for n in (1, 2)]
+    last = read_predictions(averaged, "eval")
+    scores.append(last.scores)
+    for number, epoch in enumerate(read_history(averaged)["epochs"], start=1):
+        mean = np.mean(scores[:number], axis=0)
+        expected = evaluate_scores(last.targets, mean, last.labels)
+        for name in ("mAP", "mAUC", "d_prime", "accuracy"):
+            value = getattr(expected, name)
+            assert epoch[f"cumulative_{name}"] == pytest.approx(value, abs=1e-5), name
+
+
+class Stopped(Exception):  # noqa: N818 (no error of the code)
+    """What the test ends a run with."""
+
+
+def test_training_sees_nothing_of_them_and_restarts_change_nothing(
+    dataset: PreparedDataset, averaged: str, tmp_path: Path
+) -> None:
+    plain, stopped = str(tmp_path / "plain"), str(tmp_path / "stopped")
+    train(tiny_recipe(), dataset, plain, world=World())
+    assert untimed(plain) == untimed(averaged)
+    for name, value in newest(plain).model.items():
+        assert torch.equal(newest(averaged).model[name], value)
+
+    selecting = {"select_by": "mAP", "checkpoint_every_s": 0}
+    recipe = tiny_recipe(averaging=AVERAGED, train=selecting)
+    steps = [5, 9, 15]
+
+    def stop(values: dict[str, Any]) -> None:
+        if steps and values["step"] == steps[0]:
+            steps.pop(0)
+            raise Stopped
+
+    while steps:
+        with pytest.raises(Stopped):
+            train(recipe, dataset, stopped, world=World(), report=stop)
+    train(recipe, dataset, stopped, world=World())
+    assert_same_run(stopped, averaged)
+    for name in OTHERS:
+        state, expected = (read_state(weights_path(run, name)) for run in (stopped, averaged))
+        assert all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "best"), [([0.1, 0.3, 0.2], 2), ([0.3, 0.3, 0.1], 1), ([None, 0.0], 2), ([None], 1)]
+)
+def test_the_earlier_of_equal_epochs_is_the_best(values: list[float | None], best: int) -> None:
+    entries = [{"epoch": number, "mAP": value} for number, value in enumerate(values, start=1)]
+    assert best_epoch(entries, "mAP")["epoch"] == best
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [([0.1, 0.3, 0.2], ["01", "01 02", "02"]), ([0.3, 0.1, 0.2], ["01", "01", "01"])],
+)
+def test_the_epoch_that_is_selected(
+    dataset: PreparedDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    values: list[float],
+    kept: list[str],
+) -> None:
+    """Scored as when it ended; no more weights are kept than the end may need."""
+    run, left = str(tmp_path), []
+    waiting = iter(values)
+    evaluate_epoch, remove_others = loop.evaluate, loop.remove_other_epochs
+
+    def evaluated(*arguments: Any, **others: Any) -> Evaluation:
+        found = evaluate_epoch(*arguments, **others)
+        return replace(found, metrics=replace(found.metrics, accuracy=next(waiting, 0.0)))
+
+    monkeypatch.setattr(loop, "evaluate", evaluated)
+
+    def noting(*arguments: Any) -> None:
+        remove_others(*arguments)
+        files = storage.list_files(f"{run}/epochs")
+        left.append(" ".join(file[-14:-12] for file in files if "epoch-" in file))
+
+    for module in (loop, run_state):
+        monkeypatch.setattr(module, "remove_other_epochs", noting)
+    train(tiny_recipe(train={"select_by": "accuracy"}), dataset, run, world=World())
+    assert left == [*kept, ""]
+    assert storage.list_files(f"{run}/epochs") == [weights_path(run, "best")]
+    chosen = read_history(run)["epochs"][int(np.argmax(values))]
+    best = storage.read_json(f"{run}/predictions/eval-best.json")
+    assert {key: best[key] for key in ("weights", "epoch", "checkpoint_step", "mAP")} == {
+        "weights": "best",
+        "epoch": chosen["epoch"],
+        "checkpoint_step": chosen["step"],
+        "mAP": chosen["mAP"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"first_epoch": -1}, "first_epoch: must be at least 0, got -1"),
+        ({"last_epoch": 3}, r"first_epoch: must be from 1 to last_epoch \(3\), got 0"),
+        ({"first_epoch": 4, "last_epoch": 3}, "must be from 1 to last_epoch"),
+        ({"ema_decay": 1.0}, "ema_decay: must be at least 0 and below 1"),
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AveragingSettings(**settings)
+
+
+def test_epochs_that_the_run_does_not_have(dataset: PreparedDataset, tmp_path: Path) -> None:
+    recipe = tiny_recipe(averaging={"first_epoch": 2, "last_epoch": 4})
+    with pytest.raises(UserError, match=r"averaging\.last_epoch: must be at most train\.epochs"):
+        train(recipe, dataset, str(tmp_path), world=World())
+    assert list(AveragingSettings(first_epoch=3).epochs(5)) == [3, 4, 5]
+    assert list(AveragingSettings().epochs(5)) == []

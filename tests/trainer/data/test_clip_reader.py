@@ -1,0 +1,174 @@
+"""Any clip by one read, into memory of the caller's, local and from a bucket."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import storage
+from pipeline.dataset.prepared import PreparedDataset
+from pipeline.errors import UserError
+from tests.support.prepared import make_prepared
+from trainer.data import clip_reader
+from trainer.data.clip_reader import ClipReader
+from trainer.data.clips import ClipSet, select_clips
+
+NUM_FRAMES = 64
+ROWS = [7, 0, 39, 7, 12]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return make_prepared(str(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture
+def clips(dataset: PreparedDataset) -> ClipSet:
+    return select_clips(dataset, "train")
+
+
+def memory(num_clips: int, fill: float = 7.0) -> Any:
+    return np.full((num_clips, NUM_FRAMES, 128), fill, dtype=np.float16)
+
+
+def check_reads(dataset: PreparedDataset, reader: ClipReader, executor: Any = None) -> None:
+    """The frames asked for, then zeros, whatever the memory held."""
+    fbanks = [dataset.read_fbank(row) for row in ROWS]
+    first = np.array([0, 3, 1, 8, 0])
+    for fill in (7.0, np.nan):
+        out = memory(len(ROWS), fill)
+        num_frames = reader.read(out, ROWS, first, executor)
+        for fbank, start, number, row in zip(fbanks, first, num_frames, out, strict=True):
+            assert number == min(len(fbank) - start, NUM_FRAMES)
+            assert np.array_equal(row[:number], fbank[start : start + number])
+            assert not row[number:].any()
+
+
+# No memory for clips, for some of them, and for all.
+@pytest.mark.parametrize("cache_bytes", [0, 50_000, 10**9])
+def test_the_frames_asked_for(dataset: PreparedDataset, clips: ClipSet, cache_bytes: int) -> None:
+    lengths = {min(NUM_FRAMES, len(dataset.read_fbank(row))) for row in ROWS}
+    assert len(lengths) > 2
+    assert NUM_FRAMES in lengths, "one is cut"
+    reader = ClipReader(clips, cache_bytes=cache_bytes)
+    for _ in range(2):
+        check_reads(dataset, reader)
+    with ThreadPoolExecutor(4) as executor:
+        check_reads(dataset, reader, executor)
+
+
+def test_from_a_bucket(s3: str) -> None:
+    remote = make_prepared(f"{s3}/data")
+    clips = select_clips(remote, "train")
+    for cache_bytes in (0, 10**9):
+        with ThreadPoolExecutor(4) as executor:
+            check_reads(remote, ClipReader(clips, cache_bytes=cache_bytes), executor)
+
+
+def test_a_shard_is_opened_once(
+    dataset: PreparedDataset, clips: ClipSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    open_file = os.open
+
+    def counting(path: Any, *arguments: Any, **options: Any) -> int:
+        if path in clips.shards:
+            opened.append(path)
+        return open_file(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", counting)
+    check_reads(dataset, ClipReader(clips, cache_bytes=0))
+    assert opened == clips.shards[:1]
+
+
+def test_more_shards_than_may_be_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clips: ClipSet
+) -> None:
+    """Those not read for longest are closed, and opened again."""
+    monkeypatch.setattr(clip_reader, "MAX_OPEN_SHARDS", 2)
+    shards = [str(tmp_path / str(number)) for number in range(6)]
+    for number, shard in enumerate(shards):
+        Path(shard).write_bytes(np.full(128, number, dtype=np.float16).tobytes())
+    many = ClipSet(
+        name="many",
+        ids=shards,
+        shards=shards,
+        offset_bytes=np.zeros(6, dtype=np.int64),
+        size_bytes=np.full(6, 256, dtype=np.int64),
+        label_indices=[[]] * 6,
+        common=np.zeros(6, dtype=np.bool_),
+        labels=[],
+        num_mels=128,
+    )
+    reader, out, rows = ClipReader(many, cache_bytes=0), memory(12), np.arange(12) % 6
+    assert reader.read(out, rows, np.zeros(12, dtype=np.int64)).tolist() == [1] * 12
+    assert out[:, 0, 0].tolist() == rows.tolist()
+    # Others of the process may close at any moment, also while they are listed.
+    is_open = [os.path.realpath(file) in shards for file in Path("/proc/self/fd").iterdir()]
+    assert sum(is_open) == 2
+
+
+def test_reads_that_stop_short_go_on(
+    dataset: PreparedDataset, clips: ClipSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As network drives may."""
+    preadv = os.preadv
+    monkeypatch.setattr(
+        os, "preadv", lambda file, buffers, offset: preadv(file, [buffers[0][:1000]], offset)
+    )
+    check_reads(dataset, ClipReader(clips, cache_bytes=0))
+
+
+def test_a_file_that_went_stale_is_opened_anew(
+    dataset: PreparedDataset, clips: ClipSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "RETRY_AFTER_S", (0.0,))
+    preadv, stale = os.preadv, set()
+
+    def failing(file: int, buffers: Any, offset: int) -> int:
+        if not stale:
+            stale.add(file)
+            raise OSError(116, "Stale file handle")
+        return preadv(file, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    reader = ClipReader(clips, cache_bytes=0)
+    check_reads(dataset, reader)
+    assert reader._open.cache_info().misses == 1, "counted again since the cache was emptied"
+    assert stale
+
+
+def test_the_cache_keeps_to_its_size(clips: ClipSet) -> None:
+    reader = ClipReader(clips, cache_bytes=100_000)
+    reader.read(memory(40), range(40), np.zeros(40, dtype=np.int64))
+    assert 50_000 < sum(map(len, reader._cache.values())) <= 100_000
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 10**9])
+def test_a_damaged_shard_is_named(tmp_path: Path, cache_bytes: int) -> None:
+    clips = select_clips(make_prepared(str(tmp_path)), "eval")
+    shard, zero = clips.shards[0], np.zeros(1, dtype=np.int64)
+    content = storage.read_bytes(shard)
+    storage.write_bytes(shard, content[: int(clips.offset_bytes[1])])
+    reader = ClipReader(clips, cache_bytes=cache_bytes)
+    reader.read(memory(1), [0], zero)
+    with pytest.raises(UserError, match=f"{shard}: .* too short for clip 'eval/01'"):
+        reader.read(memory(1), [1], zero)
+    storage.remove(shard)
+    with pytest.raises(UserError, match=f"{shard}: the shard is missing"):
+        ClipReader(clips, cache_bytes=cache_bytes).read(memory(1), [1], zero)
+
+
+def test_a_damaged_object_is_named(s3: str) -> None:
+    clips = select_clips(make_prepared(f"{s3}/data"), "eval")
+    shard, zero = clips.shards[0], np.zeros(1, dtype=np.int64)
+    storage.write_bytes(shard, storage.read_bytes(shard)[: int(clips.offset_bytes[1]) + 10])
+    reader = ClipReader(clips, cache_bytes=0)
+    with pytest.raises(UserError, match=f"{shard}: .* too short for clip 'eval/01'"):
+        reader.read(memory(1), [1], zero)
+    storage.remove(shard)
+    with pytest.raises(UserError, match=f"{shard}: the shard is missing"):
+        reader.read(memory(1), [1], zero)

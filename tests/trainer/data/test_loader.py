@@ -1,0 +1,423 @@
+"""The loader against a plain loop over clips, for any number of ranks, threads and restarts."""
+
+import math
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import storage
+from pipeline.dataset.prepared import PreparedDataset
+from pipeline.errors import UserError
+from tests.support.plain_clips import cut, mixed, padded
+from tests.support.prepared import TINY, make_prepared
+from trainer.data.augment import AugmentSettings, draw_augmentations, mix_log_mel, needs_partner
+from trainer.data.clips import ClipSet, DataSettings, select_clips, select_training_data
+from trainer.data.loader import Batch, EpochPlan, Loader, LoaderSettings, plan_epoch
+
+NUM_FRAMES = 64
+AUGMENT = AugmentSettings(**TINY["augment"])
+EPOCH = 2
+SEED = 5
+BATCH_SIZE = 7
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return make_prepared(str(tmp_path_factory.mktemp("data")), max_labels=2)
+
+
+@pytest.fixture
+def clips(dataset: PreparedDataset) -> ClipSet:
+    return select_clips(dataset, "train")
+
+
+def make_loader(clips: ClipSet, **settings: int) -> Loader:
+    return Loader(clips, LoaderSettings(**settings), num_frames=NUM_FRAMES)
+
+
+def make_plan(clips: ClipSet, *, rank: int = 0, world_size: int = 1, **others: Any) -> EpochPlan:
+    return plan_epoch(
+        len(clips),
+        others.get("weights"),
+        seed=SEED,
+        epoch=EPOCH,
+        batch_size=BATCH_SIZE,
+        rank=rank,
+        world_size=world_size,
+        padded_frames=others.get("padded_frames"),
+        bucket_batches=others.get("bucket_batches", 1),
+    )
+
+
+def ready(batches: Iterable[Batch]) -> list[Batch]:
+    """Mixed, `[B, T, F]` float32, and so no longer in the loader's memory."""
+    result = []
+    for batch in batches:
+        x = batch.stored.float()
+        if batch.draws is not None:
+            x = mix_log_mel(batch.stored, batch.lengths, batch.draws)
+        result.append(replace(batch, stored=x))
+    return result
+
+
+def training_batches(
+    clips: ClipSet, first_step: int = 0, augment: AugmentSettings = AUGMENT, **settings: int
+) -> list[Batch]:
+    loader = make_loader(clips, **settings)
+    return ready(loader.training_batches(make_plan(clips), augment, first_step=first_step))
+
+
+def evaluation_batches(
+    loader: Loader, *, rank: int = 0, world_size: int = 1, batch_size: int = 40
+) -> list[Batch]:
+    return ready(loader.evaluation_batches(rank=rank, world_size=world_size, batch_size=batch_size))
+
+
+def assert_same(batches: Sequence[Batch], others: Sequence[Batch]) -> None:
+    assert len(batches) == len(others)
+    for one, other in zip(batches, others, strict=True):
+        assert torch.equal(one.stored, other.stored)
+        assert torch.equal(one.targets, other.targets)
+        assert torch.equal(one.weights, other.weights)
+        assert one.num_clips == other.num_clips
+
+
+@pytest.mark.parametrize("crop", ["first", "random"])
+def test_batches_are_those_of_a_plain_loop(
+    dataset: PreparedDataset, clips: ClipSet, crop: Any
+) -> None:
+    """Every clip by itself, read through the data set's index."""
+    rows = dataset.index.to_pylist()
+    labels = {row["id"]: [dataset.labels.index(label) for label in row["labels"]] for row in rows}
+    fbanks = {
+        row["id"]: torch.from_numpy(dataset.read_fbank(position).copy())
+        for position, row in enumerate(rows)
+    }
+    plan, augment = make_plan(clips), replace(AUGMENT, crop=crop)
+    assert sorted(plan.order) == list(range(40))
+    position, num_mixed, num_moved = 0, 0, 0
+    for batch in training_batches(clips, augment=augment):
+        assert batch.num_clips == len(batch.stored) == min(BATCH_SIZE, 40 - position)
+        assert batch.weights.tolist() == [1.0] * len(batch.stored)
+        for i in range(len(batch.stored)):
+            own, partner = clips.ids[plan.order[position]], clips.ids[plan.partners[position]]
+            draws = draw_augmentations(
+                augment,
+                seed=SEED,
+                epoch=EPOCH,
+                positions=[position],
+                num_mels=128,
+                num_frames=NUM_FRAMES,
+            )
+            x = cut(fbanks[own].float(), draws.crop[0], NUM_FRAMES)
+            num_moved += not torch.equal(x, fbanks[own][:NUM_FRAMES].float())
+            targets = torch.zeros(3).index_fill_(0, torch.tensor(labels[own]), 1.0)
+            if needs_partner(draws)[0]:
+                share = float(draws.mixup_lambda[0])
+                x = mixed(x, cut(fbanks[partner], draws.partner_crop[0], NUM_FRAMES), share)
+                others = torch.zeros(3).index_fill_(0, torch.tensor(labels[partner]), 1.0)
+                targets = share * targets + (1 - share) * others
+                num_mixed += 1
+            torch.testing.assert_close(batch.stored[i], padded(x, NUM_FRAMES), atol=1e-5, rtol=0)
+            torch.testing.assert_close(batch.targets[i], targets)
+            assert batch.draws is not None
+            assert batch.draws.time_start[i] == draws.time_start[0]
+            position += 1
+    assert position == 40
+    assert 8 < num_mixed < 32
+    assert (num_moved > 8) == (crop == "random")
+
+
+def test_only_what_is_mixed_has_a_partner_read(clips: ClipSet) -> None:
+    for batch in make_loader(clips).training_batches(make_plan(clips), AUGMENT):
+        assert batch.draws is not None
+        num_read = len(batch.targets) + int(needs_partner(batch.draws).sum())
+        assert len(batch.stored) == len(batch.lengths) == num_read
+        assert batch.stored.dtype == torch.float16
+
+
+def test_weights_decide_the_order(clips: ClipSet) -> None:
+    weights = np.zeros(len(clips))
+    weights[3] = 1.0
+    assert make_plan(clips, weights=weights).order.tolist() == [3] * 40
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_the_ranks_share_out_the_same_global_batches(clips: ClipSet, world_size: int) -> None:
+    """Also the last batch, of 5 clips, and where a rank gets none of its own."""
+    ranks = [
+        ready(
+            make_loader(clips).training_batches(
+                make_plan(clips, rank=rank, world_size=world_size), AUGMENT
+            )
+        )
+        for rank in range(world_size)
+    ]
+    for whole, *shares in zip(training_batches(clips), *ranks, strict=True):
+        assert {len(share.stored) for share in shares} == {-(-whole.num_clips // world_size)}
+        own = [share.weights > 0 for share in shares]
+        for name in ("stored", "targets"):
+            parts = [getattr(share, name)[kept] for share, kept in zip(shares, own, strict=True)]
+            assert torch.equal(torch.cat(parts), getattr(whole, name))
+        assert all(share.num_clips == whole.num_clips for share in shares)
+        assert sum(float(share.weights.sum()) for share in shares) == whole.num_clips
+
+
+BUCKETS = (56, 62)
+
+
+def bucketed_batches(
+    clips: ClipSet, *, rank: int = 0, world_size: int = 1, first_step: int = 0
+) -> list[Batch]:
+    loader = Loader(clips, LoaderSettings(), num_frames=NUM_FRAMES, bucket_frames=BUCKETS)
+    others = {"padded_frames": loader.padded_frames, "bucket_batches": 4}
+    plan = make_plan(clips, rank=rank, world_size=world_size, **others)
+    return ready(loader.training_batches(plan, AUGMENT, first_step=first_step))
+
+
+def test_in_buckets_the_same_clips_are_mixed_alike(clips: ClipSet) -> None:
+    """Only the order differs, and how far they are padded."""
+    frames = clips.size_bytes // 256
+    plain = training_batches(clips)
+    rows = torch.cat([batch.stored for batch in plain])
+    targets = torch.cat([batch.targets for batch in plain])
+    starts = np.concatenate([one.draws.time_start for one in plain if one.draws is not None])
+    loader = Loader(clips, LoaderSettings(), num_frames=NUM_FRAMES, bucket_frames=BUCKETS)
+    assert set(loader.padded_frames) == {56, 62, 64}
+    plan = make_plan(clips, padded_frames=loader.padded_frames, bucket_batches=4)
+    found = bucketed_batches(clips)
+    assert [batch.num_clips for batch in found] == [batch.num_clips for batch in plain]
+    for step, batch in enumerate(found):
+        positions = plan.positions(step)
+        longest = int(loader.padded_frames[plan.order[positions]].max())
+        assert longest >= min(NUM_FRAMES, frames[plan.order[positions]].max())
+        assert batch.stored.shape[1] == longest
+        assert torch.equal(batch.stored, rows[positions, :longest])
+        assert not rows[positions, longest:].any()
+        assert torch.equal(batch.targets, targets[positions])
+        assert batch.draws is not None
+        assert np.array_equal(batch.draws.time_start, starts[positions])
+    assert len({batch.stored.shape[1] for batch in found}) > 1
+
+
+def test_in_buckets_ranks_and_restarts_change_nothing(clips: ClipSet) -> None:
+    whole = bucketed_batches(clips)
+    assert_same(bucketed_batches(clips, first_step=3), whole[3:])
+    ranks = [bucketed_batches(clips, rank=rank, world_size=3) for rank in range(3)]
+    for batch, *shares in zip(whole, *ranks, strict=True):
+        parts = [share.stored[share.weights > 0] for share in shares]
+        assert torch.equal(torch.cat(parts), batch.stored)
+
+
+@pytest.mark.parametrize("first_step", [1, 3, 5, 6])
+def test_an_epoch_is_taken_up_at_any_step(clips: ClipSet, first_step: int) -> None:
+    assert_same(training_batches(clips, first_step), training_batches(clips)[first_step:])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"threads": 1, "batches_ahead": 1, "cache_mb": 0},
+        {"threads": 8, "batches_ahead": 20, "cache_mb": 0},
+        {"threads": 3, "batches_ahead": 2, "cache_mb": 1},
+    ],
+)
+def test_loader_settings_do_not_change_the_batches(
+    clips: ClipSet, settings: dict[str, int]
+) -> None:
+    assert_same(training_batches(clips, **settings), training_batches(clips))
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Where reads of shards begin, in bytes."""
+    offsets: list[int] = []
+    preadv = os.preadv
+
+    def counting(file: int, buffers: Any, offset: int) -> int:
+        offsets.append(offset)
+        return preadv(file, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", counting)
+    return offsets
+
+
+@pytest.mark.parametrize(("cache_mb", "num_reads"), [(1024, 40), (0, 80)])
+def test_the_cache_spares_reads_and_is_not_written_to(
+    clips: ClipSet, reads: list[int], cache_mb: int, num_reads: int
+) -> None:
+    loader = make_loader(clips, threads=1, cache_mb=cache_mb)
+    settings = replace(AUGMENT, mixup_share=0.0)
+    for _ in range(2):
+        for batch in loader.training_batches(make_plan(clips), settings):
+            batch.stored.fill_(7.0)
+    assert len(reads) == num_reads
+    assert_same(evaluation_batches(loader), evaluation_batches(make_loader(clips)))
+
+
+def test_memory_is_used_again_once_the_next_batch_is_asked_for(clips: ClipSet) -> None:
+    loader = make_loader(clips, threads=1, batches_ahead=1, cache_mb=0)
+    places = []
+    for _ in range(3):
+        for batch in loader.training_batches(make_plan(clips), AUGMENT):
+            places.append(batch.stored.data_ptr())
+    assert len(places) == 18
+    assert len(set(places)) <= 3
+
+
+@pytest.mark.parametrize("bucket_frames", [(), (48, 56)])
+@pytest.mark.parametrize(("world_size", "batch_size"), [(1, 7), (2, 7), (3, 4), (7, 20)])
+def test_evaluation_covers_every_clip_once(
+    dataset: PreparedDataset, world_size: int, batch_size: int, bucket_frames: tuple[int, ...]
+) -> None:
+    clips = select_clips(dataset, "eval")
+    found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    counts = set()
+    for rank in range(world_size):
+        loader = Loader(clips, LoaderSettings(), num_frames=NUM_FRAMES, bucket_frames=bucket_frames)
+        batches = evaluation_batches(
+            loader, rank=rank, world_size=world_size, batch_size=batch_size
+        )
+        counts.add(len(batches))
+        for batch in batches:
+            assert len(batch.stored) <= batch_size
+            assert batch.num_clips == int(batch.weights.sum())
+            for place in np.flatnonzero(batch.weights):
+                row = int(batch.rows[place])
+                assert row not in found
+                found[row] = batch.stored[place], batch.targets[place]
+    assert len(counts) == 1, "ranks with unequal numbers of batches would wait for each other"
+    assert len(found) == len(clips) == 20
+    for row, (x, target) in found.items():
+        # The index has the 40 clips to train on first.
+        fbank = torch.from_numpy(dataset.read_fbank(40 + row).copy())
+        length = next(one for one in (*bucket_frames, NUM_FRAMES) if one >= min(len(fbank), len(x)))
+        assert torch.equal(x, padded(fbank, length))
+        assert np.flatnonzero(target).tolist() == sorted(clips.label_indices[row])
+
+
+def test_from_a_bucket(s3: str, clips: ClipSet) -> None:
+    remote = select_clips(make_prepared(f"{s3}/data", max_labels=2), "train")
+    assert remote.shards[0].startswith("s3://")
+    assert_same(training_batches(remote), training_batches(clips))
+
+
+def test_many_reads_from_a_bucket_are_under_way(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more than one batch, and with one thread."""
+    clips = select_clips(make_prepared(f"{s3}/data"), "train")
+    num_wanted = 2 * BATCH_SIZE
+    lock, enough, under_way = threading.Lock(), threading.Event(), 0
+    read_range = storage.read_range
+
+    def waiting(*place: Any) -> bytes:
+        nonlocal under_way
+        with lock:
+            under_way += 1
+            if under_way == num_wanted:
+                enough.set()
+        assert enough.wait(timeout=60), "no read ends before that many have begun"
+        return read_range(*place)
+
+    monkeypatch.setattr(storage, "read_range", waiting)
+    settings = LoaderSettings(threads=1, batches_ahead=2, reads_in_flight=num_wanted, cache_mb=0)
+    loader = Loader(clips, settings, num_frames=NUM_FRAMES)
+    augment = replace(AUGMENT, mixup_share=0.0)
+    assert len(ready(loader.training_batches(make_plan(clips), augment))) == 6
+
+
+def test_from_a_bucket_by_copies_on_disk(s3: str, clips: ClipSet, tmp_path: Path) -> None:
+    remote = select_clips(make_prepared(f"{s3}/data", max_labels=2), "train")
+    settings = LoaderSettings(cache_mb=0, cache_gb=1.0, cache_folder=str(tmp_path / "cache"))
+    loader = Loader(remote, settings, num_frames=NUM_FRAMES)
+    for _ in range(3):
+        assert_same(
+            ready(loader.training_batches(make_plan(remote), AUGMENT)), training_batches(clips)
+        )
+        # Ends once the copy is there.
+        cache = loader._reader._shard_cache
+        assert cache is not None
+        if cache._copying is not None:
+            cache._copying.result()
+    assert len(list((tmp_path / "cache" / "ast-ray-shards").glob("*.tar"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"threads": 0}, "threads: must be at least 1"),
+        ({"reads_in_flight": 0}, "reads_in_flight: must be at least 1"),
+        ({"cache_mb": -1}, "cache_mb: must be at least 0"),
+        ({"cache_gb": math.nan}, "cache_gb: must be a number of at least 0"),
+        ({"cache_gb": 1.0}, "cache_folder: must be a local folder"),
+        ({"cache_gb": 1.0, "cache_folder": "s3://bucket/cache"}, "cache_folder: must be a local"),
+        ({"cache_folder": "cache"}, "cache_folder: .* empty where it is not"),
+    ],
+)
+def test_setting_out_of_range_is_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}.* got "):
+        LoaderSettings(**settings)
+
+
+def test_a_damaged_shard_is_named(tmp_path: Any) -> None:
+    clips = select_clips(make_prepared(str(tmp_path)), "eval")
+    storage.remove(clips.shards[0])
+    with pytest.raises(UserError, match=f"{clips.shards[0]}: the shard is missing"):
+        evaluation_batches(make_loader(clips), batch_size=4)
+
+
+def test_a_caller_that_stops_early_leaves_no_reading_behind(
+    clips: ClipSet, reads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One batch is read, one has begun, and three wait for their turn."""
+    go_on, preadv, before = threading.Event(), os.preadv, set(threading.enumerate())
+
+    def waiting(*place: Any) -> int:
+        if len(reads) >= BATCH_SIZE:
+            assert go_on.wait(timeout=60)
+        return preadv(*place)
+
+    monkeypatch.setattr(os, "preadv", waiting)
+    loader = make_loader(clips, threads=1, batches_ahead=4, cache_mb=0)
+    batches = loader.training_batches(make_plan(clips), replace(AUGMENT, mixup_share=0.0))
+    next(batches)
+    batches.close()
+    go_on.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=60)
+    assert BATCH_SIZE <= len(reads) <= 2 * BATCH_SIZE
+
+
+def test_folds(dataset: PreparedDataset) -> None:
+    data = select_training_data(dataset, DataSettings(fold=2))
+    assert data.evaluation.name == "train-fold2"
+    assert not set(data.train.ids) & set(data.evaluation.ids)
+    assert len(data.train) == len(data.evaluation) == 20
+    # The index has the 40 clips of the split first, in folds 1 and 2 by turns.
+    exact = np.concatenate([dataset.read_fbank(row).ravel() for row in range(0, 40, 2)])
+    assert data.mean == pytest.approx(exact.astype(np.float64).mean(), rel=1e-9)
+    assert data.std == pytest.approx(exact.astype(np.float64).std(), rel=1e-9)
+    given = select_training_data(dataset, DataSettings(mean=-4.0, std=3.0))
+    assert (given.mean, given.std, given.evaluation.name) == (-4.0, 3.0, "eval")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (DataSettings(train_split="trian"), "no split 'trian'; there are: eval, train"),
+        (DataSettings(eval_split="test"), "no split 'test'"),
+        (DataSettings(fold=3), "split 'train' has no fold 3"),
+    ],
+)
+def test_parts_that_the_data_set_lacks(
+    dataset: PreparedDataset, settings: DataSettings, message: str
+) -> None:
+    keys = r"data\.train_split, data\.eval_split and data\.fold \(0: none\) choose the clips"
+    with pytest.raises(UserError, match=f"{message}.*; {keys}"):
+        select_training_data(dataset, settings)

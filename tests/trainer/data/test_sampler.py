@@ -1,0 +1,264 @@
+"""Orders are reproducible draws of the right kind, and ranks share a batch without a gap."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from trainer.data.sampler import (
+    MAX_SEED,
+    SamplerSettings,
+    Stream,
+    batch_positions,
+    bucketed_positions,
+    class_balanced_weights,
+    draw_weights,
+    epoch_order,
+    mixup_partners,
+    random_bits,
+    rank_slice,
+    steps_per_epoch,
+    uniform,
+)
+
+SEEDS = st.integers(0, MAX_SEED)
+EPOCHS = st.integers(0, 1000)
+
+
+@given(SEEDS, EPOCHS, st.integers(1, 500))
+def test_shuffled_epoch_visits_every_clip_once(seed: int, epoch: int, num_clips: int) -> None:
+    order = epoch_order(seed=seed, epoch=epoch, num_clips=num_clips, weights=None)
+    assert order.dtype == np.int64
+    assert sorted(order) == list(range(num_clips))
+
+
+@given(SEEDS, EPOCHS, st.lists(st.floats(0, 1e6), min_size=1, max_size=50))
+def test_weighted_epoch_draws_only_clips_with_a_weight(
+    seed: int, epoch: int, weights: list[float]
+) -> None:
+    weights_array = np.array([*weights, 1.0, 0.0])
+    num_clips = len(weights_array)
+    order = epoch_order(seed=seed, epoch=epoch, num_clips=num_clips, weights=weights_array)
+    assert order.shape == (num_clips,)
+    assert order.dtype == np.int64
+    assert (weights_array[order] > 0).all()
+
+
+def test_weighted_epoch_follows_the_weights() -> None:
+    weights = np.tile([1.0, 0.0, 2.5, 7.0, 0.5], 10_000)
+    order = epoch_order(seed=3, epoch=1, num_clips=len(weights), weights=weights)
+    counts = np.bincount(order % 5, minlength=5)
+    assert counts[1] == 0
+    kept = [0, 2, 3, 4]
+    assert chisquare(counts[kept], len(order) * weights[kept] / 11).pvalue > 0.001
+
+
+@pytest.mark.parametrize("total", [1.0, np.nextafter(1.0, 2.0), 1.1, 3.1, np.nextafter(4.0, 0.0)])
+def test_extreme_numbers_draw_the_outermost_clips_that_have_a_weight(
+    monkeypatch: pytest.MonkeyPatch, total: float
+) -> None:
+    extremes = np.array([0.0, 0.0, 1 - 2**-53, 1 - 2**-53, 1 - 2**-53])
+    monkeypatch.setattr("trainer.data.sampler.uniform", lambda bits, size: extremes)
+    weights = np.array([0.0, 0.5, 0.0, total - 0.5, 0.0])
+    order = epoch_order(seed=0, epoch=0, num_clips=5, weights=weights)
+    assert order.tolist() == [1, 1, 3, 3, 3]
+
+
+def test_shuffle_puts_every_clip_everywhere() -> None:
+    first = [epoch_order(seed=0, epoch=e, num_clips=5, weights=None)[0] for e in range(5000)]
+    assert chisquare(np.bincount(first, minlength=5)).pvalue > 0.001
+
+
+def test_partners_are_uniform_and_with_replacement() -> None:
+    partners = mixup_partners(seed=0, epoch=1, num_clips=20_000)
+    assert partners.dtype == np.int64
+    assert chisquare(np.bincount(partners // 1000, minlength=20)).pvalue > 0.001
+    # Of N uniform draws with replacement a share of 1 - 1/e differs.
+    assert len(np.unique(partners)) / 20_000 == pytest.approx(1 - np.exp(-1), abs=0.02)
+
+
+def test_streams_epochs_and_seeds_do_not_repeat_each_other() -> None:
+    places = [(s, e, p) for s in (0, 1, MAX_SEED) for e in (0, 1, 2) for p in (0, 1, 2)]
+    drawn = np.stack(
+        [
+            uniform(random_bits(stream, seed=seed, epoch=epoch, position=position), 1000)
+            for stream in Stream
+            for seed, epoch, position in places
+        ]
+    )
+    assert len(np.unique(drawn)) == drawn.size
+    correlation = np.corrcoef(drawn) - np.eye(len(drawn))
+    assert np.abs(correlation).max() < 0.2
+
+
+def test_order_and_partners_are_independent() -> None:
+    order = epoch_order(seed=5, epoch=2, num_clips=20_000, weights=None)
+    partners = mixup_partners(seed=5, epoch=2, num_clips=20_000)
+    assert abs(np.corrcoef(order, partners)[0, 1]) < 0.03
+    weighted = epoch_order(seed=5, epoch=2, num_clips=20_000, weights=np.ones(20_000))
+    assert abs(np.corrcoef(weighted, partners)[0, 1]) < 0.03
+
+
+@given(SEEDS, EPOCHS)
+def test_order_depends_on_seed_and_epoch_alone(seed: int, epoch: int) -> None:
+    def order(s: int, e: int) -> list[int]:
+        return epoch_order(seed=s, epoch=e, num_clips=50, weights=None).tolist()
+
+    assert order(seed, epoch) == order(seed, epoch)
+    assert order(seed, epoch) != order(seed, epoch + 1)
+    assert order(seed, epoch) != order((seed + 1) % MAX_SEED, epoch)
+
+
+def test_order_is_the_same_in_every_release() -> None:
+    order = epoch_order(seed=7, epoch=1, num_clips=10, weights=None)
+    assert order.tolist() == [0, 5, 8, 3, 1, 9, 6, 4, 7, 2]
+    weighted = epoch_order(seed=7, epoch=1, num_clips=10, weights=np.arange(10.0))
+    assert weighted.tolist() == [3, 7, 9, 7, 9, 5, 8, 9, 5, 8]
+    assert mixup_partners(seed=7, epoch=1, num_clips=10).tolist() == [9, 6, 4, 3, 3, 2, 3, 7, 7, 6]
+
+
+@given(
+    SEEDS,
+    EPOCHS,
+    st.lists(st.sampled_from([10, 20, 30]), min_size=1, max_size=200),
+    st.integers(1, 9),
+    st.integers(1, 5),
+)
+def test_clips_of_a_length_are_computed_together(
+    seed: int, epoch: int, lengths: list[int], batch: int, window: int
+) -> None:
+    where = {"seed": seed, "epoch": epoch, "batch": batch, "window": window}
+    places = bucketed_positions(np.array(lengths), **where)
+    for start in range(0, len(lengths), batch * window):
+        stretch = places[start : start + batch * window]
+        assert sorted(stretch) == list(range(start, start + len(stretch)))
+        found = [
+            {lengths[place] for place in stretch[first : first + batch]}
+            for first in range(0, len(stretch), batch)
+        ]
+        assert sum(len(one) > 1 for one in found) <= len(set(lengths)) - 1
+
+
+def test_batches_of_any_length_come_at_any_time() -> None:
+    lengths = np.arange(160_000) // 10 % 4
+    where = {"seed": 3, "batch": 10, "window": 4}
+    places = bucketed_positions(lengths, epoch=1, **where)
+    for nth in range(4):
+        counts = np.bincount(lengths[places[nth * 10 :: 40]], minlength=4)
+        assert chisquare(counts).pvalue > 0.001
+    assert not np.array_equal(places, bucketed_positions(lengths, epoch=2, **where))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bucket_frames": (0, 5)}, r"bucket_frames: must be rising .*, got \[0, 5\]"),
+        ({"bucket_frames": (5, 5)}, r"bucket_frames: must be rising .*, got \[5, 5\]"),
+        ({"bucket_batches": 0}, "bucket_batches: must be at least 1, got 0"),
+    ],
+)
+def test_buckets_that_cannot_be(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SamplerSettings(**settings)
+
+
+def test_uniform_numbers_fill_the_unit_interval() -> None:
+    drawn = uniform(random_bits(Stream.ORDER, seed=0), 20_000)
+    assert drawn.min() >= 0
+    assert drawn.max() < 1
+    assert chisquare(np.histogram(drawn, bins=20, range=(0, 1))[0]).pvalue > 0.001
+
+
+def test_clip_weight_is_the_sum_over_its_labels() -> None:
+    weights = class_balanced_weights([[0], [0, 1], [2, 0], [], [1, 1]], num_classes=4)
+    rare, common = 1000 / 2.01, 1000 / 3.01
+    assert weights == pytest.approx([common, common + rare, common + 1000 / 1.01, 0, rare])
+    assert weights.dtype == np.float64
+
+
+@given(st.lists(st.sets(st.integers(0, 5)), min_size=1, max_size=30))
+def test_balanced_weights_equal_a_plain_count(clips: list[set[int]]) -> None:
+    counts = [sum(index in labels for labels in clips) for index in range(6)]
+    expected = [sum(1000 / (counts[index] + 0.01) for index in labels) for labels in clips]
+    weights = class_balanced_weights([sorted(labels) for labels in clips], num_classes=6)
+    assert weights == pytest.approx(expected)
+
+
+def test_balanced_epoch_of_single_labels_draws_classes_equally() -> None:
+    labels = [[0]] * 9000 + [[1]] * 900 + [[2]] * 100
+    weights = draw_weights(SamplerSettings(mode="balanced"), labels, 3)
+    order = epoch_order(seed=1, epoch=1, num_clips=10_000, weights=weights)
+    drawn = np.array([labels[clip][0] for clip in order])
+    assert chisquare(np.bincount(drawn, minlength=3)).pvalue > 0.001
+
+
+def test_shuffling_needs_no_weights() -> None:
+    assert draw_weights(SamplerSettings(mode="shuffle"), [[0], [1]], 2) is None
+
+
+@given(st.integers(1, 300), st.integers(1, 70))
+def test_batches_tile_the_epoch(num_clips: int, batch: int) -> None:
+    num_steps = steps_per_epoch(num_clips, batch)
+    batches = [batch_positions(step, batch, num_clips) for step in range(num_steps)]
+    assert [position for one in batches for position in one] == list(range(num_clips))
+    assert {len(one) for one in batches[:-1]} <= {batch}
+    assert 1 <= len(batches[-1]) <= batch
+
+
+@given(st.integers(1, 70), st.integers(1, 16), st.integers(0, 1000))
+def test_ranks_share_a_batch_without_gap_or_duplicate(
+    num_rows: int, world_size: int, first: int
+) -> None:
+    positions = range(first, first + num_rows)
+    slices = [rank_slice(positions, rank, world_size) for rank in range(world_size)]
+    own = [p for rows, weights in slices for p in rows[weights == 1]]
+    assert own == list(positions)
+    for rows, weights in slices:
+        assert len(rows) == len(weights) == -(-num_rows // world_size)
+        assert set(rows[weights == 0]) <= {positions[-1]}
+        assert set(weights) <= {0.0, 1.0}
+        assert (rows.dtype, weights.dtype) == (np.int64, np.float32)
+
+
+def test_weighted_sum_over_ranks_is_that_of_the_batch() -> None:
+    values = np.random.default_rng(0).integers(0, 1000, 11)
+    for world_size in (1, 2, 3, 4, 8, 16):
+        total = 0.0
+        for rank in range(world_size):
+            rows, weights = rank_slice(np.arange(11), rank, world_size)
+            total += float(values[rows] @ weights)
+        assert total == values.sum()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SamplerSettings(mode="random"), "mode: must be one of"),
+        (lambda: random_bits(Stream.ORDER, seed=-1), "seed: must be"),
+        (lambda: random_bits(Stream.ORDER, seed=MAX_SEED + 1), "seed: must be"),
+        (lambda: random_bits(Stream.ORDER, seed=0, epoch=-1), "epoch: must be"),
+        (lambda: random_bits(Stream.ORDER, seed=0, position=-1), "position: must be"),
+        (lambda: class_balanced_weights([[0, 3]], 3), "label_indices: must be from 0 to 2"),
+        (lambda: class_balanced_weights([[-1]], 3), "label_indices: must be from 0 to 2"),
+        (lambda: mixup_partners(seed=0, epoch=0, num_clips=0), "num_clips: must be"),
+        (lambda: steps_per_epoch(0, 4), "num_clips: must be"),
+        (lambda: steps_per_epoch(4, 0), "batch: must be"),
+        (lambda: batch_positions(2, 4, 8), "step: must be from 0 to 1, got 2"),
+        (lambda: batch_positions(-1, 4, 8), "step: must be from 0 to 1, got -1"),
+        (lambda: rank_slice([], 0, 1), "positions: must be at least one"),
+        (lambda: rank_slice([1], 2, 2), "rank: must be from 0 to 1, got 2"),
+        (lambda: rank_slice([1], -1, 2), "rank: must be from 0 to 1, got -1"),
+    ],
+)
+def test_argument_out_of_range_is_named(call: object, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("weights", [[1, 1], [0, 0, 0], [1, -1, 1], [1, np.nan, 1], [1, np.inf, 1]])
+def test_weights_that_cannot_be_drawn_from_are_refused(weights: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"^weights: must"):
+        epoch_order(seed=0, epoch=0, num_clips=3, weights=np.array(weights, dtype=np.float64))

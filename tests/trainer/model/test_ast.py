@@ -1,0 +1,659 @@
+"""The AST model against transformers, timm, plain arithmetic and the numbers of the paper."""
+
+import logging
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch._dynamo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+from transformers import ASTConfig, ASTForAudioClassification
+
+from pipeline.errors import UserError
+from trainer.checkpoints.state_files import from_transformers_state
+from trainer.data.sampler import patchout_seed
+from trainer.model.ast import (
+    AST,
+    ModelSettings,
+    adapt_position_embedding,
+    draw_kept_patches,
+)
+from trainer.model.build import build_model
+
+TINY = "deit_tiny_distilled_patch16_224"
+TINY_ONE_TOKEN = "deit_tiny_patch16_224"
+
+
+def small_settings(**changes):
+    defaults = {"backbone": TINY, "pretrained": False, "depth": 2, "num_frames": 64}
+    return ModelSettings(**{**defaults, **changes})
+
+
+def separate_patches(frequency, time):
+    """Settings of such patches without overlap."""
+    strides = {"stride_frequency": frequency, "stride_time": time}
+    return {"patch_frequency": frequency, "patch_time": time, **strides}
+
+
+def randomise(module, seed=0):
+    """Every parameter random, so that no bias, norm or embedding is at a value that hides it."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            is_norm_weight = parameter.ndim == 1 and name.endswith("weight")
+            parameter.copy_(1 + 0.3 * noise if is_norm_weight else 0.1 * noise)
+    return module
+
+
+def random_backbone_file(tmp_path, name=TINY, seed=0):
+    """A timm backbone with random weights, without classifier, and a file of them."""
+    backbone = randomise(timm.create_model(name, num_classes=0), seed).eval()
+    path = tmp_path / "backbone.safetensors"
+    save_file(backbone.state_dict(), path)
+    return backbone, str(path)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("stride", "num_frames", "expected"),
+    [
+        (10, 1024, 1212),
+        (12, 1024, 850),
+        (14, 1024, 657),
+        (16, 1024, 512),
+        (10, 512, 600),
+        (10, 128, 144),
+    ],
+)
+def test_num_patches_are_the_published(stride, num_frames, expected):
+    shape = ModelSettings(stride_frequency=stride, stride_time=stride, num_frames=num_frames)
+    assert shape.num_patches(128) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_tokens", "num_class_tokens"),
+    [
+        # Strides 16, 14, 12 and 10: patches that overlap by 0, 2, 4 and 6.
+        ({"stride_frequency": 16, "stride_time": 16}, 512, 2),
+        ({"stride_frequency": 14, "stride_time": 14}, 657, 2),
+        ({"stride_frequency": 12, "stride_time": 12}, 850, 2),
+        ({}, 1212, 2),
+        ({"num_frames": 512}, 600, 2),
+        ({"num_frames": 128}, 144, 2),
+        # ViT beside DeiT, with and without the distilled token, for images of 224 and 384.
+        ({"backbone": "vit_base_patch16_224"}, 1212, 1),
+        ({"backbone": "vit_base_patch16_384"}, 1212, 1),
+        ({"backbone": "deit_base_patch16_224"}, 1212, 1),
+        ({"backbone": "deit_base_patch16_384"}, 1212, 1),
+        ({"backbone": "deit_base_distilled_patch16_224"}, 1212, 2),
+        ({"backbone": "deit_small_distilled_patch16_224"}, 1212, 2),
+        ({"backbone": "deit_tiny_distilled_patch16_224"}, 1212, 2),
+        ({"position_embedding": "reinitialise"}, 1212, 2),
+        # Patches of other shapes, without overlap.
+        (separate_patches(128, 2), 512, 2),
+        (separate_patches(32, 32), 128, 2),
+        # PaSST's patchout, whose embedding has the patches left out, too.
+        ({"patchout_time": 40, "patchout_frequency": 4}, 1212, 2),
+        ({"patchout_share": 0.5}, 1212, 2),
+    ],
+)
+def test_the_papers_ablations_are_settings(changes, num_tokens, num_class_tokens):
+    shape = ModelSettings(**{"pretrained": False, **changes})
+    with torch.device("meta"):
+        model = build_model(shape, num_classes=527, num_mels=128).eval()
+        assert model(torch.empty(1, shape.num_frames, 128)).shape == (1, 527)
+    assert model.num_class_tokens == num_class_tokens
+    assert model.pos_embed.shape[1] == num_class_tokens + num_tokens
+
+
+@given(
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    patch=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    data=st.data(),
+)
+def test_grid_is_that_of_the_convolution(size, patch, data):
+    patch = (min(patch[0], size[0]), min(patch[1], size[1]))
+    stride = [data.draw(st.integers(1, length)) for length in patch]
+    shape = ModelSettings(
+        patch_frequency=patch[0],
+        patch_time=patch[1],
+        stride_frequency=stride[0],
+        stride_time=stride[1],
+        num_frames=size[1],
+    )
+    with torch.device("meta"):
+        output = nn.Conv2d(1, 1, patch, stride)(torch.empty(1, 1, *size))
+    assert shape.grid(size[0]) == tuple(output.shape[2:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": "deit_tiny_distilled_patch16_225"}, f"backbone: .*near it: {TINY}.*16_225"),
+        ({"backbone": "resnet18"}, "backbone: must be a deit_ or vit_ model of timm.*resnet18"),
+        ({"backbone": f"{TINY}.no_such_tag"}, "backbone: .*no_such_tag"),
+        ({"patch_frequency": 0}, "patch_frequency: must be at least 1, got 0"),
+        ({"patch_time": 0}, "patch_time: must be at least 1, got 0"),
+        ({"num_frames": 0}, "num_frames: must be at least 1, got 0"),
+        ({"num_frames": 15}, r"num_frames: must be at least patch_time \(16\), got 15"),
+        ({"stride_frequency": 0}, r"stride_frequency: .*patch_frequency \(16\).*got 0"),
+        ({"stride_time": 17}, r"stride_time: .*patch_time \(16\).*got 17"),
+        ({"position_embedding": "keep"}, "position_embedding: must be one of .*'keep'"),
+        ({"depth": -1}, "depth: .*got -1"),
+        ({"layer_norm_eps": -1e-6}, "layer_norm_eps: must be at least 0 .*got -1e-06"),
+        ({"head_norm_eps": 0.0}, "head_norm_eps: must be at least 1e-30 .*got 0.0"),
+        ({"weights_file": "a.pt", "pretrained": False}, "weights_file: must be empty .*a.pt"),
+        ({"patchout_time": -1}, "patchout_time: must be at least 0, got -1"),
+        ({"patchout_time": 101}, "patchout_time: must be below the 101 columns .*, got 101"),
+        ({"patchout_frequency": -1}, "patchout_frequency: must be at least 0, got -1"),
+        ({"patchout_share": -0.1}, "patchout_share: .*, got -0.1"),
+        ({"patchout_share": 1.0}, "patchout_share: must be at least 0 and below 1, got 1.0"),
+    ],
+)
+def test_settings_out_of_range(changes, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        ModelSettings(**changes)
+
+
+def test_edges_of_the_ranges_are_allowed():
+    shape = ModelSettings(stride_frequency=16, stride_time=1, num_frames=16)
+    assert shape.grid(16) == (1, 1)
+    assert ModelSettings(backbone=f"{TINY}.fb_in1k").pretrained
+
+
+def test_patch_higher_than_the_input():
+    with pytest.raises(UserError, match=r"^model\.patch_frequency: .*mel bins \(15\), got 16"):
+        ModelSettings().grid(15)
+
+
+def test_no_row_of_patches_is_left():
+    assert ModelSettings(patchout_frequency=11, patchout_time=100).grid(128) == (12, 101)
+    with pytest.raises(
+        UserError, match=r"^model\.patchout_frequency: .* the 12 rows of patches, got 12"
+    ):
+        ModelSettings(patchout_frequency=12).grid(128)
+
+
+# Size and structure
+
+
+def test_base_model_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        model = build_model(ModelSettings(pretrained=False), num_classes=527, num_mels=128)
+    assert model.num_parameters() == 86_594_063
+    assert model.pos_embed.shape == (1, 2 + 1212, 768)
+    assert len(model.blocks) == 12
+
+
+def test_norms_have_the_eps_of_the_authors_code():
+    model = build_model(small_settings(), num_classes=3, num_mels=64)
+    eps = {name: m.eps for name, m in model.named_modules() if isinstance(m, nn.LayerNorm)}
+    assert eps.pop("head_norm") == 1e-5
+    assert set(eps.values()) == {1e-6}
+    assert len(eps) == 2 * 2 + 1
+
+
+def test_more_blocks_than_the_backbone_has():
+    with pytest.raises(UserError, match=r"^model\.depth: must be at most 12, .*got 13"):
+        build_model(small_settings(depth=13), num_classes=3, num_mels=64)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "vit_tiny_r_s16_p8_224",  # a convolutional stem before the transformer
+        "vit_medium_patch16_gap_240",  # no class token
+        "vit_base_patch32_clip_224",  # a norm before the blocks
+        "vit_small_patch14_reg4_dinov2",  # register tokens
+        "vit_small_patch16_dinov3",  # rotary positions
+    ],
+)
+def test_backbones_that_are_not_plain_are_refused(backbone):
+    with torch.device("meta"), pytest.raises(UserError, match=f"^backbone: {backbone} is not"):
+        build_model(small_settings(backbone=backbone), num_classes=3, num_mels=64)
+
+
+# Against transformers
+
+
+@pytest.mark.parametrize("names", ["in memory", "on disk"])
+@pytest.mark.parametrize(
+    ("num_mels", "num_frames", "strides", "depth", "eps"),
+    [
+        (128, 128, (10, 10), 2, 1e-12),
+        (64, 100, (16, 16), 3, 1e-2),
+        (80, 67, (12, 7), 2, 1e-5),
+    ],
+)
+def test_logits_are_those_of_transformers(
+    tmp_path, names, num_mels, num_frames, strides, depth, eps
+):
+    config = ASTConfig(
+        hidden_size=192,
+        num_hidden_layers=depth,
+        num_attention_heads=3,
+        intermediate_size=768,
+        layer_norm_eps=eps,
+        frequency_stride=strides[0],
+        time_stride=strides[1],
+        max_length=num_frames,
+        num_mel_bins=num_mels,
+        num_labels=5,
+    )
+    reference = randomise(ASTForAudioClassification(config)).eval()
+    state = reference.state_dict()
+    if names == "on disk":
+        reference.save_pretrained(tmp_path)
+        state = load_file(tmp_path / "model.safetensors")
+    model = build_model(
+        small_settings(
+            **{"stride_frequency": strides[0], "stride_time": strides[1]},
+            **{"num_frames": num_frames, "depth": depth},
+            **{"layer_norm_eps": eps, "head_norm_eps": eps},
+        ),
+        num_classes=5,
+        num_mels=num_mels,
+    ).eval()
+    model.load_state_dict(from_transformers_state(state))
+    x = torch.randn(3, num_frames, num_mels, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected, logits = reference(x).logits, model(x)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+def test_names_on_disk_and_in_memory_are_two_styles(tmp_path):
+    """Else the parity test above would test one style twice."""
+    config = ASTConfig(hidden_size=6, num_attention_heads=1, num_hidden_layers=1, max_length=32)
+    reference = ASTForAudioClassification(config)
+    reference.save_pretrained(tmp_path)
+    prefix = "audio_spectrogram_transformer"
+    on_disk = load_file(tmp_path / "model.safetensors")
+    assert f"{prefix}.encoder.layer.0.attention.attention.query.weight" in on_disk
+    assert f"{prefix}.layers.0.attention.q_proj.weight" in reference.state_dict()
+
+
+# Pretrained weights of an image model
+
+
+@pytest.mark.parametrize("name", [TINY, TINY_ONE_TOKEN])
+def test_one_channel_answers_as_three_equal_ones(tmp_path, name):
+    """Summed weights: timm's embedding of an image with the same picture in all channels."""
+    backbone, path = random_backbone_file(tmp_path, name)
+    shape = small_settings(
+        **{"backbone": name, "pretrained": True, "weights_file": path, "depth": 0},
+        **{"stride_frequency": 16, "stride_time": 16, "num_frames": 224},
+    )
+    model = build_model(shape, num_classes=3, num_mels=224).eval()
+    x = torch.randn(2, 224, 224, generator=torch.Generator().manual_seed(1))
+    image = x.transpose(1, 2).unsqueeze(1).expand(-1, 3, -1, -1)
+    with torch.no_grad():
+        expected = backbone.forward_head(backbone.forward_features(image), pre_logits=True)
+        torch.testing.assert_close(model.embed(x), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_weights_of_the_backbone_are_taken_over(tmp_path):
+    backbone, path = random_backbone_file(tmp_path)
+    model = build_model(
+        small_settings(pretrained=True, weights_file=path, num_frames=400),
+        num_classes=3,
+        num_mels=128,
+    )
+    assert torch.equal(
+        model.patch_embed.weight, backbone.patch_embed.proj.weight.sum(1, keepdim=True)
+    )
+    assert torch.equal(model.patch_embed.bias, backbone.patch_embed.proj.bias)
+    assert torch.equal(model.dist_token, backbone.dist_token)
+    ours, theirs = model.blocks.state_dict(), backbone.blocks[:2].state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    expected = adapt_position_embedding(
+        backbone.pos_embed, num_class_tokens=2, source=(14, 14), target=(12, 39)
+    )
+    assert torch.equal(model.pos_embed, expected)
+
+
+def test_reinitialised_position_embedding(tmp_path):
+    backbone, path = random_backbone_file(tmp_path)
+    shape = small_settings(
+        pretrained=True, weights_file=path, position_embedding="reinitialise", num_frames=400
+    )
+    model = build_model(shape, num_classes=3, num_mels=128)
+    assert model.pos_embed.shape == (1, 2 + 12 * 39, 192)
+    assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.02)
+    assert torch.equal(model.cls_token, backbone.cls_token)
+
+
+@pytest.mark.parametrize("patch", [(128, 2), (16, 8)])
+def test_another_patch_shape_has_a_random_projection(tmp_path, caplog, patch):
+    backbone, path = random_backbone_file(tmp_path)
+    shape = small_settings(
+        **{"pretrained": True, "weights_file": path, "num_frames": 40},
+        **{"patch_frequency": patch[0], "patch_time": patch[1]},
+        **{"stride_frequency": 10, "stride_time": 1},
+    )
+    with caplog.at_level(logging.WARNING):
+        model = build_model(shape, num_classes=3, num_mels=128)
+    assert "the patch projection starts from random weights" in caplog.text
+    assert model.patch_embed.weight.shape == (192, 1, *patch)
+    assert model.patch_embed.weight.std() > 0
+    assert torch.equal(model.blocks[0].attn.qkv.weight, backbone.blocks[0].attn.qkv.weight)
+    assert model(torch.randn(2, 40, 128)).shape == (2, 3)
+
+
+# Positional embedding
+
+
+def plain_fit(values, size):
+    """A vector of embeddings [n, D] fitted to another length, one entry at a time."""
+    length = len(values)
+    if size <= length:
+        start = int(length / 2) - int(size / 2)
+        return values[start : start + size]
+    fitted = []
+    for index in range(size):
+        place = min(max((index + 0.5) * length / size - 0.5, 0), length - 1)
+        left = int(place)
+        right = min(left + 1, length - 1)
+        fitted.append(values[left] * (1 - (place - left)) + values[right] * (place - left))
+    return np.stack(fitted)
+
+
+@settings(deadline=None)
+@given(
+    source=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    target=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    num_class_tokens=st.integers(1, 2),
+    seed=st.integers(0, 99),
+)
+def test_position_embedding_against_plain_arithmetic(source, target, num_class_tokens, seed):
+    values = np.random.default_rng(seed).normal(
+        size=(1, num_class_tokens + source[0] * source[1], 3)
+    )
+    fitted = adapt_position_embedding(
+        torch.tensor(values), num_class_tokens=num_class_tokens, source=source, target=target
+    ).numpy()
+    grid = values[0, num_class_tokens:].reshape(*source, 3)
+    grid = np.stack([plain_fit(row, target[1]) for row in grid])
+    grid = np.stack([plain_fit(grid[:, column], target[0]) for column in range(target[1])], axis=1)
+    assert fitted.shape == (1, num_class_tokens + target[0] * target[1], 3)
+    np.testing.assert_array_equal(fitted[:, :num_class_tokens], values[:, :num_class_tokens])
+    np.testing.assert_allclose(fitted[0, num_class_tokens:], grid.reshape(-1, 3), atol=1e-12)
+
+
+def test_audioset_keeps_the_middle_frequencies_of_imagenet():
+    grid = torch.arange(24.0).repeat_interleave(24)[None, :, None]
+    embedding = torch.cat([torch.tensor([[[-1.0], [-2.0]]]), grid], dim=1)
+    fitted = adapt_position_embedding(
+        embedding, num_class_tokens=2, source=(24, 24), target=(12, 101)
+    ).flatten()
+    assert fitted[:2].tolist() == [-1, -2]
+    rows = fitted[2:].reshape(12, 101)
+    assert torch.equal(rows, torch.arange(6.0, 18.0)[:, None].expand(12, 101))
+
+
+# Training and running
+
+
+def test_gradients_reach_every_parameter():
+    for backbone in (TINY, TINY_ONE_TOKEN):
+        model = randomise(
+            build_model(small_settings(backbone=backbone), num_classes=3, num_mels=64)
+        )
+        model(torch.randn(2, 64, 64)).square().sum().backward()
+        dead = [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.grad is None or not parameter.grad.abs().sum() > 0
+        ]
+        assert dead == []
+
+
+def test_initialisation_depends_on_the_seed_alone():
+    def state(seed):
+        torch.manual_seed(seed)
+        return build_model(small_settings(), num_classes=3, num_mels=64).state_dict()
+
+    first, again, other = state(1), state(1), state(2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    for name in ("patch_embed.weight", "pos_embed", "blocks.1.mlp.fc1.weight", "head.weight"):
+        assert not torch.equal(first[name], other[name])
+
+
+def test_logits_of_a_clip_do_not_depend_on_its_batch():
+    model = randomise(build_model(small_settings(), num_classes=3, num_mels=64)).eval()
+    x = torch.randn(4, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x)[2:3], model(x[2:3]), atol=1e-5, rtol=1e-5)
+
+
+def test_shorter_inputs_get_the_first_positions_in_time():
+    """As of a model of their length with the same weights, its positional embedding cut."""
+    model = randomise(build_model(small_settings(), num_classes=3, num_mels=64)).eval()
+    for num_frames, columns in ((16, 1), (40, 3)):
+        short = build_model(small_settings(num_frames=num_frames), num_classes=3, num_mels=64)
+        tokens = [0, 1, *(2 + 5 * row + column for row in range(5) for column in range(columns))]
+        state = model.state_dict()
+        short.load_state_dict({**state, "pos_embed": state["pos_embed"][:, tokens]})
+        x = torch.randn(2, num_frames, 64)
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), short.eval()(x))
+
+
+def test_of_shorter_inputs_fewer_columns_are_left_out():
+    settings = small_settings(patchout_time=2)
+    assert settings.grid(64) == (5, 5)
+    kept = [settings.num_kept_patches(64, frames) for frames in (16, 26, 36, 46, 56, None)]
+    assert kept == [5, 10, 10, 15, 15, 15]
+    model = build_model(settings, num_classes=3, num_mels=64).train()
+    for num_frames in (16, 36, 64):
+        assert model(torch.randn(2, num_frames, 64)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("shape", [(2, 65, 64), (2, 15, 64), (2, 64, 63), (2, 1, 64, 64), (64, 64)])
+def test_inputs_of_another_shape_are_refused(shape):
+    model = build_model(small_settings(), num_classes=3, num_mels=64)
+    with pytest.raises(
+        ValueError, match=r"takes inputs \[B, 64 frames, 64 mels\], or of .* 16 frames, got"
+    ):
+        model(torch.zeros(shape))
+
+
+def test_attention_is_fused(monkeypatch):
+    model = build_model(small_settings(), num_classes=3, num_mels=64)
+    calls = []
+    fused = functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        functional,
+        "scaled_dot_product_attention",
+        lambda *args, **kwargs: calls.append(1) or fused(*args, **kwargs),
+    )
+    model(torch.zeros(1, 64, 64))
+    assert len(calls) == 2
+
+
+def test_compiles_into_one_graph():
+    model: AST = build_model(small_settings(), num_classes=3, num_mels=64).eval()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    x = torch.randn(2, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x))
+
+
+# Patches left out of training steps
+
+
+@given(
+    grid=st.tuples(st.integers(1, 8), st.integers(1, 12)),
+    share=st.floats(0, 0.99),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
+def test_whole_rows_and_columns_are_left_out_then_a_share(grid, share, seed, data):
+    rows, columns = (data.draw(st.integers(0, size - 1)) for size in grid)
+    shape = ModelSettings(
+        **{"patch_time": 1, "stride_time": 1, "num_frames": grid[1]},
+        **{"patchout_frequency": rows, "patchout_time": columns},
+    )
+    device = torch.device("cpu")
+    kept = draw_kept_patches(
+        shape, grid, generator=torch.Generator().manual_seed(seed), device=device
+    )
+    table = torch.zeros(grid)
+    table.view(-1)[kept] = 1
+    assert (table.any(1).sum(), table.any(0).sum()) == (grid[0] - rows, grid[1] - columns)
+    assert table.sum() == len(kept) == (grid[0] - rows) * (grid[1] - columns)
+    assert kept.tolist() == sorted(kept.tolist())
+
+    thinner = replace(shape, patchout_share=share)
+    fewer = draw_kept_patches(
+        thinner, grid, generator=torch.Generator().manual_seed(seed), device=device
+    )
+    assert set(fewer.tolist()) <= set(kept.tolist())
+    assert len(fewer) == len(kept) - int(share * len(kept))
+    assert fewer.tolist() == sorted(fewer.tolist())
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_kept"),
+    [
+        ({"patchout_time": 40, "patchout_frequency": 4}, (101 - 40) * (12 - 4)),
+        ({"patchout_share": 0.5}, 1212 // 2),
+    ],
+)
+def test_patchout_of_a_whole_input(changes, num_kept):
+    shape = small_settings(num_frames=1024, depth=1, **changes)
+    assert shape.num_kept_patches(128) == num_kept
+    model = build_model(shape, num_classes=3, num_mels=128).train()
+    widths = []
+    model.blocks[0].register_forward_hook(lambda _, inputs, __: widths.append(inputs[0].shape[1]))
+    assert model(torch.zeros(1, 1024, 128)).shape == (1, 3)
+    assert widths == [2 + num_kept]
+
+
+def test_every_patch_has_its_turn():
+    shape = small_settings(patchout_time=3, patchout_frequency=2, patchout_share=0.3)
+    grid = shape.grid(64)
+    counts = torch.zeros(grid[0] * grid[1])
+    for step in range(600):
+        generator = torch.Generator().manual_seed(patchout_seed(7, step))
+        counts[draw_kept_patches(shape, grid, generator=generator, device=torch.device("cpu"))] += 1
+    share = counts.sum() / len(counts) / 600
+    assert torch.allclose(counts / 600, share.expand_as(counts), atol=0.1)
+
+
+PATCHOUT = {"patchout_time": 2, "patchout_frequency": 1, "patchout_share": 0.25}
+
+
+def test_what_is_left_out_plays_no_part():
+    """Logits are those of the kept patches alone, and in evaluation nothing is left out."""
+    shape = small_settings(**PATCHOUT)
+    model = randomise(build_model(shape, num_classes=3, num_mels=64))
+    plain = build_model(small_settings(), num_classes=3, num_mels=64).eval()
+    plain.load_state_dict(model.state_dict())
+    x = torch.randn(2, 64, 64)
+    seen = []
+    model.blocks[0].register_forward_hook(lambda block, inputs, output: seen.append(inputs[0]))
+    plain.blocks[0].register_forward_hook(lambda block, inputs, output: seen.append(inputs[0]))
+    model.patchout_seed = 3
+    with torch.no_grad():
+        logits = model(x)
+        torch.testing.assert_close(model.eval()(x), plain(x))
+    generator = torch.Generator().manual_seed(3)
+    kept = draw_kept_patches(shape, shape.grid(64), generator=generator, device=x.device)
+    places = [0, 1, *(2 + kept).tolist()]
+    few, _, all_tokens = seen
+    assert few.shape[1] == 2 + 4 * 3 - int(0.25 * 4 * 3)
+    torch.testing.assert_close(few, all_tokens[:, places])
+    with torch.no_grad():
+        expected = plain.blocks(all_tokens[:, places])[:, :2]
+        expected = plain.head(plain.head_norm(plain.norm(expected).mean(dim=1)))
+    torch.testing.assert_close(logits, expected)
+
+
+def test_patches_are_drawn_by_the_step_alone():
+    model = randomise(build_model(small_settings(**PATCHOUT), num_classes=3, num_mels=64))
+    x = torch.randn(2, 64, 64)
+    seeds = [patchout_seed(0, 0), patchout_seed(0, 1), patchout_seed(1, 0)]
+    before = torch.get_rng_state()
+    logits = []
+    for model.patchout_seed in [*seeds, seeds[0]]:
+        logits.append(model(x))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(logits[0], logits[3])
+    assert len({tuple(one.flatten().tolist()) for one in logits}) == 3
+    # Without a seed the global one decides, as with dropout.
+    model.patchout_seed = None
+    assert not torch.equal(model(x), model(x))
+
+
+# Memory and speed
+
+
+def test_checkpointed_activations_give_the_same_gradients():
+    x = torch.randn(2, 64, 64)
+    gradients, calls = [], []
+    for is_on in (False, True):
+        shape = small_settings(**PATCHOUT, checkpoint_activations=is_on)
+        model = randomise(build_model(shape, num_classes=3, num_mels=64))
+        count = []
+        for block in model.blocks:
+            block.attn.register_forward_hook(lambda *_, count=count: count.append(1))
+        model.patchout_seed = 1
+        model(x).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+        calls.append(len(count))
+    assert calls == [2, 4]
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert torch.equal(plain, checkpointed)
+
+
+# torch hides this warning of its own, but not where warnings are errors.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_blocks_have_a_graph_for_each_shape(monkeypatch):
+    """An epoch's last batch, which is a smaller one, leaves those before and after as they are."""
+    sizes = []
+
+    def backend(graph, inputs):
+        sizes.append(
+            [size for one in inputs if isinstance(one, torch.Tensor) for size in one.shape]
+        )
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    model = build_model(small_settings(compile=True), num_classes=3, num_mels=64)
+    torch._dynamo.reset()
+    for num_clips in (4, 3, 4, 2, 4):
+        model(torch.randn(num_clips, 64, 64)).sum().backward()
+    assert len(sizes) == 3
+    assert all(isinstance(size, int) for shapes in sizes for size in shapes)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("checkpoint_activations", [False, True])
+def test_compiled_blocks_compute_the_same_under_the_same_names(monkeypatch, checkpoint_activations):
+    """The eager backend stands for the compiler, which takes a minute and a C++ compiler."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain = randomise(build_model(small_settings(), num_classes=3, num_mels=64))
+    shape = small_settings(compile=True, checkpoint_activations=checkpoint_activations)
+    compiled = build_model(shape, num_classes=3, num_mels=64)
+    compiled.load_state_dict(plain.state_dict())
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    x = torch.randn(2, 64, 64)
+    torch._dynamo.reset()
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for model in (compiled, plain):
+        model(x).square().sum().backward()
+    for ours, expected in zip(compiled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > graphs

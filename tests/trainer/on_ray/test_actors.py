@@ -1,0 +1,58 @@
+"""Which failures of workers a new start can mend."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage
+from pipeline.errors import PassingError, UserError
+from trainer.on_ray.actors import Failures
+
+
+def test_which_failures_are_worth_a_new_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failures = Failures(str(tmp_path))
+    failures.after_exception(None, {1: RuntimeError("the node went\naway")})
+    assert "worker 1 failed (away); starting again" in capsys.readouterr().err
+    failures.after_exception(None, {0: PassingError("no answer")})
+    assert "worker 0 failed (no answer); starting again" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no such shard"):
+        failures.after_exception(
+            None, {0: RuntimeError("peer lost"), 1: UserError("no such shard")}
+        )
+
+
+def test_a_run_starts_again_as_long_as_it_gets_further(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Any number of lost workers, but not without a new checkpoint."""
+    failures, lost = Failures(str(tmp_path)), {0: RuntimeError("lost")}
+    lost[0].add_note("where it was")
+    (tmp_path / "checkpoints").mkdir()
+    for step in range(95, 105):
+        (tmp_path / "checkpoints" / f"step-{step:08d}.pt").touch()
+        failures.after_exception(None, lost)
+    for _ in range(2):
+        failures.after_exception(None, lost)
+    assert "where it was" not in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="lost"):
+        failures.after_exception(None, lost)
+    assert capsys.readouterr().err == "where it was\n"
+    with pytest.raises(PassingError):
+        failures.after_exception(None, {0: PassingError("no answer")})
+    assert capsys.readouterr().err == ""
+
+
+def test_a_storage_that_does_not_answer_tells_of_no_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def list_files(folder: str) -> list[str]:
+        raise PassingError("no answer")
+
+    monkeypatch.setattr(storage, "list_files", list_files)
+    failures, lost = Failures(str(tmp_path)), {0: RuntimeError("lost")}
+    for _ in range(3):
+        failures.after_exception(None, lost)
+    with pytest.raises(RuntimeError, match="lost"):
+        failures.after_exception(None, lost)

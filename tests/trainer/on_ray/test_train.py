@@ -1,0 +1,407 @@
+"""Training on Ray Train: the same runs as without it, whatever is killed, in S3 too."""
+
+import os
+import pickle
+import signal
+import threading
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+import ray_job
+from pipeline import storage
+from pipeline.dataset.prepared import PreparedDataset
+from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
+from tests.support.runs import assert_close_runs, assert_events_match_history, newest
+from tests.support.steps import own_lines, started, wait_for_step
+from trainer.checkpoints.checkpoint import checkpoint_paths
+from trainer.data.clips import select_clips
+from trainer.data.loader import Loader, LoaderSettings
+from trainer.on_ray import train as ray_train
+from trainer.on_ray.progress import progress_board
+from trainer.on_ray.tune import unfinished
+from trainer.recipe.recipe import TrainSettings
+from trainer.run.run_folder import is_finished, read_history, read_run
+from trainer.run.writer import alone_in
+from trainer.scores.predictions import predictions_path, read_predictions
+from trainer.training.evaluation import evaluate
+from trainer.training.loop import make_model, train
+from trainer.training.world import World
+
+RECIPE = tiny_recipe(
+    augment={"crop": "random"},
+    train={"epochs": 4, "log_every_steps": 1, "checkpoint_every_s": 0},
+)
+"""24 steps, each followed by a checkpoint."""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return make_prepared(str(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_recipe(tmp_path_factory.mktemp("recipe") / "tiny.toml", RECIPE))
+
+
+@pytest.fixture(scope="module")
+def without_ray(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> str:
+    run = str(tmp_path_factory.mktemp("run"))
+    train(RECIPE, dataset, run, world=World())
+    return run
+
+
+def train_command(recipe_file: str, dataset: PreparedDataset, run: str, *more: str) -> list[str]:
+    return ["train", recipe_file, "--data", dataset.path, "--out", run, *more]
+
+
+# On two CPUs
+
+
+@pytest.mark.usefixtures("session")
+def test_two_workers_write_the_run_of_the_loop_into_a_bucket(
+    dataset: PreparedDataset,
+    recipe_file: str,
+    without_ray: str,
+    s3: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = f"{s3}/runs/one"
+    command = train_command(recipe_file, dataset, run, "--workers", "2")
+    assert ray_job.main(command) == 0
+    shown = capfd.readouterr()
+    assert_close_runs(run, without_ray)
+    assert "mAP" in shown.out
+    assert "steps: 24/24" in shown.err
+    assert own_lines(shown.err) == []
+
+    monkeypatch.setattr(ray_train, "run_training", None)
+    assert ray_job.main(command) == 0
+    assert f"{run}: finished already, nothing to do" in capfd.readouterr().out
+
+
+@pytest.mark.usefixtures("session")
+def test_another_split_is_evaluated_with_the_last_checkpoint(
+    dataset: PreparedDataset, without_ray: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert ray_job.main(["evaluate", without_ray, "--split", "train", "--fold", "2"]) == 0
+    assert "on train-fold2" in capfd.readouterr().out
+    found = read_predictions(without_ray, "train-fold2")
+    model = make_model(RECIPE, dataset, fresh=False)
+    model.load_state_dict(newest(without_ray).model)
+    clips, data = select_clips(dataset, "train", 2), read_run(without_ray)["data"]
+    expected = evaluate(
+        model,
+        Loader(clips, LoaderSettings(), num_frames=64),
+        mean=data["mean"],
+        std=data["std"],
+        settings=TrainSettings(batch_size=7),
+        world=World(),
+        run_path=without_ray,
+    )
+    assert found.ids == clips.ids
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
+    assert found.facts == {
+        "loss": "bce",
+        "precision": "float32",
+        "checkpoint_step": 24,
+        "data_fingerprint": dataset.card["fingerprint"],
+    }
+    metrics = storage.read_json(f"{without_ray}/predictions/train-fold2.json")
+    assert metrics["mAP"] == pytest.approx(expected.metrics.mAP)
+
+
+def kill_the_first_worker(run: Path, over: threading.Event) -> None:
+    """Once it has written a checkpoint; TensorBoard names its files after the process."""
+    while not checkpoint_paths(str(run)):
+        if over.wait(0.01):
+            return
+    (events,) = (run / "tensorboard").iterdir()
+    os.kill(int(events.name.split(".")[-2]), signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("session")
+def test_a_killed_worker_is_started_anew(
+    dataset: PreparedDataset,
+    recipe_file: str,
+    without_ray: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    over = threading.Event()
+    killer = threading.Thread(target=kill_the_first_worker, args=(tmp_path, over))
+    killer.start()
+    try:
+        assert ray_job.main(train_command(recipe_file, dataset, str(tmp_path))) == 0
+    finally:
+        over.set()
+        killer.join()
+    assert "starting again from the last checkpoint" in capfd.readouterr().err
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+    assert_close_runs(str(tmp_path), without_ray)
+    assert_events_match_history(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("session")
+def test_one_worker_with_a_users_error_ends_the_run_with_one_line(
+    recipe_file: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The other one waits for it in the middle of a step; none is started again."""
+    dataset = make_prepared(str(tmp_path / "data"))
+    shard = f"{dataset.path}/shards/train-00000.tar"
+    last = dataset.select("train").to_pylist()[-1]
+    storage.write_bytes(shard, storage.read_bytes(shard)[: last["offset_bytes"] + 1])
+    run = tmp_path / "run"
+    command = train_command(recipe_file, dataset, str(run), "--workers", "2")
+    assert ray_job.main(command) == 1
+    assert own_lines(capfd.readouterr().err) == [
+        f"ray_job.py: error: {shard}: the shard is missing or too short for clip 'train/39'; the "
+        f"data set is damaged, prepare it again"
+    ]
+    assert len(list((run / "tensorboard").iterdir())) == 1
+    assert not is_finished(str(run))
+
+
+@pytest.mark.usefixtures("session")
+def test_workers_that_do_not_fit_are_refused_at_once(
+    dataset: PreparedDataset, recipe_file: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    for options in (["--workers", "3"], ["--cpus-per-worker", "3"], ["--gpu"]):
+        assert ray_job.main(train_command(recipe_file, dataset, run, *options)) == 1
+        error = capfd.readouterr().err
+        assert "do not fit into this cluster of 1 nodes, 2 CPUs and 0 GPUs" in error
+        assert error.count("\n") == 1
+    assert storage.list_files(run) == []
+
+
+@pytest.mark.usefixtures("session")
+def test_the_progress_takes_no_cpu_and_outlives_its_board() -> None:
+    """An exception of its thread would fail this test."""
+    before = set(threading.enumerate())
+    with progress_board(1) as board:
+        (thread,) = (one for one in set(threading.enumerate()) - before if one.name == "progress")
+        values = {"run": "/a/run", "step": 1, "num_steps": 2, "epoch": 1, "lr": 0.1}
+        nothing = dict.fromkeys(("loss", "clips_per_s", "mAP", "accuracy"))
+        ray.get(board.put.remote({**values, **nothing}))
+        # Ray counts them now and then, and workers of earlier tests end in their own time.
+        deadline = time.monotonic() + 60
+        while ray.available_resources().get("CPU") != 2:
+            assert time.monotonic() < deadline, "a CPU is taken"
+            time.sleep(0.1)
+        ray.kill(board)
+        thread.join(timeout=60)
+        assert not thread.is_alive(), "it waits for a board that is gone"
+
+
+# Without a session
+
+
+def test_an_error_of_a_worker_takes_its_traceback_along() -> None:
+    def worker(config: dict[str, Any]) -> None:
+        raise ZeroDivisionError(config["what"])
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        ray_train._traced(worker, {"what": "nothing"})
+    (note,) = pickle.loads(pickle.dumps(caught.value)).__notes__
+    assert 'raise ZeroDivisionError(config["what"])' in note
+
+
+def test_what_cannot_be_is_found_out_before_ray_starts(
+    dataset: PreparedDataset,
+    recipe_file: str,
+    without_ray: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cluster.session.connect", None)
+    free, taken = str(tmp_path / "run"), without_ray
+    gone = ("--set", "model.pretrained=true", "--set", "model.weights_file=/gone.pth")
+    sounds = tmp_path / "sounds"
+    sounds.mkdir()
+    (sounds / "dog.wav").touch()
+    for command, message in (
+        (train_command(recipe_file, dataset, taken, "--set", "train.epochs=9"), "train.epochs = 4"),
+        (train_command(recipe_file, dataset, free, "--set", "data.fold=9"), "has no fold 9"),
+        (train_command(recipe_file, dataset, free, "--set", "augment.time_mask=99"), "time_mask"),
+        (train_command(recipe_file, dataset, free, *gone), "model.weights_file: /gone.pth is not"),
+        (train_command(recipe_file, dataset, str(sounds)), "not empty, dog.wav is there already"),
+        (["train", recipe_file, "--data", str(tmp_path), "--out", free], "no complete data set"),
+        (["evaluate", free, "--split", "eval"], "no run there"),
+        (["evaluate", taken, "--split", "test"], "no split 'test'"),
+        (["evaluate", taken, "--split", "eval", "--fold", "1"], "has no fold 1"),
+        (["evaluate", taken, "--split", "eval", "--weights", "ema"], "no weights 'ema' there"),
+    ):
+        assert ray_job.main(command) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("ray_job.py: error: ")
+        assert message in error
+        assert error.count("\n") == 1
+
+
+def test_what_is_odd_is_said_once(
+    dataset: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = replace(RECIPE, train=replace(RECIPE.train, batch_size=41))
+    recipes = {str(tmp_path / name): recipe for name in ("a", "b")}
+    assert unfinished(recipes, dataset.path) == recipes
+    assert capsys.readouterr().err.count("note: train.batch_size: only 40 clips") == 1
+    recipes[str(tmp_path / "c")] = RECIPE
+    assert unfinished(recipes, dataset.path) == recipes
+    assert "note: a, b: train.batch_size: only 40 clips" in capsys.readouterr().err
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers in this process, without Ray."""
+    monkeypatch.setattr(ray_job, "_session", lambda arguments: nullcontext())
+    monkeypatch.setattr(ray_train, "fit_workers", lambda workers: (workers, 1))
+    monkeypatch.setattr(ray_train, "_fit", lambda worker, config, *others: worker(config))
+    monkeypatch.setattr(ray_train, "_world", lambda threads: World())
+    board = SimpleNamespace(put=SimpleNamespace(remote=lambda values: None))
+    monkeypatch.setattr(ray_train, "progress_board", lambda num_runs: nullcontext(board))
+
+
+@pytest.mark.usefixtures("here")
+def test_other_data_are_evaluated_under_a_name_of_their_own(
+    dataset: PreparedDataset, without_ray: str, tmp_path: Path
+) -> None:
+    before = storage.read_bytes(predictions_path(without_ray, "eval"))
+    other = make_prepared(str(tmp_path / "other"), seed=1)
+    for data in (other, make_prepared(str(tmp_path / "moved"))):
+        command = ["evaluate", without_ray, "--split", "eval", "--data", data.path]
+        assert ray_job.main(command) == 0
+    fingerprint = other.card["fingerprint"]
+    found = read_predictions(without_ray, f"eval-of-other-{fingerprint[:8]}")
+    assert found.facts["data_fingerprint"] == fingerprint
+    # The same data in another place is the same data.
+    assert storage.read_bytes(predictions_path(without_ray, "eval")) == before
+    names = [path.name for path in Path(without_ray, "predictions").iterdir()]
+    assert not any("moved" in name for name in names)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_folder_that_is_trained_in_is_refused(
+    dataset: PreparedDataset, recipe_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    with alone_in(run):
+        assert ray_job.main(train_command(recipe_file, dataset, run)) == 1
+    assert f"{run}: another process trains there" in capsys.readouterr().err
+    assert not storage.exists(f"{run}/run.json")
+
+
+@pytest.mark.usefixtures("here")
+def test_an_imported_run_is_a_member(
+    dataset: PreparedDataset, without_ray: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    imported, output = str(tmp_path / "imported"), str(tmp_path / "ensemble")
+    assert ray_job.main(["import", without_ray, "--data", dataset.path, "--out", imported]) == 0
+    command = ["ensemble", "--runs", without_ray, imported, "--out", output]
+    assert ray_job.main(command) == 1
+    assert f"{imported}: no predictions on 'eval'; make them" in capsys.readouterr().err
+    evaluate_imported = ["evaluate", imported, "--split", "eval"]
+    assert ray_job.main([*evaluate_imported, "--precision", "bfloat16"]) == 0
+    assert "note: --precision: bfloat16 on CPUs" in capsys.readouterr().err
+    assert read_predictions(imported, "eval").facts["precision"] == "bfloat16"
+    assert ray_job.main(evaluate_imported) == 0
+    assert ray_job.main(command) == 0
+    found, expected = (read_predictions(run, "eval").scores for run in (output, without_ray))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_finished_run_without_its_history_gets_it_again(
+    dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    """Also where only the selected epoch's weights are left of all epochs'."""
+    recipe = replace(RECIPE, train=replace(RECIPE.train, select_by="mAP"))
+    run, file = str(tmp_path / "run"), write_recipe(tmp_path / "tiny.toml", recipe)
+    command = ["train", str(file), "--data", dataset.path, "--out", run]
+    assert ray_job.main(command) == 0
+    history, best = read_history(run), read_predictions(run, "eval-best").scores
+    for damage in (
+        lambda: storage.write_bytes(f"{run}/history.json", b"{}"),
+        lambda: storage.remove(f"{run}/predictions/eval.json"),
+    ):
+        damage()
+        storage.remove(predictions_path(run, "eval-best"))
+        assert ray_job.main(command) == 0
+        assert read_history(run) == history
+        assert np.array_equal(read_predictions(run, "eval-best").scores, best)
+
+
+@pytest.mark.usefixtures("here")
+def test_other_weights_are_evaluated_under_a_name_of_their_own(
+    dataset: PreparedDataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = str(tmp_path)
+    train(
+        replace(RECIPE, train=replace(RECIPE.train, select_by="mAP")), dataset, run, world=World()
+    )
+    (tmp_path / "predictions" / "eval.json").unlink()
+    expected = read_predictions(run, "eval-best")
+    storage.remove(predictions_path(run, "eval-best"))
+    # They take no checkpoint.
+    for path in checkpoint_paths(run):
+        storage.remove(path)
+    assert ray_job.main(["evaluate", run, "--split", "eval", "--weights", "best"]) == 0
+    found = read_predictions(run, "eval-best")
+    assert np.array_equal(found.scores, expected.scores)
+    assert found.facts == expected.facts
+    assert f"best, of epoch {found.facts['epoch']}" in capsys.readouterr().out
+    assert not (tmp_path / "predictions" / "eval.json").exists()
+
+
+# Processes that are killed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_after_ctrl_c_and_kill_the_same_command_carries_on(
+    dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    """A longer run: it takes a moment until Ctrl-C has ended it."""
+    recipe = replace(RECIPE, train=replace(RECIPE.train, epochs=25))
+    recipe_file = str(write_recipe(tmp_path / "tiny.toml", recipe))
+    run = tmp_path / "run"
+    options = ["--workers", "2", "--num-cpus", "2"]
+    command = train_command(recipe_file, dataset, str(run), *options)
+    with started(command) as process:
+        wait_for_step(process, run, 1)
+        # As the terminal does: to all processes of the group.
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate()
+    assert process.returncode == 130
+    told = "interrupted; the same command carries on, or says what is in its way"
+    assert told in errors.splitlines()
+    assert "Traceback" not in errors
+
+    with started(command) as process:
+        wait_for_step(process, run, newest(str(run)).progress.step + 2)
+        process.kill()
+    assert not is_finished(str(run))
+
+    with started(command) as process:
+        output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "mAP" in output
+    assert len(list((run / "tensorboard").iterdir())) == 3
+    # That what is carried on equals what was not interrupted, test_loop holds to the bit.
+    assert is_finished(str(run))
+    assert newest(str(run)).progress.step == 150
+    assert_events_match_history(run)

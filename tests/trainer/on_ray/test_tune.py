@@ -1,0 +1,221 @@
+"""Ensembles on Ray Tune: seeds side by side, each carried on, the finished ones left alone."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+
+import ray_job
+from pipeline import storage
+from pipeline.dataset.prepared import PreparedDataset
+from pipeline.errors import UserError
+from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
+from tests.support.runs import assert_close_runs
+from tests.support.steps import own_lines, started, wait_for_step
+from trainer.data.clips import select_training_data
+from trainer.on_ray import tune as ray_tune
+from trainer.recipe.recipe import load_recipe
+from trainer.run.run_folder import describe_run, is_finished
+from trainer.scores.predictions import read_predictions
+from trainer.studies.ensemble import with_seed
+from trainer.training.loop import train
+from trainer.training.world import World
+
+RECIPE = tiny_recipe(
+    augment={"crop": "random"},
+    train={"epochs": 4, "log_every_steps": 1, "checkpoint_every_s": 0},
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return make_prepared(str(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_recipe(tmp_path_factory.mktemp("recipe") / "tiny.toml", RECIPE))
+
+
+def ensemble_command(
+    recipe_file: str, dataset: PreparedDataset, output: Path, *seeds: int
+) -> list[str]:
+    chosen = [str(seed) for seed in seeds]
+    command = ["ensemble", recipe_file, "--data", dataset.path, "--out", str(output)]
+    return [*command, "--seeds", *chosen]
+
+
+def assert_ensemble(output: Path, text: str, runs: list[str]) -> None:
+    """The scores are the mean of the members', and the table is shown."""
+    members = [read_predictions(f"{output}/{run}", "eval") for run in runs]
+    found = read_predictions(str(output), "eval").scores
+    np.testing.assert_allclose(found, np.mean([one.scores for one in members], axis=0), atol=1e-6)
+    assert not np.allclose(members[0].scores, members[1].scores, atol=1e-3)
+    numbers = storage.read_json(f"{output}/ensemble.json")
+    assert list(numbers["members"]) == runs
+    assert f"Ensemble of {len(runs)} on eval" in text
+    for word in (*numbers["members"], "standard deviation", f"{numbers['ensemble']['mAP']:.4f}"):
+        assert word in text
+
+
+@pytest.mark.usefixtures("session")
+def test_a_seed_and_a_variant_run_side_by_side_and_are_averaged(
+    dataset: PreparedDataset,
+    recipe_file: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = tmp_path / "runs"
+    changes = ["train.seed=3", "model.stride_time=12"]
+    shorter = "train.epochs=3"
+    command = ensemble_command(recipe_file, dataset, output, 1)
+    command += ["--variant", "wide", *changes, "--set", shorter]
+    before = dict(os.environ)
+    tuner = Mock(wraps=ray_tune.tune.Tuner)
+    monkeypatch.setattr(ray_tune.tune, "Tuner", tuner)
+    assert ray_job.main(command) == 0
+    at_once = tuner.call_args.kwargs["tune_config"].max_concurrent_trials
+    assert at_once == 2, "one after the other, though both fit"
+    (trial,) = tuner.call_args.args
+    assert sum(map(sum, map(dict.values, trial._resources.bundles))) < 0.5, "no room for both"
+    assert dict(os.environ) == before
+    shown = capfd.readouterr()
+    assert_ensemble(output, shown.out, ["seed-1", "wide"])
+    assert shown.out.lstrip().startswith("Ensemble of 2"), "Tune is to be quiet"
+    assert own_lines(shown.err) == []
+    assert "steps: 36/36" in shown.err
+
+    runs = [output / "seed-1", output / "wide"]
+    alone = tmp_path / "alone"
+    train(load_recipe(recipe_file, [*changes, shorter]), dataset, str(alone), world=World())
+    assert_close_runs(str(runs[1]), str(alone))
+
+    monkeypatch.setattr(ray_tune, "run_recipes", None)
+    assert ray_job.main(command) == 0
+    assert_ensemble(output, capfd.readouterr().out, ["seed-1", "wide"])
+    # The same members, as runs that are there already.
+    again = tmp_path / "again"
+    assert ray_job.main(["ensemble", "--runs", *map(str, runs), "--out", str(again)]) == 0
+    for name in ("ensemble.json", "predictions/eval.json"):
+        found, expected = (storage.read_json(f"{one}/{name}") for one in (again, output))
+        assert found | {"runs": None} == expected | {"runs": None}
+    assert storage.read_json(f"{output}/ensemble.json")["runs"] == ["seed-1", "wide"]
+    assert storage.read_json(f"{again}/ensemble.json")["runs"] == [str(run) for run in runs]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("session")
+def test_an_error_in_a_trial_is_one_line_each_and_spares_the_others(
+    recipe_file: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Here checkpoints of two seeds that nobody can read. Then the same command carries on."""
+    dataset = make_prepared(str(tmp_path / "data"))
+    output = tmp_path / "runs"
+    damaged = []
+    for seed in (1, 3):
+        recipe, run = with_seed(load_recipe(recipe_file), seed), output / f"seed-{seed}"
+        facts = describe_run(recipe, dataset, select_training_data(dataset, recipe.data), 1)
+        storage.write_json(f"{run}/run.json", facts)
+        damaged.append(run / "checkpoints" / "step-00000006.pt")
+        storage.write_bytes(str(damaged[-1]), b"")
+    command = ensemble_command(recipe_file, dataset, output, 1, 2, 3)
+    assert ray_job.main(command) == 1
+    assert own_lines(capfd.readouterr().err) == [
+        f"ray_job.py: error: {path.parent}: all 1 checkpoints are damaged; remove the run and "
+        f"start it again"
+        for path in damaged
+    ]
+    assert is_finished(str(output / "seed-2"))
+    finished = (output / "seed-2" / "history.json").stat().st_mtime_ns
+
+    for path in damaged:
+        path.unlink()
+    assert ray_job.main(command) == 0
+    assert_ensemble(output, capfd.readouterr().out, ["seed-1", "seed-2", "seed-3"])
+    assert (output / "seed-2" / "history.json").stat().st_mtime_ns == finished
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seeds", "1"], "--seeds: is for members to train, and no recipe is named"),
+        (["--runs", "a", "--data", "d"], "--data: is for members to train, and no recipe is named"),
+        ([], "ensemble: name a recipe with --seeds or --variant, or --runs"),
+        (["a.toml", "--seeds", "1"], "--data: name the prepared data set to train on"),
+        (["a.toml", "--data", "d"], "ensemble: name the members to train by --seeds or --variant"),
+        (
+            ["a.toml", "--data", "d", "--seeds", "0", "1", "--set", "train.seed=7"],
+            "--set train.seed=7: train.seed is each run's own, by --seeds; leave it out",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together(
+    options: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cluster.session.connect", None)
+    assert ray_job.main(["ensemble", *options, "--out", "runs"]) == 1
+    assert capsys.readouterr().err == f"ray_job.py: error: {message}\n"
+
+
+def test_each_run_that_failed_is_named(
+    recipe_file: str,
+    dataset: PreparedDataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where the reason does not name it, as one that was raised for several runs does not."""
+    runs = [str(tmp_path / f"seed-{seed}") for seed in (1, 2, 3, 10)]
+    reasons = ("the disk is full", f"{runs[1]}/run.json: damaged", f"{runs[3]}: damaged", "full")
+    failures: dict[str, Exception] = dict(zip(runs, map(UserError, reasons), strict=True))
+    monkeypatch.setattr(ray_tune, "train_unfinished", lambda *_, **__: failures)
+    command = ensemble_command(recipe_file, dataset, tmp_path, 1, 2, 3, 10)
+    assert ray_job.main(command) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"ray_job.py: error: {runs[0]}: the disk is full",
+        f"ray_job.py: error: {runs[1]}/run.json: damaged",
+        f"ray_job.py: error: {runs[2]}: {runs[3]}: damaged",
+        f"ray_job.py: error: {runs[3]}: full",
+    ]
+    failures[runs[3]] = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError) as caught:
+        ray_job.main(command)
+    assert caught.value.__notes__ == [f"This ended the run {runs[3]}"]
+
+
+def test_only_the_seed_differs() -> None:
+    changed = with_seed(RECIPE, 5)
+    assert changed.train == replace(RECIPE.train, seed=5)
+    assert replace(changed, train=RECIPE.train).to_json() == RECIPE.to_json()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_killed_ensemble_is_carried_on(
+    dataset: PreparedDataset, recipe_file: str, tmp_path: Path
+) -> None:
+    """Three seeds on two CPUs: some have begun, one has not."""
+    command = ensemble_command(recipe_file, dataset, tmp_path, 0, 1, 2)
+    with started([*command, "--num-cpus", "2"]) as process:
+        wait_for_step(process, tmp_path / "seed-0", 2)
+        process.kill()
+        _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert "Traceback" not in errors
+    assert not (tmp_path / "ensemble.json").exists()
+
+    with started([*command, "--num-cpus", "2"]) as process:
+        output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert_ensemble(tmp_path, output, ["seed-0", "seed-1", "seed-2"])
+    alone = str(tmp_path / "alone")
+    train(with_seed(RECIPE, 0), dataset, alone, world=World())
+    assert_close_runs(str(tmp_path / "seed-0"), alone)

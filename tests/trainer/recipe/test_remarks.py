@@ -1,0 +1,117 @@
+"""What is odd about a recipe on its clips is said, and nothing is said of the others."""
+
+from typing import Any
+
+import pytest
+
+from pipeline.dataset.prepared import PreparedDataset
+from pipeline.errors import UserError
+from tests.support.prepared import make_prepared, tiny_recipe
+from trainer.data.clips import select_training_data
+from trainer.recipe.recipe import Recipe, load_recipe
+from trainer.recipe.remarks import check_rate, remarks
+
+PLAIN = ("data.train_split=train", "data.eval_split=eval", "data.fold=0")
+RECIPES = ("audioset-balanced", "audioset-full", "esc50", "esc50-from-audioset", "speech-commands")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    """40 clips of 40 to 90 frames to train on: 6 steps an epoch."""
+    return make_prepared(str(tmp_path_factory.mktemp("data")))
+
+
+def cropping(changes: dict[str, dict[str, Any]]) -> Recipe:
+    """Half of the clips are longer than the input; of random crops nothing is left out."""
+    return tiny_recipe(**{**changes, "augment": {"crop": "random"} | changes.get("augment", {})})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"augment": {"crop": "first"}}, "model.num_frames: 21 of 40 clips are longer than 64 "),
+        (
+            {"data": {"fold": 0, "eval_split": "train"}},
+            "data.eval_split: 40 of its 40 clips are trained on",
+        ),
+        ({"data": {"fold": 1, "eval_split": "nonsense"}}, "data.eval_split: without effect"),
+        ({"model": {"position_embedding": "reinitialise"}}, "model.position_embedding: without"),
+        ({"model": {"patchout_share": 0.1}}, "model.patchout_share: is less than one of 8 pat"),
+        ({"train": {"batch_size": 41}}, "train.batch_size: only 40 clips"),
+        ({"train": {"micro_batch_size": 7}}, "train.micro_batch_size: without effect"),
+        (
+            {"sampler": {"bucket_frames": [30, 39]}},
+            "sampler.bucket_frames: the shortest clip",
+        ),
+        ({"sampler": {"bucket_batches": 5}}, "sampler.bucket_batches: without effect"),
+        ({"augment": {"mixup_share": 0.0, "mixup_alpha": 3.0}}, "augment.mixup_alpha: without"),
+        ({"augment": {"time_mask": 1}}, "augment.time_mask: without effect"),
+        (
+            {"augment": {"crop": "random"}, "model": {"num_frames": 96}},
+            "augment.crop: without effect",
+        ),
+        (
+            {"schedule": {"decay_factor": 0.1, "decay_after_epochs": []}},
+            "schedule.decay_factor: without effect",
+        ),
+        ({"loader": {"cache_gb": 1.0, "cache_folder": "cache"}}, "loader.cache_gb: without effect"),
+        ({"schedule": {"warmup_steps": 18}}, "schedule.warmup_steps: the run has 18 steps"),
+        ({"schedule": {"decay_after_epochs": [3]}}, "schedule.decay_after_epochs: the run has 3"),
+        ({"published": {"mAP": [0.5]}}, "published.mAP: scores of 1 epochs, where the run has 3"),
+    ],
+)
+def test_what_is_odd_is_said(
+    dataset: PreparedDataset, changes: dict[str, dict[str, Any]], message: str
+) -> None:
+    recipe = cropping(changes)
+    found = remarks(recipe, select_training_data(dataset, recipe.data))
+    assert any(line.startswith(message) for line in found), found
+    if "schedule" not in changes and "batch_size" not in changes.get("train", {}):
+        assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"data": {"fold": 1}},
+        {"model": {"patchout_share": 0.2}},
+        {"train": {"micro_batch_size": 6}},
+        {"sampler": {"bucket_frames": [48], "bucket_batches": 5}},
+        {"augment": {"mixup_alpha": 3.0}},
+        {"augment": {"crop": "first"}, "model": {"num_frames": 96}},
+        {"schedule": {"warmup_steps": 17, "decay_after_epochs": [2, 3]}},
+        {"published": {"mAP": [0.5, 0.5, 0.5]}},
+    ],
+)
+def test_nothing_is_said_of_what_has_an_effect(
+    dataset: PreparedDataset, changes: dict[str, dict[str, Any]]
+) -> None:
+    recipe = cropping(changes)
+    assert remarks(recipe, select_training_data(dataset, recipe.data)) == []
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_published_recipes_are_odd_only_for_so_few_clips(
+    dataset: PreparedDataset, name: str
+) -> None:
+    recipe = load_recipe(f"recipes/{name}.toml", PLAIN)
+    found = remarks(recipe, select_training_data(dataset, recipe.data))
+    assert {line.partition(":")[0] for line in found} <= {
+        "train.batch_size",
+        "schedule.warmup_steps",
+    }
+
+
+@pytest.mark.parametrize(("every", "is_refused"), [(18, True), (17, False)])
+def test_a_run_at_a_rate_of_0_is_refused(
+    dataset: PreparedDataset, every: int, is_refused: bool
+) -> None:
+    """It has 18 steps."""
+    recipe = tiny_recipe(schedule={"warmup_steps": 30, "warmup_every_steps": every})
+    data = select_training_data(dataset, recipe.data)
+    if is_refused:
+        with pytest.raises(UserError, match="18 steps, and the first 18 are at a learning rate of"):
+            check_rate(recipe, data)
+    else:
+        check_rate(recipe, data)

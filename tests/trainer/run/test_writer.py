@@ -1,0 +1,61 @@
+"""One process at a time writes into a run folder."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from trainer.run.writer import alone_in, check_writer, remove_unfinished, take_over
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    with alone_in(run):
+        with pytest.raises(UserError, match=f"{run}: another process trains there"), alone_in(run):
+            pass
+        with alone_in(f"{run}-2"):
+            pass
+    with alone_in(run):
+        pass
+
+
+def test_a_folder_without_locks_is_trained_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with alone_in(str(tmp_path)):
+        assert f"note: {tmp_path}: not locked (Operation not" in capsys.readouterr().err
+
+
+def test_the_last_to_take_a_folder_over_writes_there(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    first = take_over(run)
+    check_writer(run, first)
+    second = take_over(run)
+    check_writer(run, second)
+    with pytest.raises(UserError, match=f"{run}: another `train` has begun there"):
+        check_writer(run, first)
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "{}", "null", "[]"])
+def test_who_writes_into_a_folder_may_be_forgotten(tmp_path: Path, content: str | None) -> None:
+    token = take_over(str(tmp_path))
+    (tmp_path / "writer.json").unlink()
+    if content is not None:
+        (tmp_path / "writer.json").write_text(content)
+    check_writer(str(tmp_path), token)
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    kept = ["run.json", ".lock", "checkpoints/step-00000004.pt", "ray/.notes", ".hidden.1.file"]
+    left = [".run.json.12.0123abcd", "checkpoints/.step-00000005.pt.12345.0123abcd"]
+    for name in kept + left:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    remove_unfinished(str(tmp_path))
+    assert all((tmp_path / name).exists() for name in kept)
+    assert not any((tmp_path / name).exists() for name in left)

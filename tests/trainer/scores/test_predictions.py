@@ -1,0 +1,141 @@
+"""Predictions: what is written is read back, and says of what it is."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline import storage
+from pipeline.errors import UserError
+from tests.support.prepared import make_prepared
+from trainer.data.clips import select_clips
+from trainer.scores.metrics import evaluate_scores
+from trainer.scores.predictions import (
+    Predictions,
+    from_scores,
+    predictions_path,
+    read_predictions,
+    write_predictions,
+)
+
+
+def make_predictions() -> Predictions:
+    """Four clips: of one label, of two, of none, and one with an id that is no file name."""
+    scores = np.random.default_rng(0).random((4, 3), dtype=np.float32)
+    targets = np.array([[1, 0, 0], [0, 1, 1], [0, 0, 0], [0, 0, 1]], dtype=np.float32)
+    return Predictions(
+        name="train-fold1",
+        ids=["a", "b/c", "", "ü \u2028"],
+        labels=["dog", "cat, small", "Ümläut"],
+        targets=targets,
+        scores=scores,
+        common=np.zeros(len(targets), dtype=bool),
+        facts={"loss": "bce", "checkpoint_step": 30},
+    )
+
+
+def write(folder: str, predictions: Predictions) -> str:
+    metrics = evaluate_scores(predictions.targets, predictions.scores, predictions.labels)
+    return write_predictions(folder, predictions, metrics)
+
+
+def assert_round_trip(folder: str) -> None:
+    written = make_predictions()
+    assert write(folder, written) == predictions_path(folder, "train-fold1")
+    read = read_predictions(folder, "train-fold1")
+    assert (read.name, read.ids, read.labels) == (written.name, written.ids, written.labels)
+    assert read.facts == written.facts
+    assert np.array_equal(read.scores, written.scores)
+    assert np.array_equal(read.targets, written.targets)
+    assert np.array_equal(read.common, written.common)
+
+
+def test_the_common_subset_is_scored_apart(tmp_path: object) -> None:
+    common = np.array([True, False, True, True])
+    written = replace(make_predictions(), common=common)
+    document = storage.read_json(write(str(tmp_path), written).replace(".parquet", ".json"))
+    assert document["num_clips"] == 4
+    expected = evaluate_scores(
+        written.targets[common], written.scores[common], written.labels
+    ).to_json()
+    assert document["common"] == json.loads(json.dumps(expected))
+    assert document["common"]["mAP"] != document["mAP"]
+    none = storage.read_json(write(str(tmp_path), make_predictions()).replace("parquet", "json"))
+    assert "common" not in none
+
+
+def test_round_trip(tmp_path: object) -> None:
+    assert_round_trip(str(tmp_path))
+
+
+def test_round_trip_in_a_bucket(s3: str) -> None:
+    assert_round_trip(f"{s3}/runs/one")
+
+
+def test_format(tmp_path: object) -> None:
+    """What the report and others read."""
+    written = make_predictions()
+    path = write(str(tmp_path), written)
+    table = storage.read_table(path)
+    assert [(field.name, str(field.type)) for field in table.schema] == [
+        ("id", "string"),
+        ("labels", "list<element: string>"),
+        ("scores", "list<element: float>"),
+        ("common", "bool"),
+    ]
+    assert table["labels"].to_pylist() == [["dog"], ["cat, small", "Ümläut"], [], ["Ümläut"]]
+    metadata = json.loads(table.schema.metadata[b"ast_ray"])
+    assert metadata == {
+        "name": "train-fold1",
+        "labels": written.labels,
+        "loss": "bce",
+        "checkpoint_step": 30,
+    }
+    document = storage.read_json(f"{tmp_path}/predictions/train-fold1.json")
+    assert document["name"] == "train-fold1"
+    assert document["num_clips"] == 4
+    assert document["checkpoint_step"] == 30
+    assert [one["label"] for one in document["per_class"]] == written.labels
+    assert {"mAP", "mAUC", "d_prime", "accuracy", "chance_mAP"} <= document.keys()
+    assert document["num_classes_left_out"] == 0
+
+
+def test_of_a_clip_set(tmp_path: object) -> None:
+    clips = select_clips(make_prepared(str(tmp_path), max_labels=2), "train", 2)
+    targets = clips.targets(np.arange(len(clips)))
+    written = from_scores(clips, targets, targets * 0.5, {})
+    write(str(tmp_path), written)
+    read = read_predictions(str(tmp_path), "train-fold2")
+    assert read.ids == clips.ids
+    assert np.array_equal(read.targets, targets)
+
+
+def test_a_run_without_them(tmp_path: object) -> None:
+    write(str(tmp_path), make_predictions())
+    with pytest.raises(UserError, match=f"{tmp_path}: no predictions on 'eval'; make them"):
+        read_predictions(str(tmp_path), "eval")
+
+
+@pytest.mark.parametrize("damage", ["no scores", "no labels", "no metadata"])
+def test_damaged_ones_are_told(tmp_path: object, damage: str) -> None:
+    path = write(str(tmp_path), make_predictions())
+    table = storage.read_table(path)
+    metadata = json.loads(table.schema.metadata[b"ast_ray"])
+    if damage == "no scores":
+        table = table.drop_columns("scores")
+    elif damage == "no labels":
+        del metadata["labels"]
+        table = table.replace_schema_metadata({b"ast_ray": json.dumps(metadata)})
+    else:
+        table = table.replace_schema_metadata(None)
+    storage.write_table(path, table)
+    with pytest.raises(UserError, match=f"{path}: damaged; make it again"):
+        read_predictions(str(tmp_path), "train-fold1")
+
+
+def test_written_again_they_are_replaced(tmp_path: object) -> None:
+    write(str(tmp_path), make_predictions())
+    later = replace(make_predictions(), facts={"loss": "bce", "checkpoint_step": 60})
+    write(str(tmp_path), later)
+    assert read_predictions(str(tmp_path), "train-fold1").facts["checkpoint_step"] == 60

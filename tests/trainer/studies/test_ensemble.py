@@ -1,0 +1,260 @@
+"""Ensembles: the mean of the scores, and the table of its members."""
+
+import io
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from rich.console import Console
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+import ray_job
+from pipeline import storage
+from pipeline.errors import UserError
+from tests.support.prepared import tiny_recipe, write_recipe
+from trainer.scores.metrics import evaluate_scores
+from trainer.scores.predictions import Predictions, read_predictions, write_predictions
+from trainer.studies.ensemble import (
+    average_predictions,
+    check_finished,
+    make_table,
+    member_recipes,
+    score_ensemble,
+)
+from trainer.studies.shared import read_runs
+
+NUM_CLIPS = 30
+TARGETS = (np.arange(NUM_CLIPS * 3).reshape(NUM_CLIPS, 3) * 7 % 5 < 2).astype(np.float32)
+
+
+RUN = {
+    "format_version": 1,
+    "recipe": "tiny",
+    "settings": {},
+    "seed": 0,
+    "num_parameters": 1,
+    "data": dict.fromkeys(("path", "fingerprint", "labels", "mean", "std")) | {"eval_name": "eval"},
+}
+
+
+def make_member(seed: int) -> Predictions:
+    """Scores that lean to the targets, each member with errors of its own."""
+    rng = np.random.default_rng(seed)
+    scores = 1 / (1 + np.exp(-(TARGETS * 1.5 + rng.normal(0, 1, TARGETS.shape))))
+    return Predictions(
+        name="eval",
+        ids=[f"clip-{number}" for number in range(NUM_CLIPS)],
+        labels=["a", "b", "c"],
+        targets=TARGETS,
+        scores=scores.astype(np.float32),
+        common=np.zeros(len(TARGETS), dtype=bool),
+        facts={"loss": "bce", "checkpoint_step": 10 * seed},
+    )
+
+
+def write_member(folder: Path, predictions: Predictions) -> str:
+    metrics = evaluate_scores(predictions.targets, predictions.scores, predictions.labels)
+    write_predictions(str(folder), predictions, metrics)
+    return str(folder)
+
+
+def figures(scores: NDArray[np.float32]) -> dict[str, float]:
+    return {
+        "mAP": average_precision_score(TARGETS, scores),
+        "mAUC": roc_auc_score(TARGETS, scores),
+        "accuracy": float(np.mean(TARGETS[np.arange(NUM_CLIPS), scores.argmax(axis=1)] == 1)),
+    }
+
+
+def test_the_average() -> None:
+    members = {f"seed-{seed}": make_member(seed) for seed in (1, 2, 3)}
+    average = average_predictions(members)
+    expected = np.mean([one.scores.astype(np.float64) for one in members.values()], axis=0)
+    np.testing.assert_allclose(average.scores, expected, atol=1e-7)
+    assert average.scores.dtype == np.float32
+    assert (average.ids, average.labels) == (members["seed-1"].ids, members["seed-1"].labels)
+    assert average.facts == {"loss": "bce", "num_members": 3}
+
+
+def test_one_member_is_its_own_average(tmp_path: Path) -> None:
+    member = make_member(1)
+    assert np.array_equal(average_predictions({"seed-1": member}).scores, member.scores)
+    path = write_member(tmp_path / "seed-1", member)
+    score_ensemble([path], "eval", str(tmp_path))
+    numbers = storage.read_json(f"{tmp_path}/ensemble.json")
+    assert numbers["mean"] == numbers["ensemble"] == numbers["members"]["seed-1"]
+    assert numbers["std"] == dict.fromkeys(("mAP", "mAUC", "d_prime", "accuracy"))
+
+
+@pytest.mark.parametrize(
+    ("what", "changes"),
+    [
+        ("clips", {"ids": [f"clip-{number}" for number in reversed(range(NUM_CLIPS))]}),
+        ("labels", {"labels": ["b", "a", "c"]}),
+        ("targets", {"targets": 1 - TARGETS}),
+        ("losses", {"facts": {"loss": "ce"}}),
+    ],
+)
+def test_members_that_do_not_fit_together(what: str, changes: dict[str, Any]) -> None:
+    members = {"a": make_member(0), "b": make_member(1), "c": replace(make_member(2), **changes)}
+    message = f"a and c: their predictions on 'eval' cannot be averaged, .* different {what}"
+    with pytest.raises(UserError, match=message):
+        average_predictions(members)
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    paths = [write_member(tmp_path / f"{seed}/run", make_member(seed)) for seed in (1, 2)]
+    assert list(score_ensemble(paths, "eval", str(tmp_path)).members) == paths
+    with pytest.raises(UserError, match=f"a member once, got {paths[0]} {paths[0]}"):
+        score_ensemble([paths[0], paths[0]], "eval", str(tmp_path))
+
+
+def test_the_recipe_of_each_member(tmp_path: Path) -> None:
+    recipe = tiny_recipe()
+    path = str(write_recipe(tmp_path / "tiny.toml", recipe))
+    members = member_recipes(
+        path,
+        ["train.epochs=5"],
+        "runs",
+        seeds=[0, 7],
+        variants=[["wide", "model.stride_time=12", "train.epochs=3"], ["long", "train.epochs=9"]],
+    )
+    assert list(members) == ["runs/seed-0", "runs/seed-7", "runs/wide", "runs/long"]
+    seeds = [one.train.seed for one in members.values()]
+    assert seeds == [0, 7, recipe.train.seed, recipe.train.seed]
+    assert [one.train.epochs for one in members.values()] == [5, 5, 3, 9]
+    assert [one.model.stride_time for one in members.values()][2:] == [12, 16]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": [3, 4, 3]}, "--seeds: seed-3 is named twice"),
+        ({"seeds": [0, -1]}, "--seeds: seed: must be from 0 to"),
+        ({"variants": [["train.epochs=2", "train.seed=3"]]}, "--variant train.epochs=2: first"),
+        ({"variants": [["seed-1", "train.seed=3"]]}, "--variant seed-1: first comes a name"),
+        ({"variants": [["../a", "train.seed=3"]]}, r"--variant \.\./a: first comes a name"),
+        ({"variants": [["a"]]}, "--variant a: name the settings"),
+        ({"variants": [["a", "train.seed=3"]] * 2}, "--variant a: a is named twice"),
+        ({"variants": [["a.json", "train.seed=3"]]}, "--variant a.json: first comes a name"),
+        ({"seeds": [3], "variants": [["a", "train.seed=3"]]}, "--variant a: a is the same as seed"),
+        (
+            {"seeds": [3], "variants": [["a", "data.fold=1"]]},
+            "--variant a: a is evaluated on other",
+        ),
+        ({"variants": [["a", "train.seeds=3"]]}, "--variant a: train.seeds=3: .*train.seed"),
+    ],
+)
+def test_members_that_cannot_be(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = str(write_recipe(tmp_path / "tiny.toml", tiny_recipe()))
+    with pytest.raises(UserError, match=message):
+        member_recipes(path, [], "runs", **changes)
+
+
+def test_members_of_other_classes_are_named(tmp_path: Path) -> None:
+    runs = [str(tmp_path / name) for name in "ab"]
+    for run, labels in zip(runs, (["dog", "cat"], ["cat", "dog"]), strict=True):
+        storage.write_json(f"{run}/run.json", RUN | {"data": {**RUN["data"], "labels": labels}})
+        history = {"steps": [], "epochs": [], "finished": True}
+        storage.write_json(f"{run}/history.json", history)
+        write_member(Path(run), make_member(0))
+    check_finished(runs[:1], "eval")
+    expected = f"{runs[1]}: has other classes (cat, dog, ...) than {runs[0]} (dog, cat, ...)"
+    with pytest.raises(UserError, match=re.escape(expected)):
+        check_finished(runs, "eval")
+
+
+def test_a_member_without_predictions(tmp_path: Path) -> None:
+    path = write_member(tmp_path / "seed-1", make_member(1))
+    with pytest.raises(UserError, match="seed-2: no predictions on 'eval'"):
+        score_ensemble([path, str(tmp_path / "seed-2")], "eval", str(tmp_path))
+
+
+def test_the_numbers_and_the_table(tmp_path: Path) -> None:
+    members = {f"seed-{seed}": make_member(seed) for seed in (4, 5, 6)}
+    paths = [write_member(tmp_path / name, one) for name, one in members.items()]
+    result = score_ensemble(paths, "eval", str(tmp_path / "all"))
+
+    numbers = storage.read_json(f"{tmp_path}/all/ensemble.json")
+    by_hand = {name: figures(one.scores) for name, one in members.items()}
+    mean_scores = np.mean([one.scores for one in members.values()], axis=0)
+    assert np.allclose(read_predictions(f"{tmp_path}/all", "eval").scores, mean_scores)
+    for figure in ("mAP", "mAUC", "accuracy"):
+        values = [one[figure] for one in by_hand.values()]
+        for name, expected in zip(members, values, strict=True):
+            assert numbers["members"][name][figure] == pytest.approx(expected, abs=1e-9)
+        assert numbers["mean"][figure] == pytest.approx(np.mean(values), abs=1e-9)
+        assert numbers["std"][figure] == pytest.approx(np.std(values, ddof=1), abs=1e-9)
+        expected = figures(mean_scores)[figure]
+        assert numbers["ensemble"][figure] == pytest.approx(expected, abs=1e-9)
+    # Errors of their own average out, or this test would not tell an ensemble from a member.
+    assert numbers["ensemble"]["mAP"] > max(one["mAP"] for one in by_hand.values())
+
+    text = io.StringIO()
+    Console(file=text, width=100).print(make_table(result))
+    rows = {
+        line.split("│")[1].strip(): line for line in text.getvalue().splitlines() if "│" in line
+    }
+    assert rows.keys() >= {"seed-4", "seed-5", "seed-6", "mean", "standard deviation", "ensemble"}
+    assert f"{numbers['ensemble']['mAP']:.4f}" in rows["ensemble"]
+    assert f"{numbers['std']['accuracy']:.4f}" in rows["standard deviation"]
+    assert "Ensemble of 3 on eval" in text.getvalue()
+
+
+def test_members_that_are_left_out_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where some are inside the ensemble's folder, and others are not."""
+    inside = [write_member(tmp_path / "all" / f"seed-{seed}", make_member(seed)) for seed in (0, 1)]
+    outside = write_member(tmp_path / "other", make_member(2))
+    output = str(tmp_path / "all")
+    unfinished = write_member(tmp_path / "unfinished", make_member(3))
+    for run in (*inside, outside, unfinished):
+        storage.write_json(f"{run}/run.json", RUN)
+        history = {"steps": [], "epochs": [], "finished": run != unfinished}
+        storage.write_json(f"{run}/history.json", history)
+    score_ensemble([*inside, outside], "eval", output)
+    assert storage.read_json(f"{output}/ensemble.json")["runs"] == ["seed-0", "seed-1", outside]
+    assert read_runs(f"{output}/ensemble.json") == [*inside, outside]
+
+    command = ["ensemble", "--runs", inside[1], "--out", output]
+    assert ray_job.main(command) == 0
+    told = f"members before that are left out now: {inside[0]} {outside}; name them by"
+    assert told in capsys.readouterr().err
+    assert ray_job.main(command) == 0
+    assert capsys.readouterr().err == ""
+
+    for run, problem in (
+        (unfinished, "the run is not finished"),
+        (f"{tmp_path}/no", "no run there"),
+    ):
+        assert ray_job.main(["ensemble", "--runs", inside[0], run, "--out", output]) == 1
+        assert f"{run}: {problem}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_a_result_that_does_not_tell_its_runs(tmp_path: Path, content: str) -> None:
+    assert read_runs(f"{tmp_path}/ensemble.json") == []
+    storage.write_bytes(f"{tmp_path}/ensemble.json", content.encode())
+    assert read_runs(f"{tmp_path}/ensemble.json") == []
+
+
+def test_what_a_member_lacks_has_no_mean(tmp_path: Path) -> None:
+    """A perfect member has an infinite d-prime, which is none."""
+    perfect = replace(make_member(1), scores=TARGETS * 0.5 + 0.25)
+    paths = [
+        write_member(tmp_path / "seed-1", perfect),
+        write_member(tmp_path / "seed-2", make_member(2)),
+    ]
+    result = score_ensemble(paths, "eval", str(tmp_path))
+    numbers = storage.read_json(f"{tmp_path}/ensemble.json")
+    assert numbers["members"]["seed-1"]["d_prime"] is None
+    assert numbers["mean"]["d_prime"] is None
+    assert numbers["mean"]["mAP"] is not None
+    text = io.StringIO()
+    Console(file=text, width=100).print(make_table(result))
+    assert "-" in next(line for line in text.getvalue().splitlines() if "seed-1" in line)

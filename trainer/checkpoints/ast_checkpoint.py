@@ -1,0 +1,446 @@
+"""Checkpoints of whole ASTs, whoever trained them: found out by looking, read under our names.
+
+In: a file or folder, local or on S3: the authors' `.pth`, a folder of transformers, a run folder,
+or what `trainer.exchange.export_run` writes. Steps: look which it is, read tensors only, rename, find out patch
+grid, classes and normalisation. Out: an `AstCheckpoint`; or, from a file of a timm backbone, its
+state dict. `trainer.model.build` fits either to the model that a recipe asks for.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.fbank import FbankSettings
+from trainer.checkpoints.checkpoint import load_last
+from trainer.checkpoints.state_files import (
+    State,
+    check_values,
+    from_authors_state,
+    from_transformers_state,
+    is_authors_state,
+    is_transformers_state,
+    read_metadata,
+    read_state,
+)
+
+METADATA_KEY = "ast_ray"
+"""Where the header of an `ast.safetensors` holds what is known of the model, as JSON."""
+EXPORTED_NAME = "ast.safetensors"
+
+_BACKBONES = {
+    192: "deit_tiny_distilled_patch16_224",
+    384: "deit_small_distilled_patch16_224",
+    768: "deit_base_distilled_patch16_384",
+}
+"""Backbones of the authors' code and of transformers, by their width D; each has 12 blocks."""
+_NUM_BLOCKS = 12
+_HEAD_WIDTH = 64
+"""Width of an attention head in every DeiT and in the ViTs up to large."""
+_NUM_MELS = 128
+_PATCH = 16
+_STRIDES = (10, 12, 14, 16)
+_LENGTHS = (1024, 512, 128)
+"""Strides and target lengths of the authors' runs: each pair has another number of patches."""
+_NUM_AUDIOSET = 527
+_AUDIOSET_NORM = (-4.2677393, 4.5689974)
+_SPEECH_COMMANDS_NORM = (-6.845978, 5.5654526)
+_HEAD_NDIMS = {"pos_embed": 3, "head.weight": 2, "head.bias": 1}
+"""What tells a whole AST from a backbone, and of how many dimensions each is."""
+_GRID = ("patch_frequency", "patch_time", "stride_frequency", "stride_time", "num_frames")
+_FACTS = {"num_mels": int, "labels": list, "mean": float, "std": float, "loss": str, "model": dict}
+"""What our own checkpoints tell, and of which kind each is."""
+_CONFIG: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_attention_heads": 12,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "patch_size": _PATCH,
+    "frequency_stride": 10,
+    "time_stride": 10,
+    "max_length": 1024,
+    "num_mel_bins": _NUM_MELS,
+    "id2label": {},
+}
+"""Of a config of transformers what is used here, with its defaults."""
+# fmt: off
+_SPEECH_COMMANDS = (
+    "backward", "follow", "five", "bed", "zero", "on", "learn", "two", "house", "tree", "dog",
+    "stop", "seven", "eight", "down", "six", "forward", "cat", "right", "visual", "four", "wow",
+    "no", "nine", "off", "three", "left", "marvin", "yes", "up", "sheila", "happy", "bird", "go",
+    "one",
+)
+"""Order of the classes in the authors' Speech Commands model (their class_labels_indices)."""
+# fmt: on
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class AstCheckpoint:
+    """An AST's weights, and what is known of it.
+
+    Raises:
+        UserError: it has not so many positions or classes as its settings say, or values that are
+            no finite floats.
+    """
+
+    source: str
+    """Where it was read."""
+    state: State
+    """Under the names of `trainer.model.ast.AST`."""
+    model: dict[str, Any]
+    """Its `ModelSettings`, as far as it tells; strides, patch and length always."""
+    num_mels: int
+    labels: list[str] | None
+    """Names of its classes in order; None: not known."""
+    mean: float | None
+    std: float | None
+    """What its inputs were normalised with; None: not known."""
+    loss: str | None
+    """`bce`, `ce`, or None: not known."""
+
+    def __post_init__(self) -> None:
+        check_values(self.state, self.source)
+        num_classes = len(self.state["head.bias"])
+        if self.labels is not None and len(self.labels) != num_classes:
+            raise UserError(
+                f"{self.source}: the head has {num_classes} classes, its settings name "
+                f"{len(self.labels)}"
+            )
+        shape, (rows, columns) = list(self.state["pos_embed"].shape), self.grid
+        if shape[:2] != [1, self.num_class_tokens + rows * columns]:
+            raise UserError(
+                f"{self.source}: the positional embedding is {shape}, but its settings make "
+                f"{self.num_class_tokens} class tokens and {rows} x {columns} patches"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches in frequency and in time, (f, t)."""
+        return _grid(self.model, self.num_mels)
+
+    @property
+    def num_class_tokens(self) -> int:
+        """P: entries of the positional embedding before those of the patches."""
+        return 2 if "dist_token" in self.state else 1
+
+    def head_rows(self, num_classes: int, labels: Sequence[str] | None) -> list[int] | None:
+        """Rows of its head that answer to our classes; None: some of ours are none of its.
+
+        Classes are matched by name, or where either side has no names by their order, if they are
+        as many: AudioSet's are in the order of its class_labels_indices.csv everywhere.
+        """
+        if self.labels is None or labels is None:
+            fits = num_classes == len(self.state["head.bias"])
+            return list(range(num_classes)) if fits else None
+        row_of = {label: row for row, label in enumerate(self.labels)}
+        return None if missing_labels(self, labels) else [row_of[label] for label in labels]
+
+
+def missing_labels(checkpoint: AstCheckpoint, labels: Sequence[str]) -> list[str]:
+    """Those of our classes that the checkpoint does not name; none where it names no class."""
+    known = set(labels if checkpoint.labels is None else checkpoint.labels)
+    return [label for label in labels if label not in known]
+
+
+def read_weights(path: str, like: Mapping[str, Any]) -> AstCheckpoint | State:
+    """The checkpoint of an AST, or else a timm backbone's state dict, from a file or folder.
+
+    Args:
+        path: a run folder (its newest checkpoint); a folder of transformers or one that `export`
+            wrote; or a `.safetensors`, `.pth`, `.pt` or `.bin` file. Local or `s3://`.
+        like: settings of the recipe's model, for the patch grid of an authors' file that neither
+            its shapes nor its name tell.
+
+    Raises:
+        UserError: nothing of the kind is there, it is damaged, or it is of another model.
+    """
+    for name, read in (
+        ("run.json", _read_run),
+        (EXPORTED_NAME, _read_exported_folder),
+        ("config.json", _read_transformers),
+    ):
+        if storage.exists(storage.join(path, name)):
+            return read(path)
+    state = read_state(path)
+    if is_authors_state(state):
+        return _from_authors(path, from_authors_state(state, path), like)
+    if is_transformers_state(state):
+        return _from_transformers(path, state, path.rpartition("/")[0])
+    if "head_norm.weight" in state:
+        return _from_facts(path, state, _exported_facts(path), path)
+    return state
+
+
+def metadata(
+    model: Mapping[str, Any],
+    *,
+    num_mels: int,
+    labels: Sequence[str],
+    mean: float,
+    std: float,
+    loss: str,
+) -> dict[str, str]:
+    """What the header of an `ast.safetensors` says."""
+    facts = {
+        "format_version": 1,
+        "model": dict(model),
+        "num_mels": num_mels,
+        "labels": list(labels),
+        "mean": mean,
+        "std": std,
+        "loss": loss,
+    }
+    return {METADATA_KEY: json.dumps(facts)}
+
+
+def _read_run(path: str) -> AstCheckpoint:
+    file = storage.join(path, "run.json")
+    run = storage.read_json_object(file)
+    saved = load_last(path)
+    _check_kinds(run, {"data": dict, "settings": dict}, file)
+    _check_kinds(run["settings"], {"model": dict, "train": dict}, f"{file}: settings")
+    facts = {
+        "num_mels": _NUM_MELS,
+        **run["data"],
+        "model": run["settings"]["model"],
+        "loss": run["settings"]["train"].get("loss"),
+    }
+    return _from_facts(path, saved.model, facts, file)
+
+
+def _read_exported_folder(path: str) -> AstCheckpoint:
+    file = storage.join(path, EXPORTED_NAME)
+    return _from_facts(file, read_state(file), _exported_facts(file), file)
+
+
+def _exported_facts(path: str) -> dict[str, Any]:
+    text = None
+    if path.lower().endswith(".safetensors"):
+        text = read_metadata(path).get(METADATA_KEY)
+    if text is None:
+        raise UserError(
+            f"{path}: the weights of an AST without its settings; give the run folder, or the "
+            f"{EXPORTED_NAME} that `ray_job.py export` writes"
+        )
+    try:
+        facts = json.loads(text)
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict):
+        raise UserError(
+            f"{path}: {METADATA_KEY} in its header is not a JSON object; export the run again"
+        )
+    return facts
+
+
+def _from_facts(source: str, state: State, facts: Mapping[str, Any], where: str) -> AstCheckpoint:
+    _require_head(state, source)
+    _check_kinds(facts, _FACTS, where)
+    _check_kinds(facts["model"], dict.fromkeys(_GRID, int), f"{where}: model")
+    # How it was once begun is no part of what it is now.
+    begun = ("pretrained", "weights_file", "position_embedding")
+    return AstCheckpoint(
+        source=source,
+        state=state,
+        model={key: value for key, value in facts["model"].items() if key not in begun},
+        **{key: facts[key] for key in ("num_mels", "labels", "mean", "std", "loss")},
+    )
+
+
+def _from_authors(path: str, state: State, like: Mapping[str, Any]) -> AstCheckpoint:
+    _require_head(state, path)
+    num_classes = len(state["head.bias"])
+    is_speech = num_classes == len(_SPEECH_COMMANDS)
+    norms = {_NUM_AUDIOSET: _AUDIOSET_NORM, len(_SPEECH_COMMANDS): _SPEECH_COMMANDS_NORM}
+    mean, std = norms.get(num_classes, (None, None))
+    return AstCheckpoint(
+        source=path,
+        state=state,
+        model={**_size(state), **_authors_grid(state, path, like)},
+        num_mels=_NUM_MELS,
+        labels=list(_SPEECH_COMMANDS) if is_speech else None,
+        mean=mean,
+        std=std,
+        # Both published data sets were trained with it.
+        loss="bce" if num_classes in norms else None,
+    )
+
+
+def _authors_grid(state: State, path: str, like: Mapping[str, Any]) -> dict[str, int]:
+    """Strides and length behind the number of positions.
+
+    By what was published, else by strides in the file's name ("audioset_10_10_0.4593.pth"), else
+    by the recipe.
+    """
+    num_patches = state["pos_embed"].shape[1] - 2
+    candidates = [_square(stride, length) for stride in _STRIDES for length in _LENGTHS]
+    for strides in re.findall(r"_(\d{1,2})_(\d{1,2})_", path.rpartition("/")[2]):
+        candidates += _named_grid(int(strides[0]), int(strides[1]), num_patches)
+    candidates.append({key: like[key] for key in candidates[0]})
+    for candidate in candidates:
+        if math.prod(_grid(candidate, _NUM_MELS)) == num_patches:
+            return candidate
+    raise UserError(
+        f"{path}: cannot tell the strides from its {num_patches} patches; set model.stride_"
+        "frequency, model.stride_time and model.num_frames to those it was trained with"
+    )
+
+
+def _square(stride: int, num_frames: int) -> dict[str, int]:
+    return _shape(_PATCH, stride, stride, num_frames)
+
+
+def _shape(patch: int, stride_frequency: int, stride_time: int, num_frames: int) -> dict[str, int]:
+    return {
+        "patch_frequency": patch,
+        "patch_time": patch,
+        "stride_frequency": stride_frequency,
+        "stride_time": stride_time,
+        "num_frames": num_frames,
+    }
+
+
+def _named_grid(stride_frequency: int, stride_time: int, num_patches: int) -> list[dict[str, int]]:
+    """The shortest input of so many patches at these strides, if there is one."""
+    if not (1 <= stride_frequency <= _PATCH and 1 <= stride_time <= _PATCH):
+        return []
+    columns = num_patches // ((_NUM_MELS - _PATCH) // stride_frequency + 1)
+    num_frames = (columns - 1) * stride_time + _PATCH
+    return [_shape(_PATCH, stride_frequency, stride_time, num_frames)] if columns else []
+
+
+def _read_transformers(path: str) -> AstCheckpoint:
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        file = storage.join(path, name)
+        if storage.exists(file):
+            return _from_transformers(file, read_state(file), path)
+        if storage.exists(f"{file}.index.json"):
+            return _from_transformers(path, _read_shards(path, f"{file}.index.json"), path)
+    raise UserError(f"{path}: has a config.json, but no model.safetensors or pytorch_model.bin")
+
+
+def _read_shards(folder: str, index: str) -> State:
+    """A state dict that is spread over several files of a folder."""
+    file_of = storage.read_json_object(index).get("weight_map")
+    if not isinstance(file_of, dict) or not all(isinstance(one, str) for one in file_of.values()):
+        raise UserError(f"{index}: its weight_map does not name a file for each weight")
+    state: State = {}
+    for name in sorted(set(file_of.values())):
+        state |= read_state(storage.join(folder, name))
+    return state
+
+
+def _from_transformers(source: str, state: State, folder: str) -> AstCheckpoint:
+    config = _read_config(folder, source)
+    ours = from_transformers_state(state, source)
+    _require_head(ours, source)
+    labels = [config["id2label"].get(str(row)) for row in range(len(ours["head.bias"]))]
+    is_named = all(isinstance(label, str) for label in labels)
+    is_made_up = labels == [f"LABEL_{row}" for row in range(len(labels))]
+    mean, std = _read_norm(storage.join(folder, "preprocessor_config.json"))
+    losses = {"multi_label_classification": "bce", "single_label_classification": "ce"}
+    return AstCheckpoint(
+        source=source,
+        state=ours,
+        model={
+            **_size(ours),
+            **dict.fromkeys(("layer_norm_eps", "head_norm_eps"), config["layer_norm_eps"]),
+            **_shape(
+                config["patch_size"],
+                config["frequency_stride"],
+                config["time_stride"],
+                config["max_length"],
+            ),
+        },
+        num_mels=config["num_mel_bins"],
+        labels=labels if is_named and not is_made_up else None,
+        mean=mean,
+        std=std,
+        loss=losses.get(str(config.get("problem_type"))),
+    )
+
+
+def _read_norm(path: str) -> tuple[float | None, float | None]:
+    """Mean and deviation of a `preprocessor_config.json`; None of either: it is not there."""
+    if not storage.exists(path):
+        return None, None
+    features = storage.read_json_object(path)
+    ours = FbankSettings().sample_rate_hz
+    if features.get("sampling_rate", ours) != ours:
+        raise UserError(
+            f"{path}: the model was trained at {features['sampling_rate']} Hz, the data is at "
+            f"{ours} Hz"
+        )
+    if features.get("do_normalize") is False:
+        # What makes nothing of (x - mean) / (2 std).
+        return 0.0, 0.5
+    if features.get("mean") is None and features.get("std") is None:
+        return None, None
+    _check_kinds(features, {"mean": float, "std": float}, path)
+    if features["std"] <= 0:
+        raise UserError(f"{path}: std: must be above 0, got {features['std']}")
+    return features["mean"], features["std"]
+
+
+def _read_config(folder: str, source: str) -> dict[str, Any]:
+    path = storage.join(folder, "config.json")
+    try:
+        found = storage.read_json_object(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{source}: no config.json beside it; give the whole folder") from error
+    config = {**_CONFIG, **found}
+    _check_kinds(config, {key: type(value) for key, value in _CONFIG.items()}, path)
+    # Neither shows in the shape of a weight.
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    if width != heads * _HEAD_WIDTH or config["hidden_act"] != "gelu":
+        raise UserError(
+            f"{path}: must have hidden_act gelu and an attention head for each {_HEAD_WIDTH} of "
+            f"hidden_size, as DeiT has; got {config['hidden_act']}, {heads} and {width}"
+        )
+    return config
+
+
+def _require_head(state: State, source: str) -> None:
+    missing = [name for name in _HEAD_NDIMS if name not in state]
+    if missing:
+        raise UserError(f"{source}: not a whole AST; missing: {', '.join(missing)}")
+    for name, ndim in _HEAD_NDIMS.items():
+        if state[name].ndim != ndim:
+            shape = list(state[name].shape)
+            raise UserError(f"{source}: {name}: must have {ndim} dimensions, got {shape}")
+    if len(state["head.weight"]) != len(state["head.bias"]):
+        raise UserError(f"{source}: head.weight and head.bias are of different numbers of classes")
+
+
+def _check_kinds(found: Mapping[str, Any], kinds: Mapping[str, type], where: str) -> None:
+    """Refuse a value that is missing or of another kind; whole numbers must be above 0."""
+    words = {int: "a whole number above 0", float: "a finite number", str: "a text"}
+    for key, kind in kinds.items():
+        value: Any = found.get(key)
+        valid = type(value) is kind
+        if kind is int:
+            valid = valid and value >= 1
+        if kind is float:
+            valid = type(value) in (int, float) and math.isfinite(value)
+        if not valid:
+            expected = words.get(kind, f"a JSON {'object' if kind is dict else 'list'}")
+            raise UserError(f"{where}: {key}: must be {expected}, got {value!r}")
+
+
+def _size(state: State) -> dict[str, Any]:
+    """Backbone and depth by the shapes."""
+    blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
+    backbone = _BACKBONES.get(state["pos_embed"].shape[2])
+    named = {} if backbone is None else {"backbone": backbone}
+    return {**named, "depth": 0 if len(blocks) == _NUM_BLOCKS else len(blocks)}
+
+
+def _grid(model: Mapping[str, Any], num_mels: int) -> tuple[int, int]:
+    return (
+        (num_mels - model["patch_frequency"]) // model["stride_frequency"] + 1,
+        (model["num_frames"] - model["patch_time"]) // model["stride_time"] + 1,
+    )

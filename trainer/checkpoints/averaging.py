@@ -1,0 +1,127 @@
+"""Weights beside the last: averages over epochs and over steps (EMA), and those of the best epoch.
+
+In: a model at the end of an epoch, or after a step. Steps: the weights of each epoch that is to be
+averaged, and of the best one so far, are kept in the run's `epochs/`; the mean is taken once the
+training is through, entry by entry, as the authors' `wa_model` does. Out: state dicts, as
+`.safetensors`; training sees none of them. A restart needs the files of the epochs before it,
+which are written before the checkpoint that ends their epoch.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pipeline import storage
+from pipeline.errors import UserError
+from trainer.checkpoints.state_files import State, encode_state, read_state
+
+Weights = Literal["last", "averaged", "ema", "best"]
+"""Weights of a run by their names; the first are those of the newest checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AveragingSettings:
+    """Averages of the weights that are evaluated beside the last ones; none changes the training.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    first_epoch: int = 0
+    """The first epoch whose weights at its end are averaged (AudioSet as published: 1, balanced
+    6); 0: none. The weights of each are kept."""
+    last_epoch: int = 0
+    """The last such epoch; 0: the last of the run."""
+    ema_decay: float = 0.0
+    """Share of its old value that a moving average of the weights keeps at each step, such as
+    0.9999; 0: no such average."""
+
+    def __post_init__(self) -> None:
+        for name in ("first_epoch", "last_epoch"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must be at least 0, got {getattr(self, name)}")
+        if self.last_epoch and not 1 <= self.first_epoch <= self.last_epoch:
+            raise ValueError(
+                f"first_epoch: must be from 1 to last_epoch ({self.last_epoch}), "
+                f"got {self.first_epoch}"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay: must be at least 0 and below 1, got {self.ema_decay}")
+
+    def epochs(self, num_epochs: int) -> range:
+        """The epochs whose weights are averaged in a run of so many."""
+        if self.first_epoch == 0:
+            return range(0)
+        return range(self.first_epoch, (self.last_epoch or num_epochs) + 1)
+
+
+def weights_path(run_path: str, name: str) -> str:
+    """Where weights of a run stand: `epoch-05`, `averaged`, `ema` or `best`."""
+    return storage.join(run_path, "epochs", f"{name}.safetensors")
+
+
+def check_weights(run_path: str, name: str) -> None:
+    """Refuse weights beside the last that a run does not have.
+
+    Raises:
+        UserError: they are not there.
+    """
+    if not storage.exists(weights_path(run_path, name)):
+        raise UserError(
+            f"{run_path}: no weights {name!r} there; averaging.first_epoch, averaging.ema_decay "
+            f"and train.select_by ask for such, and the end of the run writes them"
+        )
+
+
+def epoch_name(epoch: int) -> str:
+    """What an epoch's weights are called."""
+    return f"epoch-{epoch:02d}"
+
+
+def write_weights(run_path: str, name: str, state: Mapping[str, Tensor]) -> None:
+    """Write a state dict to the run's `epochs/`, with a checksum."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    storage.with_retries(
+        storage.write_bytes, weights_path(run_path, name), encode_state(tensors, {})
+    )
+
+
+def average_epochs(run_path: str, epochs: Sequence[int]) -> State:
+    """The plain mean of every entry over the weights of these epochs, on the CPU.
+
+    Raises:
+        UserError: the weights of an epoch are not there, or damaged.
+    """
+    sums: State = {}
+    kinds: dict[str, torch.dtype] = {}
+    for epoch in epochs:
+        for name, value in read_state(weights_path(run_path, epoch_name(epoch))).items():
+            kinds[name] = value.dtype
+            sums[name] = sums.get(name, torch.zeros_like(value, dtype=torch.float64)) + value
+    return {name: (value / len(epochs)).to(kinds[name]) for name, value in sums.items()}
+
+
+def best_epoch(epochs: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any]:
+    """The entry of a run's history with the highest value, the earlier one of two that are equal.
+
+    A metric that is undefined, None, is below all others.
+    """
+    return max(epochs, key=lambda entry: -math.inf if entry[metric] is None else entry[metric])
+
+
+def remove_other_epochs(run_path: str, kept: Collection[int]) -> None:
+    """Delete the weights of all epochs but these."""
+    names = {weights_path(run_path, epoch_name(epoch)) for epoch in kept}
+    for path in storage.list_files(storage.join(run_path, "epochs")):
+        if path.rpartition("/")[2].startswith("epoch-") and path not in names:
+            storage.remove(path)
+
+
+@torch.no_grad()
+def update_ema(average: State, state: Mapping[str, Tensor], decay: float) -> None:
+    """Move the average towards the weights, in place; entries must be of floats."""
+    torch._foreach_lerp_(list(average.values()), [state[name] for name in average], 1 - decay)

@@ -1,0 +1,170 @@
+"""Any clips of a data set, straight from their shards into the rows of a batch.
+
+In: which clips, and which frames of each. Steps: where a clip's numbers or its FLAC file lie is
+known from the index, so each is one positioned read: of a file that stays open, or of a range of an
+object in S3, many of which are under way at a time; audio is decoded, whole, by the thread that
+read it. Out: the rows of an array that the caller uses again.
+
+B clips, T frames, F mels, S samples.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from functools import lru_cache
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.audio.stored_audio import Samples16, decode_flac
+from pipeline.errors import UserError
+from pipeline.shards.tar import Fbank
+from trainer.data.clips import NUM_BYTES, ClipSet
+from trainer.data.shard_cache import ShardCache
+
+IntArray = NDArray[np.int64]
+
+MAX_OPEN_SHARDS = 512
+"""Files kept open, below the 1,024 that a process may commonly have."""
+
+
+class ClipReader:
+    """Reads clips of one clip set; may be used by several threads."""
+
+    def __init__(
+        self, clips: ClipSet, *, cache_bytes: int, shards: ShardCache | None = None
+    ) -> None:
+        """`cache_bytes` of memory are for clips that were read, which are not read again."""
+        self.num_frames: IntArray = clips.num_frames
+        """Frames of each clip, `[N]`."""
+        if clips.audio is None:
+            self._lengths, self._step = self.num_frames, 1
+        else:
+            self._lengths, self._step = clips.audio.num_samples, clips.audio.fbank.frame_shift
+        self._clips = clips
+        self._cache: dict[int, bytearray] = {}
+        self._cache_left_bytes = cache_bytes
+        self._cache_lock = Lock()
+        self._shard_cache = shards
+        self._open = lru_cache(MAX_OPEN_SHARDS)(_OpenFile)
+
+    def read(
+        self,
+        out: Fbank | Samples16,
+        rows: Sequence[int] | IntArray,
+        first_frames: IntArray,
+        executor: Executor | None = None,
+    ) -> IntArray:
+        """Read clips from some frame on into `out`, as far as it has room.
+
+        Past a clip's end come zeros. In the raw log-mel they are not silence, but they are what the
+        published models were trained with.
+
+        Args:
+            out: contiguous; `[B, T, F]` float16, or `[B, S]` int16 where audio is stored.
+            rows: clips of the set, B of them.
+            first_frames: frame of each clip that is read first, `[B]`.
+            executor: reads the clips side by side; without it they are read here, in order.
+
+        Returns:
+            The number of frames, or samples, read of each clip, `[B]`.
+
+        Raises:
+            UserError: a clip's shard is not there or ends too early, or its audio is damaged.
+        """
+        firsts = first_frames * self._step
+        lengths: IntArray = np.minimum(self._lengths[rows] - firsts, out.shape[1])
+        places = [row[:length] for row, length in zip(out, lengths, strict=True)]
+        run = map if executor is None else executor.map
+        read = self._read_fbank if self._clips.audio is None else self._read_audio
+        for _ in run(read, map(int, rows), firsts.tolist(), places):
+            pass
+        for row, length in zip(out, lengths, strict=True):
+            row[length:] = 0
+        return lengths
+
+    def _read_fbank(self, row: int, first_frame: int, out: Fbank) -> None:
+        into = out.data.cast("B")
+        skip_bytes = first_frame * NUM_BYTES * self._clips.num_mels
+        clip = self._cached(row)
+        if clip is None:
+            self._read_range(row, skip_bytes, into)
+        else:
+            into[:] = memoryview(clip)[skip_bytes : skip_bytes + len(into)]
+
+    def _read_audio(self, row: int, first_sample: int, out: Samples16) -> None:
+        clip = self._cached(row)
+        if clip is None:
+            clip = bytearray(int(self._clips.size_bytes[row]))
+            self._read_range(row, 0, memoryview(clip))
+        try:
+            samples = decode_flac(bytes(clip), int(self._lengths[row]))
+        except EOFError as error:
+            raise UserError(
+                f"{self._clips.shards[row]}: the audio of clip {self._clips.ids[row]!r} {error}; "
+                f"the data set is damaged, prepare it again"
+            ) from error
+        out[:] = samples[first_sample : first_sample + len(out)]
+
+    def _cached(self, row: int) -> bytearray | None:
+        """The whole clip, read now if there is room for it."""
+        if row not in self._cache:
+            size_bytes = int(self._clips.size_bytes[row])
+            with self._cache_lock:
+                if size_bytes > self._cache_left_bytes:
+                    return None
+                self._cache_left_bytes -= size_bytes
+            clip = bytearray(size_bytes)
+            self._read_range(row, 0, memoryview(clip))
+            with self._cache_lock:
+                if row in self._cache:  # another thread read it meanwhile
+                    self._cache_left_bytes += size_bytes
+                self._cache[row] = clip
+        return self._cache[row]
+
+    def _read_range(self, row: int, skip_bytes: int, into: memoryview) -> None:
+        shard = self._clips.shards[row]
+        place = self._shard_cache.place(shard) if self._shard_cache else shard
+        read = self._read_remote if storage.is_remote(place) else self._read_local
+        try:
+            offset_bytes = int(self._clips.offset_bytes[row]) + skip_bytes
+            storage.with_retries(read, place, offset_bytes, into)
+        except (FileNotFoundError, EOFError) as error:
+            raise UserError(
+                f"{shard}: the shard is missing or too short for clip "
+                f"{self._clips.ids[row]!r}; the data set is damaged, prepare it again"
+            ) from error
+
+    def _read_remote(self, path: str, offset_bytes: int, into: memoryview) -> None:
+        into[:] = storage.read_range(path, offset_bytes, len(into))
+
+    def _read_local(self, path: str, offset_bytes: int, into: memoryview) -> None:
+        try:
+            self._open(path).read(offset_bytes, into)
+        except OSError:
+            # Files on a network drive can go stale: what is tried again opens them again.
+            self._open.cache_clear()
+            raise
+
+
+class _OpenFile:
+    """Closed when neither the cache nor a thread that reads refers to it any more."""
+
+    def __init__(self, path: str) -> None:
+        self._file = -1
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+
+    def read(self, offset_bytes: int, into: memoryview) -> None:
+        """Fill `into`. Raises EOFError where the file ends before."""
+        num_read = 0
+        while num_read < len(into):
+            count = os.preadv(self._file, [into[num_read:]], offset_bytes + num_read)
+            if count == 0:
+                raise EOFError(f"{num_read} bytes from {offset_bytes}, expected {len(into)}")
+            num_read += count

@@ -1,0 +1,179 @@
+"""Which clips are trained on and which are evaluated, as arrays the loader and sampler work on.
+
+In: a prepared data set and the recipe's data settings. Out: two `ClipSet`s, and the mean and
+standard deviation that inputs are normalised with.
+
+N clips, C classes.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.dataset.card import statistics
+from pipeline.dataset.prepared import PreparedDataset
+from pipeline.errors import UserError
+from pipeline.fbank import FbankSettings
+
+NUM_BYTES = np.dtype(np.float16).itemsize
+"""Of a number in a stored fbank."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSettings:
+    """Which part of the data set is for what, and how inputs are normalised."""
+
+    train_split: str = "train"
+    """Split to train on."""
+    eval_split: str = "eval"
+    """Split to evaluate on after each epoch; ignored when a fold is held out."""
+    fold: int = 0
+    """For cross-validation: hold this fold of `train_split` out and evaluate on it; 0: none."""
+    mean: float = math.nan
+    """Mean of the raw log-mel; NaN (leave it out): that of the clips trained on."""
+    std: float = math.nan
+    """Standard deviation of the raw log-mel; NaN (leave it out): that of the clips trained on."""
+
+    def __post_init__(self) -> None:
+        if self.fold < 0:
+            raise ValueError(f"fold: must be at least 0, got {self.fold}")
+        if math.isnan(self.mean) != math.isnan(self.std):
+            raise ValueError("mean: must be given together with std, or neither")
+        if math.isinf(self.mean):
+            raise ValueError(f"mean: must be a finite number, got {self.mean}")
+        if self.std <= 0 or math.isinf(self.std):
+            raise ValueError(f"std: must be a finite number above 0, got {self.std}")
+
+    @property
+    def evaluation(self) -> tuple[str, int]:
+        """Split and fold that are evaluated on after each epoch; fold 0: all of the split."""
+        return (self.train_split, self.fold) if self.fold else (self.eval_split, 0)
+
+    @property
+    def eval_name(self) -> str:
+        """What predictions on these are called."""
+        return clips_name(*self.evaluation)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class StoredAudio:
+    """What else is known of clips that are stored as audio."""
+
+    fbank: FbankSettings
+    """What is computed of them on the training device."""
+    num_samples: NDArray[np.int64]
+    """`[N]`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ClipSet:
+    """N clips of a prepared data set, in the order of its index."""
+
+    name: str
+    """What predictions on these clips are called."""
+    ids: list[str]
+    shards: list[str]
+    """Path of each clip's tar, `[N]`."""
+    offset_bytes: NDArray[np.int64]
+    size_bytes: NDArray[np.int64]
+    label_indices: list[list[int]]
+    """Class indices of each clip's labels, `[N]` lists."""
+    common: NDArray[np.bool_]
+    """Clips that are also in the subset others scored, `[N]`."""
+    labels: list[str]
+    """The vocabulary, `[C]`."""
+    num_mels: int
+    data_fingerprint: str = ""
+    """Of the data set."""
+    audio: StoredAudio | None = None
+    """None where fbanks are stored."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_frames(self) -> NDArray[np.int64]:
+        """Frames of each clip, `[N]`."""
+        if self.audio is None:
+            return self.size_bytes // (NUM_BYTES * self.num_mels)
+        return self.audio.fbank.num_frames(self.audio.num_samples)
+
+    def targets(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """0/1 targets `[B, C]` of some clips."""
+        targets = np.zeros((len(rows), len(self.labels)), dtype=np.float32)
+        for position, row in enumerate(rows):
+            targets[position, self.label_indices[row]] = 1.0
+        return targets
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TrainingData:
+    """All that training needs to know of the data."""
+
+    train: ClipSet
+    evaluation: ClipSet
+    mean: float
+    std: float
+
+
+def make_clip_set(dataset: PreparedDataset, clips: pa.Table, name: str) -> ClipSet:
+    """The clips of some rows of a data set's index."""
+    class_of = {label: index for index, label in enumerate(dataset.labels)}
+    fbank, audio = dataset.audio_fbank, None
+    if fbank:
+        num_samples = [fbank.samples_in(one) for one in clips["duration_s"].to_pylist()]
+        audio = StoredAudio(fbank=fbank, num_samples=np.array(num_samples, dtype=np.int64))
+    return ClipSet(
+        name=name,
+        ids=clips["id"].to_pylist(),
+        shards=[storage.join(dataset.path, shard) for shard in clips["shard"].to_pylist()],
+        offset_bytes=clips["offset_bytes"].to_numpy(),
+        size_bytes=clips["size_bytes"].to_numpy(),
+        common=clips["common"].to_numpy(),
+        label_indices=[[class_of[one] for one in row] for row in clips["labels"].to_pylist()],
+        labels=dataset.labels,
+        num_mels=dataset.num_mels,
+        data_fingerprint=dataset.card["fingerprint"],
+        audio=audio,
+    )
+
+
+def select_clips(dataset: PreparedDataset, split: str, fold: int = 0) -> ClipSet:
+    """A split, or one fold of it, under the name its predictions get."""
+    return make_clip_set(dataset, dataset.select(split, fold=fold), clips_name(split, fold))
+
+
+def clips_name(split: str, fold: int) -> str:
+    """What a split, or one fold of it, is called."""
+    return f"{split}-fold{fold}" if fold else split
+
+
+def select_training_data(dataset: PreparedDataset, settings: DataSettings) -> TrainingData:
+    """The two clip sets of a run.
+
+    Raises:
+        UserError: a split or fold is not in the data set, or nothing is left to train on.
+    """
+    try:
+        chosen = dataset.select(settings.train_split, except_fold=settings.fold)
+        evaluation = select_clips(dataset, *settings.evaluation)
+    except UserError as error:
+        raise UserError(
+            f"{error}; data.train_split, data.eval_split and data.fold (0: none) choose the clips"
+        ) from error
+    if chosen.num_rows == 0:
+        raise UserError(f"{dataset.path}: no clip outside fold {settings.fold} to train on")
+    mean, std = settings.mean, settings.std
+    if math.isnan(mean):
+        exact = statistics(chosen, dataset.num_mels)
+        mean, std = exact["mean"], exact["std"]
+    return TrainingData(
+        train=make_clip_set(dataset, chosen, settings.train_split),
+        evaluation=evaluation,
+        mean=mean,
+        std=std,
+    )

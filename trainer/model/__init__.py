@@ -1,0 +1,4 @@
+"""The Audio Spectrogram Transformer.
+
+In: normalised log-mel spectrograms. Out: logits.
+"""

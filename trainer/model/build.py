@@ -1,0 +1,184 @@
+"""An AST with the weights that a recipe asks for: random, ImageNet's, or those of another AST.
+
+In: the settings of a model, and its classes. Steps: timm's DeiT or ViT, with its
+weights; or a whole AST, whose positional embedding is fitted to other lengths and strides, and
+whose head is kept where it knows all of the classes. Out: a model to train, or to load into.
+"""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, cast
+
+import timm
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from pipeline.errors import UserError
+from trainer.checkpoints.ast_checkpoint import AstCheckpoint, missing_labels, read_weights
+from trainer.checkpoints.state_files import State, create_from_hub, load_backbone, load_exactly
+from trainer.model.ast import AST, ModelSettings, adapt_position_embedding
+
+_logger = logging.getLogger(__name__)
+
+
+def build_model(
+    settings: ModelSettings,
+    *,
+    num_classes: int,
+    num_mels: int,
+    labels: Sequence[str] | None = None,
+) -> AST:
+    """An AST with the first weights that the settings ask for.
+
+    The head is random, unless `weights_file` is an AST that knows all of the classes.
+
+    To load a checkpoint into it, build it by `settings.without_weights()`: nothing is fetched then.
+
+    Args:
+        labels: names of the classes, to find them in the `weights_file` of an AST; None: their
+            order is taken for the same, if they are as many.
+
+    Raises:
+        UserError: weights that cannot be fetched, read or fitted; a backbone that is no plain
+            transformer with class tokens; more blocks than it has; a patch higher than the input.
+    """
+    settings.grid(num_mels)
+    found: AstCheckpoint | State | None = None
+    if settings.weights_file:
+        found = read_weights(settings.weights_file, asdict(settings))
+    if isinstance(found, AstCheckpoint):
+        model = build_model(settings.without_weights(), num_classes=num_classes, num_mels=num_mels)
+        rows = found.head_rows(num_classes, labels)
+        if notice := _head_notice(found, num_classes, labels, rows):
+            _logger.warning("%s", notice)
+        load_ast(model, found, settings, rows=rows)
+        return model
+    backbone = _create_backbone(settings, found)
+    if settings.depth > len(backbone.blocks):
+        raise UserError(
+            f"model.depth: must be at most {len(backbone.blocks)}, the number of blocks of "
+            f"{settings.backbone}, got {settings.depth}"
+        )
+    if settings.layer_norm_eps:
+        _set_norm_eps(backbone, settings.layer_norm_eps)
+    return AST(backbone, settings, num_classes=num_classes, num_mels=num_mels)
+
+
+def load_ast(
+    model: AST, checkpoint: AstCheckpoint, settings: ModelSettings, *, rows: list[int] | None
+) -> None:
+    """Put another AST's weights into a model, in place, fitted to its input and its classes.
+
+    Args:
+        settings: those the model was built with.
+        rows: the checkpoint's class for each of the model's; None: the model's head stays.
+
+    Raises:
+        UserError: the weights are not those of such a model, says which names and shapes; or it is
+            of other mel bins or another patch shape.
+    """
+    _check_patches(checkpoint, settings, model.input_shape[1])
+    state = dict(checkpoint.state)
+    own = model.state_dict()
+    if settings.depth:
+        state = {name: value for name, value in state.items() if _block(name) < settings.depth}
+    if settings.position_embedding == "adapt":
+        state["pos_embed"] = adapt_position_embedding(
+            checkpoint.state["pos_embed"],
+            num_class_tokens=checkpoint.num_class_tokens,
+            source=checkpoint.grid,
+            target=settings.grid(model.input_shape[1]),
+        )
+    else:
+        state["pos_embed"] = own["pos_embed"]
+    if rows is None:
+        # The authors make a new LayerNorm with it.
+        state |= {name: value for name, value in own.items() if name.startswith("head")}
+    else:
+        state |= {name: state[name][rows] for name in ("head.weight", "head.bias")}
+    load_exactly(model, state, source=checkpoint.source)
+
+
+def _check_patches(checkpoint: AstCheckpoint, settings: ModelSettings, num_mels: int) -> None:
+    """Refuse a model whose patches see other frequencies or times, whatever their number."""
+    if checkpoint.num_mels != num_mels:
+        raise UserError(
+            f"{checkpoint.source}: the model is for {checkpoint.num_mels} mel bins, and the data "
+            f"has {num_mels}; take one for {num_mels}"
+        )
+    theirs, ours = (
+        (shape["patch_frequency"], shape["patch_time"])
+        for shape in (checkpoint.model, asdict(settings))
+    )
+    if theirs != ours:
+        raise UserError(
+            f"{checkpoint.source}: its patches are {theirs[0]} mel bins x {theirs[1]} frames, not "
+            f"{ours[0]} x {ours[1]}; set model.patch_frequency={theirs[0]} and "
+            f"model.patch_time={theirs[1]}"
+        )
+
+
+def _block(name: str) -> int:
+    """Number of the block that a name in a state dict belongs to; -1: none."""
+    found = re.match(r"blocks\.(\d+)\.", name)
+    return int(found[1]) if found else -1
+
+
+def _head_notice(
+    checkpoint: AstCheckpoint,
+    num_classes: int,
+    labels: Sequence[str] | None,
+    rows: list[int] | None,
+) -> str:
+    """What there is to say of the head's first weights; empty: nothing."""
+    if rows is not None:
+        unnamed = checkpoint.labels is None and labels is not None
+        guess = "its classes have no names and are taken to be in our order"
+        return f"{checkpoint.source}: {guess}" if unnamed else ""
+    missing = missing_labels(checkpoint, labels or ())
+    why = (
+        f"{len(missing)} of the {num_classes} classes are not among its own, such as {missing[0]!r}"
+        if missing
+        else f"it has {len(checkpoint.state['head.bias'])} classes, not {num_classes}"
+    )
+    return f"{checkpoint.source}: the head starts from random weights: {why}"
+
+
+def _create_backbone(settings: ModelSettings, state: State | None) -> VisionTransformer:
+    if settings.pretrained and state is None:
+        backbone: Any = create_from_hub(settings.backbone)
+    else:
+        backbone = timm.create_model(settings.backbone, pretrained=False, num_classes=0)
+    if not _is_plain(backbone):
+        raise UserError(
+            f"backbone: {settings.backbone} is not a plain transformer with class tokens and a "
+            "learned positional embedding; take a DeiT such as deit_base_distilled_patch16_384 "
+            "or a ViT such as vit_base_patch16_224"
+        )
+    if state is not None:
+        load_backbone(backbone, state, source=settings.weights_file)
+    return cast(VisionTransformer, backbone)
+
+
+def _is_plain(backbone: Any) -> bool:
+    return (
+        isinstance(backbone, VisionTransformer)
+        and isinstance(backbone.patch_embed, PatchEmbed)
+        and backbone.cls_token is not None
+        and backbone.reg_token is None
+        and backbone.pos_embed is not None
+        and not backbone.no_embed_class
+        and backbone.global_pool == "token"
+        and isinstance(backbone.patch_embed.norm, nn.Identity)
+        and isinstance(backbone.norm_pre, nn.Identity)
+        and isinstance(backbone.fc_norm, nn.Identity)
+    )
+
+
+def _set_norm_eps(backbone: nn.Module, eps: float) -> None:
+    for module in backbone.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = eps

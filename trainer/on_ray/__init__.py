@@ -1,0 +1,4 @@
+"""Training and tuning on Ray.
+
+In: recipes and workers. Out: finished runs.
+"""

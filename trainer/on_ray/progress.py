@@ -1,0 +1,99 @@
+"""The progress of runs in other processes: a board that workers report to, and a bar."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+
+from pipeline.terminal.progress import ProgressBar
+from trainer.on_ray.actors import Board
+
+REPORT_EVERY_S = 0.5
+"""Workers report no more often, and the bar is drawn again as often."""
+_SAY_WAITING_AFTER_S = 60.0
+_FIGURES: dict[str, Callable[[float], str]] = {
+    "clips_per_s": lambda value: f"{value:.0f} clips/s",
+    "data_wait_share": lambda value: f"{value:.0%} waiting for data",
+    "peak_memory_bytes": lambda value: f"{value / 1e9:.1f} GB",
+    "mfu": lambda value: f"{value:.0%} of peak FLOPs",
+    "grad_norm": lambda value: f"gradient {value:.2g}",
+    "num_bad_steps": lambda value: f"{value} steps skipped",
+}
+"""Words of the progress line; what is not known, or 0, is left out."""
+
+
+@contextmanager
+def progress_board(num_runs: int) -> Iterator[Any]:
+    """A board for workers to report to, and a bar over the steps of all runs while it exists."""
+    board = ray.remote(num_cpus=0)(Board).remote()
+    stop = threading.Event()
+    thread = threading.Thread(
+        target=_show_progress, args=(board, num_runs, stop), name="progress", daemon=True
+    )
+    thread.start()
+    try:
+        yield board
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+        ray.kill(board)
+
+
+def _show_progress(board: Any, num_runs: int, stop: threading.Event) -> None:
+    """What the progress thread does."""
+    # When the session ends below the thread, those who wait for the run say why.
+    with suppress(ray.exceptions.RayError):
+        values: list[dict[str, Any]] = []
+        waiting_since = time.monotonic()
+        while not values:
+            if stop.wait(REPORT_EVERY_S):
+                return
+            values = ray.get(board.get.remote())
+            if time.monotonic() - waiting_since > _SAY_WAITING_AFTER_S:
+                waiting_since = time.monotonic()
+                free = ray.available_resources()
+                print(
+                    f"still waiting for the first step: the workers are starting, or the cluster "
+                    f"is busy ({free.get('CPU', 0):g} CPUs, {free.get('GPU', 0):g} GPUs free)",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        with ProgressBar("steps", _num_steps(values, num_runs)) as bar:
+            is_over = False
+            while not is_over:
+                is_over = stop.wait(REPORT_EVERY_S)
+                values = ray.get(board.get.remote())
+                bar.set_total(_num_steps(values, num_runs))
+                bar.update(sum(one["step"] for one in values), _note(values, num_runs))
+
+
+def _num_steps(values: list[dict[str, Any]], num_runs: int) -> int:
+    """Steps of all runs; one that has not begun is taken to have as many as the first."""
+    num_waiting = num_runs - len(values)
+    steps: list[int] = [one["num_steps"] for one in values]
+    return sum(steps) + num_waiting * steps[0]
+
+
+def _note(values: list[dict[str, Any]], num_runs: int) -> str:
+    """The words behind the bar: of one run its epoch and last figures, of several their epochs."""
+    if num_runs > 1:
+        return ", ".join(
+            f"{one['run'].rpartition('/')[2]} "
+            + ("trained" if one["step"] == one["num_steps"] else f"epoch {one['epoch']}")
+            for one in values
+        )
+    one = values[0]
+    figures = [f"epoch {one['epoch']}", f"lr {one['lr']:.1e}"]
+    for name, show in _FIGURES.items():
+        if one.get(name):
+            figures.append(show(one[name]))
+    for name in ("loss", "mAP", "accuracy"):
+        if one[name] is not None:
+            figures.append(f"{name} {one[name]:.3f}")
+    if one.get("scored_epoch"):
+        figures[-1] += f" (epoch {one['scored_epoch']})"
+    return ", ".join(figures)

@@ -1,0 +1,259 @@
+"""Training and evaluation on Ray Train: the loop in every worker, its progress on the driver.
+
+Ray Train starts the workers, joins them in a process group (gloo on CPUs, NCCL on GPUs) and starts
+them again when one is lost. Checkpoints are the loop's own, in the run folder, so that a new start,
+after a lost worker or by the same command, carries on from the newest one.
+"""
+
+import logging
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pyarrow.fs
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer
+
+from pipeline import storage
+from pipeline.dataset.prepared import open_dataset
+from trainer.checkpoints.averaging import Weights, weights_path
+from trainer.checkpoints.checkpoint import Progress, load_last
+from trainer.checkpoints.state_files import State, read_state
+from trainer.data.clips import select_clips
+from trainer.data.loader import Loader
+from trainer.model.precision import Precision
+from trainer.on_ray.actors import Failures
+from trainer.on_ray.progress import REPORT_EVERY_S, progress_board
+from trainer.on_ray.workers import Workers, fit_workers, note_precision, note_workers
+from trainer.recipe.recipe import Recipe, make_recipe
+from trainer.run.checks import evaluation_name
+from trainer.run.run_folder import (
+    read_history,
+    read_recipe,
+    read_run,
+)
+from trainer.run.writer import alone_in
+from trainer.scores.predictions import (
+    from_scores,
+    write_predictions,
+)
+from trainer.training.evaluation import evaluate
+from trainer.training.loop import make_model, train, weights_facts
+from trainer.training.world import World
+
+
+def run_training(recipe: Recipe, dataset_path: str, run_path: str, workers: Workers) -> None:
+    """Train, or carry on, on a connected Ray; shows a progress bar.
+
+    Raises:
+        UserError: see `check_training` and `trainer.training.loop.train`; Ray's own errors wrap it where it
+            comes from a worker.
+    """
+    workers, _ = fit_workers(workers)
+    note_workers([recipe], workers)
+    with progress_board(1) as board:
+        fit_training(recipe, dataset_path, run_path, workers, board)
+
+
+def fit_training(
+    recipe: Recipe, dataset_path: str, run_path: str, workers: Workers, board: Any
+) -> None:
+    """One Ray Train run, from the newest checkpoint on; its progress goes to the board."""
+    config = {
+        "recipe": (recipe.name, recipe.to_json()),
+        "dataset": dataset_path,
+        "run": run_path,
+        "threads": workers.cpus,
+        "board": board,
+    }
+    with alone_in(run_path):
+        _fit(_train_worker, config, run_path, workers)
+
+
+def run_evaluation(
+    run_path: str,
+    dataset_path: str,
+    split: str,
+    fold: int,
+    workers: Workers,
+    weights: Weights = "last",
+    precision: Precision | None = None,
+) -> None:
+    """Score a split with weights of a run and write the predictions into the run.
+
+    Args:
+        weights: which of those that the run has.
+        precision: what the model computes in; None: what it was trained in.
+    """
+    workers, _ = fit_workers(workers)
+    recipe = read_recipe(read_run(run_path))
+    if precision is not None:
+        recipe = replace(recipe, train=replace(recipe.train, precision=precision))
+    note_precision({recipe.train.precision}, workers, "--precision")
+    config = {
+        "recipe": (recipe.name, recipe.to_json()),
+        "run": run_path,
+        "dataset": dataset_path,
+        "split": split,
+        "fold": fold,
+        "weights": weights,
+        "threads": workers.cpus,
+    }
+    _fit(_evaluate_worker, config, run_path, workers)
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Ray Train's trainer without its `PlacementGroupCleaner`.
+
+    That helper asks the Ray it happens to find on the machine whether the training still lives. If
+    this is another than the one in use, it takes the resources from a training that does. What it
+    is for, a lost controller, ends this process and with it what Ray holds for it.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [one for one in callbacks if type(one).__name__ != "PlacementGroupCleanerCallback"]
+
+
+def _fit(
+    worker: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    run_path: str,
+    workers: Workers,
+) -> None:
+    resources = {"CPU": workers.cpus, **({"GPU": 1} if workers.use_gpu else {})}
+    path, file_system = ray_storage(run_path)
+    trainer = _Trainer(
+        partial(_traced, worker),
+        train_loop_config=config,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.num,
+            use_gpu=bool(workers.use_gpu),
+            resources_per_worker=resources,
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=path,
+            storage_filesystem=file_system,
+            # `Failures` ends a run that does not get further.
+            failure_config=ray.train.FailureConfig(max_failures=-1),
+            callbacks=[Failures(run_path)],
+            # Ray Train tells of every start of its workers, and of every error again and again:
+            # once by the exception that `fit` raises is enough. Its log files have it all.
+            logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),
+        ),
+    )
+    with _ctrl_c_interrupts():
+        trainer.fit()
+
+
+def _traced(worker: Callable[[dict[str, Any]], None], config: dict[str, Any]) -> None:
+    """Run a worker; an error takes its traceback along, which is lost between processes."""
+    try:
+        worker(config)
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        raise
+
+
+@contextmanager
+def _ctrl_c_interrupts() -> Iterator[None]:
+    """Make Ctrl-C what it is elsewhere: Ray Train's handler ends the process as if it were done."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
+def ray_storage(run_path: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
+    """Where Ray Train keeps its own few files: in the run folder, through s3fs on S3."""
+    if not storage.is_remote(run_path):
+        return run_path, None
+    handler = pyarrow.fs.FSSpecHandler(storage.file_system(run_path))
+    return run_path.removeprefix("s3://"), pyarrow.fs.PyFileSystem(handler)
+
+
+def _world(threads: int) -> World:
+    """This worker's place, once Ray Train has set up the process group."""
+    # Ray Train lets through to the terminal what any library logs at INFO, such as botocore.
+    logging.getLogger().setLevel(logging.WARNING)
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
+    return World(rank=context.get_world_rank(), size=context.get_world_size(), device=device)
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    name, settings = config["recipe"]
+    board, last = config["board"], 0.0
+
+    def report(values: dict[str, Any]) -> None:
+        nonlocal last
+        if time.monotonic() - last >= REPORT_EVERY_S or values["step"] == values["num_steps"]:
+            last = time.monotonic()
+            board.put.remote(values)
+
+    world = _world(config["threads"])
+    train(
+        make_recipe(name, settings, where="recipe"),
+        open_dataset(config["dataset"]),
+        config["run"],
+        world=world,
+        report=report,
+    )
+
+
+def _evaluate_worker(config: dict[str, Any]) -> None:
+    world = _world(config["threads"])
+    run = read_run(config["run"])
+    name, settings = config["recipe"]
+    recipe = make_recipe(name, settings, where="recipe")
+    dataset = open_dataset(config["dataset"])
+    weights = config["weights"]
+    state, progress = _trained(config["run"], weights)
+    model = make_model(recipe, dataset, fresh=False).to(world.device)
+    model.load_state_dict(state)
+    clips = select_clips(dataset, config["split"], config["fold"])
+    evaluation = evaluate(
+        model,
+        Loader(
+            clips,
+            recipe.loader,
+            num_frames=recipe.model.num_frames,
+            bucket_frames=recipe.sampler.bucket_frames,
+            device=world.device,
+        ),
+        mean=run["data"]["mean"],
+        std=run["data"]["std"],
+        settings=recipe.train,
+        world=world,
+        run_path=config["run"],
+    )
+    if world.is_first:
+        facts = weights_facts(recipe, progress, weights)
+        predictions = from_scores(clips, evaluation.targets, evaluation.scores, facts)
+        predictions = replace(predictions, name=evaluation_name(run, dataset, clips, weights))
+        write_predictions(config["run"], predictions, evaluation.metrics)
+
+
+def _trained(run_path: str, weights: Weights) -> tuple[State, Progress]:
+    """Weights of a run that has them, and how far it was; those at its end need no checkpoint."""
+    if weights == "last":
+        saved = load_last(run_path)
+        return saved.model, saved.progress
+    epochs = read_history(run_path)["epochs"]
+    state = read_state(weights_path(run_path, weights))
+    return state, Progress(step=epochs[-1]["step"], epochs=epochs)

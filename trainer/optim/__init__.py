@@ -1,0 +1,4 @@
+"""What changes the weights.
+
+In: logits and targets. Out: losses, an optimiser, its learning rate.
+"""

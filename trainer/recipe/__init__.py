@@ -1,0 +1,4 @@
+"""The settings of a run.
+
+In: a TOML file and overrides. Out: a recipe, and warnings about it.
+"""

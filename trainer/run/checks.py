@@ -1,0 +1,86 @@
+"""Whether a training or an evaluation can be, found out before Ray starts.
+
+In: a recipe or a run folder, and a prepared data set. Out: a mistake, explained; or what the step
+needs to know of what is there already.
+"""
+
+from typing import Any
+
+from pipeline import storage
+from pipeline.dataset.prepared import PreparedDataset, open_dataset
+from pipeline.errors import UserError
+from trainer.checkpoints.averaging import Weights, check_weights
+from trainer.checkpoints.checkpoint import checkpoint_paths
+from trainer.data.clips import ClipSet, select_clips, select_training_data
+from trainer.recipe.recipe import Recipe, check_fit
+from trainer.recipe.remarks import check_rate, remarks
+from trainer.run.run_folder import check_same_run, is_finished, read_run
+from trainer.scores.predictions import metrics_path, predictions_name, predictions_path
+
+
+def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> tuple[bool, list[str]]:
+    """Find out before Ray starts whether a run can be.
+
+    Returns:
+        Whether it is finished already, and else what is odd about its settings or its folder.
+
+    Raises:
+        UserError: no such data set, split, fold or weights; settings that cannot be, or that learn
+            nothing; the folder holds something else or cannot be written to.
+    """
+    dataset = open_dataset(dataset_path)
+    data = select_training_data(dataset, recipe.data)
+    check_fit(recipe, data)
+    odd = list[str]()
+    is_begun = check_same_run(run_path, recipe, dataset)
+    if is_begun and is_finished(run_path):
+        name = data.evaluation.name
+        results = (predictions_path(run_path, name), metrics_path(run_path, name))
+        lost = [path for path in results if not storage.exists(path)]
+        if not lost:
+            return True, []
+        if "imported_from" in read_run(run_path):
+            raise UserError(
+                f"{run_path}: an imported model, which has no training to carry on; `evaluate` "
+                f"makes its predictions, and `train` with another --out and "
+                f"--set model.weights_file={run_path} trains on from it"
+            )
+        odd += [f"{path}: is gone, and is made again" for path in lost]
+    check_rate(recipe, data)
+    weights = recipe.model.weights_file
+    if weights and not (is_begun or storage.exists(weights) or storage.list_files(weights)):
+        raise UserError(f"model.weights_file: {weights} is not there")
+    storage.make_folder(run_path)
+    return False, odd + remarks(recipe, data)
+
+
+def check_evaluation(
+    run_path: str, dataset_path: str, split: str, fold: int, weights: Weights = "last"
+) -> str:
+    """Find out before Ray starts whether a run can be evaluated; the name of the predictions.
+
+    Raises:
+        UserError: no such run, data set, split or fold; another vocabulary; no checkpoint yet, or
+            not these weights.
+    """
+    run, dataset = read_run(run_path), open_dataset(dataset_path)
+    if dataset.labels != run["data"]["labels"]:
+        raise UserError(
+            f"{dataset_path}: has {len(dataset.labels)} classes that are not, or not in the order "
+            f"of, the {len(run['data']['labels'])} classes of the run {run_path}"
+        )
+    if weights != "last":
+        check_weights(run_path, weights)
+    elif not checkpoint_paths(run_path):
+        raise UserError(f"{run_path}: the run has no checkpoint yet")
+    return evaluation_name(run, dataset, select_clips(dataset, split, fold), weights)
+
+
+def evaluation_name(
+    run: dict[str, Any], dataset: PreparedDataset, clips: ClipSet, weights: Weights
+) -> str:
+    """What the predictions are called: other data must not take the place of the run's own."""
+    if clips.data_fingerprint == run["data"]["fingerprint"]:
+        return predictions_name(clips.name, weights)
+    other = f"{dataset.path.rpartition('/')[2]}-{clips.data_fingerprint[:8]}"
+    return predictions_name(f"{clips.name}-of-{other}", weights)

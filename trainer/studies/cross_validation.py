@@ -1,0 +1,187 @@
+"""Scores over the folds of a data set: each fold held out once, by a run of its own.
+
+In: a recipe and a data set with folds; then the folds' finished runs. Steps: a recipe and a run
+folder for each fold; the runs' scores after each epoch, side by side. Out: a table, and
+`cross_validation.json`: each fold, mean and standard deviation, after the last epoch and after the
+epoch with the best mean. The latter is how AST's scores on ESC-50 were picked (the authors' script
+does so): on the very clips that are reported, which flatters them, so it is labelled.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.table import Table
+
+from pipeline import storage
+from pipeline.dataset.prepared import PreparedDataset, open_dataset
+from pipeline.errors import UserError
+from trainer.recipe.recipe import Recipe, load_recipe
+from trainer.run.run_folder import check_folder, check_same_run, is_finished, read_history
+from trainer.studies.shared import Figures, mean_and_std, refuse_override, runs_to_json, table_cells
+
+FIGURES = ("accuracy", "mAP")
+PICKED_BY = "the best mean over the folds, which is a choice made on the test clips"
+PICKED_BY_ONE = "the best score of the one fold, which is a choice made on the test clips"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CrossValidation:
+    """Scores of the fold that each run held out."""
+
+    metric: str
+    """What an epoch is picked by."""
+    folds: dict[int, list[Figures]]
+    """Of each fold its scores after every epoch; all have the same number of epochs."""
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of each run."""
+        return min(map(len, self.folds.values()))
+
+    @property
+    def picked_epoch(self) -> int:
+        """The first of the epochs with the best mean over the folds, counted from 1."""
+        means = [
+            self.after(epoch)["mean"][self.metric] or 0.0 for epoch in range(1, self.num_epochs + 1)
+        ]
+        return means.index(max(means)) + 1
+
+    @property
+    def picked_by(self) -> str:
+        """How, in words."""
+        return PICKED_BY if len(self.folds) > 1 else PICKED_BY_ONE
+
+    def after(self, epoch: int) -> dict[str, Any]:
+        """Scores of each fold after an epoch, their mean and their standard deviation."""
+        folds = {str(fold): curve[epoch - 1] for fold, curve in self.folds.items()}
+        return {"epoch": epoch, "folds": folds, **mean_and_std(list(folds.values()))}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoldPlan:
+    """Recipes of folds by their run folders."""
+
+    recipes: dict[str, Recipe]
+    """Of the folds that were asked for."""
+    scored: dict[str, Recipe]
+    """Of those, and of the folds whose runs were finished before."""
+    left_out: list[str]
+    """Run folders of the data set's other folds."""
+
+
+def plan_folds(
+    recipe_path: str, overrides: Sequence[str], data_path: str, output: str, folds: Sequence[int]
+) -> FoldPlan:
+    """What to train and to score; no `folds`: all that there are.
+
+    Raises:
+        UserError: as `load_recipe`, `open_dataset`, `fold_recipes` and `with_finished`; the fold is
+            set by the overrides; the output folder holds something else.
+    """
+    refuse_override(overrides, "data.fold", "--folds")
+    check_folder(output, "cross_validation.json")
+    recipe, dataset = load_recipe(recipe_path, overrides), open_dataset(data_path)
+    recipes = fold_recipes(recipe, dataset, output, folds)
+    every = fold_recipes(recipe, dataset, output, ())
+    scored = with_finished(recipes, every, dataset)
+    return FoldPlan(
+        recipes=recipes, scored=scored, left_out=[run for run in every if run not in scored]
+    )
+
+
+def fold_recipes(
+    recipe: Recipe, dataset: PreparedDataset, output: str, folds: Sequence[int]
+) -> dict[str, Recipe]:
+    """The recipe of each fold by the run folder it gets; no `folds`: all that there are.
+
+    Raises:
+        UserError: the data set has no such split or folds, or one is named twice.
+    """
+    split = recipe.data.train_split
+    known = sorted(set(dataset.select(split)["fold"].to_pylist()) - {0})
+    if not known:
+        raise UserError(
+            f"{dataset.path}: the clips of split {split!r} have no folds; `manifest --folds 5` "
+            f"numbers them"
+        )
+    wanted = list(folds) or known
+    if len(set(wanted)) < len(wanted) or not set(wanted) <= set(known):
+        raise UserError(
+            f"--folds: must be some of {' '.join(map(str, known))}, each named once, "
+            f"got {' '.join(map(str, wanted))}"
+        )
+    return {
+        storage.join(output, f"fold-{fold}"): replace(recipe, data=replace(recipe.data, fold=fold))
+        for fold in wanted
+    }
+
+
+def with_finished(
+    chosen: Mapping[str, Recipe], every: Mapping[str, Recipe], dataset: PreparedDataset
+) -> dict[str, Recipe]:
+    """The chosen ones of every fold's recipe, and those whose runs were finished before.
+
+    Raises:
+        UserError: the run of a fold that is not chosen has other settings or other data, so that
+            one table cannot have both.
+    """
+    return {
+        path: recipe
+        for path, recipe in every.items()
+        if path in chosen or (check_same_run(path, recipe, dataset) and is_finished(path))
+    }
+
+
+def score_folds(recipes: Mapping[str, Recipe], output: str) -> CrossValidation:
+    """Read the finished runs of `fold_recipes` and write `cross_validation.json` to `output`.
+
+    Raises:
+        UserError: a run's curves are damaged.
+    """
+    losses = {recipe.train.loss for recipe in recipes.values()}
+    result = CrossValidation(
+        metric="accuracy" if losses == {"ce"} else "mAP",
+        folds={recipe.data.fold: _read_curve(path) for path, recipe in recipes.items()},
+    )
+    document = {"runs": runs_to_json(list(recipes), output), **to_json(result)}
+    storage.write_json(storage.join(output, "cross_validation.json"), document)
+    return result
+
+
+def to_json(result: CrossValidation) -> dict[str, Any]:
+    """The table's numbers."""
+    return {
+        "metric": result.metric,
+        "last_epoch": result.after(result.num_epochs),
+        "picked_epoch": {"picked_by": result.picked_by, **result.after(result.picked_epoch)},
+    }
+
+
+def make_table(result: CrossValidation) -> Table:
+    """Each fold, mean and standard deviation, after the last and after the picked epoch."""
+    numbers = to_json(result)
+    last, picked = numbers["last_epoch"], numbers["picked_epoch"]
+    table = Table(
+        title=f"Cross-validation over {len(result.folds)} fold{'s' * (len(result.folds) > 1)}",
+        caption=f"Picked: epoch {picked['epoch']}, {picked['picked_by']}.",
+    )
+    table.add_column("held out")
+    for what in (f"epoch {last['epoch']} (last)", f"epoch {picked['epoch']} (picked)"):
+        for name in FIGURES:
+            table.add_column(f"{name}\n{what}", justify="right")
+    for fold in result.folds:
+        of_last, of_picked = (table_cells(one["folds"][str(fold)]) for one in (last, picked))
+        table.add_row(f"fold {fold}", *of_last, *of_picked)
+    table.add_section()
+    for title, key in (("mean", "mean"), ("standard deviation", "std")):
+        table.add_row(title, *table_cells(last[key]), *table_cells(picked[key]))
+    return table
+
+
+def _read_curve(run_path: str) -> list[Figures]:
+    """A finished run's figures after each epoch."""
+    entries = read_history(run_path)["epochs"]
+    if not entries:
+        raise UserError(f"{run_path}/history.json: has no scores; remove it, and train again")
+    return [{name: entry[name] for name in FIGURES} for entry in entries]

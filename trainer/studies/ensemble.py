@@ -1,0 +1,297 @@
+"""Several models of one data set, the mean of their scores, and a table of both.
+
+In: a recipe, seeds and variants of it; then the finished runs. Steps: a recipe and a run folder for
+each member; the members' scores on the same clips, averaged. Out: the mean as predictions, a table,
+and `ensemble.json`.
+
+An ensemble's score is the mean of its members' sigmoid (or softmax) outputs at their last, not
+weight-averaged, checkpoints (paper section 3.1; the authors' `ensemble.py`).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from pipeline import storage
+from pipeline.errors import UserError
+from trainer.recipe.recipe import Recipe, load_recipe
+from trainer.run.run_folder import check_folder, is_finished, read_run
+from trainer.run.summary import check_learned
+from trainer.scores.metrics import Metrics, evaluate_scores
+from trainer.scores.predictions import Predictions, read_predictions, write_predictions
+from trainer.studies.shared import (
+    Figures,
+    mean_and_std,
+    read_runs,
+    refuse_override,
+    runs_to_json,
+    table_cells,
+)
+
+FIGURES = ("mAP", "mAUC", "d_prime", "accuracy")
+
+_VARIANT_NAME = re.compile(
+    r"(?!seed-|tune$|predictions$)[A-Za-z0-9][A-Za-z0-9_.-]*(?<!\.json|\.html)"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnsemblePlan:
+    """Who the members are."""
+
+    recipes: dict[str, Recipe]
+    """Of those to train, by their run folders."""
+    runs: list[str]
+    """The run folders of all members."""
+    name: str
+    """The clip set that they are scored on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class EnsembleResult:
+    """Members and their ensemble on one clip set."""
+
+    members: dict[str, Metrics]
+    """Metrics of each member, by the name of its run."""
+    ensemble: Metrics
+    name: str
+    """The clip set."""
+    left_out: list[str]
+    """Runs that were members in the result that stood there before, and are none now."""
+
+
+def plan_ensemble(
+    recipe_path: str | None,
+    overrides: Sequence[str],
+    output: str,
+    *,
+    data_path: str | None = None,
+    seeds: Sequence[int] = (),
+    variants: Sequence[Sequence[str]] = (),
+    runs: Sequence[str] = (),
+) -> EnsemblePlan:
+    """Members to train, which takes a recipe and data, those that are there already, or both.
+
+    Args:
+        overrides, seeds, variants: as for `member_recipes`.
+        runs: finished runs that are members, too.
+
+    Raises:
+        UserError: as `member_recipes` and `check_finished`; arguments that do not go together; the
+            output folder holds something else.
+    """
+    _check_members(
+        recipe_path,
+        {"--seeds": seeds, "--variant": variants, "--data": data_path, "--set": overrides},
+        runs,
+    )
+    check_folder(output, "ensemble.json")
+    recipes: dict[str, Recipe] = {}
+    if recipe_path is None:
+        name = read_run(runs[0])["data"]["eval_name"]
+    else:
+        recipes = member_recipes(recipe_path, overrides, output, seeds=seeds, variants=variants)
+        name = next(iter(recipes.values())).data.eval_name
+    check_finished(runs, name)
+    return EnsemblePlan(recipes=recipes, runs=[*recipes, *runs], name=name)
+
+
+def member_recipes(
+    recipe_path: str,
+    overrides: Sequence[str],
+    output: str,
+    *,
+    seeds: Sequence[int] = (),
+    variants: Sequence[Sequence[str]] = (),
+) -> dict[str, Recipe]:
+    """The recipe with each seed, and each variant of it, by the run folder it gets.
+
+    Args:
+        overrides: settings of all members, `section.key=value`.
+        variants: of each its name, and the settings in which it differs.
+
+    Raises:
+        UserError: as `load_recipe`; a seed is out of range, or set by the overrides, too; a name
+            cannot be a folder's; a seed or name is there twice.
+    """
+    if seeds:
+        refuse_override(overrides, "train.seed", "--seeds")
+    recipe = load_recipe(recipe_path, overrides)
+    members: dict[str, Recipe] = {}
+    for seed in seeds:
+        _add(members, storage.join(output, f"seed-{seed}"), with_seed(recipe, seed), "--seeds")
+    for name, *settings in variants:
+        where = f"--variant {name}"
+        if not _VARIANT_NAME.fullmatch(name):
+            raise UserError(
+                f"{where}: first comes a name for its folder, of letters, digits, '.', '_' and "
+                f"'-', but not seed-..., tune or predictions; then its settings"
+            )
+        if not settings:
+            raise UserError(f"{where}: name the settings it differs in, such as train.epochs=10")
+        try:
+            variant = load_recipe(recipe_path, [*overrides, *settings])
+        except UserError as error:
+            raise UserError(f"{where}: {str(error).removeprefix('--set ')}") from error
+        _add(members, storage.join(output, name), variant, where)
+    return members
+
+
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    """The same recipe with another seed.
+
+    Raises:
+        UserError: the seed is out of range.
+    """
+    try:
+        return replace(recipe, train=replace(recipe.train, seed=seed))
+    except ValueError as error:
+        raise UserError(f"--seeds: {error}") from error
+
+
+def average_predictions(members: Mapping[str, Predictions]) -> Predictions:
+    """The mean of the members' scores; members are given by their names.
+
+    Raises:
+        UserError: the members were not scored on the same clips with the same labels and targets,
+            or not with the same loss, by which scores are sigmoid or softmax outputs.
+    """
+    (first_name, first), *others = members.items()
+    for name, other in others:
+        for what, equal in (
+            ("clips", other.ids == first.ids),
+            ("labels", other.labels == first.labels),
+            ("targets", np.array_equal(other.targets, first.targets)),
+            ("losses", other.facts["loss"] == first.facts["loss"]),
+        ):
+            if not equal:
+                raise UserError(
+                    f"{first_name} and {name}: their predictions on {first.name!r} cannot be "
+                    f"averaged, as they are of different {what}"
+                )
+    stacked = np.stack([one.scores for one in members.values()])
+    mean: NDArray[np.float32] = stacked.mean(axis=0, dtype=np.float64).astype(np.float32)
+    facts = {"loss": first.facts["loss"], "num_members": len(members)}
+    return replace(first, scores=mean, facts=facts)
+
+
+def score_ensemble(run_paths: Sequence[str], name: str, output: str) -> EnsembleResult:
+    """Average the runs' predictions on a clip set and write the result to `output`.
+
+    Raises:
+        UserError: a run lacks these predictions, or they do not fit together.
+    """
+    path = storage.join(output, "ensemble.json")
+    if len(set(run_paths)) < len(run_paths):
+        raise UserError(f"each run may be a member once, got {' '.join(run_paths)}")
+    names = [path.rpartition("/")[2] for path in run_paths]
+    if len(set(names)) < len(names):
+        names = list(run_paths)
+    paths = dict(zip(names, run_paths, strict=True))
+    members = {member: read_predictions(path, name) for member, path in paths.items()}
+    average = average_predictions(members)
+    result = EnsembleResult(
+        members={member: _metrics(one) for member, one in members.items()},
+        ensemble=_metrics(average),
+        name=name,
+        left_out=[run for run in read_runs(path) if run not in run_paths],
+    )
+    write_predictions(output, average, result.ensemble)
+    document = {"runs": runs_to_json(run_paths, output), **to_json(result)}
+    storage.write_json(path, document)
+    return result
+
+
+def to_json(result: EnsembleResult) -> dict[str, Any]:
+    """The table's numbers."""
+    members = {member: _figures(metrics) for member, metrics in result.members.items()}
+    return {
+        "name": result.name,
+        "members": members,
+        **mean_and_std(list(members.values())),
+        "ensemble": _figures(result.ensemble),
+    }
+
+
+def make_table(result: EnsembleResult) -> Table:
+    """Each member, their mean and standard deviation, and the ensemble."""
+    numbers = to_json(result)
+    table = Table(title=f"Ensemble of {len(result.members)} on {result.name}")
+    table.add_column("model")
+    for name in FIGURES:
+        table.add_column(name, justify="right")
+    for member, figures in numbers["members"].items():
+        table.add_row(member, *table_cells(figures))
+    table.add_section()
+    table.add_row("mean", *table_cells(numbers["mean"]))
+    table.add_row("standard deviation", *table_cells(numbers["std"]))
+    table.add_section()
+    ensemble = (f"[bold]{cell}" for cell in table_cells(numbers["ensemble"]))
+    table.add_row("[bold]ensemble", *ensemble)
+    return table
+
+
+def check_finished(run_paths: Sequence[str], name: str) -> None:
+    """Find out before others are trained whether runs can be members.
+
+    Raises:
+        UserError: there is no such run, it is of other classes than the first, is not finished or
+            has learned nothing, or it lacks the predictions on a clip set.
+    """
+    first: list[str] | None = None
+    for path in run_paths:
+        labels = read_run(path)["data"]["labels"]
+        first = first or labels
+        if labels != first:
+            raise UserError(
+                f"{path}: has other classes ({', '.join(labels[:3])}, ...) than {run_paths[0]} "
+                f"({', '.join(first[:3])}, ...); members of an ensemble have the same, in one order"
+            )
+        if not is_finished(path):
+            raise UserError(f"{path}: the run is not finished; train it to its end first")
+        check_learned(path)
+        read_predictions(path, name)
+
+
+def _check_members(
+    recipe_path: str | None, to_train: Mapping[str, object], runs: Sequence[str]
+) -> None:
+    """Refuse arguments that do not go together; those of members to train by their options."""
+    if recipe_path is None:
+        for option, value in to_train.items():
+            if value:
+                raise UserError(f"{option}: is for members to train, and no recipe is named")
+        if not runs:
+            raise UserError("ensemble: name a recipe with --seeds or --variant, or --runs")
+    elif not to_train["--data"]:
+        raise UserError("--data: name the prepared data set to train on")
+    elif not (to_train["--seeds"] or to_train["--variant"]):
+        raise UserError("ensemble: name the members to train by --seeds or --variant")
+
+
+def _add(members: dict[str, Recipe], run_path: str, recipe: Recipe, where: str) -> None:
+    name = run_path.rpartition("/")[2]
+    if run_path in members:
+        raise UserError(f"{where}: {name} is named twice")
+    for path, other in members.items():
+        if other.to_json() == recipe.to_json():
+            raise UserError(f"{where}: {name} is the same as {path.rpartition('/')[2]}")
+        if other.data.evaluation != recipe.data.evaluation:
+            raise UserError(
+                f"{where}: {name} is evaluated on other clips than {path.rpartition('/')[2]}; all "
+                f"must have the same data.eval_split and data.fold"
+            )
+    members[run_path] = recipe
+
+
+def _metrics(predictions: Predictions) -> Metrics:
+    return evaluate_scores(predictions.targets, predictions.scores, predictions.labels)
+
+
+def _figures(metrics: Metrics) -> Figures:
+    return {name: getattr(metrics, name) for name in FIGURES}

@@ -1,0 +1,107 @@
+"""Points of the training curve, and what a progress bar shows of them.
+
+In: the steps since the last point. Steps: read their figures from the device together, count and
+write down those that were skipped. Out: a point in the run's progress and in TensorBoard, and an
+error where too many steps in a row were skipped.
+"""
+
+import math
+import time
+from typing import Any
+
+import torch
+
+from trainer.data.loader import EpochPlan
+from trainer.model.flops import peak_flops
+from trainer.training.divergence import diverged, write_bad_steps
+from trainer.training.run_state import Run
+from trainer.training.window import StepFacts, Window
+
+_SHOWN = ("loss", "grad_norm", "clips_per_s", "data_wait_share", "peak_memory_bytes", "mfu")
+"""Of the curve's last point."""
+
+
+def add_point(run: Run, window: Window, plan: EpochPlan, lr: float) -> None:
+    """Add a point to the training curve; all ranks see the same numbers but for the clock's.
+
+    Raises:
+        DivergedError: too many steps in a row were skipped.
+    """
+    progress, world = run.progress, run.world
+    steps = window.read()
+    _note_bad_steps(run, plan, steps)
+    loss_sum = math.fsum(one.loss_sum for one in steps if not one.is_bad)
+    num_good_clips = sum(one.num_clips for one in steps if not one.is_bad)
+    elapsed_s = time.monotonic() - window.start_s
+    progress.loss_sum += loss_sum
+    progress.num_clips += num_good_clips
+    progress.train_s += elapsed_s
+    clips_per_s = sum(one.num_clips for one in steps) / elapsed_s
+    peak = peak_flops(world.device, run.recipe.train.precision)
+    norm = steps[-1].gradient_norm
+    point = {
+        "step": progress.step,
+        "epoch": progress.epoch,
+        "loss": loss_sum / num_good_clips if num_good_clips else None,
+        "lr": lr,
+        "grad_norm": norm if math.isfinite(norm) else None,
+        "num_bad_steps": sum(one.is_bad for one in steps),
+        "clips_per_s": clips_per_s,
+        "data_wait_share": window.waited_s / elapsed_s,
+        "peak_memory_bytes": _peak_memory_bytes(world.device),
+        "mfu": window.flops / elapsed_s / (peak * world.size) if peak else None,
+    }
+    progress.steps.append(point)
+    if run.log is not None:
+        names = point.keys() - {"step", "epoch"}
+        run.log.add(progress.step, {f"train/{name}": point[name] for name in sorted(names)})
+    if progress.num_bad_in_a_row >= run.recipe.train.max_bad_steps:
+        raise diverged(run.path, progress.bad_steps[-1], progress.num_bad_in_a_row)
+
+
+def _note_bad_steps(run: Run, plan: EpochPlan, steps: list[StepFacts]) -> None:
+    """Count the skipped steps among the last ones, and write down the clips of each."""
+    progress, ids = run.progress, run.data.train.ids
+    for ago, step in zip(range(len(steps) - 1, -1, -1), steps, strict=True):
+        progress.num_bad_in_a_row = progress.num_bad_in_a_row + 1 if step.is_bad else 0
+        if step.is_bad:
+            positions = plan.positions(progress.epoch_step - 1 - ago)
+            entry = {
+                "step": progress.step - ago,
+                "epoch": progress.epoch,
+                "loss": _number(step.loss_sum / step.num_clips),
+                "grad_norm": _number(step.gradient_norm),
+                "ids": [ids[row] for row in plan.order[positions]],
+                "partner_ids": [ids[row] for row in plan.partners[positions]],
+            }
+            progress.bad_steps.append(entry)
+    if run.world.is_first and any(step.is_bad for step in steps):
+        write_bad_steps(run.path, progress.bad_steps)
+
+
+def _number(value: float) -> float | str:
+    """As it stands in JSON, where NaN and the infinite are not numbers but texts."""
+    return value if math.isfinite(value) else str(value)
+
+
+def _peak_memory_bytes(device: torch.device) -> int | None:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def progress_values(run: Run, plan: EpochPlan, lr: float) -> dict[str, Any]:
+    """What a progress bar shows; the loss is the curve's last point, so that nothing waits."""
+    progress = run.progress
+    last_point = progress.steps[-1] if progress.steps else {}
+    last_epoch = progress.epochs[-1] if progress.epochs else {}
+    return {
+        "run": run.path,
+        "step": progress.step,
+        "num_steps": plan.num_steps * run.recipe.train.epochs,
+        "epoch": progress.epoch,
+        "lr": lr,
+        "num_bad_steps": len(progress.bad_steps),
+        **{name: last_point.get(name) for name in _SHOWN},
+        "scored_epoch": last_epoch.get("epoch"),
+        "mAP": last_epoch.get("mAP"),
+        "accuracy": last_epoch.get("accuracy"),
+    }

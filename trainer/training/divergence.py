@@ -1,0 +1,90 @@
+"""Steps that must not be made: a loss or a gradient that is not finite, or explodes.
+
+In: the loss and the gradient's norm of a step, the same on every rank. Such a step is skipped by
+the fused optimiser on the device itself (its `found_inf`), so that no step waits for the host; the
+host learns of it at the next point of the curve. Out: `divergence.jsonl` in the run folder with a
+line for each skipped step, and an error where too many follow one another.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import storage
+from pipeline.errors import UserError
+from trainer.training.fsdp import gathered
+
+_LOWER = "lower schedule.lr or lengthen schedule.warmup_steps"
+_ANEW = "and remove the run or give another --out"
+
+
+class DivergedError(UserError):
+    """The training has diverged: going on from here is of no use."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what, remedy)
+        self.what = what
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
+
+
+def gradient_norm(model: nn.Module) -> Tensor:
+    """The norm of all gradients together, on their device."""
+    gradients = [one.grad for one in model.parameters() if one.grad is not None]
+    return gathered(torch.nn.utils.get_total_norm(gradients))
+
+
+def is_bad(loss: Tensor, norm: Tensor, max_norm: float) -> Tensor:
+    """Whether a step is to be skipped, a bool on the device; `max_norm` 0: no limit."""
+    bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
+    return bad | (norm > max_norm) if max_norm else bad
+
+
+def diverged(run_path: str, entry: dict[str, Any], num_in_a_row: int) -> DivergedError:
+    """The error for a run whose last steps were all skipped; `entry` is the last one's."""
+    change = _LOWER
+    # What is not finite stands as a text there.
+    if not any(isinstance(entry[name], str) for name in ("loss", "grad_norm")):
+        change = f"raise train.max_gradient_norm, or {change}"
+    return DivergedError(
+        f"{run_path}: the loss is {entry['loss']}, the gradient's norm {entry['grad_norm']} near "
+        f"step {entry['step']} (epoch {entry['epoch']}), {num_in_a_row} skipped in a row",
+        f"{change}, {_ANEW}",
+    )
+
+
+def not_finite(run_path: str, clips_name: str) -> DivergedError:
+    """The error for a model whose outputs are no finite numbers."""
+    return DivergedError(
+        f"{run_path}: the model's outputs on {clips_name!r} are not finite numbers: the training "
+        f"has diverged",
+        f"{_LOWER}, {_ANEW}",
+    )
+
+
+def write_bad_steps(run_path: str, entries: Sequence[dict[str, Any]]) -> None:
+    """Write all skipped steps of a run, a line each: step, epoch, loss, norm, ids of its clips."""
+    lines = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries)
+    storage.write_bytes(storage.join(run_path, "divergence.jsonl"), lines.encode())
+
+
+def read_bad_steps(run_path: str) -> list[dict[str, Any]]:
+    """What `write_bad_steps` wrote; empty where no step was skipped.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = storage.join(run_path, "divergence.jsonl")
+    try:
+        entries = [json.loads(line) for line in storage.read_bytes(path).splitlines()]
+        if not all({"step", "epoch", "loss", "grad_norm"} <= entry.keys() for entry in entries):
+            raise ValueError("an entry lacks its figures")
+    except FileNotFoundError:
+        return []
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({error}); remove it, no step depends on it") from error
+    return entries

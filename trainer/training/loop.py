@@ -1,0 +1,386 @@
+"""The training loop: epochs of steps, an evaluation after each, checkpoints. Runs without Ray.
+
+In: a recipe, a prepared data set, a run folder, and the world of ranks. If the run folder has a
+checkpoint, the loop carries on from it, within an epoch too. Out: the run folder with curves,
+checkpoints, and predictions on the evaluation clips of the last weights, of averages and of the
+epoch that is selected.
+
+Every rank computes the same global batch's share; the sum over ranks of weighted losses, divided
+by the clips in the global batch, is what is minimised, whatever the number of ranks and of clips
+computed at once. A step whose loss or gradient is not finite, or too large a one, is skipped
+by all ranks; where too many follow one another, the run goes back to its last checkpoint, once.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline import storage
+from pipeline.dataset.prepared import PreparedDataset
+from pipeline.errors import UserError
+from trainer.checkpoints.averaging import (
+    average_epochs,
+    best_epoch,
+    epoch_name,
+    remove_other_epochs,
+    update_ema,
+    weights_path,
+    write_weights,
+)
+from trainer.checkpoints.checkpoint import Progress, load_newest
+from trainer.checkpoints.state_files import State, read_state
+from trainer.data.augment import augment_batch
+from trainer.data.clips import select_training_data
+from trainer.data.loader import Batch, Loader, plan_epoch
+from trainer.data.sampler import Stream, draw_weights, patchout_seed, random_bits
+from trainer.model.ast import AST
+from trainer.model.build import build_model
+from trainer.model.flops import training_flops
+from trainer.optim.schedule import learning_rate
+from trainer.recipe.recipe import Recipe, check_fit
+from trainer.run.run_folder import (
+    describe_run,
+    write_history,
+)
+from trainer.run.tensorboard_log import TensorBoardLog
+from trainer.run.writer import remove_unfinished, take_over, writing
+from trainer.scores.metrics import evaluate_scores
+from trainer.scores.predictions import from_scores, predictions_name, write_predictions
+from trainer.training.curve import add_point, progress_values
+from trainer.training.divergence import DivergedError
+from trainer.training.evaluation import Evaluation, evaluate
+from trainer.training.fsdp import load_model, whole_copy
+from trainer.training.run_state import Report, Run, restore, save, save_if_due
+from trainer.training.step import Share, make_learner, make_step
+from trainer.training.window import Window, timed
+from trainer.training.world import World
+
+_METRICS = ("mAP", "mAUC", "d_prime", "accuracy")
+
+
+def train(
+    recipe: Recipe,
+    dataset: PreparedDataset,
+    run_path: str,
+    *,
+    world: World,
+    report: Report = lambda values: None,
+) -> None:
+    """Run a recipe to its end, from its last checkpoint if there is one.
+
+    Raises:
+        UserError: the data lacks what the recipe names, weights cannot be had, or the loss is no
+            longer a finite number.
+    """
+    run = _set_up(recipe, dataset, run_path, world, report)
+    try:
+        evaluation = None
+        while run.progress.epoch <= recipe.train.epochs:
+            try:
+                _train_epoch(run)
+                evaluation = _evaluate(run)
+            except DivergedError as error:
+                _go_back(run, error)
+            else:
+                _finish_epoch(run, evaluation)
+        # A restart between the last checkpoint and the predictions has nothing left but this.
+        _write_results(run, evaluation or _evaluate(run))
+    finally:
+        run.background.close()
+        if run.log is not None:
+            run.log.close()
+
+
+def _set_up(
+    recipe: Recipe, dataset: PreparedDataset, run_path: str, world: World, report: Report
+) -> Run:
+    data = select_training_data(dataset, recipe.data)
+    check_fit(recipe, data)
+    token = ""
+    if world.is_first:
+        token = take_over(run_path)
+        remove_unfinished(run_path)
+    _wait_for_all(world)
+    saved = load_newest(run_path)
+    _check_ranks_agree(world, run_path, 0 if saved is None else saved.progress.step)
+    ast = make_model(recipe, dataset, fresh=saved is None)
+    if world.is_first:
+        # At each start, as some settings may change between them.
+        facts = describe_run(recipe, dataset, data, ast.num_parameters())
+        storage.write_json(storage.join(run_path, "run.json"), facts)
+    learner = make_learner(ast, recipe.optimiser, recipe.train, world)
+    start = ast.state_dict() if recipe.averaging.ema_decay else {}
+    make_loader = partial(
+        Loader,
+        settings=recipe.loader,
+        num_frames=recipe.model.num_frames,
+        bucket_frames=recipe.sampler.bucket_frames,
+        device=world.device,
+    )
+    run = Run(
+        recipe=recipe,
+        path=run_path,
+        data=data,
+        learner=learner,
+        ema={name: value.clone() for name, value in start.items()},
+        progress=Progress(),
+        train_loader=make_loader(data.train),
+        eval_loader=make_loader(data.evaluation),
+        log=None,
+        token=token,
+        report=report,
+        saved_at=time.monotonic(),
+    )
+    if saved is not None:
+        restore(run, saved)
+    if world.is_first:
+        run.log = TensorBoardLog(run_path, run.progress.step)
+    return run
+
+
+def _go_back(run: Run, error: DivergedError) -> None:
+    """Carry on from the last checkpoint, as a restart does; raises the error where that is no use.
+
+    What is known of the bad steps is kept.
+    """
+    _wait_for_writes(run)
+    saved = None if run.progress.has_gone_back else load_newest(run.path)
+    _check_ranks_agree(run.world, run.path, 0 if saved is None else saved.progress.step)
+    if saved is None:
+        raise error
+    bad_steps = run.progress.bad_steps
+    restore(run, saved)
+    run.progress = replace(
+        saved.progress, bad_steps=bad_steps, num_bad_in_a_row=0, has_gone_back=True
+    )
+    if run.log is not None:
+        print(
+            f"{error.what}; carrying on from step {run.progress.step}", file=sys.stderr, flush=True
+        )
+        run.log.close()
+        run.log = TensorBoardLog(run.path, run.progress.step)
+    save(run)
+
+
+def _wait_for_writes(run: Run) -> None:
+    """Until the first rank's files are there for all ranks."""
+    run.background.wait()
+    _wait_for_all(run.world)
+
+
+def _wait_for_all(world: World) -> None:
+    float(world.sum(torch.zeros((), device=world.device)))
+
+
+def _check_ranks_agree(world: World, run_path: str, step: int) -> None:
+    """Refuse ranks that would carry on from different places: a local folder of another machine."""
+    steps = world.gather(torch.tensor([step], device=world.device)).tolist()
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"{run_path}: the workers find checkpoints of different steps there ({steps}); it must "
+            f"be a folder that all of their machines share, such as one on S3, in which nothing "
+            f"else trains"
+        )
+
+
+def make_model(recipe: Recipe, dataset: PreparedDataset, *, fresh: bool) -> AST:
+    """The recipe's model; `fresh` with the first weights it asks for, else to be loaded into."""
+    settings = recipe.model
+    if not fresh:
+        settings = settings.without_weights()
+    torch.manual_seed(recipe.train.seed)
+    labels = dataset.labels
+    return build_model(settings, num_classes=len(labels), num_mels=dataset.num_mels, labels=labels)
+
+
+def _train_epoch(run: Run) -> None:
+    """The rest of the epoch in progress."""
+    train, progress, clips = run.recipe.train, run.progress, run.data.train
+    weights = draw_weights(run.recipe.sampler, clips.label_indices, len(clips.labels))
+    plan = plan_epoch(
+        len(clips),
+        weights,
+        seed=train.seed,
+        epoch=progress.epoch,
+        batch_size=train.batch_size,
+        rank=run.world.rank,
+        world_size=run.world.size,
+        padded_frames=run.train_loader.padded_frames if run.recipe.sampler.bucket_frames else None,
+        bucket_batches=run.recipe.sampler.bucket_batches,
+    )
+    batches = run.train_loader.training_batches(
+        plan, run.recipe.augment, first_step=progress.epoch_step
+    )
+    window = Window()
+    run.ast.train()
+    for batch, waited_s in timed(batches, run.world.device):
+        lr = learning_rate(run.recipe.schedule, step=progress.step, epoch=progress.epoch)
+        if progress.has_gone_back:
+            lr *= train.lr_after_divergence
+        _seed_model(run)
+        window.waited_s += waited_s
+        run.ast.patchout_seed = patchout_seed(train.seed, progress.step)
+        flops = training_flops(run.ast, batch.num_frames)
+        window.add(_step(run, batch, lr), batch.num_clips, flops)
+        if run.ema:
+            update_ema(run.ema, run.ast.state_dict(), run.recipe.averaging.ema_decay)
+        progress.step += 1
+        progress.epoch_step += 1
+        if len(window) == train.log_every_steps or progress.epoch_step == plan.num_steps:
+            add_point(run, window, plan, lr)
+            save_if_due(run, plan)
+            window = Window()
+        if run.world.is_first:
+            run.report(progress_values(run, plan, lr))
+
+
+def _seed_model(run: Run) -> None:
+    """What the model draws, such as dropout, is a function of the position, as all else is."""
+    progress, world = run.progress, run.world
+    position = progress.epoch_step * world.size + world.rank
+    seed = run.recipe.train.seed
+    bits = random_bits(Stream.MODEL, seed=seed, epoch=progress.epoch, position=position)
+    torch.manual_seed(int(bits.random_raw()))
+
+
+def _step(run: Run, batch: Batch, lr: float) -> Tensor:
+    """Augment a batch on the device and make a step; see `make_step`."""
+    return make_step(run.learner, _augmented(run, batch), lr)
+
+
+def _augmented(run: Run, batch: Batch) -> Share:
+    """What was read takes no memory of the device any more once this is made of it."""
+    batch = batch.to_device(run.world.device)
+    assert batch.draws is not None
+    x = augment_batch(
+        batch.stored,
+        batch.lengths,
+        batch.draws,
+        batch.audio_fbank,
+        noise=batch.noise,
+        mean=run.data.mean,
+        std=run.data.std,
+    )
+    return Share(x=x, targets=batch.targets, weights=batch.weights, num_clips=batch.num_clips)
+
+
+def _evaluate(run: Run) -> Evaluation:
+    return evaluate(
+        run.ast,
+        run.eval_loader,
+        mean=run.data.mean,
+        std=run.data.std,
+        settings=run.recipe.train,
+        world=run.world,
+        run_path=run.path,
+    )
+
+
+def _finish_epoch(run: Run, evaluation: Evaluation) -> None:
+    """Note the epoch's results, then save: from here on the next epoch is in progress."""
+    progress, metrics = run.progress, evaluation.metrics
+    scores = torch.from_numpy(evaluation.scores)
+    run.score_sum = scores if run.score_sum is None else run.score_sum + scores
+    cumulative = evaluate_scores(
+        evaluation.targets,
+        (run.score_sum / progress.epoch).numpy(),
+        run.data.evaluation.labels,
+    )
+    entry = {
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "train_loss": progress.loss_sum / progress.num_clips if progress.num_clips else None,
+        "eval_loss": evaluation.loss,
+        **{name: getattr(metrics, name) for name in _METRICS},
+        # Of the mean of the scores of all epochs so far: `cum_` in the authors' logs.
+        **{f"cumulative_{name}": getattr(cumulative, name) for name in _METRICS},
+        "train_s": progress.train_s,
+        "eval_s": evaluation.wall_s,
+    }
+    progress.epochs.append(entry)
+    progress.epoch += 1
+    progress.epoch_step = 0
+    progress.loss_sum, progress.num_clips, progress.train_s = 0.0, 0, 0.0
+    if run.log is not None:
+        names = ("eval_loss", *_METRICS, *(f"cumulative_{name}" for name in _METRICS))
+        run.log.add(progress.step, {f"eval/{name}": entry[name] for name in names})
+    needed_epochs = _needed_epochs(run)
+    is_last = progress.epoch > run.recipe.train.epochs
+    # A later checkpoint makes up for any other that could not be written.
+    save(run, needed_epochs, is_needed=is_last or bool(needed_epochs))
+
+
+def _needed_epochs(run: Run) -> set[int]:
+    """The epochs whose weights the end of the run takes.
+
+    Of those selected also the one before the last epoch: the older checkpoint, which a restart
+    falls back to, knows no other.
+    """
+    train, entries = run.recipe.train, run.progress.epochs
+    needed = set(run.recipe.averaging.epochs(train.epochs))
+    if train.select_by:
+        known = [entries, entries[:-1]] if len(entries) > 1 else [entries]
+        needed |= {best_epoch(one, train.select_by)["epoch"] for one in known}
+    return needed
+
+
+def _write_results(run: Run, evaluation: Evaluation) -> None:
+    """Predictions and metrics of the last weights and of the others; then the run is finished."""
+    _wait_for_writes(run)
+    _write_predictions(run, evaluation, "last")
+    for name, state in _other_weights(run):
+        # No step follows that would need the weights as they were.
+        load_model(run.ast, state)
+        whole = whole_copy(state, keep=run.world.is_first)
+        if run.world.is_first:
+            with writing(run.path, run.token):
+                write_weights(run.path, name, whole)
+        _write_predictions(run, _evaluate(run), name)
+    if run.world.is_first:
+        with writing(run.path, run.token):
+            write_history(run.path, run.progress, finished=True)
+            if run.recipe.train.select_by:
+                remove_other_epochs(run.path, run.recipe.averaging.epochs(run.recipe.train.epochs))
+
+
+def _other_weights(run: Run) -> Iterator[tuple[str, State]]:
+    """The weights that the recipe asks for beside the last, by their names."""
+    if epochs := run.recipe.averaging.epochs(run.recipe.train.epochs):
+        yield "averaged", average_epochs(run.path, epochs)
+    if run.ema:
+        yield "ema", run.ema
+    if run.recipe.train.select_by:
+        epoch = best_epoch(run.progress.epochs, run.recipe.train.select_by)["epoch"]
+        path = weights_path(run.path, epoch_name(epoch))
+        # Of a run that was finished before, only the copy is left.
+        yield "best", read_state(path if storage.exists(path) else weights_path(run.path, "best"))
+
+
+def _write_predictions(run: Run, evaluation: Evaluation, weights: str) -> None:
+    if run.world.is_first:
+        facts = weights_facts(run.recipe, run.progress, weights)
+        found = from_scores(run.data.evaluation, evaluation.targets, evaluation.scores, facts)
+        found = replace(found, name=predictions_name(found.name, weights))
+        with writing(run.path, run.token):
+            write_predictions(run.path, found, evaluation.metrics)
+
+
+def weights_facts(recipe: Recipe, progress: Progress, weights: str) -> dict[str, Any]:
+    """What predictions say of the weights they are by: `last`, `averaged`, `ema` or `best`."""
+    facts = {
+        "loss": recipe.train.loss,
+        "precision": recipe.train.precision,
+        "checkpoint_step": progress.step,
+    }
+    if weights == "last":
+        return facts
+    if weights == "best":
+        entry = best_epoch(progress.epochs, recipe.train.select_by)
+        facts |= {"checkpoint_step": entry["step"], "epoch": entry["epoch"]}
+    return {**facts, "weights": weights}

@@ -1,0 +1,142 @@
+"""A run in progress: its parts, and the checkpoints that it is carried on from.
+
+In: what the loop has put together. Steps: a copy of all that a restart needs is written in the
+background, now and then. Out: checkpoints, curves and kept weights in the run folder.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import PassingError
+from trainer.checkpoints.averaging import epoch_name, remove_other_epochs, write_weights
+from trainer.checkpoints.checkpoint import Background, Checkpoint, Progress, save_checkpoint
+from trainer.checkpoints.state_files import State
+from trainer.data.clips import TrainingData
+from trainer.data.loader import EpochPlan, Loader
+from trainer.model.ast import AST
+from trainer.recipe.recipe import Recipe
+from trainer.run.run_folder import write_history
+from trainer.run.tensorboard_log import TensorBoardLog
+from trainer.run.writer import writing
+from trainer.training.fsdp import load_model, load_optimiser, shared_out, whole_copy
+from trainer.training.step import Learner
+from trainer.training.world import World
+
+Report = Callable[[dict[str, Any]], None]
+"""Called by the first rank after every step, with what a progress bar shows."""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Run:
+    """The parts of a run, put together once."""
+
+    recipe: Recipe
+    path: str
+    data: TrainingData
+    learner: Learner
+    ema: State
+    """Moving average of the weights; empty without one."""
+    progress: Progress
+    train_loader: Loader
+    eval_loader: Loader
+    log: TensorBoardLog | None
+    """Of the first rank."""
+    token: str
+    """What the first rank is known by as the one that writes into the run folder."""
+    report: Report
+    saved_at: float
+    score_sum: Tensor | None = None
+    """Sum of the evaluations' scores over the finished epochs, `[N, C]`."""
+    background: Background = field(default_factory=Background)
+    """Writes checkpoints, on the first rank."""
+
+    @property
+    def ast(self) -> AST:
+        """The model itself."""
+        return self.learner.ast
+
+    @property
+    def world(self) -> World:
+        """Who trains."""
+        return self.learner.world
+
+
+def restore(run: Run, saved: Checkpoint) -> None:
+    """Put the run where the checkpoint is."""
+    load_model(run.ast, saved.model)
+    load_optimiser(run.learner.optimiser, saved.optimiser)
+    run.learner.scaler.load_state_dict(saved.scaler)
+    run.ema = shared_out(saved.ema, run.ast.state_dict())
+    run.progress, run.score_sum = saved.progress, saved.score_sum
+
+
+def save_if_due(run: Run, plan: EpochPlan) -> None:
+    """A checkpoint within the epoch; at its end there is one anyway, after the evaluation.
+
+    None while steps are skipped: where to go back to is before them.
+    """
+    waited_s = time.monotonic() - run.saved_at
+    at_end = run.progress.epoch_step == plan.num_steps
+    is_due = waited_s >= run.recipe.train.checkpoint_every_s and not at_end
+    # All ranks take part where the model is shared out: the first one's clock is what counts.
+    votes = torch.tensor(float(is_due and run.world.is_first), device=run.world.device)
+    if run.world.sum(votes) and not run.progress.num_bad_in_a_row:
+        save(run, is_needed=False)
+
+
+def save(run: Run, needed_epochs: Collection[int] = (), *, is_needed: bool = True) -> None:
+    """Write a checkpoint and the curves in the background, from a copy of what they hold.
+
+    The first rank does, which has all the weights or gathers them.
+
+    Args:
+        run: the run.
+        needed_epochs: at an epoch's end, those whose weights are to be there from now on.
+        is_needed: whether a storage that does not answer is an error; else training goes on.
+    """
+    run.saved_at = time.monotonic()
+    # No two copies at a time: each takes three times the memory of the model.
+    run.background.wait()
+    copy = partial(whole_copy, keep=run.world.is_first)
+    checkpoint = Checkpoint(
+        model=copy(run.ast.state_dict()),
+        optimiser=copy(run.learner.optimiser.state_dict()),
+        progress=run.progress.copy(),
+        ema=copy(run.ema),
+        scaler=copy(run.learner.scaler.state_dict()),
+        score_sum=copy(run.score_sum),
+    )
+    if run.world.is_first:
+        write = _write if is_needed else _try_to_write
+        run.background.start(partial(write, run, checkpoint, needed_epochs))
+
+
+def _try_to_write(run: Run, saved: Checkpoint, needed_epochs: Collection[int]) -> None:
+    try:
+        _write(run, saved, needed_epochs)
+    except PassingError as error:
+        print(
+            f"note: {error}; training goes on without the checkpoint of step {saved.progress.step}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _write(run: Run, saved: Checkpoint, needed_epochs: Collection[int]) -> None:
+    """What a restart builds on must be there before the checkpoint is: curves, kept weights."""
+    with writing(run.path, run.token):
+        if saved.progress.epoch - 1 in needed_epochs:
+            write_weights(run.path, epoch_name(saved.progress.epoch - 1), saved.model)
+        if run.log is not None:
+            run.log.flush()
+        save_checkpoint(run.path, saved)
+        write_history(run.path, saved.progress, finished=False)
+        if needed_epochs:
+            remove_other_epochs(run.path, needed_epochs)

@@ -1,0 +1,81 @@
+"""The steps between two points of the training curve, from the device to the host at once.
+
+In: for each step its loss, gradient norm and whether it was skipped, as a tensor that nobody waits
+for. Steps: read them together at the point. Out: sums over the good steps, and the bad ones.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from trainer.data.loader import Batch
+
+MAX_STEPS_BEHIND = 2
+"""Steps that wait on a GPU while the next is asked for: it never runs out of work."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepFacts:
+    """One step, as all ranks see it."""
+
+    loss_sum: float
+    """Sum of the losses of the global batch."""
+    num_clips: int
+    """Clips in it."""
+    gradient_norm: float
+    is_bad: bool
+    """Whether it was skipped."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Window:
+    """Steps since the last point of the curve."""
+
+    waited_s: float = 0.0
+    """Seconds that this rank waited for batches."""
+    flops: int = 0
+    """Of the model for all clips of the global batches."""
+    start_s: float = field(default_factory=time.monotonic)
+    _facts: list[Tensor] = field(default_factory=list)
+    _num_clips: list[int] = field(default_factory=list)
+
+    def add(self, facts: Tensor, num_clips: int, flops_per_clip: int) -> None:
+        """A step: `[3]` on the device, loss sum, gradient norm and 1 if it was skipped."""
+        self._facts.append(facts)
+        self._num_clips.append(num_clips)
+        self.flops += num_clips * flops_per_clip
+
+    def __len__(self) -> int:
+        return len(self._facts)
+
+    def read(self) -> list[StepFacts]:
+        """The steps in order; waits for the device."""
+        rows = torch.stack(self._facts).tolist()
+        return [
+            StepFacts(loss_sum=loss, num_clips=clips, gradient_norm=norm, is_bad=bad > 0)
+            for (loss, norm, bad), clips in zip(rows, self._num_clips, strict=True)
+        ]
+
+
+def timed(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple[Batch, float]]:
+    """Each batch with the seconds it was waited for.
+
+    A GPU, which works later than it is asked to, is at most `MAX_STEPS_BEHIND` steps behind then:
+    else the batches' memory, in which it still reads, would be what is waited for.
+    """
+    behind: deque[torch.cuda.Event] = deque()
+    while True:
+        if len(behind) > MAX_STEPS_BEHIND:
+            behind.popleft().synchronize()
+        start_s = time.monotonic()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch, time.monotonic() - start_s
+        if device.type == "cuda":
+            behind.append(torch.cuda.Event(blocking=True))  # type: ignore[no-untyped-call]
+            behind[-1].record()
