@@ -1,8 +1,8 @@
 """Reads of small S3 objects a second, and client CPU time for each, by several clients in one run.
 
 In: nothing. Steps: serve a bucket of 200 KB objects on this machine (see `s3_server`); read them
-from 1, 8 and 32 threads with s3fs, pyarrow and obstore (as `pipeline.storage.s3_objects` uses it), without
-and with added latency a request; keep the best of several rounds. Out: a table.
+from 1, 8 and 32 threads with s3fs, pyarrow and obstore (as `pipeline.storage.s3_objects` uses it),
+without and with added latency a request; keep the best of several rounds. Out: a table.
 
     .venv/bin/python benchmarks/s3_reads.py
 """

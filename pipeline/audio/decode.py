@@ -6,8 +6,8 @@ cannot, average the channels, resample with soxr. Whatever is wrong with a file 
 `RejectError`, with a reason that says what.
 
 A file that is cut short is never taken for a whole one, as far as its kind can show that:
-`pipeline.audio.containers` says what is checked and what cannot be known. A stretch that ends before the
-cut can be used.
+`pipeline.audio.containers` says what is checked and what cannot be known. A stretch that ends
+before the cut can be used.
 """
 
 import io

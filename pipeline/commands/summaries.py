@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from pipeline.manifest.manifest import Manifest
-from pipeline.pages.page import duration, size
+from pipeline.terminal.tables import facts_table, titled
+from pipeline.terminal.units import duration, size
 
 if TYPE_CHECKING:  # they bring PyTorch and Ray, which `manifest` can do without
     from pipeline.dataset.assemble import PrepareSummary
@@ -92,16 +91,3 @@ def faults_summary(faults: "Sequence[Fault]", path: str) -> Group:
     else:
         table.add_row("checked", "every byte is what the card and the index say")
     return titled(f"Data set {path}", table)
-
-
-def facts_table() -> Table:
-    """A table of names and values."""
-    table = Table(show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
-    return table
-
-
-def titled(title: str, table: Table) -> Group:
-    """A table under its title, which may be wider than the table."""
-    return Group(Text(title, style="bold"), table)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.pages import page
+from pipeline.terminal import units
 
 _TEMPLATE = Path(__file__).with_name("coverage_page.html.jinja")
 
@@ -76,17 +77,17 @@ def _row(name: str, counts: dict[str, Any]) -> Section:
 def _tiles(section: Section) -> list[Section]:
     total, common = section["total"], section["common"]
     tiles = [
-        ("Found", page.percent(total["share"]), f"{page.count(total['found'])} clips"),
-        ("Missing", page.count(total["missing"]), "listed, not there"),
-        ("Unreadable", page.count(total["unreadable"]), "there, of no use"),
-        ("Audio found", page.duration(total["found_s"]), ""),
+        ("Found", units.percent(total["share"]), f"{units.count(total['found'])} clips"),
+        ("Missing", units.count(total["missing"]), "listed, not there"),
+        ("Unreadable", units.count(total["unreadable"]), "there, of no use"),
+        ("Audio found", units.duration(total["found_s"]), ""),
     ]
     if section["classes"]:
         least = section["classes"][0]
-        tiles.append(("Least covered class", page.percent(least["share"]), least["label"]))
+        tiles.append(("Least covered class", units.percent(least["share"]), least["label"]))
     if common:
-        whole = f"{page.count(common['found'])} of {page.count(common['listed'])} clips"
-        tiles.append(("Common subset", page.percent(common["share"]), whole))
+        whole = f"{units.count(common['found'])} of {units.count(common['listed'])} clips"
+        tiles.append(("Common subset", units.percent(common["share"]), whole))
     return [
         {"label": label, "value": value, "details": [detail] if detail else []}
         for label, value, detail in tiles

@@ -26,6 +26,7 @@ from pipeline.pages import page
 from pipeline.pages.coverage_page import Coverage, coverage_section
 from pipeline.pages.plots import Plot, counts_plot, rounded, series_colour
 from pipeline.pages.spectrogram import COLOURS, draw, energy_range
+from pipeline.terminal import units
 
 NUM_EXAMPLES = 20
 NUM_REJECT_EXAMPLES = 5
@@ -172,7 +173,7 @@ def level_plot(levels_dbfs: FloatArray) -> Plot | None:
         ]
         names += _bin_names(edges, "dB")
         counts += np.histogram(heard, edges)[0].tolist()
-        notes = [f"Median {page.number(float(np.median(heard)), 1)} dB.", *notes]
+        notes = [f"Median {units.number(float(np.median(heard)), 1)} dB.", *notes]
     num_unknown = len(levels_dbfs) - len(heard) - num_silent
     if num_unknown:
         notes.append(f"Of {num_unknown:,} clips it is not known.")
@@ -254,7 +255,7 @@ def _preparation(dataset: PreparedDataset) -> Section | None:
     summary: Section = storage.read_json(path)
     total_s = math.fsum(summary["stages_s"].values())
     stages = [
-        (f"{name} {page.duration(seconds)}", series_colour(number), seconds / (total_s or 1.0))
+        (f"{name} {units.duration(seconds)}", series_colour(number), seconds / (total_s or 1.0))
         for number, (name, seconds) in enumerate(summary["stages_s"].items())
     ]
     return summary | {"stages": stages, "total_s": total_s}
@@ -266,16 +267,16 @@ def _tiles(card: Card, coverage: Coverage | None) -> list[Section]:
     splits = card["splits"].values()
     num_splits = f"in {len(splits)} splits" if len(splits) > 1 else "in one split"
     tiles = [
-        ("Clips", page.count(card["num_clips"]), num_splits),
-        ("Audio", page.duration(math.fsum(split["duration_s"] for split in splits)), ""),
-        ("Classes", page.count(len(card["labels"])), ""),
-        ("Size", page.size(sum(tar["size_bytes"] for tar in card["shards"])), ""),
-        ("Rejected", page.count(num_rejects), f"{page.percent(reject_share)} of the clips"),
+        ("Clips", units.count(card["num_clips"]), num_splits),
+        ("Audio", units.duration(math.fsum(split["duration_s"] for split in splits)), ""),
+        ("Classes", units.count(len(card["labels"])), ""),
+        ("Size", units.size(sum(tar["size_bytes"] for tar in card["shards"])), ""),
+        ("Rejected", units.count(num_rejects), f"{units.percent(reject_share)} of the clips"),
     ]
     if coverage:
         section = coverage_section(coverage)
-        whole = f"of {page.count(coverage['total']['listed'])} listed clips"
-        tiles.append(("Coverage", page.percent(section["total"]["share"]), whole))
+        whole = f"of {units.count(coverage['total']['listed'])} listed clips"
+        tiles.append(("Coverage", units.percent(section["total"]["share"]), whole))
     return [
         {"label": label, "value": value, "details": [detail] if detail else []}
         for label, value, detail in tiles

@@ -1,9 +1,9 @@
 """Checkpoints of whole ASTs, whoever trained them: found out by looking, read under our names.
 
 In: a file or folder, local or on S3: the authors' `.pth`, a folder of transformers, a run folder,
-or what `trainer.exchange.export_run` writes. Steps: look which it is, read tensors only, rename, find out patch
-grid, classes and normalisation. Out: an `AstCheckpoint`; or, from a file of a timm backbone, its
-state dict. `trainer.model.build` fits either to the model that a recipe asks for.
+or what `trainer.exchange.export_run` writes. Steps: look which it is, read tensors only, rename,
+find out patch grid, classes and normalisation. Out: an `AstCheckpoint`; or, from a file of a timm
+backbone, its state dict. `trainer.model.build` fits either to the model that a recipe asks for.
 """
 
 import json

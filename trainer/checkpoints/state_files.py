@@ -2,8 +2,8 @@
 
 In: a timm model name, a file (`.safetensors`, `.pth`, `.pt` or `.bin`, local or on S3) or another
 implementation's state dict. Steps: read tensors only (never pickled objects), rename, check every
-name and shape. Out: a backbone with its weights, or a state dict that `trainer.model.ast.AST` loads;
-and the way back to the names of transformers.
+name and shape. Out: a backbone with its weights, or a state dict that `trainer.model.ast.AST`
+loads; and the way back to the names of transformers.
 Nothing is loaded in part: a name too many, too few or of another shape is an error that says so.
 """
 

@@ -3,8 +3,8 @@
 In: a clip set, the epoch's order and its mixup partners. Steps: the sampler's arithmetic says which
 rows this rank takes at each step; threads read them, ahead of the training step, into memory that
 is used again, and draw noise for them. Out: raw clips and partners as they are stored (audio:
-decoded), and targets, in the order of the steps; `trainer.data.augment` makes the model's input of them
-on the device. Nothing here has state that a restart would need.
+decoded), and targets, in the order of the steps; `trainer.data.augment` makes the model's input of
+them on the device. Nothing here has state that a restart would need.
 
 B rows of this rank, P partners of mixup, T frames, F mels, S samples, C classes.
 """

@@ -85,7 +85,7 @@ def import_run(
         source: see `trainer.checkpoints.ast_checkpoint.read_weights`.
         recipe_path: settings of the run; what it leaves out, the checkpoint tells; empty: all.
             Another input length or stride than the checkpoint's is fitted.
-        overrides: see `trainer.recipe.recipe.load_recipe`; only of what a model that is not trained has.
+        overrides: see `trainer.recipe.recipe.load_recipe`; only of what an untrained model has.
 
     Raises:
         UserError: there is no such checkpoint or data set; the data set has classes or a number of

@@ -54,8 +54,8 @@ def run_training(recipe: Recipe, dataset_path: str, run_path: str, workers: Work
     """Train, or carry on, on a connected Ray; shows a progress bar.
 
     Raises:
-        UserError: see `check_training` and `trainer.training.loop.train`; Ray's own errors wrap it where it
-            comes from a worker.
+        UserError: see `check_training` and `trainer.training.loop.train`; Ray's own errors wrap it
+            where it comes from a worker.
     """
     workers, _ = fit_workers(workers)
     note_workers([recipe], workers)

@@ -23,12 +23,13 @@ from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.pages import page
 from pipeline.pages.plots import Plot, counts_plot, series_colour
+from pipeline.terminal import units
 from trainer.optim.schedule import ScheduleSettings
 from trainer.report import examples, figures
 from trainer.run.run_folder import read_history, read_recipe, read_run
+from trainer.run.skipped_steps import read_bad_steps
 from trainer.scores.predictions import Predictions, predictions_path, read_metrics, read_predictions
 from trainer.studies.shared import read_runs
-from trainer.training.divergence import read_bad_steps
 
 _METRICS = (("mAP", "mAP"), ("mAUC", "mAUC"), ("d_prime", "d′"), ("accuracy", "Accuracy"))
 
@@ -279,10 +280,10 @@ def make_tiles(runs: Sequence[Run]) -> list[Row]:
     for key, title in _METRICS:
         mean, spread = _over_runs(runs, key)
         chance, _ = _over_runs(runs, "chance_mAP")
-        details = [f"± {page.number(spread)} in {len(runs)} runs"] if spread is not None else []
+        details = [f"± {units.number(spread)} in {len(runs)} runs"] if spread is not None else []
         if key == "mAP" and chance is not None:
-            details.append(f"chance {page.number(chance)}")
-        tiles.append({"label": title, "value": page.number(mean), "details": details})
+            details.append(f"chance {units.number(chance)}")
+        tiles.append({"label": title, "value": units.number(mean), "details": details})
     total_s = math.fsum(run.train_s for run in runs)
     num_skipped = sum(len(run.bad_steps) for run in runs)
     return [
@@ -300,7 +301,7 @@ def make_tiles(runs: Sequence[Run]) -> list[Row]:
             "details": [
                 *([] if all(run.is_finished for run in runs) else ["not finished"]),
                 *(
-                    [f"{page.count(num_skipped)} step{'s' * (num_skipped > 1)} skipped"]
+                    [f"{units.count(num_skipped)} step{'s' * (num_skipped > 1)} skipped"]
                     if num_skipped
                     else []
                 ),
@@ -308,7 +309,7 @@ def make_tiles(runs: Sequence[Run]) -> list[Row]:
         },
         {
             "label": "Training time",
-            "value": page.duration(total_s / len(runs)),
+            "value": units.duration(total_s / len(runs)),
             "details": [f"mean of {len(runs)} runs"] if len(runs) > 1 else ["without evaluation"],
         },
     ]
@@ -335,8 +336,8 @@ def _counts(values: Sequence[int | None]) -> str:
     """The count that all have, or the smallest and the largest."""
     known = [value for value in values if value is not None]
     if not known:
-        return page.count(None)
-    return "–".join(dict.fromkeys(page.count(end) for end in (min(known), max(known))))
+        return units.count(None)
+    return "–".join(dict.fromkeys(units.count(end) for end in (min(known), max(known))))
 
 
 def summarise(runs: Sequence[Run]) -> dict[str, Row]:

@@ -13,7 +13,8 @@ import torch
 
 from trainer.data.loader import EpochPlan
 from trainer.model.flops import peak_flops
-from trainer.training.divergence import diverged, write_bad_steps
+from trainer.run.skipped_steps import write_bad_steps
+from trainer.training.divergence import diverged
 from trainer.training.run_state import Run
 from trainer.training.window import StepFacts, Window
 

@@ -2,18 +2,14 @@
 
 In: the loss and the gradient's norm of a step, the same on every rank. Such a step is skipped by
 the fused optimiser on the device itself (its `found_inf`), so that no step waits for the host; the
-host learns of it at the next point of the curve. Out: `divergence.jsonl` in the run folder with a
-line for each skipped step, and an error where too many follow one another.
+host learns of it at the next point of the curve. Out: an error where too many follow one another.
 """
 
-import json
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipeline import storage
 from pipeline.errors import UserError
 from trainer.training.fsdp import gathered
 
@@ -64,27 +60,3 @@ def not_finite(run_path: str, clips_name: str) -> DivergedError:
         f"has diverged",
         f"{_LOWER}, {_ANEW}",
     )
-
-
-def write_bad_steps(run_path: str, entries: Sequence[dict[str, Any]]) -> None:
-    """Write all skipped steps of a run, a line each: step, epoch, loss, norm, ids of its clips."""
-    lines = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries)
-    storage.write_bytes(storage.join(run_path, "divergence.jsonl"), lines.encode())
-
-
-def read_bad_steps(run_path: str) -> list[dict[str, Any]]:
-    """What `write_bad_steps` wrote; empty where no step was skipped.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    path = storage.join(run_path, "divergence.jsonl")
-    try:
-        entries = [json.loads(line) for line in storage.read_bytes(path).splitlines()]
-        if not all({"step", "epoch", "loss", "grad_norm"} <= entry.keys() for entry in entries):
-            raise ValueError("an entry lacks its figures")
-    except FileNotFoundError:
-        return []
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: damaged ({error}); remove it, no step depends on it") from error
-    return entries

@@ -19,10 +19,11 @@ from pipeline import storage
 from pipeline.audio.rejects import Reject, to_table
 from pipeline.dataset.prepared import open_dataset
 from pipeline.errors import UserError
-from pipeline.pages import dataset_page, page, spectrogram
+from pipeline.pages import dataset_page, spectrogram
 from pipeline.pages.coverage_page import coverage_section, write_coverage_page
 from pipeline.pages.dataset_page import prepared_coverage, write_dataset_page
 from pipeline.shards.plan import FORMAT_VERSION
+from pipeline.terminal import units
 from tests.support.browser import OfflineBrowser, OpenPage, open_browser, wait_until
 
 HOSTILE = (
@@ -392,13 +393,13 @@ def test_one_bin_that_dwarfs_the_others_hides_none() -> None:
 
 @given(st.floats(0, 1))
 def test_only_the_whole_is_100_percent(share: float) -> None:
-    assert (page.percent(share) == "100\N{NO-BREAK SPACE}%") == (share == 1)
-    assert (page.percent(share) == "0\N{NO-BREAK SPACE}%") == (share == 0)
+    assert (units.percent(share) == "100\N{NO-BREAK SPACE}%") == (share == 1)
+    assert (units.percent(share) == "0\N{NO-BREAK SPACE}%") == (share == 0)
 
 
 def test_numbers_are_written_as_people_read_them() -> None:
     shares, sizes_bytes = (0.8733, 0.9999, 1e-9), (0, 812e3, 9.96e6, 999.6e6, 1.34e12, 5e15)
-    written = [page.percent(share) for share in shares] + [page.size(n) for n in sizes_bytes]
+    written = [units.percent(share) for share in shares] + [units.size(n) for n in sizes_bytes]
     assert ", ".join(written).replace("\N{NO-BREAK SPACE}", " ") == (
         "87.3 %, > 99.9 %, < 0.1 %, 0.0 kB, 812 kB, 10 MB, 1.0 GB, 1.3 TB, 5000 TB"
     )

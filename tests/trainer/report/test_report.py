@@ -26,10 +26,10 @@ from tests.support.prepared import tiny_recipe
 from trainer.optim.schedule import ScheduleSettings, learning_rate
 from trainer.report import examples, figures
 from trainer.report.sections import member_paths, run_names, write_report
+from trainer.run.skipped_steps import write_bad_steps
 from trainer.scores.metrics import evaluate_scores
 from trainer.scores.predictions import Predictions, write_predictions
 from trainer.studies.ensemble import score_ensemble
-from trainer.training.divergence import write_bad_steps
 
 HOSTILE = (
     "</script><script>alert(1)</script>",

@@ -12,8 +12,8 @@ from pipeline.dataset.prepared import PreparedDataset
 from pipeline.errors import UserError
 from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
 from trainer.recipe.recipe import Recipe
+from trainer.run.skipped_steps import read_bad_steps
 from trainer.run.summary import metrics_summary
-from trainer.training.divergence import read_bad_steps
 from trainer.training.loop import train
 from trainer.training.world import World
 
