@@ -4,10 +4,10 @@ Every artifact of the project is read and written here; contents and listings of
 `pipeline.storage.s3_objects`, and contents through s3fs where that fails. A write is atomic:
 locally a temporary file beside the target and a rename; on S3 one put or, if it is large, one
 upload in parts, which a killed process leaves unfinished for the bucket's lifecycle rules. The S3
-endpoint, region and credentials come from the usual AWS variables (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`,
-...), so that MinIO and Ceph work as AWS does. What only the user can mend (a bucket that does not
-exist, refused credentials, a full disk) is raised as `UserError`; a missing file always as
-`FileNotFoundError`.
+endpoint, region and credentials come from the usual AWS variables (`AWS_ENDPOINT_URL`,
+`AWS_ACCESS_KEY_ID`, ...), so that MinIO and Ceph work as AWS does. What only the user can mend (a
+bucket that does not exist, refused credentials, a full disk) is raised as `UserError`; a missing
+file always as `FileNotFoundError`.
 """
 
 import errno
