@@ -142,7 +142,7 @@ def unfolded_patches(task: Task) -> Side:
 def transformers(task: Task) -> Side:
     """As fast as its users get it: SDPA, autocast, `torch.compile`, a fused optimiser."""
     same, batch = _model(task), task.batch
-    block = same.blocks[0]
+    block: Any = same.blocks[0]
     config = ASTConfig(
         hidden_size=same.head.in_features,
         num_hidden_layers=len(same.blocks),
@@ -176,6 +176,7 @@ def authors(task: Task) -> Side:
     """
     batch, device = task.batch, task.batch.x.device
     model = _model(task).to(device).train()
+    block: Any
     for block in model.blocks:
         block.attn.fused_attn = False
     optimiser = torch.optim.Adam(model.parameters(), LR, weight_decay=5e-7, betas=(0.95, 0.999))

@@ -20,10 +20,10 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -182,7 +182,7 @@ def list_jobs(*, address: str | None = None) -> None:
     for title in ("ID", "STATUS", "START", "DURATION"):
         table.add_column(title, no_wrap=True)
     table.add_column("ENTRYPOINT", overflow="fold")
-    for job in sorted(jobs, key=lambda job: job.start_time):
+    for job in sorted(jobs, key=lambda job: job.start_time or 0):
         table.add_row(*(Text(cell) for cell in _row(job)))
     # Text in a pipe is for programs: lines are not to be folded at 80 columns.
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)
@@ -228,7 +228,7 @@ class _UnreachableError(UserError):
     """The job server does not answer; it may later."""
 
 
-class _JobServer(JobSubmissionClient):  # type: ignore[misc]
+class _JobServer(JobSubmissionClient):
     """Ray's client with time limits, and with one line for every way the server says no."""
 
     _ssl_context: Any
@@ -283,7 +283,7 @@ class _Log:
             Whether the server closed it in good order.
         """
         position = 0
-        stream = self._server.tail_job_logs(self._job_id)
+        stream = cast(AsyncGenerator[str, None], self._server.tail_job_logs(self._job_id))
         try:
             while True:
                 text = await asyncio.wait_for(anext(stream), SILENCE_S)

@@ -60,7 +60,7 @@ def read_blocks(data: bytes, kind: Kind, start_s: float, end_s: float | None) ->
     parts: list[npt.NDArray[np.float32]] = []
     try:
         with av.open(
-            io.BytesIO(data), format=_FORMATS[kind], metadata_errors="ignore"
+            io.BytesIO(data), "r", format=_FORMATS[kind], metadata_errors="ignore"
         ) as container:
             stream = _audio_stream(container)
             if kind not in _ESTIMATE_THEIR_LENGTH:

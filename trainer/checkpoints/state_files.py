@@ -82,10 +82,11 @@ def create_from_hub(backbone: str) -> nn.Module:
     # It tells of every second try; what ends the last of them is said below.
     client.setLevel(logging.ERROR)
     try:
-        return cast(nn.Module, timm.create_model(backbone, pretrained=True, num_classes=0))
+        return timm.create_model(backbone, pretrained=True, num_classes=0)
     # The hub client, the HTTP library below it and the file readers share no base class.
     except Exception as error:
-        source = timm.get_pretrained_cfg(backbone).hf_hub_id or backbone
+        published = timm.get_pretrained_cfg(backbone)
+        source = (published and published.hf_hub_id) or backbone
         raise UserError(
             f"model.pretrained: could not fetch the weights {source}: {_first_line(error)}; give "
             "model.weights_file a copy of them (.safetensors, .pth or .pt), or set "

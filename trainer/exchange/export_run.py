@@ -255,12 +255,14 @@ def _with_one_eps(model: AST, state: State) -> State:
 
 
 def _eps(model: AST) -> float:
-    return float(model.norm.eps)
+    norm: Any = model.norm
+    return float(norm.eps)
 
 
 def _config(model: AST, recipe: Recipe, labels: Sequence[str], num_mels: int) -> dict[str, Any]:
     """`config.json` of an `ASTForAudioClassification`."""
-    shape, block = recipe.model, model.blocks[0]
+    shape = recipe.model
+    block: Any = model.blocks[0]
     kinds = {"bce": "multi_label_classification", "ce": "single_label_classification"}
     return {
         "architectures": ["ASTForAudioClassification"],

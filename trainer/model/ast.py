@@ -213,7 +213,7 @@ class AST(nn.Module):
         self.cls_token = cast(nn.Parameter, backbone.cls_token)
         self.register_parameter("dist_token", dist_token)
         self.pos_embed = nn.Parameter(_position_embedding(backbone, settings, num_mels))
-        self.blocks = backbone.blocks[: settings.depth or None]
+        self.blocks = cast(nn.Sequential, backbone.blocks[: settings.depth or None])
         if settings.compile:
             _compile(self.blocks)
         self.norm = backbone.norm
@@ -398,6 +398,7 @@ def _position_embedding(
 ) -> Tensor:
     """Positional embedding [1, P + N, D] for the input's grid, adapted or random."""
     if settings.pretrained and settings.position_embedding == "adapt":
+        assert backbone.pos_embed is not None
         return adapt_position_embedding(
             backbone.pos_embed.detach(),
             num_class_tokens=backbone.num_prefix_tokens,

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any, cast
 
 import timm
-from timm.layers import PatchEmbed
+from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 

@@ -29,7 +29,7 @@ _FIGURES: dict[str, Callable[[float], str]] = {
 @contextmanager
 def progress_board(num_runs: int) -> Iterator[Any]:
     """A board for workers to report to, and a bar over the steps of all runs while it exists."""
-    board = ray.remote(num_cpus=0)(Board).remote()
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
     stop = threading.Event()
     thread = threading.Thread(
         target=_show_progress, args=(board, num_runs, stop), name="progress", daemon=True

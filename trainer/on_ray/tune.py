@@ -132,7 +132,7 @@ def run_recipes(
         with _environment(_TUNE_VARIABLES), redirect_stdout(io.StringIO()):
             results = tuner.fit()
     # Trials are in the order of the grid.
-    ended = zip(recipes, results, strict=True)
+    ended = zip(recipes, results, strict=True)  # type: ignore[call-overload]
     return {run_path: one.error for run_path, one in ended if one.error is not None}
 
 

@@ -232,7 +232,7 @@ def _header_duration_s(file: io.IOBase) -> float | None:
         return duration_s
     except soundfile.LibsndfileError:
         file.seek(0)
-    with av.open(file) as container:
+    with av.open(file, "r") as container:
         return None if container.duration is None else container.duration / av.time_base
 
 
