@@ -3,45 +3,51 @@
 In: paths and contents. Out: contents and listings; what is written is there whole or not at all.
 """
 
-from pipeline.storage.files import (
-    RETRY_AFTER_S,
-    UNFINISHED,
-    NewFile,
-    NoRegularFileError,
-    TooLargeError,
-    absolute,
-    check_bucket,
-    check_readable,
+from pipeline.storage.documents import (
     encode_table,
-    exists,
-    explain,
-    explained,
-    file_sizes,
-    file_system,
-    holds_files,
-    is_remote,
-    iter_files,
-    join,
-    list_files,
-    make_folder,
-    new_file,
-    one_file_fault,
-    open_binary,
-    read_bytes,
-    read_file,
     read_json,
     read_json_object,
-    read_range,
     read_table,
-    remove,
-    with_retries,
-    write_bytes,
     write_json,
     write_table,
 )
+from pipeline.storage.faults import (
+    NoRegularFileError,
+    TooLargeError,
+    explain,
+    explained,
+    one_file_fault,
+    with_retries,
+)
+from pipeline.storage.files import (
+    UNFINISHED,
+    NewFile,
+    check_bucket,
+    check_readable,
+    exists,
+    file_system,
+    make_folder,
+    new_file,
+    open_binary,
+    read_bytes,
+    read_file,
+    read_range,
+    remove,
+    write_bytes,
+)
+from pipeline.storage.listing import (
+    file_sizes,
+    holds_files,
+    iter_files,
+    list_files,
+)
+from pipeline.storage.paths import (
+    absolute,
+    is_remote,
+    join,
+)
 
 __all__ = [
-    "RETRY_AFTER_S",
     "UNFINISHED",
     "NewFile",
     "NoRegularFileError",

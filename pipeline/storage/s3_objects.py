@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 
 import botocore.session
 import obstore
-import pyarrow as pa
 from botocore.exceptions import NoCredentialsError
 from obstore.exceptions import GenericError
 from obstore.store import S3Store
@@ -25,8 +24,6 @@ READ_TIMEOUT_S = 20
 MAX_RETRIES = 4
 RETRY_TIMEOUT_S = 15
 """No retry starts later than this after the first try of a request."""
-
-LISTING_SCHEMA = pa.schema([("path", pa.string()), ("size_bytes", pa.int64())])
 
 _KEYS_PER_PAGE = 1000
 _DOWNLOAD_TIMEOUT = timedelta(hours=1)
@@ -53,8 +50,8 @@ def read_object_range(uri: str, offset_bytes: int, size_bytes: int) -> bytes:
     return bytes(obstore.get_range(_store(bucket), key, start=offset_bytes, length=size_bytes))
 
 
-def list_objects(uri: str) -> Iterator[pa.RecordBatch]:
-    """Keys below a prefix, page by page, as `LISTING_SCHEMA` with full URIs.
+def list_objects(uri: str) -> Iterator[tuple[list[str], list[int]]]:
+    """Keys below a prefix, page by page: full URIs, and sizes in bytes.
 
     Left out are empty objects without a suffix: most are no files but marks of folders.
     """
@@ -63,7 +60,7 @@ def list_objects(uri: str) -> Iterator[pa.RecordBatch]:
         # A mark of a folder is an empty object with its name and a slash, which is lost here.
         files = [item for item in page if item["size"] or "." in item["path"].rpartition("/")[2]]
         paths = [f"s3://{bucket}/{item['path']}" for item in files]
-        yield pa.record_batch([paths, [item["size"] for item in files]], schema=LISTING_SCHEMA)
+        yield paths, [item["size"] for item in files]
 
 
 def _pages(store: S3Store, prefix: str) -> Iterator[Any]:

@@ -43,7 +43,7 @@ def proxy(s3: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "RETRY_AFTER_S", (0.1, 0.1, 0.1))
+    monkeypatch.setattr("pipeline.storage.faults.RETRY_AFTER_S", (0.1, 0.1, 0.1))
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_a_storage_that_fails_for_ever_is_one_line_and_the_job_goes_on_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("pipeline.storage.s3_objects.MAX_RETRIES", 1)
-    monkeypatch.setattr(storage, "MAX_ATTEMPTS", 1)
+    monkeypatch.setattr("pipeline.storage.s3_client.MAX_ATTEMPTS", 1)
     storage.file_system(s3).clear_instance_cache()
     proxy.spoil(Faults(share=1.0, kinds=(kind,), after=60))
     with pytest.raises(UserError) as caught:

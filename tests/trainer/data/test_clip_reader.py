@@ -125,7 +125,7 @@ def test_reads_that_stop_short_go_on(
 def test_a_file_that_went_stale_is_opened_anew(
     dataset: PreparedDataset, clips: ClipSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "RETRY_AFTER_S", (0.0,))
+    monkeypatch.setattr("pipeline.storage.faults.RETRY_AFTER_S", (0.0,))
     preadv, stale = os.preadv, set()
 
     def failing(file: int, buffers: Any, offset: int) -> int:

@@ -1,0 +1,173 @@
+"""What goes wrong with a storage: in one line for the user, or tried again where it may pass.
+
+S3 clients are loaded only where S3 is used, so their errors are known here by the names of their
+classes.
+"""
+
+import errno
+import os
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.errors import PassingError, UserError
+from pipeline.storage.paths import is_remote
+
+RETRY_AFTER_S = (1.0, 5.0, 25.0)
+"""Pauses before a read or write that broke for a passing reason is tried again."""
+RETRY_FOR_S = 60.0
+"""No such try starts later than this after the first: those that stalled have waited enough."""
+
+_REFUSED = {
+    "AccessDenied",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
+    "InvalidClientTokenId",
+    "AuthFailure",
+    "Forbidden",
+    "403",
+    "400",  # answers to HEAD have no other code: a token that expired
+}
+NO_ANSWER = {
+    "botocore.EndpointConnectionError",
+    "botocore.ConnectTimeoutError",
+    "botocore.ReadTimeoutError",
+    "fsspec.FSTimeoutError",
+}
+_NO_CREDENTIALS = {"botocore.NoCredentialsError", "botocore.PartialCredentialsError"}
+_CUT_SHORT = {"aiohttp.ClientPayloadError"}
+_BROKEN_CONNECTION = {"botocore.HTTPClientError", *_CUT_SHORT}
+_OVERLOADED = {"SlowDown", "RequestTimeout", "Throttling", "RequestLimitExceeded"}
+_NO_SUCH_PATH = {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+
+
+class TooLargeError(Exception):
+    """A file is larger than the caller wants to hold in memory."""
+
+
+class NoRegularFileError(OSError):
+    """A pipe, a socket or a device, which may never answer or never end."""
+
+
+def is_a(error: BaseException, kinds: Collection[str]) -> bool:
+    """Whether an error is of one of these classes, each as `package.ClassName`."""
+    mine = (f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__)
+    return any(name in kinds for name in mine)
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for an error that only the user can mend; None for any other, as a missing file."""
+    code = error_code(error)
+    if isinstance(error, FileNotFoundError) and "<Code>NoSuchBucket" in str(error):
+        code = "NoSuchBucket"
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+    if code == "NoSuchBucket":
+        return "the bucket does not exist; check its name and the endpoint"
+    if code in _REFUSED or (code and isinstance(error, PermissionError)):
+        return (
+            f"access refused ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
+            f"and the bucket's policy at {endpoint}"
+        )
+    if is_a(error, _NO_CREDENTIALS):
+        return (
+            "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE"
+        )
+    if is_a(error, NO_ANSWER):
+        return f"no answer from {endpoint}; check AWS_ENDPOINT_URL and the network"
+    if is_a(error, _CUT_SHORT):
+        return f"answers of {endpoint} are cut short, also when asked again; check the network"
+    if is_a(error, {"obstore.BaseError"}):
+        return f"no use of {endpoint}: {str(error).splitlines()[0]}"
+    if is_a(error, {"botocore.BotoCoreError"}) or str(error).startswith("Invalid endpoint"):
+        return " ".join(str(error).split())
+    if code and not isinstance(error, FileNotFoundError):
+        return f"the storage at {endpoint} answered {code}, also when asked again"
+    return None
+
+
+def one_file_fault(error: Exception) -> str | None:
+    """Why one file cannot be read, when the storage as a whole is well; None otherwise."""
+    code = error_code(error)
+    if isinstance(error, FileNotFoundError) and code != "NoSuchBucket":
+        return "not found"
+    if isinstance(error, OSError) and error.errno in _NO_SUCH_PATH and not code:
+        return "not found"
+    # S3 answers so for a key that is not there, too, to users who may not list the bucket.
+    if isinstance(error, PermissionError) and code in ("", "403", "AccessDenied"):
+        return "access refused"
+    if isinstance(error, IsADirectoryError):
+        return "a folder, not a file"
+    if isinstance(error, NoRegularFileError):
+        return "no regular file"
+    if code == "KeyTooLongError" or (isinstance(error, ValueError) and "null" in str(error)):
+        return "a path that no file can have"
+    return None
+
+
+def with_retries(action: Any, *arguments: object, lasting: Collection[str] = ()) -> Any:
+    """Call again, after the pauses of `RETRY_AFTER_S`, when a read or write broke in passing.
+
+    Args:
+        action: what to call.
+        arguments: what it takes.
+        lasting: errors that are raised at once, as `is_a` takes them, beside those that asking
+            again cannot help.
+    """
+    start = time.monotonic()
+    for pause_s in RETRY_AFTER_S:
+        try:
+            return action(*arguments)
+        except Exception as error:
+            is_late = time.monotonic() + pause_s > start + RETRY_FOR_S
+            if is_a(error, lasting) or not _may_pass(error) or is_late:
+                raise
+            time.sleep(pause_s)
+    return action(*arguments)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether asking again may help: no answer, a broken one, or one of an overloaded storage."""
+    if isinstance(error, UserError):
+        return False
+    status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if error_code(error):
+        return status >= 500 or error_code(error) in _OVERLOADED
+    if isinstance(error, OSError):
+        # EIO: a broken disk, or a network drive that has asked again long enough itself.
+        return one_file_fault(error) is None and error.errno != errno.EIO
+    return is_a(error, _BROKEN_CONNECTION | NO_ANSWER)
+
+
+@contextmanager
+def explained(path: str) -> Iterator[None]:
+    """Raise what only the user can mend as a `UserError` that names the path."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = explain(error)
+        if reason is None and not is_remote(path) and not isinstance(error, FileNotFoundError):
+            reason = getattr(error, "strerror", None)
+        if reason is None:
+            raise
+        is_passing = _may_pass(error) or is_a(error, {*NO_ANSWER, "obstore.GenericError"})
+        kind = PassingError if is_remote(path) and is_passing else UserError
+        raise kind(f"{path}: {reason}") from error
+
+
+def error_code(error: BaseException) -> str:
+    """The S3 error code behind an exception that s3fs translated, or an empty string."""
+    return str(_response(error).get("Error", {}).get("Code", ""))
+
+
+def _response(error: BaseException | None) -> dict[str, Any]:
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            return response
+        error = error.__cause__
+    return {}

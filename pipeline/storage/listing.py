@@ -1,0 +1,71 @@
+"""What is below a folder or prefix, by the thousand: listings of millions of files stream."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline.storage.faults import explained
+from pipeline.storage.files import check_bucket
+from pipeline.storage.paths import is_remote
+
+LISTING_SCHEMA = pa.schema([("path", pa.string()), ("size_bytes", pa.int64())])
+
+
+def list_files(folder: str) -> list[str]:
+    """Paths of all files below a folder or prefix, sorted; none when it is not there."""
+    return sorted(path for batch in iter_files(folder) for path in batch["path"].to_pylist())
+
+
+def holds_files(folder: str) -> bool:
+    """Whether there is any file below a folder or prefix."""
+    return any(batch.num_rows for batch in iter_files(folder))
+
+
+def file_sizes(folder: str) -> dict[str, int]:
+    """Sizes in bytes of all files below a folder or prefix, by path."""
+    return {
+        path: size
+        for batch in iter_files(folder)
+        for path, size in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+    }
+
+
+def iter_files(folder: str) -> Iterator[pa.RecordBatch]:
+    """All files below a folder or prefix, in no order, as batches of `LISTING_SCHEMA`.
+
+    Listings of millions of files are never held as a whole here. None when it is not there.
+    """
+    inside = folder.rstrip("/") + "/"
+    check_bucket(folder)
+    with explained(folder):
+        yield from _list_remote(inside) if is_remote(folder) else _list_local(folder)
+
+
+def _list_local(folder: str) -> Iterator[pa.RecordBatch]:
+    """Links are followed, but into no folder twice."""
+    waiting, seen = [folder.rstrip("/")], set()
+    while waiting:
+        inside = waiting.pop()
+        seen.add(os.path.realpath(inside))
+        sizes: dict[str, int] = {}
+        try:
+            with os.scandir(f"{inside}/") as entries:
+                for entry in entries:
+                    path = f"{inside}/{entry.name}"
+                    if not entry.is_dir():
+                        dangling = entry.is_symlink() and not Path(path).exists()
+                        sizes[path] = 0 if dangling else entry.stat().st_size
+                    elif not entry.is_symlink() or os.path.realpath(path) not in seen:
+                        waiting.append(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        yield pa.record_batch([list(sizes), list(sizes.values())], schema=LISTING_SCHEMA)
+
+
+def _list_remote(prefix: str) -> Iterator[pa.RecordBatch]:
+    from pipeline.storage.s3_objects import list_objects  # S3 clients only where S3 is used
+
+    for paths, sizes_bytes in list_objects(prefix):
+        yield pa.record_batch([paths, sizes_bytes], schema=LISTING_SCHEMA)

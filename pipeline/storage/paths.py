@@ -1,0 +1,36 @@
+"""Paths, local or `s3://bucket/key`, as texts."""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pipeline.errors import UserError
+
+
+def is_remote(path: str) -> bool:
+    """Whether the path is an object in S3 rather than a local file."""
+    return path.startswith("s3://")
+
+
+def absolute(path: str) -> str:
+    """A path that means the same in another process: Ray's workers have other working folders.
+
+    Raises:
+        UserError: the path is empty, has a scheme other than `s3://`, or names no bucket.
+    """
+    if not path:
+        raise UserError(
+            "empty path (is a shell variable unset?); give a local path or s3://bucket/key"
+        )
+    scheme = urlsplit(path).scheme if "://" in path else ""
+    if scheme not in ("", "s3"):
+        raise UserError(f"{path}: paths are local or s3://bucket/key, not {scheme}://")
+    if not scheme:
+        return str(Path(path).expanduser().resolve())
+    if not urlsplit(path).netloc:
+        raise UserError(f"{path}: an s3:// path names a bucket: s3://bucket/key")
+    return path.rstrip("/")
+
+
+def join(base: str, *parts: str) -> str:
+    """The path of something inside a folder or under a prefix."""
+    return "/".join([base.rstrip("/"), *parts])

@@ -1,0 +1,29 @@
+"""S3 as fsspec's file system, by s3fs: writes, single questions, and reads where obstore fails."""
+
+from typing import Any
+
+import fsspec
+
+from pipeline.storage.s3_objects import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
+
+MAX_ATTEMPTS = 2
+"""Tries of one request by botocore, in each of the tries of `pipeline.storage.faults`."""
+
+
+def file_system() -> Any:
+    """The file system, which keeps its connections."""
+    remote = fsspec.filesystem(
+        "s3",
+        use_listings_cache=False,
+        config_kwargs={
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+            "retries": {"total_max_attempts": MAX_ATTEMPTS, "mode": "standard"},
+            # Servers other than AWS refuse the checksum trailers that newer clients send.
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        },
+    )
+    # Its tries multiply with those of botocore, and for reads with themselves.
+    remote.retries = 1
+    return remote
