@@ -21,7 +21,7 @@ from pipeline.errors import UserError
 from pipeline.storage import absolute
 
 if TYPE_CHECKING:
-    from trainer.on_ray.workers import Workers
+    from trainer.on_ray.settings import Workers
     from trainer.recipe.recipe import Recipe
 
 PROJECT = Path(__file__).resolve().parent
@@ -93,13 +93,13 @@ def prepare(arguments: Arguments) -> None:
     import json
     from dataclasses import asdict, replace
 
-    from pipeline.audio.decode import DecodeSettings
+    from pipeline.audio.settings import DecodeSettings
     from pipeline.commands.summaries import estimate_summary, prepare_summary
     from pipeline.dataset import prepare as on_ray
     from pipeline.manifest.manifest import check, read_labels, read_manifest
     from pipeline.pages.dataset_page import write_dataset_page
     from pipeline.shards.estimate import estimate
-    from pipeline.shards.plan import PrepareSettings
+    from pipeline.shards.settings import PrepareSettings
 
     path, output = absolute(arguments.manifest), absolute(arguments.out)
     found = read_manifest(path)
@@ -165,7 +165,7 @@ def verify(arguments: Arguments) -> int:
 
 def train(arguments: Arguments) -> None:
     from trainer.checkpoints.checkpoint import checkpoint_paths
-    from trainer.recipe.recipe import load_recipe
+    from trainer.recipe.parse import load_recipe
     from trainer.run.checks import check_training
     from trainer.run.run_folder import read_run
     from trainer.run.summary import check_learned, metrics_summary
@@ -367,7 +367,7 @@ def _session(arguments: Arguments) -> AbstractContextManager[None]:
 
 
 def _workers(arguments: Arguments) -> "Workers":
-    from trainer.on_ray.workers import Workers
+    from trainer.on_ray.settings import Workers
 
     return Workers(num=arguments.workers, cpus=arguments.cpus_per_worker, use_gpu=arguments.gpu)
 

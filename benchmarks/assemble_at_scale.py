@@ -23,7 +23,8 @@ from pipeline.dataset.prepare import prepare
 from pipeline.manifest.manifest import Manifest, from_columns
 from pipeline.shards.build import BuildJob
 from pipeline.shards.parts import INDEX_SCHEMA, STAGES, Part, TarFacts, part_path, write_part
-from pipeline.shards.plan import Plan, PrepareSettings, make_plan, write_plan
+from pipeline.shards.plan import Plan, make_plan, write_plan
+from pipeline.shards.settings import PrepareSettings
 
 NUM_LABELS = 527
 FRAMES = 998

@@ -16,12 +16,14 @@ from device_clock import default_device, median_s
 from figures import record
 
 from pipeline.dataset.prepared import open_dataset
-from trainer.data.clips import DataSettings, select_clips, select_training_data
-from trainer.data.loader import Loader, LoaderSettings
-from trainer.model.ast import AST, ModelSettings
+from trainer.data.clips import select_clips, select_training_data
+from trainer.data.loader import Loader
+from trainer.data.settings import DataSettings, LoaderSettings
+from trainer.model.ast import AST
 from trainer.model.build import build_model
-from trainer.model.precision import Precision, autocast
-from trainer.recipe.recipe import TrainSettings
+from trainer.model.precision import autocast
+from trainer.model.settings import ModelSettings, Precision
+from trainer.recipe.settings import TrainSettings
 from trainer.training.evaluation import evaluate
 from trainer.training.world import World
 

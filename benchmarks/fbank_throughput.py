@@ -20,7 +20,8 @@ from device_clock import device_name, median_s, seconds
 from figures import record
 from torch import Tensor
 
-from pipeline.fbank import FbankSettings, fbank
+from pipeline.fbank import fbank
+from pipeline.fbank_settings import FbankSettings
 
 RATE_HZ = 16_000
 CLIP_S = 10

@@ -29,8 +29,9 @@ from figures import record
 from torch import Tensor
 
 from pipeline.dataset.prepared import open_dataset
-from pipeline.fbank import FbankSettings, fbank
-from trainer.recipe.recipe import make_recipe
+from pipeline.fbank import fbank
+from pipeline.fbank_settings import FbankSettings
+from trainer.recipe.parse import make_recipe
 from trainer.run.run_folder import read_history
 from trainer.training import loop
 from trainer.training.world import World

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
-from trainer.recipe.recipe import Recipe, load_recipe
+from trainer.recipe.parse import load_recipe
+from trainer.recipe.recipe import Recipe
 from trainer.run.run_folder import read_history
 from trainer.training.loop import train
 from trainer.training.world import World

@@ -27,11 +27,11 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.audio.stored_audio import encode_flac
-from pipeline.fbank import FbankSettings
+from pipeline.fbank_settings import FbankSettings
 from pipeline.shards.tar import Fbank, ShardWriter
-from trainer.data.augment import AugmentSettings
 from trainer.data.clips import ClipSet, StoredAudio
-from trainer.data.loader import Batch, EpochPlan, Loader, LoaderSettings, plan_epoch
+from trainer.data.loader import Batch, EpochPlan, Loader, plan_epoch
+from trainer.data.settings import AugmentSettings, LoaderSettings
 
 NUM_FRAMES, NUM_MELS, INPUT_FRAMES = 998, 128, 1024
 NUM_SAMPLES = 160_000

@@ -124,10 +124,8 @@ def time_manifest(audio: str, options: SourceOptions, listing: str | None, outpu
 
 
 def time_plan(path: str) -> int:
-    from pipeline.shards.plan import (  # brings PyTorch, which costs memory
-        PrepareSettings,
-        make_plan,
-    )
+    from pipeline.shards.plan import make_plan
+    from pipeline.shards.settings import PrepareSettings
 
     return len(make_plan(read_manifest(path), PrepareSettings()).clips)
 

@@ -30,7 +30,8 @@ from pipeline.dataset.prepare import prepare
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
 from pipeline.shards.build import BuildJob, build_shard
 from pipeline.shards.parts import STAGES
-from pipeline.shards.plan import PrepareSettings, make_plan, write_plan
+from pipeline.shards.plan import make_plan, write_plan
+from pipeline.shards.settings import PrepareSettings
 
 NUM_WARM_UP = 100
 

@@ -35,7 +35,8 @@ from cluster.session import connect
 from pipeline.dataset.prepare import prepare
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
 from pipeline.shards.build import BuildJob, build_shard
-from pipeline.shards.plan import PrepareSettings, make_plan, write_plan
+from pipeline.shards.plan import make_plan, write_plan
+from pipeline.shards.settings import PrepareSettings
 
 RATE_HZ = 16_000
 CLIP_S = 10

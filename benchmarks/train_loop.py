@@ -25,7 +25,8 @@ from figures import record
 from train_sides import Task, ours, random_batch
 
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
-from trainer.recipe.recipe import Recipe, make_recipe
+from trainer.recipe.parse import make_recipe
+from trainer.recipe.recipe import Recipe
 from trainer.run.run_folder import read_history
 from trainer.training.loop import train
 from trainer.training.world import World

@@ -17,13 +17,14 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional
 from transformers import ASTConfig, ASTForAudioClassification
 
-from trainer.model.ast import AST, ModelSettings
+from trainer.model.ast import AST
 from trainer.model.build import build_model
 from trainer.model.flops import training_flops
-from trainer.model.precision import Precision, autocast
+from trainer.model.precision import autocast
+from trainer.model.settings import ModelSettings, Precision
 from trainer.optim.loss import loss_per_clip
-from trainer.optim.optimiser import OptimiserSettings
-from trainer.recipe.recipe import TrainSettings
+from trainer.optim.settings import OptimiserSettings
+from trainer.recipe.settings import TrainSettings
 from trainer.training import step as training_step
 from trainer.training.step import Learner, Share, make_learner, make_step
 from trainer.training.world import World

@@ -37,7 +37,7 @@ from figures import record
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from train_sides import NUM_MELS, SIDES, Side, Step, Task, random_batch
 
-from trainer.model.ast import ModelSettings
+from trainer.model.settings import ModelSettings
 
 AIMS = {"transformers": 1.5, "authors": 4.0}
 """How many times our clips a second are to be theirs, on a GPU."""

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
-from pipeline.fbank import FbankSettings, fbank
+from pipeline.fbank import fbank
+from pipeline.fbank_settings import FbankSettings
 from pipeline.manifest.manifest import Clip
-from pipeline.shards.plan import PrepareSettings
+from pipeline.shards.settings import PrepareSettings
 from tests.support.audio import encode, noise
 from tests.support.preparation import LABELS, preparation
 from tests.support.prepared import make_prepared, tiny_recipe

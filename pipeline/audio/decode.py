@@ -13,7 +13,6 @@ before the cut can be used.
 import io
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +31,7 @@ from pipeline.audio.containers import (
 from pipeline.audio.ffmpeg import Block
 from pipeline.audio.flac import read_flac
 from pipeline.audio.rejects import RejectError
+from pipeline.audio.settings import DecodeSettings
 
 Samples = npt.NDArray[np.float32]
 
@@ -49,28 +49,6 @@ _SNDFILE_KINDS: tuple[Kind, ...] = ("wav", "aiff", "caf", "au", "w64", "flac", "
 _OF_ANY_CODING: tuple[Kind, ...] = ("wav", "aiff", "ogg")
 """Kinds that hold any coding, also such as libsndfile does not know."""
 _EMPTY_ID3 = b"ID3\x04\x00\x00\x00\x00\x00\x0a" + bytes(10)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DecodeSettings:
-    """Limits on what is decoded, so that one file cannot take a worker's memory or time."""
-
-    max_duration_s: float = 600.0
-    """Longest stretch decoded for one clip, in seconds; longer clips are rejected."""
-    max_file_bytes: int = 500_000_000
-    """Largest file read for one clip, in bytes; for audio in Parquet, the audio in its row."""
-    max_values: int = 2**28
-    """Most samples decoded for one clip, those of all channels together: 10 minutes of 8 channels
-    at 48 kHz are fewer."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.max_duration_s <= 86_400:
-            raise ValueError(
-                f"max_duration_s: must be above 0 and at most 86400, got {self.max_duration_s}"
-            )
-        for name in ("max_file_bytes", "max_values"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
 
 
 def decode_audio(

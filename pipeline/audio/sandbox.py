@@ -24,8 +24,9 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from pipeline.audio.decode import DecodeSettings, Samples, decode_audio
+from pipeline.audio.decode import Samples, decode_audio
 from pipeline.audio.rejects import RejectError
+from pipeline.audio.settings import DecodeSettings
 
 _COMMAND = (sys.executable, "-m", "pipeline.audio.sandbox")
 _ALARM_MARGIN_S = 10.0

@@ -8,10 +8,8 @@ where a clip is fainter than it; index and card tell of the fbanks of what is st
 
 import io
 
-import miniaudio
 import numpy as np
 import numpy.typing as npt
-import soundfile
 
 from pipeline.audio.rejects import RejectError
 
@@ -47,6 +45,8 @@ def to_waveform(samples: Samples16) -> npt.NDArray[np.float32]:
 
 def encode_flac(samples: Samples16, rate_hz: int) -> bytes:
     """A FLAC file of stored samples."""
+    import soundfile  # a codec: loaded only where audio is stored
+
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, rate_hz, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
@@ -58,6 +58,8 @@ def decode_flac(data: bytes, num_samples: int) -> Samples16:
     Raises:
         EOFError: it does not hold just so many.
     """
+    import miniaudio  # a codec: loaded only where audio is stored
+
     # Looked at before, as the decoder asks for all the memory that the header speaks of.
     promised = int.from_bytes(data[18:26]) & (1 << 36) - 1
     if len(data) < _HEADER_BYTES or promised != num_samples:

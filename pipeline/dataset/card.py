@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 
 from pipeline.manifest.manifest import TRAIN_SPLIT, Manifest
 from pipeline.shards.parts import TarFacts
-from pipeline.shards.plan import FORMAT_VERSION, PrepareSettings
+from pipeline.shards.plan import FORMAT_VERSION
+from pipeline.shards.settings import PrepareSettings
 
 Card = dict[str, Any]
 

@@ -32,13 +32,13 @@ from pipeline.shards.parts import has_parts
 from pipeline.shards.plan import (
     DamagedPlanError,
     Plan,
-    PrepareSettings,
     ShardSpec,
     make_plan,
     planned_fingerprint,
     read_plan,
     write_plan,
 )
+from pipeline.shards.settings import PrepareSettings
 from pipeline.terminal.progress import ProgressBar, Rate
 
 _TASK_MEMORY_PER_CLIP_BYTES = 600_000

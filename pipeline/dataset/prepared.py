@@ -11,7 +11,8 @@ from pipeline import storage
 from pipeline.audio.stored_audio import decode_flac, to_waveform
 from pipeline.dataset.card import Card
 from pipeline.errors import UserError
-from pipeline.fbank import FbankSettings, fbank
+from pipeline.fbank import fbank
+from pipeline.fbank_settings import FbankSettings
 from pipeline.shards.plan import FORMAT_VERSION
 from pipeline.shards.tar import Fbank, fbank_from_bytes
 

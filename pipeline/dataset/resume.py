@@ -7,7 +7,8 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest.manifest import Manifest
 from pipeline.shards.parts import part_path, work_folder
-from pipeline.shards.plan import Plan, PrepareSettings, ShardSpec, differences
+from pipeline.shards.plan import Plan, ShardSpec, differences
+from pipeline.shards.settings import PrepareSettings
 
 _UNFINISHED_TAR = re.compile(r"\.[A-Za-z0-9_-]+-\d{5,}\.tar\.\d+\.[0-9a-f]{8}")
 _NAMED = 5

@@ -29,7 +29,7 @@ from pipeline.dataset.card import Card, card_fault
 from pipeline.dataset.prepared import PreparedDataset, card_path, open_dataset, read_index_rows
 from pipeline.dataset.resume import Damaged, clear_damaged, write_damaged
 from pipeline.errors import UserError
-from pipeline.fbank import FbankSettings
+from pipeline.fbank_settings import FbankSettings
 from pipeline.on_ray import TASK_MEMORY_BYTES, run_tasks
 from pipeline.shards.parts import TarFacts, has_parts, part_path, read_part, work_folder
 from pipeline.shards.plan import DamagedPlanError, read_plan

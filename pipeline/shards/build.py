@@ -39,7 +39,8 @@ from pipeline.shards.parts import (
     work_folder,
     write_part,
 )
-from pipeline.shards.plan import PrepareSettings, ShardSpec, read_shard_clips
+from pipeline.shards.plan import ShardSpec, read_shard_clips
+from pipeline.shards.settings import PrepareSettings
 from pipeline.shards.tar import ShardWriter
 
 MAX_DECODE_S = 60.0

@@ -20,7 +20,8 @@ from pipeline.manifest.manifest import Manifest
 from pipeline.shards.build import Stages, build_clip
 from pipeline.shards.fetch import fault, fetch_ahead
 from pipeline.shards.parts import STAGES
-from pipeline.shards.plan import PrepareSettings, make_plan
+from pipeline.shards.plan import make_plan
+from pipeline.shards.settings import PrepareSettings
 from pipeline.shards.tar import ShardWriter
 
 

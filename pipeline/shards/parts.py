@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.audio.rejects import Reject
-from pipeline.shards.plan import Store, content_hash
+from pipeline.shards.plan import content_hash
+from pipeline.shards.settings import Store
 
 INDEX_SCHEMA = pa.schema(
     [

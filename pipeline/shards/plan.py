@@ -12,9 +12,9 @@ import hashlib
 import io
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,44 +23,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.audio.decode import DecodeSettings
 from pipeline.errors import UserError
-from pipeline.fbank import FbankSettings
 from pipeline.manifest.manifest import Manifest, check_split
+from pipeline.shards.settings import PrepareSettings
 
 FORMAT_VERSION = 2
 """Changes whenever the same manifest and settings would give other tars, index or card."""
 
-Store = Literal["fbank", "audio"]
 
 _MIN_SHARDS = 16
 _MIN_CLIPS_PER_SHARD = 25
 _SHARDS_PER_FILE = 64
 _KEYS = {"basis", "manifest", "fingerprint", "specs"}
 """Of the document."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PrepareSettings:
-    """What decides the bytes of a prepared data set."""
-
-    fbank: FbankSettings = field(default_factory=FbankSettings)
-    """The features."""
-    decode: DecodeSettings = field(default_factory=DecodeSettings)
-    """Limits on the audio."""
-    clips_per_shard: int = 512
-    """Most clips in a shard; small data sets get smaller shards, so that 16 can run in parallel."""
-    store: Store = "fbank"
-    """What of a clip is stored: "fbank" (float16) or "audio" (16-bit FLAC), from which training
-    computes fbanks of waveforms that it mixed."""
-
-    def __post_init__(self) -> None:
-        if self.store not in get_args(Store):
-            raise ValueError(f"store: must be one of {get_args(Store)}, got {self.store!r}")
-        if not 1 <= self.clips_per_shard <= 100_000:
-            raise ValueError(
-                f"clips_per_shard: must be from 1 to 100000, got {self.clips_per_shard}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

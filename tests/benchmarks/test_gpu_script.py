@@ -15,7 +15,7 @@ import torch
 import train_sides
 from figures import Figure
 
-from trainer.model.ast import ModelSettings
+from trainer.model.settings import ModelSettings
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchaudio.compliance import kaldi
 
-from pipeline.audio.decode import DecodeSettings, decode_audio
-from pipeline.fbank import FbankSettings, fbank
+from pipeline.audio.decode import decode_audio
+from pipeline.audio.settings import DecodeSettings
+from pipeline.fbank import fbank
+from pipeline.fbank_settings import FbankSettings
 from tests.support.audio import noise, tone
 from tests.support.plain_clips import golden
 

@@ -1,4 +1,4 @@
-"""What runs without Ray loads without Ray; which module imports which, `lint-imports` checks."""
+"""What loading a module brings along; which module imports which, `lint-imports` checks."""
 
 import os
 import subprocess
@@ -22,12 +22,11 @@ def modules_without_ray() -> list[str]:
     )
 
 
-def test_modules_without_ray_do_not_load_it() -> None:
-    free = modules_without_ray()
-    assert {"pipeline.shards.build", "trainer.training.loop"} <= set(free)
+def loaded(modules: list[str], libraries: set[str]) -> list[str]:
+    """Which of these libraries a new process has loaded after importing the modules."""
     program = (
-        f"import importlib, sys\nfor name in {free}: importlib.import_module(name)\n"
-        "print(sorted(n for n in sys.modules if n == 'ray' or n.startswith('ray.')))"
+        f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\n"
+        f"print(' '.join(sorted({libraries} & {{n.partition('.')[0] for n in sys.modules}})))"
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],
@@ -38,4 +37,25 @@ def test_modules_without_ray_do_not_load_it() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[]"
+    return done.stdout.split()
+
+
+def test_modules_without_ray_do_not_load_it() -> None:
+    free = modules_without_ray()
+    assert {"pipeline.shards.build", "trainer.training.loop"} <= set(free)
+    assert loaded(free, {"ray"}) == []
+
+
+CODECS = {"av", "miniaudio", "soundfile", "soxr"}
+S3_CLIENTS = {"aiohttp", "boto3", "botocore", "obstore", "s3fs"}
+
+
+def test_training_loads_neither_codecs_nor_s3_clients() -> None:
+    assert loaded(["trainer.training.loop"], {*CODECS, *S3_CLIENTS, "torch"}) == ["torch"]
+
+
+def test_settings_load_no_heavy_library() -> None:
+    heavy = {*CODECS, *S3_CLIENTS, "ray", "timm", "torch"}
+    settings = [name for name in modules_without_ray() if name.endswith("settings")]
+    assert len(settings) >= 8
+    assert loaded([*settings, "trainer.recipe.parse"], heavy) == []

@@ -9,15 +9,15 @@ from typing import Any, get_args, get_type_hints
 
 import ray_job
 from cluster.command_line import make_parser
-from pipeline.audio.decode import DecodeSettings
+from pipeline.audio.settings import DecodeSettings
 from pipeline.dataset.prepare import prepare
 from pipeline.manifest.download import DATASETS
 from pipeline.manifest.layouts import LAYOUTS
 from pipeline.manifest.layouts.options import SourceOptions
-from pipeline.shards.plan import PrepareSettings, Store
-from trainer.checkpoints.averaging import Weights
-from trainer.model.precision import Precision
-from trainer.on_ray.workers import Workers
+from pipeline.shards.settings import PrepareSettings, Store
+from trainer.checkpoints.settings import Weights
+from trainer.model.settings import Precision
+from trainer.on_ray.settings import Workers
 
 PROJECT = Path(ray_job.__file__).parent
 

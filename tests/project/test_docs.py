@@ -5,7 +5,8 @@ import runpy
 from pathlib import Path
 
 from cluster.command_line import make_parser
-from trainer.recipe.recipe import SECTIONS, load_recipe
+from trainer.recipe.parse import load_recipe
+from trainer.recipe.recipe import SECTIONS
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -27,16 +27,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import storage
-from pipeline.audio.decode import DecodeSettings, decode_audio
+from pipeline.audio.decode import decode_audio
+from pipeline.audio.settings import DecodeSettings
 from pipeline.dataset.prepared import open_dataset
 from pipeline.manifest.manifest import read_manifest
-from pipeline.shards.plan import PrepareSettings
+from pipeline.shards.settings import PrepareSettings
 from tests.conftest import s3_environment
 from tests.support.audio import Samples, encode, encode_av
 from tests.support.browser import OpenPage, open_page
 from tests.support.steps import PROJECT, ray_folder, started
 from tests.support.without_ray import prepare
-from trainer.recipe.recipe import load_recipe
+from trainer.recipe.parse import load_recipe
 from trainer.training.loop import train
 from trainer.training.world import World
 

@@ -12,7 +12,8 @@ from pipeline.dataset.assemble import PrepareSummary, assemble, finished_parts
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
 from pipeline.shards.build import BuildJob, build_shard
 from pipeline.shards.parts import Part
-from pipeline.shards.plan import Plan, PrepareSettings, make_plan, write_plan
+from pipeline.shards.plan import Plan, make_plan, write_plan
+from pipeline.shards.settings import PrepareSettings
 from tests.support.audio import encode, noise, tone
 
 LABELS = ("rain", "dog", "never")

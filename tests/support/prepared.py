@@ -14,9 +14,10 @@ from pipeline import storage
 from pipeline.dataset.card import make_card
 from pipeline.dataset.prepared import PreparedDataset, card_path, open_dataset
 from pipeline.shards.parts import INDEX_SCHEMA, TarFacts
-from pipeline.shards.plan import PrepareSettings
+from pipeline.shards.settings import PrepareSettings
 from pipeline.shards.tar import Fbank, ShardWriter
-from trainer.recipe.recipe import Recipe, make_recipe
+from trainer.recipe.parse import make_recipe
+from trainer.recipe.recipe import Recipe
 
 # Tensors this small are slower on several threads, and far slower when the cores are busy.
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from pipeline.dataset import prepare as preparing
 from pipeline.dataset import verify as verifying
 from pipeline.dataset.assemble import PrepareSummary
 from pipeline.manifest.manifest import Manifest
-from pipeline.shards.plan import PrepareSettings
+from pipeline.shards.settings import PrepareSettings
 from tests.support.preparation import SETTINGS
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.fbank import FbankSettings
+from pipeline.fbank_settings import FbankSettings
 from trainer.checkpoints.checkpoint import load_last
 from trainer.checkpoints.state_files import (
     State,

@@ -20,7 +20,7 @@ B batch, P partners of mixup, T frames, F mels, S samples, C classes.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,47 +28,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.audio.stored_audio import FULL_SCALE
-from pipeline.fbank import ENERGY_FLOOR, FbankSettings, fbank
+from pipeline.fbank import ENERGY_FLOOR, fbank
+from pipeline.fbank_settings import FbankSettings
 from trainer.data.sampler import FloatArray, IntArray, Stream, random_bits, to_uniform, uniform
-
-CropMode = Literal["first", "random"]
+from trainer.data.settings import AugmentSettings
 
 LOG_MEL_FLOOR = math.log(ENERGY_FLOOR)
 """The front end's lowest value, that of silence: log(1.19e-7)."""
 
 NUM_RAW_DRAWS = 8
 """Random 64-bit numbers of one sample, apart from those of its mixup lambda."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AugmentSettings:
-    """What is done to training clips; defaults are those of AudioSet."""
-
-    frequency_mask: int = 48
-    """Frequency masks are narrower than this many mel bins; 0 for none."""
-    time_mask: int = 192
-    """Time masks are shorter than this many frames; 0 for none."""
-    mixup_share: float = 0.5
-    """Share of the clips that are mixed with another one; 0 for none."""
-    mixup_alpha: float = 10.0
-    """The mixing weight is drawn from Beta(alpha, alpha)."""
-    noise: bool = False
-    """Whether to add noise U[0,1) * U[0,1) / 10 to the normalised input."""
-    roll_frames: int = 0
-    """The input is rolled in time by -roll_frames to roll_frames - 1 frames; 0 for none."""
-    crop: CropMode = "first"
-    """Of longer clips, partners of mixup too: "first": the first frames; "random": any stretch."""
-
-    def __post_init__(self) -> None:
-        if self.crop not in get_args(CropMode):
-            raise ValueError(f"crop: must be one of {get_args(CropMode)}, got {self.crop!r}")
-        for name in ("frequency_mask", "time_mask", "roll_frames"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: must be at least 0, got {getattr(self, name)}")
-        if not 0 <= self.mixup_share <= 1:
-            raise ValueError(f"mixup_share: must be from 0 to 1, got {self.mixup_share}")
-        if not (self.mixup_alpha > 0 and math.isfinite(self.mixup_alpha)):
-            raise ValueError(f"mixup_alpha: must be a number above 0, got {self.mixup_alpha}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -17,46 +17,11 @@ from pipeline import storage
 from pipeline.dataset.card import statistics
 from pipeline.dataset.prepared import PreparedDataset
 from pipeline.errors import UserError
-from pipeline.fbank import FbankSettings
+from pipeline.fbank_settings import FbankSettings
+from trainer.data.settings import DataSettings, clips_name
 
 NUM_BYTES = np.dtype(np.float16).itemsize
 """Of a number in a stored fbank."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataSettings:
-    """Which part of the data set is for what, and how inputs are normalised."""
-
-    train_split: str = "train"
-    """Split to train on."""
-    eval_split: str = "eval"
-    """Split to evaluate on after each epoch; ignored when a fold is held out."""
-    fold: int = 0
-    """For cross-validation: hold this fold of `train_split` out and evaluate on it; 0: none."""
-    mean: float = math.nan
-    """Mean of the raw log-mel; NaN (leave it out): that of the clips trained on."""
-    std: float = math.nan
-    """Standard deviation of the raw log-mel; NaN (leave it out): that of the clips trained on."""
-
-    def __post_init__(self) -> None:
-        if self.fold < 0:
-            raise ValueError(f"fold: must be at least 0, got {self.fold}")
-        if math.isnan(self.mean) != math.isnan(self.std):
-            raise ValueError("mean: must be given together with std, or neither")
-        if math.isinf(self.mean):
-            raise ValueError(f"mean: must be a finite number, got {self.mean}")
-        if self.std <= 0 or math.isinf(self.std):
-            raise ValueError(f"std: must be a finite number above 0, got {self.std}")
-
-    @property
-    def evaluation(self) -> tuple[str, int]:
-        """Split and fold that are evaluated on after each epoch; fold 0: all of the split."""
-        return (self.train_split, self.fold) if self.fold else (self.eval_split, 0)
-
-    @property
-    def eval_name(self) -> str:
-        """What predictions on these are called."""
-        return clips_name(*self.evaluation)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -145,11 +110,6 @@ def make_clip_set(dataset: PreparedDataset, clips: pa.Table, name: str) -> ClipS
 def select_clips(dataset: PreparedDataset, split: str, fold: int = 0) -> ClipSet:
     """A split, or one fold of it, under the name its predictions get."""
     return make_clip_set(dataset, dataset.select(split, fold=fold), clips_name(split, fold))
-
-
-def clips_name(split: str, fold: int) -> str:
-    """What a split, or one fold of it, is called."""
-    return f"{split}-fold{fold}" if fold else split
 
 
 def select_training_data(dataset: PreparedDataset, settings: DataSettings) -> TrainingData:

@@ -23,10 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.fbank import FbankSettings
+from pipeline.fbank_settings import FbankSettings
 from trainer.data.augment import (
     AugmentDraws,
-    AugmentSettings,
     draw_augmentations,
     draw_noise,
     first_frame,
@@ -46,41 +45,8 @@ from trainer.data.sampler import (
     rank_slice,
     steps_per_epoch,
 )
+from trainer.data.settings import AugmentSettings, LoaderSettings
 from trainer.data.shard_cache import ShardCache
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoaderSettings:
-    """How batches get to the training step; none of it changes what they hold."""
-
-    threads: int = 4
-    """Threads that read batches, in each worker."""
-    batches_ahead: int = 8
-    """Batches read before they are needed, and noise drawn for them."""
-    reads_in_flight: int = 32
-    """Clips that each worker reads from S3 at a time, of no more than `batches_ahead` batches."""
-    cache_mb: int = 1024
-    """Memory of each worker for clips once read, in MB, and as much for those of evaluation; a
-    small data set is read only once."""
-    cache_gb: float = 0.0
-    """Disk of each machine for whole shards from S3, in GB; 0 for none."""
-    cache_folder: str = ""
-    """Local folder of each machine for them, which go into its `ast-ray-shards`; it may be that of
-    other runs."""
-
-    def __post_init__(self) -> None:
-        for name in ("threads", "batches_ahead", "reads_in_flight"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        if self.cache_mb < 0:
-            raise ValueError(f"cache_mb: must be at least 0, got {self.cache_mb}")
-        if not 0 <= self.cache_gb < math.inf:
-            raise ValueError(f"cache_gb: must be a number of at least 0, got {self.cache_gb}")
-        if (self.cache_gb > 0) != bool(self.cache_folder) or storage.is_remote(self.cache_folder):
-            raise ValueError(
-                f"cache_folder: must be a local folder where cache_gb is above 0 and empty "
-                f"where it is not, got {self.cache_folder!r}"
-            )
 
 
 class _Buffer:

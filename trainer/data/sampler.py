@@ -15,20 +15,15 @@ N clips, C classes.
 """
 
 import enum
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.data.settings import MAX_SEED, SamplerSettings
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-
-SamplingMode = Literal["shuffle", "balanced"]
-
-MAX_SEED = 2**64 - 1
 
 
 class Stream(enum.IntEnum):
@@ -42,30 +37,6 @@ class Stream(enum.IntEnum):
     PATCHOUT = 5
     CROP = 6
     BUCKETS = 7
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SamplerSettings:
-    """How the clips of an epoch are drawn."""
-
-    mode: SamplingMode = "shuffle"
-    """"shuffle": every clip once; "balanced": by class weight, with replacement."""
-    bucket_frames: tuple[int, ...] = ()
-    """Shorter inputs than model.num_frames, such as [256, 512]: a clip is padded to the first that
-    holds it, and clips of the same one are computed together, in evaluation too. What is drawn does
-    not change, nor how; a short clip's scores do, and programs that pad all clips alike give it
-    others. Empty: all are padded to model.num_frames."""
-    bucket_batches: int = 32
-    """Batches that clips change places within to be together with clips of their length."""
-
-    def __post_init__(self) -> None:
-        edges = self.bucket_frames
-        if any(one < 1 for one in edges) or any(a >= b for a, b in itertools.pairwise(edges)):
-            raise ValueError(f"bucket_frames: must be rising and at least 1, got {list(edges)}")
-        if self.bucket_batches < 1:
-            raise ValueError(f"bucket_batches: must be at least 1, got {self.bucket_batches}")
-        if self.mode not in get_args(SamplingMode):
-            raise ValueError(f"mode: must be one of {get_args(SamplingMode)}, got {self.mode!r}")
 
 
 def random_bits(

@@ -22,7 +22,7 @@ import safetensors.torch
 from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.errors import UserError
-from pipeline.fbank import FbankSettings
+from pipeline.fbank_settings import FbankSettings
 from trainer.checkpoints.ast_checkpoint import (
     EXPORTED_NAME,
     AstCheckpoint,
@@ -30,8 +30,9 @@ from trainer.checkpoints.ast_checkpoint import (
     missing_labels,
     read_weights,
 )
-from trainer.checkpoints.averaging import Weights, check_weights, weights_path
+from trainer.checkpoints.averaging import check_weights, weights_path
 from trainer.checkpoints.checkpoint import Checkpoint, Progress, load_last, save_checkpoint
+from trainer.checkpoints.settings import Weights
 from trainer.checkpoints.state_files import (
     State,
     encode_state,
@@ -43,7 +44,9 @@ from trainer.data.clips import select_training_data
 from trainer.model.ast import AST
 from trainer.model.build import build_model, load_ast
 from trainer.optim.optimiser import make_optimiser
-from trainer.recipe.recipe import SECTIONS, Recipe, check_fit, load_recipe, make_recipe
+from trainer.recipe.fit import check_fit
+from trainer.recipe.parse import load_recipe, make_recipe
+from trainer.recipe.recipe import SECTIONS, Recipe
 from trainer.run.run_folder import (
     check_empty,
     check_folder,
@@ -85,7 +88,7 @@ def import_run(
         source: see `trainer.checkpoints.ast_checkpoint.read_weights`.
         recipe_path: settings of the run; what it leaves out, the checkpoint tells; empty: all.
             Another input length or stride than the checkpoint's is fitted.
-        overrides: see `trainer.recipe.recipe.load_recipe`; only of what an untrained model has.
+        overrides: see `trainer.recipe.parse.load_recipe`; only of what an untrained model has.
 
     Raises:
         UserError: there is no such checkpoint or data set; the data set has classes or a number of

@@ -5,6 +5,7 @@ weights; or a whole AST, whose positional embedding is fitted to other lengths a
 whose head is kept where it knows all of the classes. Out: a model to train, or to load into.
 """
 
+import difflib
 import logging
 import re
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from torch import nn
 from pipeline.errors import UserError
 from trainer.checkpoints.ast_checkpoint import AstCheckpoint, missing_labels, read_weights
 from trainer.checkpoints.state_files import State, create_from_hub, load_backbone, load_exactly
-from trainer.model.ast import AST, ModelSettings, adapt_position_embedding
+from trainer.model.ast import AST, adapt_position_embedding
+from trainer.model.settings import ModelSettings
 
 _logger = logging.getLogger(__name__)
 
@@ -147,7 +149,29 @@ def _head_notice(
     return f"{checkpoint.source}: the head starts from random weights: {why}"
 
 
+def check_backbone(name: str) -> None:
+    """Refuse what is no DeiT or ViT of timm.
+
+    Raises:
+        UserError: says which name is near.
+    """
+    try:
+        timm.get_pretrained_cfg(name, allow_unregistered=False)
+        is_known = name.startswith(("deit_", "vit_"))
+    except RuntimeError:
+        is_known = False
+    if not is_known:
+        # Only the failing path pays for listing all of timm's names.
+        names = [one for family in ("deit_*", "vit_*") for one in timm.list_models(family)]
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" (near it: {near[0]})" if near else ""
+        raise UserError(
+            f"model.backbone: must be a deit_ or vit_ model of timm{hint}, got {name!r}"
+        )
+
+
 def _create_backbone(settings: ModelSettings, state: State | None) -> VisionTransformer:
+    check_backbone(settings.backbone)
     if settings.pretrained and state is None:
         backbone: Any = create_from_hub(settings.backbone)
     else:

@@ -1,11 +1,11 @@
 """Number formats that a model computes in; its weights and the optimiser stay float32."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-Precision = Literal["float32", "bfloat16", "float16"]
+from trainer.model.settings import Precision
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

@@ -24,16 +24,19 @@ from ray.train.torch import TorchTrainer
 
 from pipeline import storage
 from pipeline.dataset.prepared import open_dataset
-from trainer.checkpoints.averaging import Weights, weights_path
+from trainer.checkpoints.averaging import weights_path
 from trainer.checkpoints.checkpoint import Progress, load_last
+from trainer.checkpoints.settings import Weights
 from trainer.checkpoints.state_files import State, read_state
 from trainer.data.clips import select_clips
 from trainer.data.loader import Loader
-from trainer.model.precision import Precision
+from trainer.model.settings import Precision
 from trainer.on_ray.actors import Failures
 from trainer.on_ray.progress import REPORT_EVERY_S, progress_board
-from trainer.on_ray.workers import Workers, fit_workers, note_precision, note_workers
-from trainer.recipe.recipe import Recipe, make_recipe
+from trainer.on_ray.settings import Workers
+from trainer.on_ray.workers import fit_workers, note_precision, note_workers
+from trainer.recipe.parse import make_recipe
+from trainer.recipe.recipe import Recipe
 from trainer.run.checks import evaluation_name
 from trainer.run.run_folder import (
     read_history,

@@ -17,9 +17,11 @@ from ray import tune
 
 from pipeline.errors import UserError, naming
 from trainer.on_ray.progress import progress_board
+from trainer.on_ray.settings import Workers
 from trainer.on_ray.train import fit_training, ray_storage
-from trainer.on_ray.workers import Workers, fit_workers, note_workers
-from trainer.recipe.recipe import Recipe, make_recipe
+from trainer.on_ray.workers import fit_workers, note_workers
+from trainer.recipe.parse import make_recipe
+from trainer.recipe.recipe import Recipe
 from trainer.run.checks import check_training
 from trainer.run.summary import check_learned
 

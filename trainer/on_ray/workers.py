@@ -3,25 +3,14 @@
 import math
 import sys
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import ray
 
 from pipeline.errors import UserError
-from trainer.model.precision import Precision
+from trainer.model.settings import Precision
+from trainer.on_ray.settings import Workers
 from trainer.recipe.recipe import Recipe
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Workers:
-    """The processes of a run."""
-
-    num: int = 1
-    """How many."""
-    cpus: int = 1
-    """CPUs of each, and threads of torch where there is no GPU."""
-    use_gpu: bool | None = None
-    """Whether each has a GPU; None: if the cluster has any."""
 
 
 def fit_workers(workers: Workers, *, runs: int = 1) -> tuple[Workers, int]:

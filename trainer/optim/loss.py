@@ -3,14 +3,11 @@
 B batch, C classes.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Loss = Literal["bce", "ce"]
-"""`bce`: independent labels, binary cross-entropy. `ce`: one label a clip, cross-entropy."""
+from trainer.optim.settings import Loss
 
 
 def loss_per_clip(logits: Tensor, targets: Tensor, loss: Loss) -> Tensor:

@@ -8,8 +8,9 @@ from dataclasses import fields, replace
 
 from pipeline import storage
 from pipeline.errors import UserError
-from trainer.data.clips import DataSettings, TrainingData
-from trainer.data.sampler import SamplerSettings, steps_per_epoch
+from trainer.data.clips import TrainingData
+from trainer.data.sampler import steps_per_epoch
+from trainer.data.settings import DataSettings, SamplerSettings
 from trainer.recipe.recipe import Recipe
 
 _SMALL_SHARE = 0.005

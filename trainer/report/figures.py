@@ -19,7 +19,8 @@ from pipeline.pages.plots import (
     rounded,
     series_colour,
 )
-from trainer.optim.schedule import ScheduleSettings, learning_rate
+from trainer.optim.schedule import learning_rate
+from trainer.optim.settings import ScheduleSettings
 
 MAX_POINTS = 800
 """Points of a curve over single steps; a longer history is averaged in equal stretches."""

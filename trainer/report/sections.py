@@ -24,7 +24,7 @@ from pipeline.errors import UserError
 from pipeline.pages import page
 from pipeline.pages.plots import Plot, counts_plot, series_colour
 from pipeline.terminal import units
-from trainer.optim.schedule import ScheduleSettings
+from trainer.optim.settings import ScheduleSettings
 from trainer.report import examples, figures
 from trainer.run.run_folder import read_history, read_recipe, read_run
 from trainer.run.skipped_steps import read_bad_steps

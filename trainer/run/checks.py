@@ -9,10 +9,12 @@ from typing import Any
 from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.errors import UserError
-from trainer.checkpoints.averaging import Weights, check_weights
+from trainer.checkpoints.averaging import check_weights
 from trainer.checkpoints.checkpoint import checkpoint_paths
+from trainer.checkpoints.settings import Weights
 from trainer.data.clips import ClipSet, select_clips, select_training_data
-from trainer.recipe.recipe import Recipe, check_fit
+from trainer.recipe.fit import check_fit
+from trainer.recipe.recipe import Recipe
 from trainer.recipe.remarks import check_rate, remarks
 from trainer.run.run_folder import check_same_run, is_finished, read_run
 from trainer.scores.predictions import metrics_path, predictions_name, predictions_path

@@ -14,7 +14,8 @@ from pipeline.dataset.prepared import PreparedDataset
 from pipeline.errors import UserError
 from trainer.checkpoints.checkpoint import Progress, checkpoint_paths
 from trainer.data.clips import TrainingData
-from trainer.recipe.recipe import Recipe, make_recipe
+from trainer.recipe.parse import make_recipe
+from trainer.recipe.recipe import Recipe
 
 FORMAT_VERSION = 1
 

@@ -7,7 +7,7 @@ from rich.console import Group
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.terminal.tables import facts_table, titled
-from trainer.checkpoints.averaging import Weights
+from trainer.checkpoints.settings import Weights
 from trainer.run.run_folder import read_history
 from trainer.run.skipped_steps import read_bad_steps
 from trainer.scores.predictions import predictions_name, predictions_path, read_metrics

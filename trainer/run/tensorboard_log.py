@@ -5,8 +5,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from pipeline import storage
 
 
@@ -15,6 +13,8 @@ class TensorBoardLog:
 
     def __init__(self, run_path: str, step: int) -> None:
         """`step`: steps done so far, which is where the curves go on."""
+        from torch.utils.tensorboard import SummaryWriter  # loads S3 clients where there are any
+
         self._target = storage.join(run_path, "tensorboard")
         self._remote = storage.is_remote(run_path)
         self._folder = tempfile.mkdtemp(prefix="tensorboard-") if self._remote else self._target

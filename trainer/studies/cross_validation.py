@@ -16,7 +16,8 @@ from rich.table import Table
 from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.errors import UserError
-from trainer.recipe.recipe import Recipe, load_recipe
+from trainer.recipe.parse import load_recipe
+from trainer.recipe.recipe import Recipe
 from trainer.run.run_folder import check_folder, check_same_run, is_finished, read_history
 from trainer.studies.shared import Figures, mean_and_std, refuse_override, runs_to_json, table_cells
 

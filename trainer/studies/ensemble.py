@@ -19,7 +19,8 @@ from rich.table import Table
 
 from pipeline import storage
 from pipeline.errors import UserError
-from trainer.recipe.recipe import Recipe, load_recipe
+from trainer.recipe.parse import load_recipe
+from trainer.recipe.recipe import Recipe
 from trainer.run.run_folder import check_folder, is_finished, read_run
 from trainer.run.summary import check_learned
 from trainer.scores.metrics import Metrics, evaluate_scores

@@ -18,7 +18,7 @@ from trainer.data.augment import normalise, raw_log_mel
 from trainer.data.loader import Batch, Loader
 from trainer.model.precision import autocast
 from trainer.optim.loss import loss_per_clip, scores
-from trainer.recipe.recipe import TrainSettings
+from trainer.recipe.settings import TrainSettings
 from trainer.scores.metrics import Metrics, evaluate_scores
 from trainer.training.divergence import not_finite
 from trainer.training.world import World

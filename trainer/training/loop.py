@@ -43,7 +43,8 @@ from trainer.model.ast import AST
 from trainer.model.build import build_model
 from trainer.model.flops import training_flops
 from trainer.optim.schedule import learning_rate
-from trainer.recipe.recipe import Recipe, check_fit
+from trainer.recipe.fit import check_fit
+from trainer.recipe.recipe import Recipe
 from trainer.run.run_folder import (
     describe_run,
     write_history,

@@ -18,8 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from trainer.model.ast import AST
 from trainer.model.precision import autocast
 from trainer.optim.loss import loss_per_clip
-from trainer.optim.optimiser import OptimiserSettings, make_optimiser
-from trainer.recipe.recipe import TrainSettings
+from trainer.optim.optimiser import make_optimiser
+from trainer.optim.settings import OptimiserSettings
+from trainer.recipe.settings import TrainSettings
 from trainer.training.divergence import gradient_norm, is_bad
 from trainer.training.fsdp import shard
 from trainer.training.world import World

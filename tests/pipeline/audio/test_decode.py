@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.audio.containers import xing_frames
-from pipeline.audio.decode import DecodeSettings, decode_audio
+from pipeline.audio.decode import decode_audio
 from pipeline.audio.flac import read_flac
 from pipeline.audio.rejects import RejectError
+from pipeline.audio.settings import DecodeSettings
 from tests.support.audio import Samples, encode, encode_av, encode_video, noise, tone
 
 LIMITS = DecodeSettings()

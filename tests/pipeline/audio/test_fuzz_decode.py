@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipeline.audio.decode import DecodeSettings, decode_audio
+from pipeline.audio.decode import decode_audio
 from pipeline.audio.rejects import RejectError
 from pipeline.audio.sandbox import DecoderProcess
+from pipeline.audio.settings import DecodeSettings
 from tests.support.audio import Samples, encode, encode_av, noise, tone
 
 LIMITS = DecodeSettings(max_duration_s=60)

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.audio.decode import DecodeSettings, decode_audio
+from pipeline.audio.decode import decode_audio
 from pipeline.audio.rejects import RejectError
 from pipeline.audio.sandbox import DecoderProcess
+from pipeline.audio.settings import DecodeSettings
 from tests.support.audio import encode, noise, tone
 
 LIMITS = DecodeSettings()

@@ -20,18 +20,17 @@ from pipeline.audio.stored_audio import decode_flac, encode_flac, to_16_bits, to
 from pipeline.commands.summaries import prepare_summary
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.errors import UserError
-from pipeline.fbank import FbankSettings
+from pipeline.fbank_settings import FbankSettings
 from pipeline.manifest.manifest import Clip, Manifest, from_clips, write_manifest
 from pipeline.pages.dataset_page import write_dataset_page
 from pipeline.shards.estimate import estimate
-from pipeline.shards.plan import PrepareSettings
+from pipeline.shards.settings import PrepareSettings
 from tests.support.audio import encode, noise, tone
 from tests.support.plain_clips import augmented_audio
 from tests.support.prepared import TINY, tiny_recipe
 from tests.support.runs import assert_same_run
 from tests.support.without_ray import do_without_ray, prepare, verify
 from trainer.data.augment import (
-    AugmentSettings,
     augment_batch,
     draw_augmentations,
     mix_waveforms,
@@ -40,7 +39,8 @@ from trainer.data.augment import (
     raw_log_mel,
 )
 from trainer.data.clips import ClipSet, select_clips
-from trainer.data.loader import Batch, Loader, LoaderSettings, plan_epoch
+from trainer.data.loader import Batch, Loader, plan_epoch
+from trainer.data.settings import AugmentSettings, LoaderSettings
 from trainer.run.run_folder import is_finished
 from trainer.training.loop import train
 from trainer.training.world import World

@@ -25,7 +25,8 @@ from pipeline.manifest.layouts import read_source
 from pipeline.manifest.manifest import Manifest, from_clips, read_manifest, write_manifest
 from pipeline.manifest.synthetic import SyntheticSettings, write_synthetic
 from pipeline.shards.build import BuildJob, build_shard
-from pipeline.shards.plan import PrepareSettings, make_plan, write_plan
+from pipeline.shards.plan import make_plan, write_plan
+from pipeline.shards.settings import PrepareSettings
 from tests.support.audio import write_clips
 from tests.support.preparation import contents
 from tests.support.sabotage import sabotaged

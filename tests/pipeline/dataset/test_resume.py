@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 
 import ray_job
 from cluster.command_line import make_parser
-from pipeline.audio.decode import DecodeSettings
+from pipeline.audio.settings import DecodeSettings
 from pipeline.dataset import prepare as preparing
 from pipeline.errors import UserError
 from pipeline.manifest.manifest import Clip, Manifest, from_clips, read_manifest
 from pipeline.shards.build import BuildJob, build_shard
 from pipeline.shards.parts import Part
 from pipeline.shards.plan import (
-    PrepareSettings,
     ShardSpec,
     make_plan,
     planned_fingerprint,
@@ -29,6 +28,7 @@ from pipeline.shards.plan import (
     read_shard_clips,
     write_plan,
 )
+from pipeline.shards.settings import PrepareSettings
 from tests.support.audio import encode, noise, write_clips
 from tests.support.preparation import LABELS, SETTINGS, die, files, planned_ids
 from tests.support.without_ray import prepare, tars, verify

@@ -18,7 +18,8 @@ import torch
 from pipeline import storage
 from pipeline.dataset.prepared import open_dataset
 from pipeline.errors import UserError
-from pipeline.fbank import FbankSettings, fbank
+from pipeline.fbank import fbank
+from pipeline.fbank_settings import FbankSettings
 from pipeline.manifest.manifest import Clip
 from pipeline.shards import build
 from pipeline.shards.parts import part_path, read_part

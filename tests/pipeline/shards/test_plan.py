@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.audio.decode import DecodeSettings
+from pipeline.audio.settings import DecodeSettings
 from pipeline.errors import UserError
-from pipeline.fbank import FbankSettings
+from pipeline.fbank_settings import FbankSettings
 from pipeline.manifest.manifest import Clip, from_clips
-from pipeline.shards.plan import PrepareSettings, make_plan, read_shard_clips, write_plan
+from pipeline.shards.plan import make_plan, read_shard_clips, write_plan
+from pipeline.shards.settings import PrepareSettings
 from tests.support.preparation import LABELS, SETTINGS, planned_ids, preparation
 
 

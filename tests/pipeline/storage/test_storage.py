@@ -209,7 +209,7 @@ def test_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert storage.absolute("/data/../x/") == "/x"
     assert storage.absolute("~/x") == str(Path.home() / "x")
     assert storage.absolute("s3://bucket/key/") == "s3://bucket/key"
-    with pytest.raises(UserError, match="^empty path"):
+    with pytest.raises(UserError, match=r"^empty path"):
         storage.absolute("")
     for path in ("http://host/x", "gs://bucket/x", "file:///x"):
         with pytest.raises(UserError, match=r"paths are local or s3://bucket/key, not \w+://"):

@@ -14,7 +14,6 @@ from pipeline.errors import UserError
 from tests.support.prepared import make_prepared, tiny_recipe
 from tests.support.runs import assert_same_run, newest, untimed
 from trainer.checkpoints.averaging import (
-    AveragingSettings,
     average_epochs,
     best_epoch,
     epoch_name,
@@ -22,6 +21,7 @@ from trainer.checkpoints.averaging import (
     weights_path,
     write_weights,
 )
+from trainer.checkpoints.settings import AveragingSettings
 from trainer.checkpoints.state_files import read_state
 from trainer.data.clips import select_training_data
 from trainer.data.loader import Loader

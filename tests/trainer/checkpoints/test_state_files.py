@@ -22,8 +22,8 @@ from trainer.checkpoints.state_files import (
     read_metadata,
     read_state,
 )
-from trainer.model.ast import ModelSettings
 from trainer.model.build import build_model
+from trainer.model.settings import ModelSettings
 
 TINY = "deit_tiny_distilled_patch16_224"
 

@@ -19,7 +19,6 @@ from tests.support.plain_clips import augmented, mixed, padded
 from trainer.data.augment import (
     LOG_MEL_FLOOR,
     AugmentDraws,
-    AugmentSettings,
     add_noise_and_roll,
     augment_batch,
     draw_augmentations,
@@ -32,6 +31,7 @@ from trainer.data.augment import (
     needs_partner,
     normalise,
 )
+from trainer.data.settings import AugmentSettings
 
 AUDIOSET = {"mean": -4.2677393, "std": 4.5689974}
 SMALL = AugmentSettings(frequency_mask=6, time_mask=10, mixup_share=0.5, noise=True, roll_frames=10)

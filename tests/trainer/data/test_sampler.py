@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from trainer.data.sampler import (
-    MAX_SEED,
-    SamplerSettings,
     Stream,
     batch_positions,
     bucketed_positions,
@@ -23,6 +21,7 @@ from trainer.data.sampler import (
     steps_per_epoch,
     uniform,
 )
+from trainer.data.settings import MAX_SEED, SamplerSettings
 
 SEEDS = st.integers(0, MAX_SEED)
 EPOCHS = st.integers(0, 1000)

@@ -15,10 +15,12 @@ from torch import Tensor
 
 import ray_job
 from pipeline import storage
-from pipeline.audio.decode import DecodeSettings, decode_audio
+from pipeline.audio.decode import decode_audio
+from pipeline.audio.settings import DecodeSettings
 from pipeline.dataset.prepared import PreparedDataset
 from pipeline.errors import UserError
-from pipeline.fbank import FbankSettings, fbank
+from pipeline.fbank import fbank
+from pipeline.fbank_settings import FbankSettings
 from tests.support.prepared import LABELS, make_prepared, tiny_recipe, write_recipe
 from tests.support.runs import newest
 from tests.trainer.checkpoints.test_ast_checkpoint import AuthorsAst, transformers_model

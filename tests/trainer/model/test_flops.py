@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.model.ast import AST, ModelSettings
+from trainer.model.ast import AST
 from trainer.model.build import build_model
 from trainer.model.flops import forward_flops, peak_flops, peak_of, training_flops
+from trainer.model.settings import ModelSettings
 
 
 def on_meta(settings: ModelSettings, num_classes: int) -> AST:

@@ -23,11 +23,12 @@ from tests.support.runs import assert_close_runs, assert_events_match_history, n
 from tests.support.steps import own_lines, started, wait_for_step
 from trainer.checkpoints.checkpoint import checkpoint_paths
 from trainer.data.clips import select_clips
-from trainer.data.loader import Loader, LoaderSettings
+from trainer.data.loader import Loader
+from trainer.data.settings import LoaderSettings
 from trainer.on_ray import train as ray_train
 from trainer.on_ray.progress import progress_board
 from trainer.on_ray.tune import unfinished
-from trainer.recipe.recipe import TrainSettings
+from trainer.recipe.settings import TrainSettings
 from trainer.run.run_folder import is_finished, read_history, read_run
 from trainer.run.writer import alone_in
 from trainer.scores.predictions import predictions_path, read_predictions

@@ -8,7 +8,8 @@ import ray
 
 from pipeline.errors import UserError
 from tests.support.prepared import tiny_recipe
-from trainer.on_ray.workers import Workers, fit_workers, note_workers
+from trainer.on_ray.settings import Workers
+from trainer.on_ray.workers import fit_workers, note_workers
 
 
 def nodes(*resources: dict[str, float]) -> Callable[[], list[dict[str, Any]]]:

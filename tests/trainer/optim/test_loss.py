@@ -6,7 +6,8 @@ import torch
 from sklearn.metrics import log_loss
 from torch import Tensor
 
-from trainer.optim.loss import Loss, loss_per_clip, scores
+from trainer.optim.loss import loss_per_clip, scores
+from trainer.optim.settings import Loss
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from trainer.optim.optimiser import OptimiserName, OptimiserSettings, make_optimiser
+from trainer.optim.optimiser import make_optimiser
+from trainer.optim.settings import OptimiserName, OptimiserSettings
 
 LR, EPS = 1e-2, 1e-8
 

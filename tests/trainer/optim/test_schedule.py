@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.optim.schedule import ScheduleSettings, learning_rate
+from trainer.optim.schedule import learning_rate
+from trainer.optim.settings import ScheduleSettings
 
 AUDIOSET = ScheduleSettings()
 

@@ -18,7 +18,9 @@ from pipeline.errors import UserError
 from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
 from trainer.data.clips import select_training_data
 from trainer.model.build import build_model
-from trainer.recipe.recipe import SECTIONS, Recipe, check_fit, load_recipe, make_recipe
+from trainer.recipe.fit import check_fit
+from trainer.recipe.parse import load_recipe, make_recipe
+from trainer.recipe.recipe import SECTIONS, Recipe
 
 PROJECT = Path(ray_job.__file__).parent
 

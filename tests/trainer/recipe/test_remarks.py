@@ -8,7 +8,8 @@ from pipeline.dataset.prepared import PreparedDataset
 from pipeline.errors import UserError
 from tests.support.prepared import make_prepared, tiny_recipe
 from trainer.data.clips import select_training_data
-from trainer.recipe.recipe import Recipe, load_recipe
+from trainer.recipe.parse import load_recipe
+from trainer.recipe.recipe import Recipe
 from trainer.recipe.remarks import check_rate, remarks
 
 PLAIN = ("data.train_split=train", "data.eval_split=eval", "data.fold=0")

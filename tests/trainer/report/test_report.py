@@ -23,7 +23,8 @@ from pipeline.errors import UserError
 from pipeline.shards.plan import FORMAT_VERSION
 from tests.support.browser import OfflineBrowser, OpenPage, open_browser, wait_until
 from tests.support.prepared import tiny_recipe
-from trainer.optim.schedule import ScheduleSettings, learning_rate
+from trainer.optim.schedule import learning_rate
+from trainer.optim.settings import ScheduleSettings
 from trainer.report import examples, figures
 from trainer.report.sections import member_paths, run_names, write_report
 from trainer.run.skipped_steps import write_bad_steps

@@ -19,7 +19,8 @@ from tests.support.ranks import run_ranks
 from tests.support.runs import assert_same_run, newest, untimed
 from trainer.checkpoints.checkpoint import checkpoint_paths
 from trainer.data.clip_reader import ClipReader, IntArray
-from trainer.recipe.recipe import Recipe, make_recipe
+from trainer.recipe.parse import make_recipe
+from trainer.recipe.recipe import Recipe
 from trainer.run.run_folder import read_history
 from trainer.training import loop
 from trainer.training.divergence import is_bad

@@ -14,10 +14,12 @@ from tests.support.plain_clips import padded
 from tests.support.prepared import make_prepared, tiny_recipe
 from tests.support.ranks import run_ranks
 from trainer.data.clips import select_clips
-from trainer.data.loader import Loader, LoaderSettings
+from trainer.data.loader import Loader
+from trainer.data.settings import LoaderSettings
 from trainer.model.ast import AST
-from trainer.optim.loss import Loss, loss_per_clip, scores
-from trainer.recipe.recipe import TrainSettings
+from trainer.optim.loss import loss_per_clip, scores
+from trainer.optim.settings import Loss
+from trainer.recipe.settings import TrainSettings
 from trainer.training.evaluation import Evaluation, evaluate
 from trainer.training.loop import make_model
 from trainer.training.world import World

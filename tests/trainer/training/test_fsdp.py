@@ -13,7 +13,8 @@ from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from tests.support.prepared import make_prepared, tiny_recipe
 from tests.support.ranks import run_ranks
 from tests.support.runs import assert_close_runs, newest, untimed
-from trainer.recipe.recipe import Recipe, make_recipe
+from trainer.recipe.parse import make_recipe
+from trainer.recipe.recipe import Recipe
 from trainer.scores.predictions import read_predictions
 from trainer.training.fsdp import whole_copy
 from trainer.training.loop import make_model, train

@@ -22,7 +22,8 @@ from tests.support.runs import assert_close_runs, assert_same_run, newest, untim
 from trainer.checkpoints.checkpoint import Checkpoint, Progress, checkpoint_paths
 from trainer.data.sampler import class_balanced_weights, epoch_order
 from trainer.optim.schedule import learning_rate
-from trainer.recipe.recipe import Recipe, make_recipe
+from trainer.recipe.parse import make_recipe
+from trainer.recipe.recipe import Recipe
 from trainer.run.run_folder import is_finished, read_history, read_recipe, read_run
 from trainer.run.writer import take_over
 from trainer.scores.predictions import read_predictions

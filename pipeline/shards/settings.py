@@ -1,0 +1,32 @@
+"""What decides the bytes of a prepared data set."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from pipeline.audio.settings import DecodeSettings
+from pipeline.fbank_settings import FbankSettings
+
+Store = Literal["fbank", "audio"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareSettings:
+    """What decides the bytes of a prepared data set."""
+
+    fbank: FbankSettings = field(default_factory=FbankSettings)
+    """The features."""
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
+    """Limits on the audio."""
+    clips_per_shard: int = 512
+    """Most clips in a shard; small data sets get smaller shards, so that 16 can run in parallel."""
+    store: Store = "fbank"
+    """What of a clip is stored: "fbank" (float16) or "audio" (16-bit FLAC), from which training
+    computes fbanks of waveforms that it mixed."""
+
+    def __post_init__(self) -> None:
+        if self.store not in get_args(Store):
+            raise ValueError(f"store: must be one of {get_args(Store)}, got {self.store!r}")
+        if not 1 <= self.clips_per_shard <= 100_000:
+            raise ValueError(
+                f"clips_per_shard: must be from 1 to 100000, got {self.clips_per_shard}"
+            )

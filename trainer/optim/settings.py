@@ -1,0 +1,78 @@
+"""Settings of the loss, the optimiser and the learning rate."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Loss = Literal["bce", "ce"]
+"""`bce`: independent labels, binary cross-entropy. `ce`: one label a clip, cross-entropy."""
+
+
+OptimiserName = Literal["adam", "adamw"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimiserSettings:
+    """AST's optimiser: Adam with its weight decay as L2 in the gradient, not AdamW."""
+
+    name: OptimiserName = "adam"
+    """`adam` (as published) or `adamw` (decoupled weight decay)."""
+    beta1: float = 0.95
+    """Decay of the mean of the gradients."""
+    beta2: float = 0.999
+    """Decay of the mean of their squares."""
+    weight_decay: float = 5e-7
+    """Weight decay."""
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(OptimiserName):
+            raise ValueError(f"name: must be one of {get_args(OptimiserName)}, got {self.name!r}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name}: must be at least 0 and below 1, got {getattr(self, name)}"
+                )
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(
+                f"weight_decay: must be a number of at least 0, got {self.weight_decay}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleSettings:
+    """Stepwise warm-up, then a decay after given epochs; defaults are those of full AudioSet."""
+
+    lr: float = 1e-5
+    """Learning rate after the warm-up and before the first decay."""
+    warmup_steps: int = 1000
+    """Optimiser steps until the warm-up reaches `lr`; 0 for none."""
+    warmup_every_steps: int = 50
+    """The warm-up raises the rate every so many steps; 1 gives a linear ramp."""
+    decay_after_epochs: tuple[int, ...] = (2, 3, 4)
+    """The rate decays at the end of each of these epochs, counted from 1; empty for never."""
+    decay_factor: float = 0.5
+    """Each decay multiplies the rate by this."""
+
+    def __post_init__(self) -> None:
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ValueError(f"lr: must be a number above 0, got {self.lr}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps: must be at least 0, got {self.warmup_steps}")
+        if self.warmup_every_steps < 1:
+            raise ValueError(
+                f"warmup_every_steps: must be at least 1, got {self.warmup_every_steps}"
+            )
+        if 0 < self.warmup_steps < self.warmup_every_steps:
+            raise ValueError(
+                f"warmup_every_steps: must be at most warmup_steps ({self.warmup_steps}), "
+                f"or the whole warm-up runs at 0, got {self.warmup_every_steps}"
+            )
+        epochs = self.decay_after_epochs
+        if any(epoch < 1 for epoch in epochs) or list(epochs) != sorted(set(epochs)):
+            raise ValueError(
+                f"decay_after_epochs: must be rising epoch numbers from 1, got {list(epochs)}"
+            )
+        if not 0 < self.decay_factor <= 1:
+            raise ValueError(
+                f"decay_factor: must be above 0 and at most 1, got {self.decay_factor}"
+            )

@@ -1,0 +1,59 @@
+"""Whether a recipe fits the clips that it is to be trained on."""
+
+import torch
+
+from pipeline.errors import UserError
+from trainer.data.clips import ClipSet, TrainingData
+from trainer.model.build import build_model
+from trainer.recipe.recipe import Recipe
+
+
+def check_fit(recipe: Recipe, data: TrainingData) -> None:
+    """Refuse settings that these clips cannot be trained with.
+
+    Raises:
+        UserError: a mask, patch or bucket larger than the input, more blocks than the backbone
+            has, a backbone that is no plain transformer, an average over epochs that the
+            run does not have, or cross-entropy on clips that have no or several labels.
+    """
+    for key in ("first_epoch", "last_epoch"):
+        epoch = getattr(recipe.averaging, key)
+        if epoch > recipe.train.epochs:
+            raise UserError(
+                f"averaging.{key}: must be at most train.epochs ({recipe.train.epochs}), "
+                f"got {epoch}"
+            )
+    mels = ("the number of mel bins", data.train.num_mels)
+    frames = ("model.num_frames", recipe.model.num_frames)
+    for key, value, (axis, size) in (
+        ("augment.frequency_mask", recipe.augment.frequency_mask, mels),
+        ("augment.time_mask", recipe.augment.time_mask, frames),
+        ("model.patch_frequency", recipe.model.patch_frequency, mels),
+    ):
+        if value > size:
+            raise UserError(f"{key}: must be at most {axis} ({size}), got {value}")
+    shortest, edges = recipe.model.patch_time, recipe.sampler.bucket_frames
+    if any(not shortest <= edge < recipe.model.num_frames for edge in edges):
+        raise UserError(
+            f"sampler.bucket_frames: must be at least model.patch_time ({shortest}) and below "
+            f"model.num_frames ({recipe.model.num_frames}), got {list(edges)}"
+        )
+    # On no device, the model costs neither memory nor a download.
+    with torch.device("meta"):
+        build_model(
+            recipe.model.without_weights(),
+            num_classes=len(data.train.labels),
+            num_mels=data.train.num_mels,
+        )
+    if recipe.train.loss == "ce":
+        for clips in (data.train, data.evaluation):
+            _check_single_label(clips)
+
+
+def _check_single_label(clips: ClipSet) -> None:
+    for clip_id, labels in zip(clips.ids, clips.label_indices, strict=True):
+        if len(set(labels)) != 1:
+            raise UserError(
+                f"train.loss: 'ce' is for clips with one label, but clip {clip_id!r} of "
+                f"{clips.name!r} has {len(set(labels))}; take 'bce'"
+            )

@@ -1,0 +1,98 @@
+"""Settings of the training as a whole, and the scores that others published for it."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+from trainer.data.settings import MAX_SEED
+from trainer.model.settings import Precision
+from trainer.optim.settings import Loss
+
+Sharding = Literal["replicate", "shard"]
+
+
+Selection = Literal["", "accuracy", "mAP"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSettings:
+    """Length of the run, size of its batches, and how often it is looked at and saved."""
+
+    loss: Loss = "bce"
+    """`bce` for multi-label data, `ce` for one label a clip."""
+    epochs: int = 5
+    """Number of epochs."""
+    batch_size: int = 12
+    """Clips in a global batch, shared out among the workers."""
+    seed: int = 0
+    """Decides the first weights, the order of the clips and every augmentation."""
+    precision: Precision = "float32"
+    """`bfloat16` or `float16`: autocast, in evaluation too, as in the authors' code; weights,
+    optimiser and the head stay float32. `float16` scales the loss and skips the first steps until
+    the scale fits. CPUs without instructions for them are many times slower in either."""
+    micro_batch_size: int = 0
+    """Clips that a worker computes at once, for less memory, in evaluation too; 0: all its share of
+    the batch. The batch, the schedule and the losses stay the same."""
+    sharding: Sharding = "replicate"
+    """`replicate`: every worker holds the whole model. `shard`: each holds its part of weights,
+    gradients and optimiser, for models that take too much memory. It may change between starts."""
+    max_gradient_norm: float = 0.0
+    """A step whose gradient's norm is above this is skipped, as one is that is not finite;
+    0: no limit. Gradients are never clipped."""
+    max_bad_steps: int = 10
+    """So many skipped steps in a row are a divergence: the run goes back to its last checkpoint
+    once, then it stops; before its first checkpoint it stops at once."""
+    lr_after_divergence: float = 1.0
+    """What the learning rate is multiplied by once the run has gone back."""
+    select_by: Selection = ""
+    """Also keep the weights of the epoch with the highest `accuracy` or `mAP` on the evaluation
+    clips, the first of equal ones, and score them at the end; empty: no epoch is selected."""
+    log_every_steps: int = 20
+    """Steps between two points of the loss curve."""
+    checkpoint_every_s: float = 300.0
+    """Longest time between checkpoints within an epoch, in seconds; each epoch ends with one."""
+
+    def __post_init__(self) -> None:
+        for name, kind in (
+            ("loss", Loss),
+            ("precision", Precision),
+            ("sharding", Sharding),
+            ("select_by", Selection),
+        ):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(
+                    f"{name}: must be one of {get_args(kind)}, got {getattr(self, name)!r}"
+                )
+        for name in ("epochs", "batch_size", "log_every_steps", "max_bad_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed: must be from 0 to {MAX_SEED}, got {self.seed}")
+        for name in ("checkpoint_every_s", "max_gradient_norm", "micro_batch_size"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"{name}: must be a number of at least 0, got {getattr(self, name)}"
+                )
+        if not 0 < self.lr_after_divergence <= 1:
+            raise ValueError(
+                f"lr_after_divergence: must be above 0 and at most 1, "
+                f"got {self.lr_after_divergence}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedSettings:
+    """Scores that others published for these settings: `report` draws them beside the run's."""
+
+    mAP: tuple[float, ...] = ()  # noqa: N815
+    """mAP on the evaluation clips after each epoch; empty: none is published."""
+    mAUC: tuple[float, ...] = ()  # noqa: N815
+    """mAUC, likewise."""
+    accuracy: tuple[float, ...] = ()
+    """Accuracy from 0 to 1, likewise."""
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            values = getattr(self, one.name)
+            if not all(0 <= value <= 1 for value in values):
+                raise ValueError(f"{one.name}: must be numbers from 0 to 1, got {list(values)}")
