@@ -5,13 +5,14 @@
 #   make test-all  all tests
 #   make check     format, lint, types, tests
 #   make format    put the code into its format
+#   make hooks     check format, lint and types at every commit
 
 PYTHON ?= python3
 BIN := .venv/bin
 # Those with Ray, one after the other, and beside them all others.
 TESTS := @$(MAKE) --no-print-directory -j2 test-with-ray test-without-ray SELECTION
 
-.PHONY: demo test test-all check lint format clean
+.PHONY: demo test test-all check lint format hooks clean
 
 demo: .venv/ready
 	sh recipes/demo.sh
@@ -40,6 +41,9 @@ lint: .venv/ready
 format: .venv/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+hooks: .venv/ready
+	$(BIN)/pre-commit install
 
 clean:
 	rm -rf .venv build

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from cluster.command_line import make_parser
+from cluster.program import program_name
 from pipeline.errors import UserError
 from pipeline.storage import absolute
+from recipes import find_recipe
 
 if TYPE_CHECKING:
     from trainer.on_ray.settings import Workers
@@ -172,7 +174,7 @@ def train(arguments: Arguments) -> None:
     from trainer.scores.predictions import predictions_path
 
     data, run = absolute(arguments.data), absolute(arguments.out)
-    recipe = load_recipe(absolute(arguments.recipe), arguments.set)
+    recipe = load_recipe(find_recipe(arguments.recipe), arguments.set)
     is_finished, remarks = check_training(recipe, data, run)
     for remark in remarks:
         print(f"note: {remark}", file=sys.stderr)
@@ -214,7 +216,7 @@ def ensemble(arguments: Arguments) -> None:
 
     output = absolute(arguments.out)
     plan = plan_ensemble(
-        _given(arguments.recipe),
+        None if arguments.recipe is None else find_recipe(arguments.recipe),
         arguments.set,
         output,
         data_path=_given(arguments.data),
@@ -237,7 +239,7 @@ def ensemble(arguments: Arguments) -> None:
 def cross_validate(arguments: Arguments) -> None:
     from trainer.studies.cross_validation import make_table, plan_folds, score_folds
 
-    recipe, data = absolute(arguments.recipe), absolute(arguments.data)
+    recipe, data = find_recipe(arguments.recipe), absolute(arguments.data)
     output = absolute(arguments.out)
     plan = plan_folds(recipe, arguments.set, data, output, arguments.folds)
     _train_all(plan.recipes, arguments)
@@ -262,7 +264,7 @@ def import_checkpoint(arguments: Arguments) -> None:
         absolute(arguments.checkpoint),
         absolute(arguments.data),
         run,
-        _given(arguments.recipe) or "",
+        "" if arguments.recipe is None else find_recipe(arguments.recipe),
         arguments.set,
     )
     how = "found by name" if found.by_name else "taken to be in the order of the data set's"
@@ -352,7 +354,7 @@ def _train_all(recipes: "dict[str, Recipe]", arguments: Arguments) -> None:
 
 
 def _print_error(error: BaseException) -> None:
-    print(f"ray_job.py: error: {error}", file=sys.stderr)
+    print(f"{program_name()}: error: {error}", file=sys.stderr)
 
 
 def _given(path: str | None) -> str | None:

@@ -1,11 +1,13 @@
 """The options of every step, by argparse: texts in, a namespace out.
 
-Nothing of the project is imported, so that `--help` answers at once: choices and defaults that are
+Nothing heavy is imported, so that `--help` answers at once: choices and defaults that are
 those of a setting stand here once more, and a test holds the two together.
 """
 
 import argparse
 from typing import TypeAlias
+
+from cluster.program import VERSION, program_name
 
 Steps: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -13,11 +15,12 @@ Steps: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 def make_parser() -> argparse.ArgumentParser:
     """The command line; `command` is the step's name."""
     parser = argparse.ArgumentParser(
-        prog="ray_job.py",
+        prog=program_name(),
         description="Train Audio Spectrogram Transformers: from audio in a folder or bucket to a "
         "report. Paths are local or s3://bucket/key (endpoint and credentials by the usual AWS "
         "variables).",
     )
+    parser.add_argument("--version", action="version", version=f"ast-ray {VERSION}")
     steps = parser.add_subparsers(title="steps", dest="command", required=True, metavar="STEP")
     for add in (
         _add_download,
@@ -43,7 +46,7 @@ def _add_download(steps: Steps) -> None:
         "download",
         "Fetch a public data set from its own server and check it. Stopped at any moment, the same "
         "command carries on.",
-        "ray_job.py download speech-commands --out data/speech-commands",
+        "speech-commands --out data/speech-commands",
     )
     step.add_argument("name", choices=("esc50", "speech-commands"), help="which data set")
     step.add_argument("--out", required=True, help="local folder to make")
@@ -56,7 +59,7 @@ def _add_manifest(steps: Steps) -> None:
         "manifest",
         "List a data set's clips, with labels, splits and folds, in a Parquet table. For AudioSet, "
         "what is missing and a page of the coverage are written beside it.",
-        "ray_job.py manifest s3://sounds/audioset --segments csv/balanced_train_segments.csv "
+        "s3://sounds/audioset --segments csv/balanced_train_segments.csv "
         "--segments csv/eval_segments.csv --out s3://lab/audioset.parquet",
     )
     step.add_argument("source", help="folder, table or container file of the data set")
@@ -131,7 +134,7 @@ def _add_prepare(steps: Steps) -> None:
         "prepare",
         "Compute fbanks of all clips and write WebDataset shards, an index and a card. Stopped at "
         "any moment, the same command carries on.",
-        "ray_job.py prepare s3://lab/esc50.parquet --out s3://lab/esc50",
+        "s3://lab/esc50.parquet --out s3://lab/esc50",
     )
     step.add_argument("manifest", help="what `manifest` wrote")
     step.add_argument("--out", required=True, help="folder of the prepared data set")
@@ -191,7 +194,7 @@ def _add_verify(steps: Steps) -> None:
         "verify",
         "Check every byte of a prepared data set against its card and index. What is wrong is "
         "named, and `prepare` run again mends exactly that.",
-        "ray_job.py verify s3://lab/esc50",
+        "s3://lab/esc50",
     )
     step.add_argument("data", help="folder of the prepared data set")
     step.add_argument("--json-logs", action="store_true", help="progress and faults as JSON lines")
@@ -204,7 +207,7 @@ def _add_train(steps: Steps) -> None:
         "train",
         "Train a recipe on a prepared data set. Stopped at any moment, the same command carries "
         "on from the last checkpoint.",
-        "ray_job.py train recipes/esc50.toml --data data/esc50 --out runs/esc50 --set data.fold=1",
+        "esc50 --data data/esc50 --out runs/esc50 --set data.fold=1",
     )
     _add_training_options(step, "folder of the run")
 
@@ -214,7 +217,7 @@ def _add_evaluate(steps: Steps) -> None:
         steps,
         "evaluate",
         "Score a split with weights of a run: mAP, mAUC, d-prime, accuracy, per class.",
-        "ray_job.py evaluate runs/esc50 --split train --fold 1",
+        "runs/esc50 --split train --fold 1",
     )
     step.add_argument("run", help="folder of the run")
     step.add_argument("--split", required=True, help="split to score")
@@ -236,7 +239,7 @@ def _add_ensemble(steps: Steps) -> None:
         "Train a recipe with several seeds and in variants, as many at a time as fit, and score "
         "the mean of their outputs, those of other runs among them. Stopped at any moment, the "
         "same command carries on.",
-        "ray_job.py ensemble recipes/esc50.toml --seeds 0 1 2 --data data/esc50 --out runs/esc50x3",
+        "esc50 --seeds 0 1 2 --data data/esc50 --out runs/esc50x3",
     )
     step.add_argument(
         "--seeds", type=int, nargs="+", default=[], help="seeds to train the recipe with"
@@ -264,7 +267,7 @@ def _add_cross_validate(steps: Steps) -> None:
         "Train a recipe once for each fold of the data set, holding that fold out, as many at a "
         "time as fit, and show each score, mean and deviation. Stopped at any moment, the same "
         "command carries on.",
-        "ray_job.py cross-validate recipes/esc50.toml --data data/esc50 --out runs/esc50",
+        "esc50 --data data/esc50 --out runs/esc50",
     )
     step.add_argument(
         "--folds", type=_positive, nargs="+", default=[], help="train only these (default: all)"
@@ -277,7 +280,7 @@ def _add_report(steps: Steps) -> None:
         steps,
         "report",
         "Draw one HTML page of one or more runs; it needs nothing from elsewhere.",
-        "ray_job.py report runs/esc50 runs/esc50-wide --out compared.html",
+        "runs/esc50 runs/esc50-wide --out compared.html",
     )
     step.add_argument(
         "runs",
@@ -294,13 +297,15 @@ def _add_import(steps: Steps) -> None:
         "import",
         "Make a run of a trained AST, to evaluate, average and report as if it were trained here: "
         "a .pth of the AST authors, a folder of transformers, an exported folder or another run.",
-        "ray_job.py import audioset_10_10_0.4593.pth --data data/audioset --out runs/published",
+        "audioset_10_10_0.4593.pth --data data/audioset --out runs/published",
     )
     step.add_argument("checkpoint", help="file or folder of the trained model")
     step.add_argument("--data", required=True, help="folder of the prepared data set")
     step.add_argument("--out", required=True, help="folder of the run")
     step.add_argument(
-        "--recipe", help="settings of the run (default: the checkpoint's, where it tells)"
+        "--recipe",
+        help="settings of the run: path of a .toml file, or a name such as esc50 (default: the "
+        "checkpoint's, where it tells)",
     )
     _add_set_option(step)
 
@@ -311,7 +316,7 @@ def _add_export(steps: Steps) -> None:
         "export",
         "Write weights of a run as a folder that transformers loads, and as ast.safetensors in it, "
         "which `import` and model.weights_file read.",
-        "ray_job.py export runs/esc50 --out models/esc50",
+        "runs/esc50 --out models/esc50",
     )
     step.add_argument("run", help="folder of the run")
     step.add_argument("--out", required=True, help="folder to write")
@@ -324,8 +329,7 @@ def _add_job_commands(steps: Steps) -> None:
         "submit",
         "Run a step on a Ray cluster through its job server; follows the log and ends with the "
         "job's exit status.",
-        "ray_job.py submit --address http://head:8265 -- prepare s3://lab/esc50.parquet "
-        "--out s3://lab/esc50",
+        "--address http://head:8265 -- prepare s3://lab/esc50.parquet --out s3://lab/esc50",
     )
     step.add_argument(
         "--no-wait", dest="wait", action="store_false", help="return once the job is submitted"
@@ -343,11 +347,11 @@ def _add_job_commands(steps: Steps) -> None:
         help="pass the AWS keys to the job; whoever can see the job server can then see them",
     )
     step.add_argument("step", nargs=argparse.REMAINDER, metavar="-- STEP ...", help="what to run")
-    listing = _add_step(steps, "jobs", "List the jobs of a cluster.", "ray_job.py jobs")
-    show = _add_step(steps, "logs", "Print a job's log.", "ray_job.py logs JOB --follow")
+    listing = _add_step(steps, "jobs", "List the jobs of a cluster.", "")
+    show = _add_step(steps, "logs", "Print a job's log.", "JOB --follow")
     show.add_argument("id", help="the job's id")
     show.add_argument("--follow", action="store_true", help="go on until the job ends")
-    end = _add_step(steps, "stop", "Stop a job.", "ray_job.py stop JOB")
+    end = _add_step(steps, "stop", "Stop a job.", "JOB")
     end.add_argument("id", help="the job's id")
     for one in (step, listing, show, end):
         one.add_argument(
@@ -357,8 +361,9 @@ def _add_job_commands(steps: Steps) -> None:
 
 
 def _add_step(steps: Steps, name: str, description: str, example: str) -> argparse.ArgumentParser:
+    """Add a step; `example`: what may follow its name on the command line."""
     return steps.add_parser(
-        name, help=description, description=description, epilog=f"example: {example}"
+        name, help=description, description=description, epilog=f"example: %(prog)s {example}"
     )
 
 
@@ -366,7 +371,11 @@ def _add_training_options(
     step: argparse.ArgumentParser, out_help: str, *, must_train: bool = True
 ) -> None:
     recipe = None if must_train else "?"
-    step.add_argument("recipe", nargs=recipe, help="settings of the run (.toml)")
+    step.add_argument(
+        "recipe",
+        nargs=recipe,
+        help="settings of the run: path of a .toml file, or a name such as esc50",
+    )
     step.add_argument("--data", required=must_train, help="folder of the prepared data set")
     step.add_argument("--out", required=True, help=out_help)
     _add_set_option(step)

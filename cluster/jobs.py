@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cluster.program import program_name
 from cluster.session import TOKEN_HINT
 from pipeline.errors import UserError
 
@@ -422,8 +423,8 @@ def _row(job: Any) -> tuple[str, str, str, str, str]:
 
 
 def _how_to_return(server: _JobServer, job_id: str) -> str:
-    end = f"{job_id} --address {server.get_address()}"
-    return f"follow it: ray_job.py logs --follow {end}; end it: ray_job.py stop {end}"
+    name, end = program_name(), f"{job_id} --address {server.get_address()}"
+    return f"follow it: {name} logs --follow {end}; end it: {name} stop {end}"
 
 
 def _reason(error: BaseException) -> str:

@@ -108,7 +108,7 @@ def open_dataset(path: str) -> PreparedDataset:
         card: Card = storage.read_json(card_path(path))
     except FileNotFoundError as error:
         raise UserError(
-            f"{path}: no complete data set there (no card.json); finish `ray_job.py prepare` first"
+            f"{path}: no complete data set there (no card.json); finish `prepare` first"
         ) from error
     if card.get("format_version") != FORMAT_VERSION:
         raise UserError(

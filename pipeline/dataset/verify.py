@@ -148,7 +148,7 @@ def document_faults(path: str) -> list[Fault]:
         card: Card = storage.read_json(card_path(path))
     except FileNotFoundError as error:
         raise UserError(
-            f"{path}: no complete data set there (no card.json); finish `ray_job.py prepare` first"
+            f"{path}: no complete data set there (no card.json); finish `prepare` first"
         ) from error
     except ValueError as error:
         return [Fault(path="card.json", what=f"is not JSON ({error})")]

@@ -227,14 +227,12 @@ def read_manifest(path: str) -> Manifest:
     try:
         table = storage.read_table(path)
     except FileNotFoundError as error:
-        raise UserError(
-            f"{path}: no manifest there; write one with `ray_job.py manifest`"
-        ) from error
+        raise UserError(f"{path}: no manifest there; write one with `manifest`") from error
     except (pa.ArrowException, OSError, UserError) as error:
         if isinstance(error, UserError) and not isinstance(error.__cause__, IsADirectoryError):
             raise
         raise UserError(
-            f"{path}: not a manifest (a Parquet file); write one with `ray_job.py manifest`"
+            f"{path}: not a manifest (a Parquet file); write one with `manifest`"
         ) from error
     metadata = (table.schema.metadata or {}).get(_METADATA_KEY)
     clips = _conform(table, path)

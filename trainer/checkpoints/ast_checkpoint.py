@@ -224,7 +224,7 @@ def _exported_facts(path: str) -> dict[str, Any]:
     if text is None:
         raise UserError(
             f"{path}: the weights of an AST without its settings; give the run folder, or the "
-            f"{EXPORTED_NAME} that `ray_job.py export` writes"
+            f"{EXPORTED_NAME} that `export` writes"
         )
     try:
         facts = json.loads(text)

@@ -133,7 +133,7 @@ class Run:
         fold = f" --fold {data['eval_fold']}" if data.get("eval_fold") else ""
         return (
             f"The run is finished, but its predictions on {data.get('eval_name')} are missing; "
-            f"`ray_job.py evaluate {self.path} --split {data.get('eval_split')}{fold}` makes them."
+            f"`evaluate {self.path} --split {data.get('eval_split')}{fold}` makes them."
         )
 
     @property

@@ -75,7 +75,7 @@ def read_metrics(run_path: str, name: str) -> dict[str, Any]:
         UserError: they are not there, or damaged.
     """
     path = metrics_path(run_path, name)
-    remedy = "make it again with `ray_job.py evaluate`"
+    remedy = "make it again with `evaluate`"
     try:
         metrics = storage.read_json(path)
     except FileNotFoundError as error:
@@ -134,10 +134,10 @@ def read_predictions(run_path: str, name: str) -> Predictions:
         return _decode(storage.read_table(path))
     except FileNotFoundError as error:
         raise UserError(
-            f"{run_path}: no predictions on {name!r}; make them with `ray_job.py evaluate`"
+            f"{run_path}: no predictions on {name!r}; make them with `evaluate`"
         ) from error
     except (pa.ArrowInvalid, OSError, LookupError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged; make it again with `ray_job.py evaluate`") from error
+        raise UserError(f"{path}: damaged; make it again with `evaluate`") from error
 
 
 def _decode(table: pa.Table) -> Predictions:

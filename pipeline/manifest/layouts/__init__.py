@@ -84,7 +84,7 @@ def read_source(
         why = "".join(f" ({note})" for note in manifest.notes)
         raise UserError(
             f"{source}: no clip found in the layout {name!r}{why}; there are {', '.join(LAYOUTS)}, "
-            f"see `ray_job.py manifest --help`"
+            f"see `manifest --help`"
         )
     manifest = replace(manifest, notes=(*manifest.notes, *_without_effect(options, name, manifest)))
     return mark_common(manifest, options.common_ids) if options.common_ids else manifest

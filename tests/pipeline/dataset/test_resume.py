@@ -391,7 +391,7 @@ def test_an_empty_path_is_no_working_folder(command: list[str]) -> None:
 
 
 def test_a_folder_is_no_manifest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"not a manifest .*; write one with `ray_job.py manifest`"):
+    with pytest.raises(UserError, match=r"not a manifest .*; write one with `manifest`"):
         read_manifest(str(tmp_path))
 
 

@@ -207,7 +207,7 @@ def test_what_is_not_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_missing_manifest_says_how_to_make_one(tmp_path: Path) -> None:
-    assert "write one with `ray_job.py manifest`" in refusal(str(tmp_path / "none.parquet"))
+    assert "write one with `manifest`" in refusal(str(tmp_path / "none.parquet"))
 
 
 def test_a_fold_too_large_for_the_table_is_refused() -> None:

@@ -546,7 +546,7 @@ def test_a_finished_run_without_predictions_says_how_to_make_them(run: str, data
     for path in storage.list_files(f"{run}/predictions"):
         storage.remove(path)
     told = (
-        f"its predictions on train-fold2 are missing; `ray_job.py evaluate {run} --split train "
+        f"its predictions on train-fold2 are missing; `evaluate {run} --split train "
         f"--fold 2` makes them."
     )
     text = " ".join(report(run).words)

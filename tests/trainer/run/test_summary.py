@@ -94,7 +94,7 @@ def test_a_run_whose_steps_were_all_skipped_is_an_error(
 @pytest.mark.parametrize("content", ["", "{}", "[]", "{"])
 def test_damaged_metrics_are_one_line(tmp_path: Path, content: str) -> None:
     storage.write_bytes(f"{tmp_path}/predictions/eval.json", content.encode())
-    with pytest.raises(UserError, match=r"predictions/eval\.json: damaged .*ray_job\.py evaluate"):
+    with pytest.raises(UserError, match=r"predictions/eval\.json: damaged .*`evaluate`"):
         metrics_summary(str(tmp_path), "eval")
 
 

@@ -1,0 +1,40 @@
+"""The recipes that come with the program, in the checkout and in the wheel.
+
+In: what a user gives as a recipe. Out: the path of the file to read.
+"""
+
+import re
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.storage import absolute
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes in this folder: `esc50` is `esc50.toml`."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def find_recipe(given: str) -> str:
+    """The absolute path of a recipe.
+
+    Args:
+        given: path of a file, local or s3://; or the name of a recipe in this folder, as `esc50` or
+            `recipes/esc50.toml`. A local file wins over a name.
+
+    Raises:
+        UserError: neither a file nor a name.
+    """
+    path = absolute(given)
+    if path.startswith("s3://") or Path(path).is_file():
+        return path
+    named = re.fullmatch(r"recipes/(.+)\.toml|([^/]+)", given)
+    name = named and (named[1] or named[2])
+    if name not in recipe_names():
+        raise UserError(
+            f"{given}: no such recipe; give the path of a .toml file or one of these names: "
+            f"{', '.join(recipe_names())}"
+        )
+    return str(FOLDER / f"{name}.toml")

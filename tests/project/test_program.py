@@ -1,0 +1,92 @@
+"""The program's name in what it prints, its version, and recipes by name."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ray_job
+from cluster.program import VERSION
+from pipeline.errors import UserError
+from recipes import FOLDER, find_recipe, recipe_names
+
+PROJECT = Path(ray_job.__file__).parent
+CALLED = pytest.mark.parametrize(
+    ("path", "name"), [("/opt/bin/ast-ray", "ast-ray"), ("src/ray_job.py", "ray_job.py")]
+)
+
+
+@CALLED
+def test_the_usage_names_the_program_as_it_was_called(
+    path: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [path])
+    with pytest.raises(SystemExit):
+        ray_job.main(["prepare"])
+    assert capsys.readouterr().err.startswith(f"usage: {name} prepare ")
+    with pytest.raises(SystemExit):
+        ray_job.main(["prepare", "--help"])
+    assert f"example: {name} prepare s3://" in capsys.readouterr().out
+
+
+@CALLED
+def test_an_error_names_the_program_as_it_was_called(
+    path: str,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", [path])
+    missing = str(tmp_path / "clips.parquet")
+    assert ray_job.main(["prepare", missing, "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.startswith(f"{name}: error: {missing}: ")
+
+
+def test_the_version_is_that_of_the_code_that_runs(tmp_path: Path) -> None:
+    """Also in a folder that is not installed, whatever else is."""
+    for package in ("cluster", "pipeline", "recipes"):
+        shutil.copytree(PROJECT / package, tmp_path / package)
+    shutil.copy(PROJECT / "ray_job.py", tmp_path)
+    program = tmp_path / "cluster" / "program.py"
+    program.write_text(program.read_text().replace(f'"{VERSION}"', '"9.8.7"'))
+    command = [sys.executable, "ray_job.py", "--version"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "ast-ray 9.8.7\n"
+
+
+@pytest.mark.parametrize("given", ["esc50", "recipes/esc50.toml"])
+def test_a_recipe_is_found_by_name_from_any_folder(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # A data set may well have that name.
+    (tmp_path / "esc50").mkdir()
+    assert find_recipe(given) == str(FOLDER / "esc50.toml")
+
+
+def test_a_file_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    own = tmp_path / "recipes" / "esc50.toml"
+    own.touch()
+    assert find_recipe("recipes/esc50.toml") == str(own.resolve())
+    assert find_recipe("s3://lab/esc50.toml") == "s3://lab/esc50.toml"
+
+
+@pytest.mark.parametrize(
+    "given", ["esc-50", "esc50.toml", "my/esc50.toml", "../recipes/esc50.toml"]
+)
+def test_an_unknown_recipe_lists_the_known_ones(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no such recipe") as caught:
+        find_recipe(given)
+    message = str(caught.value)
+    assert message.startswith(f"{given}: ")
+    assert {"demo", "esc50", "audioset-full"} <= set(recipe_names())
+    assert message.endswith(", ".join(recipe_names()))
+    assert "\n" not in message
