@@ -1,377 +1,89 @@
 #!/usr/bin/env python3
 """Every step of ast-ray, here or on a Ray cluster: `ray_job.py STEP --help` explains each.
 
-Each function here takes the options of a step, which `cluster/command_line.py` lists, calls what
-does the work, and prints what came of it. Heavy libraries are imported within the functions that
-need them, so that `--help` answers at once.
+A step is one file in a `commands/` folder: its options, and the function that does the work.
 """
 
 import argparse
-import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from rich.console import Console
-
-from cluster.command_line import make_parser
-from cluster.program import program_name
+from cluster.commands import list_jobs, logs, stop
+from cluster.commands.submit import submit_step
+from cluster.program import VERSION, print_error, program_name
+from pipeline.commands import download, manifest, prepare, verify
 from pipeline.errors import UserError
-from pipeline.storage import absolute
-from recipes import find_recipe
+from trainer.commands import (
+    cross_validate,
+    ensemble,
+    evaluate,
+    export,
+    import_checkpoint,
+    report,
+    train,
+)
 
-if TYPE_CHECKING:
-    from trainer.on_ray.settings import Workers
-    from trainer.recipe.recipe import Recipe
+INTERRUPTED = 130
+"""The exit status after Ctrl-C."""
 
-PROJECT = Path(__file__).resolve().parent
-_PLAN_SAMPLE = 64
-"""Clips that `prepare --plan` times."""
-Arguments = argparse.Namespace
+STEPS = (
+    download.STEP,
+    manifest.STEP,
+    prepare.STEP,
+    verify.STEP,
+    train.STEP,
+    evaluate.STEP,
+    ensemble.STEP,
+    cross_validate.STEP,
+    report.STEP,
+    import_checkpoint.STEP,
+    export.STEP,
+    submit_step(lambda command: make_parser().parse_args(command)),
+    list_jobs.STEP,
+    logs.STEP,
+    stop.STEP,
+)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line; `run` is the function of the step."""
+    parser = argparse.ArgumentParser(
+        prog=program_name(),
+        description="Train Audio Spectrogram Transformers: from audio in a folder or bucket to a "
+        "report. Paths are local or s3://bucket/key (endpoint and credentials by the usual AWS "
+        "variables).",
+    )
+    parser.add_argument("--version", action="version", version=f"ast-ray {VERSION}")
+    steps = parser.add_subparsers(title="steps", dest="command", required=True, metavar="STEP")
+    for step in STEPS:
+        step.add_to(steps)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one step; the exit status is 0, 1 for an explained error, or 130 for Ctrl-C."""
+    """Run one step.
+
+    Returns:
+        The exit status: 0; 1 for an explained error; 130 for Ctrl-C; or what the step returns. A
+        refused argument ends the program with 2.
+    """
     arguments = make_parser().parse_args(argv)
     try:
-        return STEPS[arguments.command](arguments) or 0
+        return arguments.run(arguments) or 0
     except KeyboardInterrupt:
-        told = "interrupted; the same command carries on, or says what is in its way"
-        print(told, file=sys.stderr)
-        return 130
+        print("interrupted; run the same command again to resume", file=sys.stderr)
+        return INTERRUPTED
+    except UserError as error:
+        print_error(error)
+        return 1
     except Exception as error:
-        from cluster.session import unwrap
+        from cluster.worker_errors import unwrap
 
         cause = unwrap(error)
         if not isinstance(cause, UserError):
             raise
-        _print_error(cause)
+        print_error(cause)
         return 1
-
-
-def download(arguments: Arguments) -> None:
-    from pipeline.manifest.download import DATASETS
-    from pipeline.manifest.download import download as fetch
-
-    output = absolute(arguments.out)
-    is_new = fetch(DATASETS[arguments.name], output, arguments.url)
-    print(output if is_new else f"{output}: there already, nothing to do")
-
-
-def manifest(arguments: Arguments) -> None:
-    from pipeline import storage
-    from pipeline.commands.summaries import manifest_summary
-    from pipeline.manifest.layouts import read_source
-    from pipeline.manifest.layouts.options import SourceOptions
-    from pipeline.manifest.manifest import assign_folds, write_manifest
-    from pipeline.pages.coverage_page import write_coverage_page
-
-    output = absolute(arguments.out)
-    options = SourceOptions(
-        segments=tuple(arguments.segments),
-        class_labels=_given(arguments.class_labels),
-        cut=arguments.cut,
-        common_ids=_given(arguments.common_ids),
-        columns=dict(arguments.column),
-        separator=arguments.separator,
-        split=arguments.split,
-    )
-    found = read_source(absolute(arguments.source), arguments.layout, options)
-    if arguments.folds is not None:
-        found = assign_folds(found, arguments.folds)
-    write_manifest(output, found)
-    stem = output.removesuffix(".parquet")
-    if found.missing is not None:
-        storage.write_table(f"{stem}.missing.parquet", found.missing)
-    if found.coverage is not None:
-        storage.write_json(f"{stem}.coverage.json", found.coverage)
-        write_coverage_page(f"{stem}.coverage.html", found.coverage, stem.rpartition("/")[2])
-    Console().print(manifest_summary(found, output))
-
-
-def prepare(arguments: Arguments) -> None:
-    import json
-    from dataclasses import asdict, replace
-
-    from pipeline.audio.settings import DecodeSettings
-    from pipeline.commands.summaries import estimate_summary, prepare_summary
-    from pipeline.dataset import prepare as on_ray
-    from pipeline.manifest.manifest import check, read_labels, read_manifest
-    from pipeline.pages.dataset_page import write_dataset_page
-    from pipeline.shards.estimate import estimate
-    from pipeline.shards.settings import PrepareSettings
-
-    path, output = absolute(arguments.manifest), absolute(arguments.out)
-    found = read_manifest(path)
-    if labels := _given(arguments.labels):
-        found = replace(found, labels=read_labels(labels))
-        check(found, path)
-    try:
-        settings = PrepareSettings(
-            decode=DecodeSettings(
-                max_duration_s=arguments.max_duration_s,
-                max_file_bytes=arguments.max_file_mb * 1_000_000,
-            ),
-            clips_per_shard=arguments.clips_per_shard,
-            store=arguments.store,
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    if arguments.plan:
-        found_plan = estimate(found, settings, _PLAN_SAMPLE)
-        if arguments.json_logs:
-            print(json.dumps({"event": "plan", **asdict(found_plan)}))
-        else:
-            Console().print(estimate_summary(found_plan, output))
-        return
-    summary = on_ray.prepare(
-        found,
-        output,
-        settings,
-        session=_session(arguments),
-        max_reject_share=arguments.max_reject_share,
-        retry_rejects=arguments.retry_rejects,
-        reads_ahead=arguments.reads_ahead,
-        json_logs=arguments.json_logs,
-    )
-    page = write_dataset_page(output) if summary else None
-    if arguments.json_logs:
-        facts = asdict(summary) if summary else {}
-        print(json.dumps({"event": "summary", "page": page, **facts}))
-    elif summary is None:
-        print(f"{output}: complete already, nothing to do")
-    else:
-        Console().print(prepare_summary(summary))
-        print(page)
-
-
-def verify(arguments: Arguments) -> int:
-    import json
-    from dataclasses import asdict
-
-    from pipeline.commands.summaries import faults_summary
-    from pipeline.dataset import verify as checks
-
-    path = absolute(arguments.data)
-    faults = checks.verify(path, session=_session(arguments), json_logs=arguments.json_logs)
-    if arguments.json_logs:
-        for fault in faults:
-            print(json.dumps({"event": "fault", **asdict(fault)}))
-        print(json.dumps({"event": "summary", "num_faults": len(faults)}))
-    else:
-        Console().print(faults_summary(faults, path))
-    return 1 if faults else 0
-
-
-def train(arguments: Arguments) -> None:
-    from trainer.checkpoints.checkpoint import checkpoint_paths
-    from trainer.recipe.parse import load_recipe
-    from trainer.run.checks import check_training
-    from trainer.run.run_folder import read_run
-    from trainer.run.summary import check_learned, metrics_summary
-    from trainer.scores.predictions import predictions_path
-
-    data, run = absolute(arguments.data), absolute(arguments.out)
-    recipe = load_recipe(find_recipe(arguments.recipe), arguments.set)
-    is_finished, remarks = check_training(recipe, data, run)
-    for remark in remarks:
-        print(f"note: {remark}", file=sys.stderr)
-    if is_finished:
-        print(f"{run}: finished already, nothing to do")
-    else:
-        if checkpoints := checkpoint_paths(run):
-            newest = checkpoints[-1].rpartition("/")[2]
-            print(f"{run}: carrying on; the newest checkpoint is {newest}", file=sys.stderr)
-        from trainer.on_ray import train as ray_train
-
-        with _session(arguments):
-            ray_train.run_training(recipe, data, run, _workers(arguments))
-    name = read_run(run)["data"]["eval_name"]
-    Console().print(metrics_summary(run, name))
-    print(predictions_path(run, name))
-    check_learned(run)
-
-
-def evaluate(arguments: Arguments) -> None:
-    from trainer.on_ray import train as ray_train
-    from trainer.run.checks import check_evaluation
-    from trainer.run.run_folder import read_run
-    from trainer.run.summary import metrics_summary
-    from trainer.scores.predictions import predictions_path
-
-    run = absolute(arguments.run)
-    data = _given(arguments.data) or read_run(run)["data"]["path"]
-    what = run, data, arguments.split, arguments.fold
-    name = check_evaluation(*what, arguments.weights)
-    with _session(arguments):
-        ray_train.run_evaluation(*what, _workers(arguments), arguments.weights, arguments.precision)
-    Console().print(metrics_summary(run, name))
-    print(predictions_path(run, name))
-
-
-def ensemble(arguments: Arguments) -> None:
-    from trainer.studies.ensemble import make_table, plan_ensemble, score_ensemble
-
-    output = absolute(arguments.out)
-    plan = plan_ensemble(
-        None if arguments.recipe is None else find_recipe(arguments.recipe),
-        arguments.set,
-        output,
-        data_path=_given(arguments.data),
-        seeds=arguments.seeds,
-        variants=arguments.variant,
-        runs=[absolute(run) for run in arguments.runs],
-    )
-    if plan.recipes:
-        _train_all(plan.recipes, arguments)
-    result = score_ensemble(plan.runs, plan.name, output)
-    Console().print(make_table(result))
-    if result.left_out:
-        print(
-            f"members before that are left out now: {' '.join(result.left_out)}; name them by "
-            f"--seeds, --variant or --runs to have them in",
-            file=sys.stderr,
-        )
-
-
-def cross_validate(arguments: Arguments) -> None:
-    from trainer.studies.cross_validation import make_table, plan_folds, score_folds
-
-    recipe, data = find_recipe(arguments.recipe), absolute(arguments.data)
-    output = absolute(arguments.out)
-    plan = plan_folds(recipe, arguments.set, data, output, arguments.folds)
-    _train_all(plan.recipes, arguments)
-    Console().print(make_table(score_folds(plan.scored, output)))
-    if plan.left_out:
-        names = " ".join(run.rpartition("/")[2] for run in plan.left_out)
-        print(f"not in the table, as not finished: {names}", file=sys.stderr)
-
-
-def report(arguments: Arguments) -> None:
-    from trainer.report.sections import write_report
-
-    runs = [absolute(run) for run in arguments.runs]
-    print(write_report(runs, output=_given(arguments.out)))
-
-
-def import_checkpoint(arguments: Arguments) -> None:
-    from trainer.exchange.export_run import import_run
-
-    run = absolute(arguments.out)
-    found = import_run(
-        absolute(arguments.checkpoint),
-        absolute(arguments.data),
-        run,
-        "" if arguments.recipe is None else find_recipe(arguments.recipe),
-        arguments.set,
-    )
-    how = "found by name" if found.by_name else "taken to be in the order of the data set's"
-    print(
-        f"{run}: {found.num_classes} classes, {how}; {found.num_classes_left_out} more of the "
-        f"checkpoint's are left out"
-    )
-
-
-def export(arguments: Arguments) -> None:
-    from trainer.exchange.export_run import export_run
-
-    output = absolute(arguments.out)
-    export_run(absolute(arguments.run), output, arguments.weights)
-    print(output)
-
-
-def submit(arguments: Arguments) -> int:
-    from cluster import jobs
-
-    command = arguments.step[1:] if arguments.step[:1] == ["--"] else arguments.step
-    if command:
-        # A mistake in the step's own options is better found here than on the cluster.
-        make_parser().parse_args(command)
-    return jobs.submit(
-        command,
-        address=arguments.address,
-        wait=arguments.wait,
-        environment=jobs.forwarded_environment(
-            arguments.env, credentials=arguments.forward_credentials, environ=os.environ
-        ),
-        working_dir=str(PROJECT),
-    )
-
-
-def list_jobs(arguments: Arguments) -> None:
-    from cluster import jobs
-
-    jobs.list_jobs(address=arguments.address)
-
-
-def logs(arguments: Arguments) -> int:
-    from cluster import jobs
-
-    return jobs.print_logs(arguments.id, address=arguments.address, follow=arguments.follow)
-
-
-def stop(arguments: Arguments) -> None:
-    from cluster import jobs
-
-    jobs.stop(arguments.id, address=arguments.address)
-
-
-STEPS: dict[str, Callable[[Arguments], int | None]] = {
-    "download": download,
-    "manifest": manifest,
-    "prepare": prepare,
-    "verify": verify,
-    "train": train,
-    "evaluate": evaluate,
-    "ensemble": ensemble,
-    "cross-validate": cross_validate,
-    "report": report,
-    "import": import_checkpoint,
-    "export": export,
-    "submit": submit,
-    "jobs": list_jobs,
-    "logs": logs,
-    "stop": stop,
-}
-
-
-def _train_all(recipes: "dict[str, Recipe]", arguments: Arguments) -> None:
-    """Train what is not finished yet; each run that fails is named, the last one by the error."""
-    from cluster.session import unwrap_each
-    from trainer.on_ray.tune import train_unfinished
-
-    data, output = absolute(arguments.data), absolute(arguments.out)
-    failures = train_unfinished(
-        recipes, data, output, _workers(arguments), session=_session(arguments)
-    )
-    errors = unwrap_each(failures)
-    for error in errors[:-1]:
-        _print_error(error)
-    if errors:
-        raise errors[-1]
-
-
-def _print_error(error: BaseException) -> None:
-    print(f"{program_name()}: error: {error}", file=sys.stderr)
-
-
-def _given(path: str | None) -> str | None:
-    """The path of an option that need not be there."""
-    return None if path is None else absolute(path)
-
-
-def _session(arguments: Arguments) -> AbstractContextManager[None]:
-    from cluster.session import connect
-
-    return connect(address=arguments.address, num_cpus=arguments.num_cpus)
-
-
-def _workers(arguments: Arguments) -> "Workers":
-    from trainer.on_ray.settings import Workers
-
-    return Workers(num=arguments.workers, cpus=arguments.cpus_per_worker, use_gpu=arguments.gpu)
 
 
 if __name__ == "__main__":

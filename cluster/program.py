@@ -11,3 +11,8 @@ installed, as that of an uploaded job, has it too."""
 def program_name() -> str:
     """`ast-ray` where the installed command runs, else `ray_job.py`."""
     return "ast-ray" if Path(sys.argv[0]).stem == "ast-ray" else "ray_job.py"
+
+
+def print_error(error: BaseException) -> None:
+    """Show an error as the one line that the program ends with."""
+    print(f"{program_name()}: error: {error}", file=sys.stderr)

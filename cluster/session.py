@@ -22,16 +22,16 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 from urllib.parse import urlsplit
 
 import ray
 from ray._private import ray_logging
-from ray.exceptions import AuthenticationError, RayTaskError
+from ray.exceptions import AuthenticationError
 
-from pipeline.errors import UserError, naming
+from cluster.worker_errors import _links
+from pipeline.errors import UserError
 
 CONNECT_TIMEOUT_S = 5.0
 """Longest wait for the cluster's address to accept a connection."""
@@ -46,10 +46,6 @@ _CHATTER = re.compile(
 )
 """Lines of Ray Train's own helper actors that mean nothing to the user: without a dashboard the
 first comes once a second for as long as a training runs."""
-
-_USER_ERROR_LINE = re.compile(
-    rf"^{re.escape(f'{UserError.__module__}.{UserError.__qualname__}')}: (.+)$", re.MULTILINE
-)
 
 
 @contextmanager
@@ -94,62 +90,6 @@ def _terminate_as_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def unwrap(error: BaseException) -> BaseException:
-    """The `UserError` of a worker inside the exceptions that Ray wrapped around it.
-
-    Looks through the causes of tasks, actors, Ray Data, Ray Train (`worker_failures`,
-    `controller_failure`) and Ray Tune. Exceptions lose their `__cause__` when they are sent between
-    processes, which is how Ray Data wraps errors: of those the traceback's text still has the line.
-
-    Returns:
-        The UserError, else `error` itself.
-    """
-    if not isinstance(error, Exception):
-        return error
-    links = _links(error)
-    for link in links:
-        # The exception of a remote task is also an instance of its cause's class, but its text
-        # is the worker's whole traceback.
-        if isinstance(link, UserError) and not isinstance(link, RayTaskError):
-            return link
-    for link in links:
-        if lines := _USER_ERROR_LINE.findall(str(link)):
-            return UserError(lines[-1])
-    return error
-
-
-def unwrap_each(failures: Mapping[str, Exception]) -> list[Exception]:
-    """`unwrap` what ended each of several runs, given by their folders, and name the run in it.
-
-    Also a reason that does not name it, as one of several runs does not; an error other than a
-    `UserError` gets a note, and keeps its traceback.
-    """
-    found: list[Exception] = []
-    for run_path, error in failures.items():
-        cause = unwrap(error)
-        if isinstance(cause, UserError):
-            found.append(naming(run_path, cause))
-        else:
-            error.add_note(f"This ended the run {run_path}")
-            found.append(error)
-    return found
-
-
-def _links(error: BaseException) -> list[BaseException]:
-    """The error and all that it wraps, outermost first, each once."""
-    found = [error]
-    for link in found:
-        inner: list[Any] = [getattr(link, "cause", None), getattr(link, "controller_failure", None)]
-        failures = getattr(link, "worker_failures", None)
-        inner.extend(failures.values() if isinstance(failures, dict) else [])
-        inner.append(link.__cause__)
-        inner.append(None if link.__suppress_context__ else link.__context__)
-        for item in inner:
-            if isinstance(item, BaseException) and not any(item is known for known in found):
-                found.append(item)
-    return found
 
 
 def _start(num_cpus: int | None) -> None:

@@ -1,4 +1,4 @@
-"""What the steps of the pipeline print.
+"""The steps of the pipeline on the command line, one a file.
 
-In: results of a step. Out: tables for the terminal.
+In: options. Out: results printed. Heavy libraries are loaded when a step runs.
 """

@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.manifest.manifest import TRAIN_SPLIT, Manifest
+from pipeline.manifest.manifest import Manifest
+from pipeline.manifest.splits import TRAIN_SPLIT
 from pipeline.shards.parts import TarFacts
 from pipeline.shards.plan import FORMAT_VERSION
 from pipeline.shards.settings import PrepareSettings

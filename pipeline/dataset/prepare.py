@@ -38,7 +38,7 @@ from pipeline.shards.plan import (
     read_plan,
     write_plan,
 )
-from pipeline.shards.settings import PrepareSettings
+from pipeline.shards.settings import READS_AHEAD, PrepareSettings
 from pipeline.terminal.progress import ProgressBar, Rate
 
 _TASK_MEMORY_PER_CLIP_BYTES = 600_000
@@ -55,7 +55,7 @@ def prepare(
     session: AbstractContextManager[None],
     max_reject_share: float,
     retry_rejects: bool = False,
-    reads_ahead: int = 16,
+    reads_ahead: int = READS_AHEAD,
     json_logs: bool = False,
 ) -> PrepareSummary | None:
     """Prepare a data set, or carry on where an earlier run was stopped.

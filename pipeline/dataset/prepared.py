@@ -5,13 +5,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 
 from pipeline import storage
 from pipeline.audio.stored_audio import decode_flac, to_waveform
 from pipeline.dataset.card import Card
 from pipeline.errors import UserError
-from pipeline.fbank import fbank
 from pipeline.fbank_settings import FbankSettings
 from pipeline.shards.plan import FORMAT_VERSION
 from pipeline.shards.tar import Fbank, fbank_from_bytes
@@ -76,6 +74,10 @@ class PreparedDataset:
         settings = self.audio_fbank
         if settings is None:
             return fbank_from_bytes(data, self.num_mels)
+        import torch  # only to compute; opening a data set takes no second
+
+        from pipeline.fbank import fbank
+
         samples = decode_flac(data, settings.samples_in(place["duration_s"]))
         numbers: Fbank = fbank(torch.from_numpy(to_waveform(samples)), settings).half().numpy()
         return numbers

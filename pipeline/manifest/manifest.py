@@ -8,7 +8,6 @@ it, gets the sorted labels it uses.
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.errors import UserError
-
-TRAIN_SPLIT = "train"
-"""The split a clip belongs to when its source names none."""
+from pipeline.manifest.splits import TRAIN_SPLIT, check_split
 
 SCHEMA = pa.schema(
     [
@@ -140,19 +137,6 @@ def check(manifest: Manifest, path: str) -> None:
     for name, other in (("offset_bytes", "size_bytes"), ("row_group", "row")):
         alone = pc.xor(pc.is_null(clips[name]), pc.is_null(clips[other]))
         _refuse(clips, alone, name, f"given together with {other}", path)
-
-
-def check_split(split: str, where: str) -> None:
-    """Refuse a split that cannot be part of a file name; `where` is what the message begins with.
-
-    Raises:
-        UserError: it is empty, or has other characters.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", split):
-        raise UserError(
-            f"{where}: split {split!r}: shards are named after their split, so it may hold only "
-            f"letters, digits, '-' and '_'; rename it"
-        )
 
 
 def note_unlabelled(manifest: Manifest, source: str, *, required: bool = True) -> Manifest:

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from pipeline import storage
-from pipeline.manifest.manifest import TRAIN_SPLIT
+from pipeline.manifest.splits import TRAIN_SPLIT
 from pipeline.pages.plots import Plot
 from pipeline.terminal import units
 

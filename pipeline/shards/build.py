@@ -40,7 +40,7 @@ from pipeline.shards.parts import (
     write_part,
 )
 from pipeline.shards.plan import ShardSpec, read_shard_clips
-from pipeline.shards.settings import PrepareSettings
+from pipeline.shards.settings import READS_AHEAD, PrepareSettings
 from pipeline.shards.tar import ShardWriter
 
 MAX_DECODE_S = 60.0
@@ -56,7 +56,7 @@ class BuildJob:
     output: str
     """The data set's folder."""
     settings: PrepareSettings
-    reads_ahead: int = 16
+    reads_ahead: int = READS_AHEAD
     """Files fetched at once, ahead of the computation."""
 
     @property

@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.manifest.manifest import Manifest, check_split
+from pipeline.manifest.manifest import Manifest
+from pipeline.manifest.splits import check_split
 from pipeline.shards.settings import PrepareSettings
 
 FORMAT_VERSION = 2

@@ -6,6 +6,9 @@ from typing import Literal, get_args
 from pipeline.audio.settings import DecodeSettings
 from pipeline.fbank_settings import FbankSettings
 
+READS_AHEAD = 16
+"""Files that a task fetches at once, ahead of the computation, unless told otherwise."""
+
 Store = Literal["fbank", "audio"]
 
 

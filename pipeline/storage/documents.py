@@ -1,14 +1,19 @@
-"""JSON documents and Parquet tables, read and written as a whole."""
+"""JSON documents and Parquet tables, read and written as a whole.
+
+PyArrow is loaded where a table is read or written: `--help` need not wait for it.
+"""
+
+from __future__ import annotations
 
 import io
 import json
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.storage.files import read_bytes, write_bytes
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def read_json(path: str) -> Any:
@@ -38,11 +43,16 @@ def write_json(path: str, document: object) -> None:
 
 def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
     """A Parquet file as a table."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     return pq.read_table(pa.BufferReader(read_bytes(path)), columns=columns)
 
 
 def encode_table(table: pa.Table, rows_per_group: int | None = None) -> bytes:
     """A table as Parquet; the same table gives the same bytes."""
+    import pyarrow.parquet as pq
+
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", row_group_size=rows_per_group)
     return buffer.getvalue()

@@ -1,16 +1,21 @@
-"""What is below a folder or prefix, by the thousand: listings of millions of files stream."""
+"""What is below a folder or prefix, by the thousand: listings of millions of files stream.
+
+PyArrow is loaded where something is listed: `--help` need not wait for it.
+"""
+
+from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from pipeline.storage.faults import explained
 from pipeline.storage.files import check_bucket
 from pipeline.storage.paths import is_remote
 
-LISTING_SCHEMA = pa.schema([("path", pa.string()), ("size_bytes", pa.int64())])
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def list_files(folder: str) -> list[str]:
@@ -33,7 +38,7 @@ def file_sizes(folder: str) -> dict[str, int]:
 
 
 def iter_files(folder: str) -> Iterator[pa.RecordBatch]:
-    """All files below a folder or prefix, in no order, as batches of `LISTING_SCHEMA`.
+    """All files below a folder or prefix, in no order, in batches: `path` and `size_bytes`.
 
     Listings of millions of files are never held as a whole here. None when it is not there.
     """
@@ -61,11 +66,18 @@ def _list_local(folder: str) -> Iterator[pa.RecordBatch]:
                         waiting.append(path)
         except (FileNotFoundError, NotADirectoryError):
             continue
-        yield pa.record_batch([list(sizes), list(sizes.values())], schema=LISTING_SCHEMA)
+        yield _batch(list(sizes), list(sizes.values()))
 
 
 def _list_remote(prefix: str) -> Iterator[pa.RecordBatch]:
     from pipeline.storage.s3_objects import list_objects  # S3 clients only where S3 is used
 
     for paths, sizes_bytes in list_objects(prefix):
-        yield pa.record_batch([paths, sizes_bytes], schema=LISTING_SCHEMA)
+        yield _batch(paths, sizes_bytes)
+
+
+def _batch(paths: list[str], sizes_bytes: list[int]) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    schema = pa.schema([("path", pa.string()), ("size_bytes", pa.int64())])
+    return pa.record_batch([paths, sizes_bytes], schema=schema)

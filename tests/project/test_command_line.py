@@ -1,77 +1,93 @@
-"""Options of the steps: what is written twice, so that `--help` answers at once, agrees."""
+"""The command line: what it refuses, how soon, and with which exit status."""
 
 import argparse
-import inspect
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+
+import pytest
 
 import ray_job
-from cluster.command_line import make_parser
-from pipeline.audio.settings import DecodeSettings
-from pipeline.dataset.prepare import prepare
-from pipeline.manifest.download import DATASETS
-from pipeline.manifest.layouts import LAYOUTS
-from pipeline.manifest.layouts.options import SourceOptions
-from pipeline.shards.settings import PrepareSettings, Store
-from trainer.checkpoints.settings import Weights
-from trainer.model.settings import Precision
-from trainer.on_ray.settings import Workers
 
 PROJECT = Path(ray_job.__file__).parent
+HEAVY = {"av", "botocore", "numpy", "pyarrow", "ray", "rich", "timm", "torch"}
 
 
 def steps() -> dict[str, argparse.ArgumentParser]:
-    (action,) = make_parser()._subparsers._group_actions  # type: ignore[union-attr]
+    (action,) = ray_job.make_parser()._subparsers._group_actions  # type: ignore[union-attr]
     return dict(action.choices)  # type: ignore[arg-type]
 
 
-def choices(step: str, name: str) -> tuple[Any, ...]:
-    (action,) = (one for one in steps()[step]._actions if one.dest == name)
-    return tuple(action.choices or ())
+def test_every_step_file_is_on_the_command_line() -> None:
+    files = {
+        path.stem
+        for package in ("pipeline", "trainer", "cluster")
+        for path in (PROJECT / package / "commands").glob("*.py")
+        if "STEP = Step(" in path.read_text() or "return Step(" in path.read_text()
+    }
+    assert len(files) == len(steps())
+    assert list(steps()) == [step.name for step in ray_job.STEPS]
 
 
-def defaults(step: str, *names: str) -> list[Any]:
-    return [steps()[step].get_default(name) for name in names]
+@pytest.mark.parametrize("step", list(steps()))
+def test_every_step_explains_itself(step: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        ray_job.main([step, "--help"])
+    assert ended.value.code == 0
+    assert f"example: ray_job.py {step}" in capsys.readouterr().out
 
 
-def test_every_step_has_a_function() -> None:
-    assert list(steps()) == list(ray_job.STEPS)
-
-
-def test_choices_are_those_of_the_settings() -> None:
-    assert choices("download", "name") == tuple(DATASETS)
-    assert choices("manifest", "layout") == ("auto", *LAYOUTS)
-    assert choices("manifest", "cut") == get_args(get_type_hints(SourceOptions)["cut"])
-    assert choices("prepare", "store") == get_args(Store)
-    assert choices("evaluate", "precision") == get_args(Precision)
-    for step in ("evaluate", "export"):
-        assert choices(step, "weights") == get_args(Weights)
-
-
-def test_defaults_are_those_of_the_settings() -> None:
-    source, plan, decode, workers = SourceOptions(), PrepareSettings(), DecodeSettings(), Workers()
-    assert defaults("manifest", "cut", "separator", "split") == [
-        source.cut, source.separator, source.split
-    ]  # fmt: skip
-    assert defaults("prepare", "clips_per_shard", "store", "max_duration_s") == [
-        plan.clips_per_shard, plan.store, decode.max_duration_s
-    ]  # fmt: skip
-    assert defaults("prepare", "max_file_mb") == [decode.max_file_bytes / 1e6]
-    reads_ahead = inspect.signature(prepare).parameters["reads_ahead"].default
-    assert defaults("prepare", "reads_ahead") == [reads_ahead]
-    for step in ("train", "evaluate", "ensemble", "cross-validate"):
-        found = defaults(step, "workers", "cpus_per_worker", "gpu")
-        assert found == [workers.num, workers.cpus, workers.use_gpu]
-
-
-def test_help_loads_no_heavy_library() -> None:
+def loaded(*command: str) -> tuple[int, str, set[str]]:
+    """Exit status of a command in a new process, its error, and the heavy libraries it loaded."""
     program = (
         "import sys, ray_job\n"
-        "try:\n    ray_job.main(['prepare', '--help'])\n"
-        "except SystemExit:\n    print(sorted({'av', 'ray', 'torch', 'timm'} & sys.modules.keys()))"
+        "try:\n    status = ray_job.main(sys.argv[1:])\n"
+        "except SystemExit as ended:\n    status = ended.code\n"
+        f"print(status, *({HEAVY} & sys.modules.keys()))"
     )
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    status, *libraries = done.stdout.splitlines()[-1].split()
+    return int(status), done.stderr, set(libraries)
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["prepare", "m.parquet", "--out", "d", "--store", "mp3"], "invalid choice: 'mp3'"),
+        (["prepare", "m.parquet", "--out", "http://host/d"], "local or s3://bucket/key, not http"),
+        (["prepare", "m.parquet", "--out", "d", "--max-reject-share", "2"], "a number from 0 to 1"),
+        (["train", "esc50", "--data", "d"], "required: --out"),
+        (["train", "esc50", "--data", "d", "--out", "r", "--workers", "0"], "at least 1, got '0'"),
+        (["nothing"], "invalid choice: 'nothing'"),
+    ],
+)
+def test_a_refused_argument_is_2_and_loads_nothing(command: list[str], told: str) -> None:
+    status, error, libraries = loaded(*command)
+    assert (status, libraries) == (2, set())
+    assert told in error
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["train", "esc50", "--data", "d", "--out", "r", "--set", "train.epoch=1"], "train.epochs"),
+        (["train", "esc5", "--data", "d", "--out", "r"], "esc50"),
+        (["train", "esc50", "--data", "/no/data", "--out", "r"], "/no/data"),
+        (["prepare", "/no/manifest.parquet", "--out", "d"], "/no/manifest.parquet"),
+    ],
+)
+def test_what_users_get_wrong_most_often_is_told_before_pytorch_is_loaded(
+    command: list[str], told: str
+) -> None:
+    status, error, libraries = loaded(*command)
+    assert status == 1
+    assert error.startswith("-c: error: ") or error.startswith("ray_job.py: error: ")
+    assert told in error
+    assert len(error.splitlines()) == 1
+    assert not libraries & {"av", "botocore", "ray", "timm", "torch"}

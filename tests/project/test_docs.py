@@ -4,7 +4,7 @@ import re
 import runpy
 from pathlib import Path
 
-from cluster.command_line import make_parser
+from ray_job import make_parser
 from trainer.recipe.parse import load_recipe
 from trainer.recipe.recipe import SECTIONS
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-import ray_job
+from pipeline.commands import prepare as prepare_step
+from pipeline.commands import verify as verify_step
 from pipeline.dataset import prepare as preparing
 from pipeline.dataset import verify as verifying
 from pipeline.dataset.assemble import PrepareSummary
@@ -19,7 +20,8 @@ def do_without_ray(patch: pytest.MonkeyPatch) -> None:
     """Let `prepare` and `verify`, also from the command line, call their tasks one by one."""
     for module in (preparing, verifying):
         patch.setattr(module, "run_tasks", lambda items, task, **_: map(task, items))
-    patch.setattr(ray_job, "_session", lambda _: nullcontext())
+    for step in (prepare_step, verify_step):
+        patch.setattr(step, "session", lambda _: nullcontext())
 
 
 def prepare(

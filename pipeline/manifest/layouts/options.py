@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.errors import UserError
-from pipeline.manifest.manifest import TRAIN_SPLIT
+from pipeline.manifest.splits import TRAIN_SPLIT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,7 +19,7 @@ import pyarrow.csv
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest.layouts.csv_table import read_rows
-from pipeline.manifest.manifest import check_split
+from pipeline.manifest.splits import check_split
 
 CLASS_LABELS = "class_labels_indices.csv"
 """Name of the label CSV, looked for beside the first segment CSV."""

@@ -7,7 +7,8 @@ training. The recordings in `_background_noise_` are no word and left out.
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest.layouts.options import SourceOptions
-from pipeline.manifest.manifest import TRAIN_SPLIT, Clip, Manifest, from_clips
+from pipeline.manifest.manifest import Clip, Manifest, from_clips
+from pipeline.manifest.splits import TRAIN_SPLIT
 
 LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
 _NOISE = "_background_noise_"

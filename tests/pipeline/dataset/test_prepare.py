@@ -21,7 +21,7 @@ from pipeline.dataset.assemble import PrepareSummary, assemble
 from pipeline.dataset.prepare import prepare
 from pipeline.dataset.prepared import open_dataset
 from pipeline.errors import UserError
-from pipeline.manifest.layouts import read_source
+from pipeline.manifest.layouts.read import read_source
 from pipeline.manifest.manifest import Manifest, from_clips, read_manifest, write_manifest
 from pipeline.manifest.synthetic import SyntheticSettings, write_synthetic
 from pipeline.shards.build import BuildJob, build_shard

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ray_job
-from cluster.command_line import make_parser
 from pipeline.audio.settings import DecodeSettings
 from pipeline.dataset import prepare as preparing
 from pipeline.errors import UserError
@@ -384,10 +383,13 @@ def test_nothing_is_written_among_other_things(first: Manifest, tmp_path: Path) 
         ["prepare", "m.parquet", "--out", ""],
     ],
 )
-def test_an_empty_path_is_no_working_folder(command: list[str]) -> None:
-    arguments = make_parser().parse_args(command)
-    with pytest.raises(UserError, match=r"^a path is empty, as of a shell variable that is not"):
-        ray_job.STEPS[arguments.command](arguments)
+def test_an_empty_path_is_no_working_folder(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        ray_job.main(command)
+    assert ended.value.code == 2
+    assert "empty path (is a shell variable unset?)" in capsys.readouterr().err
 
 
 def test_a_folder_is_no_manifest(tmp_path: Path) -> None:

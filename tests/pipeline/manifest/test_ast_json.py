@@ -7,8 +7,8 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.manifest.layouts import read_source
 from pipeline.manifest.layouts.options import SourceOptions
+from pipeline.manifest.layouts.read import read_source
 from pipeline.manifest.manifest import check
 
 CLASSES = 'index,mid,display_name\n0,/m/r,"Rain, heavy"\n1,/m/b,Bark\n2,/m/c,Cat\n'

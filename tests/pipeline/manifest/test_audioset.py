@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.manifest.layouts import detect, read_source
 from pipeline.manifest.layouts.audioset import choose, pair, parse_names
 from pipeline.manifest.layouts.location import list_audio
 from pipeline.manifest.layouts.options import SourceOptions
+from pipeline.manifest.layouts.read import detect, read_source
 from pipeline.manifest.layouts.segments import (
     SEGMENTS_SCHEMA,
     read_segments,

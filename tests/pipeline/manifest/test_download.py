@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.manifest import download
-from pipeline.manifest.download import DATASETS, PublicDataset
+from pipeline.manifest.public_datasets import DATASETS, PublicDataset
 from ray_job import main
 
 CLIPS = {f"audio/{i}.wav": bytes([i]) * 100_000 for i in range(5)}

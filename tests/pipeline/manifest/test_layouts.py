@@ -8,8 +8,8 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.manifest.layouts import detect, read_source
 from pipeline.manifest.layouts.options import SourceOptions
+from pipeline.manifest.layouts.read import detect, read_source
 from pipeline.manifest.manifest import Manifest
 from ray_job import main
 

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.manifest.layouts import read_source
+from pipeline.manifest.layouts.read import read_source
 from pipeline.manifest.manifest import check
 
 FILES = (

@@ -22,6 +22,8 @@ from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
 from tests.support.runs import assert_close_runs, assert_events_match_history, newest
 from tests.support.steps import own_lines, started, wait_for_step
 from trainer.checkpoints.checkpoint import checkpoint_paths
+from trainer.commands import evaluate as evaluate_step
+from trainer.commands import train as train_step
 from trainer.data.clips import select_clips
 from trainer.data.loader import Loader
 from trainer.data.settings import LoaderSettings
@@ -267,7 +269,8 @@ def test_what_is_odd_is_said_once(
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers in this process, without Ray."""
-    monkeypatch.setattr(ray_job, "_session", lambda arguments: nullcontext())
+    for step in (evaluate_step, train_step):
+        monkeypatch.setattr(step, "session", lambda arguments: nullcontext())
     monkeypatch.setattr(ray_train, "fit_workers", lambda workers: (workers, 1))
     monkeypatch.setattr(ray_train, "_fit", lambda worker, config, *others: worker(config))
     monkeypatch.setattr(ray_train, "_world", lambda threads: World())

@@ -1,0 +1,115 @@
+"""`manifest`: which clips a data set has."""
+
+import argparse
+from typing import get_args, get_type_hints
+
+from pipeline.commands.step import Step, pair, path, positive
+from pipeline.manifest.layouts.names import LAYOUTS
+from pipeline.manifest.layouts.options import SourceOptions
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    defaults = SourceOptions()
+    parser.add_argument("source", type=path, help="folder, table or container file of the data set")
+    parser.add_argument("--out", type=path, required=True, help="manifest to write (.parquet)")
+    parser.add_argument(
+        "--layout",
+        choices=("auto", *LAYOUTS),
+        default="auto",
+        help="esc50: audio/ and meta/esc50.csv; speech-commands: a folder per word and lists; "
+        "audioset: files named after YouTube ids, and --segments; ast-json: JSON files of the AST "
+        "authors' code; csv: a table with path and labels; parquet, webdataset: audio within "
+        "Parquet files or tars; folder: a folder per class (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--folds", type=positive, help="number the clips into so many folds, class by class"
+    )
+    parser.add_argument(
+        "--segments",
+        action="append",
+        default=[],
+        metavar="[SPLIT=]PATH",
+        help="a segment CSV of AudioSet, or a JSON of the AST authors' code; may be repeated",
+    )
+    parser.add_argument(
+        "--class-labels",
+        type=path,
+        metavar="PATH",
+        help="CSV with index, mid, display_name (default for AudioSet: class_labels_indices.csv "
+        "beside the segments)",
+    )
+    parser.add_argument(
+        "--cut",
+        choices=get_args(get_type_hints(SourceOptions)["cut"]),
+        default=defaults.cut,
+        help="whether AudioSet's files that are named by an id alone are clips cut already; auto: "
+        "by the length of some (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--common-ids",
+        type=path,
+        metavar="PATH",
+        help="mark these clips as common; a text, one id a line",
+    )
+    parser.add_argument(
+        "--column",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="NAME=COLUMN",
+        help="what a table calls path, labels, id, split, fold, start_s or end_s, or how to make "
+        "one: path=audio/{fname}.wav",
+    )
+    parser.add_argument(
+        "--separator",
+        default=defaults.separator,
+        help="between the labels in a table (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--split",
+        default=defaults.split,
+        help="split of clips whose source names none (default: %(default)s)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from pipeline import storage
+    from pipeline.commands.summaries import manifest_summary
+    from pipeline.manifest.layouts.read import read_source
+    from pipeline.manifest.manifest import assign_folds, write_manifest
+    from pipeline.pages.coverage_page import write_coverage_page
+
+    output = arguments.out
+    options = SourceOptions(
+        segments=tuple(arguments.segments),
+        class_labels=arguments.class_labels,
+        cut=arguments.cut,
+        common_ids=arguments.common_ids,
+        columns=dict(arguments.column),
+        separator=arguments.separator,
+        split=arguments.split,
+    )
+    manifest = read_source(arguments.source, arguments.layout, options)
+    if arguments.folds is not None:
+        manifest = assign_folds(manifest, arguments.folds)
+    write_manifest(output, manifest)
+    stem = output.removesuffix(".parquet")
+    if manifest.missing is not None:
+        storage.write_table(f"{stem}.missing.parquet", manifest.missing)
+    if manifest.coverage is not None:
+        storage.write_json(f"{stem}.coverage.json", manifest.coverage)
+        write_coverage_page(f"{stem}.coverage.html", manifest.coverage, stem.rpartition("/")[2])
+    Console().print(manifest_summary(manifest, output))
+
+
+STEP = Step(
+    name="manifest",
+    summary="List a data set's clips, with labels, splits and folds, in a Parquet table. For "
+    "AudioSet, what is missing and a page of the coverage are written beside it.",
+    example="s3://sounds/audioset --segments csv/balanced_train_segments.csv --segments "
+    "csv/eval_segments.csv --out s3://lab/audioset.parquet",
+    add_options=add_options,
+    run=run,
+)

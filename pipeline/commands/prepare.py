@@ -1,0 +1,144 @@
+"""`prepare`: clips to WebDataset shards, an index and a card."""
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from typing import get_args
+
+from cluster.commands.session_options import add_session_options, session
+from pipeline.audio.settings import DecodeSettings
+from pipeline.commands.step import Step, fraction, path, positive
+from pipeline.errors import UserError
+from pipeline.shards.settings import READS_AHEAD, PrepareSettings, Store
+
+_BYTES_PER_MB = 1_000_000
+_PLAN_SAMPLE = 64
+"""Clips that `--plan` times."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    defaults = PrepareSettings()
+    parser.add_argument("manifest", type=path, help="what `manifest` wrote")
+    parser.add_argument("--out", type=path, required=True, help="folder of the prepared data set")
+    parser.add_argument(
+        "--labels", type=path, help="vocabulary, one label a line (default: the manifest's)"
+    )
+    parser.add_argument(
+        "--max-reject-share",
+        type=fraction,
+        default=0.1,
+        help="fail if a larger share of the clips cannot be used (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--retry-rejects", action="store_true", help="try clips again that were rejected before"
+    )
+    parser.add_argument(
+        "--store",
+        choices=get_args(Store),
+        default=defaults.store,
+        help="what of a clip to store: its fbank, or 16-bit FLAC, from which training computes the "
+        "fbanks, with mixup of waveforms (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--clips-per-shard",
+        type=positive,
+        default=defaults.clips_per_shard,
+        help="most clips in a shard (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-duration-s",
+        type=float,
+        default=defaults.decode.max_duration_s,
+        help="reject longer clips (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-file-mb",
+        type=positive,
+        default=defaults.decode.max_file_bytes // _BYTES_PER_MB,
+        help="reject larger files (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--reads-ahead",
+        type=positive,
+        default=READS_AHEAD,
+        help="files each task fetches at once (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="write nothing; time a sample of the files and say what the data set would take",
+    )
+    parser.add_argument(
+        "--json-logs", action="store_true", help="progress and summary as JSON lines"
+    )
+    add_session_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    settings = _settings(arguments)
+
+    from pipeline.manifest.manifest import check, read_labels, read_manifest
+
+    manifest = read_manifest(arguments.manifest)
+    if arguments.labels:
+        manifest = replace(manifest, labels=read_labels(arguments.labels))
+        check(manifest, arguments.manifest)
+
+    from rich.console import Console
+
+    from pipeline.commands.summaries import estimate_summary, prepare_summary
+    from pipeline.dataset import prepare as on_ray
+    from pipeline.pages.dataset_page import write_dataset_page
+    from pipeline.shards.estimate import estimate
+
+    output = arguments.out
+    if arguments.plan:
+        planned = estimate(manifest, settings, _PLAN_SAMPLE)
+        if arguments.json_logs:
+            print(json.dumps({"event": "plan", **asdict(planned)}))
+        else:
+            Console().print(estimate_summary(planned, output))
+        return
+    summary = on_ray.prepare(
+        manifest,
+        output,
+        settings,
+        session=session(arguments),
+        max_reject_share=arguments.max_reject_share,
+        retry_rejects=arguments.retry_rejects,
+        reads_ahead=arguments.reads_ahead,
+        json_logs=arguments.json_logs,
+    )
+    page = write_dataset_page(output) if summary else None
+    if arguments.json_logs:
+        figures = asdict(summary) if summary else {}
+        print(json.dumps({"event": "summary", "page": page, **figures}))
+    elif summary is None:
+        print(f"{output}: already complete")
+    else:
+        Console().print(prepare_summary(summary))
+        print(page)
+
+
+def _settings(arguments: argparse.Namespace) -> PrepareSettings:
+    try:
+        return PrepareSettings(
+            decode=DecodeSettings(
+                max_duration_s=arguments.max_duration_s,
+                max_file_bytes=arguments.max_file_mb * _BYTES_PER_MB,
+            ),
+            clips_per_shard=arguments.clips_per_shard,
+            store=arguments.store,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+STEP = Step(
+    name="prepare",
+    summary="Compute fbanks of all clips and write WebDataset shards, an index and a card. Run the "
+    "same command again to resume.",
+    example="s3://lab/esc50.parquet --out s3://lab/esc50",
+    add_options=add_options,
+    run=run,
+)

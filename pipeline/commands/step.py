@@ -1,0 +1,67 @@
+"""A step of the command line: its name, its options and its function; and types of its options."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.errors import UserError
+from pipeline.storage.paths import absolute
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One step, which a file in a `commands/` folder defines."""
+
+    name: str
+    summary: str
+    """One or two sentences for `--help`."""
+    example: str
+    """What may follow the name on the command line."""
+    add_options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int | None]
+    """Does the work and prints the result; returns the exit status, None for 0."""
+
+    def add_to(self, steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+        """Add the step to the command line."""
+        parser = steps.add_parser(
+            self.name,
+            help=self.summary,
+            description=self.summary,
+            epilog=f"example: %(prog)s {self.example}",
+        )
+        self.add_options(parser)
+        parser.set_defaults(run=self.run)
+
+
+def path(text: str) -> str:
+    """A path, local or s3://, that means the same in other processes."""
+    try:
+        return absolute(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {text!r}")
+    return value
+
+
+def pair(text: str) -> tuple[str, str]:
+    """`NAME=COLUMN`."""
+    name, sign, value = text.partition("=")
+    if not (name and sign and value):
+        raise argparse.ArgumentTypeError(f"must be NAME=COLUMN, got {text!r}")
+    return name, value

@@ -1,0 +1,94 @@
+"""A source in any layout to a manifest."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from pathlib import PurePosixPath
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.manifest.layouts import esc50, speech_commands
+from pipeline.manifest.layouts.common_ids import mark_common
+from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES
+from pipeline.manifest.layouts.names import LAYOUTS, READ_BY
+from pipeline.manifest.layouts.options import SourceOptions
+from pipeline.manifest.manifest import Manifest
+
+_BY_SUFFIX = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "ast-json",
+    ".parquet": "parquet",
+    ".tar": "webdataset",
+}
+
+
+def detect(source: str, options: SourceOptions | None = None) -> str:
+    """The layout's name, from the options and the file names at the source; a folder per class
+    when in doubt."""
+    if options and options.segments:
+        return "ast-json" if options.segments[0].endswith(".json") else "audioset"
+    suffix = PurePosixPath(source).suffix
+    if suffix in _BY_SUFFIX:
+        return _BY_SUFFIX[suffix]
+    if storage.exists(storage.join(source, *esc50.META_PATH)):
+        return "esc50"
+    if any(storage.exists(storage.join(source, name)) for name in speech_commands.LISTS.values()):
+        return "speech-commands"
+    return _detect_containers(source) or "folder"
+
+
+def read_source(
+    source: str, layout: str = "auto", options: SourceOptions | None = None
+) -> Manifest:
+    """List a source in the named layout (`auto` to detect it).
+
+    Raises:
+        UserError: nothing is there, or what is there is not in that layout.
+    """
+    storage.check_bucket(source)
+    options = options or SourceOptions()
+    name = detect(source, options) if layout == "auto" else layout
+    manifest = _reader(name)(source, options)
+    if manifest.clips.num_rows == 0:
+        why = "".join(f" ({note})" for note in manifest.notes)
+        raise UserError(
+            f"{source}: no clip found in the layout {name!r}{why}; there are {', '.join(LAYOUTS)}, "
+            f"see `manifest --help`"
+        )
+    manifest = replace(manifest, notes=(*manifest.notes, *_without_effect(options, name, manifest)))
+    return mark_common(manifest, options.common_ids) if options.common_ids else manifest
+
+
+def _reader(layout: str) -> Callable[[str, SourceOptions], Manifest]:
+    module = import_module(f"pipeline.manifest.layouts.{LAYOUTS[layout]}")
+    read: Callable[[str, SourceOptions], Manifest] = module.read
+    return read
+
+
+def _without_effect(options: SourceOptions, layout: str, manifest: Manifest) -> list[str]:
+    """Notes on options that were given and changed nothing."""
+    default = SourceOptions()
+    notes = [
+        f"{flag} has no effect: the layout {layout!r} does not read it"
+        for name, (flag, layouts) in READ_BY.items()
+        if layout not in layouts and getattr(options, name) != getattr(default, name)
+    ]
+    splits = {default.split, *manifest.clips["split"].unique().to_pylist()}
+    if options.split not in splits:
+        notes.append(
+            f"--split {options.split} has no effect: the source names the split of every clip"
+        )
+    return notes
+
+
+def _detect_containers(source: str) -> str | None:
+    """The layout of a folder's container files, unless an audio file comes before."""
+    for batch in storage.iter_files(source):
+        suffixes = {PurePosixPath(path).suffix.lower() for path in batch["path"].to_pylist()}
+        if suffixes & AUDIO_SUFFIXES:
+            return None
+        for suffix in (".parquet", ".tar"):
+            if suffix in suffixes:
+                return _BY_SUFFIX[suffix]
+    return None

@@ -1,0 +1,4 @@
+"""The steps of the trainer on the command line, one a file.
+
+In: options. Out: results printed. Heavy libraries are loaded when a step runs.
+"""

@@ -1,0 +1,41 @@
+"""`cross-validate`: a run for each fold of a data set, and mean and deviation of their scores."""
+
+import argparse
+import sys
+
+from pipeline.commands.step import Step, positive
+from recipes import find_recipe
+from trainer.commands.options import add_training_options
+from trainer.commands.several_runs import train_all
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--folds", type=positive, nargs="+", default=[], help="train only these (default: all)"
+    )
+    add_training_options(parser, "folder of the runs and of the table")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from trainer.studies.cross_validation import make_table, plan_folds, score_folds
+
+    recipe = find_recipe(arguments.recipe)
+    plan = plan_folds(recipe, arguments.set, arguments.data, arguments.out, arguments.folds)
+    train_all(plan.recipes, arguments)
+    Console().print(make_table(score_folds(plan.scored, arguments.out)))
+    if plan.left_out:
+        names = " ".join(folder.rpartition("/")[2] for folder in plan.left_out)
+        print(f"not in the table, as not finished: {names}", file=sys.stderr)
+
+
+STEP = Step(
+    name="cross-validate",
+    summary="Train a recipe once for each fold of the data set, holding that fold out, as many "
+    "runs at a time as fit; show each score, mean and deviation. Run the same command again to "
+    "resume.",
+    example="esc50 --data data/esc50 --out runs/esc50",
+    add_options=add_options,
+    run=run,
+)

@@ -1,0 +1,71 @@
+"""`ensemble`: seeds and variants of a recipe, and the scores of their mean."""
+
+import argparse
+import sys
+
+from pipeline.commands.step import Step, path
+from recipes import find_recipe
+from trainer.commands.options import add_training_options
+from trainer.commands.several_runs import train_all
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[], help="seeds to train the recipe with"
+    )
+    parser.add_argument(
+        "--variant",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "SECTION.KEY=VALUE"),
+        help="train the recipe with other settings, too, in the folder of that name",
+    )
+    parser.add_argument(
+        "--runs",
+        type=path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="finished runs that are members, too",
+    )
+    add_training_options(
+        parser, "folder of the runs and of the ensemble's predictions", must_train=False
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from trainer.studies.ensemble import make_table, plan_ensemble, score_ensemble
+
+    plan = plan_ensemble(
+        find_recipe(arguments.recipe) if arguments.recipe else None,
+        arguments.set,
+        arguments.out,
+        data_path=arguments.data,
+        seeds=arguments.seeds,
+        variants=arguments.variant,
+        runs=arguments.runs,
+    )
+    if plan.recipes:
+        train_all(plan.recipes, arguments)
+    result = score_ensemble(plan.runs, plan.name, arguments.out)
+    Console().print(make_table(result))
+    if result.left_out:
+        print(
+            f"previous members that are no longer included: {' '.join(result.left_out)}; name them "
+            f"by --seeds, --variant or --runs to include them",
+            file=sys.stderr,
+        )
+
+
+STEP = Step(
+    name="ensemble",
+    summary="Train a recipe with several seeds and in variants, as many runs at a time as fit; "
+    "score the mean of their outputs, with those of other runs if you name any. Run the same "
+    "command again to resume.",
+    example="esc50 --seeds 0 1 2 --data data/esc50 --out runs/esc50x3",
+    add_options=add_options,
+    run=run,
+)

@@ -1,0 +1,44 @@
+"""`import`: a trained AST as a run."""
+
+import argparse
+
+from pipeline.commands.step import Step, path
+from recipes import find_recipe
+from trainer.commands.options import RECIPE_HELP, add_set_option
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=path, help="file or folder of the trained model")
+    parser.add_argument("--data", type=path, required=True, help="folder of the prepared data set")
+    parser.add_argument("--out", type=path, required=True, help="folder of the run")
+    parser.add_argument(
+        "--recipe", help=f"{RECIPE_HELP} (default: the checkpoint's, where it tells)"
+    )
+    add_set_option(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from trainer.exchange.export_run import import_run
+
+    result = import_run(
+        arguments.checkpoint,
+        arguments.data,
+        arguments.out,
+        find_recipe(arguments.recipe) if arguments.recipe else "",
+        arguments.set,
+    )
+    how = "matched by name" if result.by_name else "assumed to be in the order of the data set's"
+    print(
+        f"{arguments.out}: {result.num_classes} classes, {how}; {result.num_classes_left_out} more "
+        f"classes of the checkpoint are left out"
+    )
+
+
+STEP = Step(
+    name="import",
+    summary="Make a run of a trained AST, to evaluate, average and report as if it were trained "
+    "here: a .pth of the AST authors, a folder of transformers, an exported folder or another run.",
+    example="audioset_10_10_0.4593.pth --data data/audioset --out runs/published",
+    add_options=add_options,
+    run=run,
+)

@@ -1,0 +1,72 @@
+"""Options that several steps of the trainer have."""
+
+import argparse
+from typing import get_args
+
+from cluster.commands.session_options import add_session_options
+from pipeline.commands.step import path, positive
+from trainer.checkpoints.settings import Weights
+from trainer.on_ray.settings import Workers
+
+RECIPE_HELP = "settings of the run: path of a .toml file, or a name such as esc50"
+
+
+def add_training_options(
+    parser: argparse.ArgumentParser, out_help: str, *, must_train: bool = True
+) -> None:
+    """Options of a step that trains; `must_train`: it always does."""
+    parser.add_argument("recipe", nargs=None if must_train else "?", help=RECIPE_HELP)
+    parser.add_argument(
+        "--data", type=path, required=must_train, help="folder of the prepared data set"
+    )
+    parser.add_argument("--out", type=path, required=True, help=out_help)
+    add_set_option(parser)
+    add_worker_options(parser)
+
+
+def add_set_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change a setting of the recipe, such as train.epochs=10",
+    )
+
+
+def add_weights_option(parser: argparse.ArgumentParser) -> None:
+    choices = get_args(Weights)
+    parser.add_argument(
+        "--weights",
+        choices=choices,
+        default=choices[0],
+        help="the last checkpoint's, or others that the recipe asked for (default: %(default)s)",
+    )
+
+
+def add_worker_options(parser: argparse.ArgumentParser) -> None:
+    defaults = Workers()
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        default=defaults.num,
+        help="processes of a run (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cpus-per-worker",
+        type=positive,
+        default=defaults.cpus,
+        help="CPUs of each, and its threads (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--gpu",
+        action=argparse.BooleanOptionalAction,
+        default=defaults.use_gpu,
+        help="give each a GPU (default: if the cluster has any)",
+    )
+    add_session_options(parser)
+
+
+def workers(arguments: argparse.Namespace) -> Workers:
+    """The workers that `add_worker_options` asked for."""
+    return Workers(num=arguments.workers, cpus=arguments.cpus_per_worker, use_gpu=arguments.gpu)

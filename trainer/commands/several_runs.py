@@ -1,0 +1,23 @@
+"""What `ensemble` and `cross-validate` share: training what is not finished yet."""
+
+import argparse
+
+from cluster.commands.session_options import session
+from cluster.program import print_error
+from trainer.commands.options import workers
+from trainer.recipe.recipe import Recipe
+
+
+def train_all(recipes: dict[str, Recipe], arguments: argparse.Namespace) -> None:
+    """Train the runs; each one that fails is named, the last by the error that is raised."""
+    from cluster.worker_errors import unwrap_each
+    from trainer.on_ray.tune import train_unfinished
+
+    failures = train_unfinished(
+        recipes, arguments.data, arguments.out, workers(arguments), session=session(arguments)
+    )
+    errors = unwrap_each(failures)
+    for error in errors[:-1]:
+        print_error(error)
+    if errors:
+        raise errors[-1]

@@ -1,0 +1,59 @@
+"""`train`: one run of a recipe on a prepared data set."""
+
+import argparse
+import sys
+
+from cluster.commands.session_options import session
+from pipeline.commands.step import Step
+from recipes import find_recipe
+from trainer.commands.options import add_training_options, workers
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_training_options(parser, "folder of the run")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from pipeline.dataset.prepared import open_dataset
+    from trainer.recipe.parse import load_recipe
+
+    data, output = arguments.data, arguments.out
+    # What a user gets wrong most often is told before PyTorch is loaded, which takes seconds.
+    recipe = load_recipe(find_recipe(arguments.recipe), arguments.set)
+    open_dataset(data)
+
+    from rich.console import Console
+
+    from trainer.checkpoints.checkpoint import checkpoint_paths
+    from trainer.run.checks import check_training
+    from trainer.run.run_folder import read_run
+    from trainer.run.summary import check_learned, metrics_summary
+    from trainer.scores.predictions import predictions_path
+
+    is_finished, remarks = check_training(recipe, data, output)
+    for remark in remarks:
+        print(f"note: {remark}", file=sys.stderr)
+    if is_finished:
+        print(f"{output}: already finished")
+    else:
+        if checkpoints := checkpoint_paths(output):
+            newest = checkpoints[-1].rpartition("/")[2]
+            print(f"{output}: resuming; the newest checkpoint is {newest}", file=sys.stderr)
+        from trainer.on_ray.train import run_training
+
+        with session(arguments):
+            run_training(recipe, data, output, workers(arguments))
+    name = read_run(output)["data"]["eval_name"]
+    Console().print(metrics_summary(output, name))
+    print(predictions_path(output, name))
+    check_learned(output)
+
+
+STEP = Step(
+    name="train",
+    summary="Train a recipe on a prepared data set. Run the same command again to resume from the "
+    "last checkpoint.",
+    example="esc50 --data data/esc50 --out runs/esc50 --set data.fold=1",
+    add_options=add_options,
+    run=run,
+)
