@@ -116,9 +116,9 @@ def submit(
         UserError: no server, refused by it, a used id, or a folder that cannot be uploaded.
     """
     if not arguments:
-        raise UserError("submit: give the command to run after --, such as: submit -- train ...")
+        raise UserError("submit", "give the command to run after --, such as: submit -- train ...")
     if not (Path(working_dir) / "ray_job.py").is_file():
-        raise UserError(f"{working_dir}: no ray_job.py in it; give the project's folder")
+        raise UserError(working_dir, "no ray_job.py in it", "give the project's folder")
     server = _connect(address)
     job_id = _start(
         server,
@@ -157,13 +157,13 @@ def forwarded_environment(
     variables = {name: environ[name] for name in names if environ.get(name)}
     missing = [name for name in CREDENTIALS[:2] if name not in variables]
     if credentials and missing:
-        raise UserError(f"--forward-credentials: {' and '.join(missing)} not set here")
+        raise UserError("--forward-credentials", f"{' and '.join(missing)} not set here")
     for item in items:
         name, equals, value = item.partition("=")
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise UserError(f"--env: must be NAME or NAME=VALUE, got {name!r}")
+            raise UserError("--env", f"must be NAME or NAME=VALUE, got {name!r}")
         if not equals and name not in environ:
-            raise UserError(f"--env: {name} is not set here; give {name}=VALUE")
+            raise UserError("--env", f"{name} is not set here", f"give {name}=VALUE")
         variables[name] = value if equals else environ[name]
     return variables
 
@@ -220,7 +220,7 @@ def stop(job_id: str, *, address: str | None = None) -> None:
     while not (details := server.get_job_info(job_id)).status.is_terminal():
         if time.monotonic() > deadline:
             why = _WHY_PENDING if details.status == JobStatus.PENDING else "still running"
-            raise UserError(f"{job_id}: {why}")
+            raise UserError(job_id, why)
         time.sleep(0.5)
     _say(f"job {job_id}: {'' if stopping else 'had ended already, '}{details.status.value}")
 
@@ -246,26 +246,28 @@ class _JobServer(JobSubmissionClient):
         try:
             return super()._do_request(method, endpoint, **options)
         except AuthenticationError as error:
-            raise UserError(self._refusal(str(error))) from error
+            raise self._refusal(str(error)) from error
         except OSError as error:
             raise _UnreachableError(
-                f"{self._address}: no job server answers ({_reason(error)}); check --address and "
-                "that the cluster is up"
+                self._address,
+                f"no job server answers ({_reason(error)})",
+                "check --address and that the cluster is up",
             ) from error
 
-    def _refusal(self, text: str) -> str:
+    def _refusal(self, text: str) -> UserError:
         if text.startswith("Authentication required"):
-            return f"{self._address}: the server wants a token; {TOKEN_HINT}"
-        return (
-            f"{self._address}: access refused; check the token in RAY_AUTH_TOKEN, "
-            "RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+            return UserError(self._address, "the server wants a token", TOKEN_HINT)
+        return UserError(
+            self._address,
+            "access refused",
+            "check the token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token",
         )
 
     def _raise_error(self, response: Any) -> NoReturn:
         # An internal error's text is a traceback, whose last line with words is the reason.
         lines = [line.strip() for line in response.text.splitlines() if re.search(r"\w", line)]
         last = lines[-1] if lines else f"refused with status {response.status_code}"
-        raise UserError(f"{self._address}: {re.sub(r'^[A-Za-z_.]+(Error|Exception): ', '', last)}")
+        raise UserError(self._address, f"{re.sub('^[A-Za-z_.]+(Error|Exception): ', '', last)}")
 
 
 class _Log:
@@ -344,7 +346,9 @@ def _follow(server: _JobServer, job_id: str) -> Any:
             answered = time.monotonic()
         except _UnreachableError as error:
             if time.monotonic() - answered > LOST_S:
-                raise UserError(f"{error}; job {job_id} may still be running") from error
+                raise UserError(
+                    error.where, error.what, f"{error.remedy}; job {job_id} may still be running"
+                ) from error
         else:
             # A tail also ends in good order when the node that has the log is lost.
             complete = log.catch_up() or closed
@@ -361,7 +365,7 @@ def _start(server: _JobServer, **request: Any) -> str:
         return str(server.submit_job(**request))
     except (ValueError, OSError) as error:
         folder = request["runtime_env"]["working_dir"]
-        raise UserError(f"{folder}: cannot be sent to the cluster ({_reason(error)})") from error
+        raise UserError(folder, f"cannot be sent to the cluster ({_reason(error)})") from error
 
 
 def _connect(address: str | None) -> _JobServer:
@@ -374,11 +378,9 @@ def _connect(address: str | None) -> _JobServer:
     try:
         return _JobServer(url)
     except AuthenticationError as error:
-        raise UserError(
-            f"{url}: RAY_AUTH_MODE is token, but there is none; {TOKEN_HINT}"
-        ) from error
+        raise UserError(url, "RAY_AUTH_MODE is token, but there is none", TOKEN_HINT) from error
     except (RuntimeError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{url}: not a Ray job server ({_reason(error)})") from error
+        raise UserError(url, f"not a Ray job server ({_reason(error)})") from error
     finally:
         if before is None:
             del os.environ["RAY_API_SERVER_ADDRESS"]
@@ -403,14 +405,14 @@ def _server_url(address: str | None, environ: Mapping[str, str]) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise UserError(f"{url}: a job server's address is a URL such as {DEFAULT_ADDRESS}")
+        raise UserError(url, f"a job server's address is a URL such as {DEFAULT_ADDRESS}")
     return url
 
 
 def _checked_id(job_id: str) -> str:
     # It becomes part of a URL and of a file's name on the cluster.
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", job_id):
-        raise UserError(f"{job_id!r}: a job's id has letters, digits and _.- only")
+        raise UserError(f"{job_id!r}", "a job's id has letters, digits and _.- only")
     return job_id
 
 

@@ -94,7 +94,7 @@ def _terminate_as_ctrl_c() -> Iterator[None]:
 
 def _start(num_cpus: int | None) -> None:
     if num_cpus is not None and num_cpus < 1:
-        raise UserError(f"--num-cpus: must be at least 1, got {num_cpus}")
+        raise UserError("--num-cpus", f"must be at least 1, got {num_cpus}")
     # Ray says at every start that it has turned authentication on: as it should, see above.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
@@ -112,18 +112,18 @@ def _start(num_cpus: int | None) -> None:
             reason = "too long a path for Ray's sockets; set RAY_TMPDIR to a short one, as /tmp"
         else:
             reason = f"Ray cannot start ({_one_line(error)}); see ray/session_latest/logs in it"
-        raise UserError(f"{folder}: {reason}") from error
+        raise UserError(folder, reason) from error
 
 
 def _join(address: str, num_cpus: int | None) -> None:
     if num_cpus is not None:
-        raise UserError("--num-cpus: is for an embedded session; a cluster has the CPUs it has")
+        raise UserError("--num-cpus", "is for an embedded session", "a cluster has the CPUs it has")
     if address != "auto":
         _check_reachable(address)
     try:
         ray.init(address=address, logging_level=logging.WARNING)
     except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(_refusal(address, error)) from error
+        raise _refusal(address, error) from error
 
 
 def _check_reachable(address: str) -> None:
@@ -134,8 +134,9 @@ def _check_reachable(address: str) -> None:
     """
     if "://" in address:
         raise UserError(
-            f"{address}: not a cluster's host:port; for a job server (http://) use the submit "
-            "command, or unset RAY_ADDRESS to run here"
+            address,
+            "not a cluster's host:port",
+            "for a job server (http://) use the submit command, or unset RAY_ADDRESS to run here",
         )
     try:
         parts = urlsplit(f"//{address}")
@@ -143,23 +144,26 @@ def _check_reachable(address: str) -> None:
     except ValueError:
         host, port = None, None
     if host is None or port is None:
-        raise UserError(f"{address}: a cluster's address is host:port, auto or local")
+        raise UserError(address, "a cluster's address is host:port, auto or local")
     try:
         socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise UserError(
-            f"{address}: no Ray cluster answers ({error}); check the address, or leave it out to "
-            "run here"
+            address,
+            f"no Ray cluster answers ({error})",
+            "check the address, or leave it out to run here",
         ) from error
 
 
-def _refusal(address: str, error: BaseException) -> str:
+def _refusal(address: str, error: BaseException) -> UserError:
     text = " ".join(str(link) for link in _links(error))
     if isinstance(error, AuthenticationError) or "InvalidAuthToken" in text:
-        return f"{address}: the cluster wants a token; {TOKEN_HINT}"
-    return (
-        f"{address}: cannot join the Ray cluster ({_one_line(error)}); run this on one of its "
-        "nodes with its version of Ray, or send it there with the submit command"
+        return UserError(address, "the cluster wants a token", TOKEN_HINT)
+    return UserError(
+        address,
+        f"cannot join the Ray cluster ({_one_line(error)})",
+        "run this on one of its nodes with its version of Ray, or send it there with the submit "
+        "command",
     )
 
 

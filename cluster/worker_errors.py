@@ -1,53 +1,43 @@
 """Errors of Ray's workers as the line that the user reads, out of what Ray wrapped around them."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from ray.exceptions import RayTaskError
 
-from pipeline.errors import UserError, naming
-
-_USER_ERROR_LINE = re.compile(
-    rf"^{re.escape(f'{UserError.__module__}.{UserError.__qualname__}')}: (.+)$", re.MULTILINE
-)
+from pipeline.errors import UserError
 
 
 def unwrap(error: BaseException) -> BaseException:
     """The `UserError` of a worker inside the exceptions that Ray wrapped around it.
 
     Looks through the causes of tasks, actors, Ray Data, Ray Train (`worker_failures`,
-    `controller_failure`) and Ray Tune. Exceptions lose their `__cause__` when they are sent between
-    processes, which is how Ray Data wraps errors: of those the traceback's text still has the line.
+    `controller_failure`) and Ray Tune. Tasks on Ray Data return theirs, see `pipeline.on_ray`.
 
     Returns:
         The UserError, else `error` itself.
     """
     if not isinstance(error, Exception):
         return error
-    links = _links(error)
-    for link in links:
+    for link in _links(error):
         # The exception of a remote task is also an instance of its cause's class, but its text
         # is the worker's whole traceback.
         if isinstance(link, UserError) and not isinstance(link, RayTaskError):
             return link
-    for link in links:
-        if lines := _USER_ERROR_LINE.findall(str(link)):
-            return UserError(lines[-1])
     return error
 
 
 def unwrap_each(failures: Mapping[str, Exception]) -> list[Exception]:
     """`unwrap` what ended each of several runs, given by their folders, and name the run in it.
 
-    Also a reason that does not name it, as one of several runs does not; an error other than a
-    `UserError` gets a note, and keeps its traceback.
+    Each `UserError` is prefixed with its run, since it may not say which; any other error gets a
+    note and keeps its traceback.
     """
     found: list[Exception] = []
     for run_path, error in failures.items():
         cause = unwrap(error)
         if isinstance(cause, UserError):
-            found.append(naming(run_path, cause))
+            found.append(cause.prefixed(run_path))
         else:
             error.add_note(f"This ended the run {run_path}")
             found.append(error)

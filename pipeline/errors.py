@@ -1,19 +1,59 @@
 """The exceptions that are shown to users as a line instead of a traceback."""
 
+from typing import Self
+
 
 class UserError(Exception):
-    """Something the user gave is wrong: the message says what, where, and what to do.
+    """Something the user gave is wrong, or the storage or cluster that they named.
 
-    `ray_job.py` prints the message and exits with status 1. Raised inside a Ray worker it is
-    unwrapped by the driver and ends the job the same way.
+    `ray_job.py` prints it as one line, `where: what; remedy`, and exits with status 1, also where
+    it was raised in a Ray worker. Subclasses take the same three arguments, so that all pickle.
     """
+
+    def __init__(self, where: str, what: str, remedy: str = "") -> None:
+        """Say what is wrong.
+
+        Args:
+            where: path, option or setting that it is about; empty where there is none.
+            what: what is wrong with it, with the value.
+            remedy: what to do; empty where `what` says it already.
+        """
+        super().__init__(where, what, remedy)
+        self.where, self.what, self.remedy = where, " ".join(what.splitlines()), remedy
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        return f"{place}{self.what}" + (f"; {self.remedy}" if self.remedy else "")
+
+    def prefixed(self, path: str) -> Self:
+        """The same error about `path`, unless it is about that or something within it already."""
+        if self.where == path or self.where.startswith((f"{path}/", f"{path},")):
+            return self
+        what = f"{self.where}: {self.what}" if self.where else self.what
+        return type(self)(path, what, self.remedy)
 
 
 class PassingError(UserError):
     """A storage that does not answer, or not in full: what was tried may work some time later."""
 
 
-def naming(path: str, error: UserError) -> UserError:
-    """The error with a path at its begin; as it is if it begins with that, or with one below it."""
-    is_named = str(error).startswith((f"{path}:", f"{path}/"))
-    return error if is_named else UserError(f"{path}: {error}")
+class SettingError(UserError):
+    """A setting that a recipe or a `--set` gives is unknown, or has a value that it cannot have."""
+
+    def __init__(self, where: str, what: str, remedy: str = "", setting: str = "") -> None:
+        """As `UserError`; `setting` is its name, `section.key` or `section`."""
+        super().__init__(where, what, remedy)
+        self.args = (where, what, remedy, setting)
+        self.setting = setting
+
+
+class SettingValueError(ValueError):
+    """A value that a field of a settings class cannot have."""
+
+    def __init__(self, name: str, what: str) -> None:
+        """`name` is the field's; `what`: what it must be, and what it is."""
+        super().__init__(name, what)
+        self.name, self.what = name, what
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.what}"

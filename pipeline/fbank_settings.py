@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from pipeline.errors import SettingValueError
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -33,18 +35,18 @@ class FbankSettings:
 
     def __post_init__(self) -> None:
         if not 1_000 <= self.sample_rate_hz <= 192_000:
-            raise ValueError(
-                f"sample_rate_hz: must be from 1000 to 192000, got {self.sample_rate_hz}"
+            raise SettingValueError(
+                "sample_rate_hz", f"must be from 1000 to 192000, got {self.sample_rate_hz}"
             )
         if not 4 <= self.num_mels <= 1024:
-            raise ValueError(f"num_mels: must be from 4 to 1024, got {self.num_mels}")
+            raise SettingValueError("num_mels", f"must be from 4 to 1024, got {self.num_mels}")
         for name in ("frame_length_ms", "frame_shift_ms"):
             if not 1 <= getattr(self, name) <= 1000:
-                raise ValueError(f"{name}: must be from 1 to 1000, got {getattr(self, name)}")
+                raise SettingValueError(name, f"must be from 1 to 1000, got {getattr(self, name)}")
         if not 0 <= self.low_hz < self.sample_rate_hz / 2:
-            raise ValueError(f"low_hz: must be from 0 to below Nyquist, got {self.low_hz}")
+            raise SettingValueError("low_hz", f"must be from 0 to below Nyquist, got {self.low_hz}")
         if not 0 <= self.preemphasis <= 1:
-            raise ValueError(f"preemphasis: must be from 0 to 1, got {self.preemphasis}")
+            raise SettingValueError("preemphasis", f"must be from 0 to 1, got {self.preemphasis}")
 
     @property
     def frame_length(self) -> int:

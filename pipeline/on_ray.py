@@ -6,7 +6,9 @@ node dies is run again by Ray.
 
 import logging
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 # Read when Ray Data is imported. Its thread for the metadata of finished tasks keeps a CPU waiting
@@ -15,6 +17,11 @@ os.environ.setdefault("RAY_DATA_METADATA_PREFETCH_ON_THREAD", "0")
 
 import ray
 import ray.data
+
+from pipeline.errors import UserError
+
+_ERROR = "error"
+"""Key of a row that holds a pickled error in place of a result."""
 
 TASK_MEMORY_BYTES = 500_000_000
 """What a task takes with its libraries, before it holds any data."""
@@ -27,6 +34,9 @@ def run_tasks(
     memory_bytes: float,
 ) -> Iterator[dict[str, Any]]:
     """Call the task on every item, as many at a time as fit; yields what it returns, in no order.
+
+    Raises:
+        UserError: a task did.
 
     Args:
         items: what the tasks take, as small dictionaries.
@@ -42,4 +52,18 @@ def run_tasks(
             handler.setLevel(logging.CRITICAL)
     nodes = [float(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]]
     rows = ray.data.from_items(list(items), override_num_blocks=len(items))
-    yield from rows.map(task, num_cpus=1, memory=min(memory_bytes, max(nodes))).iter_rows()
+    tasks = rows.map(partial(_attempt, task), num_cpus=1, memory=min(memory_bytes, max(nodes)))
+    for row in tasks.iter_rows():
+        if _ERROR in row:
+            raise pickle.loads(row[_ERROR])
+        yield row
+
+
+def _attempt(
+    task: Callable[[dict[str, Any]], dict[str, Any]], row: dict[str, Any]
+) -> dict[str, Any]:
+    """What the task returns, or its `UserError`: Ray Data hands on only the text of a traceback."""
+    try:
+        return task(row)
+    except UserError as error:
+        return {_ERROR: pickle.dumps(error)}

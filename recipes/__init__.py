@@ -34,7 +34,8 @@ def find_recipe(given: str) -> str:
     name = named and (named[1] or named[2])
     if name not in recipe_names():
         raise UserError(
-            f"{given}: no such recipe; give the path of a .toml file or one of these names: "
-            f"{', '.join(recipe_names())}"
+            given,
+            "no such recipe",
+            f"give the path of a .toml file or one of these names: {', '.join(recipe_names())}",
         )
     return str(FOLDER / f"{name}.toml")

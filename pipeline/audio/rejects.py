@@ -22,9 +22,12 @@ class RejectError(Exception):
     """One clip cannot be used; the job goes on."""
 
     def __init__(self, stage: Stage, reason: str) -> None:
-        super().__init__(f"{stage}: {reason}")
+        super().__init__(stage, reason)
         self.stage = stage
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.reason}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +69,8 @@ def check_share(reasons: dict[str, int], num_clips: int, *, max_share: float, le
         return
     commonest = "; ".join(f"{reason} ({count})" for reason, count in list(reasons.items())[:3])
     raise UserError(
+        "",
         f"{num_rejects} of {num_clips} clips were rejected, more than the allowed share of "
-        f"{max_share:g}; commonest: {commonest}. All are named in {ledger}; mend them and run "
-        f"again with --retry-rejects, or raise --max-reject-share"
+        f"{max_share:g}; commonest: {commonest}. All are named in {ledger}",
+        "mend them and run again with --retry-rejects, or raise --max-reject-share",
     )

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from pipeline.errors import SettingValueError
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeSettings:
@@ -17,9 +19,9 @@ class DecodeSettings:
 
     def __post_init__(self) -> None:
         if not 0 < self.max_duration_s <= 86_400:
-            raise ValueError(
-                f"max_duration_s: must be above 0 and at most 86400, got {self.max_duration_s}"
+            raise SettingValueError(
+                "max_duration_s", f"must be above 0 and at most 86400, got {self.max_duration_s}"
             )
         for name in ("max_file_bytes", "max_values"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+                raise SettingValueError(name, f"must be at least 1, got {getattr(self, name)}")

@@ -8,7 +8,7 @@ from typing import get_args
 from cluster.commands.session_options import add_session_options, session
 from pipeline.audio.settings import DecodeSettings
 from pipeline.commands.step import Step, fraction, path, positive
-from pipeline.errors import UserError
+from pipeline.errors import SettingValueError, UserError
 from pipeline.shards.settings import READS_AHEAD, PrepareSettings, Store
 
 _BYTES_PER_MB = 1_000_000
@@ -130,8 +130,8 @@ def _settings(arguments: argparse.Namespace) -> PrepareSettings:
             clips_per_shard=arguments.clips_per_shard,
             store=arguments.store,
         )
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    except SettingValueError as error:
+        raise UserError(f"--{error.name.replace('_', '-')}", error.what) from error
 
 
 STEP = Step(

@@ -131,7 +131,7 @@ def assemble(
     parts = finished_parts(plan, job.output)
     missing = [spec.name for spec in plan.specs if spec.name not in parts]
     if missing:
-        raise UserError(f"{job.output}: shards {missing[:3]} are not there; run prepare again")
+        raise UserError(job.output, f"shards {missing[:3]} are not there", "run prepare again")
     ordered = [parts[spec.name] for spec in plan.specs]
     rejects = [reject for part in ordered for reject in part.rejects]
     reasons = count_reasons(rejects)

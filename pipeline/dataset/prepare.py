@@ -113,8 +113,9 @@ def prepare(
         return None
     if card and not before and card["plan_fingerprint"] != plan.fingerprint:
         raise UserError(
-            f"{output}: holds a data set prepared from another manifest or with other settings; "
-            f"give another --out, or remove it"
+            output,
+            "holds a data set prepared from another manifest or with other settings",
+            "give another --out, or remove it",
         )
     # From here until the new card is there, tars may change under the old index.
     storage.remove(card_path(output))

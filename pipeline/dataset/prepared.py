@@ -51,13 +51,13 @@ class PreparedDataset:
         chosen = self.index.filter(pc.equal(self.index["split"], split))
         if chosen.num_rows == 0:
             known = ", ".join(self.card["splits"])
-            raise UserError(f"{self.path}: no split {split!r}; there are: {known}")
+            raise UserError(self.path, f"no split {split!r}", f"there are: {known}")
         wanted = fold or except_fold
         if wanted:
             folds = sorted(pc.unique(chosen["fold"]).to_pylist())
             if wanted not in folds:
                 known = f"only {folds}" if folds != [0] else "as it has none"
-                raise UserError(f"{self.path}: split {split!r} has no fold {wanted}, {known}")
+                raise UserError(self.path, f"split {split!r} has no fold {wanted}, {known}")
             keep = pc.equal if fold else pc.not_equal
             chosen = chosen.filter(keep(chosen["fold"], wanted))
         return chosen
@@ -110,12 +110,14 @@ def open_dataset(path: str) -> PreparedDataset:
         card: Card = storage.read_json(card_path(path))
     except FileNotFoundError as error:
         raise UserError(
-            f"{path}: no complete data set there (no card.json); finish `prepare` first"
+            path, "no complete data set there (no card.json)", "finish `prepare` first"
         ) from error
     if card.get("format_version") != FORMAT_VERSION:
         raise UserError(
-            f"{path}: the data set has format version {card.get('format_version')}, "
-            f"this program reads {FORMAT_VERSION}; prepare it again"
+            path,
+            f"the data set has format version {card.get('format_version')}, this program "
+            f"reads {FORMAT_VERSION}",
+            "prepare it again",
         )
     return PreparedDataset(
         path=path, card=card, index=storage.read_table(storage.join(path, "index.parquet"))

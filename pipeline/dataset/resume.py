@@ -31,12 +31,12 @@ def check_place(output: str) -> None:
             or last.
     """
     if storage.exists(output):
-        raise UserError(f"{output}: is a file; give the folder of a data set as --out")
+        raise UserError(output, "is a file", "give the folder of a data set as --out")
     ours = any(
         storage.exists(storage.join(output, name)) for name in ("card.json", "prepare_summary.json")
     )
     if not ours and not storage.holds_files(work_folder(output)) and storage.holds_files(output):
-        raise UserError(f"{output}: is not empty and holds no data set; give another --out")
+        raise UserError(output, "is not empty and holds no data set", "give another --out")
 
 
 def read_damaged(work: str) -> Damaged | None:
@@ -52,7 +52,7 @@ def read_damaged(work: str) -> Damaged | None:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: the note of `verify` is damaged; run `verify` again, which writes it again"
+            path, "the note of `verify` is damaged", "run `verify` again, which writes it again"
         ) from error
 
 
@@ -99,8 +99,10 @@ def check_carries_on(
             told.append(f"{len(ids)} clips were {what} ({', '.join(ids[:_NAMED])}{more})")
     if told:
         raise UserError(
-            f"{output}: holds shards of another manifest or other settings: {'; '.join(told)}. "
-            f"Only new clips can be added; give another --out, or remove it"
+            output,
+            f"holds shards of another manifest or other settings: {'; '.join(told)}. Only "
+            "new clips can be added",
+            "give another --out, or remove it",
         )
 
 

@@ -148,7 +148,7 @@ def document_faults(path: str) -> list[Fault]:
         card: Card = storage.read_json(card_path(path))
     except FileNotFoundError as error:
         raise UserError(
-            f"{path}: no complete data set there (no card.json); finish `prepare` first"
+            path, "no complete data set there (no card.json)", "finish `prepare` first"
         ) from error
     except ValueError as error:
         return [Fault(path="card.json", what=f"is not JSON ({error})")]
@@ -173,7 +173,7 @@ def plan_faults(path: str) -> list[Fault]:
         what = None if read_plan(work_folder(path)) or not has_parts(path) else "is missing"
         return [Fault(path="_work/plan.json", what=what)] if what else []
     except DamagedPlanError as error:
-        return [Fault(path=error.path.removeprefix(f"{path}/"), what=error.what)]
+        return [Fault(path=error.where.removeprefix(f"{path}/"), what=error.fault)]
 
 
 def _index_faults(card: Card, index: pa.Table) -> list[Fault]:

@@ -35,12 +35,12 @@ def download(dataset: PublicDataset, output: str, url: str | None = None) -> boo
             off, or the archive is not the one expected.
     """
     if storage.is_remote(output):
-        raise UserError(f"{output}: download to a local folder, then copy that to the bucket")
+        raise UserError(output, "download to a local folder, then copy that to the bucket")
     folder = Path(output)
     if _num_clips(folder, dataset) >= dataset.num_clips:
         return False
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{output}: holds something else; name a folder that is not there yet")
+        raise UserError(output, "holds something else", "name a folder that is not there yet")
     source = url or dataset.url
     archive = folder.with_name(f"{folder.name}.archive")
     storage.make_folder(str(folder.parent))
@@ -53,11 +53,13 @@ def download(dataset: PublicDataset, output: str, url: str | None = None) -> boo
         except UserError as error:
             archive.unlink()
             raise UserError(
-                f"{source}: {error}; what was fetched is deleted, try again or another --url"
+                source,
+                error.what,
+                "what was fetched is deleted, try again or another --url",
             ) from error
         archive.unlink()
     except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror})") from error
+        raise UserError(output, f"cannot be written ({error.strerror})") from error
     return True
 
 
@@ -73,10 +75,10 @@ def fetch_url(url: str, target: Path, about_bytes: int) -> None:
             return
         except requests.RequestException as error:
             if error.response is not None and error.response.status_code < 500:
-                raise UserError(f"{error}; is there another address (--url)?") from error
+                raise UserError(url, f"{error}", "is there another address (--url)?") from error
             if attempt == ATTEMPTS - 1:
                 raise UserError(
-                    f"{url}: the transfer broke ({error}); the same command carries on"
+                    url, f"the transfer broke ({error})", "run the same command again to resume"
                 ) from error
             time.sleep(2**attempt)
 
@@ -126,7 +128,7 @@ def _check_sum(archive: Path, dataset: PublicDataset) -> None:
     with archive.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != dataset.sha256:
-        raise UserError(f"not the file expected (SHA-256 {found}, expected {dataset.sha256})")
+        raise UserError("", f"not the file expected (SHA-256 {found}, expected {dataset.sha256})")
 
 
 def _unpack(archive: Path, folder: Path, dataset: PublicDataset) -> None:
@@ -138,7 +140,7 @@ def _unpack(archive: Path, folder: Path, dataset: PublicDataset) -> None:
         for name, content, done_bytes in _members(archive):
             path = (aside / name).resolve()
             if not path.is_relative_to(aside.resolve()):
-                raise UserError(f"a member leads outside: {name!r}")
+                raise UserError("", f"a member leads outside: {name!r}")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
             bar.update(done_bytes >> 20)
@@ -146,7 +148,7 @@ def _unpack(archive: Path, folder: Path, dataset: PublicDataset) -> None:
     root = max([aside, *aside.iterdir()], key=lambda path: _num_clips(path, dataset))
     found = _num_clips(root, dataset)
     if found < dataset.num_clips:
-        raise UserError(f"it has {found} clips ({dataset.clips}), expected {dataset.num_clips}")
+        raise UserError("", f"it has {found} clips ({dataset.clips}), expected {dataset.num_clips}")
     root.rename(folder)
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -171,9 +173,9 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes, int]]:
                     if content is not None:
                         yield member.name, content.read(), raw.tell()
                     elif not member.isdir():
-                        raise UserError(f"{member.name!r} is neither a file nor a folder")
+                        raise UserError("", f"{member.name!r} is neither a file nor a folder")
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise UserError(f"it is no archive, or broken ({error})") from error
+        raise UserError("", f"it is no archive, or broken ({error})") from error
 
 
 def _num_clips(folder: Path, dataset: PublicDataset) -> int:

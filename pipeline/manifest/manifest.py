@@ -84,7 +84,7 @@ def from_clips(clips: Sequence[Clip], labels: Sequence[str], notes: Sequence[str
     try:
         return from_columns(columns, labels, notes)
     except (pa.ArrowInvalid, OverflowError) as error:
-        raise UserError(f"a fold is too large a number ({error})") from error
+        raise UserError("", f"a fold is too large a number ({error})") from error
 
 
 def from_columns(
@@ -117,7 +117,7 @@ def check(manifest: Manifest, path: str) -> None:
     """
     clips = manifest.clips
     if clips.num_rows == 0:
-        raise UserError(f"{path}: the manifest names no clip")
+        raise UserError(path, "the manifest names no clip")
     # First, as messages name clips by their ids, which often are their paths.
     named = pc.match_substring_regex(clips["uri"], _URI)
     expected = "an absolute path or s3://bucket/key, without file://"
@@ -157,8 +157,9 @@ def note_unlabelled(manifest: Manifest, source: str, *, required: bool = True) -
         return manifest
     if required and num_bare == num_clips and not manifest.labels:
         raise UserError(
-            f"{source}: none of {num_clips:,} clips has a label; fill them in, or name the column "
-            f"that holds them with --column labels=NAME"
+            source,
+            f"none of {num_clips:,} clips has a label",
+            "fill them in, or name the column that holds them with --column labels=NAME",
         )
     return replace(manifest, notes=(*manifest.notes, f"{num_bare:,} clips have no label"))
 
@@ -170,7 +171,7 @@ def assign_folds(manifest: Manifest, num_folds: int) -> Manifest:
     neighbouring files (often cuts of one recording) are not dealt out in turn by their names.
     """
     if not 2 <= num_folds <= 100:
-        raise UserError(f"--folds: must be from 2 to 100, got {num_folds}")
+        raise UserError("--folds", f"must be from 2 to 100, got {num_folds}")
     clips = manifest.clips.select(["id", "labels"]).to_pylist()
     ordered = sorted(
         range(len(clips)), key=lambda i: (clips[i]["labels"][:1], _hash(clips[i]["id"]))
@@ -194,7 +195,7 @@ def write_manifest(path: str, manifest: Manifest) -> None:
         UserError: `check` finds fault, or the path does not end in `.parquet`.
     """
     if not path.endswith(".parquet"):
-        raise UserError(f"{path}: a manifest is a Parquet file; give it a name ending in .parquet")
+        raise UserError(path, "a manifest is a Parquet file", "give it a name ending in .parquet")
     check(manifest, path)
     document = {"labels": manifest.labels, "coverage": manifest.coverage}
     metadata = {_METADATA_KEY: json.dumps(document).encode()}
@@ -211,12 +212,12 @@ def read_manifest(path: str) -> Manifest:
     try:
         table = storage.read_table(path)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no manifest there; write one with `manifest`") from error
+        raise UserError(path, "no manifest there", "write one with `manifest`") from error
     except (pa.ArrowException, OSError, UserError) as error:
         if isinstance(error, UserError) and not isinstance(error.__cause__, IsADirectoryError):
             raise
         raise UserError(
-            f"{path}: not a manifest (a Parquet file); write one with `manifest`"
+            path, "not a manifest (a Parquet file)", "write one with `manifest`"
         ) from error
     metadata = (table.schema.metadata or {}).get(_METADATA_KEY)
     clips = _conform(table, path)
@@ -235,13 +236,13 @@ def read_labels(path: str) -> tuple[str, ...]:
     try:
         lines = storage.read_bytes(path).decode("utf-8-sig").splitlines()
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; it should hold one label a line") from error
+        raise UserError(path, "no such file", "it should hold one label a line") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason})") from error
+        raise UserError(path, f"not UTF-8 text ({error.reason})") from error
     labels = tuple(line.strip() for line in lines if line.strip())
     if len(set(labels)) != len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
-        raise UserError(f"{path}: the label {twice!r} stands there twice")
+        raise UserError(path, f"the label {twice!r} stands there twice")
     return labels
 
 
@@ -251,11 +252,12 @@ def _check_ids(ids: pa.ChunkedArray, path: str) -> None:
     if len(repeated):
         names = ", ".join(str(item["values"]) for item in repeated[:3].to_pylist())
         raise UserError(
-            f"{path}: {len(repeated)} ids stand there twice or more, such as {names}; give "
-            f"every clip one of its own (to a table add a column id)"
+            path,
+            f"{len(repeated)} ids stand there twice or more, such as {names}",
+            "give every clip one of its own (to a table add a column id)",
         )
     if pc.any(pc.equal(ids, "")).as_py():
-        raise UserError(f"{path}: a clip has an empty id; give every clip one of its own")
+        raise UserError(path, "a clip has an empty id", "give every clip one of its own")
 
 
 def _check_labels(clips: pa.Table, labels: Sequence[str], path: str) -> None:
@@ -268,8 +270,9 @@ def _check_labels(clips: pa.Table, labels: Sequence[str], path: str) -> None:
             if unknown[0] in row["labels"]
         )
         raise UserError(
-            f"{path}: {len(unknown)} labels are outside the vocabulary of {len(labels)}, "
-            f"such as {unknown[0]!r} of clip {first}"
+            path,
+            f"{len(unknown)} labels are outside the vocabulary of {len(labels)}, such as "
+            f"{unknown[0]!r} of clip {first}",
         )
 
 
@@ -284,8 +287,9 @@ def _refuse(clips: pa.Table, wrong: pa.ChunkedArray, name: str, expected: str, p
     if rows.num_rows:
         row = rows.slice(0, 1).to_pylist()[0]
         raise UserError(
-            f"{path}: {name} must be {expected}; clip {row['id']!r} has {row[name]!r} "
-            f"({rows.num_rows} such clips)"
+            path,
+            f"{name} must be {expected}",
+            f"clip {row['id']!r} has {row[name]!r} ({rows.num_rows} such clips)",
         )
 
 
@@ -300,20 +304,20 @@ def _conform(table: pa.Table, path: str) -> pa.Table:
         if field.name in table.column_names:
             column = table[field.name]
         elif field.name in _REQUIRED:
-            raise UserError(f"{path}: the manifest has no column {field.name!r}")
+            raise UserError(path, f"the manifest has no column {field.name!r}")
         else:
             column = pa.repeat(_default(field), table.num_rows)
         try:
             column = column.cast(field.type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise UserError(
-                f"{path}: column {field.name!r} is {column.type}, expected {field.type}"
+                path, f"column {field.name!r} is {column.type}, expected {field.type}"
             ) from error
         num_empty = column.null_count
         if field.name == "labels":
             num_empty += pc.list_flatten(column).null_count
         if not field.nullable and num_empty:
-            raise UserError(f"{path}: column {field.name!r} has {num_empty} empty cells")
+            raise UserError(path, f"column {field.name!r} has {num_empty} empty cells")
         columns.append(column)
     return pa.table(columns, schema=SCHEMA)
 

@@ -16,6 +16,8 @@ def check_split(split: str, where: str) -> None:
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", split):
         raise UserError(
-            f"{where}: split {split!r}: shards are named after their split, so it may hold only "
-            f"letters, digits, '-' and '_'; rename it"
+            where,
+            f"split {split!r}: shards are named after their split, so it may hold only "
+            "letters, digits, '-' and '_'",
+            "rename it",
         )

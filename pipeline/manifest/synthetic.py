@@ -365,13 +365,13 @@ def _rows(settings: SyntheticSettings) -> Iterator[_Row]:
 def _open_folder(folder: str | Path) -> Path:
     """Make the folder ready for writing: `audio/` is there, `clips.csv` is not."""
     if "://" in str(folder):
-        raise UserError(f"{folder}: synthetic clips are written to a local folder; give one")
+        raise UserError(str(folder), "synthetic clips are written to a local folder", "give one")
     try:
         (Path(folder) / "audio").mkdir(parents=True, exist_ok=True)
         (Path(folder) / "clips.csv").unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot write here ({error.strerror}); give another folder"
+            str(folder), f"cannot write here ({error.strerror})", "give another folder"
         ) from error
     return Path(folder)
 

@@ -74,8 +74,10 @@ def estimate(manifest: Manifest, settings: PrepareSettings, num_sampled: int) ->
                 rejects[f"{error.stage}: {error.reason}"] += 1
     if writer.num_clips == 0:
         raise UserError(
-            f"none of {num_sampled} clips taken at random can be used; commonest: "
-            f"{'; '.join(f'{reason} ({count})' for reason, count in rejects.most_common(3))}"
+            "",
+            f"none of {num_sampled} clips taken at random can be used",
+            "commonest: "
+            f"{'; '.join((f'{reason} ({count})' for reason, count in rejects.most_common(3)))}",
         )
     writer.finish()
     scale = num_clips / num_sampled

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.audio.rejects import RejectError
 from pipeline.errors import UserError
-from pipeline.manifest.layouts.parquet_audio import read_audio
+from pipeline.manifest.layouts.parquet_audio import NoAudioColumnError, read_audio
 
 Clip = dict[str, Any]
 
@@ -53,9 +53,9 @@ def fault(error: Exception, uri: str) -> RejectError:
     Raises:
         UserError: it is the storage as a whole that refuses or does not answer.
     """
-    if isinstance(error, UserError):
-        if not isinstance(error.__cause__, Exception):
-            return RejectError("fetch", "its Parquet file has no column that is the audio")
+    if isinstance(error, NoAudioColumnError):
+        return RejectError("fetch", "its Parquet file has no column that is the audio")
+    if isinstance(error, UserError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     reason = storage.one_file_fault(error)
     if reason is None and isinstance(error, pa.ArrowException):
@@ -66,8 +66,9 @@ def fault(error: Exception, uri: str) -> RejectError:
         reason = "larger than the files that are read"
     if reason is not None:
         return RejectError("fetch", reason)
-    explained = storage.explain(error) or f"{type(error).__name__}: {error}"
-    raise UserError(f"{uri}: cannot be read: {explained}. Run the same command again to go on")
+    what, remedy = storage.explain(error) or (f"{type(error).__name__}: {error}", "")
+    again = "run the same command again to resume"
+    raise UserError(uri, f"cannot be read: {what}", f"{remedy}; {again}" if remedy else again)
 
 
 def _reads(

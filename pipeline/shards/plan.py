@@ -76,15 +76,16 @@ class DamagedPlanError(UserError):
 
     def __init__(self, path: str, error: Exception, fingerprint: str | None = None) -> None:
         is_missing = isinstance(error, FileNotFoundError)
-        self.what = "is missing" if is_missing else f"is damaged ({error})"
-        self.path = path
+        self.fault = "is missing" if is_missing else f"is damaged ({error})"
         self.fingerprint = fingerprint
         """Of the plan as it was, where that much is known."""
         super().__init__(
-            f"{path}: the plan of this data set {self.what}, and this manifest does not give the "
-            f"same again; bring the file back, take the one manifest that the data set was made "
-            f"from, or give another --out"
+            path,
+            f"the plan of this data set {self.fault}, and this manifest does not reproduce it",
+            "restore the file, take the one manifest that the data set was made from, or give "
+            "another --out",
         )
+        self.args = (path, error, fingerprint)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

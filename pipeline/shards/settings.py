@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from pipeline.audio.settings import DecodeSettings
+from pipeline.errors import SettingValueError
 from pipeline.fbank_settings import FbankSettings
 
 READS_AHEAD = 16
@@ -28,8 +29,10 @@ class PrepareSettings:
 
     def __post_init__(self) -> None:
         if self.store not in get_args(Store):
-            raise ValueError(f"store: must be one of {get_args(Store)}, got {self.store!r}")
+            raise SettingValueError(
+                "store", f"must be one of {get_args(Store)}, got {self.store!r}"
+            )
         if not 1 <= self.clips_per_shard <= 100_000:
-            raise ValueError(
-                f"clips_per_shard: must be from 1 to 100000, got {self.clips_per_shard}"
+            raise SettingValueError(
+                "clips_per_shard", f"must be from 1 to 100000, got {self.clips_per_shard}"
             )

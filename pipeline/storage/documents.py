@@ -30,9 +30,9 @@ def read_json_object(path: str) -> dict[str, Any]:
     try:
         document = read_json(path)
     except ValueError as error:
-        raise UserError(f"{path}: no whole JSON document ({error}); restore it") from error
+        raise UserError(path, f"no whole JSON document ({error})", "restore it") from error
     if not isinstance(document, dict):
-        raise UserError(f"{path}: must hold a JSON object, got {type(document).__name__}")
+        raise UserError(path, f"must hold a JSON object, got {type(document).__name__}")
     return document
 
 

@@ -58,33 +58,37 @@ def is_a(error: BaseException, kinds: Collection[str]) -> bool:
     return any(name in kinds for name in mine)
 
 
-def explain(error: BaseException) -> str | None:
-    """One line for an error that only the user can mend; None for any other, as a missing file."""
+def explain(error: BaseException) -> tuple[str, str] | None:
+    """What is wrong and what to do, for an error that only the user can mend; None for any other.
+
+    A missing file is such another.
+    """
     code = error_code(error)
     if isinstance(error, FileNotFoundError) and "<Code>NoSuchBucket" in str(error):
         code = "NoSuchBucket"
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
     if code == "NoSuchBucket":
-        return "the bucket does not exist; check its name and the endpoint"
+        return "the bucket does not exist", "check its name and the endpoint"
     if code in _REFUSED or (code and isinstance(error, PermissionError)):
         return (
-            f"access refused ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
-            f"and the bucket's policy at {endpoint}"
+            f"access refused ({code})",
+            f"check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy at {endpoint}",
         )
     if is_a(error, _NO_CREDENTIALS):
         return (
-            "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE"
+            "no credentials found",
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE",
         )
     if is_a(error, NO_ANSWER):
-        return f"no answer from {endpoint}; check AWS_ENDPOINT_URL and the network"
+        return f"no answer from {endpoint}", "check AWS_ENDPOINT_URL and the network"
     if is_a(error, _CUT_SHORT):
-        return f"answers of {endpoint} are cut short, also when asked again; check the network"
+        return f"responses of {endpoint} stay truncated after retries", "check the network"
     if is_a(error, {"obstore.BaseError"}):
-        return f"no use of {endpoint}: {str(error).splitlines()[0]}"
+        return f"cannot use {endpoint}: {str(error).splitlines()[0]}", ""
     if is_a(error, {"botocore.BotoCoreError"}) or str(error).startswith("Invalid endpoint"):
-        return " ".join(str(error).split())
+        return " ".join(str(error).split()), ""
     if code and not isinstance(error, FileNotFoundError):
-        return f"the storage at {endpoint} answered {code}, also when asked again"
+        return f"the storage at {endpoint} answered {code}, also after retries", ""
     return None
 
 
@@ -151,12 +155,13 @@ def explained(path: str) -> Iterator[None]:
     except Exception as error:
         reason = explain(error)
         if reason is None and not is_remote(path) and not isinstance(error, FileNotFoundError):
-            reason = getattr(error, "strerror", None)
+            strerror = getattr(error, "strerror", None)
+            reason = None if strerror is None else (strerror, "")
         if reason is None:
             raise
         is_passing = _may_pass(error) or is_a(error, {*NO_ANSWER, "obstore.GenericError"})
         kind = PassingError if is_remote(path) and is_passing else UserError
-        raise kind(f"{path}: {reason}") from error
+        raise kind(path, *reason) from error
 
 
 def error_code(error: BaseException) -> str:

@@ -185,7 +185,7 @@ class _NewLocalFile(NewFile):
         try:
             yield
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
+            raise UserError(self.path, f"cannot be written ({error.strerror})") from error
 
 
 def make_folder(path: str) -> None:
@@ -198,7 +198,7 @@ def make_folder(path: str) -> None:
         try:
             Path(path).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+            raise UserError(path, f"cannot be written ({error.strerror})") from error
 
 
 def remove(path: str) -> None:

@@ -19,15 +19,15 @@ def absolute(path: str) -> str:
     """
     if not path:
         raise UserError(
-            "empty path (is a shell variable unset?); give a local path or s3://bucket/key"
+            "", "empty path (is a shell variable unset?)", "give a local path or s3://bucket/key"
         )
     scheme = urlsplit(path).scheme if "://" in path else ""
     if scheme not in ("", "s3"):
-        raise UserError(f"{path}: paths are local or s3://bucket/key, not {scheme}://")
+        raise UserError(path, f"paths are local or s3://bucket/key, not {scheme}://")
     if not scheme:
         return str(Path(path).expanduser().resolve())
     if not urlsplit(path).netloc:
-        raise UserError(f"{path}: an s3:// path names a bucket: s3://bucket/key")
+        raise UserError(path, "an s3:// path names a bucket: s3://bucket/key")
     return path.rstrip("/")
 
 

@@ -107,14 +107,15 @@ class AstCheckpoint:
         num_classes = len(self.state["head.bias"])
         if self.labels is not None and len(self.labels) != num_classes:
             raise UserError(
-                f"{self.source}: the head has {num_classes} classes, its settings name "
-                f"{len(self.labels)}"
+                self.source,
+                f"the head has {num_classes} classes, its settings name {len(self.labels)}",
             )
         shape, (rows, columns) = list(self.state["pos_embed"].shape), self.grid
         if shape[:2] != [1, self.num_class_tokens + rows * columns]:
             raise UserError(
-                f"{self.source}: the positional embedding is {shape}, but its settings make "
-                f"{self.num_class_tokens} class tokens and {rows} x {columns} patches"
+                self.source,
+                f"the positional embedding is {shape}, but its settings make "
+                f"{self.num_class_tokens} class tokens and {rows} x {columns} patches",
             )
 
     @property
@@ -223,8 +224,9 @@ def _exported_facts(path: str) -> dict[str, Any]:
         text = read_metadata(path).get(METADATA_KEY)
     if text is None:
         raise UserError(
-            f"{path}: the weights of an AST without its settings; give the run folder, or the "
-            f"{EXPORTED_NAME} that `export` writes"
+            path,
+            "the weights of an AST without its settings",
+            f"give the run folder, or the {EXPORTED_NAME} that `export` writes",
         )
     try:
         facts = json.loads(text)
@@ -232,7 +234,7 @@ def _exported_facts(path: str) -> dict[str, Any]:
         facts = None
     if not isinstance(facts, dict):
         raise UserError(
-            f"{path}: {METADATA_KEY} in its header is not a JSON object; export the run again"
+            path, f"{METADATA_KEY} in its header is not a JSON object", "export the run again"
         )
     return facts
 
@@ -285,8 +287,10 @@ def _authors_grid(state: State, path: str, like: Mapping[str, Any]) -> dict[str,
         if math.prod(_grid(candidate, _NUM_MELS)) == num_patches:
             return candidate
     raise UserError(
-        f"{path}: cannot tell the strides from its {num_patches} patches; set model.stride_"
-        "frequency, model.stride_time and model.num_frames to those it was trained with"
+        path,
+        f"cannot tell the strides from its {num_patches} patches",
+        "set model.stride_frequency, model.stride_time and model.num_frames to those it was "
+        "trained with",
     )
 
 
@@ -320,14 +324,14 @@ def _read_transformers(path: str) -> AstCheckpoint:
             return _from_transformers(file, read_state(file), path)
         if storage.exists(f"{file}.index.json"):
             return _from_transformers(path, _read_shards(path, f"{file}.index.json"), path)
-    raise UserError(f"{path}: has a config.json, but no model.safetensors or pytorch_model.bin")
+    raise UserError(path, "has a config.json, but no model.safetensors or pytorch_model.bin")
 
 
 def _read_shards(folder: str, index: str) -> State:
     """A state dict that is spread over several files of a folder."""
     file_of = storage.read_json_object(index).get("weight_map")
     if not isinstance(file_of, dict) or not all(isinstance(one, str) for one in file_of.values()):
-        raise UserError(f"{index}: its weight_map does not name a file for each weight")
+        raise UserError(index, "its weight_map does not name a file for each weight")
     state: State = {}
     for name in sorted(set(file_of.values())):
         state |= read_state(storage.join(folder, name))
@@ -372,8 +376,8 @@ def _read_norm(path: str) -> tuple[float | None, float | None]:
     ours = FbankSettings().sample_rate_hz
     if features.get("sampling_rate", ours) != ours:
         raise UserError(
-            f"{path}: the model was trained at {features['sampling_rate']} Hz, the data is at "
-            f"{ours} Hz"
+            path,
+            f"the model was trained at {features['sampling_rate']} Hz, the data is at {ours} Hz",
         )
     if features.get("do_normalize") is False:
         # What makes nothing of (x - mean) / (2 std).
@@ -382,7 +386,7 @@ def _read_norm(path: str) -> tuple[float | None, float | None]:
         return None, None
     _check_kinds(features, {"mean": float, "std": float}, path)
     if features["std"] <= 0:
-        raise UserError(f"{path}: std: must be above 0, got {features['std']}")
+        raise UserError(path, f"std: must be above 0, got {features['std']}")
     return features["mean"], features["std"]
 
 
@@ -391,15 +395,17 @@ def _read_config(folder: str, source: str) -> dict[str, Any]:
     try:
         found = storage.read_json_object(path)
     except FileNotFoundError as error:
-        raise UserError(f"{source}: no config.json beside it; give the whole folder") from error
+        raise UserError(source, "no config.json beside it", "give the whole folder") from error
     config = {**_CONFIG, **found}
     _check_kinds(config, {key: type(value) for key, value in _CONFIG.items()}, path)
     # Neither shows in the shape of a weight.
     width, heads = config["hidden_size"], config["num_attention_heads"]
     if width != heads * _HEAD_WIDTH or config["hidden_act"] != "gelu":
         raise UserError(
-            f"{path}: must have hidden_act gelu and an attention head for each {_HEAD_WIDTH} of "
-            f"hidden_size, as DeiT has; got {config['hidden_act']}, {heads} and {width}"
+            path,
+            f"must have hidden_act gelu and an attention head for each {_HEAD_WIDTH} of "
+            "hidden_size, as DeiT has",
+            f"got {config['hidden_act']}, {heads} and {width}",
         )
     return config
 
@@ -407,13 +413,13 @@ def _read_config(folder: str, source: str) -> dict[str, Any]:
 def _require_head(state: State, source: str) -> None:
     missing = [name for name in _HEAD_NDIMS if name not in state]
     if missing:
-        raise UserError(f"{source}: not a whole AST; missing: {', '.join(missing)}")
+        raise UserError(source, "not a whole AST", f"missing: {', '.join(missing)}")
     for name, ndim in _HEAD_NDIMS.items():
         if state[name].ndim != ndim:
             shape = list(state[name].shape)
-            raise UserError(f"{source}: {name}: must have {ndim} dimensions, got {shape}")
+            raise UserError(source, f"{name}: must have {ndim} dimensions, got {shape}")
     if len(state["head.weight"]) != len(state["head.bias"]):
-        raise UserError(f"{source}: head.weight and head.bias are of different numbers of classes")
+        raise UserError(source, "head.weight and head.bias are of different numbers of classes")
 
 
 def _check_kinds(found: Mapping[str, Any], kinds: Mapping[str, type], where: str) -> None:
@@ -428,7 +434,7 @@ def _check_kinds(found: Mapping[str, Any], kinds: Mapping[str, type], where: str
             valid = type(value) in (int, float) and math.isfinite(value)
         if not valid:
             expected = words.get(kind, f"a JSON {'object' if kind is dict else 'list'}")
-            raise UserError(f"{where}: {key}: must be {expected}, got {value!r}")
+            raise UserError(where, f"{key}: must be {expected}, got {value!r}")
 
 
 def _size(state: State) -> dict[str, Any]:

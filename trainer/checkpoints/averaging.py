@@ -32,8 +32,10 @@ def check_weights(run_path: str, name: str) -> None:
     """
     if not storage.exists(weights_path(run_path, name)):
         raise UserError(
-            f"{run_path}: no weights {name!r} there; averaging.first_epoch, averaging.ema_decay "
-            f"and train.select_by ask for such, and the end of the run writes them"
+            run_path,
+            f"no weights {name!r} there",
+            "averaging.first_epoch, averaging.ema_decay and train.select_by ask for such, "
+            "and the end of the run writes them",
         )
 
 

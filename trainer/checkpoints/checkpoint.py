@@ -130,8 +130,9 @@ def load_newest(run_path: str) -> Checkpoint | None:
             print(f"{path}: damaged, trying the one before ({reason})", file=sys.stderr, flush=True)
     if paths:
         raise UserError(
-            f"{_folder(run_path)}: all {len(paths)} checkpoints are damaged; remove the run and "
-            f"start it again"
+            f"{_folder(run_path)}",
+            f"all {len(paths)} checkpoints are damaged",
+            "remove the run and start it again",
         )
     return None
 
@@ -144,7 +145,7 @@ def load_last(run_path: str) -> Checkpoint:
     """
     saved = load_newest(run_path)
     if saved is None:
-        raise UserError(f"{run_path}: the run has no checkpoint yet")
+        raise UserError(run_path, "the run has no checkpoint yet")
     return saved
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.errors import SettingValueError
+
 Weights = Literal["last", "averaged", "ema", "best"]
 """Weights of a run by their names; the first are those of the newest checkpoint."""
 
@@ -27,14 +29,16 @@ class AveragingSettings:
     def __post_init__(self) -> None:
         for name in ("first_epoch", "last_epoch"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}: must be at least 0, got {getattr(self, name)}")
+                raise SettingValueError(name, f"must be at least 0, got {getattr(self, name)}")
         if self.last_epoch and not 1 <= self.first_epoch <= self.last_epoch:
-            raise ValueError(
-                f"first_epoch: must be from 1 to last_epoch ({self.last_epoch}), "
-                f"got {self.first_epoch}"
+            raise SettingValueError(
+                "first_epoch",
+                f"must be from 1 to last_epoch ({self.last_epoch}), got {self.first_epoch}",
             )
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay: must be at least 0 and below 1, got {self.ema_decay}")
+            raise SettingValueError(
+                "ema_decay", f"must be at least 0 and below 1, got {self.ema_decay}"
+            )
 
     def epochs(self, num_epochs: int) -> range:
         """The epochs whose weights are averaged in a run of so many."""

@@ -88,9 +88,10 @@ def create_from_hub(backbone: str) -> nn.Module:
         published = timm.get_pretrained_cfg(backbone)
         source = (published and published.hf_hub_id) or backbone
         raise UserError(
-            f"model.pretrained: could not fetch the weights {source}: {_first_line(error)}; give "
-            "model.weights_file a copy of them (.safetensors, .pth or .pt), or set "
-            "model.pretrained=false to train from random weights"
+            "model.pretrained",
+            f"could not fetch the weights {source}: {_first_line(error)}",
+            "give model.weights_file a copy of them (.safetensors, .pth or .pt), or set "
+            "model.pretrained=false to train from random weights",
         ) from error
     finally:
         client.setLevel(level)
@@ -129,7 +130,7 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], *, source: str)
     ]
     if any(problems):
         raise UserError(
-            f"{source}: the weights do not fit the model: {'; '.join(filter(None, problems))}"
+            source, f"the weights do not fit the model: {'; '.join(filter(None, problems))}"
         )
     module.load_state_dict(state)
 
@@ -143,11 +144,12 @@ def check_values(state: Mapping[str, Tensor], source: str) -> None:
     for name, value in state.items():
         if not value.is_floating_point():
             kind = str(value.dtype).removeprefix("torch.")
-            raise UserError(f"{source}: {name}: must be of floats, got {kind}; save it as float32")
+            raise UserError(source, f"{name}: must be of floats, got {kind}", "save it as float32")
         if not value.float().isfinite().all():
             raise UserError(
-                f"{source}: {name}: holds NaN or infinite numbers; take a checkpoint from before "
-                "the training diverged"
+                source,
+                f"{name}: holds NaN or infinite numbers",
+                "take a checkpoint from before the training diverged",
             )
 
 
@@ -180,8 +182,9 @@ def read_state(path: str) -> State:
     suffix = PurePosixPath(path).suffix.lower()
     if suffix not in (".safetensors", ".pth", ".pt", ".bin"):
         raise UserError(
-            f"{path}: a file of weights ends in .safetensors, .pth, .pt or .bin, and a folder of "
-            "them has a run.json, a config.json or an ast.safetensors"
+            path,
+            "a file of weights ends in .safetensors, .pth, .pt or .bin, and a folder of them "
+            "has a run.json, a config.json or an ast.safetensors",
         )
     data = _read_bytes(path)
     try:
@@ -193,8 +196,9 @@ def read_state(path: str) -> State:
     # Both readers raise several unrelated types for a damaged file or one with pickled objects.
     except Exception as error:
         raise UserError(
-            f"{path}: not a readable file of tensors ({_why_unreadable(error)}); save the state "
-            "dict by torch.save(model.state_dict(), PATH), or as .safetensors"
+            path,
+            f"not a readable file of tensors ({_why_unreadable(error)})",
+            "save the state dict by torch.save(model.state_dict(), PATH), or as .safetensors",
         ) from error
     state = _without_prefixes(_tensors_only(content, path))
     if suffix == ".safetensors":
@@ -204,8 +208,9 @@ def read_state(path: str) -> State:
         # Files of others, and of this program's earlier versions, have none.
         if expected is not None and expected != _checksum(state, texts):
             raise UserError(
-                f"{path}: damaged (it does not have the checksum in its header); restore "
-                "it from a copy, or take other weights of the same run"
+                path,
+                "damaged (it does not have the checksum in its header)",
+                "restore it from a copy, or take other weights of the same run",
             )
     return state
 
@@ -240,7 +245,7 @@ def from_authors_state(state: Mapping[str, Tensor], source: str) -> State:
             ours[prefixes[prefix] + name.removeprefix(prefix)] = value
     if unknown:
         raise UserError(
-            f"{source}: not the weights of the authors' AST: {_listing('unexpected', unknown)}"
+            source, f"not the weights of the authors' AST: {_listing('unexpected', unknown)}"
         )
     return ours
 
@@ -266,15 +271,15 @@ def from_transformers_state(
     unknown = {name for name in state if _from_transformers_name(name) is None}
     if unknown:
         raise UserError(
-            f"{source}: not the weights of an ASTForAudioClassification: "
-            f"{_listing('unexpected', unknown)}"
+            source,
+            f"not the weights of an ASTForAudioClassification: {_listing('unexpected', unknown)}",
         )
     ours: State = {}
     for name, value in state.items():
         target = cast(str, _from_transformers_name(name))
         if target in ours:
             raise UserError(
-                f"{source}: {name}: the same weight is there twice, under two styles of names"
+                source, f"{name}: the same weight is there twice, under two styles of names"
             )
         ours[target] = value
     return _fuse_query_key_value(ours, source)
@@ -332,7 +337,7 @@ def _fuse_query_key_value(state: State, source: str) -> State:
         missing = [part for part in parts if part not in state]
         if missing:
             raise UserError(
-                f"{source}: query, key and value belong together: {_listing('missing', missing)}"
+                source, f"query, key and value belong together: {_listing('missing', missing)}"
             )
         fused[f"{match[1]}.qkv.{match[2]}"] = torch.cat([state[part] for part in parts])
     return fused
@@ -342,7 +347,7 @@ def _read_bytes(path: str) -> bytes:
     try:
         return storage.read_bytes(path)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file of weights") from error
+        raise UserError(path, "no such file of weights") from error
 
 
 def _tensors_only(content: Any, path: str) -> State:
@@ -350,13 +355,13 @@ def _tensors_only(content: Any, path: str) -> State:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{path}: expected a state dict, found {type(content).__name__}")
+        raise UserError(path, f"expected a state dict, found {type(content).__name__}")
     others = {str(name) for name, value in content.items() if not isinstance(value, Tensor)}
     if others:
-        raise UserError(f"{path}: expected a state dict; {_listing('not tensors', others)}")
+        raise UserError(path, "expected a state dict", f"{_listing('not tensors', others)}")
     unnamed = {repr(name) for name in content if not isinstance(name, str)}
     if unnamed:
-        raise UserError(f"{path}: expected a state dict; {_listing('not names', unnamed)}")
+        raise UserError(path, "expected a state dict", f"{_listing('not names', unnamed)}")
     return cast(State, content)
 
 

@@ -103,8 +103,9 @@ class ClipReader:
             samples = decode_flac(bytes(clip), int(self._lengths[row]))
         except EOFError as error:
             raise UserError(
-                f"{self._clips.shards[row]}: the audio of clip {self._clips.ids[row]!r} {error}; "
-                f"the data set is damaged, prepare it again"
+                f"{self._clips.shards[row]}",
+                f"the audio of clip {self._clips.ids[row]!r} {error}",
+                "the data set is damaged, prepare it again",
             ) from error
         out[:] = samples[first_sample : first_sample + len(out)]
 
@@ -133,8 +134,9 @@ class ClipReader:
             storage.with_retries(read, place, offset_bytes, into)
         except (FileNotFoundError, EOFError) as error:
             raise UserError(
-                f"{shard}: the shard is missing or too short for clip "
-                f"{self._clips.ids[row]!r}; the data set is damaged, prepare it again"
+                shard,
+                f"the shard is missing or too short for clip {self._clips.ids[row]!r}",
+                "the data set is damaged, prepare it again",
             ) from error
 
     def _read_remote(self, path: str, offset_bytes: int, into: memoryview) -> None:

@@ -122,11 +122,11 @@ def select_training_data(dataset: PreparedDataset, settings: DataSettings) -> Tr
         chosen = dataset.select(settings.train_split, except_fold=settings.fold)
         evaluation = select_clips(dataset, *settings.evaluation)
     except UserError as error:
-        raise UserError(
-            f"{error}; data.train_split, data.eval_split and data.fold (0: none) choose the clips"
-        ) from error
+        choice = "data.train_split, data.eval_split and data.fold (0: none) choose the clips"
+        remedy = f"{error.remedy}; {choice}" if error.remedy else choice
+        raise UserError(error.where, error.what, remedy) from error
     if chosen.num_rows == 0:
-        raise UserError(f"{dataset.path}: no clip outside fold {settings.fold} to train on")
+        raise UserError(dataset.path, f"no clip outside fold {settings.fold} to train on")
     mean, std = settings.mean, settings.std
     if math.isnan(mean):
         exact = statistics(chosen, dataset.num_mels)

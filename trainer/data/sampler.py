@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import SettingValueError
 from trainer.data.settings import MAX_SEED, SamplerSettings
 
 FloatArray = NDArray[np.float64]
@@ -44,11 +45,11 @@ def random_bits(
 ) -> np.random.Philox:
     """The generator of one stream at one place; streams and places never overlap."""
     if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"seed: must be from 0 to {MAX_SEED}, got {seed}")
+        raise SettingValueError("seed", f"must be from 0 to {MAX_SEED}, got {seed}")
     if epoch < 0:
-        raise ValueError(f"epoch: must be at least 0, got {epoch}")
+        raise SettingValueError("epoch", f"must be at least 0, got {epoch}")
     if position < 0:
-        raise ValueError(f"position: must be at least 0, got {position}")
+        raise SettingValueError("position", f"must be at least 0, got {position}")
     # Drawing counts up the first word alone, which leaves 2^66 numbers to each place.
     counter = np.array([0, position, epoch, 0], dtype=np.uint64)
     return np.random.Philox(counter=counter, key=np.array([seed, stream], dtype=np.uint64))
@@ -79,9 +80,9 @@ def class_balanced_weights(label_indices: Sequence[Sequence[int]], num_classes: 
     clips = np.repeat(np.arange(len(label_indices)), [len(labels) for labels in label_indices])
     classes = np.array([index for labels in label_indices for index in labels], dtype=np.int64)
     if classes.size and not (classes.min() >= 0 and classes.max() < num_classes):
-        raise ValueError(
-            f"label_indices: must be from 0 to {num_classes - 1}, "
-            f"got {classes.min()} to {classes.max()}"
+        raise SettingValueError(
+            "label_indices",
+            f"must be from 0 to {num_classes - 1}, got {classes.min()} to {classes.max()}",
         )
     # A label that a clip lists twice counts once, as it does in the clip's targets.
     pairs = np.sort(clips * num_classes + classes)
@@ -170,7 +171,7 @@ def batch_positions(step: int, batch: int, num_clips: int) -> range:
     """Positions in the epoch of the global batch at `step`, counted from 0 within the epoch."""
     num_steps = steps_per_epoch(num_clips, batch)
     if not 0 <= step < num_steps:
-        raise ValueError(f"step: must be from 0 to {num_steps - 1}, got {step}")
+        raise SettingValueError("step", f"must be from 0 to {num_steps - 1}, got {step}")
     return range(step * batch, min((step + 1) * batch, num_clips))
 
 
@@ -186,9 +187,9 @@ def rank_slice(
     world.
     """
     if len(positions) == 0:
-        raise ValueError("positions: must be at least one, got none")
+        raise SettingValueError("positions", "must be at least one, got none")
     if not 0 <= rank < world_size:
-        raise ValueError(f"rank: must be from 0 to {world_size - 1}, got {rank}")
+        raise SettingValueError("rank", f"must be from 0 to {world_size - 1}, got {rank}")
     num_rows = -(-len(positions) // world_size)
     rows = np.arange(rank * num_rows, (rank + 1) * num_rows)
     is_own = rows < len(positions)
@@ -198,19 +199,19 @@ def rank_slice(
 
 def _check_num_clips(num_clips: int) -> None:
     if num_clips < 1:
-        raise ValueError(f"num_clips: must be at least 1, got {num_clips}")
+        raise SettingValueError("num_clips", f"must be at least 1, got {num_clips}")
 
 
 def _check_batch(batch: int) -> None:
     if batch < 1:
-        raise ValueError(f"batch: must be at least 1, got {batch}")
+        raise SettingValueError("batch", f"must be at least 1, got {batch}")
 
 
 def _check_weights(weights: FloatArray, num_clips: int) -> None:
     if weights.shape != (num_clips,):
-        raise ValueError(f"weights: must have shape ({num_clips},), got {weights.shape}")
+        raise SettingValueError("weights", f"must have shape ({num_clips},), got {weights.shape}")
     if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.max() > 0):
-        raise ValueError(
-            "weights: must be finite, at least 0 and not all 0, "
-            f"got {weights.min()} to {weights.max()}"
+        raise SettingValueError(
+            "weights",
+            f"must be finite, at least 0 and not all 0, got {weights.min()} to {weights.max()}",
         )

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from pipeline.errors import SettingValueError
 from pipeline.storage.paths import is_remote
 
 
@@ -25,13 +26,13 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         if self.fold < 0:
-            raise ValueError(f"fold: must be at least 0, got {self.fold}")
+            raise SettingValueError("fold", f"must be at least 0, got {self.fold}")
         if math.isnan(self.mean) != math.isnan(self.std):
-            raise ValueError("mean: must be given together with std, or neither")
+            raise SettingValueError("mean", "must be given together with std, or neither")
         if math.isinf(self.mean):
-            raise ValueError(f"mean: must be a finite number, got {self.mean}")
+            raise SettingValueError("mean", f"must be a finite number, got {self.mean}")
         if self.std <= 0 or math.isinf(self.std):
-            raise ValueError(f"std: must be a finite number above 0, got {self.std}")
+            raise SettingValueError("std", f"must be a finite number above 0, got {self.std}")
 
     @property
     def evaluation(self) -> tuple[str, int]:
@@ -72,11 +73,17 @@ class SamplerSettings:
     def __post_init__(self) -> None:
         edges = self.bucket_frames
         if any(one < 1 for one in edges) or any(a >= b for a, b in itertools.pairwise(edges)):
-            raise ValueError(f"bucket_frames: must be rising and at least 1, got {list(edges)}")
+            raise SettingValueError(
+                "bucket_frames", f"must be rising and at least 1, got {list(edges)}"
+            )
         if self.bucket_batches < 1:
-            raise ValueError(f"bucket_batches: must be at least 1, got {self.bucket_batches}")
+            raise SettingValueError(
+                "bucket_batches", f"must be at least 1, got {self.bucket_batches}"
+            )
         if self.mode not in get_args(SamplingMode):
-            raise ValueError(f"mode: must be one of {get_args(SamplingMode)}, got {self.mode!r}")
+            raise SettingValueError(
+                "mode", f"must be one of {get_args(SamplingMode)}, got {self.mode!r}"
+            )
 
 
 CropMode = Literal["first", "random"]
@@ -103,14 +110,18 @@ class AugmentSettings:
 
     def __post_init__(self) -> None:
         if self.crop not in get_args(CropMode):
-            raise ValueError(f"crop: must be one of {get_args(CropMode)}, got {self.crop!r}")
+            raise SettingValueError(
+                "crop", f"must be one of {get_args(CropMode)}, got {self.crop!r}"
+            )
         for name in ("frequency_mask", "time_mask", "roll_frames"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}: must be at least 0, got {getattr(self, name)}")
+                raise SettingValueError(name, f"must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.mixup_share <= 1:
-            raise ValueError(f"mixup_share: must be from 0 to 1, got {self.mixup_share}")
+            raise SettingValueError("mixup_share", f"must be from 0 to 1, got {self.mixup_share}")
         if not (self.mixup_alpha > 0 and math.isfinite(self.mixup_alpha)):
-            raise ValueError(f"mixup_alpha: must be a number above 0, got {self.mixup_alpha}")
+            raise SettingValueError(
+                "mixup_alpha", f"must be a number above 0, got {self.mixup_alpha}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,13 +146,16 @@ class LoaderSettings:
     def __post_init__(self) -> None:
         for name in ("threads", "batches_ahead", "reads_in_flight"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+                raise SettingValueError(name, f"must be at least 1, got {getattr(self, name)}")
         if self.cache_mb < 0:
-            raise ValueError(f"cache_mb: must be at least 0, got {self.cache_mb}")
+            raise SettingValueError("cache_mb", f"must be at least 0, got {self.cache_mb}")
         if not 0 <= self.cache_gb < math.inf:
-            raise ValueError(f"cache_gb: must be a number of at least 0, got {self.cache_gb}")
+            raise SettingValueError(
+                "cache_gb", f"must be a number of at least 0, got {self.cache_gb}"
+            )
         if (self.cache_gb > 0) != bool(self.cache_folder) or is_remote(self.cache_folder):
-            raise ValueError(
-                f"cache_folder: must be a local folder where cache_gb is above 0 and empty "
-                f"where it is not, got {self.cache_folder!r}"
+            raise SettingValueError(
+                "cache_folder",
+                "must be a local folder where cache_gb is above 0 and empty where it is not, "
+                f"got {self.cache_folder!r}",
             )

@@ -104,8 +104,9 @@ def import_run(
     checkpoint = read_weights(source, asdict(plain.model))
     if not isinstance(checkpoint, AstCheckpoint):
         raise UserError(
-            f"{source}: not a whole AST; if it is a backbone of timm, train with it by "
-            f"--set model.weights_file={source}"
+            source,
+            "not a whole AST",
+            f"if it is a backbone of timm, train with it by --set model.weights_file={source}",
         )
     rows = _rows(checkpoint, dataset)
     told = _settings_of(checkpoint)
@@ -191,12 +192,12 @@ def _check_overrides(overrides: Sequence[str]) -> None:
         name = override.partition("=")[0].strip()
         section, _, key = name.partition(".")
         if name == "model.weights_file":
-            raise UserError(f"--set {override}: the checkpoint is where the weights come from")
+            raise UserError(f"--set {override}", "the checkpoint is where the weights come from")
         # An unknown one gets its message where recipes are read.
         is_known = key in getattr(SECTIONS.get(section), "__slots__", ())
         if is_known and not _IN_EFFECT.fullmatch(name):
             raise UserError(
-                f"--set {override}: has no effect on a model that is not trained; leave it out"
+                f"--set {override}", "has no effect on a model that is not trained", "leave it out"
             )
 
 
@@ -233,7 +234,7 @@ def _rows(checkpoint: AstCheckpoint, dataset: PreparedDataset) -> list[int]:
         else f"it has {len(checkpoint.state['head.bias'])} classes without names, the data set "
         f"{len(dataset.labels)}"
     )
-    raise UserError(f"{checkpoint.source}: cannot score {dataset.path}: {why}")
+    raise UserError(checkpoint.source, f"cannot score {dataset.path}: {why}")
 
 
 def _empty_model(recipe: Recipe, labels: Sequence[str], num_mels: int) -> AST:
@@ -244,9 +245,10 @@ def _check_exportable(model: AST, recipe: Recipe) -> None:
     shape = recipe.model
     if model.dist_token is None or shape.patch_frequency != shape.patch_time:
         raise UserError(
-            f"transformers has no class for this model: it must have two class tokens (a distilled "
-            f"backbone) and square patches, not {shape.backbone} and {shape.patch_frequency} x "
-            f"{shape.patch_time}"
+            "",
+            "transformers has no class for this model: it must have two class tokens (a "
+            f"distilled backbone) and square patches, not {shape.backbone} and "
+            f"{shape.patch_frequency} x {shape.patch_time}",
         )
 
 

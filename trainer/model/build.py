@@ -61,8 +61,9 @@ def build_model(
     backbone = _create_backbone(settings, found)
     if settings.depth > len(backbone.blocks):
         raise UserError(
-            f"model.depth: must be at most {len(backbone.blocks)}, the number of blocks of "
-            f"{settings.backbone}, got {settings.depth}"
+            "model.depth",
+            f"must be at most {len(backbone.blocks)}, the number of blocks of "
+            f"{settings.backbone}, got {settings.depth}",
         )
     if settings.layer_norm_eps:
         _set_norm_eps(backbone, settings.layer_norm_eps)
@@ -108,8 +109,9 @@ def _check_patches(checkpoint: AstCheckpoint, settings: ModelSettings, num_mels:
     """Refuse a model whose patches see other frequencies or times, whatever their number."""
     if checkpoint.num_mels != num_mels:
         raise UserError(
-            f"{checkpoint.source}: the model is for {checkpoint.num_mels} mel bins, and the data "
-            f"has {num_mels}; take one for {num_mels}"
+            checkpoint.source,
+            f"the model is for {checkpoint.num_mels} mel bins, and the data has {num_mels}",
+            f"take one for {num_mels}",
         )
     theirs, ours = (
         (shape["patch_frequency"], shape["patch_time"])
@@ -117,9 +119,9 @@ def _check_patches(checkpoint: AstCheckpoint, settings: ModelSettings, num_mels:
     )
     if theirs != ours:
         raise UserError(
-            f"{checkpoint.source}: its patches are {theirs[0]} mel bins x {theirs[1]} frames, not "
-            f"{ours[0]} x {ours[1]}; set model.patch_frequency={theirs[0]} and "
-            f"model.patch_time={theirs[1]}"
+            checkpoint.source,
+            f"its patches are {theirs[0]} mel bins x {theirs[1]} frames, not {ours[0]} x {ours[1]}",
+            f"set model.patch_frequency={theirs[0]} and model.patch_time={theirs[1]}",
         )
 
 
@@ -166,7 +168,7 @@ def check_backbone(name: str) -> None:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f" (near it: {near[0]})" if near else ""
         raise UserError(
-            f"model.backbone: must be a deit_ or vit_ model of timm{hint}, got {name!r}"
+            "model.backbone", f"must be a deit_ or vit_ model of timm{hint}, got {name!r}"
         )
 
 
@@ -178,9 +180,11 @@ def _create_backbone(settings: ModelSettings, state: State | None) -> VisionTran
         backbone = timm.create_model(settings.backbone, pretrained=False, num_classes=0)
     if not _is_plain(backbone):
         raise UserError(
-            f"backbone: {settings.backbone} is not a plain transformer with class tokens and a "
-            "learned positional embedding; take a DeiT such as deit_base_distilled_patch16_384 "
-            "or a ViT such as vit_base_patch16_224"
+            "backbone",
+            f"{settings.backbone} is not a plain transformer with class tokens and a learned "
+            "positional embedding",
+            "take a DeiT such as deit_base_distilled_patch16_384 or a ViT such as "
+            "vit_base_patch16_224",
         )
     if state is not None:
         load_backbone(backbone, state, source=settings.weights_file)

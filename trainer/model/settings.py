@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pipeline.errors import UserError
+from pipeline.errors import SettingValueError, UserError
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -102,14 +102,14 @@ class ModelSettings:
         """
         if num_mels < self.patch_frequency:
             raise UserError(
-                f"model.patch_frequency: must be at most the number of mel bins ({num_mels}), "
-                f"got {self.patch_frequency}"
+                "model.patch_frequency",
+                f"must be at most the number of mel bins ({num_mels}), got {self.patch_frequency}",
             )
         rows = (num_mels - self.patch_frequency) // self.stride_frequency + 1
         if self.patchout_frequency >= rows:
             raise UserError(
-                f"model.patchout_frequency: must be below the {rows} rows of patches, "
-                f"got {self.patchout_frequency}"
+                "model.patchout_frequency",
+                f"must be below the {rows} rows of patches, got {self.patchout_frequency}",
             )
         return rows, self._columns(num_frames)
 
@@ -141,4 +141,4 @@ class ModelSettings:
 
 def _check(valid: bool, name: str, expected: str, value: object) -> None:
     if not valid:
-        raise ValueError(f"{name}: must be {expected}, got {value}")
+        raise SettingValueError(name, f"must be {expected}, got {value}")

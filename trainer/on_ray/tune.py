@@ -15,7 +15,7 @@ from typing import Any
 
 from ray import tune
 
-from pipeline.errors import UserError, naming
+from pipeline.errors import UserError
 from trainer.on_ray.progress import progress_board
 from trainer.on_ray.settings import Workers
 from trainer.on_ray.train import fit_training, ray_storage
@@ -80,7 +80,7 @@ def unfinished(recipes: Mapping[str, Recipe], dataset_path: str) -> dict[str, Re
         try:
             is_finished, remarks = check_training(recipe, dataset_path, run_path)
         except UserError as error:
-            raise naming(run_path, error) from error
+            raise error.prefixed(run_path) from error
         if not is_finished:
             waiting[run_path] = recipe
         for remark in remarks:

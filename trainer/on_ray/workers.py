@@ -35,9 +35,11 @@ def fit_workers(workers: Workers, *, runs: int = 1) -> tuple[Workers, int]:
     if fits < 1:
         kind = "a GPU" if workers.use_gpu else "no GPU"
         raise UserError(
-            f"{workers.num} workers with {workers.cpus} CPUs and {kind} each do not fit into this "
-            f"cluster of {len(nodes)} nodes, {cpus} CPUs and {gpus} GPUs; lower --workers or "
-            f"--cpus-per-worker{', or give --no-gpu' if workers.use_gpu else ''}"
+            "",
+            f"{workers.num} workers with {workers.cpus} CPUs and {kind} each do not fit into "
+            f"this cluster of {len(nodes)} nodes, {cpus} CPUs and {gpus} GPUs",
+            "lower --workers or "
+            f"--cpus-per-worker{', or give --no-gpu' if workers.use_gpu else ''}",
         )
     return workers, min(fits, runs)
 

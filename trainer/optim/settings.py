@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from pipeline.errors import SettingValueError
+
 Loss = Literal["bce", "ce"]
 """`bce`: independent labels, binary cross-entropy. `ce`: one label a clip, cross-entropy."""
 
@@ -26,15 +28,17 @@ class OptimiserSettings:
 
     def __post_init__(self) -> None:
         if self.name not in get_args(OptimiserName):
-            raise ValueError(f"name: must be one of {get_args(OptimiserName)}, got {self.name!r}")
+            raise SettingValueError(
+                "name", f"must be one of {get_args(OptimiserName)}, got {self.name!r}"
+            )
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name}: must be at least 0 and below 1, got {getattr(self, name)}"
+                raise SettingValueError(
+                    name, f"must be at least 0 and below 1, got {getattr(self, name)}"
                 )
         if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(
-                f"weight_decay: must be a number of at least 0, got {self.weight_decay}"
+            raise SettingValueError(
+                "weight_decay", f"must be a number of at least 0, got {self.weight_decay}"
             )
 
 
@@ -55,24 +59,25 @@ class ScheduleSettings:
 
     def __post_init__(self) -> None:
         if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ValueError(f"lr: must be a number above 0, got {self.lr}")
+            raise SettingValueError("lr", f"must be a number above 0, got {self.lr}")
         if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps: must be at least 0, got {self.warmup_steps}")
+            raise SettingValueError("warmup_steps", f"must be at least 0, got {self.warmup_steps}")
         if self.warmup_every_steps < 1:
-            raise ValueError(
-                f"warmup_every_steps: must be at least 1, got {self.warmup_every_steps}"
+            raise SettingValueError(
+                "warmup_every_steps", f"must be at least 1, got {self.warmup_every_steps}"
             )
         if 0 < self.warmup_steps < self.warmup_every_steps:
-            raise ValueError(
-                f"warmup_every_steps: must be at most warmup_steps ({self.warmup_steps}), "
-                f"or the whole warm-up runs at 0, got {self.warmup_every_steps}"
+            raise SettingValueError(
+                "warmup_every_steps",
+                f"must be at most warmup_steps ({self.warmup_steps}), or the whole warm-up "
+                f"runs at 0, got {self.warmup_every_steps}",
             )
         epochs = self.decay_after_epochs
         if any(epoch < 1 for epoch in epochs) or list(epochs) != sorted(set(epochs)):
-            raise ValueError(
-                f"decay_after_epochs: must be rising epoch numbers from 1, got {list(epochs)}"
+            raise SettingValueError(
+                "decay_after_epochs", f"must be rising epoch numbers from 1, got {list(epochs)}"
             )
         if not 0 < self.decay_factor <= 1:
-            raise ValueError(
-                f"decay_factor: must be above 0 and at most 1, got {self.decay_factor}"
+            raise SettingValueError(
+                "decay_factor", f"must be above 0 and at most 1, got {self.decay_factor}"
             )

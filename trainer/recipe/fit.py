@@ -20,8 +20,8 @@ def check_fit(recipe: Recipe, data: TrainingData) -> None:
         epoch = getattr(recipe.averaging, key)
         if epoch > recipe.train.epochs:
             raise UserError(
-                f"averaging.{key}: must be at most train.epochs ({recipe.train.epochs}), "
-                f"got {epoch}"
+                f"averaging.{key}",
+                f"must be at most train.epochs ({recipe.train.epochs}), got {epoch}",
             )
     mels = ("the number of mel bins", data.train.num_mels)
     frames = ("model.num_frames", recipe.model.num_frames)
@@ -31,12 +31,13 @@ def check_fit(recipe: Recipe, data: TrainingData) -> None:
         ("model.patch_frequency", recipe.model.patch_frequency, mels),
     ):
         if value > size:
-            raise UserError(f"{key}: must be at most {axis} ({size}), got {value}")
+            raise UserError(key, f"must be at most {axis} ({size}), got {value}")
     shortest, edges = recipe.model.patch_time, recipe.sampler.bucket_frames
     if any(not shortest <= edge < recipe.model.num_frames for edge in edges):
         raise UserError(
-            f"sampler.bucket_frames: must be at least model.patch_time ({shortest}) and below "
-            f"model.num_frames ({recipe.model.num_frames}), got {list(edges)}"
+            "sampler.bucket_frames",
+            f"must be at least model.patch_time ({shortest}) and below model.num_frames "
+            f"({recipe.model.num_frames}), got {list(edges)}",
         )
     # On no device, the model costs neither memory nor a download.
     with torch.device("meta"):
@@ -54,6 +55,8 @@ def _check_single_label(clips: ClipSet) -> None:
     for clip_id, labels in zip(clips.ids, clips.label_indices, strict=True):
         if len(set(labels)) != 1:
             raise UserError(
-                f"train.loss: 'ce' is for clips with one label, but clip {clip_id!r} of "
-                f"{clips.name!r} has {len(set(labels))}; take 'bce'"
+                "train.loss",
+                f"'ce' is for clips with one label, but clip {clip_id!r} of {clips.name!r} "
+                f"has {len(set(labels))}",
+                "take 'bce'",
             )

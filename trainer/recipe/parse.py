@@ -2,7 +2,6 @@
 
 import difflib
 import math
-import re
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import SettingError, SettingValueError, UserError
 from trainer.recipe.recipe import SECTIONS, Recipe
 
 _NOTHING: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({})
@@ -40,8 +39,9 @@ def load_recipe(
             document.setdefault(section, {})[key] = value
         try:
             recipe = make_recipe(name, _over(document, beneath), where="--set")
-        except UserError as error:
-            raise UserError(_blame(str(error), overrides)) from error
+        except SettingError as error:
+            where = _named(overrides, error.setting)
+            raise SettingError(where, error.what, error.remedy, error.setting) from error
     # Workers have other working folders.
     model, loader = recipe.model, recipe.loader
     if model.weights_file:
@@ -58,7 +58,9 @@ def make_recipe(name: str, document: Mapping[str, Any], *, where: str) -> Recipe
     """
     unknown = [section for section in document if section not in SECTIONS]
     if unknown:
-        raise UserError(f"{where}: no section [{unknown[0]}]{_near(unknown[0], SECTIONS)}")
+        raise SettingError(
+            where, f"no section [{unknown[0]}]", _near(unknown[0], SECTIONS), setting=unknown[0]
+        )
     sections = {
         section: _make_section(section, kind, document.get(section, {}), where)
         for section, kind in SECTIONS.items()
@@ -66,20 +68,13 @@ def make_recipe(name: str, document: Mapping[str, Any], *, where: str) -> Recipe
     return Recipe(name=name, **sections)
 
 
-def _blame(message: str, overrides: Sequence[str]) -> str:
-    """A message about overrides that names those of the key it is about, or else of its section.
-
-    Of a key that is overridden twice it names the last.
-    """
-    what = message.removeprefix("--set:")
-    about = re.match(r"\s*(?:no key )?(([a-z_]+\.)[a-z_]+)", what)
-    named = list(overrides)
-    if about:
-        by_key = {one.partition("=")[0].strip(): one for one in overrides}
-        key, section = about.groups()
-        of_section = [one for name, one in by_key.items() if name.startswith(section)]
-        named = [by_key[key]] if key in by_key else of_section or named
-    return f"{' '.join(f'--set {one}' for one in named)}:{what}"
+def _named(overrides: Sequence[str], setting: str) -> str:
+    """The overrides of a setting, or else of its section; of one that is there twice the last."""
+    by_key = {one.partition("=")[0].strip(): one for one in overrides}
+    section = setting.partition(".")[0]
+    of_section = [one for key, one in by_key.items() if key.startswith(f"{section}.")]
+    chosen = [by_key[setting]] if setting in by_key else of_section or list(overrides)
+    return " ".join(f"--set {one}" for one in chosen)
 
 
 def _read_document(path: str) -> dict[str, Any]:
@@ -87,9 +82,9 @@ def _read_document(path: str) -> dict[str, Any]:
     try:
         return tomllib.loads(storage.read_bytes(path).decode())
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such recipe (a .toml file)") from error
+        raise UserError(path, "no such recipe (a .toml file)") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a TOML file ({error})") from error
+        raise UserError(path, f"not a TOML file ({error})") from error
 
 
 def _over(document: Mapping[str, Any], beneath: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -104,31 +99,35 @@ def _over(document: Mapping[str, Any], beneath: Mapping[str, Mapping[str, Any]])
 
 def _make_section(section: str, kind: type, values: Any, where: str) -> Any:
     if not isinstance(values, Mapping):
-        raise UserError(f"{where}: {section} is a section, not a value; write [{section}]")
+        raise SettingError(
+            where, f"{section} is a section, not a value", f"write [{section}]", setting=section
+        )
     hints = get_type_hints(kind)
     arguments = {}
     for key, value in values.items():
         if key not in hints:
-            raise UserError(f"{where}: no key {section}.{key}{_near(key, hints, section)}")
-        arguments[key] = _convert(value, hints[key], f"{where}: {section}.{key}")
+            name = f"{section}.{key}"
+            raise SettingError(where, f"no key {name}", _near(key, hints, section), setting=name)
+        arguments[key] = _convert(value, hints[key], where, f"{section}.{key}")
     try:
         return kind(**arguments)
-    except ValueError as error:
-        raise UserError(f"{where}: {section}.{error}") from error
+    except SettingValueError as error:
+        name = f"{section}.{error.name}"
+        raise SettingError(where, f"{name}: {error.what}", setting=name) from error
 
 
-def _convert(value: Any, hint: Any, name: str) -> Any:
+def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
     """The value as the field's type; nothing is converted but whole numbers to floats."""
     if hint is float and value is None:
         return math.nan
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if get_origin(hint) is tuple and isinstance(value, list | tuple):
-        return tuple(_convert(one, get_args(hint)[0], name) for one in value)
+        return tuple(_convert(one, get_args(hint)[0], where, name) for one in value)
     expected = str if get_origin(hint) is Literal else hint
     if type(value) is expected:
         return value
-    raise UserError(f"{name}: must be {_describe(hint)}, got {value!r}")
+    raise SettingError(where, f"{name}: must be {_describe(hint)}, got {value!r}", setting=name)
 
 
 def _describe(hint: Any) -> str:
@@ -145,7 +144,7 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
     path, equals, text = override.partition("=")
     section, dot, key = path.strip().partition(".")
     if not (equals and dot and section and key):
-        raise UserError(f"--set {override}: must be section.key=value, such as train.epochs=10")
+        raise UserError(f"--set {override}", "must be section.key=value, such as train.epochs=10")
     try:
         return section, key, tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -157,9 +156,9 @@ def _near(word: str, known: Mapping[str, Any], section: str = "") -> str:
     if section:
         for name, kind in SECTIONS.items():
             if word in get_type_hints(kind):
-                return f"; did you mean {name}.{word}?"
+                return f"did you mean {name}.{word}?"
     prefix = f"{section}." if section else ""
     close = difflib.get_close_matches(word, known, n=1)
     if close:
-        return f"; did you mean {prefix}{close[0]}?"
-    return f"; there are: {', '.join(known)}"
+        return f"did you mean {prefix}{close[0]}?"
+    return f"there are: {', '.join(known)}"

@@ -36,9 +36,10 @@ def check_rate(recipe: Recipe, data: TrainingData) -> None:
     schedule, num_steps = recipe.schedule, _num_steps(recipe, data)
     if schedule.warmup_steps and num_steps <= schedule.warmup_every_steps:
         raise UserError(
-            f"schedule.warmup_every_steps: the run has {num_steps} steps, and the first "
-            f"{schedule.warmup_every_steps} are at a learning rate of 0; lower it, or set "
-            f"schedule.warmup_steps=0"
+            "schedule.warmup_every_steps",
+            f"the run has {num_steps} steps, and the first {schedule.warmup_every_steps} are "
+            "at a learning rate of 0",
+            "lower it, or set schedule.warmup_steps=0",
         )
 
 

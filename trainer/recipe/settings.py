@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
+from pipeline.errors import SettingValueError
 from trainer.data.settings import MAX_SEED
 from trainer.model.settings import Precision
 from trainer.optim.settings import Loss
@@ -60,23 +61,23 @@ class TrainSettings:
             ("select_by", Selection),
         ):
             if getattr(self, name) not in get_args(kind):
-                raise ValueError(
-                    f"{name}: must be one of {get_args(kind)}, got {getattr(self, name)!r}"
+                raise SettingValueError(
+                    name, f"must be one of {get_args(kind)}, got {getattr(self, name)!r}"
                 )
         for name in ("epochs", "batch_size", "log_every_steps", "max_bad_steps"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+                raise SettingValueError(name, f"must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed <= MAX_SEED:
-            raise ValueError(f"seed: must be from 0 to {MAX_SEED}, got {self.seed}")
+            raise SettingValueError("seed", f"must be from 0 to {MAX_SEED}, got {self.seed}")
         for name in ("checkpoint_every_s", "max_gradient_norm", "micro_batch_size"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(
-                    f"{name}: must be a number of at least 0, got {getattr(self, name)}"
+                raise SettingValueError(
+                    name, f"must be a number of at least 0, got {getattr(self, name)}"
                 )
         if not 0 < self.lr_after_divergence <= 1:
-            raise ValueError(
-                f"lr_after_divergence: must be above 0 and at most 1, "
-                f"got {self.lr_after_divergence}"
+            raise SettingValueError(
+                "lr_after_divergence",
+                f"must be above 0 and at most 1, got {self.lr_after_divergence}",
             )
 
 
@@ -95,4 +96,6 @@ class PublishedSettings:
         for one in fields(self):
             values = getattr(self, one.name)
             if not all(0 <= value <= 1 for value in values):
-                raise ValueError(f"{one.name}: must be numbers from 0 to 1, got {list(values)}")
+                raise SettingValueError(
+                    one.name, f"must be numbers from 0 to 1, got {list(values)}"
+                )

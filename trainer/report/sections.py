@@ -166,9 +166,11 @@ def write_report(runs: list[str], *, output: str | None = None) -> str:
             `output` is no place for a page.
     """
     if not runs:
-        raise UserError("report: no run was given; name one or more run folders")
+        raise UserError("report", "no run was given", "name one or more run folders")
     if output and not output.endswith(".html"):
-        raise UserError(f"--out: {output}: must end with .html; give the page a file of its own")
+        raise UserError(
+            "--out", f"{output}: must end with .html", "give the page a file of its own"
+        )
     folders = list(dict.fromkeys(storage.absolute(path) for path in runs))
     paths = list(dict.fromkeys(itertools.chain.from_iterable(map(member_paths, folders))))
     loaded = [load_run(path, name) for path, name in zip(paths, run_names(paths), strict=True)]
@@ -208,7 +210,7 @@ def read_ensembles(folders: Sequence[str]) -> list[Row]:
             ensembles.append({"title": title, "on": document["name"], "metrics": metrics})
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(
-                f"{path}: damaged; the command of the ensemble makes it again"
+                path, "damaged", "the command of the ensemble makes it again"
             ) from error
     return ensembles
 
@@ -438,7 +440,7 @@ def _open(run: Run) -> tuple[PreparedDataset | None, str]:
         reason = storage.explain(error)
         if reason is None:
             raise
-        return None, f"The data set {path} cannot be read any more: {reason}"
+        return None, f"The data set {path} cannot be read any more: {reason[0]}"
 
 
 def _predictions(run: Run) -> Predictions | None:

@@ -43,15 +43,16 @@ def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> tuple[bo
             return True, []
         if "imported_from" in read_run(run_path):
             raise UserError(
-                f"{run_path}: an imported model, which has no training to carry on; `evaluate` "
-                f"makes its predictions, and `train` with another --out and "
-                f"--set model.weights_file={run_path} trains on from it"
+                run_path,
+                "an imported model, which has no training to carry on",
+                "`evaluate` makes its predictions, and `train` with another --out and --set "
+                f"model.weights_file={run_path} trains on from it",
             )
         odd += [f"{path}: is gone, and is made again" for path in lost]
     check_rate(recipe, data)
     weights = recipe.model.weights_file
     if weights and not (is_begun or storage.exists(weights) or storage.list_files(weights)):
-        raise UserError(f"model.weights_file: {weights} is not there")
+        raise UserError("model.weights_file", f"{weights} is not there")
     storage.make_folder(run_path)
     return False, odd + remarks(recipe, data)
 
@@ -68,13 +69,14 @@ def check_evaluation(
     run, dataset = read_run(run_path), open_dataset(dataset_path)
     if dataset.labels != run["data"]["labels"]:
         raise UserError(
-            f"{dataset_path}: has {len(dataset.labels)} classes that are not, or not in the order "
-            f"of, the {len(run['data']['labels'])} classes of the run {run_path}"
+            dataset_path,
+            f"has {len(dataset.labels)} classes that are not, or not in the order of, the "
+            f"{len(run['data']['labels'])} classes of the run {run_path}",
         )
     if weights != "last":
         check_weights(run_path, weights)
     elif not checkpoint_paths(run_path):
-        raise UserError(f"{run_path}: the run has no checkpoint yet")
+        raise UserError(run_path, "the run has no checkpoint yet")
     return evaluation_name(run, dataset, select_clips(dataset, split, fold), weights)
 
 

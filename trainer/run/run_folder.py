@@ -85,13 +85,14 @@ def read_run(run_path: str) -> dict[str, Any]:
     try:
         run = storage.read_json_object(path)
     except FileNotFoundError as error:
-        raise UserError(f"{run_path}: no run there (no run.json)") from error
+        raise UserError(run_path, "no run there (no run.json)") from error
     if "format_version" not in run:
         raise _damaged_run(path)
     if run["format_version"] != FORMAT_VERSION:
         raise UserError(
-            f"{run_path}: the run has format version {run['format_version']}, "
-            f"this program reads {FORMAT_VERSION}"
+            run_path,
+            f"the run has format version {run['format_version']}, this program reads "
+            f"{FORMAT_VERSION}",
         )
     data = run.get("data")
     if not (
@@ -106,8 +107,9 @@ def read_run(run_path: str) -> dict[str, Any]:
 
 def _damaged_run(path: str) -> UserError:
     return UserError(
-        f"{path}: damaged, and nothing else says what the run is of; put it back, or remove the "
-        f"run and start it again"
+        path,
+        "damaged, and nothing else says what the run is of",
+        "put it back, or remove the run and start it again",
     )
 
 
@@ -127,15 +129,16 @@ def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> b
     if not storage.exists(storage.join(run_path, "run.json")):
         if checkpoint_paths(run_path):
             raise UserError(
-                f"{run_path}: has checkpoints of a run, but no run.json to say what it is of; put "
-                f"it back, or give another --out"
+                run_path,
+                "has checkpoints of a run, but no run.json to say what it is of",
+                "put it back, or give another --out",
             )
         check_empty(run_path, but=_BEFORE_RUN)
         return False
     run = read_run(run_path)
     remedy = "give another --out, or remove that one"
     if run["data"]["fingerprint"] != dataset.card["fingerprint"]:
-        raise UserError(f"{run_path}: the run was trained on other data; {remedy}")
+        raise UserError(run_path, "the run was trained on other data", remedy)
     # A setting that came later had its default before.
     before, now = read_recipe(run).to_json(), recipe.to_json()
     for section in now:
@@ -143,8 +146,9 @@ def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> b
             old = before[section][key]
             if old != value and not _MAY_DIFFER & {section, f"{section}.{key}"}:
                 raise UserError(
-                    f"{run_path}: the run was started with {section}.{key} = {old!r}, "
-                    f"not {value!r}; {remedy}"
+                    run_path,
+                    f"the run was started with {section}.{key} = {old!r}, not {value!r}",
+                    remedy,
                 )
     return True
 
@@ -158,7 +162,7 @@ def check_folder(path: str, own: str) -> None:
     storage.check_bucket(path)
     for name, kind in _KINDS.items():
         if name != own and storage.exists(storage.join(path, name)):
-            raise UserError(f"{path}: {kind} is there ({name}); give another --out")
+            raise UserError(path, f"{kind} is there ({name})", "give another --out")
 
 
 def check_empty(folder: str, but: frozenset[str] = frozenset()) -> None:
@@ -172,7 +176,7 @@ def check_empty(folder: str, but: frozenset[str] = frozenset()) -> None:
             name = path.removeprefix(folder).lstrip("/")
             top = name.partition("/")[0]
             if top not in but and not top.startswith("."):
-                raise UserError(f"{folder}: not empty, {name} is there already; give another --out")
+                raise UserError(folder, f"not empty, {name} is there already", "give another --out")
 
 
 def write_history(run_path: str, progress: Progress, *, finished: bool) -> None:
@@ -200,7 +204,7 @@ def read_history(run_path: str) -> dict[str, Any]:
     except (ValueError, TypeError, LookupError):
         is_whole = False
     if not is_whole:
-        raise UserError(f"{path}: damaged; the command that trained the run writes it again")
+        raise UserError(path, "damaged", "the command that trained the run writes it again")
     return history
 
 

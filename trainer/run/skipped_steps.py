@@ -28,5 +28,5 @@ def read_bad_steps(run_path: str) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: damaged ({error}); remove it, no step depends on it") from error
+        raise UserError(path, f"damaged ({error})", "remove it, no step depends on it") from error
     return entries

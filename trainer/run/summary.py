@@ -69,9 +69,10 @@ def check_learned(run_path: str) -> None:
     num_skipped = sum(point.get("num_bad_steps") or 0 for point in history["steps"])
     if history["finished"] and num_skipped and num_skipped == _num_steps(history):
         raise UserError(
-            f"{run_path}: all {num_skipped} steps were skipped, so the model has learned nothing; "
-            f"divergence.jsonl there has their losses and gradients: raise "
-            f"train.max_gradient_norm or lower schedule.lr, and give another --out"
+            run_path,
+            f"all {num_skipped} steps were skipped, so the model has learned nothing",
+            "divergence.jsonl there has their losses and gradients: raise "
+            "train.max_gradient_norm or lower schedule.lr, and give another --out",
         )
 
 

@@ -31,7 +31,7 @@ def alone_in(run_path: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"{run_path}: another process trains there; wait for it, or give another --out"
+                run_path, "another process trains there", "wait for it, or give another --out"
             ) from error
         except OSError as error:
             # Buckets that are mounted as a folder often have no locks.
@@ -63,8 +63,10 @@ def check_writer(run_path: str, token: str) -> None:
         return  # gone or damaged: nobody says that it is another
     if is_another:
         raise UserError(
-            f"{run_path}: another `train` has begun there (process {where}) and goes on from the "
-            f"last checkpoint; this one ends"
+            run_path,
+            f"another `train` has begun there (process {where}) and goes on from the last "
+            "checkpoint",
+            "this one ends",
         )
 
 

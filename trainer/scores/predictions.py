@@ -79,12 +79,12 @@ def read_metrics(run_path: str, name: str) -> dict[str, Any]:
     try:
         metrics = storage.read_json(path)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: not there; {remedy}") from error
+        raise UserError(path, "not there", remedy) from error
     except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); {remedy}") from error
+        raise UserError(path, f"damaged ({error})", remedy) from error
     needed = {field.name for field in fields(Metrics)}
     if not (isinstance(metrics, dict) and needed <= metrics.keys()):
-        raise UserError(f"{path}: damaged (metrics are missing); {remedy}")
+        raise UserError(path, "damaged (metrics are missing)", remedy)
     return metrics
 
 
@@ -134,10 +134,10 @@ def read_predictions(run_path: str, name: str) -> Predictions:
         return _decode(storage.read_table(path))
     except FileNotFoundError as error:
         raise UserError(
-            f"{run_path}: no predictions on {name!r}; make them with `evaluate`"
+            run_path, f"no predictions on {name!r}", "make them with `evaluate`"
         ) from error
     except (pa.ArrowInvalid, OSError, LookupError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged; make it again with `evaluate`") from error
+        raise UserError(path, "damaged", "make it again with `evaluate`") from error
 
 
 def _decode(table: pa.Table) -> Predictions:

@@ -103,14 +103,16 @@ def fold_recipes(
     known = sorted(set(dataset.select(split)["fold"].to_pylist()) - {0})
     if not known:
         raise UserError(
-            f"{dataset.path}: the clips of split {split!r} have no folds; `manifest --folds 5` "
-            f"numbers them"
+            dataset.path,
+            f"the clips of split {split!r} have no folds",
+            "`manifest --folds 5` numbers them",
         )
     wanted = list(folds) or known
     if len(set(wanted)) < len(wanted) or not set(wanted) <= set(known):
         raise UserError(
-            f"--folds: must be some of {' '.join(map(str, known))}, each named once, "
-            f"got {' '.join(map(str, wanted))}"
+            "--folds",
+            f"must be some of {' '.join(map(str, known))}, each named once, got "
+            f"{' '.join(map(str, wanted))}",
         )
     return {
         storage.join(output, f"fold-{fold}"): replace(recipe, data=replace(recipe.data, fold=fold))
@@ -184,5 +186,5 @@ def _read_curve(run_path: str) -> list[Figures]:
     """A finished run's figures after each epoch."""
     entries = read_history(run_path)["epochs"]
     if not entries:
-        raise UserError(f"{run_path}/history.json: has no scores; remove it, and train again")
+        raise UserError(f"{run_path}/history.json", "has no scores", "remove it, and train again")
     return [{name: entry[name] for name in FIGURES} for entry in entries]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import SettingValueError, UserError
 from trainer.recipe.parse import load_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.run.run_folder import check_folder, is_finished, read_run
@@ -130,15 +130,17 @@ def member_recipes(
         where = f"--variant {name}"
         if not _VARIANT_NAME.fullmatch(name):
             raise UserError(
-                f"{where}: first comes a name for its folder, of letters, digits, '.', '_' and "
-                f"'-', but not seed-..., tune or predictions; then its settings"
+                where,
+                "first comes a name for its folder, of letters, digits, '.', '_' and '-', "
+                "but not seed-..., tune or predictions",
+                "then its settings",
             )
         if not settings:
-            raise UserError(f"{where}: name the settings it differs in, such as train.epochs=10")
+            raise UserError(where, "name the settings it differs in, such as train.epochs=10")
         try:
             variant = load_recipe(recipe_path, [*overrides, *settings])
         except UserError as error:
-            raise UserError(f"{where}: {str(error).removeprefix('--set ')}") from error
+            raise UserError(where, f"{error.where}: {error.what}", error.remedy) from error
         _add(members, storage.join(output, name), variant, where)
     return members
 
@@ -151,8 +153,8 @@ def with_seed(recipe: Recipe, seed: int) -> Recipe:
     """
     try:
         return replace(recipe, train=replace(recipe.train, seed=seed))
-    except ValueError as error:
-        raise UserError(f"--seeds: {error}") from error
+    except SettingValueError as error:
+        raise UserError("--seeds", str(error)) from error
 
 
 def average_predictions(members: Mapping[str, Predictions]) -> Predictions:
@@ -172,8 +174,9 @@ def average_predictions(members: Mapping[str, Predictions]) -> Predictions:
         ):
             if not equal:
                 raise UserError(
+                    "",
                     f"{first_name} and {name}: their predictions on {first.name!r} cannot be "
-                    f"averaged, as they are of different {what}"
+                    f"averaged, as they are of different {what}",
                 )
     stacked = np.stack([one.scores for one in members.values()])
     mean: NDArray[np.float32] = stacked.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -189,7 +192,7 @@ def score_ensemble(run_paths: Sequence[str], name: str, output: str) -> Ensemble
     """
     path = storage.join(output, "ensemble.json")
     if len(set(run_paths)) < len(run_paths):
-        raise UserError(f"each run may be a member once, got {' '.join(run_paths)}")
+        raise UserError("", f"each run may be a member once, got {' '.join(run_paths)}")
     names = [path.rpartition("/")[2] for path in run_paths]
     if len(set(names)) < len(names):
         names = list(run_paths)
@@ -250,11 +253,13 @@ def check_finished(run_paths: Sequence[str], name: str) -> None:
         first = first or labels
         if labels != first:
             raise UserError(
-                f"{path}: has other classes ({', '.join(labels[:3])}, ...) than {run_paths[0]} "
-                f"({', '.join(first[:3])}, ...); members of an ensemble have the same, in one order"
+                path,
+                f"has other classes ({', '.join(labels[:3])}, ...) than {run_paths[0]} "
+                f"({', '.join(first[:3])}, ...)",
+                "members of an ensemble have the same, in one order",
             )
         if not is_finished(path):
-            raise UserError(f"{path}: the run is not finished; train it to its end first")
+            raise UserError(path, "the run is not finished", "train it to its end first")
         check_learned(path)
         read_predictions(path, name)
 
@@ -266,26 +271,27 @@ def _check_members(
     if recipe_path is None:
         for option, value in to_train.items():
             if value:
-                raise UserError(f"{option}: is for members to train, and no recipe is named")
+                raise UserError(option, "is for members to train, and no recipe is named")
         if not runs:
-            raise UserError("ensemble: name a recipe with --seeds or --variant, or --runs")
+            raise UserError("ensemble", "name a recipe with --seeds or --variant, or --runs")
     elif not to_train["--data"]:
-        raise UserError("--data: name the prepared data set to train on")
+        raise UserError("--data", "name the prepared data set to train on")
     elif not (to_train["--seeds"] or to_train["--variant"]):
-        raise UserError("ensemble: name the members to train by --seeds or --variant")
+        raise UserError("ensemble", "name the members to train by --seeds or --variant")
 
 
 def _add(members: dict[str, Recipe], run_path: str, recipe: Recipe, where: str) -> None:
     name = run_path.rpartition("/")[2]
     if run_path in members:
-        raise UserError(f"{where}: {name} is named twice")
+        raise UserError(where, f"{name} is named twice")
     for path, other in members.items():
         if other.to_json() == recipe.to_json():
-            raise UserError(f"{where}: {name} is the same as {path.rpartition('/')[2]}")
+            raise UserError(where, f"{name} is the same as {path.rpartition('/')[2]}")
         if other.data.evaluation != recipe.data.evaluation:
             raise UserError(
-                f"{where}: {name} is evaluated on other clips than {path.rpartition('/')[2]}; all "
-                f"must have the same data.eval_split and data.fold"
+                where,
+                f"{name} is evaluated on other clips than {path.rpartition('/')[2]}",
+                "all must have the same data.eval_split and data.fold",
             )
     members[run_path] = recipe
 

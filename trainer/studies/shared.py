@@ -23,7 +23,7 @@ def refuse_override(overrides: Sequence[str], setting: str, option: str) -> None
     for override in overrides:
         if override.partition("=")[0].strip() == setting:
             raise UserError(
-                f"--set {override}: {setting} is each run's own, by {option}; leave it out"
+                f"--set {override}", f"{setting} is each run's own, by {option}", "leave it out"
             )
 
 

@@ -20,13 +20,6 @@ _ANEW = "and remove the run or give another --out"
 class DivergedError(UserError):
     """The training has diverged: going on from here is of no use."""
 
-    def __init__(self, what: str, remedy: str) -> None:
-        super().__init__(what, remedy)
-        self.what = what
-
-    def __str__(self) -> str:
-        return "; ".join(self.args)
-
 
 def gradient_norm(model: nn.Module) -> Tensor:
     """The norm of all gradients together, on their device."""
@@ -47,7 +40,8 @@ def diverged(run_path: str, entry: dict[str, Any], num_in_a_row: int) -> Diverge
     if not any(isinstance(entry[name], str) for name in ("loss", "grad_norm")):
         change = f"raise train.max_gradient_norm, or {change}"
     return DivergedError(
-        f"{run_path}: the loss is {entry['loss']}, the gradient's norm {entry['grad_norm']} near "
+        run_path,
+        f"the loss is {entry['loss']}, the gradient's norm {entry['grad_norm']} near "
         f"step {entry['step']} (epoch {entry['epoch']}), {num_in_a_row} skipped in a row",
         f"{change}, {_ANEW}",
     )
@@ -56,7 +50,7 @@ def diverged(run_path: str, entry: dict[str, Any], num_in_a_row: int) -> Diverge
 def not_finite(run_path: str, clips_name: str) -> DivergedError:
     """The error for a model whose outputs are no finite numbers."""
     return DivergedError(
-        f"{run_path}: the model's outputs on {clips_name!r} are not finite numbers: the training "
-        f"has diverged",
+        run_path,
+        f"the model's outputs on {clips_name!r} are not finite numbers: the training has diverged",
         f"{_LOWER}, {_ANEW}",
     )

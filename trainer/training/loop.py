@@ -162,7 +162,9 @@ def _go_back(run: Run, error: DivergedError) -> None:
     )
     if run.log is not None:
         print(
-            f"{error.what}; carrying on from step {run.progress.step}", file=sys.stderr, flush=True
+            f"{error.where}: {error.what}; resuming from step {run.progress.step}",
+            file=sys.stderr,
+            flush=True,
         )
         run.log.close()
         run.log = TensorBoardLog(run.path, run.progress.step)
@@ -184,9 +186,10 @@ def _check_ranks_agree(world: World, run_path: str, step: int) -> None:
     steps = world.gather(torch.tensor([step], device=world.device)).tolist()
     if len(set(steps)) > 1:
         raise UserError(
-            f"{run_path}: the workers find checkpoints of different steps there ({steps}); it must "
-            f"be a folder that all of their machines share, such as one on S3, in which nothing "
-            f"else trains"
+            run_path,
+            f"the workers find checkpoints of different steps there ({steps})",
+            "it must be a folder that all of their machines share, such as one on S3, in "
+            "which nothing else trains",
         )
 
 

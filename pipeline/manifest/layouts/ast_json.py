@@ -28,7 +28,7 @@ def read(source: str, options: SourceOptions) -> Manifest:
     if source.endswith(".json"):
         files.insert(0, (options.split, source))
     if not files:
-        raise UserError(f"{source}: name a .json file, or some with --segments SPLIT=PATH")
+        raise UserError(source, "name a .json file, or some with --segments SPLIT=PATH")
     entries = [(split, path, *entry) for split, path in files for entry in _read_json(path)]
     names = read_vocabulary(options.class_labels) if options.class_labels else None
     stems = [PurePosixPath(wav).stem for _, _, wav, _ in entries]
@@ -52,11 +52,11 @@ def _read_json(path: str) -> list[tuple[str, list[str]]]:
         document: Any = storage.read_json(path)
         return [(entry["wav"].strip(), entry["labels"].split(",")) for entry in document["data"]]
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
+        raise UserError(path, "no such file") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f'{path}: not {{"data": [{{"wav": PATH, "labels": "A,B"}}]}} '
-            f"({type(error).__name__}: {error})"
+            path,
+            f'not {{"data": [{{"wav": PATH, "labels": "A,B"}}]}} ({type(error).__name__}: {error})',
         ) from error
 
 
@@ -66,5 +66,7 @@ def _names(labels: list[str], names: dict[str, str] | None, where: str) -> tuple
         return tuple(labels)
     unknown = [label for label in labels if label not in names]
     if unknown:
-        raise UserError(f"{where} has the label {unknown[0]!r}, which --class-labels does not name")
+        raise UserError(
+            "", f"{where} has the label {unknown[0]!r}, which --class-labels does not name"
+        )
     return tuple(names[label] for label in labels)

@@ -79,7 +79,7 @@ def read(source: str, options: SourceOptions) -> Manifest:
             after a segment.
     """
     if not options.segments:
-        raise UserError("--segments: the layout audioset needs AudioSet's segment CSVs")
+        raise UserError("--segments", "the layout audioset needs AudioSet's segment CSVs")
     vocabulary = read_vocabulary(options.class_labels or _class_labels(options.segments[0]))
     segments, notes = read_segments(options.segments, list(vocabulary))
     # In a fixed order, so that of two files for one segment every run takes the same.
@@ -92,7 +92,7 @@ def read(source: str, options: SourceOptions) -> Manifest:
     pairs = pair(names, keys, whole=whole)
     file, unreadable = choose(pairs, _readable(listing), segments.num_rows)
     if not (file >= 0).any():
-        raise UserError(_nothing_found(source, listing))
+        raise _nothing_found(source, listing)
     stretches = whole & names.without_start[file]
     manifest = _manifest(segments, listing, file, stretches, keys, list(vocabulary.values()))
     return replace(
@@ -169,7 +169,7 @@ def _class_labels(segments: str) -> str:
     """The label CSV beside the segments."""
     path = storage.join(split_and_path(segments)[1].rpartition("/")[0], CLASS_LABELS)
     if not storage.exists(path):
-        raise UserError(f"{path}: no such file; say with --class-labels where the labels are")
+        raise UserError(path, "no such file", "say with --class-labels where the labels are")
     return path
 
 
@@ -300,9 +300,11 @@ def _notes(listing: pa.Table, pairs: tuple[Rows, Rows], file: Rows) -> list[str]
     return notes
 
 
-def _nothing_found(source: str, listing: pa.Table) -> str:
+def _nothing_found(source: str, listing: pa.Table) -> UserError:
     such = f", such as {listing['name'][0]}" if listing.num_rows else ""
-    return (
-        f"{source}: none of {listing.num_rows} audio files holds a listed segment{such}; expected "
-        f"ID.flac, YID.wav, ID_START.wav or ID_START_END.wav, START in seconds or milliseconds"
+    return UserError(
+        source,
+        f"none of {listing.num_rows} audio files holds a listed segment{such}",
+        "expected ID.flac, YID.wav, ID_START.wav or ID_START_END.wav, START in seconds or "
+        "milliseconds",
     )

@@ -32,7 +32,7 @@ def mark_common(manifest: Manifest, path: str) -> Manifest:
     present = set(names.filter(common).to_pylist())
     num_found = sum(name in present or (_has_y(name) and name[1:] in present) for name in listed)
     if not num_found:
-        raise UserError(f"{path}: none of its {len(listed):,} ids is in the manifest")
+        raise UserError(path, f"none of its {len(listed):,} ids is in the manifest")
     at = SCHEMA.get_field_index("common")
     notes, coverage = manifest.notes, manifest.coverage
     notes += (f"{num_found:,} of {len(listed):,} common ids are clips here",)
@@ -46,9 +46,9 @@ def _read_ids(path: str) -> set[str]:
     try:
         text = storage.read_bytes(path).decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; it should hold one id a line") from error
+        raise UserError(path, "no such file", "it should hold one id a line") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason})") from error
+        raise UserError(path, f"not UTF-8 text ({error.reason})") from error
     cells = [re.split("[,\t]", line, maxsplit=1)[0].strip(' "') for line in text.splitlines()]
     ids = [_SUFFIX.sub("", cell) for cell in cells if cell and not cell.startswith("#")]
     if ids and ids[0].lower() in _HEADERS:

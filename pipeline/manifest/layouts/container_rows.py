@@ -84,15 +84,15 @@ def read_containers(
     paths = [source] if source.endswith(suffix) else storage.list_files(source)
     paths = [path for path in paths if path.endswith(suffix)]
     if not paths:
-        raise UserError(f"{source}: no {suffix} file there")
+        raise UserError(source, f"no {suffix} file there")
     rows, notes = list_rows(paths, source, list_one, _field_names(options))
     if not rows.num_rows:
         more = [f"and {len(notes) - 3} more"] if len(notes) > 3 else []
         why = "; ".join([*notes[:3], *more])
-        raise UserError(f"{source}: no clip in {len(paths)} {suffix} files; {why}")
+        raise UserError(source, f"no clip in {len(paths)} {suffix} files", why)
     for ours, theirs in options.columns.items():
         if ours != "id" and rows[ours].null_count == rows.num_rows:
-            raise UserError(f"--column {ours}={theirs}: {source} has no {theirs}")
+            raise UserError(f"--column {ours}={theirs}", f"{source} has no {theirs}")
     ids = rows["name"]
     if pc.count_distinct(ids).as_py() < len(ids):
         notes.append("ids begin with their file's name: without it some are the same")
@@ -144,10 +144,11 @@ def _list_one(
         found: tuple[pa.Table, Problems] = storage.with_retries(list_one, path, name, fields)
         return found
     except Exception as error:
-        reason = storage.one_file_fault(error) or storage.explain(error)
+        fault = storage.one_file_fault(error)
+        reason = (fault, "") if fault else storage.explain(error)
         if reason is None:
             raise
-        raise UserError(f"{path}: {reason}") from error
+        raise UserError(path, *reason) from error
 
 
 def _below(location: str, path: str) -> str:
@@ -159,7 +160,7 @@ def _below(location: str, path: str) -> str:
 def _field_names(options: SourceOptions) -> dict[str, tuple[str, ...]]:
     unknown = sorted(options.columns.keys() - FIELDS.keys())
     if unknown:
-        raise UserError(f"--column {unknown[0]}=...: there are only {', '.join(FIELDS)}")
+        raise UserError(f"--column {unknown[0]}=...", f"there are only {', '.join(FIELDS)}")
     given = {ours: (theirs,) for ours, theirs in options.columns.items()}
     # Names for people are better labels than ids, unless there is a list to translate the ids.
     labels = FIELDS["labels"] if options.class_labels else ("human_labels", *FIELDS["labels"])
@@ -177,6 +178,6 @@ def _labels(rows: pa.Table, options: SourceOptions) -> tuple[list[list[str]], li
     unknown = sorted(used - names_of.keys())
     if unknown:
         raise UserError(
-            f"{options.class_labels}: {len(unknown)} labels are not in it, such as {unknown[0]!r}"
+            options.class_labels, f"{len(unknown)} labels are not in it, such as {unknown[0]!r}"
         )
     return [[names_of[label] for label in these] for these in labels], list(names.values())

@@ -50,9 +50,9 @@ def read_rows(path: str, *, required: Sequence[str]) -> list[tuple[int, dict[str
     try:
         text = storage.read_bytes(path).decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
+        raise UserError(path, "no such file") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason})") from error
+        raise UserError(path, f"not UTF-8 text ({error.reason})") from error
     delimiter = "\t" if path.endswith(".tsv") else ","
     records = _records(text, delimiter, path)
     _, columns = next(records, (1, []))
@@ -61,17 +61,18 @@ def read_rows(path: str, *, required: Sequence[str]) -> list[tuple[int, dict[str
         other = next((sign for sign in ",;\t|" if len(columns) == 1 and sign in columns[0]), None)
         hint = f"; are cells separated by {other!r}? Write them with {delimiter!r}" if other else ""
         raise UserError(
-            f"{path}: no column {', '.join(missing)}; it has {', '.join(columns) or 'none'}{hint}"
+            path, f"no column {', '.join(missing)}", f"it has {', '.join(columns) or 'none'}{hint}"
         )
     twice = next((name for name in columns if name and columns.count(name) > 1), None)
     if twice:
-        raise UserError(f"{path}: two columns are called {twice!r}; keep or rename one")
+        raise UserError(path, f"two columns are called {twice!r}", "keep or rename one")
     rows = []
     for line, cells in records:
         if len(cells) != len(columns):
             raise UserError(
-                f"{path}, line {line}: {len(cells)} cells, and the header has {len(columns)}; a "
-                f"cell with {delimiter!r} in it stands in double quotes"
+                f"{path}, line {line}",
+                f"{len(cells)} cells, and the header has {len(columns)}",
+                f"a cell with {delimiter!r} in it stands in double quotes",
             )
         rows.append((line, dict(zip(columns, cells, strict=True))))
     return rows
@@ -98,7 +99,9 @@ def _records(text: str, delimiter: str, path: str) -> Iterator[tuple[int, list[s
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(
-            f"{path}, line {line}: {error}; is a quote left open, or not doubled in a quoted cell?"
+            f"{path}, line {line}",
+            str(error),
+            "is a quote left open, or not doubled in a quoted cell?",
         ) from error
 
 
@@ -106,7 +109,7 @@ def _named_rows(path: str, columns: Mapping[str, str]) -> Iterator[tuple[int, di
     """The rows, their columns renamed or made as `columns` says."""
     unknown = sorted(columns.keys() - set(COLUMNS))
     if unknown:
-        raise UserError(f"--column {unknown[0]}=...: there are only {', '.join(COLUMNS)}")
+        raise UserError(f"--column {unknown[0]}=...", f"there are only {', '.join(COLUMNS)}")
     patterns = {
         name: column if _IN_BRACES.search(column) else f"{{{column}}}"
         for name, column in {"path": "path", "labels": "labels", **columns}.items()
@@ -123,7 +126,7 @@ def _filled(pattern: str, row: Mapping[str, str]) -> str:
 def _clip(row: dict[str, str], base: str, options: SourceOptions, where: str) -> Clip:
     path = row["path"]
     if not path:
-        raise UserError(f"{where}: the path is empty")
+        raise UserError(where, "the path is empty")
     try:
         return Clip(
             id=row.get("id") or path,
@@ -138,4 +141,4 @@ def _clip(row: dict[str, str], base: str, options: SourceOptions, where: str) ->
             end_s=float(row["end_s"]) if row.get("end_s") else None,
         )
     except ValueError as error:
-        raise UserError(f"{where}: fold, start_s and end_s must be numbers ({error})") from error
+        raise UserError(where, f"fold, start_s and end_s must be numbers ({error})") from error

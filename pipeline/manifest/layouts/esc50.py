@@ -35,7 +35,7 @@ def read(source: str, options: SourceOptions) -> Manifest:
             for row in rows
         ]
     except ValueError as error:
-        raise UserError(f"{meta}: fold and target must be whole numbers ({error})") from error
+        raise UserError(meta, f"fold and target must be whole numbers ({error})") from error
     if len({target for target, _ in classes}) != len({category for _, category in classes}):
-        raise UserError(f"{meta}: a class has two numbers, or a number two classes")
+        raise UserError(meta, "a class has two numbers, or a number two classes")
     return from_clips(clips, [category for _, category in classes])

@@ -37,7 +37,7 @@ def read(source: str, options: SourceOptions) -> Manifest:
     prefix = source.rstrip("/") + "/"
     relative = [path.removeprefix(prefix) for path in storage.list_files(source)]
     if not relative:
-        raise UserError(nothing_there(source))
+        raise nothing_there(source)
     audio = [name for name in relative if PurePosixPath(name).suffix.lower() in AUDIO_SUFFIXES]
     tops = {name.split("/")[0] for name in audio if "/" in name}
     depth = 1 if tops and all(top.lower() in SPLITS for top in tops) else 0
@@ -50,8 +50,10 @@ def read(source: str, options: SourceOptions) -> Manifest:
             clips.append(Clip(id=name, uri=prefix + name, labels=(label,), split=split))
     if audio and not clips:
         raise UserError(
-            f"{source}: {len(audio):,} audio files are in no class folder; move them into a folder "
-            f"per class, or list them in a table with columns path and labels"
+            source,
+            f"{len(audio):,} audio files are in no class folder",
+            "move them into a folder per class, or list them in a table with columns path "
+            "and labels",
         )
     vocabulary = sorted({label for clip in clips for label in clip.labels})
     return from_clips(clips, vocabulary, _notes(relative, audio, len(clips)))

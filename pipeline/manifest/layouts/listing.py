@@ -6,6 +6,7 @@
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.errors import UserError
 
 AUDIO_SUFFIXES = frozenset(
     {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"}
@@ -27,11 +28,12 @@ LISTING_SCHEMA = pa.schema(
 )
 
 
-def nothing_there(location: str) -> str:
-    """What to tell of a location that lists no file."""
+def nothing_there(location: str) -> UserError:
+    """The error for a location that lists no file."""
     if storage.exists(location):
-        return (
-            f"{location}: a file of no known layout; name the folder that holds it, or a table "
-            f"(.csv, .tsv) or container (.parquet, .tar)"
+        return UserError(
+            location,
+            "a file of no known layout",
+            "name the folder that holds it, or a table (.csv, .tsv) or container (.parquet, .tar)",
         )
-    return f"{location}: no such folder, or nothing in it"
+    return UserError(location, "no such folder, or nothing in it")

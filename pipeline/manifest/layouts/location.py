@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.errors import UserError
 from pipeline.manifest.layouts import parquet_files, tar_files
 from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES, LISTING_SCHEMA, nothing_there
 
@@ -37,7 +36,7 @@ def list_audio(location: str) -> tuple[pa.Table, list[str]]:
         for suffix, paths in containers.items():
             paths += others.filter(pc.ends_with(others, suffix)).to_pylist()
     if not num_files:
-        raise UserError(nothing_there(location))
+        raise nothing_there(location)
     for suffix, paths in containers.items():
         if paths:
             tables.append(_CONTAINERS[suffix](sorted(paths), location, notes))

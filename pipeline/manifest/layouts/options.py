@@ -30,5 +30,5 @@ class SourceOptions:
     def __post_init__(self) -> None:
         if not self.separator:
             raise UserError(
-                "--separator: must not be empty; labels are separated by ';' without it"
+                "--separator", "must not be empty", "labels are separated by ';' without it"
             )

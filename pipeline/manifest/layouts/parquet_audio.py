@@ -10,6 +10,10 @@ import pyarrow.parquet as pq
 from pipeline.errors import UserError
 
 
+class NoAudioColumnError(UserError):
+    """No column of a Parquet file can be told to be the audio."""
+
+
 def audio_column(schema: pa.Schema) -> str:
     """The dotted path of the column with the audio: `audio` if it can be, else the only one.
 
@@ -20,9 +24,10 @@ def audio_column(schema: pa.Schema) -> str:
     if "audio" in columns:
         return columns["audio"]
     if len(columns) != 1:
-        raise UserError(
-            f"{len(columns)} columns could be the audio, of {', '.join(schema.names)}; one called "
-            f"'audio' should be"
+        raise NoAudioColumnError(
+            "",
+            f"{len(columns)} columns could be the audio, of {', '.join(schema.names)}",
+            "one called 'audio' should be",
         )
     return columns.popitem()[1]
 

@@ -110,7 +110,7 @@ def _named(value: Any, names: list[str]) -> Any:
     if not isinstance(value, int):
         return value
     if value >= len(names):
-        raise UserError(f"a label is {value}, and {len(names)} classes have names")
+        raise UserError("", f"a label is {value}, and {len(names)} classes have names")
     return names[value] if value >= 0 else None
 
 

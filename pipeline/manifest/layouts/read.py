@@ -53,8 +53,9 @@ def read_source(
     if manifest.clips.num_rows == 0:
         why = "".join(f" ({note})" for note in manifest.notes)
         raise UserError(
-            f"{source}: no clip found in the layout {name!r}{why}; there are {', '.join(LAYOUTS)}, "
-            f"see `manifest --help`"
+            source,
+            f"no clip found in the layout {name!r}{why}",
+            f"there are {', '.join(LAYOUTS)}, see `manifest --help`",
         )
     manifest = replace(manifest, notes=(*manifest.notes, *_without_effect(options, name, manifest)))
     return mark_common(manifest, options.common_ids) if options.common_ids else manifest

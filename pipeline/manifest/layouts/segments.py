@@ -61,12 +61,12 @@ def read_vocabulary(path: str) -> dict[str, str]:
     try:
         rows.sort(key=lambda row: int(row["index"]))
     except ValueError as error:
-        raise UserError(f"{path}: index must be whole numbers ({error})") from error
+        raise UserError(path, f"index must be whole numbers ({error})") from error
     for name in ("index", "mid", "display_name"):
         values = [row[name] for row in rows]
         if len(set(values)) != len(values):
             twice = next(value for value in values if values.count(value) > 1)
-            raise UserError(f"{path}: two classes have the {name} {twice!r}")
+            raise UserError(path, f"two classes have the {name} {twice!r}")
     return {row["mid"]: row["display_name"] for row in rows}
 
 
@@ -85,7 +85,7 @@ def split_and_path(given: str) -> tuple[str, str]:
         if name.startswith(official):
             return split, storage.absolute(given)
     raise UserError(
-        f"--segments {given}: which split are these? Write SPLIT=PATH, such as train={given}"
+        f"--segments {given}", f"which split are these? Write SPLIT=PATH, such as train={given}"
     )
 
 
@@ -130,13 +130,13 @@ def _read_csv(path: str, split: str, mids: Sequence[str]) -> pa.Table:
     if len(rows):
         text = lines[int(rows[0])].as_py()[:80]
         raise UserError(
-            f'{path}, line {rows[0] + 1}: not YTID, START, END, "LABELS": {text!r} '
-            f"({len(rows)} such lines)"
+            f"{path}, line {rows[0] + 1}",
+            f'not YTID, START, END, "LABELS": {text!r} ({len(rows)} such lines)',
         )
     ids = ids.filter(good).combine_chunks()
     fields = fields.filter(good).combine_chunks()
     if not len(ids):
-        raise UserError(f"{path}: no segment in it")
+        raise UserError(path, "no segment in it")
     start_s, end_s = (fields.field(name).cast(pa.float64()) for name in ("start_s", "end_s"))
     _refuse(pc.greater_equal(start_s, SPAN_MS / 1000), ids, path, "starts too late")
     _refuse(pc.less_equal(end_s, start_s), ids, path, "ends before it starts")
@@ -150,9 +150,9 @@ def _read_lines(path: str) -> pa.ChunkedArray:
     try:
         data = storage.read_bytes(path)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
+        raise UserError(path, "no such file") from error
     if not data.removeprefix(codecs.BOM_UTF8):
-        raise UserError(f"{path}: no segment in it")  # Arrow takes it for no CSV
+        raise UserError(path, "no segment in it")  # Arrow takes it for no CSV
     try:
         table = pyarrow.csv.read_csv(
             io.BytesIO(data),
@@ -162,7 +162,7 @@ def _read_lines(path: str) -> pa.ChunkedArray:
             pyarrow.csv.ConvertOptions(column_types={"line": pa.string()}),
         )
     except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not a CSV in UTF-8 ({error})") from error
+        raise UserError(path, f"not a CSV in UTF-8 ({error})") from error
     return table["line"]
 
 
@@ -175,8 +175,10 @@ def _classes(texts: pa.Array, ids: pa.Array, mids: Sequence[str], path: str) -> 
         row = int(np.flatnonzero(places.is_null())[0])
         clip = ids[int(np.searchsorted(lists.offsets.to_numpy(), row, side="right")) - 1]
         raise UserError(
-            f"{path}: the label {names[row].as_py()!r} of {clip} is not among the {len(mids)} "
-            f"of the label CSV; give the one of these segments with --class-labels"
+            path,
+            f"the label {names[row].as_py()!r} of {clip} is not among the {len(mids)} of the "
+            "label CSV",
+            "give the one of these segments with --class-labels",
         )
     return pa.ListArray.from_arrays(lists.offsets, places)
 
@@ -184,4 +186,4 @@ def _classes(texts: pa.Array, ids: pa.Array, mids: Sequence[str], path: str) -> 
 def _refuse(wrong: pa.Array, ids: pa.Array, path: str, why: str) -> None:
     rows = np.flatnonzero(wrong)
     if len(rows):
-        raise UserError(f"{path}: segment {ids[int(rows[0])]} {why} ({len(rows)} such segments)")
+        raise UserError(path, f"segment {ids[int(rows[0])]} {why} ({len(rows)} such segments)")

@@ -28,11 +28,12 @@ def read(source: str, options: SourceOptions) -> Manifest:
             notes.append(f"no {name}: no clip is in the split {split!r}")
         for clip in listed or ():
             if split_of.setdefault(clip, split) != split:
-                raise UserError(f"{source}: {clip} is in both {' and '.join(LISTS.values())}")
+                raise UserError(source, f"{clip} is in both {' and '.join(LISTS.values())}")
     if len(notes) == len(LISTS):
         raise UserError(
-            f"{source}: neither {' nor '.join(LISTS.values())} is there; the folder into which "
-            f"Speech Commands was unpacked has both"
+            source,
+            f"neither {' nor '.join(LISTS.values())} is there",
+            "the folder into which Speech Commands was unpacked has both",
         )
     prefix = source.rstrip("/") + "/"
     names = [path.removeprefix(prefix) for path in storage.list_files(source)]
@@ -57,7 +58,7 @@ def _read_list(path: str) -> list[str] | None:
     except FileNotFoundError:
         return None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason})") from error
+        raise UserError(path, f"not UTF-8 text ({error.reason})") from error
 
 
 def _notes(num_noises: int, missing: list[str]) -> list[str]:

@@ -449,7 +449,7 @@ def test_a_storage_that_stays_broken_is_named() -> None:
     broken.__cause__.response = {"Error": {"Code": "SlowDown"}}  # type: ignore[attr-defined]
     explained = storage.explain(broken)
     assert explained is not None
-    assert "answered SlowDown" in explained
+    assert "answered SlowDown" in explained[0]
     assert storage.one_file_fault(broken) is None
     assert storage.explain(FileNotFoundError("x")) is None
     assert storage.explain(ValueError("x")) is None

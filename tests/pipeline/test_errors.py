@@ -1,0 +1,81 @@
+"""Errors with parts: one line at the terminal, and whole again in another process."""
+
+import importlib
+import pickle
+import pkgutil
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+
+import cluster
+import pipeline
+import trainer
+from pipeline.audio.rejects import RejectError
+from pipeline.errors import PassingError, SettingError, SettingValueError, UserError
+from pipeline.shards.plan import DamagedPlanError
+from pipeline.storage.faults import NoRegularFileError, TooLargeError
+from trainer.training.divergence import DivergedError
+
+
+def test_one_line_of_three_parts() -> None:
+    assert str(UserError("a.csv", "no such file", "name another")) == (
+        "a.csv: no such file; name another"
+    )
+    assert str(UserError("a.csv", "no such file")) == "a.csv: no such file"
+    assert str(UserError("", "nothing to do")) == "nothing to do"
+    assert str(UserError("a.csv", "broken\nat its end", "mend it")) == (
+        "a.csv: broken at its end; mend it"
+    )
+
+
+def test_a_prefix_is_added_once() -> None:
+    error = PassingError("s3://lab/ds/card.json", "no answer", "check the network")
+    assert error.prefixed("s3://lab/ds") is error
+    other = error.prefixed("s3://lab/runs/a")
+    assert str(other) == "s3://lab/runs/a: s3://lab/ds/card.json: no answer; check the network"
+    assert isinstance(other, PassingError)
+    # A name that only begins alike is another path.
+    assert str(UserError("runs/ab", "full").prefixed("runs/a")) == "runs/a: runs/ab: full"
+    assert str(UserError("runs/a", "full").prefixed("runs/a")) == "runs/a: full"
+
+
+ERRORS = [
+    UserError("where", "what", "remedy"),
+    UserError("where", "what"),
+    PassingError("s3://lab", "no answer", "check the network"),
+    SettingError("--set a.b=1", "a.b: must be 2", "take 2", setting="a.b"),
+    SettingValueError("lr", "must be above 0, got -1"),
+    DamagedPlanError("plan.json", ValueError("cut off"), "0f1e"),
+    DivergedError("runs/a", "the loss is nan", "lower schedule.lr"),
+    RejectError("decode", "cut short"),
+    TooLargeError("a.wav: 3 bytes, at most 2 are read"),
+    NoRegularFileError(22, "no regular file", "pipe"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_errors_are_the_same_in_another_process(error: Exception) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    for name, value in vars(error).items():
+        assert getattr(again, name) == value
+
+
+def exceptions_of(package: ModuleType) -> Iterator[type[Exception]]:
+    names = [
+        module.name for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+    ]
+    for name in names:
+        for value in vars(importlib.import_module(name)).values():
+            is_ours = isinstance(value, type) and value.__module__ == name
+            if is_ours and issubclass(value, Exception) and not value.__name__.startswith("_"):
+                yield value
+
+
+def test_no_exception_is_missing_here() -> None:
+    ours = {kind for package in (pipeline, trainer, cluster) for kind in exceptions_of(package)}
+    missing = {kind.__name__ for kind in ours - {type(error) for error in ERRORS}}
+    # Only another name for a `UserError`.
+    assert missing == {"NoAudioColumnError"}
