@@ -286,11 +286,14 @@ def submit(arguments: Arguments) -> int:
     from cluster import jobs
 
     command = arguments.step[1:] if arguments.step[:1] == ["--"] else arguments.step
+    recipe = None
     if command:
         # A mistake in the step's own options is better found here than on the cluster.
-        make_parser().parse_args(command)
+        step = make_parser().parse_args(command)
+        recipe = _recipe_to_upload(getattr(step, "recipe", None))
     return jobs.submit(
         command,
+        recipe=recipe,
         address=arguments.address,
         wait=arguments.wait,
         environment=jobs.forwarded_environment(
@@ -360,6 +363,21 @@ def _print_error(error: BaseException) -> None:
 def _given(path: str | None) -> str | None:
     """The path of an option that need not be there."""
     return None if path is None else absolute(path)
+
+
+def _recipe_to_upload(given: str | None) -> str | None:
+    """The recipe of a job if it is a local file: one that is known by name is uploaded anyway.
+
+    Raises:
+        UserError: neither a file nor a name. An absolute path may be one of the cluster's.
+    """
+    if given is None or given.startswith("s3://"):
+        return None
+    if Path(given).is_file():
+        return given
+    if not Path(given).is_absolute():
+        find_recipe(given)
+    return None
 
 
 def _session(arguments: Arguments) -> AbstractContextManager[None]:
