@@ -5,6 +5,7 @@
 #   make test-all  all tests
 #   make check     format, lint, types, tests
 #   make format    put the code into its format
+#   make wheel     the package, as build/wheel/*.whl
 #   make hooks     check format, lint and types at every commit
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN := .venv/bin
 # Those with Ray, one after the other, and beside them all others.
 TESTS := @$(MAKE) --no-print-directory -j2 test-with-ray test-without-ray SELECTION
 
-.PHONY: demo test test-all check lint format hooks clean
+.PHONY: demo test test-all check lint format hooks wheel clean
 
 demo: .venv/ready
 	sh recipes/demo.sh
@@ -44,6 +45,12 @@ format: .venv/ready
 
 hooks: .venv/ready
 	$(BIN)/pre-commit install
+
+# Without build/lib: setuptools would put modules into the wheel that have gone since.
+wheel: .venv/ready
+	rm -rf build/lib build/wheel
+	PYTHONPATH=build/uv $(PYTHON) -m uv build --quiet --wheel --out-dir build/wheel
+	@ls build/wheel/*.whl
 
 clean:
 	rm -rf .venv build

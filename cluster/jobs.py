@@ -1,7 +1,7 @@
 """Run `ray_job.py` as a job of a cluster, and list, follow and stop such jobs, over HTTP.
 
-In: the command line after `ray_job.py`, the project folder, variables for the job. Steps: pack
-the folder and upload it to the cluster's job server (Ray's dashboard, port 8265), start
+In: the command line after `ray_job.py`, the program's folder, variables for the job. Steps: upload
+the program (`upload`) to the cluster's job server (Ray's dashboard, port 8265), start
 `python ray_job.py ...` there, print its log as it grows. Out: the job's exit status.
 
 A job belongs to the cluster: it goes on when the connection drops (the log is picked up again
@@ -35,15 +35,10 @@ from rich.text import Text
 
 from cluster.program import program_name
 from cluster.session import TOKEN_HINT
+from cluster.upload import PROGRAM, job_folder, path_in_job
 from pipeline.errors import UserError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-
-EXCLUDES = (
-    "/.git", "/.venv", "/venv", "/build", "/dist", "/data", "/runs", "__pycache__", "*.egg-info",
-    ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", "node_modules",
-)  # fmt: skip
-"""What of the project folder is not uploaded, as lines of a .gitignore; its own counts too."""
 
 PLAIN_VARIABLES = (
     "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION",
@@ -89,6 +84,7 @@ def submit(
     arguments: Sequence[str],
     *,
     working_dir: str,
+    recipe: str | None = None,
     address: str | None = None,
     environment: Mapping[str, str] | None = None,
     submission_id: str | None = None,
@@ -101,7 +97,9 @@ def submit(
 
     Args:
         arguments: The command line after `ray_job.py`, one item per argument.
-        working_dir: The project folder, with `ray_job.py` in it; uploaded without `EXCLUDES`.
+        working_dir: The folder that holds `ray_job.py`; of it the program's files are uploaded.
+        recipe: The one of `arguments` that is a recipe in a local file: it is uploaded, and the job
+            gets its path there.
         address: URL of the job server; see the module's docstring for the default.
         environment: Variables for the job, as `forwarded_environment` gives them.
         submission_id: Name of the job; one that was used before is refused, so that a repeated
@@ -113,23 +111,21 @@ def submit(
         interrupted; 0 without `wait`.
 
     Raises:
-        UserError: no server, refused by it, a used id, or a folder that cannot be uploaded.
+        UserError: no server, refused by it, a used id, or files that cannot be uploaded.
     """
     if not arguments:
         raise UserError("submit", "give the command to run after --, such as: submit -- train ...")
-    if not (Path(working_dir) / "ray_job.py").is_file():
-        raise UserError(working_dir, "no ray_job.py in it", "give the project's folder")
-    server = _connect(address)
-    job_id = _start(
-        server,
-        entrypoint=shlex.join(["python", "ray_job.py", *arguments]),
-        runtime_env={
-            "working_dir": working_dir,
-            "excludes": list(EXCLUDES),
-            "env_vars": dict(environment or {}),
-        },
-        submission_id=None if submission_id is None else _checked_id(submission_id),
-    )
+    root = Path(working_dir)
+    if recipe is not None:
+        arguments = _replaced(arguments, recipe, str(path_in_job(Path(recipe), root)))
+    with job_folder(root, None if recipe is None else Path(recipe)) as folder:
+        server = _connect(address)
+        job_id = _start(
+            server,
+            entrypoint=shlex.join(["python", PROGRAM, *arguments]),
+            runtime_env={"working_dir": str(folder), "env_vars": dict(environment or {})},
+            submission_id=None if submission_id is None else _checked_id(submission_id),
+        )
     if not wait:
         print(job_id, flush=True)
         _say(_how_to_return(server, job_id))
@@ -364,8 +360,18 @@ def _start(server: _JobServer, **request: Any) -> str:
     try:
         return str(server.submit_job(**request))
     except (ValueError, OSError) as error:
-        folder = request["runtime_env"]["working_dir"]
-        raise UserError(folder, f"cannot be sent to the cluster ({_reason(error)})") from error
+        address = server.get_address()
+        raise UserError(address, f"cannot submit the job ({_reason(error)})") from error
+
+
+def _replaced(arguments: Sequence[str], old: str, new: str) -> list[str]:
+    """The arguments with one value in place of another, also in the form `--option=value`."""
+    changed = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        is_joined = bool(equals) and option.startswith("--") and value == old
+        changed.append(new if argument == old else f"{option}={new}" if is_joined else argument)
+    return changed
 
 
 def _connect(address: str | None) -> _JobServer:

@@ -7,22 +7,25 @@ from pathlib import Path
 
 from cluster.commands.job_options import add_server_option
 from pipeline.commands.step import Step
+from recipes import find_recipe
 
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def submit_step(check: Callable[[Sequence[str]], object]) -> Step:
-    """The step; `check` ends the program where the options of the step to run are wrong."""
+def submit_step(parse: Callable[[Sequence[str]], argparse.Namespace]) -> Step:
+    """The step; `parse` takes the options of the step to run, and ends the program if it cannot."""
 
     def run(arguments: argparse.Namespace) -> int:
         from cluster import jobs
 
         command = arguments.step[1:] if arguments.step[:1] == ["--"] else arguments.step
+        recipe = None
         if command:
             # A mistake in the step's own options is better found here than on the cluster.
-            check(command)
+            recipe = _recipe_to_upload(getattr(parse(command), "recipe", None))
         return jobs.submit(
             command,
+            recipe=recipe,
             address=arguments.address,
             wait=arguments.wait,
             environment=jobs.forwarded_environment(
@@ -59,3 +62,18 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("step", nargs=argparse.REMAINDER, metavar="-- STEP ...", help="what to run")
     add_server_option(parser)
+
+
+def _recipe_to_upload(given: str | None) -> str | None:
+    """The recipe of a job if it is a local file; one that is known by name is uploaded anyway.
+
+    Raises:
+        UserError: neither a file nor a name. An absolute path may be one of the cluster's.
+    """
+    if given is None or given.startswith("s3://"):
+        return None
+    if Path(given).is_file():
+        return given
+    if not Path(given).is_absolute():
+        find_recipe(given)
+    return None

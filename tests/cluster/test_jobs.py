@@ -53,7 +53,7 @@ if sys.argv[1] == "exit":
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     project = tmp_path_factory.mktemp("project")
     (project / "ray_job.py").write_text(STAND_IN)
-    for left_out in (".git", ".venv", "data"):
+    for left_out in (".git", ".venv", "build", "data", "runs", "torch"):
         (project / left_out).mkdir()
         (project / left_out / "large").write_text("x")
     with ray_folder() as folder, started(folder, str(project)) as (found, process):
@@ -98,6 +98,21 @@ def test_a_job_gets_its_arguments_and_variables_and_its_log_arrives_whole(
     assert counted(out) == [f"line {number}" for number in range(25)]
     assert "SUCCEEDED" in err
     assert "INFO" not in err
+
+
+def test_a_job_finds_the_recipe_that_was_given_by_path(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "own.toml"
+    recipe.touch()
+    arguments = ["train", str(recipe), "--set", "train.epochs=1"]
+    status = jobs.submit(
+        arguments, working_dir=cluster.project, recipe=str(recipe), address=cluster.url
+    )
+    assert status == 0
+    job = printed(capsys.readouterr().out)
+    assert job["arguments"] == ["train", "recipe/own.toml", "--set", "train.epochs=1"]
+    assert job["files"] == ["ray_job.py", "recipe"]
 
 
 def test_a_failed_job_passes_its_exit_status_on(

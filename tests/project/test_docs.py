@@ -52,7 +52,7 @@ def test_every_command_in_the_readme_and_recipes_parses() -> None:
     )
     commands = []
     for text in pages().values():
-        commands += re.findall(rf"ray_job\.py ((?:{steps}).*)", text)
+        commands += re.findall(rf"(?:ray_job\.py|ast-ray) ((?:{steps}) .*)", text)
     assert {command.split()[0] for command in commands} == set(steps.split("|"))
     for command in commands:
         make_parser().parse_args(command.strip("`").split())

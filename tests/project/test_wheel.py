@@ -1,0 +1,87 @@
+"""The wheel: the files that a job would be sent, and what it says of itself."""
+
+import email
+import email.message
+import shutil
+import subprocess
+import sys
+import zipfile
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+from cluster.program import VERSION
+from cluster.upload import PACKAGES, program_files
+
+PROJECT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+
+BUILD = """
+import sys
+from setuptools.build_meta import build_wheel
+
+print(build_wheel(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy: setuptools leaves files in the folder that it builds from, and uses those
+    of an earlier build."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for package in PACKAGES:
+        shutil.copytree(PROJECT / package, source / package)
+    for name in ("ray_job.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(PROJECT / name, source)
+    command = [sys.executable, "-c", BUILD, str(out)]
+    subprocess.run(command, cwd=source, check=True, stdout=subprocess.DEVNULL)
+    (path,) = out.iterdir()
+    return path
+
+
+def read(wheel: Path, name: str) -> str:
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.read(f"ast_ray-{VERSION}.dist-info/{name}").decode()
+
+
+def metadata(wheel: Path) -> email.message.Message:
+    return email.message_from_string(read(wheel, "METADATA"))
+
+
+def test_it_holds_the_program_and_its_recipes_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        files = {name for name in archive.namelist() if ".dist-info/" not in name}
+    typed = {f"{package}/py.typed" for package in ("cluster", "pipeline", "trainer")}
+    assert files == {*map(str, program_files(PROJECT)), *typed}
+    assert {"recipes/esc50.toml", "pipeline/pages/style.css"} <= files
+
+
+def test_it_says_who_may_use_it_and_how_it_is_run(wheel: Path) -> None:
+    assert wheel.name == f"ast_ray-{VERSION}-py3-none-any.whl"
+    found = metadata(wheel)
+    assert (found["Name"], found["Version"]) == ("ast-ray", VERSION)
+    assert (found["License-Expression"], found["License-File"]) == ("MIT", "LICENSE")
+    assert read(wheel, "licenses/LICENSE") == (PROJECT / "LICENSE").read_text(encoding="utf-8")
+    assert found["Requires-Python"] == ">=3.11"
+    assert found.get_all("Project-URL") is None
+    points = ConfigParser()
+    points.read_string(read(wheel, "entry_points.txt"))
+    assert dict(points["console_scripts"]) == {"ast-ray": "ray_job:main"}
+
+
+def test_its_recipes_are_found_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
+    installed, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    program = "import recipes; print(recipes.find_recipe('recipes/demo.toml'))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=elsewhere,
+        env={"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{(installed / 'recipes' / 'demo.toml').resolve()}\n"
