@@ -134,10 +134,10 @@ def test_what_is_cut_is_never_taken_for_whole(s3: str, proxy: FaultyProxy) -> No
     ("kind", "line"),
     [
         ("expired", r"access refused \((ExpiredToken|400)\); check AWS_ACCESS_KEY_ID"),
-        ("slow down", r"the storage at {endpoint} answered (SlowDown|503), also when asked again"),
+        ("slow down", r"the storage at {endpoint} answered (SlowDown|503), also after retries"),
         slow("expired 403", r"access refused \((ExpiredToken|403)\); check AWS_ACCESS_KEY_ID"),
         slow("reset", 'closed before we received a valid response from endpoint URL: "{endpoint}/'),
-        slow("cut", "closed before we received a valid res|answers of {endpoint} are cut short"),
+        slow("cut", "closed before we received a valid res|responses of {endpoint} stay truncated"),
     ],
 )
 def test_a_storage_that_fails_for_ever_is_one_line_and_the_job_goes_on_later(

@@ -140,7 +140,8 @@ def member_recipes(
         try:
             variant = load_recipe(recipe_path, [*overrides, *settings])
         except UserError as error:
-            raise UserError(where, f"{error.where}: {error.what}", error.remedy) from error
+            setting = error.where.removeprefix("--set ")
+            raise UserError(where, f"{setting}: {error.what}", error.remedy) from error
         _add(members, storage.join(output, name), variant, where)
     return members
 

@@ -145,7 +145,9 @@ def test_a_broken_transfer_carries_on(tmp_path: Path, server: Server) -> None:
 def test_a_later_run_carries_on(tmp_path: Path, server: Server) -> None:
     server.break_after = [download.CHUNK_BYTES] * download.ATTEMPTS
     one = dataset(server, ZIP)
-    with pytest.raises(UserError, match=r"the transfer broke \(.*\); the same command carries on"):
+    with pytest.raises(
+        UserError, match=r"the transfer broke \(.*\); run the same command again to resume"
+    ):
         download.download(one, str(tmp_path / "data"))
     assert len(server.asked) == download.ATTEMPTS
     assert download.download(one, str(tmp_path / "data"))

@@ -145,7 +145,7 @@ def test_a_storage_that_fails_stops_the_task(
 
     monkeypatch.setattr(storage, "read_file", fail)
     monkeypatch.setattr("time.sleep", lambda _: None)
-    with pytest.raises(UserError, match=r"cannot be read: .*Run the same command again to go on"):
+    with pytest.raises(UserError, match=r"cannot be read: .*run the same command again to resume"):
         prep.build()
     assert prep.finished() == set()
 

@@ -89,7 +89,7 @@ def test_two_workers_write_the_run_of_the_loop_into_a_bucket(
 
     monkeypatch.setattr(ray_train, "run_training", None)
     assert ray_job.main(command) == 0
-    assert f"{run}: finished already, nothing to do" in capfd.readouterr().out
+    assert f"{run}: already finished" in capfd.readouterr().out
 
 
 @pytest.mark.usefixtures("session")
@@ -391,7 +391,7 @@ def test_after_ctrl_c_and_kill_the_same_command_carries_on(
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate()
     assert process.returncode == 130
-    told = "interrupted; the same command carries on, or says what is in its way"
+    told = "interrupted; run the same command again to resume"
     assert told in errors.splitlines()
     assert "Traceback" not in errors
 

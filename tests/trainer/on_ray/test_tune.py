@@ -146,10 +146,10 @@ def test_an_error_in_a_trial_is_one_line_each_and_spares_the_others(
         (["--seeds", "1"], "--seeds: is for members to train, and no recipe is named"),
         (["--runs", "a", "--data", "d"], "--data: is for members to train, and no recipe is named"),
         ([], "ensemble: name a recipe with --seeds or --variant, or --runs"),
-        (["a.toml", "--seeds", "1"], "--data: name the prepared data set to train on"),
-        (["a.toml", "--data", "d"], "ensemble: name the members to train by --seeds or --variant"),
+        (["demo", "--seeds", "1"], "--data: name the prepared data set to train on"),
+        (["demo", "--data", "d"], "ensemble: name the members to train by --seeds or --variant"),
         (
-            ["a.toml", "--data", "d", "--seeds", "0", "1", "--set", "train.seed=7"],
+            ["demo", "--data", "d", "--seeds", "0", "1", "--set", "train.seed=7"],
             "--set train.seed=7: train.seed is each run's own, by --seeds; leave it out",
         ),
     ],
@@ -174,8 +174,13 @@ def test_each_run_that_failed_is_named(
 ) -> None:
     """Also where the reason does not name it, as one that was raised for several runs does not."""
     runs = [str(tmp_path / f"seed-{seed}") for seed in (1, 2, 3, 10)]
-    reasons = ("the disk is full", f"{runs[1]}/run.json: damaged", f"{runs[3]}: damaged", "full")
-    failures: dict[str, Exception] = dict(zip(runs, map(UserError, reasons), strict=True))
+    errors = (
+        UserError("", "the disk is full"),
+        UserError(f"{runs[1]}/run.json", "damaged"),
+        UserError(runs[3], "damaged"),
+        UserError("", "full"),
+    )
+    failures: dict[str, Exception] = dict(zip(runs, errors, strict=True))
     monkeypatch.setattr(ray_tune, "train_unfinished", lambda *_, **__: failures)
     command = ensemble_command(recipe_file, dataset, tmp_path, 1, 2, 3, 10)
     assert ray_job.main(command) == 1

@@ -223,7 +223,7 @@ def test_members_that_are_left_out_are_named(
 
     command = ["ensemble", "--runs", inside[1], "--out", output]
     assert ray_job.main(command) == 0
-    told = f"members before that are left out now: {inside[0]} {outside}; name them by"
+    told = f"previous members that are no longer included: {inside[0]} {outside}; name them by"
     assert told in capsys.readouterr().err
     assert ray_job.main(command) == 0
     assert capsys.readouterr().err == ""

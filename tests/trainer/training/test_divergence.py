@@ -118,7 +118,7 @@ def test_bad_steps_across_the_end_of_an_epoch_are_counted_in_a_row(
     run = str(tmp_path)
     monkeypatch.setattr(loop, "augment_batch", failing_at(11, 12, 13))
     train(tiny_recipe(train=OFTEN | {"max_bad_steps": 3}), dataset, run, world=World())
-    assert "3 skipped in a row; carrying on from step 12" in capsys.readouterr().err
+    assert "3 skipped in a row; resuming from step 12" in capsys.readouterr().err
     assert newest(run).progress.has_gone_back
     assert [entry["step"] for entry in bad_steps(run)] == [11, 12, 13]
 

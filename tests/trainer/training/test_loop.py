@@ -562,7 +562,7 @@ def test_a_loss_that_is_no_number(
     )
     with pytest.raises(UserError, match=rf"^{run}: the loss is (nan|inf), .* lower schedule\.lr"):
         start(recipe, dataset, run)
-    assert capsys.readouterr().err.count("; carrying on from step 1\n") == 1
+    assert capsys.readouterr().err.count("; resuming from step 1\n") == 1
     assert len(checkpoint_paths(run)) == 1
     for path in checkpoint_paths(run):
         model = torch.load(path, weights_only=True)["model"]
