@@ -36,7 +36,7 @@ _STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
 
 _BLOCK_VALUES = 2**18
 _SEEK_AHEAD_S = 1.0
-"""Decoded ahead of a stretch and left out: decoders need some packets to come to themselves."""
+"""Decoded before a stretch and dropped: decoders need a few packets to settle."""
 _MISSING_S = 0.1
 """How much shorter than its header says a stream may be: headers count padding, too."""
 _GAP_FRAMES = 0.75

@@ -7,7 +7,7 @@ file is there and builds all others again.
 
 A decoder that crashes or hangs on a clip takes the whole process with it, and the shard is tried
 again. A marker tells of the first try; the second decodes every clip in a process of its own, where
-such a clip is only rejected. So sound files pay nothing for the broken ones.
+such a clip is only rejected. Intact files pay nothing for broken ones.
 """
 
 import math

@@ -30,9 +30,9 @@ def run(arguments: argparse.Namespace) -> None:
     from trainer.run.summary import check_learned, metrics_summary
     from trainer.scores.predictions import predictions_path
 
-    is_finished, remarks = check_training(recipe, data, output)
-    for remark in remarks:
-        print(f"note: {remark}", file=sys.stderr)
+    is_finished, warnings = check_training(recipe, data, output)
+    for warning in warnings:
+        print(f"note: {warning}", file=sys.stderr)
     if is_finished:
         print(f"{output}: already finished")
     else:

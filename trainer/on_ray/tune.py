@@ -78,16 +78,16 @@ def unfinished(recipes: Mapping[str, Recipe], dataset_path: str) -> dict[str, Re
     for run_path, recipe in recipes.items():
         name = run_path.rpartition("/")[2]
         try:
-            is_finished, remarks = check_training(recipe, dataset_path, run_path)
+            is_finished, warnings = check_training(recipe, dataset_path, run_path)
         except UserError as error:
             raise error.prefixed(run_path) from error
         if not is_finished:
             waiting[run_path] = recipe
-        for remark in remarks:
-            told.setdefault(remark, []).append(name)
-    for remark, names in told.items():
+        for warning in warnings:
+            told.setdefault(warning, []).append(name)
+    for warning, names in told.items():
         whose = "" if len(names) == len(waiting) else f"{', '.join(names)}: "
-        print(f"note: {whose}{remark}", file=sys.stderr)
+        print(f"note: {whose}{warning}", file=sys.stderr)
     return waiting
 
 

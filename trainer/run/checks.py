@@ -1,7 +1,7 @@
-"""Whether a training or an evaluation can be, found out before Ray starts.
+"""Checks, before Ray starts, that a run or an evaluation can succeed.
 
-In: a recipe or a run folder, and a prepared data set. Out: a mistake, explained; or what the step
-needs to know of what is there already.
+In: a recipe or a run folder, and a prepared data set. Out: an error that explains a mistake, or
+what the step needs to know of the run so far.
 """
 
 from typing import Any
@@ -15,20 +15,20 @@ from trainer.checkpoints.settings import Weights
 from trainer.data.clips import ClipSet, select_clips, select_training_data
 from trainer.recipe.fit import check_fit
 from trainer.recipe.recipe import Recipe
-from trainer.recipe.remarks import check_rate, remarks
+from trainer.recipe.warnings import check_rate, recipe_warnings
 from trainer.run.run_folder import check_same_run, is_finished, read_run
 from trainer.scores.predictions import metrics_path, predictions_name, predictions_path
 
 
 def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> tuple[bool, list[str]]:
-    """Find out before Ray starts whether a run can be.
+    """Check, before Ray starts, that a run can succeed.
 
     Returns:
-        Whether it is finished already, and else what is odd about its settings or its folder.
+        Whether it is finished already; if not, warnings about its settings or its folder.
 
     Raises:
-        UserError: no such data set, split, fold or weights; settings that cannot be, or that learn
-            nothing; the folder holds something else or cannot be written to.
+        UserError: there is no such data set, split, fold or weights; settings do not fit the data
+            or would learn nothing; the folder holds something else or is not writable.
     """
     dataset = open_dataset(dataset_path)
     data = select_training_data(dataset, recipe.data)
@@ -48,23 +48,23 @@ def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> tuple[bo
                 "`evaluate` makes its predictions, and `train` with another --out and --set "
                 f"model.weights_file={run_path} trains on from it",
             )
-        odd += [f"{path}: is gone, and is made again" for path in lost]
+        odd += [f"{path}: is missing and will be regenerated" for path in lost]
     check_rate(recipe, data)
     weights = recipe.model.weights_file
     if weights and not (is_begun or storage.exists(weights) or storage.list_files(weights)):
         raise UserError("model.weights_file", f"{weights} is not there")
     storage.make_folder(run_path)
-    return False, odd + remarks(recipe, data)
+    return False, odd + recipe_warnings(recipe, data)
 
 
 def check_evaluation(
     run_path: str, dataset_path: str, split: str, fold: int, weights: Weights = "last"
 ) -> str:
-    """Find out before Ray starts whether a run can be evaluated; the name of the predictions.
+    """Check, before Ray starts, that a run can be evaluated; returns the name of the predictions.
 
     Raises:
-        UserError: no such run, data set, split or fold; another vocabulary; no checkpoint yet, or
-            not these weights.
+        UserError: there is no such run, data set, split or fold; the vocabulary differs; the run
+            has no checkpoint yet, or not these weights.
     """
     run, dataset = read_run(run_path), open_dataset(dataset_path)
     if dataset.labels != run["data"]["labels"]:
@@ -83,7 +83,7 @@ def check_evaluation(
 def evaluation_name(
     run: dict[str, Any], dataset: PreparedDataset, clips: ClipSet, weights: Weights
 ) -> str:
-    """What the predictions are called: other data must not take the place of the run's own."""
+    """The name of the predictions; those on other data never replace the run's own."""
     if clips.data_fingerprint == run["data"]["fingerprint"]:
         return predictions_name(clips.name, weights)
     other = f"{dataset.path.rpartition('/')[2]}-{clips.data_fingerprint[:8]}"

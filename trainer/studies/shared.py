@@ -1,7 +1,7 @@
-"""What an ensemble and a cross-validation have in common: runs of one recipe, and one result.
+"""What ensembles and cross-validations share: several runs of one recipe, and one result.
 
-In: overrides, run folders, and figures of each run. Out: an override that cannot be, explained; the
-runs as a result's JSON names them; mean and standard deviation; cells of a table.
+In: overrides, run folders, and the scores of each run. Out: an error for an override that conflicts
+with an option; the runs as a result's JSON names them; mean and standard deviation; table cells.
 """
 
 import statistics
@@ -15,7 +15,7 @@ Figures = dict[str, float | None]
 
 
 def refuse_override(overrides: Sequence[str], setting: str, option: str) -> None:
-    """Refuse to set what each of several runs gets a value of its own for.
+    """Refuse an override of a setting that differs from run to run.
 
     Raises:
         UserError: one of the overrides, `section.key=value`, is of that setting.
@@ -23,7 +23,7 @@ def refuse_override(overrides: Sequence[str], setting: str, option: str) -> None
     for override in overrides:
         if override.partition("=")[0].strip() == setting:
             raise UserError(
-                f"--set {override}", f"{setting} is each run's own, by {option}", "leave it out"
+                f"--set {override}", f"{option} sets {setting} for each run", "drop this --set"
             )
 
 

@@ -150,7 +150,7 @@ def test_an_error_in_a_trial_is_one_line_each_and_spares_the_others(
         (["demo", "--data", "d"], "ensemble: name the members to train by --seeds or --variant"),
         (
             ["demo", "--data", "d", "--seeds", "0", "1", "--set", "train.seed=7"],
-            "--set train.seed=7: train.seed is each run's own, by --seeds; leave it out",
+            "--set train.seed=7: --seeds sets train.seed for each run; drop this --set",
         ),
     ],
 )

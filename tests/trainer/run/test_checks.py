@@ -25,4 +25,6 @@ def test_a_finished_run_without_its_predictions_is_not_through(
     Path(path).unlink()
     is_finished, odd = check_training(recipe, dataset.path, run)
     assert not is_finished
-    assert [one for one in odd if "gone" in one] == [f"{path}: is gone, and is made again"]
+    assert [one for one in odd if "missing" in one] == [
+        f"{path}: is missing and will be regenerated"
+    ]

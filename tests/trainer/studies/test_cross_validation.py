@@ -157,7 +157,7 @@ def test_scores_are_those_of_the_runs(dataset: PreparedDataset, tmp_path: Path) 
 def test_the_fold_cannot_be_set(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["cross-validate", "esc50", "--data", "d", "--out", "r", "--set", "data.fold = 2"]
     assert ray_job.main(command) == 1
-    message = "--set data.fold = 2: data.fold is each run's own, by --folds; leave it out"
+    message = "--set data.fold = 2: --folds sets data.fold for each run; drop this --set"
     assert capsys.readouterr().err == f"ray_job.py: error: {message}\n"
 
 

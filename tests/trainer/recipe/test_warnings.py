@@ -10,7 +10,7 @@ from tests.support.prepared import make_prepared, tiny_recipe
 from trainer.data.clips import select_training_data
 from trainer.recipe.parse import load_recipe
 from trainer.recipe.recipe import Recipe
-from trainer.recipe.remarks import check_rate, remarks
+from trainer.recipe.warnings import check_rate, recipe_warnings
 
 PLAIN = ("data.train_split=train", "data.eval_split=eval", "data.fold=0")
 RECIPES = ("audioset-balanced", "audioset-full", "esc50", "esc50-from-audioset", "speech-commands")
@@ -65,7 +65,7 @@ def test_what_is_odd_is_said(
     dataset: PreparedDataset, changes: dict[str, dict[str, Any]], message: str
 ) -> None:
     recipe = cropping(changes)
-    found = remarks(recipe, select_training_data(dataset, recipe.data))
+    found = recipe_warnings(recipe, select_training_data(dataset, recipe.data))
     assert any(line.startswith(message) for line in found), found
     if "schedule" not in changes and "batch_size" not in changes.get("train", {}):
         assert len(found) == 1
@@ -89,7 +89,7 @@ def test_nothing_is_said_of_what_has_an_effect(
     dataset: PreparedDataset, changes: dict[str, dict[str, Any]]
 ) -> None:
     recipe = cropping(changes)
-    assert remarks(recipe, select_training_data(dataset, recipe.data)) == []
+    assert recipe_warnings(recipe, select_training_data(dataset, recipe.data)) == []
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -97,7 +97,7 @@ def test_published_recipes_are_odd_only_for_so_few_clips(
     dataset: PreparedDataset, name: str
 ) -> None:
     recipe = load_recipe(f"recipes/{name}.toml", PLAIN)
-    found = remarks(recipe, select_training_data(dataset, recipe.data))
+    found = recipe_warnings(recipe, select_training_data(dataset, recipe.data))
     assert {line.partition(":")[0] for line in found} <= {
         "train.batch_size",
         "schedule.warmup_steps",

@@ -1,7 +1,7 @@
-"""What is odd about a recipe on its clips: nothing that stops a run, but not what one would expect.
+"""Warnings about a recipe on its clips: they do not stop a run, but a user would want to know.
 
-In: a recipe and the clips it is for. Out: a line for each setting that changes nothing there, and
-for scores that say less than they seem to; an error where nothing at all would be learned.
+In: a recipe and the clips it is for. Out: a line for each setting that has no effect, and for
+scores that say less than they seem to; an error where nothing at all would be learned.
 """
 
 from dataclasses import fields, replace
@@ -17,8 +17,8 @@ _SMALL_SHARE = 0.005
 """Of the audio: a few clips that are a frame too long are nothing odd."""
 
 
-def remarks(recipe: Recipe, data: TrainingData) -> list[str]:
-    """Lines of `section.key: what is odd about it`."""
+def recipe_warnings(recipe: Recipe, data: TrainingData) -> list[str]:
+    """Lines of `section.key: warning`."""
     return [
         *_on_data(recipe, data),
         *_on_model(recipe, data),
