@@ -19,7 +19,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from pipeline.audio import ffmpeg as decode_av
+from pipeline.audio import ffmpeg
 from pipeline.audio.containers import (
     Kind,
     has_damaged_pages,
@@ -101,7 +101,7 @@ def _read_blocks(
     file = _open_sndfile(data, kind)
     # FFmpeg reads a FLAC file of unknown length to its end, libsndfile cannot.
     if file is None or file.frames == _FRAMES_UNKNOWN:
-        yield from decode_av.read_blocks(data, kind, start_s, end_s)
+        yield from ffmpeg.read_blocks(data, kind, start_s, end_s)
         return
     with file:
         start = round(start_s * file.samplerate)

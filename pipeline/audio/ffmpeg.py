@@ -3,7 +3,7 @@
 Bytes of a file -> its best audio stream -> the stretch's samples in blocks. The time of a sample
 is counted from the first one that FFmpeg gives out: encoder delay and edit lists are left out
 before. A damaged packet, a gap between timestamps, or fewer samples than the header gives reject
-the file; `audio_kinds.is_cut` is asked where the stretch reaches the end of it.
+the file; `containers.is_cut` is asked where the stretch reaches the end of it.
 """
 
 import io

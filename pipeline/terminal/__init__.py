@@ -1,4 +1,4 @@
 """What a terminal shows while a step runs.
 
-In: counts and rates. Out: a progress bar, or JSON lines.
+In: counts, rates, sizes. Out: a progress bar or JSON lines; tables; numbers with units.
 """
