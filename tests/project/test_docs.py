@@ -39,6 +39,23 @@ def test_the_readme_names_every_folder() -> None:
     assert {name for name in named if not (PROJECT / name).exists()} == set()
 
 
+def test_links_lead_to_files() -> None:
+    links = [
+        (page, link)
+        for page in [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")]
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text())
+        if "://" not in link
+    ]
+    assert len(links) >= 30
+    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_index_names_every_page() -> None:
+    index = (PROJECT / "docs" / "README.md").read_text()
+    names = {path.name for path in PROJECT.glob("docs/*.md")} - {"README.md"}
+    assert {name for name in names if f"]({name})" not in index} == set()
+
+
 def pages() -> dict[Path, str]:
     """What has commands for a reader to paste, each command in one line."""
     paths = [PROJECT / "README.md", *PROJECT.glob("docs/*.md"), *PROJECT.glob("recipes/*.toml")]

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from trainer.checkpoints.state_files import from_transformers_state
 from trainer.data.sampler import patchout_seed
 from trainer.model.ast import AST, adapt_position_embedding, draw_kept_patches
-from trainer.model.build import build_model
+from trainer.model.build import build_model, check_backbone
 from trainer.model.settings import ModelSettings
 
 TINY = "deit_tiny_distilled_patch16_224"
@@ -653,3 +653,19 @@ def test_compiled_blocks_compute_the_same_under_the_same_names(monkeypatch, chec
     for ours, expected in zip(compiled.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, expected.grad)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > graphs
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("deit_tiny_distilled_patch16_22", "near it: deit_tiny_distilled_patch16_224"),
+        ("resnet50", "a deit_ or vit_ model of timm"),
+    ],
+)
+def test_a_backbone_that_is_none_of_timms(name: str, told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_backbone(name)
+    assert caught.value.what.startswith("must be a deit_ or vit_ model of timm")
+    assert caught.value.where == "model.backbone"
+    assert told in caught.value.what
+    check_backbone("deit_tiny_distilled_patch16_224.fb_in1k")
