@@ -3,7 +3,7 @@
 import argparse
 from typing import get_args, get_type_hints
 
-from pipeline.commands.step import Step, pair, path, positive
+from pipeline.commands.step import Step, pair, path
 from pipeline.manifest.layouts.names import LAYOUTS
 from pipeline.manifest.layouts.options import SourceOptions
 
@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "Parquet files or tars; folder: a folder per class (default: %(default)s)",
     )
     parser.add_argument(
-        "--folds", type=positive, help="number the clips into so many folds, class by class"
+        "--folds", type=int, help="number the clips into so many folds, class by class"
     )
     parser.add_argument(
         "--segments",

@@ -25,7 +25,7 @@ import requests
 from ray.exceptions import UserCodeException
 from ray.job_submission import JobStatus
 
-from cluster import jobs, session
+from cluster import jobs, session, worker_errors
 from pipeline.errors import UserError
 from tests.support.ray_head import Cluster, started, submit_when_ready
 from tests.support.steps import PROJECT, ray_folder
@@ -428,7 +428,7 @@ def fails_in(kind: str) -> Callable[[], None]:
     """
 
     def fail() -> None:
-        raise UserError("clips.csv: line 3 has no label")
+        raise UserError("clips.csv", "line 3 has no label")
 
     def fail_as_ray_data() -> None:
         try:
@@ -448,7 +448,7 @@ def check_embedded_session() -> None:
     for kind in ("task", "nested", "data"):
         with pytest.raises(Exception, match="line 3 has no label") as caught:
             ray.get(ray.remote(fails_in(kind)).remote())
-        found = session.unwrap(caught.value)
+        found = worker_errors.unwrap(caught.value)
         assert type(found) is UserError
         assert str(found) == "clips.csv: line 3 has no label"
     with session.connect(address="local", num_cpus=7):
@@ -515,22 +515,22 @@ def test_unwrap_finds_the_users_error_among_the_failures_of_training_workers() -
     # Seconds to import, and needed by nothing else here.
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-    inner = UserError("data: no clips of fold 6")
+    inner = UserError("data", "no clips of fold 6")
     failures: dict[int, Exception] = {0: RuntimeError("connection closed by peer"), 1: inner}
     training = WorkerGroupError("two workers failed", failures)
-    assert session.unwrap(training) is inner
-    assert session.unwrap(ControllerError(training)) is inner
-    assert session.unwrap(WorkerGroupError("one", {0: RuntimeError("bug")})) is not inner
+    assert worker_errors.unwrap(training) is inner
+    assert worker_errors.unwrap(ControllerError(training)) is inner
+    assert worker_errors.unwrap(WorkerGroupError("one", {0: RuntimeError("bug")})) is not inner
 
 
 def test_unwrap_leaves_other_errors_alone() -> None:
     error = ValueError("pipeline.errors.UserError is mentioned")
     error.__cause__ = error
-    assert session.unwrap(error) is error
+    assert worker_errors.unwrap(error) is error
     interrupt = KeyboardInterrupt()
-    interrupt.__context__ = UserError("earlier")
-    assert session.unwrap(interrupt) is interrupt
+    interrupt.__context__ = UserError("", "earlier")
+    assert worker_errors.unwrap(interrupt) is interrupt
     hidden = RuntimeError("bug")
-    hidden.__context__ = UserError("dealt with")
+    hidden.__context__ = UserError("", "dealt with")
     hidden.__suppress_context__ = True
-    assert session.unwrap(hidden) is hidden
+    assert worker_errors.unwrap(hidden) is hidden

@@ -314,12 +314,12 @@ def check_steps(
     assert ray_job.main(["verify", output]) == 0
     assert "every byte is what the card and the index say" in capfd.readouterr().out
     storage.write_bytes(f"{output}/{TAR}", (whole / "shards/train-00002.tar").read_bytes())
-    assert ray_job.main(["verify", output]) == 1
+    assert ray_job.main(["verify", output]) == 3
     table = capfd.readouterr().out
     assert TAR in table
     assert "has other members than the index" in table
     assert "run `prepare` again" in table
-    assert ray_job.main(["verify", output, "--json-logs"]) == 1
+    assert ray_job.main(["verify", output, "--json-logs"]) == 3
     told = capfd.readouterr()
     printed = [json.loads(line) for line in told.out.splitlines()]
     assert [row["event"] for row in printed] == ["fault", "fault", "summary"]

@@ -140,7 +140,7 @@ def test_a_storage_that_fails_stops_the_task(
 ) -> None:
     prep = preparation(tmp_path, clips[:2])
 
-    def fail(path: str, *_: object) -> bytes:
+    def fail(path: str, **_: object) -> bytes:
         raise OSError(5, "Input/output error", path)
 
     monkeypatch.setattr(storage, "read_file", fail)

@@ -153,7 +153,7 @@ def test_what_is_too_large_is_not_read(folder: str) -> None:
 
 def test_a_fault_of_the_storage_is_no_reject() -> None:
     error = OSError(5, "Input/output error")
-    with pytest.raises(UserError, match=r"^/a.wav: cannot be read: .*same command again to go on"):
+    with pytest.raises(UserError, match=r"^/a.wav: cannot be read: .*same command again to resume"):
         fault(error, "/a.wav")
 
 

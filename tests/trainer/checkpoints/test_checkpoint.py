@@ -219,7 +219,7 @@ def test_work_goes_on_beside_and_one_after_the_other() -> None:
 
 def test_an_error_of_the_work_is_raised_once_it_is_waited_for() -> None:
     def fail() -> None:
-        raise UserError("the disk is full")
+        raise UserError("", "the disk is full")
 
     background = Background()
     for wait in (background.wait, lambda: background.start(lambda: None)):

@@ -15,11 +15,11 @@ def test_which_failures_are_worth_a_new_start(
     failures = Failures(str(tmp_path))
     failures.after_exception(None, {1: RuntimeError("the node went\naway")})
     assert "worker 1 failed (away); starting again" in capsys.readouterr().err
-    failures.after_exception(None, {0: PassingError("no answer")})
+    failures.after_exception(None, {0: PassingError("", "no answer")})
     assert "worker 0 failed (no answer); starting again" in capsys.readouterr().err
     with pytest.raises(UserError, match="no such shard"):
         failures.after_exception(
-            None, {0: RuntimeError("peer lost"), 1: UserError("no such shard")}
+            None, {0: RuntimeError("peer lost"), 1: UserError("", "no such shard")}
         )
 
 
@@ -40,7 +40,7 @@ def test_a_run_starts_again_as_long_as_it_gets_further(
         failures.after_exception(None, lost)
     assert capsys.readouterr().err == "where it was\n"
     with pytest.raises(PassingError):
-        failures.after_exception(None, {0: PassingError("no answer")})
+        failures.after_exception(None, {0: PassingError("", "no answer")})
     assert capsys.readouterr().err == ""
 
 
@@ -48,7 +48,7 @@ def test_a_storage_that_does_not_answer_tells_of_no_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def list_files(folder: str) -> list[str]:
-        raise PassingError("no answer")
+        raise PassingError("", "no answer")
 
     monkeypatch.setattr(storage, "list_files", list_files)
     failures, lost = Failures(str(tmp_path)), {0: RuntimeError("lost")}

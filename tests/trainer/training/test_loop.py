@@ -330,7 +330,7 @@ def test_a_run_that_is_taken_over_while_it_writes_says_so(
 
     def lose(path: str, saved: Checkpoint) -> None:
         take_over(path)
-        raise UserError("cannot be written")
+        raise UserError("", "cannot be written")
 
     monkeypatch.setattr(run_state, "save_checkpoint", lose)
     with pytest.raises(UserError, match="another `train` has begun there"):
@@ -371,7 +371,7 @@ def test_a_storage_that_does_not_answer_for_a_while_ends_no_run(
 
     def save_or_not(run_path: str, saved: Checkpoint) -> str:
         if saved.progress.step in failing:
-            raise PassingError("no answer")
+            raise PassingError("", "no answer")
         return save(run_path, saved)
 
     monkeypatch.setattr(run_state, "save_checkpoint", save_or_not)
