@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 from cluster.commands import list_jobs, logs, stop
 from cluster.commands.submit import submit_step
-from cluster.program import VERSION, print_error, program_name
+from cluster.program import print_error, program_name
 from pipeline.commands import download, manifest, prepare, verify
 from pipeline.errors import UserError
+from pipeline.version import VERSION
 from trainer.commands import (
     cross_validate,
     ensemble,

@@ -1,11 +1,7 @@
-"""What the program is called, and its version."""
+"""What the program is called, and how it shows an error."""
 
 import sys
 from pathlib import Path
-
-VERSION = "0.1.0"
-"""The one place of the version: pyproject.toml reads it here, and a folder of the code that is not
-installed, as that of an uploaded job, has it too."""
 
 
 def program_name() -> str:

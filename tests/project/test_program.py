@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import ray_job
-from cluster.program import VERSION
+from cluster.upload import PACKAGES
 from pipeline.errors import UserError
+from pipeline.version import VERSION
 from recipes import FOLDER, find_recipe, recipe_names
 
 PROJECT = Path(ray_job.__file__).parent
@@ -47,14 +48,20 @@ def test_an_error_names_the_program_as_it_was_called(
 
 def test_the_version_is_that_of_the_code_that_runs(tmp_path: Path) -> None:
     """Also in a folder that is not installed, whatever else is."""
-    for package in ("cluster", "pipeline", "recipes"):
+    for package in PACKAGES:
         shutil.copytree(PROJECT / package, tmp_path / package)
     shutil.copy(PROJECT / "ray_job.py", tmp_path)
-    program = tmp_path / "cluster" / "program.py"
-    program.write_text(program.read_text().replace(f'"{VERSION}"', '"9.8.7"'))
-    command = [sys.executable, "ray_job.py", "--version"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == "ast-ray 9.8.7\n"
+    version = tmp_path / "pipeline" / "version.py"
+    version.write_text(version.read_text().replace(f'"{VERSION}"', '"9.8.7"'))
+    show_in_run = "from trainer.run import run_folder; print(run_folder._versions()['ast-ray'])"
+    for command, shown in (
+        (["ray_job.py", "--version"], "ast-ray 9.8.7\n"),
+        (["-c", show_in_run], "9.8.7\n"),
+    ):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert done.stdout == shown
 
 
 @pytest.mark.parametrize("given", ["esc50", "recipes/esc50.toml"])

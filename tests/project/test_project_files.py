@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from cluster.program import VERSION
+from pipeline.version import VERSION
 
 PROJECT = Path(__file__).resolve().parents[2]
 

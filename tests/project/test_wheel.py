@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.program import VERSION
 from cluster.upload import PACKAGES, program_files
+from pipeline.version import VERSION
 
 PROJECT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow

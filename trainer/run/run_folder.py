@@ -12,6 +12,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset
 from pipeline.errors import UserError
+from pipeline.version import VERSION
 from trainer.checkpoints.checkpoint import Progress, checkpoint_paths
 from trainer.data.clips import TrainingData
 from trainer.recipe.parse import make_recipe
@@ -19,7 +20,7 @@ from trainer.recipe.recipe import Recipe
 
 FORMAT_VERSION = 1
 
-_PACKAGES = ("ast-ray", "torch", "torchaudio", "timm", "ray", "numpy", "pyarrow", "webdataset")
+_PACKAGES = ("torch", "torchaudio", "timm", "ray", "numpy", "pyarrow", "webdataset")
 _MAY_DIFFER = {
     "loader",
     "published",
@@ -232,11 +233,11 @@ def is_finished(run_path: str) -> bool:
 
 
 def _versions() -> dict[str, str]:
-    versions = {}
+    versions = {"ast-ray": VERSION}
     for name in _PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            # A machine for training alone may have no Ray, and a checkout may not be installed.
+            # A machine for training alone may have no Ray.
             versions[name] = "not installed"
     return versions
