@@ -24,14 +24,13 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.fbank_settings import FbankSettings
-from trainer.data.augment import (
+from trainer.data.augment import mix_targets
+from trainer.data.augment_draws import (
     AugmentDraws,
     draw_augmentations,
     draw_noise,
     first_frame,
-    mix_targets,
     needs_partner,
-    pinned,
 )
 from trainer.data.clip_reader import ClipReader
 from trainer.data.clips import ClipSet
@@ -47,6 +46,7 @@ from trainer.data.sampler import (
 )
 from trainer.data.settings import AugmentSettings, LoaderSettings
 from trainer.data.shard_cache import ShardCache
+from trainer.data.transfer import pinned
 
 
 class _Buffer:

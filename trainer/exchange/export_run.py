@@ -19,10 +19,7 @@ import safetensors.torch
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.fbank_settings import FbankSettings
-from trainer.checkpoints.ast_checkpoint import (
-    EXPORTED_NAME,
-    metadata,
-)
+from trainer.checkpoints.ast_checkpoint import EXPORTED_NAME, metadata
 from trainer.checkpoints.averaging import check_weights, weights_path
 from trainer.checkpoints.checkpoint import load_last
 from trainer.checkpoints.settings import Weights
@@ -36,11 +33,7 @@ from trainer.checkpoints.state_files import (
 from trainer.model.ast import AST
 from trainer.model.build import build_model
 from trainer.recipe.recipe import Recipe
-from trainer.run.run_folder import (
-    check_empty,
-    read_recipe,
-    read_run,
-)
+from trainer.run.run_folder import check_empty, read_recipe, read_run
 
 _logger = logging.getLogger(__name__)
 

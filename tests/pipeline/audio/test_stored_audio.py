@@ -30,14 +30,8 @@ from tests.support.plain_clips import augmented_audio
 from tests.support.prepared import TINY, tiny_recipe
 from tests.support.runs import assert_same_run
 from tests.support.without_ray import do_without_ray, prepare, verify
-from trainer.data.augment import (
-    augment_batch,
-    draw_augmentations,
-    mix_waveforms,
-    needs_partner,
-    normalise,
-    raw_log_mel,
-)
+from trainer.data.augment import augment_batch, mix_waveforms, normalise, raw_log_mel
+from trainer.data.augment_draws import draw_augmentations, needs_partner
 from trainer.data.clips import ClipSet, select_clips
 from trainer.data.loader import Batch, Loader, plan_epoch
 from trainer.data.settings import AugmentSettings, LoaderSettings

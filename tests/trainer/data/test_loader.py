@@ -17,7 +17,8 @@ from pipeline.dataset.prepared import PreparedDataset
 from pipeline.errors import UserError
 from tests.support.plain_clips import cut, mixed, padded
 from tests.support.prepared import TINY, make_prepared
-from trainer.data.augment import draw_augmentations, mix_log_mel, needs_partner
+from trainer.data.augment import mix_log_mel
+from trainer.data.augment_draws import draw_augmentations, needs_partner
 from trainer.data.clips import ClipSet, select_clips, select_training_data
 from trainer.data.loader import Batch, EpochPlan, Loader, plan_epoch
 from trainer.data.settings import AugmentSettings, DataSettings, LoaderSettings
