@@ -4,6 +4,7 @@ A GPU copies from page-locked ("pinned") memory without the host waiting; on a C
 it is.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -22,3 +23,28 @@ def pinned(values: Tensor, device: torch.device) -> Tensor:
 def on_device(device: torch.device, array: NDArray[Any]) -> Tensor:
     """A copy there; does not wait for the work of the device, as a plain `torch.tensor` would."""
     return pinned(torch.from_numpy(array), device).to(device, non_blocking=True)
+
+
+class Buffer:
+    """Memory that holds one batch after the other, on the CPU."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        on_gpu = device.type == "cuda"
+        self.memory = torch.empty(shape, dtype=dtype, pin_memory=on_gpu)
+        # Blocking: a thread that waits for the device does not keep a core busy.
+        self._used = torch.cuda.Event(blocking=True) if on_gpu else None  # type: ignore[no-untyped-call]
+
+    def first(self, num_rows: int, length: int) -> Tensor:
+        """Its beginning as `[num_rows, length, ...]`, contiguous."""
+        shape = (num_rows, length, *self.memory.shape[2:])
+        return self.memory.flatten()[: math.prod(shape)].view(shape)
+
+    def mark_used(self) -> None:
+        """Note that all copies to the device have been asked for."""
+        if self._used is not None:
+            self._used.record()
+
+    def wait(self) -> None:
+        """Until those copies are done."""
+        if self._used is not None:
+            self._used.synchronize()
