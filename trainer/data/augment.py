@@ -22,7 +22,7 @@ from pipeline.audio.stored_audio import FULL_SCALE
 from pipeline.fbank import ENERGY_FLOOR, fbank
 from pipeline.fbank_settings import FbankSettings
 from trainer.data.augment_draws import AugmentDraws, needs_partner
-from trainer.data.sampler import FloatArray, IntArray
+from trainer.data.random_streams import FloatArray, IntArray
 from trainer.data.transfer import on_device
 
 LOG_MEL_FLOOR = math.log(ENERGY_FLOOR)

@@ -19,7 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.data.sampler import FloatArray, IntArray, Stream, random_bits, to_uniform, uniform
+from trainer.data.random_streams import (
+    FloatArray,
+    IntArray,
+    Stream,
+    random_bits,
+    to_uniform,
+    uniform,
+)
 from trainer.data.settings import AugmentSettings
 
 NUM_RAW_DRAWS = 8

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.fbank_settings import FbankSettings
 from trainer.data.augment_draws import AugmentDraws
-from trainer.data.sampler import IntArray
+from trainer.data.random_streams import IntArray
 from trainer.data.transfer import Buffer
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.data.random_streams import IntArray
 from trainer.data.sampler import (
-    IntArray,
     batch_positions,
     bucketed_positions,
     epoch_order,

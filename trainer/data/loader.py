@@ -26,7 +26,8 @@ from trainer.data.batch import Batch
 from trainer.data.clip_reader import ClipReader
 from trainer.data.clips import ClipSet
 from trainer.data.epoch_plan import EpochPlan
-from trainer.data.sampler import FloatArray, IntArray, rank_slice
+from trainer.data.random_streams import FloatArray, IntArray
+from trainer.data.sampler import rank_slice
 from trainer.data.settings import AugmentSettings, LoaderSettings
 from trainer.data.shard_cache import ShardCache
 from trainer.data.transfer import Buffer, pinned

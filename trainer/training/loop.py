@@ -40,7 +40,8 @@ from trainer.data.batch import Batch
 from trainer.data.clips import select_training_data
 from trainer.data.epoch_plan import plan_epoch
 from trainer.data.loader import Loader
-from trainer.data.sampler import Stream, draw_weights, patchout_seed, random_bits
+from trainer.data.random_streams import Stream, patchout_seed, random_bits
+from trainer.data.sampler import draw_weights
 from trainer.model.ast import AST
 from trainer.model.build import build_model
 from trainer.model.flops import training_flops
