@@ -20,7 +20,8 @@ from torch import nn
 from pipeline.errors import UserError
 from trainer.checkpoints.ast_checkpoint import AstCheckpoint, missing_labels, read_weights
 from trainer.checkpoints.state_files import State, create_from_hub, load_backbone, load_exactly
-from trainer.model.ast import AST, adapt_position_embedding
+from trainer.model.ast import AST
+from trainer.model.patches import adapt_position_embedding
 from trainer.model.settings import ModelSettings
 
 _logger = logging.getLogger(__name__)
