@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import ASTConfig, ASTForAudioClassification
 
 from pipeline.errors import UserError
-from trainer.checkpoints.state_files import from_transformers_state
+from trainer.checkpoints.names import from_transformers_state
 from trainer.data.random_streams import patchout_seed
 from trainer.model.ast import AST
 from trainer.model.build import build_model, check_backbone
