@@ -21,7 +21,8 @@ from pipeline.commands.summaries import prepare_summary
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.fbank_settings import FbankSettings
-from pipeline.manifest.manifest import Clip, Manifest, from_clips, write_manifest
+from pipeline.manifest.files import write_manifest
+from pipeline.manifest.manifest import Clip, Manifest, from_clips
 from pipeline.pages.dataset_page import write_dataset_page
 from pipeline.shards.estimate import estimate
 from pipeline.shards.settings import PrepareSettings
