@@ -29,8 +29,10 @@ from pipeline import storage
 from pipeline.audio.stored_audio import encode_flac
 from pipeline.fbank_settings import FbankSettings
 from pipeline.shards.tar import Fbank, ShardWriter
+from trainer.data.batch import Batch
 from trainer.data.clips import ClipSet, StoredAudio
-from trainer.data.loader import Batch, EpochPlan, Loader, plan_epoch
+from trainer.data.epoch_plan import EpochPlan, plan_epoch
+from trainer.data.loader import Loader
 from trainer.data.settings import AugmentSettings, LoaderSettings
 
 NUM_FRAMES, NUM_MELS, INPUT_FRAMES = 998, 128, 1024
@@ -112,9 +114,9 @@ def compare_local(clips: ClipSet, audio: ClipSet, rounds: int) -> None:
     """Print the rates of one core, all from the page cache."""
     sides: dict[str, Batches] = {
         "webdataset, from front to back": lambda: stream(clips),
-        "loader, random order": lambda: (batch.stored.float() for batch in read(clips)),
-        "the same, left in float16": lambda: (batch.stored for batch in read(clips)),
-        "audio decoded, left in int16": lambda: (batch.stored for batch in read(audio)),
+        "loader, random order": lambda: (batch.x.float() for batch in read(clips)),
+        "the same, left in float16": lambda: (batch.x for batch in read(clips)),
+        "audio decoded, left in int16": lambda: (batch.x for batch in read(audio)),
     }
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds + 1):
@@ -191,7 +193,7 @@ def read_share(
         # By a clock that all processes share.
         start, start_cpu_s = time.monotonic(), time.process_time()
         batches = loader.training_batches(make_plan(clips, epoch, rank, world_size), PLAIN)
-        num_read = sum(len(batch.stored.float()) for batch in batches)
+        num_read = sum(len(batch.x.float()) for batch in batches)
         found.append((start, time.monotonic(), num_read, time.process_time() - start_cpu_s))
     return found
 

@@ -29,9 +29,9 @@ import pyarrow.parquet as pq
 from s3_listing import serve_listing
 
 from pipeline import storage
+from pipeline.manifest.files import read_manifest, write_manifest
 from pipeline.manifest.layouts import audioset
 from pipeline.manifest.layouts.options import SourceOptions
-from pipeline.manifest.manifest import read_manifest, write_manifest
 
 NUM_AUDIOSET = 2_084_320
 FOUND_OF_TEN = 9

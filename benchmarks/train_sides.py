@@ -11,12 +11,14 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional
 from transformers import ASTConfig, ASTForAudioClassification
 
+from trainer.data.batch import Batch
 from trainer.model.ast import AST
 from trainer.model.build import build_model
 from trainer.model.flops import training_flops
@@ -26,7 +28,7 @@ from trainer.optim.loss import loss_per_clip
 from trainer.optim.settings import OptimiserSettings
 from trainer.recipe.settings import TrainSettings
 from trainer.training import step as training_step
-from trainer.training.step import Learner, Share, make_learner, make_step
+from trainer.training.step import Learner, make_learner, make_step
 from trainer.training.world import World
 
 NUM_MELS = 128
@@ -42,7 +44,7 @@ class Task:
     """What every side computes."""
 
     settings: ModelSettings
-    batch: Share
+    batch: Batch
     precision: Precision
 
 
@@ -55,13 +57,17 @@ class Side:
     """Of a clip's forward and backward pass."""
 
 
-def random_batch(batch_size: int, num_frames: int, device: torch.device) -> Share:
-    """Noise for inputs, and targets with few classes each, as AudioSet's."""
-    return Share(
+def random_batch(batch_size: int, num_frames: int, device: torch.device) -> Batch:
+    """A batch as a step takes it, of noise, each clip in few classes, as AudioSet's."""
+    return Batch(
         x=torch.randn(batch_size, num_frames, NUM_MELS, device=device),
+        lengths=torch.full((batch_size,), num_frames, device=device),
+        num_frames=num_frames,
+        audio_fbank=None,
         targets=(torch.rand(batch_size, NUM_CLASSES, device=device) < 0.01).float(),
         weights=torch.ones(batch_size, device=device),
         num_clips=batch_size,
+        rows=np.arange(batch_size),
     )
 
 

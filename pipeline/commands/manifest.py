@@ -77,8 +77,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     from pipeline import storage
     from pipeline.commands.summaries import manifest_summary
+    from pipeline.manifest.files import write_manifest
+    from pipeline.manifest.folds import assign_folds
     from pipeline.manifest.layouts.read import read_source
-    from pipeline.manifest.manifest import assign_folds, write_manifest
     from pipeline.pages.coverage_page import write_coverage_page
 
     output = arguments.out

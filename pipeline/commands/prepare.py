@@ -77,7 +77,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments)
 
-    from pipeline.manifest.manifest import check, read_labels, read_manifest
+    from pipeline.manifest.checks import check
+    from pipeline.manifest.files import read_labels, read_manifest
 
     manifest = read_manifest(arguments.manifest)
     if arguments.labels:

@@ -1,4 +1,4 @@
-"""Manifest to prepared data set: plan, build what is not finished, assemble.
+"""Manifest to prepared data set: decide what may stand, build what is not finished, assemble.
 
 One item is one shard's specification, and one task builds one shard: names are stable, so a restart
 skips what is finished, and no audio passes between processes.
@@ -10,41 +10,20 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import pyarrow.compute as pc
-
 from pipeline import storage
-from pipeline.dataset.assemble import PrepareSummary, assemble, finished_parts, is_intact, read_card
-from pipeline.dataset.card import common_fingerprint
+from pipeline.dataset.assemble import PrepareSummary, assemble, finished_parts
+from pipeline.dataset.decide import decide
 from pipeline.dataset.prepared import card_path
-from pipeline.dataset.resume import (
-    check_carries_on,
-    check_place,
-    clear_damaged,
-    discard_parts,
-    read_damaged,
-    remove_unfinished,
-)
-from pipeline.errors import UserError
+from pipeline.dataset.resume import clear_damaged, discard_parts, remove_unfinished
 from pipeline.manifest.manifest import Manifest
 from pipeline.on_ray import TASK_MEMORY_BYTES, run_tasks
 from pipeline.shards.build import BuildJob, build_shard
-from pipeline.shards.parts import has_parts
-from pipeline.shards.plan import (
-    DamagedPlanError,
-    Plan,
-    ShardSpec,
-    make_plan,
-    planned_fingerprint,
-    read_plan,
-    write_plan,
-)
+from pipeline.shards.plan import Plan, ShardSpec, write_plan
 from pipeline.shards.settings import READS_AHEAD, PrepareSettings
 from pipeline.terminal.progress import ProgressBar, Rate
 
 _TASK_MEMORY_PER_CLIP_BYTES = 600_000
 """On its way to S3 a shard is held in memory as a tar; this leaves room for a copy of it."""
-
-_SAMPLES_PER_BUCKET = 3
 
 
 def prepare(
@@ -80,62 +59,25 @@ def prepare(
     start = time.monotonic()
     storage.check_bucket(output)
     job = BuildJob(output=output, settings=settings, reads_ahead=reads_ahead)
-    card, damaged = read_card(output), read_damaged(job.work)
-    if not card:
-        check_place(output)
-
-    def is_complete(fingerprint: str | None) -> bool:
-        return (
-            card is not None
-            and card["plan_fingerprint"] == fingerprint
-            and card["coverage"] == manifest.coverage
-            and card["common_fingerprint"] == common_fingerprint(manifest)
-            and damaged is None
-            and not (retry_rejects and card["rejects"]["num"])
-            and is_intact(card, output)
-        )
-
-    if is_complete(planned_fingerprint(job.work, manifest, settings)):
+    work = decide(manifest, job, retry_rejects=retry_rejects)
+    if work is None:
         return None
-    _check_buckets(manifest)
-    # A plan of which nothing was built binds nobody.
-    before, lost = None, None
-    try:
-        before = read_plan(job.work) if card or damaged or has_parts(output) else None
-    except DamagedPlanError as error:
-        lost = error
-    if before:
-        check_carries_on(before, manifest, settings, output)
-    plan = make_plan(manifest, settings, before)
-    if lost and plan.fingerprint not in (lost.fingerprint, card and card["plan_fingerprint"]):
-        raise lost
-    if is_complete(plan.fingerprint) and not lost:
-        return None
-    if card and not before and card["plan_fingerprint"] != plan.fingerprint:
-        raise UserError(
-            output,
-            "holds a data set prepared from another manifest or with other settings",
-            "give another --out, or remove it",
-        )
     # From here until the new card is there, tars may change under the old index.
     storage.remove(card_path(output))
-    write_plan(plan, job.work, manifest, before)
+    write_plan(work.plan, job.work, manifest, work.before)
     finished = finished_parts(
-        plan,
-        output,
-        retry_rejects=retry_rejects,
-        damaged=damaged.shards if damaged else frozenset(),
+        work.plan, output, retry_rejects=retry_rejects, damaged=work.damaged_shards
     )
-    waiting = [spec for spec in plan.specs if spec.name not in finished]
+    waiting = [spec for spec in work.plan.specs if spec.name not in finished]
     if waiting:
         # Stopped between a new tar and its part file, an earlier part would vouch for the tar.
         discard_parts(waiting, output)
         # Before the first task, as disks may be nearly full.
         remove_unfinished(output)
         with session:
-            _build(waiting, plan, job, json_logs=json_logs)
+            _build(waiting, work.plan, job, json_logs=json_logs)
     summary = assemble(
-        plan,
+        work.plan,
         manifest,
         job,
         built={spec.name for spec in waiting},
@@ -175,13 +117,3 @@ def _task(row: dict[str, Any], job: BuildJob) -> dict[str, Any]:
         "num_rejects": len(part.rejects),
         "fetched_bytes": part.fetched_bytes,
     }
-
-
-def _check_buckets(manifest: Manifest) -> None:
-    """Fail before any work when a bucket that the manifest names cannot be read."""
-    uris = manifest.clips["uri"]
-    remote = uris.filter(pc.starts_with(uris, "s3://"))
-    buckets = pc.replace_substring_regex(remote, r"^(s3://[^/]+/).*", r"\1")
-    for bucket in pc.unique(buckets).to_pylist():
-        inside = remote.filter(pc.equal(buckets, bucket)).slice(0, _SAMPLES_PER_BUCKET)
-        storage.check_readable(inside.to_pylist())

@@ -16,7 +16,8 @@ import pytest
 from pipeline import storage
 from pipeline.audio.decode import Samples, decode_audio
 from pipeline.errors import UserError
-from pipeline.manifest.manifest import Clip, Manifest, from_clips, write_manifest
+from pipeline.manifest.files import write_manifest
+from pipeline.manifest.manifest import Clip, Manifest, from_clips
 from pipeline.shards import build
 from pipeline.shards.fetch import fetch_ahead
 from tests.support.audio import encode, noise, write_clips

@@ -14,7 +14,8 @@ import pytest
 
 from pipeline.audio.decode import Samples, decode_audio
 from pipeline.audio.rejects import RejectError
-from pipeline.manifest.manifest import Clip, from_clips, read_manifest, write_manifest
+from pipeline.manifest.files import read_manifest, write_manifest
+from pipeline.manifest.manifest import Clip, from_clips
 from pipeline.shards.settings import PrepareSettings
 from tests.support.audio import write_clips
 from tests.support.preparation import LABELS, files

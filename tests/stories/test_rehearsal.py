@@ -30,7 +30,7 @@ from pipeline import storage
 from pipeline.audio.decode import decode_audio
 from pipeline.audio.settings import DecodeSettings
 from pipeline.dataset.prepared import open_dataset
-from pipeline.manifest.manifest import read_manifest
+from pipeline.manifest.files import read_manifest
 from pipeline.shards.settings import PrepareSettings
 from tests.conftest import s3_environment
 from tests.support.audio import Samples, encode, encode_av

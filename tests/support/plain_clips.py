@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torchaudio.compliance import kaldi
 
-from trainer.data.augment import LOG_MEL_FLOOR, AugmentDraws
+from trainer.data.augment import LOG_MEL_FLOOR
+from trainer.data.augment_draws import AugmentDraws
 
 
 def golden(waveform: Tensor) -> Tensor:

@@ -17,16 +17,14 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.fbank_settings import FbankSettings
 from trainer.checkpoints.checkpoint import load_last
-from trainer.checkpoints.state_files import (
-    State,
-    check_values,
+from trainer.checkpoints.fit import check_values
+from trainer.checkpoints.names import (
     from_authors_state,
     from_transformers_state,
     is_authors_state,
     is_transformers_state,
-    read_metadata,
-    read_state,
 )
+from trainer.checkpoints.state_files import State, read_metadata, read_state
 
 METADATA_KEY = "ast_ray"
 """Where the header of an `ast.safetensors` holds what is known of the model, as JSON."""

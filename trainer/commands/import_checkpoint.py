@@ -18,7 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from trainer.exchange.export_run import import_run
+    from trainer.exchange.import_run import import_run
 
     result = import_run(
         arguments.checkpoint,

@@ -19,7 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from trainer.report.sections import write_report
+    from trainer.report.write import write_report
 
     print(write_report(arguments.runs, output=arguments.out))
 

@@ -19,8 +19,11 @@ from torch import nn
 
 from pipeline.errors import UserError
 from trainer.checkpoints.ast_checkpoint import AstCheckpoint, missing_labels, read_weights
-from trainer.checkpoints.state_files import State, create_from_hub, load_backbone, load_exactly
-from trainer.model.ast import AST, adapt_position_embedding
+from trainer.checkpoints.fit import load_backbone, load_exactly
+from trainer.checkpoints.state_files import State
+from trainer.checkpoints.timm_hub import create_from_hub
+from trainer.model.ast import AST
+from trainer.model.patches import adapt_position_embedding
 from trainer.model.settings import ModelSettings
 
 _logger = logging.getLogger(__name__)

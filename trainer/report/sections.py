@@ -1,250 +1,24 @@
-"""Run folders to one self-contained HTML page.
+"""What the report says of runs, section by section, as plain data for its template.
 
-In: run folders, or those of ensembles and cross-validations, local or s3://, finished or not, and
-the data set they name, if it can still be read. Steps: read what each run wrote; put numbers side
-by side; draw figures (`figures`) and single clips (`examples`); render `page.html.jinja`. Out: one
-file that needs no network. What is missing is said in the page in a sentence; only a folder that is
-no run is an error, and a damaged file.
-
-The page is a function of what was read: no clock, so the same runs give the same bytes.
+In: runs, and the data set of the first, if it can still be read. Steps: put numbers side by side;
+draw figures (`figures`) and single clips (`examples`). Out: what `page.html.jinja` shows. What is
+missing is said in a sentence.
 """
 
 import itertools
-import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
 
 from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.pages import page
-from pipeline.pages.plots import Plot, counts_plot, series_colour
+from pipeline.pages.plots import counts_plot, series_colour
 from pipeline.terminal import units
-from trainer.optim.settings import ScheduleSettings
 from trainer.report import examples, figures
-from trainer.run.run_folder import read_history, read_recipe, read_run
-from trainer.run.skipped_steps import read_bad_steps
-from trainer.scores.predictions import Predictions, predictions_path, read_metrics, read_predictions
-from trainer.studies.shared import read_runs
-
-_METRICS = (("mAP", "mAP"), ("mAUC", "mAUC"), ("d_prime", "d′"), ("accuracy", "Accuracy"))
-
-_OF_TRAINING = {"augment", "sampler", "schedule", "optimiser", "averaging", "train"}
-"""Sections whose settings, but for train.loss, say nothing of a model that was imported."""
-
-_TEMPLATE = Path(__file__).with_name("page.html.jinja")
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
-    """What one run folder holds."""
-
-    path: str
-    name: str
-    """Short, and unlike that of any other run of the page."""
-    info: Row
-    """run.json."""
-    steps: list[Row]
-    epochs: list[Row]
-    is_finished: bool
-    evaluations: dict[str, Row]
-    """Metrics by the name of the predictions they are of."""
-    bad_steps: list[Row]
-    """Steps that were skipped."""
-
-    @property
-    def data(self) -> Row:
-        """The `data` section of run.json."""
-        return dict(self.info.get("data", {}))
-
-    @property
-    def main_evaluation(self) -> str | None:
-        """The predictions that stand for the run: those on its own evaluation clips, if any."""
-        wanted = [self.data.get("eval_name"), *self.evaluations]
-        return next((name for name in wanted if name in self.evaluations), None)
-
-    @property
-    def final(self) -> Row:
-        """Metrics of the last evaluation; of the last epoch, or none, where there is none."""
-        if self.main_evaluation is not None:
-            return self.evaluations[self.main_evaluation]
-        return self.epochs[-1] if self.epochs else {}
-
-    @property
-    def all_evaluations(self) -> dict[str, Row]:
-        """Metrics by what they are of: all predictions, and the mean of the epochs' scores."""
-        found = {
-            f"{name} (epoch {row['epoch']})" if row.get("epoch") else name: row
-            for name, row in self.evaluations.items()
-        }
-        last = self.epochs[-1] if len(self.epochs) > 1 else {}
-        mean = {key: last.get(f"cumulative_{key}") for key, _ in _METRICS}
-        if mean["mAP"] is not None:
-            name = f"{self.data.get('eval_name')}, mean of the scores of all epochs"
-            found[name] = {"num_clips": self.data.get("num_eval_clips"), **mean}
-        return found
-
-    @property
-    def train_s(self) -> float:
-        """Seconds of training, without evaluation."""
-        return math.fsum(entry.get("train_s") or 0 for entry in self.epochs)
-
-    @property
-    def history(self) -> figures.History:
-        """The run's curves."""
-        return figures.History(
-            name=self.name,
-            steps=self.steps,
-            epochs=self.epochs,
-            published=self.published,
-            schedule=self._schedule,
-        )
-
-    def setting(self, section: str, key: str) -> str | None:
-        """A setting as text, a dash if it came later than the run; None if it was of no effect."""
-        if "imported_from" in self.info and section in _OF_TRAINING and key != "loss":
-            return None
-        settings = self.info.get("settings", {}).get(section, {})
-        return _setting(settings[key]) if key in settings else "–"
-
-    @property
-    def _schedule(self) -> ScheduleSettings | None:
-        try:
-            return read_recipe(self.info).schedule
-        except (UserError, LookupError):
-            # Of an older run, whose settings are no longer known.
-            return None
-
-    @property
-    def no_evaluation(self) -> str:
-        """Why there are no predictions, and how to make them."""
-        if not self.is_finished:
-            return (
-                "There are no predictions yet; they are written with the last evaluation, at the "
-                "end of the run."
-            )
-        data = self.data
-        fold = f" --fold {data['eval_fold']}" if data.get("eval_fold") else ""
-        return (
-            f"The run is finished, but its predictions on {data.get('eval_name')} are missing; "
-            f"`evaluate {self.path} --split {data.get('eval_split')}{fold}` makes them."
-        )
-
-    @property
-    def published(self) -> dict[str, list[float]]:
-        """Scores after each epoch, by metric, that the recipe says are published."""
-        return dict(self.info.get("settings", {}).get("published", {}))
-
-    @property
-    def published_epochs(self) -> list[Row]:
-        """The same, epoch by epoch."""
-        given = {key: values for key, values in self.published.items() if values}
-        rows = itertools.zip_longest(*given.values())
-        return [dict(zip(given, row, strict=True)) for row in rows]
-
-
-def write_report(runs: list[str], *, output: str | None = None) -> str:
-    """Write the report of one or more runs.
-
-    Args:
-        runs: run folders, local or s3://, or those of ensembles and cross-validations, which
-            stand for their runs; the first one's examples and data set are shown.
-        output: the page to write, a path that ends with .html; `report.html` in the first folder
-            by default.
-
-    Returns:
-        The path of the page.
-
-    Raises:
-        UserError: no run was given, a folder is not one of a run, a file of it is damaged, or
-            `output` is no place for a page.
-    """
-    if not runs:
-        raise UserError("report", "no run was given", "name one or more run folders")
-    if output and not output.endswith(".html"):
-        raise UserError(
-            "--out", f"{output}: must end with .html", "give the page a file of its own"
-        )
-    folders = list(dict.fromkeys(storage.absolute(path) for path in runs))
-    paths = list(dict.fromkeys(itertools.chain.from_iterable(map(member_paths, folders))))
-    loaded = [load_run(path, name) for path, name in zip(paths, run_names(paths), strict=True)]
-    target = storage.absolute(output) if output else storage.join(folders[0], "report.html")
-    sections = make_sections(loaded) | {"ensembles": read_ensembles(folders)}
-    page.write_page(target, _TEMPLATE, sections, _plots(sections))
-    return target
-
-
-def member_paths(folder: str) -> list[str]:
-    """The runs that a folder stands for: itself, or those of an ensemble or a cross-validation."""
-    if storage.exists(storage.join(folder, "run.json")):
-        return [folder]
-    results = [storage.join(folder, f"{name}.json") for name in ("ensemble", "cross_validation")]
-    if scored := list(dict.fromkeys(itertools.chain.from_iterable(map(read_runs, results)))):
-        return scored
-    # Not scored yet.
-    found = storage.list_files(folder)
-    runs = [path.removesuffix("/run.json") for path in found if path.endswith("/run.json")]
-    return [run for run in runs if run.rpartition("/")[0] == folder] or [folder]
-
-
-def read_ensembles(folders: Sequence[str]) -> list[Row]:
-    """What the `ensemble.json` of each folder that has one says of the members' mean scores.
-
-    Raises:
-        UserError: such a file is damaged.
-    """
-    scored = [one for one in folders if storage.exists(storage.join(one, "ensemble.json"))]
-    ensembles = []
-    for folder, name in zip(scored, run_names(scored), strict=True):
-        path = storage.join(folder, "ensemble.json")
-        title = f"Ensemble {name}" if len(scored) > 1 else "Ensemble"
-        try:
-            document = storage.read_json(path)
-            metrics = dict(document["ensemble"])
-            ensembles.append({"title": title, "on": document["name"], "metrics": metrics})
-        except (ValueError, LookupError, TypeError) as error:
-            raise UserError(
-                path, "damaged", "the command of the ensemble makes it again"
-            ) from error
-    return ensembles
-
-
-def load_run(path: str, name: str) -> Run:
-    """Read a run folder, except for its checkpoints and predictions.
-
-    Raises:
-        UserError: it is not the folder of a run, or a file of it is damaged.
-    """
-    info, history = read_run(path), read_history(path)
-    files = storage.list_files(storage.join(path, "predictions"))
-    names = [PurePosixPath(file).stem for file in files if file.endswith(".json")]
-    evaluations = {evaluation: read_metrics(path, evaluation) for evaluation in names}
-    return Run(
-        path=path,
-        name=name,
-        info=info,
-        steps=history["steps"],
-        epochs=history["epochs"],
-        is_finished=bool(history["finished"]),
-        evaluations=evaluations,
-        bad_steps=read_bad_steps(path),
-    )
-
-
-def run_names(paths: Sequence[str]) -> list[str]:
-    """The last parts of each path, as many as tell the runs apart."""
-    parts = [path.removeprefix("s3://").strip("/").split("/") for path in paths]
-    for length in range(1, max(map(len, parts), default=0) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{part[-1]} ({number})" for number, part in enumerate(parts, start=1)]
+from trainer.report.runs import METRICS, Row, Run
+from trainer.scores.predictions import Predictions, predictions_path, read_predictions
 
 
 def make_sections(runs: Sequence[Run]) -> Row:
@@ -257,7 +31,7 @@ def make_sections(runs: Sequence[Run]) -> Row:
         "runs": [{"run": run, "colour": series_colour(number)} for number, run in enumerate(runs)],
         "recipes": ", ".join(dict.fromkeys(str(run.info.get("recipe", "run")) for run in runs)),
         "tiles": make_tiles(runs),
-        "metrics": _METRICS,
+        "metrics": METRICS,
         "have_one_mean": have_one_mean(runs),
         "summary": summarise(runs),
         "differences": [row for row in settings_rows(runs) if row["differs"]],
@@ -279,7 +53,7 @@ def make_sections(runs: Sequence[Run]) -> Row:
 def make_tiles(runs: Sequence[Run]) -> list[Row]:
     """The headline numbers: label, value, and what to read it by."""
     tiles: list[Row] = []
-    for key, title in _METRICS:
+    for key, title in METRICS:
         mean, spread = _over_runs(runs, key)
         chance, _ = _over_runs(runs, "chance_mAP")
         details = [f"± {units.number(spread)} in {len(runs)} runs"] if spread is not None else []
@@ -345,7 +119,7 @@ def _counts(values: Sequence[int | None]) -> str:
 def summarise(runs: Sequence[Run]) -> dict[str, Row]:
     """Mean and sample standard deviation over the runs, by metric."""
     summary = {}
-    for key, _ in _METRICS:
+    for key, _ in METRICS:
         mean, spread = _over_runs(runs, key)
         summary[key] = {"mean": mean, "spread": spread}
     return summary
@@ -479,19 +253,9 @@ def _table(runs: Sequence[Run], key: str) -> list[Row]:
     ]
 
 
-def _plots(sections: Row) -> list[Plot | None]:
-    """Every figure of the page."""
-    names = ("classes", "confusions", "data", "durations")
-    return [*sections["curves"], *(sections[name].get("plot") for name in names)]
-
-
 def _mean_and_spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:
     """Mean, and the sample standard deviation of two or more; None where a value is missing."""
     defined = [value for value in values if value is not None]
     if not defined or len(defined) < len(values):
         return None, None
     return statistics.fmean(defined), statistics.stdev(defined) if len(defined) > 1 else None
-
-
-def _setting(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

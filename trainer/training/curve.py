@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from trainer.data.loader import EpochPlan
+from trainer.data.epoch_plan import EpochPlan
 from trainer.model.flops import peak_flops
 from trainer.run.skipped_steps import write_bad_steps
 from trainer.training.divergence import diverged

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainer.data.augment import normalise, raw_log_mel
-from trainer.data.loader import Batch, Loader
+from trainer.data.batch import Batch
+from trainer.data.loader import Loader
 from trainer.model.precision import autocast
 from trainer.optim.loss import loss_per_clip, scores
 from trainer.recipe.settings import TrainSettings
@@ -98,7 +99,7 @@ def _score(
     model: nn.Module, batch: Batch, mean: float, std: float, settings: TrainSettings
 ) -> Tensor:
     """Of a batch on the device, `[B, C + 2]`: scores, then the loss and the weight of each clip."""
-    fbanks = raw_log_mel(batch.stored, batch.lengths, None, batch.audio_fbank)
+    fbanks = raw_log_mel(batch.x, batch.lengths, None, batch.audio_fbank)
     with autocast(fbanks.device, settings.precision):
         logits = model(normalise(fbanks, mean, std))
     losses = loss_per_clip(logits, batch.targets, settings.loss)

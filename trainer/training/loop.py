@@ -36,19 +36,19 @@ from trainer.checkpoints.averaging import (
 from trainer.checkpoints.checkpoint import Progress, load_newest
 from trainer.checkpoints.state_files import State, read_state
 from trainer.data.augment import augment_batch
+from trainer.data.batch import Batch
 from trainer.data.clips import select_training_data
-from trainer.data.loader import Batch, Loader, plan_epoch
-from trainer.data.sampler import Stream, draw_weights, patchout_seed, random_bits
+from trainer.data.epoch_plan import plan_epoch
+from trainer.data.loader import Loader
+from trainer.data.random_streams import Stream, patchout_seed, random_bits
+from trainer.data.sampler import draw_weights
 from trainer.model.ast import AST
 from trainer.model.build import build_model
 from trainer.model.flops import training_flops
 from trainer.optim.schedule import learning_rate
 from trainer.recipe.fit import check_fit
 from trainer.recipe.recipe import Recipe
-from trainer.run.run_folder import (
-    describe_run,
-    write_history,
-)
+from trainer.run.run_folder import describe_run, write_history
 from trainer.run.tensorboard_log import TensorBoardLog
 from trainer.run.writer import remove_unfinished, take_over, writing
 from trainer.scores.metrics import evaluate_scores
@@ -58,7 +58,7 @@ from trainer.training.divergence import DivergedError
 from trainer.training.evaluation import Evaluation, evaluate
 from trainer.training.fsdp import load_model, whole_copy
 from trainer.training.run_state import Report, Run, restore, save, save_if_due
-from trainer.training.step import Share, make_learner, make_step
+from trainer.training.step import make_learner, make_step
 from trainer.training.window import Window, timed
 from trainer.training.world import World
 
@@ -258,12 +258,12 @@ def _step(run: Run, batch: Batch, lr: float) -> Tensor:
     return make_step(run.learner, _augmented(run, batch), lr)
 
 
-def _augmented(run: Run, batch: Batch) -> Share:
-    """What was read takes no memory of the device any more once this is made of it."""
+def _augmented(run: Run, batch: Batch) -> Batch:
+    """The batch with the model's input, on the device."""
     batch = batch.to_device(run.world.device)
     assert batch.draws is not None
     x = augment_batch(
-        batch.stored,
+        batch.x,
         batch.lengths,
         batch.draws,
         batch.audio_fbank,
@@ -271,7 +271,7 @@ def _augmented(run: Run, batch: Batch) -> Share:
         mean=run.data.mean,
         std=run.data.std,
     )
-    return Share(x=x, targets=batch.targets, weights=batch.weights, num_clips=batch.num_clips)
+    return batch.with_input(x)
 
 
 def _evaluate(run: Run) -> Evaluation:

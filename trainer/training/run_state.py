@@ -19,7 +19,8 @@ from trainer.checkpoints.averaging import epoch_name, remove_other_epochs, write
 from trainer.checkpoints.checkpoint import Background, Checkpoint, Progress, save_checkpoint
 from trainer.checkpoints.state_files import State
 from trainer.data.clips import TrainingData
-from trainer.data.loader import EpochPlan, Loader
+from trainer.data.epoch_plan import EpochPlan
+from trainer.data.loader import Loader
 from trainer.model.ast import AST
 from trainer.recipe.recipe import Recipe
 from trainer.run.run_folder import write_history

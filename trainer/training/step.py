@@ -1,6 +1,6 @@
 """One step of the optimiser: a batch on the device to changed weights, and nothing waits for it.
 
-In: this rank's share of a global batch, augmented. Steps: loss and gradients, in parts where memory
+In: this rank's batch with the model's input. Steps: loss and gradients, in parts where memory
 is short; their sums over the ranks; the optimiser's step, unless the loss or the gradient is no
 finite number or too large a one. Out: the weights, and three figures that stay on the device.
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
+from trainer.data.batch import Batch
 from trainer.model.ast import AST
 from trainer.model.precision import autocast
 from trainer.optim.loss import loss_per_clip
@@ -40,20 +41,6 @@ class Learner:
     world: World
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Share:
-    """This rank's share of a global batch, on its device."""
-
-    x: Tensor
-    """The model's input, `[B, T, F]`."""
-    targets: Tensor
-    """`[B, C]`."""
-    weights: Tensor
-    """`[B]`: 1, or 0 for rows that only fill up the share."""
-    num_clips: int
-    """Clips in the global batch, over all ranks."""
-
-
 def make_learner(
     ast: AST, optimiser: OptimiserSettings, settings: TrainSettings, world: World
 ) -> Learner:
@@ -70,8 +57,8 @@ def make_learner(
     )
 
 
-def make_step(learner: Learner, share: Share, lr: float) -> Tensor:
-    """One optimiser step, unless it is a bad one.
+def make_step(learner: Learner, batch: Batch, lr: float) -> Tensor:
+    """One optimiser step on a batch with the model's input (stage 3), unless it is a bad one.
 
     Returns `[3]` on the device, the same on every rank: the sum of the global batch's losses, the
     gradient's norm, and 1 if the step was skipped.
@@ -79,13 +66,13 @@ def make_step(learner: Learner, share: Share, lr: float) -> Tensor:
     optimiser, scaler, world = learner.optimiser, learner.scaler, learner.world
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     optimiser.zero_grad(set_to_none=True)
-    num_rows = len(share.x)
+    num_rows = len(batch.x)
     size = learner.settings.micro_batch_size or num_rows
     for start in range(0, num_rows, size):
         with _sharing_gradients(learner.shared, start + size >= num_rows):
-            loss = _loss(learner, share, slice(start, start + size))
-            # Gradients are averaged over the ranks, so each share is scaled up by their number.
-            scaled = scaler.scale(loss * (world.size / share.num_clips))
+            loss = _loss(learner, batch, slice(start, start + size))
+            # Gradients are averaged over the ranks, so each rank scales its loss by their number.
+            scaled = scaler.scale(loss * (world.size / batch.num_clips))
             scaled.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     scaler.unscale_(optimiser)
@@ -100,13 +87,13 @@ def make_step(learner: Learner, share: Share, lr: float) -> Tensor:
     return torch.stack([total, norm, bad.double()])
 
 
-def _loss(learner: Learner, share: Share, part: slice) -> Tensor:
+def _loss(learner: Learner, batch: Batch, part: slice) -> Tensor:
     """The sum of the losses of some rows."""
-    settings, x = learner.settings, share.x[part]
+    settings, x = learner.settings, batch.x[part]
     with autocast(x.device, settings.precision):
         logits = learner.shared(x)
-    losses = loss_per_clip(logits, share.targets[part], settings.loss)
-    return (losses * share.weights[part]).sum()
+    losses = loss_per_clip(logits, batch.targets[part], settings.loss)
+    return (losses * batch.weights[part]).sum()
 
 
 def _sharing_gradients(shared: nn.Module, is_last: bool) -> AbstractContextManager[None]:

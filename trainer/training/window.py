@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from trainer.data.loader import Batch
+from trainer.data.batch import Batch
 
 MAX_STEPS_BEHIND = 2
 """Steps that wait on a GPU while the next is asked for: it never runs out of work."""

@@ -10,10 +10,11 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.manifest.checks import note_unlabelled
 from pipeline.manifest.layouts.csv_table import resolve
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.layouts.segments import read_vocabulary, split_and_path
-from pipeline.manifest.manifest import Clip, Manifest, from_clips, note_unlabelled
+from pipeline.manifest.manifest import Clip, Manifest, from_clips
 
 
 def read(source: str, options: SourceOptions) -> Manifest:

@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.manifest.checks import note_unlabelled
 from pipeline.manifest.layouts.folder import SPLITS
 from pipeline.manifest.layouts.listing import LISTING_SCHEMA
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.layouts.segments import read_vocabulary
-from pipeline.manifest.manifest import SCHEMA, Manifest, from_columns, note_unlabelled
+from pipeline.manifest.manifest import SCHEMA, Manifest, from_columns
 
 ROW_SCHEMA = pa.schema(
     [

@@ -15,8 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.manifest.checks import note_unlabelled
+from pipeline.manifest.files import read_labels
 from pipeline.manifest.layouts.options import SourceOptions
-from pipeline.manifest.manifest import Clip, Manifest, from_clips, note_unlabelled, read_labels
+from pipeline.manifest.manifest import Clip, Manifest, from_clips
 
 COLUMNS = ("path", "labels", "id", "split", "fold", "start_s", "end_s")
 _IN_BRACES = re.compile(r"\{([^{}]*)\}")

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.manifest.checks import check
 from pipeline.manifest.layouts import parquet_files, tar_files
 from pipeline.manifest.layouts.container_rows import split_of
 from pipeline.manifest.layouts.listing import LISTING_SCHEMA
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.layouts.parquet_audio import audio_column, read_audio
-from pipeline.manifest.manifest import Manifest, check
+from pipeline.manifest.manifest import Manifest
 
 AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 CLASSES = 'index,mid,display_name\n1,/m/b,Bark\n0,/m/r,"Rain, heavy"\n2,/m/c,Cat\n'

@@ -21,7 +21,8 @@ from pipeline.commands.summaries import prepare_summary
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.fbank_settings import FbankSettings
-from pipeline.manifest.manifest import Clip, Manifest, from_clips, write_manifest
+from pipeline.manifest.files import write_manifest
+from pipeline.manifest.manifest import Clip, Manifest, from_clips
 from pipeline.pages.dataset_page import write_dataset_page
 from pipeline.shards.estimate import estimate
 from pipeline.shards.settings import PrepareSettings
@@ -30,16 +31,12 @@ from tests.support.plain_clips import augmented_audio
 from tests.support.prepared import TINY, tiny_recipe
 from tests.support.runs import assert_same_run
 from tests.support.without_ray import do_without_ray, prepare, verify
-from trainer.data.augment import (
-    augment_batch,
-    draw_augmentations,
-    mix_waveforms,
-    needs_partner,
-    normalise,
-    raw_log_mel,
-)
+from trainer.data.augment import augment_batch, mix_waveforms, normalise, raw_log_mel
+from trainer.data.augment_draws import draw_augmentations, needs_partner
+from trainer.data.batch import Batch
 from trainer.data.clips import ClipSet, select_clips
-from trainer.data.loader import Batch, Loader, plan_epoch
+from trainer.data.epoch_plan import plan_epoch
+from trainer.data.loader import Loader
 from trainer.data.settings import AugmentSettings, LoaderSettings
 from trainer.run.run_folder import is_finished
 from trainer.training.loop import train
@@ -264,7 +261,7 @@ def evaluation(clips: ClipSet, **settings: Any) -> torch.Tensor:
     loader = Loader(clips, LoaderSettings(**settings), num_frames=NUM_FRAMES)
     return torch.cat(
         [
-            normalise(raw_log_mel(one.stored, one.lengths, None, one.audio_fbank), **NORMS)
+            normalise(raw_log_mel(one.x, one.lengths, None, one.audio_fbank), **NORMS)
             for one in loader.evaluation_batches(rank=0, world_size=1, batch_size=5)
         ]
     )
@@ -283,9 +280,7 @@ def training(
         len(clips), None, seed=3, epoch=1, batch_size=6, rank=rank, world_size=world_size
     )
     loader = Loader(clips, LoaderSettings(**settings), num_frames=NUM_FRAMES)
-    return [
-        replace(one, stored=one.stored.clone()) for one in loader.training_batches(plan, augment)
-    ]
+    return [replace(one, x=one.x.clone()) for one in loader.training_batches(plan, augment)]
 
 
 def test_evaluation_sees_what_it_sees_of_fbanks(
@@ -326,9 +321,9 @@ def test_batches_equal_the_clips_one_by_one(
     for batch in training(chosen, replace(AUGMENT, crop=crop, mixup_share=share)):
         assert batch.draws is not None
         num_clips = len(batch.targets)
-        assert len(batch.stored) == num_clips + needs_partner(batch.draws).sum()
+        assert len(batch.x) == num_clips + needs_partner(batch.draws).sum()
         x = augment_batch(
-            batch.stored,
+            batch.x,
             batch.lengths,
             batch.draws,
             batch.audio_fbank,
@@ -362,7 +357,7 @@ def test_mixing_leaves_nothing_of_the_partner_past_the_clip() -> None:
 
 def assert_same_batches(one: list[Batch], other: list[Batch]) -> None:
     for batch, expected in zip(one, other, strict=True):
-        for name in ("stored", "lengths", "targets"):
+        for name in ("x", "lengths", "targets"):
             assert torch.equal(getattr(batch, name), getattr(expected, name))
 
 
@@ -380,7 +375,7 @@ def test_the_ranks_share_out_the_same_clips(dataset: PreparedDataset) -> None:
     clips, augment = select_clips(dataset, "train"), replace(AUGMENT, mixup_share=0.0)
     ranks = [training(clips, augment, rank=rank, world_size=2) for rank in range(2)]
     for whole, *shares in zip(training(clips, augment), *ranks, strict=True):
-        for name in ("stored", "lengths", "targets"):
+        for name in ("x", "lengths", "targets"):
             parts = [getattr(one, name)[one.weights > 0] for one in shares]
             assert torch.equal(torch.cat(parts), getattr(whole, name))
 

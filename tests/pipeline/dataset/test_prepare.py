@@ -21,8 +21,9 @@ from pipeline.dataset.assemble import PrepareSummary, assemble
 from pipeline.dataset.prepare import prepare
 from pipeline.dataset.prepared import open_dataset
 from pipeline.errors import UserError
+from pipeline.manifest.files import read_manifest, write_manifest
 from pipeline.manifest.layouts.read import read_source
-from pipeline.manifest.manifest import Manifest, from_clips, read_manifest, write_manifest
+from pipeline.manifest.manifest import Manifest, from_clips
 from pipeline.manifest.synthetic import SyntheticSettings, write_synthetic
 from pipeline.shards.build import BuildJob, build_shard
 from pipeline.shards.plan import make_plan, write_plan

@@ -16,7 +16,8 @@ import ray_job
 from pipeline.audio.settings import DecodeSettings
 from pipeline.dataset import prepare as preparing
 from pipeline.errors import UserError
-from pipeline.manifest.manifest import Clip, Manifest, from_clips, read_manifest
+from pipeline.manifest.files import read_manifest
+from pipeline.manifest.manifest import Clip, Manifest, from_clips
 from pipeline.shards.build import BuildJob, build_shard
 from pipeline.shards.parts import Part
 from pipeline.shards.plan import (

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import ray_job
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.manifest.manifest import Manifest, from_clips, write_manifest
+from pipeline.manifest.files import write_manifest
+from pipeline.manifest.manifest import Manifest, from_clips
 from pipeline.shards.build import BuildJob, build_shard
 from pipeline.shards.parts import Part, read_part
 from pipeline.shards.plan import ShardSpec

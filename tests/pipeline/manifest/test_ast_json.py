@@ -7,9 +7,9 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.manifest.checks import check
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.layouts.read import read_source
-from pipeline.manifest.manifest import check
 
 CLASSES = 'index,mid,display_name\n0,/m/r,"Rain, heavy"\n1,/m/b,Bark\n2,/m/c,Cat\n'
 TRAIN = [("a/one.flac", "/m/b,/m/r"), ("/data/two.wav", "/m/r")]

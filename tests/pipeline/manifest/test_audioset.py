@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.manifest.files import read_manifest
 from pipeline.manifest.layouts.audioset import choose, pair, parse_names
 from pipeline.manifest.layouts.location import list_audio
 from pipeline.manifest.layouts.options import SourceOptions
@@ -28,7 +29,7 @@ from pipeline.manifest.layouts.segments import (
     segment_keys,
     split_and_path,
 )
-from pipeline.manifest.manifest import Manifest, read_manifest
+from pipeline.manifest.manifest import Manifest
 from ray_job import main
 from tests.support.audio import encode, tone
 

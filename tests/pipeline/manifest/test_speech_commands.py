@@ -7,8 +7,8 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.manifest.checks import check
 from pipeline.manifest.layouts.read import read_source
-from pipeline.manifest.manifest import check
 
 FILES = (
     *("bed/0c40e715_nohash_0.wav", "bed/0c40e715_nohash_1.wav", "bed/1.wav"),

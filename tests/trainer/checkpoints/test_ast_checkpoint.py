@@ -19,8 +19,9 @@ from tests.support.prepared import LABELS, make_prepared, tiny_recipe
 from tests.support.runs import newest
 from trainer.checkpoints.ast_checkpoint import AstCheckpoint, metadata, read_weights
 from trainer.checkpoints.state_files import read_metadata
-from trainer.model.ast import AST, adapt_position_embedding
+from trainer.model.ast import AST
 from trainer.model.build import build_model
+from trainer.model.patches import adapt_position_embedding
 from trainer.model.settings import ModelSettings
 from trainer.training.loop import make_model, train
 from trainer.training.world import World

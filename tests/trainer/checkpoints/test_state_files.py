@@ -1,45 +1,22 @@
-"""Weights from the hub, from files and from transformers' names; every way they can be wrong."""
+"""Weights from files; every way they can be wrong."""
 
-import functools
-import http.server
-import json
-import threading
-
-import huggingface_hub
 import pytest
 import timm
 import torch
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from pipeline.errors import UserError
-from trainer.checkpoints.state_files import (
-    create_from_hub,
-    encode_state,
-    from_transformers_state,
-    load_backbone,
-    load_exactly,
-    read_metadata,
-    read_state,
-)
+from trainer.checkpoints.fit import load_backbone
+from trainer.checkpoints.state_files import encode_state, read_metadata, read_state
 from trainer.model.build import build_model
 from trainer.model.settings import ModelSettings
 
 TINY = "deit_tiny_distilled_patch16_224"
 
 
-@pytest.fixture(scope="module")
-def published():
-    """A whole state dict as timm and DeiT publish it: backbone and two image classifiers."""
-    torch.manual_seed(7)
-    return timm.create_model(TINY, pretrained=False).state_dict()
-
-
 def same_backbone(backbone, state):
     return all(torch.equal(value, state[name]) for name, value in backbone.state_dict().items())
-
-
-# Files
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth", "pt", "deit"])
@@ -66,35 +43,6 @@ def test_build_model_reads_the_file_and_not_the_hub(tmp_path, published, monkeyp
     model = build_model(settings, num_classes=2, num_mels=64)
     assert torch.equal(model.cls_token, published["cls_token"])
     assert torch.equal(model.norm.bias, published["norm.bias"])
-
-
-def test_file_of_another_model(tmp_path, published):
-    wrong = {name: value for name, value in published.items() if name != "cls_token"}
-    wrong["pos_embed"] = torch.zeros(1, 578, 192)
-    wrong["extra.weight"] = torch.zeros(1)
-    path = tmp_path / "weights.safetensors"
-    save_file(wrong, path)
-    settings = ModelSettings(backbone=TINY, weights_file=str(path), num_frames=64)
-    with pytest.raises(UserError) as caught:
-        build_model(settings, num_classes=2, num_mels=64)
-    assert str(caught.value) == (
-        f"{path}: the weights do not fit the model: missing: cls_token; "
-        "unexpected: extra.weight; "
-        "of another shape: pos_embed [1, 578, 192] instead of [1, 198, 192]"
-    )
-
-
-def test_long_lists_of_names_are_cut():
-    with pytest.raises(UserError, match=r"missing: 0\.bias, 0\.weight, 1\.bias, .* and 2 more$"):
-        load_exactly(nn.Sequential(*(nn.Linear(1, 1) for _ in range(3))), {}, source="x")
-
-
-def test_nothing_is_loaded_in_part():
-    module = nn.Linear(2, 2)
-    before = module.weight.clone()
-    with pytest.raises(UserError, match="missing: bias"):
-        load_exactly(module, {"weight": torch.zeros(2, 2)}, source="x")
-    assert torch.equal(module.weight, before)
 
 
 def test_no_such_file(tmp_path):
@@ -168,21 +116,6 @@ def test_what_a_state_dict_is_wrapped_in(tmp_path, wrapper, prefix):
     assert {name: value.item() for name, value in found.items()} == {"a.weight": 1, "b.weight": 0}
 
 
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (torch.tensor([1.0, torch.nan]), "norm.bias: holds NaN or infinite numbers; take"),
-        (torch.tensor([1.0, -torch.inf]), "norm.bias: holds NaN or infinite numbers; take"),
-        (torch.tensor([1e300], dtype=torch.float64), "norm.bias: holds NaN or infinite"),
-        (torch.tensor([1, 2], dtype=torch.int8), "norm.bias: must be of floats, got int8; save"),
-    ],
-)
-def test_values_that_no_model_computes_with(published, value, message):
-    state = {**published, "norm.bias": value, "head.weight": torch.tensor([torch.nan])}
-    with pytest.raises(UserError, match=rf"^file\.pth: {message}"):
-        load_backbone(timm.create_model(TINY, num_classes=0), state, source="file.pth")
-
-
 def test_a_flipped_bit_is_noticed(tmp_path):
     state = {
         "float": torch.tensor(2.0),
@@ -218,143 +151,3 @@ def test_a_file_that_is_no_state_dict(tmp_path, content, message):
     torch.save(content, tmp_path / "weights.pt")
     with pytest.raises(UserError, match=message):
         read_state(str(tmp_path / "weights.pt"))
-
-
-# The hub: timm's own download, against a server on this machine
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers as the hub does: the file's hash and commit in the header, then its bytes."""
-
-    files: dict[str, bytes] = {}  # noqa: RUF012  (set for each server in a subclass)
-
-    def do_HEAD(self):
-        self.answer(with_body=False)
-
-    def do_GET(self):
-        self.answer(with_body=True)
-
-    def answer(self, with_body):
-        data = self.files.get(self.path)
-        self.send_response(404 if data is None else 200)
-        self.send_header("Content-Length", str(len(data or b"")))
-        self.send_header("ETag", '"0123456789abcdef"')
-        self.send_header("X-Repo-Commit", "0" * 40)
-        self.end_headers()
-        if with_body:
-            self.wfile.write(data or b"")
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A hub with an empty cache; the test puts files, by path, into the dict it gives."""
-    handler = type("HubOfOneTest", (Hub,), {"files": {}})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    download = functools.partial(
-        huggingface_hub.hf_hub_download, endpoint=endpoint, local_files_only=False
-    )
-    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    yield handler.files
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def test_weights_are_fetched_from_the_hub(hub, published):
-    hub[f"/timm/{TINY}.fb_in1k/resolve/main/model.safetensors"] = save(published)
-    assert same_backbone(create_from_hub(TINY), published)
-    settings = ModelSettings(backbone=TINY, num_frames=64)
-    hub.clear()  # what follows comes from the cache
-    model = build_model(settings, num_classes=2, num_mels=64)
-    assert torch.equal(model.norm.bias, published["norm.bias"])
-    assert torch.equal(model.blocks[3].mlp.fc1.weight, published["blocks.3.mlp.fc1.weight"])
-
-
-def test_the_hub_does_not_have_them(hub):
-    with pytest.raises(UserError) as caught:
-        build_model(ModelSettings(backbone=TINY), num_classes=2, num_mels=64)
-    message = str(caught.value)
-    assert message.startswith(
-        f"model.pretrained: could not fetch the weights timm/{TINY}.fb_in1k: "
-    )
-    assert "give model.weights_file a copy" in message
-    assert "set model.pretrained=false" in message
-    assert "\n" not in message
-
-
-def test_no_network(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=rf"^model\.pretrained: could not fetch .* timm/{TINY}"):
-        build_model(ModelSettings(backbone=TINY), num_classes=2, num_mels=64)
-
-
-def test_a_backbone_without_published_weights():
-    name = "vit_small_patch16_18x2_224"
-    fetching = pytest.raises(UserError, match=rf"^model\.pretrained: could not fetch .* {name}: ")
-    with torch.device("meta"), fetching:
-        create_from_hub(name)
-
-
-# Names of transformers (its models are compared in test_model.py)
-
-PREFIX = "audio_spectrogram_transformer"
-
-
-def projections(styles, value=0.0):
-    return {
-        f"{PREFIX}.{name}.{leaf}": torch.full((2, 2) if leaf == "weight" else (2,), value + index)
-        for index, name in enumerate(styles)
-        for leaf in ("weight", "bias")
-    }
-
-
-ON_DISK = [f"encoder.layer.11.attention.attention.{name}" for name in ("value", "query", "key")]
-IN_MEMORY = [f"layers.11.attention.{name}_proj" for name in "vqk"]
-
-
-@pytest.mark.parametrize("styles", [ON_DISK, IN_MEMORY])
-def test_query_key_and_value_become_one_in_this_order(styles):
-    given = projections(styles)
-    names = json.dumps(list(given))
-    ours = from_transformers_state(given)
-    assert sorted(ours) == ["blocks.11.attn.qkv.bias", "blocks.11.attn.qkv.weight"]
-    assert ours["blocks.11.attn.qkv.bias"].tolist() == [1, 1, 2, 2, 0, 0]
-    assert ours["blocks.11.attn.qkv.weight"][:, 0].tolist() == [1, 1, 2, 2, 0, 0]
-    assert json.dumps(list(given)) == names
-
-
-def test_a_projection_is_missing():
-    given = projections(ON_DISK)
-    del given[f"{PREFIX}.encoder.layer.11.attention.attention.key.bias"]
-    with pytest.raises(UserError, match=r"missing: blocks\.11\.attn\.k\.bias"):
-        from_transformers_state(given)
-
-
-def test_both_styles_at_once():
-    with pytest.raises(UserError, match="the same weight is there twice"):
-        from_transformers_state(projections(ON_DISK) | projections(IN_MEMORY))
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "wav2vec2.encoder.layers.0.attention.q_proj.weight",
-        f"{PREFIX}.layers.0.attention.r_proj.weight",
-        f"{PREFIX}.layers.0.attention.q_proj.scale",
-        f"{PREFIX}.layers.x.attention.q_proj.weight",
-        f"{PREFIX}.embeddings.mask_token",
-    ],
-)
-def test_a_name_of_another_model(name):
-    given = projections(IN_MEMORY) | {name: torch.zeros(1)}
-    with pytest.raises(UserError, match=f"unexpected: {name}$"):
-        from_transformers_state(given)

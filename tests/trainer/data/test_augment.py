@@ -18,18 +18,20 @@ from torch import Tensor
 from tests.support.plain_clips import augmented, mixed, padded
 from trainer.data.augment import (
     LOG_MEL_FLOOR,
-    AugmentDraws,
     add_noise_and_roll,
     augment_batch,
+    mask_,
+    mix_log_mel,
+    mix_targets,
+    normalise,
+)
+from trainer.data.augment_draws import (
+    AugmentDraws,
     draw_augmentations,
     draw_noise,
     first_frame,
-    mask_,
     mask_interval,
-    mix_log_mel,
-    mix_targets,
     needs_partner,
-    normalise,
 )
 from trainer.data.settings import AugmentSettings
 

@@ -17,9 +17,12 @@ from pipeline.dataset.prepared import PreparedDataset
 from pipeline.errors import UserError
 from tests.support.plain_clips import cut, mixed, padded
 from tests.support.prepared import TINY, make_prepared
-from trainer.data.augment import draw_augmentations, mix_log_mel, needs_partner
+from trainer.data.augment import mix_log_mel
+from trainer.data.augment_draws import draw_augmentations, needs_partner
+from trainer.data.batch import Batch
 from trainer.data.clips import ClipSet, select_clips, select_training_data
-from trainer.data.loader import Batch, EpochPlan, Loader, plan_epoch
+from trainer.data.epoch_plan import EpochPlan, plan_epoch
+from trainer.data.loader import Loader
 from trainer.data.settings import AugmentSettings, DataSettings, LoaderSettings
 
 NUM_FRAMES = 64
@@ -61,10 +64,10 @@ def ready(batches: Iterable[Batch]) -> list[Batch]:
     """Mixed, `[B, T, F]` float32, and so no longer in the loader's memory."""
     result = []
     for batch in batches:
-        x = batch.stored.float()
+        x = batch.x.float()
         if batch.draws is not None:
-            x = mix_log_mel(batch.stored, batch.lengths, batch.draws)
-        result.append(replace(batch, stored=x))
+            x = mix_log_mel(batch.x, batch.lengths, batch.draws)
+        result.append(replace(batch, x=x))
     return result
 
 
@@ -84,7 +87,7 @@ def evaluation_batches(
 def assert_same(batches: Sequence[Batch], others: Sequence[Batch]) -> None:
     assert len(batches) == len(others)
     for one, other in zip(batches, others, strict=True):
-        assert torch.equal(one.stored, other.stored)
+        assert torch.equal(one.x, other.x)
         assert torch.equal(one.targets, other.targets)
         assert torch.equal(one.weights, other.weights)
         assert one.num_clips == other.num_clips
@@ -105,9 +108,9 @@ def test_batches_are_those_of_a_plain_loop(
     assert sorted(plan.order) == list(range(40))
     position, num_mixed, num_moved = 0, 0, 0
     for batch in training_batches(clips, augment=augment):
-        assert batch.num_clips == len(batch.stored) == min(BATCH_SIZE, 40 - position)
-        assert batch.weights.tolist() == [1.0] * len(batch.stored)
-        for i in range(len(batch.stored)):
+        assert batch.num_clips == len(batch.x) == min(BATCH_SIZE, 40 - position)
+        assert batch.weights.tolist() == [1.0] * len(batch.x)
+        for i in range(len(batch.x)):
             own, partner = clips.ids[plan.order[position]], clips.ids[plan.partners[position]]
             draws = draw_augmentations(
                 augment,
@@ -126,7 +129,7 @@ def test_batches_are_those_of_a_plain_loop(
                 others = torch.zeros(3).index_fill_(0, torch.tensor(labels[partner]), 1.0)
                 targets = share * targets + (1 - share) * others
                 num_mixed += 1
-            torch.testing.assert_close(batch.stored[i], padded(x, NUM_FRAMES), atol=1e-5, rtol=0)
+            torch.testing.assert_close(batch.x[i], padded(x, NUM_FRAMES), atol=1e-5, rtol=0)
             torch.testing.assert_close(batch.targets[i], targets)
             assert batch.draws is not None
             assert batch.draws.time_start[i] == draws.time_start[0]
@@ -140,8 +143,8 @@ def test_only_what_is_mixed_has_a_partner_read(clips: ClipSet) -> None:
     for batch in make_loader(clips).training_batches(make_plan(clips), AUGMENT):
         assert batch.draws is not None
         num_read = len(batch.targets) + int(needs_partner(batch.draws).sum())
-        assert len(batch.stored) == len(batch.lengths) == num_read
-        assert batch.stored.dtype == torch.float16
+        assert len(batch.x) == len(batch.lengths) == num_read
+        assert batch.x.dtype == torch.float16
 
 
 def test_weights_decide_the_order(clips: ClipSet) -> None:
@@ -162,9 +165,9 @@ def test_the_ranks_share_out_the_same_global_batches(clips: ClipSet, world_size:
         for rank in range(world_size)
     ]
     for whole, *shares in zip(training_batches(clips), *ranks, strict=True):
-        assert {len(share.stored) for share in shares} == {-(-whole.num_clips // world_size)}
+        assert {len(share.x) for share in shares} == {-(-whole.num_clips // world_size)}
         own = [share.weights > 0 for share in shares]
-        for name in ("stored", "targets"):
+        for name in ("x", "targets"):
             parts = [getattr(share, name)[kept] for share, kept in zip(shares, own, strict=True)]
             assert torch.equal(torch.cat(parts), getattr(whole, name))
         assert all(share.num_clips == whole.num_clips for share in shares)
@@ -187,7 +190,7 @@ def test_in_buckets_the_same_clips_are_mixed_alike(clips: ClipSet) -> None:
     """Only the order differs, and how far they are padded."""
     frames = clips.size_bytes // 256
     plain = training_batches(clips)
-    rows = torch.cat([batch.stored for batch in plain])
+    rows = torch.cat([batch.x for batch in plain])
     targets = torch.cat([batch.targets for batch in plain])
     starts = np.concatenate([one.draws.time_start for one in plain if one.draws is not None])
     loader = Loader(clips, LoaderSettings(), num_frames=NUM_FRAMES, bucket_frames=BUCKETS)
@@ -199,13 +202,13 @@ def test_in_buckets_the_same_clips_are_mixed_alike(clips: ClipSet) -> None:
         positions = plan.positions(step)
         longest = int(loader.padded_frames[plan.order[positions]].max())
         assert longest >= min(NUM_FRAMES, frames[plan.order[positions]].max())
-        assert batch.stored.shape[1] == longest
-        assert torch.equal(batch.stored, rows[positions, :longest])
+        assert batch.x.shape[1] == longest
+        assert torch.equal(batch.x, rows[positions, :longest])
         assert not rows[positions, longest:].any()
         assert torch.equal(batch.targets, targets[positions])
         assert batch.draws is not None
         assert np.array_equal(batch.draws.time_start, starts[positions])
-    assert len({batch.stored.shape[1] for batch in found}) > 1
+    assert len({batch.x.shape[1] for batch in found}) > 1
 
 
 def test_in_buckets_ranks_and_restarts_change_nothing(clips: ClipSet) -> None:
@@ -213,8 +216,8 @@ def test_in_buckets_ranks_and_restarts_change_nothing(clips: ClipSet) -> None:
     assert_same(bucketed_batches(clips, first_step=3), whole[3:])
     ranks = [bucketed_batches(clips, rank=rank, world_size=3) for rank in range(3)]
     for batch, *shares in zip(whole, *ranks, strict=True):
-        parts = [share.stored[share.weights > 0] for share in shares]
-        assert torch.equal(torch.cat(parts), batch.stored)
+        parts = [share.x[share.weights > 0] for share in shares]
+        assert torch.equal(torch.cat(parts), batch.x)
 
 
 @pytest.mark.parametrize("first_step", [1, 3, 5, 6])
@@ -258,7 +261,7 @@ def test_the_cache_spares_reads_and_is_not_written_to(
     settings = replace(AUGMENT, mixup_share=0.0)
     for _ in range(2):
         for batch in loader.training_batches(make_plan(clips), settings):
-            batch.stored.fill_(7.0)
+            batch.x.fill_(7.0)
     assert len(reads) == num_reads
     assert_same(evaluation_batches(loader), evaluation_batches(make_loader(clips)))
 
@@ -268,7 +271,7 @@ def test_memory_is_used_again_once_the_next_batch_is_asked_for(clips: ClipSet) -
     places = []
     for _ in range(3):
         for batch in loader.training_batches(make_plan(clips), AUGMENT):
-            places.append(batch.stored.data_ptr())
+            places.append(batch.x.data_ptr())
     assert len(places) == 18
     assert len(set(places)) <= 3
 
@@ -288,12 +291,12 @@ def test_evaluation_covers_every_clip_once(
         )
         counts.add(len(batches))
         for batch in batches:
-            assert len(batch.stored) <= batch_size
+            assert len(batch.x) <= batch_size
             assert batch.num_clips == int(batch.weights.sum())
             for place in np.flatnonzero(batch.weights):
                 row = int(batch.rows[place])
                 assert row not in found
-                found[row] = batch.stored[place], batch.targets[place]
+                found[row] = batch.x[place], batch.targets[place]
     assert len(counts) == 1, "ranks with unequal numbers of batches would wait for each other"
     assert len(found) == len(clips) == 20
     for row, (x, target) in found.items():

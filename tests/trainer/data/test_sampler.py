@@ -9,17 +9,14 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from trainer.data.sampler import (
-    Stream,
     batch_positions,
     bucketed_positions,
     class_balanced_weights,
     draw_weights,
     epoch_order,
     mixup_partners,
-    random_bits,
     rank_slice,
     steps_per_epoch,
-    uniform,
 )
 from trainer.data.settings import MAX_SEED, SamplerSettings
 
@@ -77,20 +74,6 @@ def test_partners_are_uniform_and_with_replacement() -> None:
     assert chisquare(np.bincount(partners // 1000, minlength=20)).pvalue > 0.001
     # Of N uniform draws with replacement a share of 1 - 1/e differs.
     assert len(np.unique(partners)) / 20_000 == pytest.approx(1 - np.exp(-1), abs=0.02)
-
-
-def test_streams_epochs_and_seeds_do_not_repeat_each_other() -> None:
-    places = [(s, e, p) for s in (0, 1, MAX_SEED) for e in (0, 1, 2) for p in (0, 1, 2)]
-    drawn = np.stack(
-        [
-            uniform(random_bits(stream, seed=seed, epoch=epoch, position=position), 1000)
-            for stream in Stream
-            for seed, epoch, position in places
-        ]
-    )
-    assert len(np.unique(drawn)) == drawn.size
-    correlation = np.corrcoef(drawn) - np.eye(len(drawn))
-    assert np.abs(correlation).max() < 0.2
 
 
 def test_order_and_partners_are_independent() -> None:
@@ -164,13 +147,6 @@ def test_buckets_that_cannot_be(settings: dict[str, Any], message: str) -> None:
         SamplerSettings(**settings)
 
 
-def test_uniform_numbers_fill_the_unit_interval() -> None:
-    drawn = uniform(random_bits(Stream.ORDER, seed=0), 20_000)
-    assert drawn.min() >= 0
-    assert drawn.max() < 1
-    assert chisquare(np.histogram(drawn, bins=20, range=(0, 1))[0]).pvalue > 0.001
-
-
 def test_clip_weight_is_the_sum_over_its_labels() -> None:
     weights = class_balanced_weights([[0], [0, 1], [2, 0], [], [1, 1]], num_classes=4)
     rare, common = 1000 / 2.01, 1000 / 3.01
@@ -236,10 +212,6 @@ def test_weighted_sum_over_ranks_is_that_of_the_batch() -> None:
     ("call", "message"),
     [
         (lambda: SamplerSettings(mode="random"), "mode: must be one of"),
-        (lambda: random_bits(Stream.ORDER, seed=-1), "seed: must be"),
-        (lambda: random_bits(Stream.ORDER, seed=MAX_SEED + 1), "seed: must be"),
-        (lambda: random_bits(Stream.ORDER, seed=0, epoch=-1), "epoch: must be"),
-        (lambda: random_bits(Stream.ORDER, seed=0, position=-1), "position: must be"),
         (lambda: class_balanced_weights([[0, 3]], 3), "label_indices: must be from 0 to 2"),
         (lambda: class_balanced_weights([[-1]], 3), "label_indices: must be from 0 to 2"),
         (lambda: mixup_partners(seed=0, epoch=0, num_clips=0), "num_clips: must be"),

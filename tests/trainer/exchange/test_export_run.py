@@ -27,9 +27,10 @@ from tests.trainer.checkpoints.test_ast_checkpoint import AuthorsAst, transforme
 from trainer.checkpoints.ast_checkpoint import EXPORTED_NAME, read_weights
 from trainer.checkpoints.averaging import weights_path, write_weights
 from trainer.data.augment import normalise
-from trainer.exchange.export_run import export_run, import_run
+from trainer.exchange.export_run import export_run
+from trainer.exchange.import_run import import_run
 from trainer.model.ast import AST
-from trainer.report.sections import write_report
+from trainer.report.write import write_report
 from trainer.run.run_folder import is_finished, read_recipe, read_run
 from trainer.scores.predictions import read_predictions
 from trainer.training.loop import make_model, train

@@ -17,10 +17,11 @@ from torch.nn import functional
 from transformers import ASTConfig, ASTForAudioClassification
 
 from pipeline.errors import UserError
-from trainer.checkpoints.state_files import from_transformers_state
-from trainer.data.sampler import patchout_seed
-from trainer.model.ast import AST, adapt_position_embedding, draw_kept_patches
+from trainer.checkpoints.names import from_transformers_state
+from trainer.data.random_streams import patchout_seed
+from trainer.model.ast import AST
 from trainer.model.build import build_model, check_backbone
+from trainer.model.patches import adapt_position_embedding, draw_kept_patches
 from trainer.model.settings import ModelSettings
 
 TINY = "deit_tiny_distilled_patch16_224"

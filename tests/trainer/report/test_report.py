@@ -26,7 +26,8 @@ from tests.support.prepared import tiny_recipe
 from trainer.optim.schedule import learning_rate
 from trainer.optim.settings import ScheduleSettings
 from trainer.report import examples, figures
-from trainer.report.sections import member_paths, run_names, write_report
+from trainer.report.runs import member_paths, run_names
+from trainer.report.write import write_report
 from trainer.run.skipped_steps import write_bad_steps
 from trainer.scores.metrics import evaluate_scores
 from trainer.scores.predictions import Predictions, write_predictions

@@ -20,6 +20,7 @@ from tests.support.prepared import make_prepared, tiny_recipe
 from tests.support.ranks import run_ranks
 from tests.support.runs import assert_close_runs, assert_same_run, newest, untimed
 from trainer.checkpoints.checkpoint import Checkpoint, Progress, checkpoint_paths
+from trainer.data.batch import Batch
 from trainer.data.sampler import class_balanced_weights, epoch_order
 from trainer.optim.schedule import learning_rate
 from trainer.recipe.parse import make_recipe
@@ -29,7 +30,7 @@ from trainer.run.writer import take_over
 from trainer.scores.predictions import read_predictions
 from trainer.training import loop, run_state
 from trainer.training.loop import train
-from trainer.training.step import Learner, Share
+from trainer.training.step import Learner
 from trainer.training.world import World
 
 OFTEN: dict[str, Any] = {"log_every_steps": 1, "checkpoint_every_s": 0}
@@ -180,9 +181,9 @@ def test_balanced_runs_train_on_the_balanced_draws(
     seen: list[int] = []
     make_step = loop.make_step
 
-    def spy(learner: Learner, share: Share, lr: float) -> torch.Tensor:
-        seen.extend(share.targets.argmax(dim=1).tolist())
-        return make_step(learner, share, lr)
+    def spy(learner: Learner, batch: Batch, lr: float) -> torch.Tensor:
+        seen.extend(batch.targets.argmax(dim=1).tolist())
+        return make_step(learner, batch, lr)
 
     monkeypatch.setattr(loop, "make_step", spy)
     train(recipe, dataset, str(tmp_path / "run"), world=World())

@@ -1,0 +1,104 @@
+"""Manifests and vocabularies as files.
+
+In: a manifest, or the path of one: a Parquet table, local or on S3. Out: the file, or the manifest.
+Both are checked. The vocabulary (the order of the labels is the order of the classes) and the
+coverage travel in the table's schema metadata, so that a manifest is one file; one written by other
+means, without it, gets the sorted labels it uses.
+"""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.manifest.checks import check
+from pipeline.manifest.manifest import SCHEMA, Manifest, default_value, labels_in_use
+
+_REQUIRED = ("id", "uri", "labels")
+_METADATA_KEY = b"ast_ray.manifest"
+
+
+def write_manifest(path: str, manifest: Manifest) -> None:
+    """Check the manifest, then write it.
+
+    Raises:
+        UserError: `check` finds fault, or the path does not end in `.parquet`.
+    """
+    if not path.endswith(".parquet"):
+        raise UserError(path, "a manifest is a Parquet file", "give it a name ending in .parquet")
+    check(manifest, path)
+    document = {"labels": manifest.labels, "coverage": manifest.coverage}
+    metadata = {_METADATA_KEY: json.dumps(document).encode()}
+    storage.write_table(path, manifest.clips.replace_schema_metadata(metadata))
+
+
+def read_manifest(path: str) -> Manifest:
+    """Read and check a manifest; columns beside `id`, `uri` and `labels` may be absent.
+
+    Raises:
+        UserError: there is no such file, it is not Parquet, a column is missing or of another
+            type, or `check` finds fault.
+    """
+    try:
+        table = storage.read_table(path)
+    except FileNotFoundError as error:
+        raise UserError(path, "no manifest there", "write one with `manifest`") from error
+    except (pa.ArrowException, OSError, UserError) as error:
+        if isinstance(error, UserError) and not isinstance(error.__cause__, IsADirectoryError):
+            raise
+        raise UserError(
+            path, "not a manifest (a Parquet file)", "write one with `manifest`"
+        ) from error
+    metadata = (table.schema.metadata or {}).get(_METADATA_KEY)
+    clips = _conform(table, path)
+    document: dict[str, Any] = (
+        json.loads(metadata) if metadata else {"labels": labels_in_use(clips)}
+    )
+    manifest = Manifest(
+        clips=clips, labels=tuple(document["labels"]), coverage=document.get("coverage")
+    )
+    check(manifest, path)
+    return manifest
+
+
+def read_labels(path: str) -> tuple[str, ...]:
+    """A vocabulary from a text file, one label a line, in the order of the classes."""
+    try:
+        lines = storage.read_bytes(path).decode("utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise UserError(path, "no such file", "it should hold one label a line") from error
+    except UnicodeDecodeError as error:
+        raise UserError(path, f"not UTF-8 text ({error.reason})") from error
+    labels = tuple(line.strip() for line in lines if line.strip())
+    if len(set(labels)) != len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise UserError(path, f"the label {twice!r} stands there twice")
+    return labels
+
+
+def _conform(table: pa.Table, path: str) -> pa.Table:
+    """The table with exactly `SCHEMA`'s columns and types."""
+    columns = []
+    for field in SCHEMA:
+        if field.name in table.column_names:
+            column = table[field.name]
+        elif field.name in _REQUIRED:
+            raise UserError(path, f"the manifest has no column {field.name!r}")
+        else:
+            column = pa.repeat(default_value(field), table.num_rows)
+        try:
+            column = column.cast(field.type)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise UserError(
+                path, f"column {field.name!r} is {column.type}, expected {field.type}"
+            ) from error
+        num_empty = column.null_count
+        if field.name == "labels":
+            num_empty += pc.list_flatten(column).null_count
+        if not field.nullable and num_empty:
+            raise UserError(path, f"column {field.name!r} has {num_empty} empty cells")
+        columns.append(column)
+    return pa.table(columns, schema=SCHEMA)

@@ -1,0 +1,12 @@
+"""What several tests of weights need."""
+
+import pytest
+import timm
+import torch
+
+
+@pytest.fixture(scope="module")
+def published():
+    """A whole state dict as timm and DeiT publish it: backbone and two image classifiers."""
+    torch.manual_seed(7)
+    return timm.create_model("deit_tiny_distilled_patch16_224", pretrained=False).state_dict()

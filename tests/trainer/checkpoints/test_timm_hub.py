@@ -1,0 +1,97 @@
+"""Weights from the hub: timm's own download, against a server on this machine."""
+
+import functools
+import http.server
+import threading
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import save
+
+from pipeline.errors import UserError
+from tests.trainer.checkpoints.test_state_files import TINY, same_backbone
+from trainer.checkpoints.timm_hub import create_from_hub
+from trainer.model.build import build_model
+from trainer.model.settings import ModelSettings
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers as the hub does: the file's hash and commit in the header, then its bytes."""
+
+    files: dict[str, bytes] = {}  # noqa: RUF012  (set for each server in a subclass)
+
+    def do_HEAD(self):
+        self.answer(with_body=False)
+
+    def do_GET(self):
+        self.answer(with_body=True)
+
+    def answer(self, with_body):
+        data = self.files.get(self.path)
+        self.send_response(404 if data is None else 200)
+        self.send_header("Content-Length", str(len(data or b"")))
+        self.send_header("ETag", '"0123456789abcdef"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(data or b"")
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub with an empty cache; the test puts files, by path, into the dict it gives."""
+    handler = type("HubOfOneTest", (Hub,), {"files": {}})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    download = functools.partial(
+        huggingface_hub.hf_hub_download, endpoint=endpoint, local_files_only=False
+    )
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    yield handler.files
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_weights_are_fetched_from_the_hub(hub, published):
+    hub[f"/timm/{TINY}.fb_in1k/resolve/main/model.safetensors"] = save(published)
+    assert same_backbone(create_from_hub(TINY), published)
+    settings = ModelSettings(backbone=TINY, num_frames=64)
+    hub.clear()  # what follows comes from the cache
+    model = build_model(settings, num_classes=2, num_mels=64)
+    assert torch.equal(model.norm.bias, published["norm.bias"])
+    assert torch.equal(model.blocks[3].mlp.fc1.weight, published["blocks.3.mlp.fc1.weight"])
+
+
+def test_the_hub_does_not_have_them(hub):
+    with pytest.raises(UserError) as caught:
+        build_model(ModelSettings(backbone=TINY), num_classes=2, num_mels=64)
+    message = str(caught.value)
+    assert message.startswith(
+        f"model.pretrained: could not fetch the weights timm/{TINY}.fb_in1k: "
+    )
+    assert "give model.weights_file a copy" in message
+    assert "set model.pretrained=false" in message
+    assert "\n" not in message
+
+
+def test_no_network(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=rf"^model\.pretrained: could not fetch .* timm/{TINY}"):
+        build_model(ModelSettings(backbone=TINY), num_classes=2, num_mels=64)
+
+
+def test_a_backbone_without_published_weights():
+    name = "vit_small_patch16_18x2_224"
+    fetching = pytest.raises(UserError, match=rf"^model\.pretrained: could not fetch .* {name}: ")
+    with torch.device("meta"), fetching:
+        create_from_hub(name)

@@ -1,0 +1,165 @@
+"""What augmentation draws at random, for clips of an epoch by their positions in it.
+
+In: the settings, the seed, the epoch and the positions of B samples. Out: `AugmentDraws`, and noise
+for those that get any, which `trainer.data.augment` applies on the device.
+
+What is drawn depends on the seed, the epoch and the position alone and is drawn on the CPU, so it
+is the same for any batch size, any number of ranks or workers, any device, and after a restart. A
+setting that is turned off draws its numbers all the same and ignores them: turning one on leaves
+the others as they were.
+
+B batch, Q samples with noise, T frames, F mels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer.data.random_streams import (
+    FloatArray,
+    IntArray,
+    Stream,
+    random_bits,
+    to_uniform,
+    uniform,
+)
+from trainer.data.settings import AugmentSettings
+
+NUM_RAW_DRAWS = 8
+"""Random 64-bit numbers of one sample, apart from those of its mixup lambda."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class AugmentDraws:
+    """What was drawn for B samples; every array is `[B]`."""
+
+    mixup_lambda: FloatArray
+    """Weight of the clip itself, its partner's being 1 - lambda; 1.0 where it is not mixed."""
+    frequency_start: IntArray
+    frequency_width: IntArray
+    """The frequency mask covers the mels [start, start + width)."""
+    time_start: IntArray
+    time_width: IntArray
+    """The time mask covers the frames [start, start + width)."""
+    noise_scale: FloatArray
+    """Highest value of the noise; 0.0 where there is none."""
+    noise_seed: NDArray[np.uint64]
+    roll: IntArray
+    """Frames to roll by, forward in time where positive."""
+    crop: FloatArray
+    partner_crop: FloatArray
+    """Where a stretch begins, of all places where it can: from 0, the clip's start, to below 1."""
+
+    def __len__(self) -> int:
+        return len(self.roll)
+
+
+def draw_augmentations(
+    settings: AugmentSettings,
+    *,
+    seed: int,
+    epoch: int,
+    positions: Sequence[int] | IntArray,
+    num_mels: int,
+    num_frames: int,
+) -> AugmentDraws:
+    """Draw the augmentation of the samples at these positions of an epoch, B of them.
+
+    `num_mels` and `num_frames` are the size of the padded input. Raises ValueError if a mask
+    can be larger than it. The mixup lambda is the one draw that relies on a sampler of NumPy's
+    `Generator`, which a NumPy release may change; it is drawn last, so that nothing else would.
+    """
+    _check_masks_fit(settings, num_mels, num_frames)
+    raw = np.empty((len(positions), NUM_RAW_DRAWS), dtype=np.uint64)
+    mixed_lambda = np.empty(len(positions), dtype=np.float64)
+    crops = np.zeros((len(positions), 2))
+    for row, position in enumerate(positions):
+        bits = random_bits(Stream.AUGMENT, seed=seed, epoch=epoch, position=int(position))
+        raw[row] = bits.random_raw(NUM_RAW_DRAWS)
+        generator = np.random.Generator(bits)
+        mixed_lambda[row] = generator.beta(settings.mixup_alpha, settings.mixup_alpha)
+        if settings.crop == "random":
+            place = random_bits(Stream.CROP, seed=seed, epoch=epoch, position=int(position))
+            crops[row] = uniform(place, 2)
+    u = to_uniform(raw)
+    frequency_start, frequency_width = mask_interval(
+        u[:, 1], u[:, 2], max_width=settings.frequency_mask, size=num_mels
+    )
+    time_start, time_width = mask_interval(
+        u[:, 3], u[:, 4], max_width=settings.time_mask, size=num_frames
+    )
+    reach = settings.roll_frames
+    return AugmentDraws(
+        mixup_lambda=np.where(u[:, 0] < settings.mixup_share, mixed_lambda, 1.0),
+        frequency_start=frequency_start,
+        frequency_width=frequency_width,
+        time_start=time_start,
+        time_width=time_width,
+        noise_scale=u[:, 5] / 10 if settings.noise else np.zeros(len(raw)),
+        noise_seed=raw[:, 6].copy(),
+        roll=np.floor(u[:, 7] * 2 * reach).astype(np.int64) - reach,
+        crop=crops[:, 0],
+        partner_crop=crops[:, 1],
+    )
+
+
+def mask_interval(
+    u_width: FloatArray, u_start: FloatArray, *, max_width: int, size: int
+) -> tuple[IntArray, IntArray]:
+    """Starts and widths of SpecAugment masks along an axis, from uniform numbers in [0, 1).
+
+    As `torchaudio.functional.mask_along_axis`: the width is real, uniform in [0, max_width); the
+    start is uniform in [0, size - width); then both are cut down to integers. The widths are
+    hence 0 to max_width - 1, equally likely.
+    """
+    width = u_width * max_width
+    start = u_start * (size - width)
+    return start.astype(np.int64), width.astype(np.int64)
+
+
+def needs_partner(draws: AugmentDraws) -> NDArray[np.bool_]:
+    """Which of the B samples are mixed, `[B]`: only their partners have to be read."""
+    return draws.mixup_lambda < 1.0
+
+
+def first_frame(crop: FloatArray, num_frames: IntArray, num_kept: int) -> IntArray:
+    """Where `num_kept` frames of clips begin, `[B]`, by draws in [0, 1): at 0 if it has no more."""
+    num_places = np.maximum(num_frames - num_kept, 0) + 1
+    first: IntArray = np.floor(crop * num_places).astype(np.int64)
+    return first
+
+
+def draw_noise(draws: AugmentDraws, num_frames: int, num_mels: int) -> Tensor | None:
+    """Noise of the Q samples that get any, float32 `[Q, T, F]` in [0, 1); None: of no sample.
+
+    On the CPU, as all that is drawn; there is so much of it that threads draw it ahead.
+    """
+    noisy = draws.noise_scale > 0
+    if not noisy.any():
+        return None
+    drawn = [_noise(seed, num_frames, num_mels) for seed in draws.noise_seed[noisy]]
+    return torch.from_numpy(np.stack(drawn))
+
+
+def _noise(seed: np.uint64, num_frames: int, num_mels: int) -> NDArray[np.float32]:
+    """Noise uniform in [0, 1), float32 `[T, F]`, in steps of 2^-24."""
+    size = num_frames * num_mels
+    raw = random_bits(Stream.NOISE, seed=int(seed)).random_raw(-(-size // 2)).view(np.uint32)[:size]
+    noise = (raw >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+    return noise.reshape(num_frames, num_mels)
+
+
+def _check_masks_fit(settings: AugmentSettings, num_mels: int, num_frames: int) -> None:
+    if settings.frequency_mask > num_mels:
+        raise ValueError(
+            f"frequency_mask: must be at most the {num_mels} mels, got {settings.frequency_mask}"
+        )
+    if settings.time_mask > num_frames:
+        raise ValueError(
+            f"time_mask: must be at most the {num_frames} frames of the input, "
+            f"got {settings.time_mask}"
+        )

@@ -1,0 +1,155 @@
+"""A trained model into a run folder: `import` of `ray_job.py`.
+
+In: a checkpoint of a whole AST, whoever trained it, and a data set with classes that it knows.
+Steps: read the checkpoint, take the settings from it, fit it to them. Out: a run folder as training
+leaves it, to evaluate, average and report.
+"""
+
+import logging
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pipeline import storage
+from pipeline.dataset.prepared import PreparedDataset, open_dataset
+from pipeline.errors import UserError
+from trainer.checkpoints.ast_checkpoint import AstCheckpoint, missing_labels, read_weights
+from trainer.checkpoints.checkpoint import Checkpoint, Progress, save_checkpoint
+from trainer.data.clips import select_training_data
+from trainer.model.build import build_model, load_ast
+from trainer.optim.optimiser import make_optimiser
+from trainer.recipe.fit import check_fit
+from trainer.recipe.parse import load_recipe, make_recipe
+from trainer.recipe.recipe import SECTIONS
+from trainer.run.run_folder import check_empty, check_folder, describe_run, write_history
+
+_logger = logging.getLogger(__name__)
+
+_IN_EFFECT = re.compile(
+    r"(data|loader|published)\..*|train\.(loss|batch_size|seed)|sampler\.bucket_frames|"
+    r"augment\.(frequency|time)_mask|"
+    r"model\.(?!pretrained|position_embedding|patchout|checkpoint_activations).*"
+)
+"""Settings that evaluation, ensembles (the seed), the report or the checks of a recipe (masks) look
+at; all others are of training alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Imported:
+    """What became of a checkpoint."""
+
+    num_classes: int
+    """Classes of the run."""
+    num_classes_left_out: int
+    """Classes of the checkpoint that the data set does not have."""
+    by_name: bool
+    """Whether the classes were found by name; else their order was taken for the same."""
+
+
+def import_run(
+    source: str, dataset_path: str, run_path: str, recipe_path: str, overrides: Sequence[str]
+) -> Imported:
+    """Make a finished run of no step from a checkpoint.
+
+    Args:
+        source: see `trainer.checkpoints.ast_checkpoint.read_weights`.
+        recipe_path: settings of the run; what it leaves out, the checkpoint tells; empty: all.
+            Another input length or stride than the checkpoint's is fitted.
+        overrides: see `trainer.recipe.parse.load_recipe`; only of what an untrained model has.
+
+    Raises:
+        UserError: there is no such checkpoint or data set; the data set has classes or a number of
+            mel bins that the checkpoint has not; the folder holds a run already; an override is of
+            no effect.
+    """
+    _check_overrides(overrides)
+    check_folder(run_path, own="")
+    # What an import leaves that was stopped.
+    check_empty(run_path, but=frozenset({"checkpoints", "history.json"}))
+    dataset = open_dataset(dataset_path)
+    plain = load_recipe(recipe_path, overrides)
+    checkpoint = read_weights(source, asdict(plain.model))
+    if not isinstance(checkpoint, AstCheckpoint):
+        raise UserError(
+            source,
+            "not a whole AST",
+            f"if it is a backbone of timm, train with it by --set model.weights_file={source}",
+        )
+    rows = _rows(checkpoint, dataset)
+    told = _settings_of(checkpoint)
+    # First by itself, so that what is wrong with the checkpoint is said of it.
+    make_recipe("imported", told, where=checkpoint.source)
+    if not recipe_path:
+        told["model"]["pretrained"] = False
+    recipe = load_recipe(recipe_path, overrides, beneath=told)
+    data = select_training_data(dataset, recipe.data)
+    check_fit(recipe, data)
+    if math.isnan(recipe.data.mean):
+        _logger.warning(
+            "%s: does not tell what its inputs were normalised with; taken from the data set: "
+            "data.mean=%.4f, data.std=%.4f",
+            *(source, data.mean, data.std),
+        )
+    model = build_model(
+        recipe.model.without_weights(), num_classes=len(dataset.labels), num_mels=dataset.num_mels
+    )
+    load_ast(model, checkpoint, replace(recipe.model, position_embedding="adapt"), rows=rows)
+    optimiser = make_optimiser(model.parameters(), recipe.optimiser).state_dict()
+    progress = Progress(epoch=recipe.train.epochs + 1)
+    state = model.state_dict()
+    save_checkpoint(run_path, Checkpoint(model=state, optimiser=optimiser, progress=progress))
+    write_history(run_path, progress, finished=True)
+    facts = describe_run(recipe, dataset, data, model.num_parameters())
+    # It was trained on none of them.
+    facts = {**facts, "data": {**facts["data"], "num_train_clips": 0}, "imported_from": source}
+    storage.write_json(storage.join(run_path, "run.json"), facts)
+    return Imported(
+        num_classes=len(rows),
+        num_classes_left_out=len(checkpoint.state["head.bias"]) - len(rows),
+        by_name=checkpoint.labels is not None,
+    )
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        name = override.partition("=")[0].strip()
+        section, _, key = name.partition(".")
+        if name == "model.weights_file":
+            raise UserError(f"--set {override}", "the checkpoint is where the weights come from")
+        # An unknown one gets its message where recipes are read.
+        is_known = key in getattr(SECTIONS.get(section), "__slots__", ())
+        if is_known and not _IN_EFFECT.fullmatch(name):
+            raise UserError(
+                f"--set {override}", "has no effect on a model that is not trained", "leave it out"
+            )
+
+
+def _settings_of(checkpoint: AstCheckpoint) -> dict[str, dict[str, Any]]:
+    """What a checkpoint tells of a recipe."""
+    settings: dict[str, dict[str, Any]] = {
+        "model": dict(checkpoint.model),
+        # Nothing is trained, and masks for AudioSet's length do not fit shorter inputs.
+        "augment": {"frequency_mask": 0, "time_mask": 0},
+    }
+    if checkpoint.mean is not None and checkpoint.std is not None:
+        settings["data"] = {"mean": checkpoint.mean, "std": checkpoint.std}
+    if checkpoint.loss is not None:
+        settings["train"] = {"loss": checkpoint.loss}
+    return settings
+
+
+def _rows(checkpoint: AstCheckpoint, dataset: PreparedDataset) -> list[int]:
+    rows = checkpoint.head_rows(len(dataset.labels), dataset.labels)
+    if rows is not None:
+        return rows
+    missing = missing_labels(checkpoint, dataset.labels)
+    why = (
+        f"{len(missing)} of the data set's {len(dataset.labels)} classes are not among its own: "
+        f"{', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}"
+        if missing
+        else f"it has {len(checkpoint.state['head.bias'])} classes without names, the data set "
+        f"{len(dataset.labels)}"
+    )
+    raise UserError(checkpoint.source, f"cannot score {dataset.path}: {why}")

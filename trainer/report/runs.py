@@ -1,0 +1,211 @@
+"""Run folders, as the report reads them.
+
+In: run folders, or those of ensembles and cross-validations, local or s3://, finished or not.
+Out: a `Run` of each, without its checkpoints and predictions, under a short name of its own, and
+the scores of ensembles. A folder that is no run and a damaged file are errors.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import UserError
+from trainer.optim.settings import ScheduleSettings
+from trainer.report import figures
+from trainer.run.run_folder import read_history, read_recipe, read_run
+from trainer.run.skipped_steps import read_bad_steps
+from trainer.scores.predictions import read_metrics
+from trainer.studies.shared import read_runs
+
+METRICS = (("mAP", "mAP"), ("mAUC", "mAUC"), ("d_prime", "d′"), ("accuracy", "Accuracy"))
+"""Keys of the metrics that the page shows, and their titles."""
+
+_OF_TRAINING = {"augment", "sampler", "schedule", "optimiser", "averaging", "train"}
+"""Sections whose settings, but for train.loss, say nothing of a model that was imported."""
+
+Row = dict[str, Any]
+"""Plain data of a JSON file, or for the template."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """What one run folder holds."""
+
+    path: str
+    name: str
+    """Short, and unlike that of any other run of the page."""
+    info: Row
+    """run.json."""
+    steps: list[Row]
+    epochs: list[Row]
+    is_finished: bool
+    evaluations: dict[str, Row]
+    """Metrics by the name of the predictions they are of."""
+    bad_steps: list[Row]
+    """Steps that were skipped."""
+
+    @property
+    def data(self) -> Row:
+        """The `data` section of run.json."""
+        return dict(self.info.get("data", {}))
+
+    @property
+    def main_evaluation(self) -> str | None:
+        """The predictions that stand for the run: those on its own evaluation clips, if any."""
+        wanted = [self.data.get("eval_name"), *self.evaluations]
+        return next((name for name in wanted if name in self.evaluations), None)
+
+    @property
+    def final(self) -> Row:
+        """Metrics of the last evaluation; of the last epoch, or none, where there is none."""
+        if self.main_evaluation is not None:
+            return self.evaluations[self.main_evaluation]
+        return self.epochs[-1] if self.epochs else {}
+
+    @property
+    def all_evaluations(self) -> dict[str, Row]:
+        """Metrics by what they are of: all predictions, and the mean of the epochs' scores."""
+        found = {
+            f"{name} (epoch {row['epoch']})" if row.get("epoch") else name: row
+            for name, row in self.evaluations.items()
+        }
+        last = self.epochs[-1] if len(self.epochs) > 1 else {}
+        mean = {key: last.get(f"cumulative_{key}") for key, _ in METRICS}
+        if mean["mAP"] is not None:
+            name = f"{self.data.get('eval_name')}, mean of the scores of all epochs"
+            found[name] = {"num_clips": self.data.get("num_eval_clips"), **mean}
+        return found
+
+    @property
+    def train_s(self) -> float:
+        """Seconds of training, without evaluation."""
+        return math.fsum(entry.get("train_s") or 0 for entry in self.epochs)
+
+    @property
+    def history(self) -> figures.History:
+        """The run's curves."""
+        return figures.History(
+            name=self.name,
+            steps=self.steps,
+            epochs=self.epochs,
+            published=self.published,
+            schedule=self._schedule,
+        )
+
+    def setting(self, section: str, key: str) -> str | None:
+        """A setting as text, a dash if it came later than the run; None if it was of no effect."""
+        if "imported_from" in self.info and section in _OF_TRAINING and key != "loss":
+            return None
+        settings = self.info.get("settings", {}).get(section, {})
+        return _setting(settings[key]) if key in settings else "–"
+
+    @property
+    def _schedule(self) -> ScheduleSettings | None:
+        try:
+            return read_recipe(self.info).schedule
+        except (UserError, LookupError):
+            # Of an older run, whose settings are no longer known.
+            return None
+
+    @property
+    def no_evaluation(self) -> str:
+        """Why there are no predictions, and how to make them."""
+        if not self.is_finished:
+            return (
+                "There are no predictions yet; they are written with the last evaluation, at the "
+                "end of the run."
+            )
+        data = self.data
+        fold = f" --fold {data['eval_fold']}" if data.get("eval_fold") else ""
+        return (
+            f"The run is finished, but its predictions on {data.get('eval_name')} are missing; "
+            f"`evaluate {self.path} --split {data.get('eval_split')}{fold}` makes them."
+        )
+
+    @property
+    def published(self) -> dict[str, list[float]]:
+        """Scores after each epoch, by metric, that the recipe says are published."""
+        return dict(self.info.get("settings", {}).get("published", {}))
+
+    @property
+    def published_epochs(self) -> list[Row]:
+        """The same, epoch by epoch."""
+        given = {key: values for key, values in self.published.items() if values}
+        rows = itertools.zip_longest(*given.values())
+        return [dict(zip(given, row, strict=True)) for row in rows]
+
+
+def load_run(path: str, name: str) -> Run:
+    """Read a run folder, except for its checkpoints and predictions.
+
+    Raises:
+        UserError: it is not the folder of a run, or a file of it is damaged.
+    """
+    info, history = read_run(path), read_history(path)
+    files = storage.list_files(storage.join(path, "predictions"))
+    names = [PurePosixPath(file).stem for file in files if file.endswith(".json")]
+    evaluations = {evaluation: read_metrics(path, evaluation) for evaluation in names}
+    return Run(
+        path=path,
+        name=name,
+        info=info,
+        steps=history["steps"],
+        epochs=history["epochs"],
+        is_finished=bool(history["finished"]),
+        evaluations=evaluations,
+        bad_steps=read_bad_steps(path),
+    )
+
+
+def member_paths(folder: str) -> list[str]:
+    """The runs that a folder stands for: itself, or those of an ensemble or a cross-validation."""
+    if storage.exists(storage.join(folder, "run.json")):
+        return [folder]
+    results = [storage.join(folder, f"{name}.json") for name in ("ensemble", "cross_validation")]
+    if scored := list(dict.fromkeys(itertools.chain.from_iterable(map(read_runs, results)))):
+        return scored
+    # Not scored yet.
+    found = storage.list_files(folder)
+    runs = [path.removesuffix("/run.json") for path in found if path.endswith("/run.json")]
+    return [run for run in runs if run.rpartition("/")[0] == folder] or [folder]
+
+
+def run_names(paths: Sequence[str]) -> list[str]:
+    """The last parts of each path, as many as tell the runs apart."""
+    parts = [path.removeprefix("s3://").strip("/").split("/") for path in paths]
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{part[-1]} ({number})" for number, part in enumerate(parts, start=1)]
+
+
+def read_ensembles(folders: Sequence[str]) -> list[Row]:
+    """What the `ensemble.json` of each folder that has one says of the members' mean scores.
+
+    Raises:
+        UserError: such a file is damaged.
+    """
+    scored = [one for one in folders if storage.exists(storage.join(one, "ensemble.json"))]
+    ensembles = []
+    for folder, name in zip(scored, run_names(scored), strict=True):
+        path = storage.join(folder, "ensemble.json")
+        title = f"Ensemble {name}" if len(scored) > 1 else "Ensemble"
+        try:
+            document = storage.read_json(path)
+            metrics = dict(document["ensemble"])
+            ensembles.append({"title": title, "on": document["name"], "metrics": metrics})
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                path, "damaged", "the command of the ensemble makes it again"
+            ) from error
+    return ensembles
+
+
+def _setting(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
