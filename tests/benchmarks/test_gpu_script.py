@@ -254,4 +254,4 @@ def test_the_compiler_is_heard_when_it_breaks_a_graph_or_compiles_it_again() -> 
         whole(torch.ones(4))
         assert len(compiler.late_recompiles) == 1
     finally:
-        torch._logging.set_logs()
+        torch._logging.set_logs()  # type: ignore[attr-defined]

@@ -14,8 +14,9 @@ HEAVY = {"av", "botocore", "numpy", "pyarrow", "ray", "rich", "timm", "torch"}
 
 
 def steps() -> dict[str, argparse.ArgumentParser]:
-    (action,) = ray_job.make_parser()._subparsers._group_actions  # type: ignore[union-attr]
-    return dict(action.choices)  # type: ignore[arg-type]
+    actions = ray_job.make_parser()._actions
+    (found,) = (one for one in actions if isinstance(one, argparse._SubParsersAction))
+    return dict(found.choices)
 
 
 def test_every_step_file_is_on_the_command_line() -> None:

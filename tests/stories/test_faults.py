@@ -63,7 +63,7 @@ def manifest(s3: str, tmp_path: Path) -> Manifest:
     storage.write_bytes(table, (tmp_path / "a.parquet").read_bytes())
     for number, content in enumerate(contents[:4]):
         size = len(content)
-        place = {"offset_bytes": number * size, "size_bytes": size}
+        place: dict[str, Any] = {"offset_bytes": number * size, "size_bytes": size}
         clips.append(Clip(id=f"tar {number}", uri=tar, labels=("dog",), **place))
     for number in range(4):
         place = {"row_group": number // 2, "row": number % 2}

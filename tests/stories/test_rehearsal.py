@@ -178,7 +178,10 @@ def audio_file(samples: Samples, kind: str, fate: str) -> bytes:
 
 
 def file_name(clip: Listed, form: str) -> str:
-    times = {"start_ms": round(clip.start_s * 1000), "end_ms": round(clip.end_s * 1000)}
+    times: dict[str, float] = {
+        "start_ms": round(clip.start_s * 1000),
+        "end_ms": round(clip.end_s * 1000),
+    }
     times |= {"start_s": clip.start_s, "end_s": clip.end_s}
     stem = form.format(id=clip.id, split=clip.split, **times)
     return f"{stem}.{clip.kind.upper() if '_' in form else clip.kind}"
@@ -265,13 +268,15 @@ def two_nodes() -> Iterator[tuple[str, Callable[[], None]]]:
             text=True,
         ) as process,
     ):
+        output = process.stdout
+        assert output is not None
 
         def kill() -> None:
             print(file=process.stdin, flush=True)
-            assert process.stdout.readline() == "killed\n"
+            assert output.readline() == "killed\n"
 
         try:
-            yield process.stdout.readline().strip(), kill
+            yield output.readline().strip(), kill
         finally:
             process.communicate()
 
@@ -409,8 +414,8 @@ def test_the_coverage_is_exactly_what_was_put_there(rehearsal: Rehearsal, tmp_pa
         assert scored in opened.page.inner_text("#splits")
         for split, cells in table_rows(opened, "#splits").items():
             assert cells[2:6] == shown(expected[split])
-        cells = table_rows(opened, "#classes")
-        assert {name: (int(row[2]), int(row[3])) for name, row in cells.items()} == classes
+        rows_of_classes = table_rows(opened, "#classes").items()
+        assert {name: (int(row[2]), int(row[3])) for name, row in rows_of_classes} == classes
         assert opened.errors == []
 
 

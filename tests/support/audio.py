@@ -55,6 +55,7 @@ def encode_av(
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container, options=options) as file:
         stream = file.add_stream(codec, rate=rate_hz, layout=layout)
+        assert isinstance(stream, av.AudioStream)
         packets = encode_video(file, video_codec, len(samples) / rate_hz) if video_codec else []
         stream.codec_context.open()
         pieces = av.AudioResampler(
@@ -71,13 +72,14 @@ def encode_video(file: Any, codec: str, duration_s: float) -> list[Any]:
     """Packets of a small grey video that grows brighter."""
     stream = file.add_stream(codec, rate=10)
     stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-    packets = []
+    packets: list[Any] = []
     for number in range(max(1, round(10 * duration_s))):
         image = np.full((48, 64, 3), 5 * number % 256, np.uint8)
         frame = av.VideoFrame.from_ndarray(image)
         frame.pts, frame.time_base = number, Fraction(1, 10)
         packets += stream.encode(frame)
-    return packets + stream.encode(None)
+    packets += stream.encode(None)
+    return packets
 
 
 def write_clips(

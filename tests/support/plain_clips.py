@@ -17,7 +17,7 @@ from trainer.data.augment_draws import AugmentDraws
 def golden(waveform: Tensor) -> Tensor:
     """AST's features of `[N]`, as its authors' `dataloader.py` computes them: `[T, 128]`."""
     centred = waveform - waveform.mean()
-    return kaldi.fbank(
+    features: Tensor = kaldi.fbank(
         centred[None],
         htk_compat=True,
         sample_frequency=16_000,
@@ -27,6 +27,7 @@ def golden(waveform: Tensor) -> Tensor:
         dither=0.0,
         frame_shift=10,
     )
+    return features
 
 
 def cut(fbank: Tensor, crop: float, num_frames: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed
-import torch.multiprocessing
+from torch.multiprocessing.spawn import start_processes
 
 from trainer.training.world import World
 
@@ -22,7 +22,7 @@ def run_ranks(world_size: int, function: Callable[..., None], *arguments: Any) -
     # The imports take seconds: they are done once, in a process that the ranks are forked from.
     multiprocessing.set_forkserver_preload(["trainer.training.loop"])
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.start_processes(
+        start_processes(  # type: ignore[no-untyped-call]
             _run_rank,
             (world_size, str(Path(folder) / "store"), function, arguments),
             nprocs=world_size,

@@ -41,7 +41,8 @@ def assert_same_run(run: str, other: str) -> None:
     for number, state in expected.optimiser["state"].items():
         for name, value in state.items():
             assert torch.equal(loaded.optimiser["state"][number][name], value)
-    assert np.array_equal(*(read_predictions(one, "eval").scores for one in (run, other)))
+    scores, other_scores = (read_predictions(one, "eval").scores for one in (run, other))
+    assert np.array_equal(scores, other_scores)
 
 
 def assert_close_runs(run: str, other: str) -> None:
@@ -62,8 +63,8 @@ def assert_close_runs(run: str, other: str) -> None:
             # which Adam blows up to whole steps.
             kept[len(value) // 3 : 2 * len(value) // 3] = False
         torch.testing.assert_close(loaded[name][kept], value[kept], rtol=0, atol=2e-5)
-    scores = [read_predictions(one, "eval").scores for one in (run, other)]
-    np.testing.assert_allclose(*scores, atol=1e-5)
+    scores, other_scores = (read_predictions(one, "eval").scores for one in (run, other))
+    np.testing.assert_allclose(scores, other_scores, atol=1e-5)
 
 
 def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -140,7 +140,7 @@ def test_a_tar_gives_the_bytes_that_went_in(
 
 
 def test_several_files_and_row_groups_keep_their_order(tmp_path: Path) -> None:
-    audio = [flac(i) for i in range(14)]
+    audio: list[bytes | None] = [flac(i) for i in range(14)]
     paths = []
     for part in range(2):
         columns = {"audio": audio_array(audio[7 * part :][:7]), "video_id": list("abcdefg")}

@@ -208,7 +208,7 @@ def test_samples_on_another_scale_are_refused(level: float) -> None:
 
 
 def test_samples_somewhat_beyond_full_scale_are_kept() -> None:
-    samples = np.float32([0.0, 2.0, -30.0, 100.0, -100.0])
+    samples = np.array([0.0, 2.0, -30.0, 100.0, -100.0], np.float32)
     np.testing.assert_array_equal(decode(encode(samples, 16_000, "WAV", "FLOAT")), samples)
 
 

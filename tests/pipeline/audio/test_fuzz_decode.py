@@ -127,7 +127,7 @@ def deleted(data: bytes, rng: Rng) -> bytes:
 
 def inserted(data: bytes, rng: Rng) -> bytes:
     place = rng.integers(len(data))
-    return data[:place] + rng.bytes(rng.integers(1, 500)) + data[place:]
+    return data[:place] + rng.bytes(int(rng.integers(1, 500))) + data[place:]
 
 
 DAMAGES: dict[str, tuple[int, Damage]] = {
@@ -260,7 +260,7 @@ def independent_lengths_s(data: bytes) -> Iterator[float]:
     except soundfile.LibsndfileError:
         pass
     try:
-        with av.open(io.BytesIO(data), metadata_errors="ignore") as container:
+        with av.open(io.BytesIO(data), "r", metadata_errors="ignore") as container:
             yield sum(frame.samples / frame.sample_rate for frame in container.decode(audio=0))
     except (av.FFmpegError, IndexError):
         pass

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,7 +77,11 @@ def test_many_clips_are_the_same_bits_through_one_child() -> None:
             clip = noise(rng.uniform(0.2, 2), rate_hz, seed=seed)
             data = encode(clip, rate_hz, *[("WAV", "FLOAT"), ("OGG", "VORBIS")][seed % 2])
             start_s = float(rng.uniform(0, 0.1))
-            options = {"sample_rate_hz": 16_000, "start_s": start_s, "end_s": start_s + 1 / 3}
+            options: dict[str, Any] = {
+                "sample_rate_hz": 16_000,
+                "start_s": start_s,
+                "end_s": start_s + 1 / 3,
+            }
             decoded = decoder.decode_audio(data, LIMITS, **options)
             assert decoded.flags.writeable
             assert decoded.tobytes() == decode_audio(data, LIMITS, **options).tobytes()

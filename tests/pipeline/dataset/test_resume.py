@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -238,7 +239,7 @@ def test_clips_that_were_removed_are_named(copy: Path, clips: list[Clip]) -> Non
     ],
 )
 def test_clips_that_were_changed_are_named(
-    change: dict[str, object], copy: Path, first: Manifest, clips: list[Clip]
+    change: dict[str, Any], copy: Path, first: Manifest, clips: list[Clip]
 ) -> None:
     rows = [clip for clip in clips if clip.id in set(first.clips["id"].to_pylist())]
     changed = [replace(clip, **change) if clip.id == "train/5" else clip for clip in rows]

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -123,7 +124,7 @@ def change_card(folder: Path) -> None:
     (folder / "card.json").write_text(json.dumps({**card, "num_clips": 15}))
 
 
-def index(folder: Path) -> list[dict[str, object]]:
+def index(folder: Path) -> list[dict[str, Any]]:
     return list(pq.read_table(folder / "index.parquet").to_pylist())
 
 

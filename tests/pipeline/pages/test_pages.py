@@ -374,7 +374,7 @@ def test_every_level_falls_into_a_bin_and_silence_into_its_own(levels: list[floa
 
 @pytest.mark.parametrize("num_clips", [1, 4, 40])
 def test_bars_stand_in_the_middle_of_their_axis(num_clips: int) -> None:
-    plot = dataset_page.level_plot(np.arange(num_clips) - 40.0)
+    plot = dataset_page.level_plot(np.arange(num_clips, dtype=np.float64) - 40.0)
     assert plot is not None
     low, high = plot.figure["layout"]["xaxis"]["range"]
     places = plot.figure["data"][0]["x"]

@@ -22,6 +22,7 @@ from pipeline.fbank import fbank
 from pipeline.fbank_settings import FbankSettings
 from pipeline.manifest.manifest import Clip
 from pipeline.shards import build
+from pipeline.shards.fetch import fetch_ahead
 from pipeline.shards.parts import part_path, read_part
 from tests.support.audio import encode, noise, write_clips
 from tests.support.preparation import (
@@ -154,7 +155,6 @@ def test_no_thread_outlives_a_task(
     tmp_path: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[object] = []  # so that nothing is closed by going out of sight
-    fetch_ahead = build.fetch_ahead
 
     def keep(clips: list[dict[str, Any]], *limits: int) -> Generator[bytes | Exception, None, None]:
         contents = fetch_ahead(clips, *limits)

@@ -142,7 +142,7 @@ def test_a_new_file_is_there_when_it_is_committed_and_not_before(
 def write_and_die(path: str) -> None:
     """In a process of its own: killed when the content is on its way but not in place."""
 
-    def die(_: int) -> None:
+    def die(fd: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     os.fsync = die
@@ -294,9 +294,9 @@ def test_a_bucket_that_does_not_exist() -> None:
         storage.write_bytes(path, b"x")
     assert not isinstance(caught.value, PassingError)
     assert_one_line(failures(path), path, "the bucket does not exist; check its name")
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - of whatever kind
+    with pytest.raises(Exception) as any_error:  # noqa: PT011 - of whatever kind
         storage.read_file(path)
-    assert storage.one_file_fault(caught.value) is None
+    assert storage.one_file_fault(any_error.value) is None
 
 
 @pytest.mark.usefixtures("s3")
@@ -371,9 +371,9 @@ def test_refused_credentials(strict_s3_endpoint: str, monkeypatch: pytest.Monkey
     messages = failures(path)
     assert_one_line(messages, path, "access refused (", "check AWS_ACCESS_KEY_ID")
     assert "(InvalidAccessKeyId)" in messages[0]
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - of whatever kind
+    with pytest.raises(Exception) as any_error:  # noqa: PT011 - of whatever kind
         storage.read_file(path)
-    assert storage.one_file_fault(caught.value) is None
+    assert storage.one_file_fault(any_error.value) is None
 
 
 @pytest.fixture

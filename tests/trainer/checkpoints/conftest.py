@@ -3,10 +3,13 @@
 import pytest
 import timm
 import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
 
 
 @pytest.fixture(scope="module")
-def published():
+def published() -> State:
     """A whole state dict as timm and DeiT publish it: backbone and two image classifiers."""
     torch.manual_seed(7)
     return timm.create_model("deit_tiny_distilled_patch16_224", pretrained=False).state_dict()

@@ -17,6 +17,7 @@ from trainer.checkpoints.averaging import (
     average_epochs,
     best_epoch,
     epoch_name,
+    remove_other_epochs,
     update_ema,
     weights_path,
     write_weights,
@@ -118,7 +119,10 @@ def test_averages_are_evaluated_beside_the_last_weights(
         assert metrics["mAP"] == pytest.approx(
             evaluate_scores(found.targets, found.scores, found.labels).mAP
         )
-    assert not np.allclose(*(read_predictions(averaged, f"eval-{n}").scores for n in OTHERS[:2]))
+    first_scores, second_scores = (
+        read_predictions(averaged, f"eval-{name}").scores for name in OTHERS[:2]
+    )
+    assert not np.allclose(first_scores, second_scores)
 
 
 def test_the_mean_of_the_scores_of_epochs(dataset: PreparedDataset, averaged: str) -> None:
@@ -188,16 +192,15 @@ def test_the_epoch_that_is_selected(
     """Scored as when it ended; no more weights are kept than the end may need."""
     run, left = str(tmp_path), []
     waiting = iter(values)
-    evaluate_epoch, remove_others = loop.evaluate, loop.remove_other_epochs
 
     def evaluated(*arguments: Any, **others: Any) -> Evaluation:
-        found = evaluate_epoch(*arguments, **others)
+        found = evaluate(*arguments, **others)
         return replace(found, metrics=replace(found.metrics, accuracy=next(waiting, 0.0)))
 
     monkeypatch.setattr(loop, "evaluate", evaluated)
 
     def noting(*arguments: Any) -> None:
-        remove_others(*arguments)
+        remove_other_epochs(*arguments)
         files = storage.list_files(f"{run}/epochs")
         left.append(" ".join(file[-14:-12] for file in files if "epoch-" in file))
 

@@ -1,10 +1,12 @@
 """Weights that do not fit the model are refused as a whole."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from tests.trainer.checkpoints.test_state_files import TINY
@@ -12,8 +14,10 @@ from trainer.checkpoints.fit import load_backbone, load_exactly
 from trainer.model.build import build_model
 from trainer.model.settings import ModelSettings
 
+State = dict[str, Tensor]
 
-def test_file_of_another_model(tmp_path, published):
+
+def test_file_of_another_model(tmp_path: Path, published: State) -> None:
     wrong = {name: value for name, value in published.items() if name != "cls_token"}
     wrong["pos_embed"] = torch.zeros(1, 578, 192)
     wrong["extra.weight"] = torch.zeros(1)
@@ -29,12 +33,12 @@ def test_file_of_another_model(tmp_path, published):
     )
 
 
-def test_long_lists_of_names_are_cut():
+def test_long_lists_of_names_are_cut() -> None:
     with pytest.raises(UserError, match=r"missing: 0\.bias, 0\.weight, 1\.bias, .* and 2 more$"):
         load_exactly(nn.Sequential(*(nn.Linear(1, 1) for _ in range(3))), {}, source="x")
 
 
-def test_nothing_is_loaded_in_part():
+def test_nothing_is_loaded_in_part() -> None:
     module = nn.Linear(2, 2)
     before = module.weight.clone()
     with pytest.raises(UserError, match="missing: bias"):
@@ -51,7 +55,7 @@ def test_nothing_is_loaded_in_part():
         (torch.tensor([1, 2], dtype=torch.int8), "norm.bias: must be of floats, got int8; save"),
     ],
 )
-def test_values_that_no_model_computes_with(published, value, message):
+def test_values_that_no_model_computes_with(published: State, value: Tensor, message: str) -> None:
     state = {**published, "norm.bias": value, "head.weight": torch.tensor([torch.nan])}
     with pytest.raises(UserError, match=rf"^file\.pth: {message}"):
         load_backbone(timm.create_model(TINY, num_classes=0), state, source="file.pth")

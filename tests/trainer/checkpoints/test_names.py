@@ -4,14 +4,17 @@ import json
 
 import pytest
 import torch
+from torch import Tensor
 
 from pipeline.errors import UserError
 from trainer.checkpoints.names import from_transformers_state
 
+State = dict[str, Tensor]
+
 PREFIX = "audio_spectrogram_transformer"
 
 
-def projections(styles, value=0.0):
+def projections(styles: list[str], value: float = 0.0) -> State:
     return {
         f"{PREFIX}.{name}.{leaf}": torch.full((2, 2) if leaf == "weight" else (2,), value + index)
         for index, name in enumerate(styles)
@@ -24,7 +27,7 @@ IN_MEMORY = [f"layers.11.attention.{name}_proj" for name in "vqk"]
 
 
 @pytest.mark.parametrize("styles", [ON_DISK, IN_MEMORY])
-def test_query_key_and_value_become_one_in_this_order(styles):
+def test_query_key_and_value_become_one_in_this_order(styles: list[str]) -> None:
     given = projections(styles)
     names = json.dumps(list(given))
     ours = from_transformers_state(given)
@@ -34,14 +37,14 @@ def test_query_key_and_value_become_one_in_this_order(styles):
     assert json.dumps(list(given)) == names
 
 
-def test_a_projection_is_missing():
+def test_a_projection_is_missing() -> None:
     given = projections(ON_DISK)
     del given[f"{PREFIX}.encoder.layer.11.attention.attention.key.bias"]
     with pytest.raises(UserError, match=r"missing: blocks\.11\.attn\.k\.bias"):
         from_transformers_state(given)
 
 
-def test_both_styles_at_once():
+def test_both_styles_at_once() -> None:
     with pytest.raises(UserError, match="the same weight is there twice"):
         from_transformers_state(projections(ON_DISK) | projections(IN_MEMORY))
 
@@ -56,7 +59,7 @@ def test_both_styles_at_once():
         f"{PREFIX}.embeddings.mask_token",
     ],
 )
-def test_a_name_of_another_model(name):
+def test_a_name_of_another_model(name: str) -> None:
     given = projections(IN_MEMORY) | {name: torch.zeros(1)}
     with pytest.raises(UserError, match=f"unexpected: {name}$"):
         from_transformers_state(given)

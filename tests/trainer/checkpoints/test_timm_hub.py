@@ -3,11 +3,15 @@
 import functools
 import http.server
 import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from pipeline.errors import UserError
 from tests.trainer.checkpoints.test_state_files import TINY, same_backbone
@@ -15,19 +19,21 @@ from trainer.checkpoints.timm_hub import create_from_hub
 from trainer.model.build import build_model
 from trainer.model.settings import ModelSettings
 
+State = dict[str, Tensor]
+
 
 class Hub(http.server.BaseHTTPRequestHandler):
     """Answers as the hub does: the file's hash and commit in the header, then its bytes."""
 
     files: dict[str, bytes] = {}  # noqa: RUF012  (set for each server in a subclass)
 
-    def do_HEAD(self):
+    def do_HEAD(self) -> None:
         self.answer(with_body=False)
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         self.answer(with_body=True)
 
-    def answer(self, with_body):
+    def answer(self, with_body: bool) -> None:
         data = self.files.get(self.path)
         self.send_response(404 if data is None else 200)
         self.send_header("Content-Length", str(len(data or b"")))
@@ -37,15 +43,18 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if with_body:
             self.wfile.write(data or b"")
 
-    def log_message(self, *args):
+    def log_message(self, *args: Any) -> None:
         pass
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
     """A hub with an empty cache; the test puts files, by path, into the dict it gives."""
-    handler = type("HubOfOneTest", (Hub,), {"files": {}})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+
+    class HubOfOneTest(Hub):
+        files: dict[str, bytes] = {}  # noqa: RUF012
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), HubOfOneTest)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     endpoint = f"http://127.0.0.1:{server.server_address[1]}"
@@ -55,23 +64,24 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    yield handler.files
+    yield HubOfOneTest.files
     server.shutdown()
     server.server_close()
     thread.join()
 
 
-def test_weights_are_fetched_from_the_hub(hub, published):
+def test_weights_are_fetched_from_the_hub(hub: dict[str, bytes], published: State) -> None:
     hub[f"/timm/{TINY}.fb_in1k/resolve/main/model.safetensors"] = save(published)
     assert same_backbone(create_from_hub(TINY), published)
     settings = ModelSettings(backbone=TINY, num_frames=64)
     hub.clear()  # what follows comes from the cache
     model = build_model(settings, num_classes=2, num_mels=64)
-    assert torch.equal(model.norm.bias, published["norm.bias"])
-    assert torch.equal(model.blocks[3].mlp.fc1.weight, published["blocks.3.mlp.fc1.weight"])
+    assert torch.equal(model.get_parameter("norm.bias"), published["norm.bias"])
+    name = "blocks.3.mlp.fc1.weight"
+    assert torch.equal(model.get_parameter(name), published[name])
 
 
-def test_the_hub_does_not_have_them(hub):
+def test_the_hub_does_not_have_them(hub: dict[str, bytes]) -> None:
     with pytest.raises(UserError) as caught:
         build_model(ModelSettings(backbone=TINY), num_classes=2, num_mels=64)
     message = str(caught.value)
@@ -83,14 +93,14 @@ def test_the_hub_does_not_have_them(hub):
     assert "\n" not in message
 
 
-def test_no_network(tmp_path, monkeypatch):
+def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=rf"^model\.pretrained: could not fetch .* timm/{TINY}"):
         build_model(ModelSettings(backbone=TINY), num_classes=2, num_mels=64)
 
 
-def test_a_backbone_without_published_weights():
+def test_a_backbone_without_published_weights() -> None:
     name = "vit_small_patch16_18x2_224"
     fetching = pytest.raises(UserError, match=rf"^model\.pretrained: could not fetch .* {name}: ")
     with torch.device("meta"), fetching:

@@ -126,7 +126,8 @@ def test_a_file_that_went_stale_is_opened_anew(
     dataset: PreparedDataset, clips: ClipSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.storage.faults.RETRY_AFTER_S", (0.0,))
-    preadv, stale = os.preadv, set()
+    preadv = os.preadv
+    stale: set[int] = set()
 
     def failing(file: int, buffers: Any, offset: int) -> int:
         if not stale:

@@ -3,7 +3,7 @@
 import math
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def clips(dataset: PreparedDataset) -> ClipSet:
     return select_clips(dataset, "train")
 
 
-def make_loader(clips: ClipSet, **settings: int) -> Loader:
+def make_loader(clips: ClipSet, **settings: Any) -> Loader:
     return Loader(clips, LoaderSettings(**settings), num_frames=NUM_FRAMES)
 
 
@@ -234,7 +234,7 @@ def test_an_epoch_is_taken_up_at_any_step(clips: ClipSet, first_step: int) -> No
     ],
 )
 def test_loader_settings_do_not_change_the_batches(
-    clips: ClipSet, settings: dict[str, int]
+    clips: ClipSet, settings: dict[str, Any]
 ) -> None:
     assert_same(training_batches(clips, **settings), training_batches(clips))
 
@@ -391,6 +391,7 @@ def test_a_caller_that_stops_early_leaves_no_reading_behind(
     loader = make_loader(clips, threads=1, batches_ahead=4, cache_mb=0)
     batches = loader.training_batches(make_plan(clips), replace(AUGMENT, mixup_share=0.0))
     next(batches)
+    assert isinstance(batches, Generator)
     batches.close()
     go_on.set()
     for thread in set(threading.enumerate()) - before:

@@ -1,5 +1,6 @@
 """Orders are reproducible draws of the right kind, and ranks share a batch without a gap."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,8 @@ def test_order_and_partners_are_independent() -> None:
 @given(SEEDS, EPOCHS)
 def test_order_depends_on_seed_and_epoch_alone(seed: int, epoch: int) -> None:
     def order(s: int, e: int) -> list[int]:
-        return epoch_order(seed=s, epoch=e, num_clips=50, weights=None).tolist()
+        positions: list[int] = epoch_order(seed=s, epoch=e, num_clips=50, weights=None).tolist()
+        return positions
 
     assert order(seed, epoch) == order(seed, epoch)
     assert order(seed, epoch) != order(seed, epoch + 1)
@@ -195,7 +197,7 @@ def test_ranks_share_a_batch_without_gap_or_duplicate(
         assert len(rows) == len(weights) == -(-num_rows // world_size)
         assert set(rows[weights == 0]) <= {positions[-1]}
         assert set(weights) <= {0.0, 1.0}
-        assert (rows.dtype, weights.dtype) == (np.int64, np.float32)
+        assert (rows.dtype, weights.dtype) == (np.dtype(np.int64), np.dtype(np.float32))
 
 
 def test_weighted_sum_over_ranks_is_that_of_the_batch() -> None:
@@ -211,7 +213,7 @@ def test_weighted_sum_over_ranks_is_that_of_the_batch() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: SamplerSettings(mode="random"), "mode: must be one of"),
+        (lambda: SamplerSettings(mode="random"), "mode: must be one of"),  # type: ignore[arg-type]
         (lambda: class_balanced_weights([[0, 3]], 3), "label_indices: must be from 0 to 2"),
         (lambda: class_balanced_weights([[-1]], 3), "label_indices: must be from 0 to 2"),
         (lambda: mixup_partners(seed=0, epoch=0, num_clips=0), "num_clips: must be"),
@@ -224,9 +226,9 @@ def test_weighted_sum_over_ranks_is_that_of_the_batch() -> None:
         (lambda: rank_slice([1], -1, 2), "rank: must be from 0 to 1, got -1"),
     ],
 )
-def test_argument_out_of_range_is_named(call: object, message: str) -> None:
+def test_argument_out_of_range_is_named(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
-        call()  # type: ignore[operator]
+        call()
 
 
 @pytest.mark.parametrize("weights", [[1, 1], [0, 0, 0], [1, -1, 1], [1, np.nan, 1], [1, np.inf, 1]])

@@ -134,7 +134,7 @@ def test_the_two_eps_of_our_norms_do_not_show(
     """Where the head's input varies so little that its eps counts as much as the variance."""
     model = load_run_model(run, dataset)
     with torch.no_grad():
-        model.norm.weight.mul_(0.003)
+        model.get_parameter("norm.weight").mul_(0.003)
         model.head.weight.mul_(50)
     saved = newest(run)
     path = tmp_path / "run"

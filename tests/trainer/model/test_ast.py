@@ -1,8 +1,12 @@
 """The AST model against transformers, timm, plain arithmetic and the numbers of the paper."""
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, cast
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,7 +16,8 @@ import torch._dynamo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from torch import nn
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ASTConfig, ASTForAudioClassification
 
@@ -27,19 +32,22 @@ from trainer.model.settings import ModelSettings
 TINY = "deit_tiny_distilled_patch16_224"
 TINY_ONE_TOKEN = "deit_tiny_patch16_224"
 
+Array = np.ndarray[Any, np.dtype[Any]]
+Module = TypeVar("Module", bound=nn.Module)
 
-def small_settings(**changes):
-    defaults = {"backbone": TINY, "pretrained": False, "depth": 2, "num_frames": 64}
+
+def small_settings(**changes: Any) -> ModelSettings:
+    defaults: dict[str, Any] = {"backbone": TINY, "pretrained": False, "depth": 2, "num_frames": 64}
     return ModelSettings(**{**defaults, **changes})
 
 
-def separate_patches(frequency, time):
+def separate_patches(frequency: int, time: int) -> dict[str, int]:
     """Settings of such patches without overlap."""
     strides = {"stride_frequency": frequency, "stride_time": time}
     return {"patch_frequency": frequency, "patch_time": time, **strides}
 
 
-def randomise(module, seed=0):
+def randomise(module: Module, seed: int = 0) -> Module:
     """Every parameter random, so that no bias, norm or embedding is at a value that hides it."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -50,9 +58,12 @@ def randomise(module, seed=0):
     return module
 
 
-def random_backbone_file(tmp_path, name=TINY, seed=0):
+def random_backbone_file(
+    tmp_path: Path, name: str = TINY, seed: int = 0
+) -> tuple[VisionTransformer, str]:
     """A timm backbone with random weights, without classifier, and a file of them."""
-    backbone = randomise(timm.create_model(name, num_classes=0), seed).eval()
+    created = cast(VisionTransformer, timm.create_model(name, num_classes=0))
+    backbone = randomise(created, seed).eval()
     path = tmp_path / "backbone.safetensors"
     save_file(backbone.state_dict(), path)
     return backbone, str(path)
@@ -72,7 +83,7 @@ def random_backbone_file(tmp_path, name=TINY, seed=0):
         (10, 128, 144),
     ],
 )
-def test_num_patches_are_the_published(stride, num_frames, expected):
+def test_num_patches_are_the_published(stride: int, num_frames: int, expected: int) -> None:
     shape = ModelSettings(stride_frequency=stride, stride_time=stride, num_frames=num_frames)
     assert shape.num_patches(128) == expected
 
@@ -104,7 +115,9 @@ def test_num_patches_are_the_published(stride, num_frames, expected):
         ({"patchout_share": 0.5}, 1212, 2),
     ],
 )
-def test_the_papers_ablations_are_settings(changes, num_tokens, num_class_tokens):
+def test_the_papers_ablations_are_settings(
+    changes: dict[str, Any], num_tokens: int, num_class_tokens: int
+) -> None:
     shape = ModelSettings(**{"pretrained": False, **changes})
     with torch.device("meta"):
         model = build_model(shape, num_classes=527, num_mels=128).eval()
@@ -118,9 +131,11 @@ def test_the_papers_ablations_are_settings(changes, num_tokens, num_class_tokens
     patch=st.tuples(st.integers(1, 60), st.integers(1, 60)),
     data=st.data(),
 )
-def test_grid_is_that_of_the_convolution(size, patch, data):
+def test_grid_is_that_of_the_convolution(
+    size: tuple[int, int], patch: tuple[int, int], data: st.DataObject
+) -> None:
     patch = (min(patch[0], size[0]), min(patch[1], size[1]))
-    stride = [data.draw(st.integers(1, length)) for length in patch]
+    stride = (data.draw(st.integers(1, patch[0])), data.draw(st.integers(1, patch[1])))
     shape = ModelSettings(
         patch_frequency=patch[0],
         patch_time=patch[1],
@@ -154,23 +169,23 @@ def test_grid_is_that_of_the_convolution(size, patch, data):
         ({"patchout_share": 1.0}, "patchout_share: must be at least 0 and below 1, got 1.0"),
     ],
 )
-def test_settings_out_of_range(changes, message):
+def test_settings_out_of_range(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         ModelSettings(**changes)
 
 
-def test_edges_of_the_ranges_are_allowed():
+def test_edges_of_the_ranges_are_allowed() -> None:
     shape = ModelSettings(stride_frequency=16, stride_time=1, num_frames=16)
     assert shape.grid(16) == (1, 1)
     assert ModelSettings(backbone=f"{TINY}.fb_in1k").pretrained
 
 
-def test_patch_higher_than_the_input():
+def test_patch_higher_than_the_input() -> None:
     with pytest.raises(UserError, match=r"^model\.patch_frequency: .*mel bins \(15\), got 16"):
         ModelSettings().grid(15)
 
 
-def test_no_row_of_patches_is_left():
+def test_no_row_of_patches_is_left() -> None:
     assert ModelSettings(patchout_frequency=11, patchout_time=100).grid(128) == (12, 101)
     with pytest.raises(
         UserError, match=r"^model\.patchout_frequency: .* the 12 rows of patches, got 12"
@@ -181,7 +196,7 @@ def test_no_row_of_patches_is_left():
 # Size and structure
 
 
-def test_base_model_has_the_published_number_of_parameters():
+def test_base_model_has_the_published_number_of_parameters() -> None:
     with torch.device("meta"):
         model = build_model(ModelSettings(pretrained=False), num_classes=527, num_mels=128)
     assert model.num_parameters() == 86_594_063
@@ -189,7 +204,7 @@ def test_base_model_has_the_published_number_of_parameters():
     assert len(model.blocks) == 12
 
 
-def test_norms_have_the_eps_of_the_authors_code():
+def test_norms_have_the_eps_of_the_authors_code() -> None:
     model = build_model(small_settings(), num_classes=3, num_mels=64)
     eps = {name: m.eps for name, m in model.named_modules() if isinstance(m, nn.LayerNorm)}
     assert eps.pop("head_norm") == 1e-5
@@ -197,7 +212,7 @@ def test_norms_have_the_eps_of_the_authors_code():
     assert len(eps) == 2 * 2 + 1
 
 
-def test_more_blocks_than_the_backbone_has():
+def test_more_blocks_than_the_backbone_has() -> None:
     with pytest.raises(UserError, match=r"^model\.depth: must be at most 12, .*got 13"):
         build_model(small_settings(depth=13), num_classes=3, num_mels=64)
 
@@ -212,7 +227,7 @@ def test_more_blocks_than_the_backbone_has():
         "vit_small_patch16_dinov3",  # rotary positions
     ],
 )
-def test_backbones_that_are_not_plain_are_refused(backbone):
+def test_backbones_that_are_not_plain_are_refused(backbone: str) -> None:
     with torch.device("meta"), pytest.raises(UserError, match=f"^backbone: {backbone} is not"):
         build_model(small_settings(backbone=backbone), num_classes=3, num_mels=64)
 
@@ -230,8 +245,14 @@ def test_backbones_that_are_not_plain_are_refused(backbone):
     ],
 )
 def test_logits_are_those_of_transformers(
-    tmp_path, names, num_mels, num_frames, strides, depth, eps
-):
+    tmp_path: Path,
+    names: str,
+    num_mels: int,
+    num_frames: int,
+    strides: tuple[int, int],
+    depth: int,
+    eps: float,
+) -> None:
     config = ASTConfig(
         hidden_size=192,
         num_hidden_layers=depth,
@@ -266,7 +287,7 @@ def test_logits_are_those_of_transformers(
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
-def test_names_on_disk_and_in_memory_are_two_styles(tmp_path):
+def test_names_on_disk_and_in_memory_are_two_styles(tmp_path: Path) -> None:
     """Else the parity test above would test one style twice."""
     config = ASTConfig(hidden_size=6, num_attention_heads=1, num_hidden_layers=1, max_length=32)
     reference = ASTForAudioClassification(config)
@@ -281,7 +302,7 @@ def test_names_on_disk_and_in_memory_are_two_styles(tmp_path):
 
 
 @pytest.mark.parametrize("name", [TINY, TINY_ONE_TOKEN])
-def test_one_channel_answers_as_three_equal_ones(tmp_path, name):
+def test_one_channel_answers_as_three_equal_ones(tmp_path: Path, name: str) -> None:
     """Summed weights: timm's embedding of an image with the same picture in all channels."""
     backbone, path = random_backbone_file(tmp_path, name)
     shape = small_settings(
@@ -296,7 +317,7 @@ def test_one_channel_answers_as_three_equal_ones(tmp_path, name):
         torch.testing.assert_close(model.embed(x), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_weights_of_the_backbone_are_taken_over(tmp_path):
+def test_weights_of_the_backbone_are_taken_over(tmp_path: Path) -> None:
     backbone, path = random_backbone_file(tmp_path)
     model = build_model(
         small_settings(pretrained=True, weights_file=path, num_frames=400),
@@ -306,18 +327,23 @@ def test_weights_of_the_backbone_are_taken_over(tmp_path):
     assert torch.equal(
         model.patch_embed.weight, backbone.patch_embed.proj.weight.sum(1, keepdim=True)
     )
-    assert torch.equal(model.patch_embed.bias, backbone.patch_embed.proj.bias)
-    assert torch.equal(model.dist_token, backbone.dist_token)
+    assert torch.equal(
+        model.get_parameter("patch_embed.bias"), backbone.get_parameter("patch_embed.proj.bias")
+    )
+    assert torch.equal(model.get_parameter("dist_token"), backbone.get_parameter("dist_token"))
     ours, theirs = model.blocks.state_dict(), backbone.blocks[:2].state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     expected = adapt_position_embedding(
-        backbone.pos_embed, num_class_tokens=2, source=(14, 14), target=(12, 39)
+        backbone.get_parameter("pos_embed"),
+        num_class_tokens=2,
+        source=(14, 14),
+        target=(12, 39),
     )
     assert torch.equal(model.pos_embed, expected)
 
 
-def test_reinitialised_position_embedding(tmp_path):
+def test_reinitialised_position_embedding(tmp_path: Path) -> None:
     backbone, path = random_backbone_file(tmp_path)
     shape = small_settings(
         pretrained=True, weights_file=path, position_embedding="reinitialise", num_frames=400
@@ -325,11 +351,13 @@ def test_reinitialised_position_embedding(tmp_path):
     model = build_model(shape, num_classes=3, num_mels=128)
     assert model.pos_embed.shape == (1, 2 + 12 * 39, 192)
     assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.02)
-    assert torch.equal(model.cls_token, backbone.cls_token)
+    assert torch.equal(model.cls_token, backbone.get_parameter("cls_token"))
 
 
 @pytest.mark.parametrize("patch", [(128, 2), (16, 8)])
-def test_another_patch_shape_has_a_random_projection(tmp_path, caplog, patch):
+def test_another_patch_shape_has_a_random_projection(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, patch: tuple[int, int]
+) -> None:
     backbone, path = random_backbone_file(tmp_path)
     shape = small_settings(
         **{"pretrained": True, "weights_file": path, "num_frames": 40},
@@ -341,14 +369,15 @@ def test_another_patch_shape_has_a_random_projection(tmp_path, caplog, patch):
     assert "the patch projection starts from random weights" in caplog.text
     assert model.patch_embed.weight.shape == (192, 1, *patch)
     assert model.patch_embed.weight.std() > 0
-    assert torch.equal(model.blocks[0].attn.qkv.weight, backbone.blocks[0].attn.qkv.weight)
+    name = "blocks.0.attn.qkv.weight"
+    assert torch.equal(model.get_parameter(name), backbone.get_parameter(name))
     assert model(torch.randn(2, 40, 128)).shape == (2, 3)
 
 
 # Positional embedding
 
 
-def plain_fit(values, size):
+def plain_fit(values: Array, size: int) -> Array:
     """A vector of embeddings [n, D] fitted to another length, one entry at a time."""
     length = len(values)
     if size <= length:
@@ -370,7 +399,9 @@ def plain_fit(values, size):
     num_class_tokens=st.integers(1, 2),
     seed=st.integers(0, 99),
 )
-def test_position_embedding_against_plain_arithmetic(source, target, num_class_tokens, seed):
+def test_position_embedding_against_plain_arithmetic(
+    source: tuple[int, int], target: tuple[int, int], num_class_tokens: int, seed: int
+) -> None:
     values = np.random.default_rng(seed).normal(
         size=(1, num_class_tokens + source[0] * source[1], 3)
     )
@@ -385,7 +416,7 @@ def test_position_embedding_against_plain_arithmetic(source, target, num_class_t
     np.testing.assert_allclose(fitted[0, num_class_tokens:], grid.reshape(-1, 3), atol=1e-12)
 
 
-def test_audioset_keeps_the_middle_frequencies_of_imagenet():
+def test_audioset_keeps_the_middle_frequencies_of_imagenet() -> None:
     grid = torch.arange(24.0).repeat_interleave(24)[None, :, None]
     embedding = torch.cat([torch.tensor([[[-1.0], [-2.0]]]), grid], dim=1)
     fitted = adapt_position_embedding(
@@ -399,7 +430,7 @@ def test_audioset_keeps_the_middle_frequencies_of_imagenet():
 # Training and running
 
 
-def test_gradients_reach_every_parameter():
+def test_gradients_reach_every_parameter() -> None:
     for backbone in (TINY, TINY_ONE_TOKEN):
         model = randomise(
             build_model(small_settings(backbone=backbone), num_classes=3, num_mels=64)
@@ -413,8 +444,8 @@ def test_gradients_reach_every_parameter():
         assert dead == []
 
 
-def test_initialisation_depends_on_the_seed_alone():
-    def state(seed):
+def test_initialisation_depends_on_the_seed_alone() -> None:
+    def state(seed: int) -> dict[str, Tensor]:
         torch.manual_seed(seed)
         return build_model(small_settings(), num_classes=3, num_mels=64).state_dict()
 
@@ -424,14 +455,14 @@ def test_initialisation_depends_on_the_seed_alone():
         assert not torch.equal(first[name], other[name])
 
 
-def test_logits_of_a_clip_do_not_depend_on_its_batch():
+def test_logits_of_a_clip_do_not_depend_on_its_batch() -> None:
     model = randomise(build_model(small_settings(), num_classes=3, num_mels=64)).eval()
     x = torch.randn(4, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(model(x)[2:3], model(x[2:3]), atol=1e-5, rtol=1e-5)
 
 
-def test_shorter_inputs_get_the_first_positions_in_time():
+def test_shorter_inputs_get_the_first_positions_in_time() -> None:
     """As of a model of their length with the same weights, its positional embedding cut."""
     model = randomise(build_model(small_settings(), num_classes=3, num_mels=64)).eval()
     for num_frames, columns in ((16, 1), (40, 3)):
@@ -444,7 +475,7 @@ def test_shorter_inputs_get_the_first_positions_in_time():
             torch.testing.assert_close(model(x), short.eval()(x))
 
 
-def test_of_shorter_inputs_fewer_columns_are_left_out():
+def test_of_shorter_inputs_fewer_columns_are_left_out() -> None:
     settings = small_settings(patchout_time=2)
     assert settings.grid(64) == (5, 5)
     kept = [settings.num_kept_patches(64, frames) for frames in (16, 26, 36, 46, 56, None)]
@@ -455,7 +486,7 @@ def test_of_shorter_inputs_fewer_columns_are_left_out():
 
 
 @pytest.mark.parametrize("shape", [(2, 65, 64), (2, 15, 64), (2, 64, 63), (2, 1, 64, 64), (64, 64)])
-def test_inputs_of_another_shape_are_refused(shape):
+def test_inputs_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     model = build_model(small_settings(), num_classes=3, num_mels=64)
     with pytest.raises(
         ValueError, match=r"takes inputs \[B, 64 frames, 64 mels\], or of .* 16 frames, got"
@@ -463,20 +494,15 @@ def test_inputs_of_another_shape_are_refused(shape):
         model(torch.zeros(shape))
 
 
-def test_attention_is_fused(monkeypatch):
+def test_attention_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model(small_settings(), num_classes=3, num_mels=64)
-    calls = []
-    fused = functional.scaled_dot_product_attention
-    monkeypatch.setattr(
-        functional,
-        "scaled_dot_product_attention",
-        lambda *args, **kwargs: calls.append(1) or fused(*args, **kwargs),
-    )
+    fused = Mock(wraps=functional.scaled_dot_product_attention)
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", fused)
     model(torch.zeros(1, 64, 64))
-    assert len(calls) == 2
+    assert fused.call_count == 2
 
 
-def test_compiles_into_one_graph():
+def test_compiles_into_one_graph() -> None:
     model: AST = build_model(small_settings(), num_classes=3, num_mels=64).eval()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     x = torch.randn(2, 64, 64)
@@ -493,11 +519,16 @@ def test_compiles_into_one_graph():
     seed=st.integers(0, 99),
     data=st.data(),
 )
-def test_whole_rows_and_columns_are_left_out_then_a_share(grid, share, seed, data):
+def test_whole_rows_and_columns_are_left_out_then_a_share(
+    grid: tuple[int, int], share: float, seed: int, data: st.DataObject
+) -> None:
     rows, columns = (data.draw(st.integers(0, size - 1)) for size in grid)
     shape = ModelSettings(
-        **{"patch_time": 1, "stride_time": 1, "num_frames": grid[1]},
-        **{"patchout_frequency": rows, "patchout_time": columns},
+        patch_time=1,
+        stride_time=1,
+        num_frames=grid[1],
+        patchout_frequency=rows,
+        patchout_time=columns,
     )
     device = torch.device("cpu")
     kept = draw_kept_patches(
@@ -505,7 +536,8 @@ def test_whole_rows_and_columns_are_left_out_then_a_share(grid, share, seed, dat
     )
     table = torch.zeros(grid)
     table.view(-1)[kept] = 1
-    assert (table.any(1).sum(), table.any(0).sum()) == (grid[0] - rows, grid[1] - columns)
+    kept_grid = (int(table.any(1).sum()), int(table.any(0).sum()))
+    assert kept_grid == (grid[0] - rows, grid[1] - columns)
     assert table.sum() == len(kept) == (grid[0] - rows) * (grid[1] - columns)
     assert kept.tolist() == sorted(kept.tolist())
 
@@ -525,7 +557,7 @@ def test_whole_rows_and_columns_are_left_out_then_a_share(grid, share, seed, dat
         ({"patchout_share": 0.5}, 1212 // 2),
     ],
 )
-def test_patchout_of_a_whole_input(changes, num_kept):
+def test_patchout_of_a_whole_input(changes: dict[str, Any], num_kept: int) -> None:
     shape = small_settings(num_frames=1024, depth=1, **changes)
     assert shape.num_kept_patches(128) == num_kept
     model = build_model(shape, num_classes=3, num_mels=128).train()
@@ -535,7 +567,7 @@ def test_patchout_of_a_whole_input(changes, num_kept):
     assert widths == [2 + num_kept]
 
 
-def test_every_patch_has_its_turn():
+def test_every_patch_has_its_turn() -> None:
     shape = small_settings(patchout_time=3, patchout_frequency=2, patchout_share=0.3)
     grid = shape.grid(64)
     counts = torch.zeros(grid[0] * grid[1])
@@ -549,7 +581,7 @@ def test_every_patch_has_its_turn():
 PATCHOUT = {"patchout_time": 2, "patchout_frequency": 1, "patchout_share": 0.25}
 
 
-def test_what_is_left_out_plays_no_part():
+def test_what_is_left_out_plays_no_part() -> None:
     """Logits are those of the kept patches alone, and in evaluation nothing is left out."""
     shape = small_settings(**PATCHOUT)
     model = randomise(build_model(shape, num_classes=3, num_mels=64))
@@ -575,7 +607,7 @@ def test_what_is_left_out_plays_no_part():
     torch.testing.assert_close(logits, expected)
 
 
-def test_patches_are_drawn_by_the_step_alone():
+def test_patches_are_drawn_by_the_step_alone() -> None:
     model = randomise(build_model(small_settings(**PATCHOUT), num_classes=3, num_mels=64))
     x = torch.randn(2, 64, 64)
     seeds = [patchout_seed(0, 0), patchout_seed(0, 1), patchout_seed(1, 0)]
@@ -594,15 +626,17 @@ def test_patches_are_drawn_by_the_step_alone():
 # Memory and speed
 
 
-def test_checkpointed_activations_give_the_same_gradients():
+def test_checkpointed_activations_give_the_same_gradients() -> None:
     x = torch.randn(2, 64, 64)
     gradients, calls = [], []
     for is_on in (False, True):
         shape = small_settings(**PATCHOUT, checkpoint_activations=is_on)
         model = randomise(build_model(shape, num_classes=3, num_mels=64))
-        count = []
+        count: list[int] = []
         for block in model.blocks:
-            block.attn.register_forward_hook(lambda *_, count=count: count.append(1))
+            block.get_submodule("attn").register_forward_hook(
+                lambda *_, count=count: count.append(1)
+            )
         model.patchout_seed = 1
         model(x).square().sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
@@ -614,11 +648,11 @@ def test_checkpointed_activations_give_the_same_gradients():
 
 # torch hides this warning of its own, but not where warnings are errors.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_compiled_blocks_have_a_graph_for_each_shape(monkeypatch):
+def test_compiled_blocks_have_a_graph_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch's last batch, which is a smaller one, leaves those before and after as they are."""
     sizes = []
 
-    def backend(graph, inputs):
+    def backend(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         sizes.append(
             [size for one in inputs if isinstance(one, torch.Tensor) for size in one.shape]
         )
@@ -635,7 +669,9 @@ def test_compiled_blocks_have_a_graph_for_each_shape(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("checkpoint_activations", [False, True])
-def test_compiled_blocks_compute_the_same_under_the_same_names(monkeypatch, checkpoint_activations):
+def test_compiled_blocks_compute_the_same_under_the_same_names(
+    monkeypatch: pytest.MonkeyPatch, checkpoint_activations: bool
+) -> None:
     """The eager backend stands for the compiler, which takes a minute and a C++ compiler."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     plain = randomise(build_model(small_settings(), num_classes=3, num_mels=64))

@@ -27,7 +27,8 @@ def test_a_run_starts_again_as_long_as_it_gets_further(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Any number of lost workers, but not without a new checkpoint."""
-    failures, lost = Failures(str(tmp_path)), {0: RuntimeError("lost")}
+    failures = Failures(str(tmp_path))
+    lost: dict[int, Exception] = {0: RuntimeError("lost")}
     lost[0].add_note("where it was")
     (tmp_path / "checkpoints").mkdir()
     for step in range(95, 105):
@@ -51,7 +52,8 @@ def test_a_storage_that_does_not_answer_tells_of_no_progress(
         raise PassingError("", "no answer")
 
     monkeypatch.setattr(storage, "list_files", list_files)
-    failures, lost = Failures(str(tmp_path)), {0: RuntimeError("lost")}
+    failures = Failures(str(tmp_path))
+    lost: dict[int, Exception] = {0: RuntimeError("lost")}
     for _ in range(3):
         failures.after_exception(None, lost)
     with pytest.raises(RuntimeError, match="lost"):

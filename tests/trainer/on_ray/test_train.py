@@ -5,6 +5,7 @@ import pickle
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -336,10 +337,11 @@ def test_a_finished_run_without_its_history_gets_it_again(
     command = ["train", str(file), "--data", dataset.path, "--out", run]
     assert ray_job.main(command) == 0
     history, best = read_history(run), read_predictions(run, "eval-best").scores
-    for damage in (
+    damages: list[Callable[[], None]] = [
         lambda: storage.write_bytes(f"{run}/history.json", b"{}"),
         lambda: storage.remove(f"{run}/predictions/eval.json"),
-    ):
+    ]
+    for damage in damages:
         damage()
         storage.remove(predictions_path(run, "eval-best"))
         assert ray_job.main(command) == 0

@@ -8,6 +8,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from ray import tune
 
 import ray_job
 from pipeline import storage
@@ -76,8 +77,8 @@ def test_a_seed_and_a_variant_run_side_by_side_and_are_averaged(
     command = ensemble_command(recipe_file, dataset, output, 1)
     command += ["--variant", "wide", *changes, "--set", shorter]
     before = dict(os.environ)
-    tuner = Mock(wraps=ray_tune.tune.Tuner)
-    monkeypatch.setattr(ray_tune.tune, "Tuner", tuner)
+    tuner = Mock(wraps=tune.Tuner)
+    monkeypatch.setattr(tune, "Tuner", tuner)
     assert ray_job.main(command) == 0
     at_once = tuner.call_args.kwargs["tune_config"].max_concurrent_trials
     assert at_once == 2, "one after the other, though both fit"

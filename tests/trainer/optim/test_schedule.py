@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -147,7 +148,7 @@ def test_warm_up_across_a_decay_keeps_the_decay() -> None:
         ("decay_factor", math.nan),
     ],
 )
-def test_setting_out_of_range_is_named(field: str, value: object) -> None:
+def test_setting_out_of_range_is_named(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{field}: must be .*, got "):
         dataclasses.replace(AUDIOSET, **{field: value})
 

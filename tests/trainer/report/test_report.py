@@ -58,7 +58,8 @@ def write_data(
 ) -> str:
     """A prepared data set: the clips are `clip-0`, ...; every second one is for evaluation."""
     rng = np.random.default_rng(0)
-    rows, shard = [], io.BytesIO()
+    rows: list[dict[str, Any]] = []
+    shard = io.BytesIO()
     for number, own in enumerate(clip_labels):
         fbank = rng.normal(-5, 3, (FRAMES + number, NUM_MELS)).astype(np.float16)
         rows.append(
@@ -710,7 +711,7 @@ def test_chosen_rows_are_right_wrong_and_independent_of_order(
 ) -> None:
     rng = np.random.default_rng(seed)
     # Few distinct scores, so that there are ties.
-    scores = rng.integers(0, 4, (len(targets), 3)).astype(np.float32) / 4
+    scores = rng.integers(0, 4, (len(targets), 3)).astype(np.float32) / np.float32(4)
     clips = Predictions(
         name="eval",
         ids=[f"{number:02d}" for number in range(len(targets))],
@@ -810,7 +811,7 @@ def test_a_long_history_stays_small(tmp_path: Path, data: str) -> None:
 
 def logged(schedule: ScheduleSettings, *ends: int, factor: float = 1.0) -> figures.History:
     """Points at these steps of an epoch of 20 steps each; the second half at a lowered rate."""
-    steps = [
+    steps: list[dict[str, Any]] = [
         {"step": end, "epoch": (end - 1) // 20 + 1, "lr": 0.0, "num_bad_steps": 0} for end in ends
     ]
     for number, entry in enumerate(steps):
@@ -830,7 +831,8 @@ def test_the_learning_rate_is_that_of_every_step(factor: float) -> None:
         learning_rate(schedule, step=step, epoch=step // 20 + 1) * (factor if step >= 20 else 1)
         for step in range(60)
     ]
-    drawn, at = [], dict(found)
+    at = dict(found)
+    drawn: list[float | None] = []
     for step in range(1, 61):
         drawn.append(at.get(step, drawn[-1] if drawn else None))
     assert drawn == pytest.approx(expected)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from numpy.typing import ArrayLike
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -26,9 +27,9 @@ def predictions(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     return targets, (values / 7).astype(draw(st.sampled_from([np.float32, np.float64])))
 
 
-def evaluate(targets: object, scores: object) -> Metrics:
-    targets = np.asarray(targets)
-    return evaluate_scores(targets, scores, [f"class {i}" for i in range(targets.shape[1])])
+def evaluate(targets: ArrayLike, scores: ArrayLike) -> Metrics:
+    num_classes = np.asarray(targets).shape[1]
+    return evaluate_scores(targets, scores, [f"class {i}" for i in range(num_classes)])
 
 
 @given(predictions())

@@ -70,7 +70,11 @@ def test_the_epoch_is_picked_by_the_metric_and_the_first_of_equals() -> None:
     flat = CrossValidation(metric="accuracy", folds={1: curve(0.5, 0.5), 2: curve(0.5, 0.5)})
     assert flat.picked_epoch == 1
     for metric, expected in (("accuracy", 1), ("mAP", 2)):
-        folds = {1: [{"accuracy": 0.9, "mAP": 0.1}, {"accuracy": 0.8, "mAP": 0.2}]}
+        fold: list[dict[str, float | None]] = [
+            {"accuracy": 0.9, "mAP": 0.1},
+            {"accuracy": 0.8, "mAP": 0.2},
+        ]
+        folds = {1: fold}
         assert CrossValidation(metric=metric, folds=folds).picked_epoch == expected
 
 

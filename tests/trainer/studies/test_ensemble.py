@@ -31,7 +31,7 @@ NUM_CLIPS = 30
 TARGETS = (np.arange(NUM_CLIPS * 3).reshape(NUM_CLIPS, 3) * 7 % 5 < 2).astype(np.float32)
 
 
-RUN = {
+RUN: dict[str, Any] = {
     "format_version": 1,
     "recipe": "tiny",
     "settings": {},

@@ -18,6 +18,7 @@ from tests.support.prepared import make_prepared, tiny_recipe
 from tests.support.ranks import run_ranks
 from tests.support.runs import assert_same_run, newest, untimed
 from trainer.checkpoints.checkpoint import checkpoint_paths
+from trainer.data.augment import augment_batch
 from trainer.data.clip_reader import ClipReader, IntArray
 from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
@@ -48,12 +49,12 @@ def bad_steps(run: str) -> list[dict[str, Any]]:
 
 def failing_at(*calls: int) -> Callable[..., Tensor]:
     """The augmentation, but the batches of these calls, from 1, are not numbers."""
-    augment, num_calls = loop.augment_batch, 0
+    num_calls = 0
 
     def failing(*arguments: Any, **others: Any) -> Tensor:
         nonlocal num_calls
         num_calls += 1
-        x = augment(*arguments, **others)
+        x = augment_batch(*arguments, **others)
         return x * math.nan if num_calls in calls else x
 
     return failing
@@ -214,7 +215,7 @@ def test_restarts_around_bad_steps_change_nothing(
 def train_with_a_bad_rank(world: World, document: dict[str, Any], data: str, run: str) -> None:
     """The second rank's share of the third step is NaN."""
     if world.rank == 1:
-        loop.augment_batch = failing_at(3)  # type: ignore[assignment]
+        pytest.MonkeyPatch().setattr(loop, "augment_batch", failing_at(3))
     train(make_recipe("tiny", document, where="test"), open_dataset(data), run, world=world)
     Path(run, f"last-{world.rank}").write_text("finished")
 

@@ -144,7 +144,7 @@ class Noted(nn.Module):
         super().__init__()
         self.model = model
         self.found: set[tuple[int, torch.dtype]] = set()
-        model.blocks[-1].mlp.fc2.register_forward_hook(self._note)
+        model.blocks[-1].get_submodule("mlp.fc2").register_forward_hook(self._note)
 
     def _note(self, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         self.found.add((len(output), output.dtype))

@@ -2,12 +2,14 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from tests.support.prepared import make_prepared, tiny_recipe
@@ -58,7 +60,7 @@ def train_rank(
 
 def train_compiled(world: World, document: dict[str, Any], data: str, run: str) -> None:
     """All of the compiler but its last stage, which takes a minute and a C++ compiler."""
-    torch.compile = partial(torch.compile, backend="aot_eager")  # type: ignore[assignment]
+    torch.compile = partial(torch.compile, backend="aot_eager")
     train_rank(world, document, data, run)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
@@ -75,7 +77,7 @@ def hold_parts(world: World, document: dict[str, Any], data: str) -> None:
     ast = make_model(recipe, open_dataset(data), fresh=True)
     num_parameters = ast.num_parameters()
     make_learner(ast, recipe.optimiser, recipe.train, world)
-    num_held = sum(one.to_local().numel() for one in ast.parameters())  # type: ignore[attr-defined]
+    num_held = sum(cast(DTensor, one).to_local().numel() for one in ast.parameters())
     assert num_held < 0.6 * num_parameters == 0.6 * ast.num_parameters()
     assert world.sum(torch.tensor(num_held)) == num_parameters
 
@@ -89,15 +91,15 @@ def test_the_run_is_that_of_a_whole_model(dataset: PreparedDataset, tmp_path: Pa
     with pytest.raises(Stopped):
         train_rank(World(), whole, dataset.path, handed_over, 3)
     run_ranks(2, train_ranks, {together: shards, handed_over: shards}, dataset.path)
-    with pytest.raises(torch.multiprocessing.ProcessRaisedException, match="Stopped"):
+    with pytest.raises(ProcessRaisedException, match="Stopped"):
         run_ranks(2, train_rank, shards, dataset.path, handed_back, 7)
     assert newest(handed_back).progress.step == 7
     train_rank(World(), whole, dataset.path, handed_back)
     for run in (together, handed_over, handed_back):
         assert_close_runs(run, alone)
         for name in ("eval-ema", "eval-averaged"):
-            scores = [read_predictions(one, name).scores for one in (run, alone)]
-            np.testing.assert_allclose(*scores, atol=1e-5)
+            scores, expected = (read_predictions(one, name).scores for one in (run, alone))
+            np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -19,18 +19,18 @@ from pipeline.errors import PassingError, UserError
 from tests.support.prepared import make_prepared, tiny_recipe
 from tests.support.ranks import run_ranks
 from tests.support.runs import assert_close_runs, assert_same_run, newest, untimed
-from trainer.checkpoints.checkpoint import Checkpoint, Progress, checkpoint_paths
+from trainer.checkpoints.checkpoint import Checkpoint, Progress, checkpoint_paths, save_checkpoint
 from trainer.data.batch import Batch
 from trainer.data.sampler import class_balanced_weights, epoch_order
 from trainer.optim.schedule import learning_rate
 from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
-from trainer.run.run_folder import is_finished, read_history, read_recipe, read_run
+from trainer.run.run_folder import is_finished, read_history, read_recipe, read_run, write_history
 from trainer.run.writer import take_over
 from trainer.scores.predictions import read_predictions
 from trainer.training import loop, run_state
 from trainer.training.loop import train
-from trainer.training.step import Learner
+from trainer.training.step import Learner, make_step
 from trainer.training.world import World
 
 OFTEN: dict[str, Any] = {"log_every_steps": 1, "checkpoint_every_s": 0}
@@ -179,7 +179,6 @@ def test_balanced_runs_train_on_the_balanced_draws(
         sampler={"mode": "balanced"}, augment={"mixup_share": 0}, train={"epochs": 2}
     )
     seen: list[int] = []
-    make_step = loop.make_step
 
     def spy(learner: Learner, batch: Batch, lr: float) -> torch.Tensor:
         seen.extend(batch.targets.argmax(dim=1).tolist())
@@ -306,7 +305,7 @@ def test_a_run_that_was_taken_over_at_its_end_writes_no_results(
     dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After its last checkpoint. What a killed process was writing is gone from the start on."""
-    run, write_history = str(tmp_path), run_state.write_history
+    run = str(tmp_path)
     unfinished = tmp_path / "checkpoints" / ".step-00000001.pt.12345.0123abcd"
     unfinished.parent.mkdir()
     unfinished.touch()
@@ -342,7 +341,7 @@ def test_what_is_being_written_is_of_one_moment(
     dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though steps go on: the first epoch's checkpoint waits for one of the second."""
-    go_on, save_checkpoint = threading.Event(), run_state.save_checkpoint
+    go_on = threading.Event()
     moments: list[tuple[int, float]] = []
 
     def save_late(path: str, saved: Checkpoint) -> str:
@@ -367,13 +366,13 @@ def test_a_storage_that_does_not_answer_for_a_while_ends_no_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The last checkpoint is needed; a new start writes it."""
-    save, run = run_state.save_checkpoint, str(tmp_path)
+    run = str(tmp_path)
     failing = {2, 6, 18}
 
     def save_or_not(run_path: str, saved: Checkpoint) -> str:
         if saved.progress.step in failing:
             raise PassingError("", "no answer")
-        return save(run_path, saved)
+        return save_checkpoint(run_path, saved)
 
     monkeypatch.setattr(run_state, "save_checkpoint", save_or_not)
     with pytest.raises(PassingError, match="no answer"):

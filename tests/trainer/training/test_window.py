@@ -35,6 +35,6 @@ def test_a_gpu_is_a_few_steps_behind_at_most(
             yield number
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    found = [batch for batch, _ in timed(batches(), torch.device(device))]
+    found: list[object] = [batch for batch, _ in timed(batches(), torch.device(device))]
     assert found == list(range(10))
     assert done == [num_waits]
