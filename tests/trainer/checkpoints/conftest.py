@@ -3,9 +3,8 @@
 import pytest
 import timm
 import torch
-from torch import Tensor
 
-State = dict[str, Tensor]
+from trainer.checkpoints.state_files import State
 
 
 @pytest.fixture(scope="module")

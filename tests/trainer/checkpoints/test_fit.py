@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from pipeline.errors import UserError
 from tests.trainer.checkpoints.test_state_files import TINY
 from trainer.checkpoints.fit import load_backbone, load_exactly
+from trainer.checkpoints.state_files import State
 from trainer.model.build import build_model
 from trainer.model.settings import ModelSettings
-
-State = dict[str, Tensor]
 
 
 def test_file_of_another_model(tmp_path: Path, published: State) -> None:

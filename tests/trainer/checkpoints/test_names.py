@@ -4,12 +4,10 @@ import json
 
 import pytest
 import torch
-from torch import Tensor
 
 from pipeline.errors import UserError
 from trainer.checkpoints.names import from_transformers_state
-
-State = dict[str, Tensor]
+from trainer.checkpoints.state_files import State
 
 PREFIX = "audio_spectrogram_transformer"
 

@@ -7,17 +7,15 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.errors import UserError
 from trainer.checkpoints.fit import load_backbone
-from trainer.checkpoints.state_files import encode_state, read_metadata, read_state
+from trainer.checkpoints.state_files import State, encode_state, read_metadata, read_state
 from trainer.model.build import build_model
 from trainer.model.settings import ModelSettings
 
 TINY = "deit_tiny_distilled_patch16_224"
-
-State = dict[str, Tensor]
 
 
 def same_backbone(backbone: nn.Module, state: State) -> bool:

@@ -11,15 +11,13 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import save
-from torch import Tensor
 
 from pipeline.errors import UserError
 from tests.trainer.checkpoints.test_state_files import TINY, same_backbone
+from trainer.checkpoints.state_files import State
 from trainer.checkpoints.timm_hub import create_from_hub
 from trainer.model.build import build_model
 from trainer.model.settings import ModelSettings
-
-State = dict[str, Tensor]
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
