@@ -22,7 +22,6 @@ from typing import Any
 import pytest
 import ray
 import requests
-from ray.exceptions import UserCodeException
 from ray.job_submission import JobStatus
 
 from cluster import jobs, session, worker_errors
@@ -422,7 +421,9 @@ def test_credentials_that_are_not_there_are_an_error() -> None:
 
 
 def fails_in(kind: str) -> Callable[[], None]:
-    """A function that ends with a UserError as Ray's parts pass it on.
+    """A function that ends with a UserError as Ray's tasks pass it on.
+
+    Tasks on Ray Data return theirs, see `pipeline.on_ray` and its tests in `test_prepare`.
 
     Local functions travel by value: workers need not be able to import this file.
     """
@@ -430,22 +431,16 @@ def fails_in(kind: str) -> Callable[[], None]:
     def fail() -> None:
         raise UserError("clips.csv", "line 3 has no label")
 
-    def fail_as_ray_data() -> None:
-        try:
-            fail()
-        except UserError as error:
-            raise UserCodeException("UDF failed to process a data block.") from error
-
     def fail_in_another_task() -> None:
         ray.get(ray.remote(num_cpus=0)(fail).remote())
 
-    return {"task": fail, "data": fail_as_ray_data, "nested": fail_in_another_task}[kind]
+    return {"task": fail, "nested": fail_in_another_task}[kind]
 
 
 def check_embedded_session() -> None:
     assert ray.cluster_resources()["CPU"] == 1.0
     assert ray.get(ray.remote(lambda: os.environ["RAY_AUTH_MODE"]).remote()) == "token"
-    for kind in ("task", "nested", "data"):
+    for kind in ("task", "nested"):
         with pytest.raises(Exception, match="line 3 has no label") as caught:
             ray.get(ray.remote(fails_in(kind)).remote())
         found = worker_errors.unwrap(caught.value)
