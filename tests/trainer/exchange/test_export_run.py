@@ -277,7 +277,7 @@ def test_an_imported_model_is_evaluated_averaged_and_reported_as_a_run(
     for seed, run in enumerate(runs):
         options = ["--data", dataset.path, "--recipe", file, "--set", f"train.seed={seed}"]
         assert ray_job.main(["import", path, "--out", run, *options]) == 0
-        assert "3 classes, taken to be in the order of the data" in capsys.readouterr().out
+        assert "3 classes, assumed to be in the order of the data" in capsys.readouterr().out
         assert is_finished(run)
         trained = ["train", file, "--data", dataset.path, "--out", run]
         assert ray_job.main([*trained, "--set", f"train.seed={seed}"]) == 1
