@@ -168,6 +168,8 @@ def take_turns(
         except torch.OutOfMemoryError:
             measured.pop(name, None)
             record(part, name, "out of memory")
+        except ModuleNotFoundError as error:
+            record(part, name, f"not measured: {error}")
         except Exception as error:
             # The other sides are measured all the same.
             has_failed = True
