@@ -65,7 +65,8 @@ fi
 # Data sets are prepared beside the first two parts, which leave most cores alone.
 case " $wanted " in *" loop "* | *" evaluation "* | *" learning "*)
     # shellcheck disable=SC2086
-    "$python" benchmarks/prepared_sets.py "$sets" $small &
+    timeout --kill-after=10 $((150 * limit_s / 470)) \
+        "$python" benchmarks/prepared_sets.py "$sets" $small &
     preparing=$!
     ;;
 *) preparing="" ;;

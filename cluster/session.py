@@ -3,7 +3,7 @@
 In: an address (the argument, else `RAY_ADDRESS`, which Ray sets inside a submitted job) or none.
 Steps: join that cluster, or start Ray inside this process' machine; hand over; shut down, also
 after an error or Ctrl-C. Out: nothing but a session that `ray.data`, `ray.train` and `ray.tune`
-find by themselves, and, through `unwrap`, errors of workers as the user's own line.
+find by themselves. Errors of workers are unwrapped in `cluster.worker_errors`.
 
 Who may talk to an embedded session: Ray's ports listen on every network interface and whoever
 reaches them can run code, so Ray authenticates by a token, which by default it writes to

@@ -48,7 +48,10 @@ def test_a_run_starts_again_as_long_as_it_gets_further(
 def test_a_storage_that_does_not_answer_tells_of_no_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[str] = []
+
     def list_files(folder: str) -> list[str]:
+        asked.append(folder)
         raise PassingError("", "no answer")
 
     monkeypatch.setattr(storage, "list_files", list_files)
@@ -58,3 +61,4 @@ def test_a_storage_that_does_not_answer_tells_of_no_progress(
         failures.after_exception(None, lost)
     with pytest.raises(RuntimeError, match="lost"):
         failures.after_exception(None, lost)
+    assert asked == [f"{tmp_path}/checkpoints"] * 4
