@@ -10,14 +10,13 @@ for. An epoch reads every shard as often as any other, so nothing is gained by e
 what came first stays, and the shards that found no room are read by ranges.
 """
 
-import fcntl
 import hashlib
 import re
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
+
+from filelock import FileLock
 
 from pipeline import storage
 
@@ -80,12 +79,9 @@ class ShardCache:
             storage.write_bytes(copy, data)
         return shard, copy
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self) -> FileLock:
         """Only one process of the machine at a time; the lock ends with it, however it ends."""
-        with Path(self._folder, _LOCK_NAME).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        return FileLock(storage.join(self._folder, _LOCK_NAME), fallback_to_soft=False)
 
     def _num_bytes(self) -> int:
         """The size of the copies; those that a process left unfinished are deleted."""

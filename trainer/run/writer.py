@@ -1,13 +1,14 @@
 """Who writes into a run folder: one process at a time, on a local disk and on S3."""
 
-import fcntl
 import os
 import secrets
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from pipeline import storage
 from pipeline.errors import PassingError, UserError
@@ -20,20 +21,23 @@ def alone_in(run_path: str) -> Iterator[None]:
     The lock ends with the process that holds it. There is none for S3.
 
     Raises:
-        UserError: another process is at work there.
+        UserError: another process is at work there, or the folder cannot be written.
     """
     if storage.is_remote(run_path):
         yield
         return
     storage.make_folder(run_path)
-    with Path(run_path, ".lock").open("w") as file:
+    lock = FileLock(Path(run_path, ".lock"), blocking=False, fallback_to_soft=False)
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            held.enter_context(lock)
+        except Timeout as error:
             raise UserError(
                 run_path, "another process trains there", "wait for it, or give another --out"
             ) from error
         except OSError as error:
+            if error.filename is not None:  # of opening the file, not of locking it
+                raise UserError(run_path, f"cannot be written ({error.strerror})") from error
             # Buckets that are mounted as a folder often have no locks.
             print(f"note: {run_path}: not locked ({error.strerror})", file=sys.stderr)
         yield

@@ -1,7 +1,9 @@
 """One process at a time writes into a run folder."""
 
 import errno
+import sys
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import pytest
 
@@ -29,6 +31,37 @@ def test_a_folder_without_locks_is_trained_in(
     monkeypatch.setattr("fcntl.flock", flock)
     with alone_in(str(tmp_path)):
         assert f"note: {tmp_path}: not locked (Operation not" in capsys.readouterr().err
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from trainer.run.writer import alone_in\n"
+        "with alone_in(sys.argv[1]):\n"
+        "    print('locked', flush=True); sys.stdin.read(); os.kill(os.getpid(), 9)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with Popen(command, stdin=PIPE, stdout=PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match="another process trains"), alone_in(str(tmp_path)):
+            pass
+        other.communicate()
+    with alone_in(str(tmp_path)):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str, *_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr("os.open", refuse)
+    with (
+        pytest.raises(UserError, match=rf"{tmp_path}: cannot be written \(Permission denied\)"),
+        alone_in(str(tmp_path)),
+    ):
+        pass
 
 
 def test_the_last_to_take_a_folder_over_writes_there(tmp_path: Path) -> None:
