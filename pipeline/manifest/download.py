@@ -156,7 +156,9 @@ def _unpack(archive: Path, folder: Path, dataset: PublicDataset) -> None:
 def _members(archive: Path) -> Iterator[tuple[str, bytes, int]]:
     """Name and content of each file in a zip or tar, and how much of the archive is read.
 
-    Files only: a link could lead what follows it anywhere.
+    Files only: a link could lead what follows it anywhere. `tarfile`'s own extraction with
+    `filter="data"` admits links, takes an absolute name for a relative one, and leaves a full disk
+    and a broken archive the same kind of error.
     """
     try:
         with archive.open("rb") as raw:
