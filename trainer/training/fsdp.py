@@ -3,6 +3,10 @@
 In: a model that all ranks hold whole and alike. Steps: each rank keeps its part of every tensor; a
 block is put together while it computes. Out: the same model for less memory, and what a checkpoint
 takes: whole state dicts, which do not tell how a model was shared out.
+
+`torch.distributed.checkpoint.state_dict` gathers as sparingly, but on CPUs it hands out the weights
+themselves where a copy is written during training, and it steps an optimiser that has no state yet.
+Its optimiser states have names where checkpoints have numbers, and it takes no averages.
 """
 
 from collections.abc import Mapping
