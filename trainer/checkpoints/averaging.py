@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pipeline import storage
 from pipeline.errors import UserError
@@ -47,13 +48,13 @@ def epoch_name(epoch: int) -> str:
 def write_weights(run_path: str, name: str, state: Mapping[str, Tensor]) -> None:
     """Write a state dict to the run's `epochs/`, with a checksum."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    storage.with_retries(
-        storage.write_bytes, weights_path(run_path, name), encode_state(tensors, {})
-    )
+    storage.write_bytes(weights_path(run_path, name), encode_state(tensors, {}))
 
 
 def average_epochs(run_path: str, epochs: Sequence[int]) -> State:
     """The plain mean of every entry over the weights of these epochs, on the CPU.
+
+    It is summed in float64: `torch.optim.swa_utils` moves a mean in the weights' own precision.
 
     Raises:
         UserError: the weights of an epoch are not there, or damaged.
@@ -83,7 +84,7 @@ def remove_other_epochs(run_path: str, kept: Collection[int]) -> None:
             storage.remove(path)
 
 
-@torch.no_grad()
 def update_ema(average: State, state: Mapping[str, Tensor], decay: float) -> None:
     """Move the average towards the weights, in place; entries must be of floats."""
-    torch._foreach_lerp_(list(average.values()), [state[name] for name in average], 1 - decay)
+    update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    update(list(average.values()), [state[name] for name in average], None)

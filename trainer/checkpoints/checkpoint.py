@@ -107,7 +107,7 @@ def save_checkpoint(run_path: str, checkpoint: Checkpoint) -> str:
     document["progress"] = asdict(checkpoint.progress)
     torch.save(document, buffer)
     path = storage.join(_folder(run_path), f"step-{checkpoint.progress.step:08d}.pt")
-    storage.with_retries(storage.write_bytes, path, buffer.getvalue())
+    storage.write_bytes(path, buffer.getvalue())
     for old in checkpoint_paths(run_path)[:-NUM_KEPT]:
         storage.remove(old)
     return path
@@ -121,7 +121,7 @@ def load_newest(run_path: str) -> Checkpoint | None:
     """
     paths = checkpoint_paths(run_path)
     for path in reversed(paths):
-        data = storage.with_retries(storage.read_bytes, path)
+        data = storage.read_bytes(path)
         try:
             return _decode(data)
         # The content alone is at fault, and garbage makes unpickling raise nearly anything.
