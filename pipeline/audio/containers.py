@@ -18,10 +18,11 @@ gives no length, when the cut falls exactly between two parts; and whether bits 
 no checksum is, that is, but for FLAC and OGG.
 """
 
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal
+
+from pipeline.audio import ogg
 
 Kind = Literal["wav", "aiff", "caf", "au", "w64", "flac", "ogg", "mp3", "adts", "mp4", "matroska"]
 
@@ -30,7 +31,7 @@ _MAGICS: tuple[tuple[int, bytes, Kind], ...] = (
     (8, b"AIFF", "aiff"),
     (8, b"AIFC", "aiff"),
     (0, b"fLaC", "flac"),
-    (0, b"OggS", "ogg"),
+    (0, ogg.MAGIC, "ogg"),
     (4, b"ftyp", "mp4"),
     (4, b"moov", "mp4"),
     (4, b"mdat", "mp4"),
@@ -45,9 +46,6 @@ _TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN")
 
 _UNKNOWN_BYTES = 0x7FFF0000
 """Lengths of 32 bits from here on are what programs write that do not know the length yet."""
-
-_MIRRORED_BYTES = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-_OGG_FIRST_PAGE, _OGG_LAST_PAGE = 2, 4
 
 _MP4_BOXES = frozenset(
     b"ftyp styp moov moof mdat mfra free skip wide junk sidx ssix meta meco uuid udta pdin prft "
@@ -101,7 +99,7 @@ def is_cut(data: bytes, kind: Kind) -> bool:
         case "w64":
             return _number(data, 16, 8, "little") > len(data)
         case "ogg":
-            return not _is_ogg_whole(data)
+            return not ogg.is_whole(data)
         case "mp3":
             num_frames, is_whole = _walk_frames(data, _mp3_frame_bytes)
             declared = xing_frames(data)
@@ -144,40 +142,6 @@ def _is_samples_chunk_cut(data: bytes, kind: Kind) -> bool:
             return body + size > len(data)
         at = body + size + (size & 1 if kind != "caf" else 0)
     return True
-
-
-def has_damaged_pages(ogg: bytes) -> bool:
-    """Whether a page does not fit its checksum: decoders leave such pages out without a word."""
-    return any(
-        _ogg_checksum(ogg[at:end]) != _number(ogg, at + 22, 4, "little")
-        for at, end in _ogg_pages(ogg)
-        if end <= len(ogg)
-    )
-
-
-def _ogg_pages(data: bytes) -> Iterator[tuple[int, int]]:
-    """Where each page begins and ends, up to the first that is none."""
-    at = 0
-    while data.startswith(b"OggS", at) and at + 27 <= len(data):
-        num_segments = data[at + 26]
-        end = at + 27 + num_segments + sum(data[at + 27 : at + 27 + num_segments])
-        yield at, end
-        at = end
-
-
-def _ogg_checksum(page: bytes) -> int:
-    """CRC-32 of a page with its own checksum blank: zlib's, with the bits in the other order."""
-    blank = page[:22] + bytes(4) + page[26:]
-    mirrored = ~zlib.crc32(blank.translate(_MIRRORED_BYTES), 0xFFFFFFFF) & 0xFFFFFFFF
-    return int(f"{mirrored:032b}"[::-1], 2)
-
-
-def _is_ogg_whole(data: bytes) -> bool:
-    pages = list(_ogg_pages(data))
-    lasts = [at for at, _ in pages if data[at + 5] & _OGG_LAST_PAGE]
-    firsts = [at for at, _ in pages if data[at + 5] & _OGG_FIRST_PAGE]
-    # After the last page another recording may follow, which decoders leave out.
-    return bool(lasts and firsts) and firsts[-1] <= lasts[0] and pages[-1][1] <= len(data)
 
 
 def _walk_frames(data: bytes, frame_bytes: Callable[[bytes, int], int]) -> tuple[int, bool]:

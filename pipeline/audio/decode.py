@@ -22,7 +22,6 @@ import soxr
 from pipeline.audio import ffmpeg
 from pipeline.audio.containers import (
     Kind,
-    has_damaged_pages,
     is_cut,
     kind_of,
     without_id3,
@@ -30,6 +29,7 @@ from pipeline.audio.containers import (
 )
 from pipeline.audio.ffmpeg import Block
 from pipeline.audio.flac import read_flac
+from pipeline.audio.ogg import has_damaged_pages
 from pipeline.audio.rejects import RejectError
 from pipeline.audio.settings import DecodeSettings
 

@@ -20,7 +20,6 @@ import argparse
 import csv
 import io
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from pipeline.audio.ogg import with_serial_zero
 from pipeline.errors import UserError
 from pipeline.manifest.synthetic_sounds import LABELS, Signal, synthesise
 
@@ -149,7 +149,7 @@ def _encode(audio: Signal, sample_rate_hz: int, container: str, subtype: str) ->
     buffer = io.BytesIO()
     soundfile.write(buffer, audio, sample_rate_hz, format=container, subtype=subtype)
     if container == "OGG":
-        return _with_serial_zero(buffer.getvalue())
+        return with_serial_zero(buffer.getvalue())
     if subtype == "FLOAT":
         return _without_time_stamp(buffer.getvalue())
     return buffer.getvalue()
@@ -160,30 +160,6 @@ def _without_time_stamp(wav: bytes) -> bytes:
     peak = wav.index(b"PEAK", 0, 128)
     stamp = peak + 12  # after the chunk's name, size and version
     return wav[:stamp] + bytes(4) + wav[stamp + 4 :]
-
-
-def _with_serial_zero(ogg: bytes) -> bytes:
-    """Replace the random serial number in every OGG page, and the page's checksum (RFC 3533)."""
-    pages = bytearray(ogg)
-    start = 0
-    while start < len(pages):
-        num_segments = pages[start + 26]
-        body = start + 27 + num_segments
-        end = body + sum(pages[start + 27 : body])
-        pages[start + 14 : start + 18] = bytes(4)
-        pages[start + 22 : start + 26] = bytes(4)
-        pages[start + 22 : start + 26] = _ogg_checksum(bytes(pages[start:end]))
-        start = end
-    return bytes(pages)
-
-
-_BITS_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-
-
-def _ogg_checksum(page: bytes) -> bytes:
-    """OGG's CRC is zlib's on bits in the other order, from 0 and without the final inversion."""
-    crc = zlib.crc32(page.translate(_BITS_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
-    return int(f"{crc:032b}"[::-1], 2).to_bytes(4, "little")
 
 
 def _truncated_flac() -> bytes:

@@ -1,0 +1,56 @@
+"""Pages of OGG files: as libsndfile writes them, cut, damaged, and with another serial number."""
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipeline.audio.ogg import MAGIC, checksum, has_damaged_pages, is_whole, pages, with_serial_zero
+
+
+@pytest.fixture(scope="module", params=["VORBIS", "OPUS"])
+def ogg(request: pytest.FixtureRequest) -> bytes:
+    """Four seconds of noise."""
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 64_000)
+    soundfile.write(buffer, noise, 16_000, format="OGG", subtype=request.param)
+    return buffer.getvalue()
+
+
+def test_pages_follow_each_other_to_the_end(ogg: bytes) -> None:
+    found = list(pages(ogg))
+    assert len(found) > 3
+    assert [at for at, _ in found] == [0, *(end for _, end in found[:-1])]
+    assert found[-1][1] == len(ogg)
+    assert all(ogg.startswith(MAGIC, at) for at, _ in found)
+    assert list(pages(ogg + b"TAG" + bytes(125))) == found
+
+
+def test_the_checksum_is_the_one_libsndfile_writes(ogg: bytes) -> None:
+    assert all(checksum(ogg[at:end]) == ogg[at + 22 : at + 26] for at, end in pages(ogg))
+
+
+def test_whole_only_up_to_the_last_page(ogg: bytes) -> None:
+    assert is_whole(ogg)
+    assert not any(is_whole(ogg[:end]) for _, end in list(pages(ogg))[:-1])
+    assert not is_whole(ogg[:-1])
+    assert not is_whole(ogg + ogg)
+    assert not is_whole(b"")
+
+
+def test_a_changed_byte_is_damage(ogg: bytes) -> None:
+    assert not has_damaged_pages(ogg)
+    changed = bytearray(ogg)
+    changed[len(ogg) // 2] ^= 1
+    assert has_damaged_pages(bytes(changed))
+
+
+def test_another_serial_number_leaves_the_sound(ogg: bytes) -> None:
+    fixed = with_serial_zero(ogg)
+    assert len(fixed) == len(ogg)
+    assert fixed != ogg
+    assert not has_damaged_pages(fixed)
+    assert {fixed[at + 14 : at + 18] for at, _ in pages(fixed)} == {bytes(4)}
+    audio, expected = (soundfile.read(io.BytesIO(one))[0] for one in (fixed, ogg))
+    np.testing.assert_array_equal(audio, expected)
