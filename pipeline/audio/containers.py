@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal
 
-from pipeline.audio import ogg
+from pipeline.audio import ogg, streaminfo
 
 Kind = Literal["wav", "aiff", "caf", "au", "w64", "flac", "ogg", "mp3", "adts", "mp4", "matroska"]
 
@@ -30,7 +30,7 @@ _MAGICS: tuple[tuple[int, bytes, Kind], ...] = (
     (8, b"WAVE", "wav"),
     (8, b"AIFF", "aiff"),
     (8, b"AIFC", "aiff"),
-    (0, b"fLaC", "flac"),
+    (0, streaminfo.MAGIC, "flac"),
     (0, ogg.MAGIC, "ogg"),
     (4, b"ftyp", "mp4"),
     (4, b"moov", "mp4"),

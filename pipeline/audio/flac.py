@@ -8,6 +8,7 @@ import miniaudio
 import numpy as np
 
 from pipeline.audio.ffmpeg import Block
+from pipeline.audio.streaminfo import begins_with_streaminfo, read_streaminfo
 
 _MAX_BITS = 24
 """Samples of more bits are not exact in float32."""
@@ -19,11 +20,9 @@ def read_flac(data: bytes, max_values: int) -> Block | None:
     None when the file has another form than most, more than `max_values` samples of all channels,
     or does not give as many as it says.
     """
-    if data[:4] != b"fLaC" or data[5:8] != b"\x00\x00\x22" or data[4] & 0x7F or len(data) < 42:
+    if not begins_with_streaminfo(data):
         return None
-    packed = int.from_bytes(data[18:26])  # of STREAMINFO, which comes first and has 34 bytes
-    rate_hz, num_frames = packed >> 44, packed & (1 << 36) - 1
-    channels, bits = (packed >> 41 & 7) + 1, (packed >> 36 & 31) + 1
+    rate_hz, channels, bits, num_frames = read_streaminfo(data)
     if bits > _MAX_BITS or not rate_hz or not 0 < num_frames * channels <= max_values:
         return None
     try:

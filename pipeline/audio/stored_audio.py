@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.audio.rejects import RejectError
+from pipeline.audio.streaminfo import HEADER_BYTES, read_streaminfo
 
 Samples16 = npt.NDArray[np.int16]
 
@@ -19,9 +20,6 @@ FULL_SCALE = 32_768
 """The stored number that stands for 1.0."""
 MAX_CLIPPED_SHARE = 0.1
 """A clip with a larger share of samples beyond full scale is rejected: it is not what it was."""
-
-_HEADER_BYTES = 42
-"""What every FLAC file begins with: its mark, and the block STREAMINFO."""
 
 
 def to_16_bits(waveform: npt.NDArray[np.float32]) -> tuple[Samples16, int]:
@@ -61,8 +59,7 @@ def decode_flac(data: bytes, num_samples: int) -> Samples16:
     import miniaudio  # a codec: loaded only where audio is stored
 
     # Looked at before, as the decoder asks for all the memory that the header speaks of.
-    promised = int.from_bytes(data[18:26]) & (1 << 36) - 1
-    if len(data) < _HEADER_BYTES or promised != num_samples:
+    if len(data) < HEADER_BYTES or read_streaminfo(data).num_frames != num_samples:
         raise EOFError(f"is no FLAC of {num_samples} samples")
     try:
         decoded = miniaudio.flac_read_s16(data)
