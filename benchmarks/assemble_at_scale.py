@@ -22,7 +22,7 @@ from pipeline.dataset.assemble import assemble
 from pipeline.dataset.prepare import prepare
 from pipeline.manifest.manifest import Manifest, from_columns
 from pipeline.shards.build import BuildJob
-from pipeline.shards.parts import INDEX_SCHEMA, STAGES, Part, TarFacts, part_path, write_part
+from pipeline.shards.parts import INDEX_SCHEMA, STAGES, Part, TarEntry, part_path, write_part
 from pipeline.shards.plan import Plan, make_plan, write_plan
 from pipeline.shards.settings import PrepareSettings
 
@@ -85,7 +85,7 @@ def write_parts(plan: Plan, output: str) -> None:
     for spec in plan.specs:
         clips = plan.clips.slice(start, spec.num_clips)
         start += spec.num_clips
-        tar = TarFacts(
+        tar = TarEntry(
             name=f"shards/{spec.name}.tar",
             num_clips=spec.num_clips,
             size_bytes=spec.num_clips * 257_536 + 10_240,

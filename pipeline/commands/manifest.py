@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
     if manifest.missing is not None:
         storage.write_table(f"{stem}.missing.parquet", manifest.missing)
     if manifest.coverage is not None:
-        storage.write_json(f"{stem}.coverage.json", manifest.coverage)
+        storage.write_json(f"{stem}.coverage.json", manifest.coverage.to_json())
         write_coverage_page(f"{stem}.coverage.html", manifest.coverage, stem.rpartition("/")[2])
     Console().print(manifest_summary(manifest, output))
 

@@ -11,7 +11,7 @@ from pipeline.terminal.tables import facts_table, titled
 from pipeline.terminal.units import duration, size
 
 if TYPE_CHECKING:  # they bring PyTorch and Ray, which `manifest` can do without
-    from pipeline.dataset.assemble import PrepareSummary
+    from pipeline.dataset.prepare_summary import PrepareSummary
     from pipeline.dataset.verify import Fault
     from pipeline.shards.estimate import Estimate
 
@@ -25,9 +25,12 @@ def manifest_summary(manifest: Manifest, path: str) -> Group:
     table.add_row("clips", f"{clips.num_rows:,}")
     table.add_row("labels", f"{len(manifest.labels):,}")
     if manifest.coverage:
-        counts = {**manifest.coverage["splits"], "all": manifest.coverage["total"]}
+        counts = {**manifest.coverage.splits, "all": manifest.coverage.total}
         for name, count in counts.items():
-            parts = (f"{count[k]:,} {k}" for k in ("listed", "found", "missing", "unreadable"))
+            parts = (
+                f"{getattr(count, kind):,} {kind}"
+                for kind in ("listed", "found", "missing", "unreadable")
+            )
             table.add_row(f"segments in {name}", ", ".join(parts))
     else:
         splits = pc.value_counts(clips["split"]).to_pylist()

@@ -9,14 +9,20 @@ import hashlib
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.audio.rejects import check_share, count_reasons, to_table
-from pipeline.dataset.card import Card, card_fault, common_fingerprint, make_card
+from pipeline.dataset.card import (
+    Card,
+    checksum_fault,
+    common_fingerprint,
+    decode_card,
+    make_card,
+)
+from pipeline.dataset.prepare_summary import PrepareSummary, write_summary
 from pipeline.dataset.prepared import INDEX_ROWS_PER_GROUP, card_path
 from pipeline.dataset.resume import remove_unfinished
 from pipeline.errors import UserError
@@ -29,38 +35,14 @@ _READERS = 16
 _OUR_TAR = re.compile(r"[A-Za-z0-9_-]+-\d{5,}\.tar")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PrepareSummary:
-    """What a run of `prepare` did; written beside the card as `prepare_summary.json`."""
-
-    output: str
-    num_clips: int
-    num_rejects: int
-    rejects_by_reason: dict[str, int]
-    num_clipped_clips: int
-    """Clips stored as audio that went beyond full scale; the index has the samples of each."""
-    num_shards: int
-    num_shards_built: int
-    """Shards built by this run; the others were finished before."""
-    num_clips_built: int
-    size_bytes: int
-    fetched_bytes: int
-    """Size of the audio that the shards were made from."""
-    audio_s: float
-    wall_s: float
-    clips_per_s: float
-    """Clips built by this run (rejected ones too) over its wall time."""
-    stages_s: dict[str, float]
-    """Seconds of tasks in each stage, all shards added up."""
-
-
 def read_card(output: str) -> Card | None:
     """The card, if a complete data set is there; none that is damaged: it can be made again."""
+    path = card_path(output)
     try:
-        card: Card = storage.read_json(card_path(output))
-    except (FileNotFoundError, ValueError):
+        data = storage.read_bytes(path)
+    except FileNotFoundError:
         return None
-    return None if card_fault(card) else card
+    return None if checksum_fault(data) else decode_card(data, path)
 
 
 def is_intact(card: Card, output: str) -> bool:
@@ -70,7 +52,7 @@ def is_intact(card: Card, output: str) -> bool:
         path.removeprefix(f"{output}/") for path in sizes
     }
     return named and all(
-        sizes.get(storage.join(output, tar["name"])) == tar["size_bytes"] for tar in card["shards"]
+        sizes.get(storage.join(output, tar.name)) == tar.size_bytes for tar in card.shards
     )
 
 
@@ -155,16 +137,14 @@ def assemble(
         plan_fingerprint=plan.fingerprint,
         coverage=manifest.coverage,
         common_fingerprint=common_fingerprint(manifest),
-        checksums={
-            "index_sha256": hashlib.sha256(index_bytes).hexdigest(),
-            "rejects_sha256": hashlib.sha256(ledger).hexdigest(),
-        },
+        index_sha256=hashlib.sha256(index_bytes).hexdigest(),
+        rejects_sha256=hashlib.sha256(ledger).hexdigest(),
     )
     summary = _summary(plan, job.output, card, ordered, built=built, wall_s=elapsed_s())
-    storage.write_json(storage.join(job.output, "prepare_summary.json"), asdict(summary))
+    write_summary(summary)
     _remove_strays(job.output, ordered)
     remove_unfinished(job.output)
-    storage.write_json(card_path(job.output), card)
+    storage.write_json(card_path(job.output), card.to_json())
     return summary
 
 
@@ -181,16 +161,16 @@ def _summary(
     num_clips_built = sum(spec.num_clips for spec in plan.specs if spec.name in built)
     return PrepareSummary(
         output=output,
-        num_clips=card["num_clips"],
-        num_rejects=card["rejects"]["num"],
-        rejects_by_reason=card["rejects"]["by_reason"],
-        num_clipped_clips=card.get("clipped", {"num_clips": 0})["num_clips"],
-        num_shards=len(card["shards"]),
+        num_clips=card.num_clips,
+        num_rejects=card.rejects.num,
+        rejects_by_reason=card.rejects.by_reason,
+        num_clipped_clips=card.clipped.num_clips if card.clipped else 0,
+        num_shards=len(card.shards),
         num_shards_built=len(built),
         num_clips_built=num_clips_built,
-        size_bytes=sum(tar["size_bytes"] for tar in card["shards"]),
+        size_bytes=sum(tar.size_bytes for tar in card.shards),
         fetched_bytes=sum(part.fetched_bytes for part in parts),
-        audio_s=sum(facts["duration_s"] for facts in card["splits"].values()),
+        audio_s=sum(split.duration_s for split in card.splits.values()),
         wall_s=wall_s,
         clips_per_s=num_clips_built / wall_s,
         stages_s={stage: sum(part.stages_s[stage] for part in parts) for stage in STAGES},

@@ -8,19 +8,90 @@ import hashlib
 import json
 import math
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.fbank_settings import FbankSettings
+from pipeline.manifest.coverage import Coverage
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.splits import TRAIN_SPLIT
-from pipeline.shards.parts import TarFacts
+from pipeline.shards.parts import TarEntry
 from pipeline.shards.plan import FORMAT_VERSION
-from pipeline.shards.settings import PrepareSettings
+from pipeline.shards.settings import PrepareSettings, Store
 
-Card = dict[str, Any]
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitEntry:
+    """The clips of a split."""
+
+    num_clips: int
+    num_frames: int
+    duration_s: float
+    mean: float
+    """Of every number in the clips' fbanks."""
+    std: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RejectedClips:
+    """How many clips were rejected; the ledger names them."""
+
+    num: int
+    by_reason: dict[str, int]
+    """By "stage: reason", the commonest first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClippedAudio:
+    """Audio that went beyond full scale and was cut off there."""
+
+    num_clips: int
+    num_samples: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """The document `card.json`."""
+
+    format_version: int
+    fbank: FbankSettings
+    store: Store = "fbank"
+    clipped: ClippedAudio | None = None
+    """None in a data set of fbanks."""
+    labels: list[str]
+    """The vocabulary, in the order of the classes."""
+    num_clips: int
+    splits: dict[str, SplitEntry]
+    mean: float
+    """Of the split `train`, or of all clips without one."""
+    std: float
+    class_counts: dict[str, dict[str, int]]
+    """Clips of each label, by split."""
+    rejects: RejectedClips
+    shards: list[TarEntry]
+    plan_fingerprint: str
+    """Hash of the manifest and settings that the data set was prepared from."""
+    coverage: Coverage | None
+    common_fingerprint: str
+    """Hash of the manifest's common subset."""
+    index_sha256: str
+    rejects_sha256: str
+    """Of the ledger."""
+    fingerprint: str = ""
+    """Hash of all the rest."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The document; one of fbanks has neither `store` nor `clipped`."""
+        document = asdict(self) | {"coverage": self.coverage and self.coverage.to_json()}
+        if self.store == "fbank":
+            del document["store"], document["clipped"]
+        return document
 
 
 def make_card(
@@ -29,11 +100,12 @@ def make_card(
     labels: tuple[str, ...],
     index: pa.Table,
     reasons: dict[str, int],
-    tars: list[TarFacts],
+    tars: list[TarEntry],
     plan_fingerprint: str,
-    coverage: dict[str, Any] | None,
+    coverage: Coverage | None,
     common_fingerprint: str,
-    checksums: dict[str, str],
+    index_sha256: str,
+    rejects_sha256: str,
 ) -> Card:
     """Describe a data set.
 
@@ -44,33 +116,58 @@ def make_card(
         reasons: rejected clips by reason.
         tars: the shards.
         plan_fingerprint: hash of the manifest and settings it was prepared from.
-        coverage: what the manifest's source lists and what of it was found, if it tells.
+        coverage: what the manifest's source lists and what of it was found, if it says so.
         common_fingerprint: of the manifest's common subset.
-        checksums: SHA-256 of the index (`index_sha256`) and of the ledger (`rejects_sha256`).
-
-    Returns:
-        The card; `mean` and `std` are those of the split `train`, or of all clips without one.
+        index_sha256: checksum of the index.
+        rejects_sha256: checksum of the ledger.
     """
     splits = sorted(pc.unique(index["split"]).to_pylist())
     parts = {split: index.filter(pc.equal(index["split"], split)) for split in splits}
-    training = parts.get(TRAIN_SPLIT, index)
-    card: Card = {
-        "format_version": FORMAT_VERSION,
-        "fbank": asdict(settings.fbank),
-        **_audio_facts(settings, index),
-        "labels": list(labels),
-        "num_clips": index.num_rows,
-        "splits": {split: _split_facts(part, settings) for split, part in parts.items()},
-        **statistics(training, settings.fbank.num_mels),
-        "class_counts": {split: _count_labels(part, labels) for split, part in parts.items()},
-        "rejects": {"num": sum(reasons.values()), "by_reason": reasons},
-        "shards": [asdict(tar) for tar in tars],
-        "plan_fingerprint": plan_fingerprint,
-        "coverage": coverage,
-        "common_fingerprint": common_fingerprint,
-        **checksums,
-    }
-    return {**card, "fingerprint": fingerprint(card)}
+    mean, std = statistics(parts.get(TRAIN_SPLIT, index), settings.fbank.num_mels)
+    card = Card(
+        format_version=FORMAT_VERSION,
+        fbank=settings.fbank,
+        store=settings.store,
+        clipped=None if settings.store == "fbank" else _clipped(index),
+        labels=list(labels),
+        num_clips=index.num_rows,
+        splits={split: _split_entry(part, settings) for split, part in parts.items()},
+        mean=mean,
+        std=std,
+        class_counts={split: _count_labels(part, labels) for split, part in parts.items()},
+        rejects=RejectedClips(num=sum(reasons.values()), by_reason=reasons),
+        shards=tars,
+        plan_fingerprint=plan_fingerprint,
+        coverage=coverage,
+        common_fingerprint=common_fingerprint,
+        index_sha256=index_sha256,
+        rejects_sha256=rejects_sha256,
+    )
+    return replace(card, fingerprint=fingerprint(card.to_json()))
+
+
+def decode_card(data: bytes, path: str) -> Card:
+    """The card in the content of a `card.json`.
+
+    Raises:
+        UserError: it is damaged, or of another format version.
+    """
+    try:
+        version = storage.parse_document(data, _Version).format_version
+        if version == FORMAT_VERSION:
+            return storage.parse_document(data, Card)
+    except storage.DocumentError as error:
+        raise UserError(path, f"the card is damaged: {error}", "prepare it again") from error
+    raise UserError(
+        path,
+        f"the data set has format version {version}, this program reads {FORMAT_VERSION}",
+        "prepare it again",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Version:
+    format_version: int
 
 
 def common_fingerprint(manifest: Manifest) -> str:
@@ -79,22 +176,26 @@ def common_fingerprint(manifest: Manifest) -> str:
     return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
-def fingerprint(card: Card) -> str:
-    """Hash of all that a card says, but for this hash itself."""
-    facts = {name: value for name, value in card.items() if name != "fingerprint"}
-    canonical = json.dumps(facts, sort_keys=True, ensure_ascii=True)
+def fingerprint(document: Mapping[str, Any]) -> str:
+    """Hash of all that a card's document says, but for this hash itself."""
+    hashed = {name: value for name, value in document.items() if name != "fingerprint"}
+    canonical = json.dumps(hashed, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def card_fault(card: Any) -> str | None:
-    """What is wrong with what was read as a card; None if it is as it was written."""
-    if not isinstance(card, dict):
-        return "is no card"
-    whole = card.get("fingerprint") == fingerprint(card)
-    return None if whole else "does not have the checksum it gives itself"
+def checksum_fault(data: bytes) -> str | None:
+    """What is wrong with the content of a `card.json`; None if it is as it was written."""
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        return f"is not JSON ({error})"
+    if not isinstance(document, dict):
+        return "is not a card"
+    is_whole = document.get("fingerprint") == fingerprint(document)
+    return None if is_whole else "does not have the checksum it gives itself"
 
 
-def statistics(clips: pa.Table, num_mels: int) -> dict[str, float]:
+def statistics(clips: pa.Table, num_mels: int) -> tuple[float, float]:
     """Exact mean and standard deviation over every stored number of the clips' fbanks.
 
     Sums are carried without rounding (`math.fsum`), so the order of the clips does not matter.
@@ -102,25 +203,23 @@ def statistics(clips: pa.Table, num_mels: int) -> dict[str, float]:
     num_values = pc.sum(clips["frames"]).as_py() * num_mels
     mean = math.fsum(clips["fbank_sum"].to_pylist()) / num_values
     mean_square = math.fsum(clips["fbank_sumsq"].to_pylist()) / num_values
-    return {"mean": mean, "std": math.sqrt(max(0.0, mean_square - mean * mean))}
+    return mean, math.sqrt(max(0.0, mean_square - mean * mean))
 
 
-def _audio_facts(settings: PrepareSettings, index: pa.Table) -> dict[str, Any]:
-    """Only of a data set that stores audio: a card that does not say what is stored has fbanks."""
-    if settings.store == "fbank":
-        return {}
+def _clipped(index: pa.Table) -> ClippedAudio:
     num_clipped = index["num_clipped"].to_numpy()
-    clipped = {"num_clips": int((num_clipped > 0).sum()), "num_samples": int(num_clipped.sum())}
-    return {"store": settings.store, "clipped": clipped}
+    return ClippedAudio(num_clips=int((num_clipped > 0).sum()), num_samples=int(num_clipped.sum()))
 
 
-def _split_facts(clips: pa.Table, settings: PrepareSettings) -> dict[str, float]:
-    return {
-        "num_clips": clips.num_rows,
-        "num_frames": pc.sum(clips["frames"]).as_py(),
-        "duration_s": math.fsum(clips["duration_s"].to_pylist()),
-        **statistics(clips, settings.fbank.num_mels),
-    }
+def _split_entry(clips: pa.Table, settings: PrepareSettings) -> SplitEntry:
+    mean, std = statistics(clips, settings.fbank.num_mels)
+    return SplitEntry(
+        num_clips=clips.num_rows,
+        num_frames=pc.sum(clips["frames"]).as_py(),
+        duration_s=math.fsum(clips["duration_s"].to_pylist()),
+        mean=mean,
+        std=std,
+    )
 
 
 def _count_labels(clips: pa.Table, labels: tuple[str, ...]) -> dict[str, int]:

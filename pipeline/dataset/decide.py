@@ -56,11 +56,11 @@ def decide(manifest: Manifest, job: BuildJob, *, retry_rejects: bool) -> Work | 
     def is_complete(fingerprint: str | None) -> bool:
         return (
             card is not None
-            and card["plan_fingerprint"] == fingerprint
-            and card["coverage"] == manifest.coverage
-            and card["common_fingerprint"] == common_fingerprint(manifest)
+            and card.plan_fingerprint == fingerprint
+            and card.coverage == manifest.coverage
+            and card.common_fingerprint == common_fingerprint(manifest)
             and damaged is None
-            and not (retry_rejects and card["rejects"]["num"])
+            and not (retry_rejects and card.rejects.num)
             and is_intact(card, output)
         )
 
@@ -76,17 +76,18 @@ def decide(manifest: Manifest, job: BuildJob, *, retry_rejects: bool) -> Work | 
     if before:
         check_carries_on(before, manifest, settings, output)
     plan = make_plan(manifest, settings, before)
-    if lost and plan.fingerprint not in (lost.fingerprint, card and card["plan_fingerprint"]):
+    if lost and plan.fingerprint not in (lost.fingerprint, card and card.plan_fingerprint):
         raise lost
     if is_complete(plan.fingerprint) and not lost:
         return None
-    if card and not before and card["plan_fingerprint"] != plan.fingerprint:
+    if card and not before and card.plan_fingerprint != plan.fingerprint:
         raise UserError(
             output,
             "holds a data set prepared from another manifest or with other settings",
             "give another --out, or remove it",
         )
-    return Work(plan=plan, before=before, damaged_shards=damaged.shards if damaged else frozenset())
+    shards = frozenset(damaged.shards if damaged else ())
+    return Work(plan=plan, before=before, damaged_shards=shards)
 
 
 def _check_buckets(manifest: Manifest) -> None:

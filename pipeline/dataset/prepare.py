@@ -11,8 +11,9 @@ from functools import partial
 from typing import Any
 
 from pipeline import storage
-from pipeline.dataset.assemble import PrepareSummary, assemble, finished_parts
+from pipeline.dataset.assemble import assemble, finished_parts
 from pipeline.dataset.decide import decide
+from pipeline.dataset.prepare_summary import PrepareSummary
 from pipeline.dataset.prepared import card_path
 from pipeline.dataset.resume import clear_damaged, discard_parts, remove_unfinished
 from pipeline.manifest.manifest import Manifest

@@ -8,10 +8,9 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.audio.stored_audio import decode_flac, to_waveform
-from pipeline.dataset.card import Card
+from pipeline.dataset.card import Card, decode_card
 from pipeline.errors import UserError
 from pipeline.fbank_settings import FbankSettings
-from pipeline.shards.plan import FORMAT_VERSION
 from pipeline.shards.tar import Fbank, fbank_from_bytes
 
 INDEX_ROWS_PER_GROUP = 16_384
@@ -28,19 +27,18 @@ class PreparedDataset:
 
     @property
     def labels(self) -> list[str]:
-        """The vocabulary; a label's position is its class index."""
-        return list(self.card["labels"])
+        """The vocabulary; a label's place in it is its class index."""
+        return self.card.labels
 
     @property
     def num_mels(self) -> int:
         """Mel bins of the fbanks, F."""
-        return int(self.card["fbank"]["num_mels"])
+        return self.card.fbank.num_mels
 
     @property
     def audio_fbank(self) -> FbankSettings | None:
         """How fbanks are computed from the audio that is stored; None: they are what is stored."""
-        is_audio = self.card.get("store") == "audio"
-        return FbankSettings(**self.card["fbank"]) if is_audio else None
+        return self.card.fbank if self.card.store == "audio" else None
 
     def select(self, split: str, *, fold: int = 0, except_fold: int = 0) -> pa.Table:
         """Rows of the index: one split, or of it one fold, or all folds but one.
@@ -50,7 +48,7 @@ class PreparedDataset:
         """
         chosen = self.index.filter(pc.equal(self.index["split"], split))
         if chosen.num_rows == 0:
-            known = ", ".join(self.card["splits"])
+            known = ", ".join(self.card.splits)
             raise UserError(self.path, f"no split {split!r}", f"there are: {known}")
         wanted = fold or except_fold
         if wanted:
@@ -68,9 +66,9 @@ class PreparedDataset:
         Raises:
             OSError, EOFError: the shard is not there, or not whole.
         """
-        place = self.index.slice(row, 1).to_pylist()[0]
-        path = storage.join(self.path, place["shard"])
-        data = storage.read_range(path, place["offset_bytes"], place["size_bytes"])
+        clip = self.index.slice(row, 1).to_pylist()[0]
+        path = storage.join(self.path, clip["shard"])
+        data = storage.read_range(path, clip["offset_bytes"], clip["size_bytes"])
         settings = self.audio_fbank
         if settings is None:
             return fbank_from_bytes(data, self.num_mels)
@@ -78,7 +76,7 @@ class PreparedDataset:
 
         from pipeline.fbank import fbank
 
-        samples = decode_flac(data, settings.samples_in(place["duration_s"]))
+        samples = decode_flac(data, settings.samples_in(clip["duration_s"]))
         numbers: Fbank = fbank(torch.from_numpy(to_waveform(samples)), settings).half().numpy()
         return numbers
 
@@ -102,23 +100,17 @@ def open_dataset(path: str) -> PreparedDataset:
     """Open a prepared data set.
 
     Raises:
-        UserError: there is no card (so no complete data set), or it is of another format version.
+        UserError: there is no card, so no complete data set; or it is damaged, or of another format
+            version.
     """
     path = storage.absolute(path)
     storage.check_bucket(path)
     try:
-        card: Card = storage.read_json(card_path(path))
+        data = storage.read_bytes(card_path(path))
     except FileNotFoundError as error:
         raise UserError(
             path, "no complete data set there (no card.json)", "finish `prepare` first"
         ) from error
-    if card.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            path,
-            f"the data set has format version {card.get('format_version')}, this program "
-            f"reads {FORMAT_VERSION}",
-            "prepare it again",
-        )
-    return PreparedDataset(
-        path=path, card=card, index=storage.read_table(storage.join(path, "index.parquet"))
-    )
+    card = decode_card(data, path)
+    index = storage.read_table(storage.join(path, "index.parquet"))
+    return PreparedDataset(path=path, card=card, index=index)

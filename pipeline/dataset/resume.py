@@ -1,7 +1,7 @@
 """What an earlier run of `prepare` left, and what of it may stand."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from pipeline import storage
 from pipeline.errors import UserError
@@ -19,7 +19,7 @@ _NAMED = 5
 class Damaged:
     """What `verify` found fault with: `prepare` makes it again."""
 
-    shards: frozenset[str]
+    shards: list[str]
     """Shards to be built again; index, ledger and card are made again in any case."""
 
 
@@ -47,18 +47,14 @@ def read_damaged(work: str) -> Damaged | None:
     """
     path = _damaged_path(work)
     try:
-        return Damaged(shards=frozenset(storage.read_json(path)["shards"]))
+        return storage.read_document(path, Damaged, "run `verify` again, which writes it again")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            path, "the note of `verify` is damaged", "run `verify` again, which writes it again"
-        ) from error
 
 
 def write_damaged(work: str, damaged: Damaged) -> None:
     """Leave a note for `prepare`."""
-    storage.write_json(_damaged_path(work), {"shards": sorted(damaged.shards)})
+    storage.write_json(_damaged_path(work), asdict(damaged))
 
 
 def clear_damaged(work: str) -> None:

@@ -25,13 +25,13 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.audio.stored_audio import decode_flac
-from pipeline.dataset.card import Card, card_fault
+from pipeline.dataset.card import Card, checksum_fault, decode_card
 from pipeline.dataset.prepared import PreparedDataset, card_path, open_dataset, read_index_rows
 from pipeline.dataset.resume import Damaged, clear_damaged, write_damaged
 from pipeline.errors import UserError
 from pipeline.fbank_settings import FbankSettings
 from pipeline.on_ray import TASK_MEMORY_BYTES, run_tasks
-from pipeline.shards.parts import TarFacts, has_parts, part_path, read_part, work_folder
+from pipeline.shards.parts import TarEntry, has_parts, part_path, read_part, work_folder
 from pipeline.shards.plan import DamagedPlanError, read_plan
 from pipeline.shards.tar import fbank_from_bytes, shard_key
 from pipeline.terminal.progress import ProgressBar
@@ -74,7 +74,7 @@ def verify(
         items = _items(dataset)
         done = 0
         memory_bytes = TASK_MEMORY_BYTES + 4 * max(
-            (tar["size_bytes"] for tar in dataset.card["shards"]), default=0
+            (tar.size_bytes for tar in dataset.card.shards), default=0
         )
         with session, ProgressBar("shards", len(items), json_lines=json_logs) as bar:
             task = partial(_task, path=path, audio_fbank=dataset.audio_fbank)
@@ -84,9 +84,9 @@ def verify(
                 bar.update(done, facts={"faults": len(faults)})
     work = work_folder(path)
     if faults:
-        shards = {fault.shard for fault in faults if fault.shard}
+        shards = sorted({fault.shard for fault in faults if fault.shard})
         try:
-            write_damaged(work, Damaged(shards=frozenset(shards)))
+            write_damaged(work, Damaged(shards=shards))
         except UserError as error:
             what = f"cannot be written, so `prepare` would mend nothing ({error})"
             faults.append(Fault(path="_work/damaged.json", what=what))
@@ -97,7 +97,7 @@ def verify(
 
 def shard_faults(
     path: str,
-    tar: dict[str, Any],
+    tar: TarEntry,
     rows: list[dict[str, Any]],
     audio_fbank: FbankSettings | None,
 ) -> list[Fault]:
@@ -109,9 +109,9 @@ def shard_faults(
         rows: the index's rows of this tar, in its order.
         audio_fbank: how fbanks are computed where audio is stored; None where it is not.
     """
-    shard = tar["name"].removeprefix("shards/").removesuffix(".tar")
+    shard = tar.name.removeprefix("shards/").removesuffix(".tar")
     faults = [
-        Fault(path=tar["name"], what=what, shard=shard)
+        Fault(path=tar.name, what=what, shard=shard)
         for what in _tar_faults(path, tar, rows, audio_fbank)
     ]
     if what := _part_fault(path, shard, tar):
@@ -124,17 +124,17 @@ def _items(dataset: PreparedDataset) -> list[dict[str, Any]]:
     codes = dataset.index["shard"].combine_chunks().dictionary_encode().indices.to_numpy()
     starts = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
     names = dataset.index["shard"].take(starts[:-1]).to_pylist() if len(codes) else []
-    places = dict(zip(names, pairwise(starts), strict=False))
+    rows_of = dict(zip(names, pairwise(starts), strict=False))
     return [
-        {"tar": tar, "start": start, "end": end}
-        for tar in dataset.card["shards"]
-        for start, end in [places.get(tar["name"], (0, 0))]
+        {"tar": asdict(tar), "start": start, "end": end}
+        for tar in dataset.card.shards
+        for start, end in [rows_of.get(tar.name, (0, 0))]
     ]
 
 
 def _task(item: dict[str, Any], path: str, audio_fbank: FbankSettings | None) -> dict[str, Any]:
     rows = read_index_rows(path, item["start"], item["end"]).to_pylist()
-    faults = shard_faults(path, item["tar"], rows, audio_fbank)
+    faults = shard_faults(path, TarEntry(**item["tar"]), rows, audio_fbank)
     return {"faults": [asdict(fault) for fault in faults]}
 
 
@@ -145,24 +145,23 @@ def document_faults(path: str) -> list[Fault]:
         UserError: there is no card, so no data set.
     """
     try:
-        card: Card = storage.read_json(card_path(path))
+        data = storage.read_bytes(card_path(path))
     except FileNotFoundError as error:
         raise UserError(
             path, "no complete data set there (no card.json)", "finish `prepare` first"
         ) from error
-    except ValueError as error:
-        return [Fault(path="card.json", what=f"is not JSON ({error})")]
-    if what := card_fault(card):
+    if what := checksum_fault(data):
         return [Fault(path="card.json", what=what)]
+    card = decode_card(data, path)
     faults = []
-    for name in ("index", "rejects"):
-        file = f"{name}.parquet"
+    checksums = {"index.parquet": card.index_sha256, "rejects.parquet": card.rejects_sha256}
+    for file, checksum in checksums.items():
         try:
             digest = hashlib.sha256(storage.read_bytes(storage.join(path, file))).hexdigest()
         except FileNotFoundError:
             faults.append(Fault(path=file, what="is missing"))
             continue
-        if digest != card[f"{name}_sha256"]:
+        if digest != checksum:
             faults.append(Fault(path=file, what="does not have the checksum the card gives"))
     return faults or _index_faults(card, storage.read_table(storage.join(path, "index.parquet")))
 
@@ -177,16 +176,16 @@ def plan_faults(path: str) -> list[Fault]:
 
 
 def _index_faults(card: Card, index: pa.Table) -> list[Fault]:
-    unknown = set(pc.unique(pc.list_flatten(index["labels"])).to_pylist()) - set(card["labels"])
+    unknown = set(pc.unique(pc.list_flatten(index["labels"])).to_pylist()) - set(card.labels)
     faults = [f"has the label {label!r}, which the card does not" for label in sorted(unknown)]
-    if index.num_rows != card["num_clips"]:
-        faults.append(f"has {index.num_rows} clips, the card {card['num_clips']}")
+    if index.num_rows != card.num_clips:
+        faults.append(f"has {index.num_rows} clips, the card {card.num_clips}")
     if pc.count_distinct(index["id"]).as_py() != index.num_rows:
         faults.append("has an id twice")
     return [Fault(path="index.parquet", what=what) for what in faults]
 
 
-def _part_fault(path: str, shard: str, tar: dict[str, Any]) -> str | None:
+def _part_fault(path: str, shard: str, tar: TarEntry) -> str | None:
     """What is wrong with a shard's part file; it need not be there, to read the data set."""
     try:
         part = read_part(part_path(path, shard))
@@ -194,26 +193,26 @@ def _part_fault(path: str, shard: str, tar: dict[str, Any]) -> str | None:
         return None
     except (pa.ArrowException, ValueError):
         return "is damaged"
-    return None if part.tar == TarFacts(**tar) else "is that of another tar"
+    return None if part.tar == tar else "is that of another tar"
 
 
 def _tar_faults(
     path: str,
-    tar: dict[str, Any],
+    tar: TarEntry,
     rows: list[dict[str, Any]],
     audio_fbank: FbankSettings | None,
 ) -> Iterator[str]:
     try:
-        data = storage.read_bytes(storage.join(path, tar["name"]))
+        data = storage.read_bytes(storage.join(path, tar.name))
     except FileNotFoundError:
         yield "is missing"
         return
-    if len(data) != tar["size_bytes"]:
-        yield f"has {len(data)} bytes, the card says {tar['size_bytes']}"
-    elif hashlib.sha256(data).hexdigest() != tar["sha256"]:
+    if len(data) != tar.size_bytes:
+        yield f"has {len(data)} bytes, the card says {tar.size_bytes}"
+    elif hashlib.sha256(data).hexdigest() != tar.sha256:
         yield "does not have the checksum the card gives"
-    if len(rows) != tar["num_clips"]:
-        yield f"has {len(rows)} clips in the index, {tar['num_clips']} in the card"
+    if len(rows) != tar.num_clips:
+        yield f"has {len(rows)} clips in the index, {tar.num_clips} in the card"
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
             members = {

@@ -1,11 +1,13 @@
-"""How much of what a source lists was found: counts by split and by class, as plain JSON.
+"""Coverage: how many of the clips that a source lists were found, by split and by class.
 
-All functions are pure; `N` is the number of listed segments. A listed segment is found, unreadable
-(its only file is empty) or missing. Out: the dictionary that travels in the manifest and that the
-coverage page draws.
+A listed clip is found, unreadable (its only file is empty) or missing. The counts travel in the
+manifest and in the card of a data set; the coverage page draws them. All functions are pure.
+
+Shapes: N listed clips.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,66 @@ import pyarrow.compute as pc
 Mask = npt.NDArray[np.bool_]
 
 
-def make_coverage(
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ListedClips:
+    """Listed clips of a split, or of all splits, by what became of them."""
+
+    listed: int
+    found: int
+    missing: int
+    unreadable: int
+    found_s: float
+    """Seconds of audio in the clips that were found."""
+
+    @property
+    def share(self) -> float | None:
+        """Share of the listed clips that was found; None where none is listed."""
+        return self.found / self.listed if self.listed else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ListedClass:
+    """The clips of one class."""
+
+    label: str
+    official: int
+    """Listed clips."""
+    found: int
+    share: float
+    """`found` of `official`; 1 for a class without listed clips, which misses none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommonClips:
+    """The ids that others scored."""
+
+    listed: int
+    found: int
+
+    @property
+    def share(self) -> float | None:
+        """Share of the listed ids that was found; None where none is listed."""
+        return self.found / self.listed if self.listed else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Coverage:
+    """What was found of all that a source lists."""
+
+    source: str
+    """Where the audio was looked for."""
+    splits: dict[str, ListedClips]
+    total: ListedClips
+    classes: tuple[ListedClass, ...]
+    """The smallest share first."""
+    common: CommonClips | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that the manifest, the card and `.coverage.json` hold."""
+        return {**asdict(self), "classes": [asdict(entry) for entry in self.classes]}
+
+
+def count_coverage(
     source: str,
     *,
     split: pa.Array,
@@ -25,63 +86,54 @@ def make_coverage(
     labels: Sequence[str],
     found: Mask,
     unreadable: Mask,
-) -> dict[str, Any]:
+) -> Coverage:
     """Count a listing.
 
     Args:
         source: where the audio was looked for.
         split: `[N]` names of splits.
-        duration_s: `[N]` lengths of the segments, in seconds.
-        classes: `[N]` lists of places in `labels`.
+        duration_s: `[N]` lengths of the clips, in seconds.
+        classes: `[N]` lists of indices into `labels`.
         labels: the vocabulary.
         found: `[N]` whether there is a file for it.
-        unreadable: `[N]` whether there is only an empty one.
+        unreadable: `[N]` whether there is only an empty file.
     """
     names = sorted(pc.unique(split).to_pylist())
     masks = {name: pc.equal(split, name).to_numpy(zero_copy_only=False) for name in names}
-    return {
-        "source": source,
-        "splits": {
+    return Coverage(
+        source=source,
+        splits={
             name: _count(found[mask], unreadable[mask], duration_s[mask])
             for name, mask in masks.items()
         },
-        "total": _count(found, unreadable, duration_s),
-        "classes": count_classes(classes, labels, found),
-        "common": None,
-    }
+        total=_count(found, unreadable, duration_s),
+        classes=count_classes(classes, labels, found),
+    )
 
 
 def count_classes(
     classes: pa.ListArray, labels: Sequence[str], found: Mask
-) -> list[dict[str, Any]]:
-    """Segments of each class that are listed and found, the smallest share first.
-
-    A class without segments misses none: its share is 1.
-    """
-    places = classes.flatten().to_numpy()
-    official = np.bincount(places, minlength=len(labels))
+) -> tuple[ListedClass, ...]:
+    """Clips of each class that are listed and found, the smallest share first."""
+    indices = classes.flatten().to_numpy()
+    official = np.bincount(indices, minlength=len(labels))
     kept = np.bincount(
-        places[np.repeat(found, classes.value_lengths().to_numpy())], minlength=len(labels)
+        indices[np.repeat(found, classes.value_lengths().to_numpy())], minlength=len(labels)
     )
     share = np.where(official > 0, kept / np.maximum(official, 1), 1.0)
-    return [
-        {
-            "label": labels[i],
-            "official": int(official[i]),
-            "found": int(kept[i]),
-            "share": float(share[i]),
-        }
+    return tuple(
+        ListedClass(
+            label=labels[i], official=int(official[i]), found=int(kept[i]), share=float(share[i])
+        )
         for i in np.argsort(share, kind="stable")
-    ]
+    )
 
 
-def _count(
-    found: Mask, unreadable: Mask, duration_s: npt.NDArray[np.float64]
-) -> dict[str, int | float]:
-    return {
-        "listed": len(found),
-        "found": int(found.sum()),
-        "missing": int((~found & ~unreadable).sum()),
-        "unreadable": int(unreadable.sum()),
-        "found_s": round(float(duration_s[found].sum()), 3),
-    }
+def _count(found: Mask, unreadable: Mask, duration_s: npt.NDArray[np.float64]) -> ListedClips:
+    return ListedClips(
+        listed=len(found),
+        found=int(found.sum()),
+        missing=int((~found & ~unreadable).sum()),
+        unreadable=int(unreadable.sum()),
+        found_s=round(float(duration_s[found].sum()), 3),
+    )

@@ -7,7 +7,7 @@ means, without it, gets the sorted labels it uses.
 """
 
 import json
-from typing import Any
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,10 +15,19 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest.checks import check
+from pipeline.manifest.coverage import Coverage
 from pipeline.manifest.manifest import SCHEMA, Manifest, default_value, labels_in_use
 
 _REQUIRED = ("id", "uri", "labels")
 _METADATA_KEY = b"ast_ray.manifest"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Metadata:
+    """What the table's schema metadata holds beside the clips."""
+
+    labels: tuple[str, ...]
+    coverage: Coverage | None = None
 
 
 def write_manifest(path: str, manifest: Manifest) -> None:
@@ -30,7 +39,8 @@ def write_manifest(path: str, manifest: Manifest) -> None:
     if not path.endswith(".parquet"):
         raise UserError(path, "a manifest is a Parquet file", "give it a name ending in .parquet")
     check(manifest, path)
-    document = {"labels": manifest.labels, "coverage": manifest.coverage}
+    coverage = manifest.coverage and manifest.coverage.to_json()
+    document = {"labels": manifest.labels, "coverage": coverage}
     metadata = {_METADATA_KEY: json.dumps(document).encode()}
     storage.write_table(path, manifest.clips.replace_schema_metadata(metadata))
 
@@ -52,14 +62,17 @@ def read_manifest(path: str) -> Manifest:
         raise UserError(
             path, "not a manifest (a Parquet file)", "write one with `manifest`"
         ) from error
-    metadata = (table.schema.metadata or {}).get(_METADATA_KEY)
+    text = (table.schema.metadata or {}).get(_METADATA_KEY)
     clips = _conform(table, path)
-    document: dict[str, Any] = (
-        json.loads(metadata) if metadata else {"labels": labels_in_use(clips)}
-    )
-    manifest = Manifest(
-        clips=clips, labels=tuple(document["labels"]), coverage=document.get("coverage")
-    )
+    if text is None:
+        metadata = _Metadata(labels=tuple(labels_in_use(clips)))
+    else:
+        try:
+            metadata = storage.parse_document(text, _Metadata)
+        except storage.DocumentError as error:
+            what = f"its metadata ({_METADATA_KEY.decode()}) is damaged: {error}"
+            raise UserError(path, what, "write the manifest again") from error
+    manifest = Manifest(clips=clips, labels=metadata.labels, coverage=metadata.coverage)
     check(manifest, path)
     return manifest
 

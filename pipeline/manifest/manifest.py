@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import UserError
+from pipeline.manifest.coverage import Coverage
 from pipeline.manifest.splits import TRAIN_SPLIT
 
 SCHEMA = pa.schema(
@@ -60,8 +61,8 @@ class Manifest:
     labels: tuple[str, ...]
     notes: tuple[str, ...] = ()
     """What was left out and why, one line each, for the user."""
-    coverage: dict[str, Any] | None = None
-    """Counts of what the source lists and what of it was found, where it tells; plain JSON."""
+    coverage: Coverage | None = None
+    """How many of the clips that the source lists were found; None of a source without a list."""
     missing: pa.Table | None = None
     """What the source lists and was not found, where it tells; not written with the clips."""
 
@@ -79,7 +80,7 @@ def from_columns(
     columns: Mapping[str, Any],
     labels: Sequence[str],
     notes: Sequence[str] = (),
-    coverage: dict[str, Any] | None = None,
+    coverage: Coverage | None = None,
 ) -> Manifest:
     """Build a manifest of millions of clips from columns of `SCHEMA`, lists or Arrow arrays.
 

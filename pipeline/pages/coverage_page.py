@@ -5,9 +5,11 @@ unreadable, in each split and in all, and per class. Steps: shares, an order, wo
 HTML file that needs no network, or a section of the page of a data set.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.manifest.coverage import Coverage, ListedClips
 from pipeline.pages import page
 from pipeline.terminal import units
 
@@ -20,7 +22,6 @@ _NUM_AUDIOSET_CLASSES = 527
 _TRAINED = ("train", "balanced")
 """What is in the names of splits that models are trained on, and so not scored on."""
 
-Coverage = dict[str, Any]
 Section = dict[str, Any]
 """What the templates need."""
 
@@ -30,64 +31,59 @@ def write_coverage_page(path: str, coverage: Coverage, title: str) -> None:
 
     Args:
         path: the page, local or s3://.
-        coverage: `source`; `splits`, by name, and `total` with `listed`, `found`, `missing` and
-            `unreadable` clips and `found_s`, the seconds of those found; `classes`, each with its
-            `label` and the clips that are `official` and `found`; `common`, clips `listed` and
-            `found` of those that others scored, or None.
-        title: what the data are called.
+        coverage: the counts.
+        title: the name of the data.
     """
     section = coverage_section(coverage)
-    values = {"title": title, "coverage": section, "tiles": _tiles(section)}
+    values = {"title": title, "coverage": section, "tiles": _tiles(coverage, section)}
     page.write_page(path, _TEMPLATE, values)
 
 
 def coverage_section(coverage: Coverage) -> Section:
     """The coverage with shares, classes worst first, as `coverage_parts.html.jinja` shows it."""
-    rows = [_row(name, counts) for name, counts in coverage["splits"].items()]
-    classes = [entry | {"share": share(entry, "official")} for entry in coverage["classes"]]
-    # Classes that the source has no clip of have no share, and come last.
+    rows = [_row(name, counts) for name, counts in coverage.splits.items()]
+    # Classes without a listed clip have no share, and come last.
+    classes = [
+        asdict(entry) | {"share": entry.found / entry.official if entry.official else None}
+        for entry in coverage.classes
+    ]
     classes.sort(key=lambda entry: (entry["share"] is None, entry["share"], entry["label"]))
     listed = [entry for entry in classes if entry["official"]]
-    common = coverage["common"]
     return {
-        "source": coverage["source"],
+        "source": coverage.source,
         "kinds": _KINDS,
         "rows": rows,
         "scored": [row for row in rows if not any(part in row["name"] for part in _TRAINED)],
-        "total": _row("All", coverage["total"]),
+        "total": _row("All", coverage.total),
         "classes": classes,
         "num_listed": len(listed),
         "median_share": listed[len(listed) // 2]["share"] if listed else None,
         "empty": [entry["label"] for entry in listed if not entry["found"]],
-        "common": common and {**common, "share": share(common, "listed")},
+        "common": coverage.common,
         "is_audioset": len(classes) == _NUM_AUDIOSET_CLASSES,
     }
 
 
-def share(counts: dict[str, Any], whole: str) -> float | None:
-    """The share that was found, None of nothing."""
-    return counts["found"] / counts[whole] if counts[whole] else None
+def _row(name: str, counts: ListedClips) -> Section:
+    whole = max(1, counts.listed)
+    parts = [(kind, colour, getattr(counts, kind) / whole) for kind, colour in _KINDS]
+    return {"name": name, "counts": counts, "parts": parts}
 
 
-def _row(name: str, counts: dict[str, Any]) -> Section:
-    parts = [(kind, colour, counts[kind] / max(1, counts["listed"])) for kind, colour in _KINDS]
-    return {"name": name, **counts, "share": share(counts, "listed"), "parts": parts}
-
-
-def _tiles(section: Section) -> list[Section]:
-    total, common = section["total"], section["common"]
+def _tiles(coverage: Coverage, section: Section) -> list[Section]:
+    total, common = coverage.total, coverage.common
     tiles = [
-        ("Found", units.percent(total["share"]), f"{units.count(total['found'])} clips"),
-        ("Missing", units.count(total["missing"]), "listed, not there"),
-        ("Unreadable", units.count(total["unreadable"]), "there, of no use"),
-        ("Audio found", units.duration(total["found_s"]), ""),
+        ("Found", units.percent(total.share), f"{units.count(total.found)} clips"),
+        ("Missing", units.count(total.missing), "listed, not there"),
+        ("Unreadable", units.count(total.unreadable), "there, of no use"),
+        ("Audio found", units.duration(total.found_s), ""),
     ]
     if section["classes"]:
         least = section["classes"][0]
         tiles.append(("Least covered class", units.percent(least["share"]), least["label"]))
     if common:
-        whole = f"{units.count(common['found'])} of {units.count(common['listed'])} clips"
-        tiles.append(("Common subset", units.percent(common["share"]), whole))
+        whole = f"{units.count(common.found)} of {units.count(common.listed)} clips"
+        tiles.append(("Common subset", units.percent(common.share), whole))
     return [
         {"label": label, "value": value, "details": [detail] if detail else []}
         for label, value, detail in tiles

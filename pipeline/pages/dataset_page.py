@@ -12,6 +12,7 @@ import math
 import random
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,9 +22,11 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.dataset.card import Card
+from pipeline.dataset.prepare_summary import read_summary
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
+from pipeline.manifest.coverage import Coverage, ListedClips
 from pipeline.pages import page
-from pipeline.pages.coverage_page import Coverage, coverage_section
+from pipeline.pages.coverage_page import coverage_section
 from pipeline.pages.plots import Plot, counts_plot, rounded, series_colour
 from pipeline.pages.spectrogram import COLOURS, draw, energy_range
 from pipeline.terminal import units
@@ -74,10 +77,11 @@ def write_dataset_page(dataset_path: str) -> str:
         "name": PurePosixPath(dataset.path).name,
         "path": dataset.path,
         "card": card,
+        "fbank": asdict(card.fbank),
         "audio": dataset.audio_fbank is not None,
         "tiles": _tiles(card, coverage),
-        "splits": page.training_first(card["splits"]),
-        "norms": norms(card["mean"], card["std"]),
+        "splits": page.training_first(card.splits),
+        "norms": norms(card.mean, card.std),
         "coverage": coverage and coverage_section(coverage),
         "is_prepared": is_prepared,
         "charts": charts,
@@ -112,23 +116,24 @@ def prepared_coverage(coverage: Coverage, card: Card) -> Coverage | None:
         None if the data set is not of the clips that were counted.
     """
     splits = {}
-    for name, counts in coverage["splits"].items():
-        facts = card["splits"].get(name, {"num_clips": 0, "duration_s": 0.0})
-        splits[name] = _with_rejects(counts, facts["num_clips"], facts["duration_s"])
-    lost = [coverage["splits"][name]["found"] - counts["found"] for name, counts in splits.items()]
-    if min(lost, default=0) < 0 or sum(lost) != card["rejects"]["num"]:
+    for name, counts in coverage.splits.items():
+        entry = card.splits.get(name)
+        num_clips, duration_s = (entry.num_clips, entry.duration_s) if entry else (0, 0.0)
+        splits[name] = _with_rejects(counts, num_clips, duration_s)
+    lost = [coverage.splits[name].found - counts.found for name, counts in splits.items()]
+    if min(lost, default=0) < 0 or sum(lost) != card.rejects.num:
         return None
-    duration_s = math.fsum(counts["found_s"] for counts in splits.values())
-    classes = [
-        entry
-        | {"found": sum(split.get(entry["label"], 0) for split in card["class_counts"].values())}
-        for entry in coverage["classes"]
-    ]
-    return coverage | {
-        "splits": splits,
-        "total": _with_rejects(coverage["total"], card["num_clips"], duration_s),
-        "classes": classes,
+    duration_s = math.fsum(counts.found_s for counts in splits.values())
+    num_found = {
+        entry.label: sum(split.get(entry.label, 0) for split in card.class_counts.values())
+        for entry in coverage.classes
     }
+    return replace(
+        coverage,
+        splits=splits,
+        total=_with_rejects(coverage.total, card.num_clips, duration_s),
+        classes=tuple(replace(entry, found=num_found[entry.label]) for entry in coverage.classes),
+    )
 
 
 def duration_plot(durations_s: FloatArray) -> Plot:
@@ -192,7 +197,7 @@ def level_plot(levels_dbfs: FloatArray) -> Plot | None:
 
 def reject_rows(dataset: PreparedDataset) -> list[Section]:
     """Rejected clips by stage and reason, the commonest first, with some of their ids."""
-    if not dataset.card["rejects"]["num"]:
+    if not dataset.card.rejects.num:
         return []
     ledger = storage.read_table(storage.join(dataset.path, "rejects.parquet"))
     groups = ledger.group_by(["stage", "reason"], use_threads=False)
@@ -217,7 +222,7 @@ def choose_rows(num_clips: int, fingerprint: str) -> list[int]:
 
 def _examples(dataset: PreparedDataset) -> Section:
     """The chosen clips, or the `reason` why none can be shown."""
-    rows = choose_rows(dataset.index.num_rows, dataset.card["fingerprint"])
+    rows = choose_rows(dataset.index.num_rows, dataset.card.fingerprint)
     facts = dataset.index.select(["id", "labels", "duration_s"]).take(rows).to_pylist()
     try:
         drawn = [draw(dataset.read_fbank(row), dataset.card) for row in rows]
@@ -231,52 +236,53 @@ def _examples(dataset: PreparedDataset) -> Section:
 
 def _coverage(card: Card) -> tuple[Coverage | None, bool]:
     """What is known of the coverage, and whether it counts what `prepare` rejected."""
-    counted: Coverage | None = card.get("coverage")
-    prepared = prepared_coverage(counted, card) if counted else None
-    return prepared or counted, prepared is not None
+    prepared = prepared_coverage(card.coverage, card) if card.coverage else None
+    return prepared or card.coverage, prepared is not None
 
 
-def _with_rejects(counts: Section, num_clips: int, duration_s: float) -> Section:
-    num_rejects = counts["found"] - num_clips
-    unreadable = counts["unreadable"] + num_rejects
-    return counts | {"found": num_clips, "unreadable": unreadable, "found_s": duration_s}
+def _with_rejects(counts: ListedClips, num_clips: int, duration_s: float) -> ListedClips:
+    num_rejects = counts.found - num_clips
+    return replace(
+        counts,
+        found=num_clips,
+        unreadable=counts.unreadable + num_rejects,
+        found_s=duration_s,
+    )
 
 
 def _class_plot(dataset: PreparedDataset) -> Plot | None:
-    counts = page.training_first(dataset.card["class_counts"])
+    counts = page.training_first(dataset.card.class_counts)
     return counts_plot(counts, dataset.labels) if dataset.labels else None
 
 
 def _preparation(dataset: PreparedDataset) -> Section | None:
     """How long the last run took, and the share of each stage; None if it is not known."""
-    path = storage.join(dataset.path, "prepare_summary.json")
-    if not storage.exists(path):
+    summary = read_summary(dataset.path)
+    if summary is None:
         return None
-    summary: Section = storage.read_json(path)
-    total_s = math.fsum(summary["stages_s"].values())
+    total_s = math.fsum(summary.stages_s.values())
     stages = [
         (f"{name} {units.duration(seconds)}", series_colour(number), seconds / (total_s or 1.0))
-        for number, (name, seconds) in enumerate(summary["stages_s"].items())
+        for number, (name, seconds) in enumerate(summary.stages_s.items())
     ]
-    return summary | {"stages": stages, "total_s": total_s}
+    return {"run": summary, "stages": stages, "total_s": total_s}
 
 
 def _tiles(card: Card, coverage: Coverage | None) -> list[Section]:
-    num_rejects = card["rejects"]["num"]
-    reject_share = num_rejects / (num_rejects + card["num_clips"])
-    splits = card["splits"].values()
+    num_rejects = card.rejects.num
+    reject_share = num_rejects / (num_rejects + card.num_clips)
+    splits = card.splits.values()
     num_splits = f"in {len(splits)} splits" if len(splits) > 1 else "in one split"
     tiles = [
-        ("Clips", units.count(card["num_clips"]), num_splits),
-        ("Audio", units.duration(math.fsum(split["duration_s"] for split in splits)), ""),
-        ("Classes", units.count(len(card["labels"])), ""),
-        ("Size", units.size(sum(tar["size_bytes"] for tar in card["shards"])), ""),
+        ("Clips", units.count(card.num_clips), num_splits),
+        ("Audio", units.duration(math.fsum(split.duration_s for split in splits)), ""),
+        ("Classes", units.count(len(card.labels)), ""),
+        ("Size", units.size(sum(tar.size_bytes for tar in card.shards)), ""),
         ("Rejected", units.count(num_rejects), f"{units.percent(reject_share)} of the clips"),
     ]
     if coverage:
-        section = coverage_section(coverage)
-        whole = f"of {units.count(coverage['total']['listed'])} listed clips"
-        tiles.append(("Coverage", units.percent(section["total"]["share"]), whole))
+        whole = f"of {units.count(coverage.total.listed)} listed clips"
+        tiles.append(("Coverage", units.percent(coverage.total.share), whole))
     return [
         {"label": label, "value": value, "details": [detail] if detail else []}
         for label, value, detail in tiles

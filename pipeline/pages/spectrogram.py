@@ -44,7 +44,7 @@ class Spectrogram:
 def draw(fbank: Fbank, card: Card) -> Spectrogram:
     """The picture of a clip's fbank `[T, F]`; its shades are the same for all of a data set."""
     low, high = energy_range(card)
-    duration_s = len(fbank) * card["fbank"]["frame_shift_ms"] / 1000
+    duration_s = len(fbank) * card.fbank.frame_shift_ms / 1000
     png = spectrogram_png(fbank.astype(np.float32), low=low, high=high)
     return Spectrogram(
         image="data:image/png;base64," + base64.b64encode(png).decode(),
@@ -56,7 +56,7 @@ def draw(fbank: Fbank, card: Card) -> Spectrogram:
 
 def energy_range(card: Card) -> tuple[float, float]:
     """Log-mel energies of the darkest and the brightest shade, the same for all clips."""
-    return card["mean"] - 2 * card["std"], card["mean"] + 2.5 * card["std"]
+    return card.mean - 2 * card.std, card.mean + 2.5 * card.std
 
 
 def spectrogram_png(fbank: FloatArray, *, low: float, high: float) -> bytes:

@@ -33,7 +33,7 @@ from pipeline.shards.fetch import fault, fetch_ahead
 from pipeline.shards.parts import (
     STAGES,
     Part,
-    TarFacts,
+    TarEntry,
     index_schema,
     part_path,
     work_folder,
@@ -129,7 +129,7 @@ def _build(spec: ShardSpec, job: BuildJob, decode: Decode, writer: ShardWriter, 
                 )
     with clock.stage("write"):
         writer.finish()
-    tar = TarFacts(
+    tar = TarEntry(
         name=name,
         num_clips=writer.num_clips,
         size_bytes=writer.size_bytes,

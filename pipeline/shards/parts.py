@@ -42,7 +42,7 @@ _CHECKSUM_KEY = b"ast_ray.sha256"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TarFacts:
+class TarEntry:
     """A finished tar, as the card names it."""
 
     name: str
@@ -56,7 +56,7 @@ class Part:
     """What is known of a finished shard."""
 
     fingerprint: str
-    tar: TarFacts | None
+    tar: TarEntry | None
     """None when every clip of the shard was rejected: there is no tar then."""
     index: pa.Table
     rejects: tuple[Reject, ...]
@@ -64,6 +64,17 @@ class Part:
     """Seconds the task spent waiting for or working on each of `STAGES`."""
     fetched_bytes: int
     """Size of the audio that was read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Metadata:
+    """What the file's metadata holds beside the index."""
+
+    fingerprint: str
+    tar: TarEntry | None
+    rejects: tuple[Reject, ...]
+    stages_s: dict[str, float]
+    fetched_bytes: int
 
 
 def index_schema(store: Store) -> pa.Schema:
@@ -90,32 +101,32 @@ def has_parts(output: str) -> bool:
 def read_part(path: str) -> Part:
     """A part file, as `build_shard` wrote it; ArrowException or ValueError if it is damaged."""
     table = storage.read_table(path)
-    metadata = table.schema.metadata or {}
-    text = metadata.get(_METADATA_KEY, b"")
-    whole = metadata.get(_CHECKSUM_KEY) == _checksum(text, table)
-    if not (whole and table.schema in (INDEX_SCHEMA, _AUDIO_SCHEMA)):
+    stored = table.schema.metadata or {}
+    text = stored.get(_METADATA_KEY, b"")
+    is_whole = stored.get(_CHECKSUM_KEY) == _checksum(text, table)
+    if not (is_whole and table.schema in (INDEX_SCHEMA, _AUDIO_SCHEMA)):
         raise ValueError(f"{path}: does not have the checksum it gives itself")
-    document = json.loads(text)
+    metadata = storage.parse_document(text, _Metadata)
     return Part(
-        fingerprint=document["fingerprint"],
-        tar=TarFacts(**document["tar"]) if document["tar"] else None,
+        fingerprint=metadata.fingerprint,
+        tar=metadata.tar,
         index=table.replace_schema_metadata(None),
-        rejects=tuple(Reject(**row) for row in document["rejects"]),
-        stages_s=document["stages_s"],
-        fetched_bytes=document["fetched_bytes"],
+        rejects=metadata.rejects,
+        stages_s=metadata.stages_s,
+        fetched_bytes=metadata.fetched_bytes,
     )
 
 
 def write_part(path: str, part: Part) -> None:
     """Put a part file in place: from then on the shard is done."""
-    document = {
-        "fingerprint": part.fingerprint,
-        "tar": asdict(part.tar) if part.tar else None,
-        "rejects": [asdict(reject) for reject in part.rejects],
-        "stages_s": part.stages_s,
-        "fetched_bytes": part.fetched_bytes,
-    }
-    text = json.dumps(document).encode()
+    document = _Metadata(
+        fingerprint=part.fingerprint,
+        tar=part.tar,
+        rejects=part.rejects,
+        stages_s=part.stages_s,
+        fetched_bytes=part.fetched_bytes,
+    )
+    text = json.dumps(asdict(document)).encode()
     metadata = {_METADATA_KEY: text, _CHECKSUM_KEY: _checksum(text, part.index)}
     storage.write_table(path, part.index.replace_schema_metadata(metadata))
 

@@ -35,8 +35,6 @@ FORMAT_VERSION = 2
 _MIN_SHARDS = 16
 _MIN_CLIPS_PER_SHARD = 25
 _SHARDS_PER_FILE = 64
-_KEYS = {"basis", "manifest", "fingerprint", "specs"}
-"""Of the document."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,18 +55,37 @@ class ShardSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Basis:
+    """What all shards of a data set share: those of another basis do not belong with them."""
+
+    format_version: int
+    settings: PrepareSettings
+    labels: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The document. Fbanks are what is stored unless it says otherwise."""
+        document = asdict(self)
+        if self.settings.store == "fbank":
+            del document["settings"]["store"]
+        return document
+
+    def canonical(self) -> str:
+        """The text that fingerprints are hashes of."""
+        return json.dumps(self.to_json(), sort_keys=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """All tasks, and the clips in the order of the tasks."""
 
     specs: tuple[ShardSpec, ...]
     clips: pa.Table
-    basis: dict[str, Any]
-    """Format, settings and labels: shards of another basis do not belong together."""
+    basis: Basis
 
     @property
     def fingerprint(self) -> str:
         """Hash of everything that decides the data set."""
-        return _sha256(_canonical(self.basis), *[spec.fingerprint for spec in self.specs])
+        return _sha256(self.basis.canonical(), *[spec.fingerprint for spec in self.specs])
 
 
 class DamagedPlanError(UserError):
@@ -183,12 +200,12 @@ def write_plan(plan: Plan, folder: str, manifest: Manifest, before: Plan | None 
                 start += spec.num_clips
         storage.write_bytes(_file(folder, specs[0].plan_file), buffer.getvalue())
     document = {
-        "basis": plan.basis,
+        "basis": plan.basis.to_json(),
         "manifest": content_hash(manifest.clips),
         "fingerprint": plan.fingerprint,
         "specs": [asdict(spec) for spec in plan.specs],
     }
-    storage.write_json(_document(folder), document)
+    storage.write_json(_document_path(folder), document)
 
 
 def planned_fingerprint(folder: str, manifest: Manifest, settings: PrepareSettings) -> str | None:
@@ -197,10 +214,10 @@ def planned_fingerprint(folder: str, manifest: Manifest, settings: PrepareSettin
         document = _read_document(folder)
     except DamagedPlanError:
         return None
-    if document is None or document["basis"] != _basis(manifest, settings):
+    if document is None or document.basis != _basis(manifest, settings):
         return None
-    same = document["manifest"] == content_hash(manifest.clips)
-    return str(document["fingerprint"]) if same else None
+    is_same = document.manifest == content_hash(manifest.clips)
+    return document.fingerprint if is_same else None
 
 
 def read_plan(folder: str) -> Plan | None:
@@ -212,22 +229,23 @@ def read_plan(folder: str) -> Plan | None:
     document = _read_document(folder)
     if document is None:
         return None
-    specs, basis, fingerprint = (document[name] for name in ("specs", "basis", "fingerprint"))
     tables = []
-    for number, inside in groupby(specs, key=lambda spec: spec.plan_file):
+    for number, inside in groupby(document.specs, key=lambda spec: spec.plan_file):
         path = _file(folder, number)
         try:
             tables.append(storage.read_table(path))
-            _check_clips(tables[-1], list(inside), basis)
+            _check_clips(tables[-1], list(inside), document.basis)
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            raise DamagedPlanError(path, error, fingerprint) from error
-    plan = Plan(specs=specs, clips=pa.concat_tables(tables).combine_chunks(), basis=basis)
-    if plan.fingerprint != fingerprint:
-        raise DamagedPlanError(_document(folder), ValueError("another fingerprint than it gives"))
+            raise DamagedPlanError(path, error, document.fingerprint) from error
+    clips = pa.concat_tables(tables).combine_chunks()
+    plan = Plan(specs=document.specs, clips=clips, basis=document.basis)
+    if plan.fingerprint != document.fingerprint:
+        fault = ValueError("another fingerprint than it gives")
+        raise DamagedPlanError(_document_path(folder), fault)
     return plan
 
 
-def _check_clips(clips: pa.Table, specs: list[ShardSpec], basis: dict[str, Any]) -> None:
+def _check_clips(clips: pa.Table, specs: list[ShardSpec], basis: Basis) -> None:
     start = 0
     for spec in specs:
         if _shard_fingerprint(basis, clips.slice(start, spec.num_clips)) != spec.fingerprint:
@@ -282,8 +300,8 @@ def _hashes(texts: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64).reshape(-1, 2)
 
 
-def _shard_fingerprint(basis: dict[str, Any], clips: pa.Table) -> str:
-    return _sha256(_canonical(basis), content_hash(_what_is_built(clips)))
+def _shard_fingerprint(basis: Basis, clips: pa.Table) -> str:
+    return _sha256(basis.canonical(), content_hash(_what_is_built(clips)))
 
 
 def _what_is_built(clips: pa.Table) -> pa.Table:
@@ -291,40 +309,42 @@ def _what_is_built(clips: pa.Table) -> pa.Table:
     return clips.drop_columns(["common"])
 
 
-def _basis(manifest: Manifest, settings: PrepareSettings) -> dict[str, Any]:
-    facts = asdict(settings)
-    if settings.store == "fbank":
-        del facts["store"]  # as in plans of the time when there was nothing else
-    return {
-        "format_version": FORMAT_VERSION,
-        "settings": facts,
-        "labels": list(manifest.labels),
-    }
+def _basis(manifest: Manifest, settings: PrepareSettings) -> Basis:
+    return Basis(format_version=FORMAT_VERSION, settings=settings, labels=list(manifest.labels))
 
 
-def _flat(basis: dict[str, Any]) -> dict[str, Any]:
+def _flat(basis: Basis) -> dict[str, Any]:
     """The basis with one name for each thing that may differ."""
-    flat: dict[str, Any] = {"format_version": basis["format_version"], "store": "fbank"}
-    for name, value in basis["settings"].items():
+    flat: dict[str, Any] = {"format_version": basis.format_version}
+    for name, value in asdict(basis.settings).items():
         flat.update(value if isinstance(value, dict) else {name: value})
-    labels = basis["labels"]
+    labels = basis.labels
     return {**flat, "vocabulary": f"{len(labels)} labels ({_sha256(*labels)[:8]})"}
 
 
-def _document(folder: str) -> str:
+def _document_path(folder: str) -> str:
     return storage.join(folder, "plan.json")
 
 
-def _read_document(folder: str) -> dict[str, Any] | None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Document:
+    """`plan.json`."""
+
+    basis: Basis
+    manifest: str
+    """Hash of the manifest that the plan was made from."""
+    fingerprint: str
+    specs: tuple[ShardSpec, ...]
+
+
+def _read_document(folder: str) -> _Document | None:
+    path = _document_path(folder)
     try:
-        document: dict[str, Any] = storage.read_json(_document(folder))
-        if not (isinstance(document, dict) and document.keys() >= _KEYS):
-            raise ValueError("it lacks what a plan has")
-        return {**document, "specs": tuple(ShardSpec(**spec) for spec in document["specs"])}
+        return storage.parse_document(storage.read_bytes(path), _Document)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
-        raise DamagedPlanError(_document(folder), error) from error
+    except storage.DocumentError as error:
+        raise DamagedPlanError(path, error) from error
 
 
 def _file(folder: str, number: int) -> str:
@@ -351,10 +371,6 @@ def _hash_column(digest: Any, column: pa.Array) -> None:
     else:
         filled = pc.fill_null(column, pa.scalar(0).cast(column.type))
         digest.update(filled.to_numpy(zero_copy_only=False).tobytes())
-
-
-def _canonical(basis: dict[str, Any]) -> str:
-    return json.dumps(basis, sort_keys=True)
 
 
 def _sha256(*texts: str) -> str:

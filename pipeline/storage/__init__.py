@@ -4,7 +4,11 @@ In: paths and contents. Out: contents and listings; what is written is there who
 """
 
 from pipeline.storage.documents import (
+    DocumentError,
+    conform,
     encode_table,
+    parse_document,
+    read_document,
     read_json,
     read_json_object,
     read_table,
@@ -49,12 +53,14 @@ from pipeline.storage.paths import (
 
 __all__ = [
     "UNFINISHED",
+    "DocumentError",
     "NewFile",
     "NoRegularFileError",
     "TooLargeError",
     "absolute",
     "check_bucket",
     "check_readable",
+    "conform",
     "encode_table",
     "exists",
     "explain",
@@ -70,7 +76,9 @@ __all__ = [
     "new_file",
     "one_file_fault",
     "open_binary",
+    "parse_document",
     "read_bytes",
+    "read_document",
     "read_file",
     "read_json",
     "read_json_object",

@@ -1,19 +1,96 @@
 """JSON documents and Parquet tables, read and written as a whole.
 
-PyArrow is loaded where a table is read or written: `--help` need not wait for it.
+A document that this program writes is a dataclass, and pydantic checks what is read against it.
+PyArrow and pydantic are loaded where they are used: `--help` need not wait for them.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.errors import UserError
 from pipeline.storage.files import read_bytes, write_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pydantic import TypeAdapter, ValidationError
+
+Document = TypeVar("Document")
+
+_NUM_FAULTS_SHOWN = 3
+
+_adapters: dict[type[Any], TypeAdapter[Any]] = {}
+
+
+class DocumentError(ValueError):
+    """A document that is not JSON, or whose keys or values are not those of its class."""
+
+
+def parse_document(data: bytes | str, kind: type[Document]) -> Document:
+    """A dataclass from the JSON text of one; keys that the class does not have are ignored.
+
+    Raises:
+        DocumentError: names each key at fault, by its path.
+    """
+    from pydantic import ValidationError
+    from pydantic_core import from_json
+
+    try:
+        from_json(data, allow_inf_nan=False)
+        document: Document = _adapter(kind).validate_json(data, strict=True)
+    except ValidationError as error:
+        raise DocumentError(_faults(error)) from error
+    except ValueError as error:
+        raise DocumentError(f"not a whole JSON document ({error})") from error
+    return document
+
+
+def conform(value: object, kind: type[Document]) -> Document:
+    """A dataclass from dictionaries and lists, such as those of a checkpoint.
+
+    Raises:
+        DocumentError: names each key at fault, by its path.
+    """
+    from pydantic import ValidationError
+
+    try:
+        document: Document = _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise DocumentError(_faults(error)) from error
+    return document
+
+
+def read_document(path: str, kind: type[Document], remedy: str) -> Document:
+    """Read a JSON document as the dataclass that it was written from.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it is damaged; says which keys are, and the remedy.
+    """
+    try:
+        return parse_document(read_bytes(path), kind)
+    except DocumentError as error:
+        raise UserError(path, f"damaged: {error}", remedy) from error
+
+
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
+
+
+def _faults(error: ValidationError) -> str:
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    shown = [
+        ".".join(map(str, fault["loc"])) + f": {fault['msg']}" if fault["loc"] else fault["msg"]
+        for fault in faults[:_NUM_FAULTS_SHOWN]
+    ]
+    more = len(faults) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more else "")
 
 
 def read_json(path: str) -> Any:

@@ -14,6 +14,7 @@ import trainer
 from pipeline.audio.rejects import RejectError
 from pipeline.errors import PassingError, SettingError, SettingValueError, UserError
 from pipeline.shards.plan import DamagedPlanError
+from pipeline.storage.documents import DocumentError
 from pipeline.storage.faults import NoRegularFileError, TooLargeError
 from trainer.training.divergence import DivergedError
 
@@ -50,6 +51,7 @@ ERRORS = [
     DivergedError("runs/a", "the loss is nan", "lower schedule.lr"),
     RejectError("decode", "cut short"),
     TooLargeError("a.wav: 3 bytes, at most 2 are read"),
+    DocumentError("mean: Field required"),
     NoRegularFileError(22, "no regular file", "pipe"),
 ]
 

@@ -507,7 +507,7 @@ def test_undisturbed_on_a_disk_it_is_the_same_and_takes_late_clips(
     # Another listing of the same clips changes the card and nothing else.
     listing = replace(read_manifest(later), coverage=manifest.coverage)
     prepare(listing, tmp_path, settings)
-    assert storage.read_json(f"{tmp_path}/card.json")["coverage"] == manifest.coverage
+    assert open_dataset(str(tmp_path)).card.coverage == manifest.coverage
     assert {name for name, digest in digests(str(tmp_path)).items() if digest != after[name]} == {
         "card.json"
     }

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline import storage
+from pipeline.dataset.prepared import open_dataset
 from tests.support.browser import open_page
 from tests.support.steps import PROJECT
 
@@ -29,8 +30,8 @@ def read_metrics(run_path: str, name: str) -> Any:
 def test_the_demo_learns_its_sounds_and_draws_a_report(tmp_path: Path) -> None:
     run_script("demo.sh", DEMO_FOLDER=str(tmp_path))
 
-    card = storage.read_json(str(tmp_path / "dataset" / "card.json"))
-    assert (card["num_clips"], card["rejects"]["num"]) == (800, 5)
+    card = open_dataset(str(tmp_path / "dataset")).card
+    assert (card.num_clips, card.rejects.num) == (800, 5)
     metrics = read_metrics(str(tmp_path / "run"), "eval")
     assert metrics["mAP"] > 0.7 > 3 * metrics["chance_mAP"]
     with open_page(tmp_path / "run" / "report.html") as opened:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
-from pipeline.dataset.assemble import PrepareSummary, assemble, finished_parts
+from pipeline.dataset.assemble import assemble, finished_parts
+from pipeline.dataset.prepare_summary import PrepareSummary
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
 from pipeline.shards.build import BuildJob, build_shard
 from pipeline.shards.parts import Part

@@ -13,7 +13,7 @@ import torch
 from pipeline import storage
 from pipeline.dataset.card import make_card
 from pipeline.dataset.prepared import PreparedDataset, card_path, open_dataset
-from pipeline.shards.parts import INDEX_SCHEMA, TarFacts
+from pipeline.shards.parts import INDEX_SCHEMA, TarEntry
 from pipeline.shards.settings import PrepareSettings
 from pipeline.shards.tar import Fbank, ShardWriter
 from trainer.recipe.parse import make_recipe
@@ -121,7 +121,7 @@ def make_prepared(
         writer.finish()
         file.commit()
         tars.append(
-            TarFacts(
+            TarEntry(
                 name=name,
                 num_clips=num_clips,
                 size_bytes=writer.size_bytes,
@@ -141,7 +141,7 @@ def _fbank(rng: np.random.Generator, classes: Sequence[int], num_mels: int) -> F
     return fbank.astype(np.float16)
 
 
-def _write_index_and_card(folder: str, rows: list[dict[str, Any]], tars: list[TarFacts]) -> None:
+def _write_index_and_card(folder: str, rows: list[dict[str, Any]], tars: list[TarEntry]) -> None:
     index = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
     storage.write_table(storage.join(folder, "index.parquet"), index)
     shas = "".join(tar.sha256 for tar in tars)
@@ -154,6 +154,7 @@ def _write_index_and_card(folder: str, rows: list[dict[str, Any]], tars: list[Ta
         coverage=None,
         common_fingerprint="",
         plan_fingerprint=hashlib.sha256(shas.encode()).hexdigest(),
-        checksums={"index_sha256": "", "rejects_sha256": ""},
+        index_sha256="",
+        rejects_sha256="",
     )
-    storage.write_json(card_path(folder), card)
+    storage.write_json(card_path(folder), card.to_json())

@@ -10,7 +10,7 @@ from pipeline.commands import prepare as prepare_step
 from pipeline.commands import verify as verify_step
 from pipeline.dataset import prepare as preparing
 from pipeline.dataset import verify as verifying
-from pipeline.dataset.assemble import PrepareSummary
+from pipeline.dataset.prepare_summary import PrepareSummary
 from pipeline.manifest.manifest import Manifest
 from pipeline.shards.settings import PrepareSettings
 from tests.support.preparation import SETTINGS

@@ -102,7 +102,7 @@ def make_clip_set(dataset: PreparedDataset, clips: pa.Table, name: str) -> ClipS
         label_indices=[[class_of[one] for one in row] for row in clips["labels"].to_pylist()],
         labels=dataset.labels,
         num_mels=dataset.num_mels,
-        data_fingerprint=dataset.card["fingerprint"],
+        data_fingerprint=dataset.card.fingerprint,
         audio=audio,
     )
 
@@ -129,8 +129,7 @@ def select_training_data(dataset: PreparedDataset, settings: DataSettings) -> Tr
         raise UserError(dataset.path, f"no clip outside fold {settings.fold} to train on")
     mean, std = settings.mean, settings.std
     if math.isnan(mean):
-        exact = statistics(chosen, dataset.num_mels)
-        mean, std = exact["mean"], exact["std"]
+        mean, std = statistics(chosen, dataset.num_mels)
     return TrainingData(
         train=make_clip_set(dataset, chosen, settings.train_split),
         evaluation=evaluation,

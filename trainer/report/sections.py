@@ -9,8 +9,10 @@ import itertools
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from pipeline import storage
+from pipeline.dataset.prepare_summary import read_summary
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.pages import page
@@ -168,22 +170,20 @@ def data_section(runs: Sequence[Run], dataset: PreparedDataset | None, problem: 
     if dataset is None:
         return section
     card = dataset.card
-    reasons = card.get("rejects", {}).get("by_reason", {})
+    reasons = card.rejects.by_reason
     return section | {
         "card": card,
-        "is_same": card.get("fingerprint") == data.get("fingerprint"),
+        "fbank": asdict(card.fbank),
+        "is_same": card.fingerprint == data.get("fingerprint"),
         "rejects": sorted(reasons.items(), key=lambda item: (-item[1], item[0])),
-        "splits": page.training_first(card.get("splits", {})),
-        "plot": counts_plot(page.training_first(card["class_counts"]), dataset.labels),
+        "splits": page.training_first(card.splits),
+        "plot": counts_plot(page.training_first(card.class_counts), dataset.labels),
     }
 
 
 def duration_section(runs: Sequence[Run], dataset: PreparedDataset | None) -> Row:
     """Seconds of preparing the data, of training and of evaluation."""
-    summary = None
-    if dataset is not None:
-        path = storage.join(dataset.path, "prepare_summary.json")
-        summary = storage.read_json(path) if storage.exists(path) else None
+    summary = None if dataset is None else read_summary(dataset.path)
     rows = [
         {
             "name": run.name,

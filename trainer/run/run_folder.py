@@ -61,7 +61,7 @@ def describe_run(
         "num_parameters": num_parameters,
         "data": {
             "path": dataset.path,
-            "fingerprint": dataset.card["fingerprint"],
+            "fingerprint": dataset.card.fingerprint,
             "labels": dataset.labels,
             "num_mels": dataset.num_mels,
             "num_train_clips": len(data.train),
@@ -138,7 +138,7 @@ def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> b
         return False
     run = read_run(run_path)
     remedy = "give another --out, or remove that one"
-    if run["data"]["fingerprint"] != dataset.card["fingerprint"]:
+    if run["data"]["fingerprint"] != dataset.card.fingerprint:
         raise UserError(run_path, "the run was trained on other data", remedy)
     # A setting that came later had its default before.
     before, now = read_recipe(run).to_json(), recipe.to_json()

@@ -22,7 +22,7 @@ import soundfile
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.manifest.coverage import Mask, make_coverage
+from pipeline.manifest.coverage import Mask, count_coverage
 from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES
 from pipeline.manifest.layouts.location import list_audio
 from pipeline.manifest.layouts.options import SourceOptions
@@ -99,7 +99,7 @@ def read(source: str, options: SourceOptions) -> Manifest:
         manifest,
         notes=(*notes, *left_out, *note, *_notes(listing, pairs, file)),
         missing=_missing(segments, file, unreadable, manifest.labels),
-        coverage=make_coverage(
+        coverage=count_coverage(
             source,
             split=segments["split"],
             duration_s=segments["end_s"].to_numpy() - segments["start_s"].to_numpy(),

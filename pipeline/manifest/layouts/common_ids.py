@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.manifest.coverage import CommonClips
 from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES
 from pipeline.manifest.manifest import SCHEMA, Manifest
 
@@ -37,7 +38,7 @@ def mark_common(manifest: Manifest, path: str) -> Manifest:
     notes, coverage = manifest.notes, manifest.coverage
     notes += (f"{num_found:,} of {len(listed):,} common ids are clips here",)
     if coverage is not None:
-        coverage = {**coverage, "common": {"listed": len(listed), "found": num_found}}
+        coverage = replace(coverage, common=CommonClips(listed=len(listed), found=num_found))
     clips = manifest.clips.set_column(at, SCHEMA.field(at), common)
     return replace(manifest, clips=clips, notes=notes, coverage=coverage)
 

@@ -18,6 +18,7 @@ from pipeline import storage
 from pipeline.audio.rejects import RejectError
 from pipeline.audio.stored_audio import decode_flac, encode_flac, to_16_bits, to_waveform
 from pipeline.commands.summaries import prepare_summary
+from pipeline.dataset.card import ClippedAudio
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.fbank_settings import FbankSettings
@@ -153,11 +154,11 @@ def test_index_and_card_are_those_of_the_fbanks_it_gives(
 ) -> None:
     """Of 16-bit sources just the same, but for what is stored and where."""
     own = {"fingerprint", "plan_fingerprint", "shards", "index_sha256", "store", "clipped"}
-    assert {name: dataset.card[name] for name in dataset.card if name not in own} == {
-        name: of_fbanks.card[name] for name in of_fbanks.card if name not in own
-    }
-    assert dataset.card["store"] == "audio"
-    assert "store" not in of_fbanks.card
+    cards = [one.card.to_json() for one in (dataset, of_fbanks)]
+    shared = [{name: card[name] for name in card if name not in own} for card in cards]
+    assert shared[0] == shared[1]
+    assert dataset.card.store == "audio"
+    assert "store" not in cards[1]
     places = ["offset_bytes", "size_bytes"]
     facts = dataset.index.drop_columns([*places, "num_clipped"])
     assert facts.equals(of_fbanks.index.drop_columns(places))
@@ -174,9 +175,9 @@ def test_clipping_is_counted(tmp_path: Path) -> None:
     found = [Clip(id=name, uri=f"{tmp_path}/{name}.wav", labels=()) for name in ("loud", "broken")]
     summary = prepare(from_clips(found, LABELS), tmp_path / "out", AUDIO)
     made = open_dataset(f"{tmp_path}/out")
-    assert made.card["clipped"] == {"num_clips": 1, "num_samples": 3}
+    assert made.card.clipped == ClippedAudio(num_clips=1, num_samples=3)
     assert made.index["num_clipped"].to_pylist() == [3]
-    assert made.card["rejects"]["by_reason"] == {
+    assert made.card.rejects.by_reason == {
         "decode: more than 10 % of its samples are beyond full scale": 1
     }
     assert summary is not None
@@ -247,7 +248,7 @@ def test_the_command_line_makes_the_same(
 
 
 def test_its_size_is_estimated(manifest: Manifest, dataset: PreparedDataset) -> None:
-    size_bytes = sum(tar["size_bytes"] for tar in dataset.card["shards"])
+    size_bytes = sum(tar.size_bytes for tar in dataset.card.shards)
     # The data set ends four tars, the estimate one, each with up to 10 KB of zeros.
     assert abs(estimate(manifest, AUDIO, 28).written_bytes - size_bytes) < 4 * 10_240
     assert abs(estimate(manifest, FBANKS, 28).written_bytes - size_bytes) > 4 * 10_240

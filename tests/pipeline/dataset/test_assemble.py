@@ -48,25 +48,25 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, clips: list[Clip]) -> Prep
 
 def test_the_card_describes_the_data_set(dataset: PreparedDataset, clips: list[Clip]) -> None:
     card = dataset.card
-    assert (card["format_version"], card["num_clips"]) == (2, 14)
-    assert card["fbank"]["num_mels"] == dataset.num_mels == 128
-    assert tuple(card["labels"]) == tuple(dataset.labels) == LABELS
-    assert card["class_counts"] == {
+    assert (card.format_version, card.num_clips) == (2, 14)
+    assert card.fbank.num_mels == dataset.num_mels == 128
+    assert tuple(card.labels) == tuple(dataset.labels) == LABELS
+    assert card.class_counts == {
         "eval": {"rain": 2, "dog": 2, "never": 0},
         "train": {"rain": 5, "dog": 5, "never": 0},
     }
     for split, num_clips in (("eval", 4), ("train", 10)):
-        facts = card["splits"][split]
+        entry = card.splits[split]
         durations = [soundfile.info(clip.uri).duration for clip in clips if clip.split == split]
-        assert facts["num_clips"] == num_clips == dataset.select(split).num_rows
-        assert facts["duration_s"] == pytest.approx(sum(durations), abs=1e-9)
+        assert entry.num_clips == num_clips == dataset.select(split).num_rows
+        assert entry.duration_s == pytest.approx(sum(durations), abs=1e-9)
     folder = Path(dataset.path)
-    for tar in card["shards"]:
-        data = (folder / tar["name"]).read_bytes()
-        assert (tar["size_bytes"], tar["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
-    for name in ("index", "rejects"):
+    for tar in card.shards:
+        data = (folder / tar.name).read_bytes()
+        assert (tar.size_bytes, tar.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    for name, checksum in (("index", card.index_sha256), ("rejects", card.rejects_sha256)):
         data = (folder / f"{name}.parquet").read_bytes()
-        assert card[f"{name}_sha256"] == hashlib.sha256(data).hexdigest()
+        assert checksum == hashlib.sha256(data).hexdigest()
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
@@ -76,18 +76,18 @@ def test_mean_and_deviation_are_those_of_every_stored_number(
     rows = [i for i, own in enumerate(dataset.index["split"].to_pylist()) if own == split]
     fbanks = [dataset.read_fbank(row) for row in rows]
     stored = np.concatenate([numbers.ravel() for numbers in fbanks]).astype(np.float64)
-    facts = dataset.card["splits"][split]
-    assert facts["num_frames"] == sum(len(numbers) for numbers in fbanks)
-    assert facts["mean"] == pytest.approx(stored.mean(), rel=1e-12)
-    assert facts["std"] == pytest.approx(stored.std(), rel=1e-12)
+    entry = dataset.card.splits[split]
+    assert entry.num_frames == sum(len(numbers) for numbers in fbanks)
+    assert entry.mean == pytest.approx(stored.mean(), rel=1e-12)
+    assert entry.std == pytest.approx(stored.std(), rel=1e-12)
     if split == "train":
-        assert (dataset.card["mean"], dataset.card["std"]) == (facts["mean"], facts["std"])
+        assert (dataset.card.mean, dataset.card.std) == (entry.mean, entry.std)
 
 
 def test_any_clip_is_one_read(dataset: PreparedDataset) -> None:
     members: dict[str, bytes] = {}
-    for facts in dataset.card["shards"]:
-        with tarfile.open(Path(dataset.path) / facts["name"]) as tar:
+    for entry in dataset.card.shards:
+        with tarfile.open(Path(dataset.path) / entry.name) as tar:
             for member in tar:
                 content = tar.extractfile(member)
                 assert content is not None
@@ -128,8 +128,8 @@ def test_without_a_training_split_the_statistics_are_of_all_clips(
     prep.finish()
     card = open_dataset(str(tmp_path)).card
     sums = storage.read_table(f"{tmp_path}/index.parquet")["fbank_sum"].to_pylist()
-    num_values = 128 * sum(facts["num_frames"] for facts in card["splits"].values())
-    assert card["mean"] == math.fsum(sums) / num_values
+    num_values = 128 * sum(entry.num_frames for entry in card.splits.values())
+    assert card.mean == math.fsum(sums) / num_values
 
 
 def test_too_many_rejects_leave_the_ledger_and_no_card(tmp_path: Path, clips: list[Clip]) -> None:
@@ -157,7 +157,7 @@ def test_too_many_rejects_leave_the_ledger_and_no_card(tmp_path: Path, clips: li
     # With a larger share the same parts are enough: nothing is built again.
     assert prep.finished() == {spec.name for spec in prep.plan.specs}
     assert prep.finish(max_reject_share=1 / 3).num_clips_built == 0
-    assert open_dataset(str(tmp_path / "out")).card["rejects"]["num"] == 7
+    assert open_dataset(str(tmp_path / "out")).card.rejects.num == 7
 
 
 @pytest.mark.parametrize("num_rejects", range(1, 100))
@@ -259,9 +259,11 @@ def test_a_damaged_part_file_is_no_finished_shard(
 
 
 def test_the_fingerprint_covers_the_whole_card(dataset: PreparedDataset) -> None:
-    card = {key: value for key, value in dataset.card.items() if key != "fingerprint"}
+    card = storage.read_json(f"{dataset.path}/card.json")
+    assert card == dataset.card.to_json()
+    del card["fingerprint"]
     canonical = json.dumps(card, sort_keys=True)
-    assert dataset.card["fingerprint"] == hashlib.sha256(canonical.encode()).hexdigest()
+    assert dataset.card.fingerprint == hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def test_a_data_set_of_another_format_is_refused(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ import ray.data
 import ray_job
 from cluster.session import connect
 from pipeline import storage
-from pipeline.dataset.assemble import PrepareSummary, assemble
+from pipeline.dataset.assemble import assemble
 from pipeline.dataset.prepare import prepare
+from pipeline.dataset.prepare_summary import PrepareSummary
 from pipeline.dataset.prepared import open_dataset
 from pipeline.errors import UserError
 from pipeline.manifest.files import read_manifest, write_manifest
@@ -396,11 +397,11 @@ def test_esc10_in_a_bucket(esc10: Path, s3: str) -> None:
     assert read_manifest(manifest_path).clips.num_rows == 400
     assert ray_job.main(["prepare", manifest_path, "--out", f"{s3}/prepared"]) == 0
     dataset = open_dataset(f"{s3}/prepared")
-    assert dataset.index.num_rows == dataset.card["num_clips"] == 400
-    assert dataset.card["rejects"]["num"] == 0
-    assert len(dataset.card["shards"]) == 16
+    assert dataset.index.num_rows == dataset.card.num_clips == 400
+    assert dataset.card.rejects.num == 0
+    assert len(dataset.card.shards) == 16
     for fold in range(1, 6):
         assert dataset.select("train", fold=fold).num_rows == 80
-    assert set(dataset.card["class_counts"]["train"].values()) == {40}
+    assert set(dataset.card.class_counts["train"].values()) == {40}
     stored = [dataset.read_fbank(row) for row in range(0, 400, 57)]
     assert {numbers.shape[1] for numbers in stored} == {128}

@@ -60,7 +60,7 @@ def test_a_data_set_that_is_whole_has_no_fault(copy: Path, manifest: Manifest) -
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"shards": 1}'])
 def test_a_damaged_note_is_one_line(copy: Path, manifest: Manifest, content: bytes) -> None:
     (copy / "_work" / "damaged.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"^[^\n]*/damaged.json: the note .*; run `verify` again"):
+    with pytest.raises(UserError, match=r"^[^\n]*damaged.json: damaged: .*; run `verify`"):
         prepare(manifest, copy)
     verify(copy)
     assert prepare(manifest, copy) is None
@@ -181,7 +181,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]], int]] 
     "card cut": (lambda f: cut(f / "card.json"), [("card.json", "is not JSON ("), UNCHECKED], 0),
     "card no card": (
         lambda f: (f / "card.json").write_text("[]"),
-        [("card.json", "is no card"), UNCHECKED],
+        [("card.json", "is not a card"), UNCHECKED],
         0,
     ),
     "part changed": (lambda f: replace(f / PART, b"train-", b"train+"), [(PART, "is damaged")], 1),

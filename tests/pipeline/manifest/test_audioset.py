@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.manifest.coverage import CommonClips
 from pipeline.manifest.files import read_manifest
 from pipeline.manifest.layouts.audioset import choose, pair, parse_names
 from pipeline.manifest.layouts.location import list_audio
@@ -408,7 +409,8 @@ def test_everything_is_counted(source: Path) -> None:
         {"id": IDS[3], "split": "eval", "labels": ["Silence"], "reason": "file of 0 bytes"},
     ]
     counts = {"listed": 4, "found": 2, "missing": 1, "unreadable": 1, "found_s": 20.0}
-    assert manifest.coverage == {
+    assert manifest.coverage is not None
+    assert manifest.coverage.to_json() == {
         "source": str(source),
         "splits": {"eval": counts},
         "total": counts,
@@ -433,7 +435,7 @@ def test_common_ids(source: Path, listed: str) -> None:
     manifest = read(source, common_ids=str(path))
     assert rows(manifest, "common") == [(True,), (False,), (False,), (True,)]
     assert manifest.coverage is not None
-    assert manifest.coverage["common"] == {"listed": 3, "found": 2}
+    assert manifest.coverage.common == CommonClips(listed=3, found=2)
     assert manifest.notes == ("2 of 3 common ids are clips here",)
     path.write_text("zzzzzzzzzzz")
     assert "none of its 1 ids is in the manifest" in refusal(source, common_ids=str(path))
@@ -478,7 +480,7 @@ def test_audio_in_tars(source: Path, location: str) -> None:
         assert storage.read_range(clip["uri"], *place) == content
     assert [note for note in manifest.notes if "left out" in note] == []
     assert manifest.coverage is not None
-    assert manifest.coverage["total"]["unreadable"] == 1
+    assert manifest.coverage.total.unreadable == 1
 
 
 def test_audio_in_parquet_whose_labels_the_csvs_overrule(source: Path) -> None:
@@ -527,7 +529,7 @@ def test_everything_in_a_bucket(s3: str) -> None:
     manifest = read_source(f"{s3}/audio", options=options)
     assert rows(manifest, "id", "uri", "start_s") == [(IDS[0], f"{s3}/audio/x/Y{IDS[0]}.wav", 30.0)]
     assert manifest.coverage is not None
-    assert manifest.coverage["total"]["unreadable"] == 1
+    assert manifest.coverage.total.unreadable == 1
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -549,7 +551,8 @@ def test_the_command(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (IDS[3], "test", True),
     ]
     coverage = json.loads((folder / "out" / "clips.coverage.json").read_text())
-    assert coverage == manifest.coverage
+    assert manifest.coverage is not None
+    assert coverage == manifest.coverage.to_json()
     assert coverage["common"] == {"listed": 1, "found": 1}
     missing = pq.read_table(folder / "out" / "clips.missing.parquet")
     assert missing["id"].to_pylist() == [IDS[1], IDS[2]]

@@ -1,11 +1,15 @@
 """Counts of what was found: each listed segment once, by split and by class."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.manifest.coverage import count_classes, make_coverage
+from pipeline.manifest.coverage import Coverage, count_classes, count_coverage
+from pipeline.storage import parse_document
 
 LABELS = ("dog", "rain", "never listed")
 FOUND, MISSING, UNREADABLE = range(3)
@@ -22,10 +26,10 @@ segments = st.lists(
 Segments = list[tuple[str, int, list[int], int]]
 
 
-def coverage_of(rows: Segments) -> dict[str, object]:
+def coverage_of(rows: Segments) -> Coverage:
     split, duration_s, classes, states = zip(*rows, strict=True)
     state = np.array(states)
-    return make_coverage(
+    return count_coverage(
         "/audio",
         split=pa.array(split),
         duration_s=np.array(duration_s, dtype=np.float64),
@@ -43,7 +47,7 @@ def test_an_example() -> None:
         ("balanced", 10, [1], UNREADABLE),
         ("eval", 3, [0], FOUND),
     ]
-    assert coverage_of(rows) == {
+    assert coverage_of(rows).to_json() == {
         "source": "/audio",
         "splits": {
             "balanced": {"listed": 1, "found": 0, "missing": 0, "unreadable": 1, "found_s": 0.0},
@@ -62,14 +66,13 @@ def test_an_example() -> None:
 @given(rows=segments)
 def test_every_segment_counts_once(rows: Segments) -> None:
     coverage = coverage_of(rows)
-    splits, total = coverage["splits"], coverage["total"]
-    assert isinstance(splits, dict)
-    assert isinstance(total, dict)
-    assert total["listed"] == len(rows)
-    for counts in [total, *splits.values()]:
-        assert counts["listed"] == counts["found"] + counts["missing"] + counts["unreadable"]
-    for key, count in total.items():
-        assert sum(counts[key] for counts in splits.values()) == count
+    splits, total = coverage.splits.values(), coverage.total
+    assert total.listed == len(rows)
+    for counts in [total, *splits]:
+        assert counts.listed == counts.found + counts.missing + counts.unreadable
+    for key, count in asdict(total).items():
+        assert sum(getattr(counts, key) for counts in splits) == count
+    assert parse_document(json.dumps(coverage.to_json()), Coverage) == coverage
 
 
 @given(rows=segments)
@@ -77,9 +80,9 @@ def test_classes_are_counted_and_the_worst_comes_first(rows: Segments) -> None:
     lists = pa.array([row[2] for row in rows], pa.list_(pa.int32()))
     found = np.array([row[3] == FOUND for row in rows])
     classes = count_classes(lists, LABELS, found)
-    assert sorted(entry["label"] for entry in classes) == sorted(LABELS)
-    assert [entry["share"] for entry in classes] == sorted(entry["share"] for entry in classes)
+    assert sorted(entry.label for entry in classes) == sorted(LABELS)
+    assert [entry.share for entry in classes] == sorted(entry.share for entry in classes)
     for entry in classes:
-        place = LABELS.index(entry["label"])
-        assert entry["official"] == sum(place in row[2] for row in rows)
-        assert entry["found"] == sum(place in row[2] and row[3] == FOUND for row in rows)
+        place = LABELS.index(entry.label)
+        assert entry.official == sum(place in row[2] for row in rows)
+        assert entry.found == sum(place in row[2] and row[3] == FOUND for row in rows)

@@ -11,6 +11,7 @@ import pytest
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest.checks import check
+from pipeline.manifest.coverage import CommonClips, Coverage, ListedClass, ListedClips
 from pipeline.manifest.files import read_labels, read_manifest, write_manifest
 from pipeline.manifest.manifest import SCHEMA, Clip, from_clips
 
@@ -55,7 +56,14 @@ def test_places_in_containers_are_whole(
 
 def test_coverage_travels_with_the_manifest(tmp_path: Path) -> None:
     path = str(tmp_path / "manifest.parquet")
-    coverage = {"listed": 3, "found": 2}
+    counts = ListedClips(listed=3, found=2, missing=1, unreadable=0, found_s=2.5)
+    coverage = Coverage(
+        source="/audio",
+        splits={"train": counts},
+        total=counts,
+        classes=(ListedClass(label="dog", official=3, found=2, share=2 / 3),),
+        common=CommonClips(listed=2, found=1),
+    )
     write_manifest(path, replace(from_clips(CLIPS, LABELS), coverage=coverage))
     assert read_manifest(path).coverage == coverage
 

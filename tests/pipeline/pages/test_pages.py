@@ -5,6 +5,7 @@ import io
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,17 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.audio.rejects import Reject, to_table
+from pipeline.dataset.card import RejectedClips
+from pipeline.dataset.prepare_summary import write_summary
 from pipeline.dataset.prepared import open_dataset
 from pipeline.errors import UserError
+from pipeline.manifest.coverage import CommonClips, Coverage, ListedClass, ListedClips
 from pipeline.pages import dataset_page, spectrogram
 from pipeline.pages.coverage_page import coverage_section, write_coverage_page
 from pipeline.pages.dataset_page import prepared_coverage, write_dataset_page
-from pipeline.shards.plan import FORMAT_VERSION
 from pipeline.terminal import units
 from tests.support.browser import OfflineBrowser, OpenPage, open_browser, wait_until
+from tests.support.cards import make_card, make_summary, split_entry
 
 HOSTILE = (
     "</script><script>alert(1)</script>",
@@ -36,33 +40,32 @@ SOUNDS = ("rain", "dog")
 NUM_MELS = 16
 
 
-def make_coverage(**changes: Any) -> dict[str, Any]:
+def make_coverage(**changes: Any) -> Coverage:
     """Of two splits and three classes, one of which nothing was found of."""
-    return {
-        "source": "s3://sounds/clips",
-        "splits": {
-            "train": _counts(100, 80, 15, 5),
-            "eval": _counts(40, 30, 10, 0),
-        },
-        "total": _counts(140, 110, 25, 5),
-        "classes": [
-            {"label": "rain", "official": 100, "found": 90, "share": 0.9},
-            {"label": "never", "official": 7, "found": 0, "share": 0.0},
-            {"label": "dog", "official": 40, "found": 20, "share": 0.5},
-            {"label": "absent", "official": 0, "found": 0, "share": 1.0},
-        ],
-        "common": {"listed": 36, "found": 27},
-    } | changes
+    whole = Coverage(
+        source="s3://sounds/clips",
+        splits={"train": _counts(100, 80, 15, 5), "eval": _counts(40, 30, 10, 0)},
+        total=_counts(140, 110, 25, 5),
+        classes=(
+            _class("rain", 100, 90),
+            _class("never", 7, 0),
+            _class("dog", 40, 20),
+            _class("absent", 0, 0),
+        ),
+        common=CommonClips(listed=36, found=27),
+    )
+    return replace(whole, **changes)
 
 
-def _counts(listed: int, found: int, missing: int, unreadable: int) -> dict[str, float]:
-    return {
-        "listed": listed,
-        "found": found,
-        "missing": missing,
-        "unreadable": unreadable,
-        "found_s": 10.0 * found,
-    }
+def _class(label: str, official: int, found: int) -> ListedClass:
+    share = found / official if official else 1.0
+    return ListedClass(label=label, official=official, found=found, share=share)
+
+
+def _counts(listed: int, found: int, missing: int, unreadable: int) -> ListedClips:
+    return ListedClips(
+        listed=listed, found=found, missing=missing, unreadable=unreadable, found_s=10.0 * found
+    )
 
 
 def write_data(
@@ -94,10 +97,7 @@ def write_data(
         columns["level_dbfs"] = np.array(levels_dbfs, np.float64)
     storage.write_table(storage.join(folder, "index.parquet"), pa.table(columns))
     storage.write_table(storage.join(folder, "rejects.parquet"), to_table(rejects))
-    facts = {
-        name: {"num_clips": splits.count(name), "duration_s": 36.0, "mean": -5.0, "std": 3.0}
-        for name in dict.fromkeys(splits)
-    }
+    entries = {name: split_entry(splits.count(name), 36.0) for name in dict.fromkeys(splits)}
     counts = {
         name: {
             label: sum(
@@ -107,35 +107,19 @@ def write_data(
             )
             for label in labels
         }
-        for name in facts
+        for name in entries
     }
-    document = {
-        "format_version": FORMAT_VERSION,
-        "fbank": {"sample_rate_hz": 16000, "num_mels": NUM_MELS, "frame_shift_ms": 10},
-        "labels": list(labels),
-        "num_clips": num_clips,
-        "splits": facts,
-        "mean": -5.0,
-        "std": 3.0,
-        "class_counts": counts,
-        "rejects": {"num": len(rejects), "by_reason": {}},
-        "shards": [{"name": "all-00000", "size_bytes": 2_340_000}],
-        "fingerprint": "f" * 64,
-    }
-    storage.write_json(storage.join(folder, "card.json"), document | card)
-    return folder
-
-
-def write_summary(folder: str) -> None:
-    storage.write_json(
-        storage.join(folder, "prepare_summary.json"),
-        {
-            "num_clips_built": 12,
-            "wall_s": 12.5,
-            "clips_per_s": 321.5,
-            "stages_s": {"fetch": 3.0, "decode": 8.0, "fbank": 71.0, "write": 0.0},
-        },
+    document = make_card(
+        NUM_MELS,
+        labels=list(labels),
+        num_clips=num_clips,
+        splits=entries,
+        class_counts=counts,
+        rejects=RejectedClips(num=len(rejects), by_reason={}),
+        **card,
     )
+    storage.write_json(storage.join(folder, "card.json"), document.to_json())
+    return folder
 
 
 def plain_data(folder: str, num_clips: int = 30, **options: Any) -> str:
@@ -164,12 +148,10 @@ def hostile_data(folder: str) -> str:
             source=HOSTILE[0],
             splits={"train": _counts(30, 18, 10, 2), "eval": _counts(2, 2, 0, 0)},
             total=_counts(32, 20, 10, 2),
-            classes=[
-                {"label": label, "official": 8, "found": 5, "share": 5 / 8} for label in labels
-            ],
+            classes=tuple(_class(label, 8, 5) for label in labels),
         ),
     )
-    write_summary(data)
+    write_summary(make_summary(data))
     return data
 
 
@@ -201,12 +183,12 @@ def test_coverage_says_what_was_found(tmp_path: Path) -> None:
 
 
 def test_a_table_that_scrolls_says_so(tmp_path: Path) -> None:
-    classes = [{"label": f"class {n}", "official": 9, "found": n} for n in range(30)]
+    classes = [_class(f"class {n}", 9, n) for n in range(30)]
     assert "table of 30 rows scrolls" in said(written_coverage(tmp_path, classes=classes))
 
 
 def test_published_scores_stand_beside_the_coverage_of_audioset(tmp_path: Path) -> None:
-    classes = [{"label": f"{i}", "official": 9, "found": 8, "share": 8 / 9} for i in range(527)]
+    classes = [_class(f"{i}", 9, 8) for i in range(527)]
     text = said(written_coverage(tmp_path, classes=classes, common=None))
     assert "mAP 0.459 for one model, 0.485 for an ensemble" in text
     assert "common subset" not in text
@@ -223,18 +205,20 @@ def test_whole_and_nameless_sources_have_a_page(tmp_path: Path) -> None:
 
 
 def test_rejected_clips_are_unreadable_in_the_coverage() -> None:
-    card = {
-        "num_clips": 104,
-        "splits": {"train": {"num_clips": 74, "duration_s": 700.0}},
-        "class_counts": {"train": {"rain": 80, "dog": 10}},
-        "rejects": {"num": 36},
-    }
-    assert prepared_coverage(make_coverage(), card | {"rejects": {"num": 35}}) is None
+    card = make_card(
+        NUM_MELS,
+        num_clips=104,
+        splits={"train": split_entry(74, 700.0)},
+        class_counts={"train": {"rain": 80, "dog": 10}},
+        rejects=RejectedClips(num=36, by_reason={}),
+    )
+    fewer = replace(card, rejects=RejectedClips(num=35, by_reason={}))
+    assert prepared_coverage(make_coverage(), fewer) is None
     found = prepared_coverage(make_coverage(), card)
     assert found is not None
-    assert found["splits"]["train"] == _counts(100, 74, 15, 11) | {"found_s": 700.0}
-    assert found["splits"]["eval"] == _counts(40, 0, 10, 30)
-    assert found["total"] == _counts(140, 104, 25, 11) | {"found_s": 700.0}
+    assert found.splits["train"] == replace(_counts(100, 74, 15, 11), found_s=700.0)
+    assert found.splits["eval"] == _counts(40, 0, 10, 30)
+    assert found.total == replace(_counts(140, 104, 25, 11), found_s=700.0)
     shares = {one["label"]: one["share"] for one in coverage_section(found)["classes"]}
     assert shares == {"never": 0, "dog": 0.25, "rain": 0.8, "absent": None}
 
@@ -456,10 +440,7 @@ def dataset(browser: OfflineBrowser, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def coverage(browser: OfflineBrowser, tmp_path: Path) -> Iterator[OpenPage]:
     labels = [*HOSTILE, *(f"class {number}" for number in range(523))]
-    classes = [
-        {"label": label, "official": 1000, "found": 1000 - number, "share": 1 - number / 1000}
-        for number, label in enumerate(labels)
-    ]
+    classes = [_class(label, 1000, 1000 - number) for number, label in enumerate(labels)]
     shown = opened(browser, written_coverage(tmp_path, classes=classes, source=HOSTILE[2]))
     yield shown
     shown.page.close()

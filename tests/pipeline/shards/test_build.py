@@ -16,6 +16,7 @@ import soundfile
 import torch
 
 from pipeline import storage
+from pipeline.dataset.card import RejectedClips
 from pipeline.dataset.prepared import open_dataset
 from pipeline.errors import UserError
 from pipeline.fbank import fbank
@@ -115,10 +116,8 @@ def test_every_reason_to_reject_is_in_the_ledger(tmp_path: Path, clips: list[Cli
         reason: clip.uri for reason, clip in bad.items()
     }
     dataset = open_dataset(str(tmp_path / "out"))
-    assert dataset.card["rejects"] == {
-        "num": len(bad),
-        "by_reason": dict.fromkeys(sorted(bad), 1),
-    }
+    reasons = dict.fromkeys(sorted(bad), 1)
+    assert dataset.card.rejects == RejectedClips(num=len(bad), by_reason=reasons)
     assert sorted(dataset.index["id"].to_pylist()) == sorted(clip.id for clip in clips)
     assert (summary.num_clips, summary.num_rejects) == (len(clips), len(bad))
 
@@ -132,7 +131,7 @@ def test_a_shard_of_rejects_alone_has_no_tar(tmp_path: Path, clips: list[Clip]) 
     summary = prep.finish()
     assert summary.num_shards == 4
     dataset = open_dataset(str(tmp_path / "out"))
-    assert list(dataset.card["splits"]) == ["eval", "train"]
+    assert list(dataset.card.splits) == ["eval", "train"]
     assert not list((tmp_path / "out" / "shards").glob("broken*"))
 
 

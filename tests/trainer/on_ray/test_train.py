@@ -118,7 +118,7 @@ def test_another_split_is_evaluated_with_the_last_checkpoint(
         "loss": "bce",
         "precision": "float32",
         "checkpoint_step": 24,
-        "data_fingerprint": dataset.card["fingerprint"],
+        "data_fingerprint": dataset.card.fingerprint,
     }
     metrics = storage.read_json(f"{without_ray}/predictions/train-fold2.json")
     assert metrics["mAP"] == pytest.approx(expected.metrics.mAP)
@@ -288,7 +288,7 @@ def test_other_data_are_evaluated_under_a_name_of_their_own(
     for data in (other, make_prepared(str(tmp_path / "moved"))):
         command = ["evaluate", without_ray, "--split", "eval", "--data", data.path]
         assert ray_job.main(command) == 0
-    fingerprint = other.card["fingerprint"]
+    fingerprint = other.card.fingerprint
     found = read_predictions(without_ray, f"eval-of-other-{fingerprint[:8]}")
     assert found.facts["data_fingerprint"] == fingerprint
     # The same data in another place is the same data.

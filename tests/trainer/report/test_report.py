@@ -18,10 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import storage
+from pipeline.dataset.card import RejectedClips
+from pipeline.dataset.prepare_summary import write_summary
 from pipeline.dataset.prepared import open_dataset
 from pipeline.errors import UserError
-from pipeline.shards.plan import FORMAT_VERSION
 from tests.support.browser import OfflineBrowser, OpenPage, open_browser, wait_until
+from tests.support.cards import make_card, make_summary, split_entry
 from tests.support.prepared import tiny_recipe
 from trainer.optim.schedule import learning_rate
 from trainer.optim.settings import ScheduleSettings
@@ -81,14 +83,8 @@ def write_data(
         shard.write(fbank.tobytes())
     storage.write_bytes(storage.join(folder, "shards/all-00000.tar"), shard.getvalue())
     storage.write_table(storage.join(folder, "index.parquet"), pa.Table.from_pylist(rows))
-    split_facts = {
-        split: {
-            "num_clips": sum(row["split"] == split for row in rows),
-            "num_frames": 1000,
-            "duration_s": 5025.0,
-            "mean": -5.0,
-            "std": 3.0,
-        }
+    splits = {
+        split: split_entry(sum(row["split"] == split for row in rows), 5025.0)
         for split in ("eval", "train")
     }
     counts = {
@@ -96,31 +92,20 @@ def write_data(
             label: sum(label in row["labels"] for row in rows if row["split"] == split)
             for label in labels
         }
-        for split in split_facts
+        for split in splits
     }
-    card = {
-        "format_version": FORMAT_VERSION,
-        "fbank": {"sample_rate_hz": 16000, "num_mels": NUM_MELS, "frame_shift_ms": 10},
-        "labels": list(labels),
-        "num_clips": len(rows),
-        "splits": split_facts,
-        "mean": -5.0,
-        "std": 3.0,
-        "class_counts": counts,
-        "rejects": {"num": 3, "by_reason": {"decode: <b>not audio</b>": 2, "fetch: missing": 1}},
-        "fingerprint": fingerprint,
-    }
-    storage.write_json(
-        storage.join(folder, "prepare_summary.json"),
-        {
-            "num_clips": len(rows),
-            "num_rejects": 3,
-            "wall_s": 12.5,
-            "clips_per_s": 321.5,
-            "stages_s": {"fetch": 3.0, "decode": 8.0, "fbank": 71.0, "write": 0.5},
-        },
+    reasons = {"decode: <b>not audio</b>": 2, "fetch: missing": 1}
+    card = make_card(
+        NUM_MELS,
+        labels=list(labels),
+        num_clips=len(rows),
+        splits=splits,
+        class_counts=counts,
+        rejects=RejectedClips(num=3, by_reason=reasons),
+        fingerprint=fingerprint,
     )
-    storage.write_json(storage.join(folder, "card.json"), card)
+    write_summary(make_summary(folder, num_clips=len(rows), num_rejects=3))
+    storage.write_json(storage.join(folder, "card.json"), card.to_json())
     return folder
 
 

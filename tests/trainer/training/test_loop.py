@@ -87,7 +87,7 @@ def test_what_it_leaves_behind(dataset: PreparedDataset, tmp_path: Path) -> None
     std = math.sqrt(sum(clip["fbank_sumsq"] for clip in in_fold_1) / num_values - mean**2)
     assert info["data"] == {
         "path": dataset.path,
-        "fingerprint": dataset.card["fingerprint"],
+        "fingerprint": dataset.card.fingerprint,
         "labels": ["low", "middle", "high"],
         "num_train_clips": 20,
         "num_eval_clips": 20,
@@ -122,7 +122,7 @@ def test_what_it_leaves_behind(dataset: PreparedDataset, tmp_path: Path) -> None
         "loss": "bce",
         "precision": "float32",
         "checkpoint_step": 6,
-        "data_fingerprint": dataset.card["fingerprint"],
+        "data_fingerprint": dataset.card.fingerprint,
     }
     assert len(checkpoint_paths(run)) == 2
 

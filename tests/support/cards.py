@@ -1,0 +1,60 @@
+"""Cards and summaries of data sets that no run of `prepare` made."""
+
+from typing import Any
+
+from pipeline.dataset.card import Card, RejectedClips, SplitEntry
+from pipeline.dataset.prepare_summary import PrepareSummary
+from pipeline.fbank_settings import FbankSettings
+from pipeline.shards.parts import TarEntry
+from pipeline.shards.plan import FORMAT_VERSION
+
+
+def make_card(num_mels: int, **changes: Any) -> Card:
+    """A card; what `changes` leaves out is made up."""
+    defaults = {
+        "format_version": FORMAT_VERSION,
+        "fbank": FbankSettings(num_mels=num_mels),
+        "labels": [],
+        "num_clips": 0,
+        "splits": {},
+        "mean": -5.0,
+        "std": 3.0,
+        "class_counts": {},
+        "rejects": RejectedClips(num=0, by_reason={}),
+        "shards": [TarEntry(name="all-00000", num_clips=0, size_bytes=2_340_000, sha256="0" * 64)],
+        "plan_fingerprint": "",
+        "coverage": None,
+        "common_fingerprint": "",
+        "index_sha256": "",
+        "rejects_sha256": "",
+        "fingerprint": "f" * 64,
+    }
+    return Card(**{**defaults, **changes})
+
+
+def split_entry(num_clips: int, duration_s: float) -> SplitEntry:
+    """A split of clips."""
+    return SplitEntry(
+        num_clips=num_clips, num_frames=1000, duration_s=duration_s, mean=-5.0, std=3.0
+    )
+
+
+def make_summary(output: str, **changes: Any) -> PrepareSummary:
+    """What a run of `prepare` did; what `changes` leaves out is made up."""
+    defaults: dict[str, Any] = {
+        "output": output,
+        "num_clips": 12,
+        "num_rejects": 0,
+        "rejects_by_reason": {},
+        "num_clipped_clips": 0,
+        "num_shards": 1,
+        "num_shards_built": 1,
+        "num_clips_built": 12,
+        "size_bytes": 2_340_000,
+        "fetched_bytes": 1_000_000,
+        "audio_s": 36.0,
+        "wall_s": 12.5,
+        "clips_per_s": 321.5,
+        "stages_s": {"fetch": 3.0, "decode": 8.0, "fbank": 71.0, "write": 0.0},
+    }
+    return PrepareSummary(**{**defaults, **changes})
