@@ -24,6 +24,7 @@ from trainer.checkpoints.names import (
     is_authors_state,
     is_transformers_state,
 )
+from trainer.checkpoints.patch_grid import patches_along, shortest_axis
 from trainer.checkpoints.state_files import State, read_metadata, read_state
 
 METADATA_KEY = "ast_ray"
@@ -310,8 +311,8 @@ def _named_grid(stride_frequency: int, stride_time: int, num_patches: int) -> li
     """The shortest input of so many patches at these strides, if there is one."""
     if not (1 <= stride_frequency <= _PATCH and 1 <= stride_time <= _PATCH):
         return []
-    columns = num_patches // ((_NUM_MELS - _PATCH) // stride_frequency + 1)
-    num_frames = (columns - 1) * stride_time + _PATCH
+    columns = num_patches // patches_along(_NUM_MELS, _PATCH, stride_frequency)
+    num_frames = shortest_axis(columns, _PATCH, stride_time)
     return [_shape(_PATCH, stride_frequency, stride_time, num_frames)] if columns else []
 
 
@@ -445,6 +446,6 @@ def _size(state: State) -> dict[str, Any]:
 
 def _grid(model: Mapping[str, Any], num_mels: int) -> tuple[int, int]:
     return (
-        (num_mels - model["patch_frequency"]) // model["stride_frequency"] + 1,
-        (model["num_frames"] - model["patch_time"]) // model["stride_time"] + 1,
+        patches_along(num_mels, model["patch_frequency"], model["stride_frequency"]),
+        patches_along(model["num_frames"], model["patch_time"], model["stride_time"]),
     )

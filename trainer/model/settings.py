@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.errors import SettingValueError, UserError
+from trainer.checkpoints.patch_grid import patches_along
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -105,7 +106,7 @@ class ModelSettings:
                 "model.patch_frequency",
                 f"must be at most the number of mel bins ({num_mels}), got {self.patch_frequency}",
             )
-        rows = (num_mels - self.patch_frequency) // self.stride_frequency + 1
+        rows = patches_along(num_mels, self.patch_frequency, self.stride_frequency)
         if self.patchout_frequency >= rows:
             raise UserError(
                 "model.patchout_frequency",
@@ -136,7 +137,7 @@ class ModelSettings:
         return bool(self.patchout_time or self.patchout_frequency or self.patchout_share)
 
     def _columns(self, num_frames: int | None = None) -> int:
-        return ((num_frames or self.num_frames) - self.patch_time) // self.stride_time + 1
+        return patches_along(num_frames or self.num_frames, self.patch_time, self.stride_time)
 
 
 def _check(valid: bool, name: str, expected: str, value: object) -> None:
