@@ -31,7 +31,7 @@ from ray._private import ray_logging
 from ray.exceptions import AuthenticationError
 
 from cluster.worker_errors import _links
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 
 CONNECT_TIMEOUT_S = 5.0
 """Longest wait for the cluster's address to accept a connection."""
@@ -111,7 +111,8 @@ def _start(num_cpus: int | None) -> None:
         if "AF_UNIX" in str(error):
             reason = "too long a path for Ray's sockets; set RAY_TMPDIR to a short one, as /tmp"
         else:
-            reason = f"Ray cannot start ({_one_line(error)}); see ray/session_latest/logs in it"
+            said = one_line(error).rstrip(".")
+            reason = f"Ray cannot start ({said}); see ray/session_latest/logs in it"
         raise UserError(folder, reason) from error
 
 
@@ -159,16 +160,13 @@ def _refusal(address: str, error: BaseException) -> UserError:
     text = " ".join(str(link) for link in _links(error))
     if isinstance(error, AuthenticationError) or "InvalidAuthToken" in text:
         return UserError(address, "the cluster wants a token", TOKEN_HINT)
+    said = one_line(error).rstrip(".")
     return UserError(
         address,
-        f"cannot join the Ray cluster ({_one_line(error)})",
+        f"cannot join the Ray cluster ({said})",
         "run this on one of its nodes with its version of Ray, or send it there with the submit "
         "command",
     )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _session_environment(target: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The exceptions that are shown to users as a line instead of a traceback."""
+"""The exceptions that are shown to users as a line instead of a traceback, and lines of others."""
 
 from typing import Self
 
@@ -57,3 +57,13 @@ class SettingValueError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.what}"
+
+
+def one_line(error: BaseException) -> str:
+    """All that an exception says, in one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, without a full stop; its type as in `one_line`."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pipeline.errors import PassingError, UserError
+from pipeline.errors import PassingError, UserError, one_line
 from pipeline.storage.paths import is_remote
 
 RETRY_AFTER_S = (1.0, 5.0, 25.0)
@@ -86,7 +86,7 @@ def explain(error: BaseException) -> tuple[str, str] | None:
     if is_a(error, {"obstore.BaseError"}):
         return f"cannot use {endpoint}: {str(error).splitlines()[0]}", ""
     if is_a(error, {"botocore.BotoCoreError"}) or str(error).startswith("Invalid endpoint"):
-        return " ".join(str(error).split()), ""
+        return one_line(error), ""
     if code and not isinstance(error, FileNotFoundError):
         return f"the storage at {endpoint} answered {code}, also after retries", ""
     return None

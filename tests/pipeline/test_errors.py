@@ -12,7 +12,14 @@ import cluster
 import pipeline
 import trainer
 from pipeline.audio.rejects import RejectError
-from pipeline.errors import PassingError, SettingError, SettingValueError, UserError
+from pipeline.errors import (
+    PassingError,
+    SettingError,
+    SettingValueError,
+    UserError,
+    first_line,
+    one_line,
+)
 from pipeline.shards.plan import DamagedPlanError
 from pipeline.storage.documents import DocumentError
 from pipeline.storage.faults import NoRegularFileError, TooLargeError
@@ -39,6 +46,13 @@ def test_a_prefix_is_added_once() -> None:
     # A name that only begins alike is another path.
     assert str(UserError("runs/ab", "full").prefixed("runs/a")) == "runs/a: runs/ab: full"
     assert str(UserError("runs/a", "full").prefixed("runs/a")) == "runs/a: full"
+
+
+def test_lines_of_other_errors() -> None:
+    error = OSError("\n  cannot  open.\n\tIs it there?\n")
+    assert one_line(error) == "cannot open. Is it there?"
+    assert first_line(error) == "cannot  open"
+    assert one_line(KeyError()) == first_line(KeyError()) == "KeyError"
 
 
 ERRORS = [

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 
 State = dict[str, Tensor]
 
@@ -154,8 +154,3 @@ def _why_unreadable(error: Exception) -> str:
     if refused:
         return f"it holds a pickled {refused[1]}, and no code of a file is run"
     return "damaged, or not saved by torch.save"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an exception says, or its type where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

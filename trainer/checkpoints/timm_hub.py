@@ -8,8 +8,7 @@ import logging
 import timm
 from torch import nn
 
-from pipeline.errors import UserError
-from trainer.checkpoints.state_files import first_line
+from pipeline.errors import UserError, first_line
 
 
 def create_from_hub(backbone: str) -> nn.Module:

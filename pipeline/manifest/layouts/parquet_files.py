@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 from pipeline.manifest.layouts.container_rows import (
     ROW_SCHEMA,
     Problems,
@@ -60,7 +60,7 @@ def list_file(
         except (pa.ArrowException, OSError, UserError) as error:
             if not isinstance(error, UserError) and not is_damage(error):
                 raise
-            problem = f"left out: no Parquet file of audio ({' '.join(str(error).split())})"
+            problem = f"left out: no Parquet file of audio ({one_line(error)})"
             return ROW_SCHEMA.empty_table(), Counter([problem])
 
 
