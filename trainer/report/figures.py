@@ -21,18 +21,20 @@ from pipeline.pages.plots import (
 )
 from trainer.optim.schedule import learning_rate
 from trainer.optim.settings import ScheduleSettings
+from trainer.scores.metrics import METRICS
 
 MAX_POINTS = 800
 """Points of a curve over single steps; a longer history is averaged in equal stretches."""
 
 CURVE_HEIGHT_PX = 250
 
-_EPOCH_METRICS = (
-    ("mAP", "mAP", "Mean over classes of average precision."),
-    ("mAUC", "mAUC", "Mean over classes of the area under the ROC curve."),
-    ("d_prime", "d′", "d-prime, from mAUC."),
-    ("accuracy", "Accuracy", "Share of clips whose highest score is one of their labels."),
-)
+METRIC_TITLES = dict(zip(METRICS, ("mAP", "mAUC", "d′", "Accuracy"), strict=True))
+_METRIC_CAPTIONS = {
+    "mAP": "Mean over classes of average precision.",
+    "mAUC": "Mean over classes of the area under the ROC curve.",
+    "d_prime": "d-prime, from mAUC.",
+    "accuracy": "Share of clips whose highest score is one of their labels.",
+}
 _BLUE = SERIES_COLOURS[0]
 _ORANGE = SERIES_COLOURS[1]
 _GREY = "rgb(138,143,152)"
@@ -72,7 +74,7 @@ class ClassRow:
 
 def history_plots(runs: Sequence[History]) -> list[Plot]:
     """Loss, learning rate and each metric that some epoch has, all runs in each figure."""
-    metrics = [_metric_plot(runs, *metric) for metric in _EPOCH_METRICS]
+    metrics = [_metric_plot(runs, key) for key in METRICS]
     plots = [_loss_plot(runs), _lr_plot(runs), *metrics]
     return [plot for plot in plots if plot.figure["data"]]
 
@@ -232,13 +234,14 @@ def _lr_plot(runs: Sequence[History]) -> Plot:
     return plot
 
 
-def _metric_plot(runs: Sequence[History], key: str, title: str, caption: str) -> Plot:
+def _metric_plot(runs: Sequence[History], key: str) -> Plot:
     data: list[dict[str, Any]] = []
     for number, run in enumerate(runs):
         data += _epoch_line(run, number, "epoch", key, run.name)
     curves = dict.fromkeys(tuple(run.published.get(key, ())) for run in runs)
     data += [_published_line(values) for values in curves if values]
-    plot = _curve_plot(key.replace("_", "-"), title, caption, data, x_title="epoch")
+    name, title, caption = key.replace("_", "-"), METRIC_TITLES[key], _METRIC_CAPTIONS[key]
+    plot = _curve_plot(name, title, caption, data, x_title="epoch")
     plot.figure["layout"]["xaxis"] |= _epoch_ticks(runs)
     if key != "d_prime":
         # All others lie in [0, 1]; a little more, so that marks on the edge are whole.

@@ -19,11 +19,9 @@ from trainer.optim.settings import ScheduleSettings
 from trainer.report import figures
 from trainer.run.run_folder import read_history, read_recipe, read_run
 from trainer.run.skipped_steps import read_bad_steps
+from trainer.scores.metrics import METRICS
 from trainer.scores.predictions import read_metrics
 from trainer.studies.shared import read_runs
-
-METRICS = (("mAP", "mAP"), ("mAUC", "mAUC"), ("d_prime", "d′"), ("accuracy", "Accuracy"))
-"""Keys of the metrics that the page shows, and their titles."""
 
 _OF_TRAINING = {"augment", "sampler", "schedule", "optimiser", "averaging", "train"}
 """Sections whose settings, but for train.loss, say nothing of a model that was imported."""
@@ -75,7 +73,7 @@ class Run:
             for name, row in self.evaluations.items()
         }
         last = self.epochs[-1] if len(self.epochs) > 1 else {}
-        mean = {key: last.get(f"cumulative_{key}") for key, _ in METRICS}
+        mean = {key: last.get(f"cumulative_{key}") for key in METRICS}
         if mean["mAP"] is not None:
             name = f"{self.data.get('eval_name')}, mean of the scores of all epochs"
             found[name] = {"num_clips": self.data.get("num_eval_clips"), **mean}

@@ -19,7 +19,9 @@ from pipeline.pages import page
 from pipeline.pages.plots import counts_plot, series_colour
 from pipeline.terminal import units
 from trainer.report import examples, figures
-from trainer.report.runs import METRICS, Row, Run
+from trainer.report.runs import Row, Run
+from trainer.scores.metrics import METRICS
+from trainer.scores.over_runs import mean_and_deviation
 from trainer.scores.predictions import Predictions, predictions_path, read_predictions
 
 
@@ -33,7 +35,7 @@ def make_sections(runs: Sequence[Run]) -> Row:
         "runs": [{"run": run, "colour": series_colour(number)} for number, run in enumerate(runs)],
         "recipes": ", ".join(dict.fromkeys(str(run.info.get("recipe", "run")) for run in runs)),
         "tiles": make_tiles(runs),
-        "metrics": METRICS,
+        "metrics": tuple(figures.METRIC_TITLES.items()),
         "have_one_mean": have_one_mean(runs),
         "summary": summarise(runs),
         "differences": [row for row in settings_rows(runs) if row["differs"]],
@@ -55,7 +57,7 @@ def make_sections(runs: Sequence[Run]) -> Row:
 def make_tiles(runs: Sequence[Run]) -> list[Row]:
     """The headline numbers: label, value, and what to read it by."""
     tiles: list[Row] = []
-    for key, title in METRICS:
+    for key, title in figures.METRIC_TITLES.items():
         mean, spread = _over_runs(runs, key)
         chance, _ = _over_runs(runs, "chance_mAP")
         details = [f"± {units.number(spread)} in {len(runs)} runs"] if spread is not None else []
@@ -107,7 +109,7 @@ def _over_runs(runs: Sequence[Run], key: str) -> tuple[float | None, float | Non
     """Mean and sample standard deviation of a final metric, where they say something."""
     if not have_one_mean(runs):
         return None, None
-    return _mean_and_spread([run.final.get(key) for run in runs])
+    return mean_and_deviation([run.final.get(key) for run in runs])
 
 
 def _counts(values: Sequence[int | None]) -> str:
@@ -121,7 +123,7 @@ def _counts(values: Sequence[int | None]) -> str:
 def summarise(runs: Sequence[Run]) -> dict[str, Row]:
     """Mean and sample standard deviation over the runs, by metric."""
     summary = {}
-    for key, _ in METRICS:
+    for key in METRICS:
         mean, spread = _over_runs(runs, key)
         summary[key] = {"mean": mean, "spread": spread}
     return summary
@@ -190,7 +192,7 @@ def duration_section(runs: Sequence[Run], dataset: PreparedDataset | None) -> Ro
             "num_epochs": len(run.epochs),
             "train_s": run.train_s,
             "eval_s": math.fsum(entry.get("eval_s") or 0 for entry in run.epochs),
-            "clips_per_s": _mean_and_spread(
+            "clips_per_s": mean_and_deviation(
                 [rate for step in run.steps if (rate := step.get("clips_per_s")) is not None]
             )[0],
         }
@@ -251,11 +253,3 @@ def _table(runs: Sequence[Run], key: str) -> list[Row]:
         {"key": name, "values": [str(run.info.get(key, {}).get(name, "–")) for run in runs]}
         for name in names
     ]
-
-
-def _mean_and_spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Mean, and the sample standard deviation of two or more; None where a value is missing."""
-    defined = [value for value in values if value is not None]
-    if not defined or len(defined) < len(values):
-        return None, None
-    return statistics.fmean(defined), statistics.stdev(defined) if len(defined) > 1 else None

@@ -10,6 +10,7 @@ from pipeline.terminal.tables import facts_table, titled
 from trainer.checkpoints.settings import Weights
 from trainer.run.run_folder import read_history
 from trainer.run.skipped_steps import read_bad_steps
+from trainer.scores.metrics import METRICS
 from trainer.scores.predictions import predictions_name, predictions_path, read_metrics
 
 _NUM_SHOWN = 5
@@ -28,8 +29,8 @@ def metrics_summary(run_path: str, name: str) -> Group:
         table.add_row("weights", metrics["weights"] + epoch)
     table.add_row("clips", f"{metrics['num_clips']:,}")
     table.add_row("mAP", f"{_number(metrics['mAP'])} (chance {_number(metrics['chance_mAP'])})")
-    for key, title in (("mAUC", "mAUC"), ("d_prime", "d-prime"), ("accuracy", "accuracy")):
-        table.add_row(title, _number(metrics[key]))
+    for key in METRICS[1:]:
+        table.add_row(key.replace("_", "-"), _number(metrics[key]))
     if "common" in metrics:
         common = metrics["common"]
         table.add_row(

@@ -20,6 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.floating[Any]]
 
+METRICS = ("mAP", "mAUC", "d_prime", "accuracy")
+"""Fields of `Metrics` that sum up an evaluation, in the order in which they are shown."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassMetrics:

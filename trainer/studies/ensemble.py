@@ -23,7 +23,7 @@ from trainer.recipe.parse import load_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.run.run_folder import check_folder, is_finished, read_run
 from trainer.run.summary import check_learned
-from trainer.scores.metrics import Metrics, evaluate_scores
+from trainer.scores.metrics import METRICS, Metrics, evaluate_scores
 from trainer.scores.predictions import Predictions, read_predictions, write_predictions
 from trainer.studies.shared import (
     Figures,
@@ -33,8 +33,6 @@ from trainer.studies.shared import (
     runs_to_json,
     table_cells,
 )
-
-FIGURES = ("mAP", "mAUC", "d_prime", "accuracy")
 
 _VARIANT_NAME = re.compile(
     r"(?!seed-|tune$|predictions$)[A-Za-z0-9][A-Za-z0-9_.-]*(?<!\.json|\.html)"
@@ -228,7 +226,7 @@ def make_table(result: EnsembleResult) -> Table:
     numbers = to_json(result)
     table = Table(title=f"Ensemble of {len(result.members)} on {result.name}")
     table.add_column("model")
-    for name in FIGURES:
+    for name in METRICS:
         table.add_column(name, justify="right")
     for member, figures in numbers["members"].items():
         table.add_row(member, *table_cells(figures))
@@ -302,4 +300,4 @@ def _metrics(predictions: Predictions) -> Metrics:
 
 
 def _figures(metrics: Metrics) -> Figures:
-    return {name: getattr(metrics, name) for name in FIGURES}
+    return {name: getattr(metrics, name) for name in METRICS}

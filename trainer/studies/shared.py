@@ -4,11 +4,11 @@ In: overrides, run folders, and the scores of each run. Out: an error for an ove
 with an option; the runs as a result's JSON names them; mean and standard deviation; table cells.
 """
 
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pipeline import storage
 from pipeline.errors import UserError
+from trainer.scores.over_runs import mean_and_deviation
 
 Figures = dict[str, float | None]
 """Scores by their names; None: undefined."""
@@ -52,21 +52,13 @@ def mean_and_std(runs: Sequence[Figures]) -> dict[str, Figures]:
 
     None where a run has none; a single run has no deviation.
     """
-    return {"mean": _over(runs, statistics.fmean), "std": _over(runs, _deviation)}
+    over = {name: mean_and_deviation([one[name] for one in runs]) for name in runs[0]}
+    return {
+        "mean": {name: mean for name, (mean, _) in over.items()},
+        "std": {name: deviation for name, (_, deviation) in over.items()},
+    }
 
 
 def table_cells(figures: Figures) -> list[str]:
     """The figures of a row of a table."""
     return ["-" if value is None else f"{value:.4f}" for value in figures.values()]
-
-
-def _over(runs: Sequence[Figures], statistic: Callable[[list[float]], float | None]) -> Figures:
-    result: Figures = {}
-    for name in runs[0]:
-        values = [value for one in runs if (value := one[name]) is not None]
-        result[name] = statistic(values) if len(values) == len(runs) else None
-    return result
-
-
-def _deviation(values: list[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None

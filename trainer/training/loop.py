@@ -51,7 +51,7 @@ from trainer.recipe.recipe import Recipe
 from trainer.run.run_folder import describe_run, write_history
 from trainer.run.tensorboard_log import TensorBoardLog
 from trainer.run.writer import remove_unfinished, take_over, writing
-from trainer.scores.metrics import evaluate_scores
+from trainer.scores.metrics import METRICS, evaluate_scores
 from trainer.scores.predictions import from_scores, predictions_name, write_predictions
 from trainer.training.curve import add_point, progress_values
 from trainer.training.divergence import DivergedError
@@ -61,8 +61,6 @@ from trainer.training.run_state import Report, Run, restore, save, save_if_due
 from trainer.training.step import make_learner, make_step
 from trainer.training.window import Window, timed
 from trainer.training.world import World
-
-_METRICS = ("mAP", "mAUC", "d_prime", "accuracy")
 
 
 def train(
@@ -301,9 +299,9 @@ def _finish_epoch(run: Run, evaluation: Evaluation) -> None:
         "step": progress.step,
         "train_loss": progress.loss_sum / progress.num_clips if progress.num_clips else None,
         "eval_loss": evaluation.loss,
-        **{name: getattr(metrics, name) for name in _METRICS},
+        **{name: getattr(metrics, name) for name in METRICS},
         # Of the mean of the scores of all epochs so far: `cum_` in the authors' logs.
-        **{f"cumulative_{name}": getattr(cumulative, name) for name in _METRICS},
+        **{f"cumulative_{name}": getattr(cumulative, name) for name in METRICS},
         "train_s": progress.train_s,
         "eval_s": evaluation.wall_s,
     }
@@ -312,7 +310,7 @@ def _finish_epoch(run: Run, evaluation: Evaluation) -> None:
     progress.epoch_step = 0
     progress.loss_sum, progress.num_clips, progress.train_s = 0.0, 0, 0.0
     if run.log is not None:
-        names = ("eval_loss", *_METRICS, *(f"cumulative_{name}" for name in _METRICS))
+        names = ("eval_loss", *METRICS, *(f"cumulative_{name}" for name in METRICS))
         run.log.add(progress.step, {f"eval/{name}": entry[name] for name in names})
     needed_epochs = _needed_epochs(run)
     is_last = progress.epoch > run.recipe.train.epochs
