@@ -11,9 +11,10 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.manifest.layouts import parquet_files, tar_files
+from pipeline.manifest.layouts.container_rows import list_rows
 from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES, LISTING_SCHEMA, nothing_there
 
-_CONTAINERS = {module.SUFFIX: module.list_clips for module in (parquet_files, tar_files)}
+_CONTAINERS = {module.SUFFIX: module.list_file for module in (parquet_files, tar_files)}
 _AUDIO = rf"\.({'|'.join(suffix[1:] for suffix in sorted(AUDIO_SUFFIXES))})$"
 
 
@@ -39,7 +40,9 @@ def list_audio(location: str) -> tuple[pa.Table, list[str]]:
         raise nothing_there(location)
     for suffix, paths in containers.items():
         if paths:
-            tables.append(_CONTAINERS[suffix](sorted(paths), location, notes))
+            rows, problems = list_rows(sorted(paths), location, _CONTAINERS[suffix])
+            tables.append(rows.select(LISTING_SCHEMA.names))
+            notes += problems
             num_others -= len(paths)
     if num_others:
         notes.append(f"left out {num_others:,} files that are not audio")

@@ -7,7 +7,7 @@ audio, which `parquet_audio.read_audio` reads later.
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,9 @@ from pipeline.manifest.layouts.container_rows import (
     Problems,
     choose_fields,
     label_list,
-    list_rows,
     read_containers,
     split_of,
 )
-from pipeline.manifest.layouts.listing import LISTING_SCHEMA
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.layouts.parquet_audio import audio_column, is_damage
 from pipeline.manifest.manifest import Manifest
@@ -41,13 +39,6 @@ def read(source: str, options: SourceOptions) -> Manifest:
         UserError: there is none, none holds audio, or a label is not in `class_labels`.
     """
     return read_containers(source, SUFFIX, list_file, options)
-
-
-def list_clips(paths: Sequence[str], location: str, notes: list[str]) -> pa.Table:
-    """The clips of several files as a table of `LISTING_SCHEMA`; what is wrong goes to `notes`."""
-    rows, found = list_rows(paths, location, list_file)
-    notes += found
-    return rows.select(LISTING_SCHEMA.names)
 
 
 def list_file(

@@ -9,7 +9,7 @@ import json
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, cast
 
@@ -21,11 +21,10 @@ from pipeline.manifest.layouts.container_rows import (
     Problems,
     choose_fields,
     label_list,
-    list_rows,
     read_containers,
     split_of,
 )
-from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES, LISTING_SCHEMA
+from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.manifest import Manifest
 
@@ -44,13 +43,6 @@ def read(source: str, options: SourceOptions) -> Manifest:
         UserError: there is none, none holds audio, or a label is not in `class_labels`.
     """
     return read_containers(source, SUFFIX, list_file, options)
-
-
-def list_clips(paths: Sequence[str], location: str, notes: list[str]) -> pa.Table:
-    """The clips of several tars as a table of `LISTING_SCHEMA`; what is wrong goes to `notes`."""
-    rows, found = list_rows(paths, location, list_file)
-    notes += found
-    return rows.select(LISTING_SCHEMA.names)
 
 
 def list_file(

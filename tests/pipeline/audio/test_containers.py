@@ -22,6 +22,7 @@ from pipeline.manifest.checks import check
 from pipeline.manifest.layouts import parquet_files, tar_files
 from pipeline.manifest.layouts.container_rows import split_of
 from pipeline.manifest.layouts.listing import LISTING_SCHEMA
+from pipeline.manifest.layouts.location import list_audio
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.layouts.parquet_audio import audio_column, read_audio
 from pipeline.manifest.manifest import Manifest
@@ -112,7 +113,7 @@ def test_parquet_gives_the_bytes_that_went_in(
     audio = pa.array(contents, pa.binary()) if plain else audio_array(contents)
     path = tmp_path_factory.mktemp("p") / "train.parquet"
     write_parquet(path, {"wav": audio}, row_group_size=row_group_size)
-    listing = parquet_files.list_clips([str(path)], str(path.parent), [])
+    listing, _ = list_audio(str(path))
     assert listing.schema == LISTING_SCHEMA
     assert [read_place(clip) for clip in listing.to_pylist()] == contents
     with path.open("rb") as file:
@@ -132,7 +133,7 @@ def test_a_tar_gives_the_bytes_that_went_in(
     for key, content in clips.items():
         members += [(f"v1.0/{key}.flac", content), (f"v1.0/{key}.json", b'{"labels": ["x"]}')]
     path = write_tar(tmp_path_factory.mktemp("t") / "a.tar", members, kind=kind)
-    listing = tar_files.list_clips([path], path, [])
+    listing, _ = list_audio(path)
     assert listing.schema == LISTING_SCHEMA
     found = {clip["name"]: read_place(clip) for clip in listing.to_pylist()}
     assert found == {f"v1.0/{key}": content for key, content in clips.items()}
@@ -141,11 +142,10 @@ def test_a_tar_gives_the_bytes_that_went_in(
 
 def test_several_files_and_row_groups_keep_their_order(tmp_path: Path) -> None:
     audio: list[bytes | None] = [flac(i) for i in range(14)]
-    paths = []
     for part in range(2):
         columns = {"audio": audio_array(audio[7 * part :][:7]), "video_id": list("abcdefg")}
-        paths.append(write_parquet(tmp_path / f"{part}.parquet", columns))
-    listing = parquet_files.list_clips(paths, str(tmp_path), [])
+        write_parquet(tmp_path / f"{part}.parquet", columns)
+    listing, _ = list_audio(str(tmp_path))
     assert listing["name"].to_pylist() == list("abcdefg") * 2
     assert listing["row_group"].to_pylist() == [0, 0, 0, 1, 1, 1, 2] * 2
     assert listing["row"].to_pylist() == [0, 1, 2, 0, 1, 2, 0] * 2
@@ -269,8 +269,7 @@ def test_listing_does_not_read_the_audio(tmp_path: Path, monkeypatch: pytest.Mon
     members = [(f"{i}.flac", content) for i, content in enumerate(big)]
     tar = write_tar(tmp_path / "x.tar", members)
     counted = count_bytes(monkeypatch)
-    assert parquet_files.list_clips([path], path, []).num_rows == 6
-    assert tar_files.list_clips([tar], tar, []).num_rows == 6
+    assert list_audio(path)[0].num_rows == list_audio(tar)[0].num_rows == 6
     assert 0 < sum(counted) < 300_000
 
 
@@ -444,8 +443,7 @@ def test_every_cut_of_a_tar_keeps_what_is_whole(tmp_path: Path) -> None:
     last_block = ends[-1] + -ends[-1] % tarfile.BLOCKSIZE + tarfile.BLOCKSIZE
     for size_bytes in {*range(0, last_block, 97), *ends, *(end - 1 for end in ends)}:
         path.write_bytes(whole[:size_bytes])
-        notes: list[str] = []
-        listing = tar_files.list_clips([str(path)], str(path), notes)
+        listing, notes = list_audio(str(path))
         num_whole = sum(end <= size_bytes for end in ends)
         assert listing["name"].to_pylist() == ["0", "1", "2"][:num_whole], size_bytes
         assert [read_place(clip) for clip in listing.to_pylist()] == audio[:num_whole]
@@ -520,7 +518,7 @@ def test_listing_a_bucket_does_not_fetch_the_audio(
         return bytes(fetch_range(file, start, end))
 
     monkeypatch.setattr(s3fs.core.S3File, "_fetch_range", counting)
-    for layout, name in ((parquet_files, "x.parquet"), (tar_files, "x.tar")):
-        assert layout.list_clips([f"{s3}/{name}"], s3, []).num_rows == 6
+    for name in ("x.parquet", "x.tar"):
+        assert list_audio(f"{s3}/{name}")[0].num_rows == 6
         assert 0 < sum(fetched) < 300_000
         fetched.clear()
