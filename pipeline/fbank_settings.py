@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 
 Count = TypeVar("Count", int, "NDArray[np.int64]", "Tensor")
 
+PUBLISHED_NORMS = {
+    "AudioSet": (-4.2677393, 4.5689974),
+    "ESC-50": (-6.6268077, 5.358466),
+    "Speech Commands V2": (-6.845978, 5.5654526),
+}
+"""Mean and standard deviation of log-mels that AST's authors normalised each data set by."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FbankSettings:

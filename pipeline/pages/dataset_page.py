@@ -24,6 +24,7 @@ from pipeline import storage
 from pipeline.dataset.card import Card
 from pipeline.dataset.prepare_summary import read_summary
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
+from pipeline.fbank_settings import PUBLISHED_NORMS
 from pipeline.manifest.coverage import Coverage, ListedClips
 from pipeline.pages import page
 from pipeline.pages.coverage_page import coverage_section
@@ -34,13 +35,6 @@ from pipeline.terminal import units
 NUM_EXAMPLES = 20
 NUM_REJECT_EXAMPLES = 5
 """Ids shown of the clips that were rejected for one reason, at most."""
-
-PUBLISHED = (
-    ("AudioSet", -4.2677393, 4.5689974),
-    ("ESC-50", -6.6268077, 5.358466),
-    ("Speech Commands V2", -6.845978, 5.5654526),
-)
-"""Mean and standard deviation of log-mels that AST's authors normalised each data set by."""
 
 _LEVEL_STEP_DB = 2
 _MAX_BINS = 50
@@ -105,7 +99,7 @@ def norms(mean: float, std: float) -> list[Section]:
             "mean_after": (mean - other_mean) / (2 * other_std),
             "std_after": std / (2 * other_std),
         }
-        for name, other_mean, other_std in PUBLISHED
+        for name, (other_mean, other_std) in PUBLISHED_NORMS.items()
     ]
 
 

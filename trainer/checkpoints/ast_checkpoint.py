@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.fbank_settings import FbankSettings
+from pipeline.fbank_settings import PUBLISHED_NORMS, FbankSettings
 from trainer.checkpoints.checkpoint import load_last
 from trainer.checkpoints.fit import check_values
 from trainer.checkpoints.names import (
@@ -46,8 +46,6 @@ _STRIDES = (10, 12, 14, 16)
 _LENGTHS = (1024, 512, 128)
 """Strides and target lengths of the authors' runs: each pair has another number of patches."""
 _NUM_AUDIOSET = 527
-_AUDIOSET_NORM = (-4.2677393, 4.5689974)
-_SPEECH_COMMANDS_NORM = (-6.845978, 5.5654526)
 _HEAD_NDIMS = {"pos_embed": 3, "head.weight": 2, "head.bias": 1}
 """What tells a whole AST from a backbone, and of how many dimensions each is."""
 _GRID = ("patch_frequency", "patch_time", "stride_frequency", "stride_time", "num_frames")
@@ -256,7 +254,10 @@ def _from_authors(path: str, state: State, like: Mapping[str, Any]) -> AstCheckp
     _require_head(state, path)
     num_classes = len(state["head.bias"])
     is_speech = num_classes == len(_SPEECH_COMMANDS)
-    norms = {_NUM_AUDIOSET: _AUDIOSET_NORM, len(_SPEECH_COMMANDS): _SPEECH_COMMANDS_NORM}
+    norms = {
+        _NUM_AUDIOSET: PUBLISHED_NORMS["AudioSet"],
+        len(_SPEECH_COMMANDS): PUBLISHED_NORMS["Speech Commands V2"],
+    }
     mean, std = norms.get(num_classes, (None, None))
     return AstCheckpoint(
         source=path,

@@ -22,6 +22,7 @@ from pipeline.dataset.card import RejectedClips
 from pipeline.dataset.prepare_summary import write_summary
 from pipeline.dataset.prepared import open_dataset
 from pipeline.errors import UserError
+from pipeline.fbank_settings import PUBLISHED_NORMS
 from pipeline.manifest.coverage import CommonClips, Coverage, ListedClass, ListedClips
 from pipeline.pages import dataset_page, spectrogram
 from pipeline.pages.coverage_page import coverage_section, write_coverage_page
@@ -321,7 +322,7 @@ def test_rejects_are_counted_by_reason(tmp_path: Path) -> None:
 
 
 def test_published_normalisation_of_the_same_data_is_half() -> None:
-    rows = dataset_page.norms(*dataset_page.PUBLISHED[0][1:])
+    rows = dataset_page.norms(*PUBLISHED_NORMS["AudioSet"])
     assert (rows[0]["mean_after"], rows[0]["std_after"]) == (0, 0.5)
     assert rows[1]["mean_after"] == pytest.approx((-4.2677393 + 6.6268077) / (2 * 5.358466))
 
