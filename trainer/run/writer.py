@@ -27,20 +27,27 @@ def alone_in(run_path: str) -> Iterator[None]:
         yield
         return
     storage.make_folder(run_path)
-    lock = FileLock(Path(run_path, ".lock"), blocking=False, fallback_to_soft=False)
+    path = Path(run_path, ".lock")
     with ExitStack() as held:
         try:
-            held.enter_context(lock)
+            held.enter_context(FileLock(path, blocking=False, fallback_to_soft=False))
         except Timeout as error:
             raise UserError(
                 run_path, "another process trains there", "wait for it, or give another --out"
             ) from error
         except OSError as error:
-            if error.filename is not None:  # of opening the file, not of locking it
-                raise UserError(run_path, f"cannot be written ({error.strerror})") from error
-            # Buckets that are mounted as a folder often have no locks.
+            # Buckets that are mounted as a folder often have no locks, or open no file for reading
+            # and writing at once, as filelock does; what cannot be written at all is an error.
+            _check_writable(path)
             print(f"note: {run_path}: not locked ({error.strerror})", file=sys.stderr)
         yield
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.open("w").close()
+    except OSError as error:
+        raise UserError(str(path.parent), f"cannot be written ({error.strerror})") from error
 
 
 def take_over(run_path: str) -> str:
