@@ -21,9 +21,11 @@ from torchaudio.compliance import kaldi
 
 from pipeline.audio.decode import decode_audio
 from pipeline.audio.settings import DecodeSettings
+from pipeline.errors import SettingValueError
 from pipeline.fbank import fbank
 from pipeline.fbank_settings import FbankSettings
 from tests.support.audio import noise, tone
+from tests.support.errors import refused
 from tests.support.plain_clips import golden
 
 SETTINGS = FbankSettings()
@@ -204,7 +206,7 @@ def test_other_settings_equal_the_reference() -> None:
 
 @pytest.mark.parametrize("shape", [(), (0,), (399,), (2, 399), (2, 1, 16_000)])
 def test_refuses_what_is_not_a_mono_frame(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"waveform: must be \[N\] or \[B, N\] with N >= 400"):
+    with pytest.raises(ValueError, match=r"^waveform: .*400"):
         fbank(torch.zeros(shape), SETTINGS)
 
 
@@ -220,7 +222,7 @@ def test_refuses_what_is_not_a_mono_frame(shape: tuple[int, ...]) -> None:
     ],
 )
 def test_settings_out_of_range_are_refused(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{name}: must be"):
+    with refused(name, f"got {value}", type=SettingValueError):
         FbankSettings(**{name: value})
 
 

@@ -17,15 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import storage
-from pipeline.errors import UserError
 from pipeline.manifest.checks import check
 from pipeline.manifest.layouts import parquet_files, tar_files
 from pipeline.manifest.layouts.container_rows import split_of
 from pipeline.manifest.layouts.listing import LISTING_SCHEMA
 from pipeline.manifest.layouts.location import list_audio
 from pipeline.manifest.layouts.options import SourceOptions
-from pipeline.manifest.layouts.parquet_audio import audio_column, read_audio
+from pipeline.manifest.layouts.parquet_audio import NoAudioColumnError, audio_column, read_audio
 from pipeline.manifest.manifest import Manifest
+from tests.support.errors import refused
 
 AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 CLASSES = 'index,mid,display_name\n1,/m/b,Bark\n0,/m/r,"Rain, heavy"\n2,/m/c,Cat\n'
@@ -231,16 +231,17 @@ def test_columns_by_other_names(tmp_path: Path) -> None:
     manifest = parquet_files.read(path, options)
     assert manifest.clips["labels"].to_pylist() == [["dog"]]
     assert manifest.clips["fold"].to_pylist() == [3]
-    with pytest.raises(UserError, match=r"--column labels=none: .*x.parquet has no none"):
+    with refused("--column labels=none", path):
         parquet_files.read(path, SourceOptions(columns={"labels": "none"}))
-    with pytest.raises(UserError, match=r"--column label=\.\.\.: there are only id, labels"):
+    with refused("--column label=...", "id", "labels"):
         parquet_files.read(path, SourceOptions(columns={"label": "category"}))
 
 
 def test_labels_that_are_all_empty_are_refused(tmp_path: Path) -> None:
     columns = {"audio": audio_array([b"1", b"2"]), "labels": [[], [""]]}
-    with pytest.raises(UserError, match="none of 2 clips has a label"):
-        parquet_files.read(write_parquet(tmp_path / "x.parquet", columns), SourceOptions())
+    path = write_parquet(tmp_path / "x.parquet", columns)
+    with refused(path, "none of 2", remedy="--column labels=NAME"):
+        parquet_files.read(path, SourceOptions())
 
 
 def test_rows_without_name_or_audio(tmp_path: Path) -> None:
@@ -297,15 +298,15 @@ def test_audio_column() -> None:
 
     assert find(("wav", AUDIO), ("id", pa.string())) == "wav.bytes"
     assert find(("image", pa.binary()), ("audio", pa.large_binary())) == "audio"
-    with pytest.raises(UserError, match="0 columns could be the audio, of id"):
+    with refused("", 0, "id", type=NoAudioColumnError):
         find(("id", pa.string()))
-    with pytest.raises(UserError, match="2 columns could be the audio, of a, b"):
+    with refused("", 2, "a, b", type=NoAudioColumnError):
         find(("a", pa.binary()), ("b", AUDIO))
 
 
 def test_places_that_a_file_does_not_have() -> None:
     data = parquet_bytes({"audio": audio_array([b"1", b"2"])})
-    with pytest.raises(EOFError, match="row group 0 has 2 rows, not row 2"):
+    with pytest.raises(EOFError, match=r"\b0 .*\b2 rows"):
         read_audio(io.BytesIO(data), 0, [1, 2])
     with pytest.raises(pa.ArrowInvalid):
         read_audio(io.BytesIO(data), 1, [0])
@@ -340,7 +341,7 @@ def test_damaged_pages_are_noted(tmp_path: Path) -> None:
     start = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0).column(2).data_page_offset
     data[start : start + 8] = b"\xff" * 8
     (tmp_path / "x.parquet").write_bytes(data)
-    with pytest.raises(UserError, match=r"no clip in 1 .parquet files; left out: no Parquet file"):
+    with refused(tmp_path / "x.parquet", "no clip in 1 .parquet", remedy=True):
         parquet_files.read(str(tmp_path / "x.parquet"), SourceOptions())
 
 
@@ -348,15 +349,16 @@ def test_of_many_faults_a_few_are_shown(tmp_path: Path) -> None:
     for number in range(2, 7):
         columns = {f"audio_{one}": audio_array([b"x"]) for one in range(number)}
         write_parquet(tmp_path / f"{number}.parquet", columns)
-    with pytest.raises(UserError, match=r"no clip in 5 .parquet files; (left out: .+; ){3}and 2 m"):
+    with refused(tmp_path, "no clip in 5 .parquet", "2 more") as caught:
         parquet_files.read(str(tmp_path), SourceOptions())
+    assert str(caught.value).count(str(tmp_path)) == 1 + 3
 
 
 @pytest.mark.parametrize("layout", [parquet_files, tar_files])
 def test_nothing_there_is_refused(tmp_path: Path, layout: Any) -> None:
-    with pytest.raises(UserError, match=f"no {layout.SUFFIX} file there"):
+    with refused(tmp_path, layout.SUFFIX):
         layout.read(str(tmp_path), SourceOptions())
-    with pytest.raises(UserError, match="not found"):
+    with refused(tmp_path / f"none{layout.SUFFIX}", "not found"):
         layout.read(str(tmp_path / f"none{layout.SUFFIX}"), SourceOptions())
 
 
@@ -364,7 +366,7 @@ def test_labels_that_are_not_in_the_list(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "x.parquet", {"audio": audio_array([b"x"]), "label": ["/m/z"]})
     (tmp_path / "classes.csv").write_text(CLASSES)
     options = SourceOptions(class_labels=str(tmp_path / "classes.csv"))
-    with pytest.raises(UserError, match="1 labels are not in it, such as '/m/z'"):
+    with refused(tmp_path / "classes.csv", 1, "'/m/z'"):
         parquet_files.read(path, options)
 
 

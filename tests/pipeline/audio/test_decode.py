@@ -19,7 +19,9 @@ from pipeline.audio.decode import decode_audio
 from pipeline.audio.flac import read_flac
 from pipeline.audio.rejects import RejectError
 from pipeline.audio.settings import DecodeSettings
+from pipeline.errors import SettingValueError
 from tests.support.audio import Samples, encode, encode_av, encode_video, noise, tone
+from tests.support.errors import refused
 
 LIMITS = DecodeSettings()
 HAS_MP3 = "MP3" in soundfile.available_formats()
@@ -398,7 +400,7 @@ def test_a_stretch_past_the_end_is_cut_there() -> None:
 def test_a_long_recording_is_refused_but_not_a_short_stretch_of_it() -> None:
     limits = DecodeSettings(max_duration_s=1.0)
     data = encode(noise(1.5, 16_000))
-    with pytest.raises(RejectError, match="longer than 1 s"):
+    with pytest.raises(RejectError, match=r"\b1 s$"):
         decode_audio(data, limits, sample_rate_hz=16_000)
     assert len(decode_audio(data, limits, sample_rate_hz=16_000, end_s=1.0)) == 16_000
 
@@ -419,7 +421,7 @@ def test_too_many_channels_are_refused_unread() -> None:
     limits = DecodeSettings(max_values=1_000)
     channels = np.zeros((101, 10))
     for data in (encode(channels), encode_av(channels, 48_000, "mov", "pcm_s16le", layout="10c")):
-        with pytest.raises(RejectError, match="more samples, of all channels"):
+        with pytest.raises(RejectError, match="channels"):
             decode_audio(data, limits, sample_rate_hz=16_000)
         decode_audio(data, limits, sample_rate_hz=16_000, end_s=0.002)
 
@@ -446,7 +448,7 @@ def test_a_sample_rate_out_of_range_is_refused(rate_hz: int) -> None:
 
 @pytest.mark.parametrize("max_duration_s", [0.0, -1.0, 86_401.0, float("nan")])
 def test_limits_out_of_range_are_refused(max_duration_s: float) -> None:
-    with pytest.raises(ValueError, match=r"^max_duration_s: must be"):
+    with refused("max_duration_s", f"got {max_duration_s}", type=SettingValueError):
         DecodeSettings(max_duration_s=max_duration_s)
 
 

@@ -92,7 +92,7 @@ def test_rejects_and_limits_are_those_of_this_process() -> None:
     with DecoderProcess() as decoder:
         assert reason_for(decoder, b"") == "the file is empty"
         assert reason_for(decoder, GOOD[:-100]) == "cut short or damaged"
-        with pytest.raises(RejectError, match=r"longer than 0\.25 s"):
+        with pytest.raises(RejectError, match=r"\b0\.25 s$"):
             decoder.decode_audio(GOOD, DecodeSettings(max_duration_s=0.25), sample_rate_hz=16_000)
         assert decodes(decoder)
         assert decoder.num_starts == 1
@@ -158,7 +158,7 @@ def test_no_child_is_left(saboteur: Sequence[str]) -> None:
 def test_a_child_that_cannot_start_is_no_fault_of_a_clip() -> None:
     with (
         DecoderProcess(command=[sys.executable, "-c", "raise SystemExit(3)"]) as decoder,
-        pytest.raises(RuntimeError, match=r"cannot start \(exit status 3\)"),
+        pytest.raises(RuntimeError, match="exit status 3"),
     ):
         decoder.decode_audio(GOOD, LIMITS, sample_rate_hz=16_000)
 

@@ -20,7 +20,7 @@ from pipeline.audio.stored_audio import decode_flac, encode_flac, to_16_bits, to
 from pipeline.commands.summaries import prepare_summary
 from pipeline.dataset.card import ClippedAudio
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
-from pipeline.errors import UserError
+from pipeline.errors import SettingValueError
 from pipeline.fbank_settings import FbankSettings
 from pipeline.manifest.files import write_manifest
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
@@ -28,6 +28,7 @@ from pipeline.pages.dataset_page import write_dataset_page
 from pipeline.shards.estimate import estimate
 from pipeline.shards.settings import PrepareSettings
 from tests.support.audio import encode, noise, tone
+from tests.support.errors import refused
 from tests.support.plain_clips import augmented_audio
 from tests.support.prepared import TINY, tiny_recipe
 from tests.support.runs import assert_same_run
@@ -78,7 +79,7 @@ def dataset(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Pre
 
 
 @pytest.fixture(scope="module")
-def of_fbanks(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+def fbank_dataset(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     folder = tmp_path_factory.mktemp("fbank-set")
     prepare(manifest, folder, FBANKS)
     return open_dataset(str(folder))
@@ -101,7 +102,7 @@ def test_what_is_beyond_full_scale_is_cut_off_and_counted() -> None:
     samples, num_clipped = to_16_bits(waveform)
     assert samples[:7].tolist() == [32_767, -32_768, 32_767, -32_768, 32_767, 1, -2]
     assert num_clipped == 3
-    with pytest.raises(RejectError, match="more than 10 % of its samples are beyond full scale"):
+    with pytest.raises(RejectError, match="10 %"):
         to_16_bits(1_000 * tone(0.1, 16_000))
 
 
@@ -120,7 +121,7 @@ def test_a_damaged_flac_is_seen(damaged: Any) -> None:
     assert len(decode_flac(data, 16_000)) == 16_000
     with pytest.raises(EOFError):
         decode_flac(damaged(data), 16_000)
-    with pytest.raises(EOFError, match="is no FLAC of 15999 samples"):
+    with pytest.raises(EOFError, match="15999"):
         decode_flac(data, 15_999)
 
 
@@ -150,21 +151,21 @@ def test_stock_webdataset_reads_it(dataset: PreparedDataset) -> None:
 
 
 def test_index_and_card_are_those_of_the_fbanks_it_gives(
-    dataset: PreparedDataset, of_fbanks: PreparedDataset
+    dataset: PreparedDataset, fbank_dataset: PreparedDataset
 ) -> None:
     """Of 16-bit sources just the same, but for what is stored and where."""
     own = {"fingerprint", "plan_fingerprint", "shards", "index_sha256", "store", "clipped"}
-    cards = [one.card.to_json() for one in (dataset, of_fbanks)]
+    cards = [one.card.to_json() for one in (dataset, fbank_dataset)]
     shared = [{name: card[name] for name in card if name not in own} for card in cards]
     assert shared[0] == shared[1]
     assert dataset.card.store == "audio"
     assert "store" not in cards[1]
     places = ["offset_bytes", "size_bytes"]
     facts = dataset.index.drop_columns([*places, "num_clipped"])
-    assert facts.equals(of_fbanks.index.drop_columns(places))
-    assert (of_fbanks.audio_fbank, dataset.audio_fbank) == (None, FbankSettings())
+    assert facts.equals(fbank_dataset.index.drop_columns(places))
+    assert (fbank_dataset.audio_fbank, dataset.audio_fbank) == (None, FbankSettings())
     for row in (0, 27):
-        assert np.array_equal(dataset.read_fbank(row), of_fbanks.read_fbank(row))
+        assert np.array_equal(dataset.read_fbank(row), fbank_dataset.read_fbank(row))
 
 
 def test_clipping_is_counted(tmp_path: Path) -> None:
@@ -211,23 +212,23 @@ def test_verify_and_prepare_mend_it(
     damaged = open_dataset(str(copy))
     with pytest.raises(EOFError):
         damaged.read_fbank(3)
-    with pytest.raises(UserError, match=f"{shard}: the audio of clip '{row['id']}' does not give"):
+    with refused(shard, f"clip '{row['id']}'", remedy=True):
         evaluation(select_clips(damaged, row["split"]))
     assert prepare(manifest, copy, AUDIO) is not None
     assert shard.read_bytes() == whole
 
 
 def test_the_two_kinds_are_not_mixed(
-    dataset: PreparedDataset, of_fbanks: PreparedDataset, manifest: Manifest
+    dataset: PreparedDataset, fbank_dataset: PreparedDataset, manifest: Manifest
 ) -> None:
-    with pytest.raises(UserError, match=r"other settings: store was audio, now fbank\. Only new"):
+    with refused(dataset.path, "store was audio, now fbank", remedy="--out"):
         prepare(manifest, dataset.path, FBANKS)
-    with pytest.raises(UserError, match=r"other settings: store was fbank, now audio\. Only new"):
-        prepare(manifest, of_fbanks.path, AUDIO)
+    with refused(fbank_dataset.path, "store was fbank, now audio", remedy="--out"):
+        prepare(manifest, fbank_dataset.path, AUDIO)
     # Data sets from before there was a choice have no word of it in their plan.
-    plan = storage.read_json(f"{of_fbanks.path}/_work/plan.json")
+    plan = storage.read_json(f"{fbank_dataset.path}/_work/plan.json")
     assert set(plan["basis"]["settings"]) == {"fbank", "decode", "clips_per_shard"}
-    with pytest.raises(ValueError, match=r"store: must be one of .*, got 'wav'"):
+    with refused("store", "fbank", "audio", "'wav'", type=SettingValueError):
         replace(AUDIO, store="wav")  # type: ignore[arg-type]
 
 
@@ -244,7 +245,7 @@ def test_the_command_line_makes_the_same(
     assert ray_job.main(["prepare", f"{tmp_path}/clips.parquet", *options]) == 0
     assert open_dataset(f"{tmp_path}/out").card == dataset.card
     assert ray_job.main(["verify", f"{tmp_path}/out"]) == 0
-    assert "every byte is what" in capsys.readouterr().out
+    assert f"{tmp_path}/out" in capsys.readouterr().out
 
 
 def test_its_size_is_estimated(manifest: Manifest, dataset: PreparedDataset) -> None:
@@ -285,11 +286,11 @@ def training(
 
 
 def test_evaluation_sees_what_it_sees_of_fbanks(
-    dataset: PreparedDataset, of_fbanks: PreparedDataset
+    dataset: PreparedDataset, fbank_dataset: PreparedDataset
 ) -> None:
     for split in ("train", "eval"):
         x = evaluation(select_clips(dataset, split))
-        other = evaluation(select_clips(of_fbanks, split))
+        other = evaluation(select_clips(fbank_dataset, split))
         torch.testing.assert_close(x, other, atol=1e-3, rtol=0)
         padding = (other == other[:, :, :1]).all(dim=2)
         assert padding.any()
@@ -352,7 +353,7 @@ def test_mixing_leaves_nothing_of_the_partner_past_the_clip() -> None:
     out = mix_waveforms(samples, torch.tensor([2, 4]), draws) * 32_768
     # (-100, 100) and (-15, -15) of the partner without its mean 65: mixed, then without the mean.
     torch.testing.assert_close(out, torch.tensor([[-75.0, 75.0, 0.0, 0.0]]))
-    with pytest.raises(ValueError, match=r"x: must be \[2, samples\], got \[1, 4\]"):
+    with pytest.raises(ValueError, match=r"^x: .*\[1, 4\]"):
         mix_waveforms(samples[:1], torch.tensor([2]), draws)
 
 

@@ -31,6 +31,7 @@ from pipeline.shards.plan import (
 )
 from pipeline.shards.settings import PrepareSettings
 from tests.support.audio import encode, noise, write_clips
+from tests.support.errors import assert_error_line, assert_names, refused
 from tests.support.preparation import LABELS, SETTINGS, die, files, planned_ids
 from tests.support.without_ray import prepare, tars, verify
 
@@ -47,7 +48,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
     ]
 
 
-def of(clips: Sequence[Clip], **numbers: int) -> Manifest:
+def manifest_of(clips: Sequence[Clip], **numbers: int) -> Manifest:
     """The manifest of so many clips of each split."""
     chosen = [[c for c in clips if c.split == split][:num] for split, num in numbers.items()]
     return from_clips([clip for part in chosen for clip in part], LABELS)
@@ -55,7 +56,7 @@ def of(clips: Sequence[Clip], **numbers: int) -> Manifest:
 
 @pytest.fixture(scope="module")
 def first(clips: list[Clip]) -> Manifest:
-    return of(clips, train=9, eval=4)
+    return manifest_of(clips, train=9, eval=4)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_new_clips_make_new_shards_and_touch_no_old_one(
     copy: Path, before: Path, clips: list[Clip]
 ) -> None:
     old, old_ids = tars(copy), ids(copy)
-    grown = of(clips, train=14, eval=4, more=3)
+    grown = manifest_of(clips, train=14, eval=4, more=3)
     summary = prepare(grown, copy)
     assert summary is not None
     assert (summary.num_shards_built, summary.num_clips_built, summary.num_clips) == (3, 8, 21)
@@ -124,7 +125,7 @@ def test_new_clips_make_new_shards_and_touch_no_old_one(
 def test_an_addition_that_is_stopped_ends_as_one_that_is_not(
     number: int, copy: Path, before: Path, clips: list[Clip], tmp_path: Path
 ) -> None:
-    grown = of(clips, train=14, eval=4, more=3)
+    grown = manifest_of(clips, train=14, eval=4, more=3)
     at_once = Path(shutil.copytree(before, tmp_path / "at once"))
     prepare(grown, at_once)
     with pytest.MonkeyPatch.context() as patch:
@@ -141,7 +142,7 @@ def test_an_addition_that_is_stopped_ends_as_one_that_is_not(
 def test_damage_to_a_data_set_that_grew_is_mended(
     copy: Path, clips: list[Clip], tmp_path: Path
 ) -> None:
-    grown = of(clips, train=14, eval=4, more=3)
+    grown = manifest_of(clips, train=14, eval=4, more=3)
     prepare(grown, copy)
     whole = files(copy)
     (copy / "shards" / "train-00004.tar").unlink()
@@ -200,30 +201,26 @@ def test_the_same_clips_in_another_order_are_complete_already(copy: Path, first:
 # --- what does not belong together -------------------------------------------------------------
 
 
-def refusal(manifest: Manifest, folder: Path, settings: PrepareSettings = SETTINGS) -> str:
-    """The line that `prepare` ends with, having changed nothing."""
+def check_refused(
+    manifest: Manifest, folder: Path, *values: object, settings: PrepareSettings = SETTINGS
+) -> str:
+    """Check that `prepare` refuses, names the values and changes nothing; gives the message."""
 
-    def everything() -> dict[Path, bytes]:
+    def all_files() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
-    found = everything()
-    with pytest.raises(UserError) as caught:
+    before = all_files()
+    with refused(folder, *values, remedy="--out") as caught:
         prepare(manifest, folder, settings)
-    assert everything() == found
-    line = str(caught.value)
-    assert "\n" not in line
-    assert line.startswith(f"{folder}: holds shards of another manifest or other settings: ")
-    assert line.endswith("Only new clips can be added; give another --out, or remove it")
-    return line
+    assert all_files() == before
+    return str(caught.value)
 
 
 def test_clips_that_were_removed_are_named(copy: Path, clips: list[Clip]) -> None:
-    line = refusal(of(clips, train=8, eval=4, more=3), copy)
-    assert ": 1 clips were removed (train/8). " in line
-    line = refusal(of(clips, train=3, eval=4), copy)
-    assert "6 clips were removed (train/" in line
-    assert line.count("train/") == 5
-    assert ", ...)" in line
+    check_refused(manifest_of(clips, train=8, eval=4, more=3), copy, 1, "removed", "train/8")
+    message = check_refused(manifest_of(clips, train=3, eval=4), copy, 6, "removed")
+    assert message.count("train/") == 5
+    assert ", ..." in message
 
 
 @pytest.mark.parametrize(
@@ -243,25 +240,24 @@ def test_clips_that_were_changed_are_named(
 ) -> None:
     rows = [clip for clip in clips if clip.id in set(first.clips["id"].to_pylist())]
     changed = [replace(clip, **change) if clip.id == "train/5" else clip for clip in rows]
-    line = refusal(from_clips([*changed, *clips[-2:]], LABELS), copy)
-    assert ": 1 clips were changed (train/5). " in line
+    grown = from_clips([*changed, *clips[-2:]], LABELS)
+    check_refused(grown, copy, 1, "changed", "train/5")
 
 
 def test_settings_and_vocabulary_that_were_changed_are_named(copy: Path, first: Manifest) -> None:
     other = PrepareSettings(clips_per_shard=5, decode=DecodeSettings(max_duration_s=9.0))
-    line = refusal(first, copy, other)
-    assert ": max_duration_s was 600.0, now 9.0; clips_per_shard was 4, now 5. " in line
-    line = refusal(replace(first, labels=(*LABELS, "new")), copy)
-    assert ": vocabulary was 3 labels (" in line
-    assert ", now 4 labels (" in line
-    line = refusal(replace(first, labels=LABELS[::-1]), copy)
-    assert ", now 3 labels (" in line
+    values = ("max_duration_s", 600.0, 9.0, "clips_per_shard", 4, 5)
+    check_refused(first, copy, *values, settings=other)
+    check_refused(replace(first, labels=(*LABELS, "new")), copy, "vocabulary", 3, 4)
+    message = check_refused(replace(first, labels=LABELS[::-1]), copy, "vocabulary")
+    assert message.count("3 labels") == 2
 
 
 def test_all_differences_stand_in_one_line(copy: Path, clips: list[Clip]) -> None:
     rows = [replace(clips[0], fold=5), *clips[2:9], *(c for c in clips if c.split == "eval")]
-    line = refusal(from_clips(rows, LABELS), copy, replace(SETTINGS, clips_per_shard=5))
-    assert "clips_per_shard was 4, now 5; 1 clips were removed (train/1); 1 clips were chan" in line
+    values = ("clips_per_shard", 4, 5, "removed", "train/1", "changed", "train/0")
+    other = replace(SETTINGS, clips_per_shard=5)
+    check_refused(from_clips(rows, LABELS), copy, *values, settings=other)
 
 
 def test_an_unfinished_data_set_is_as_strict(
@@ -271,7 +267,7 @@ def test_an_unfinished_data_set_is_as_strict(
         patch.setattr("pipeline.dataset.prepare.build_shard", stop_after(1))
         with pytest.raises(KeyboardInterrupt):
             prepare(first, tmp_path)
-    assert "9 clips were removed" in refusal(of(clips, eval=4), tmp_path)
+    check_refused(manifest_of(clips, eval=4), tmp_path, 9, "removed")
 
 
 def test_a_run_that_finished_nothing_binds_nobody(
@@ -281,7 +277,7 @@ def test_a_run_that_finished_nothing_binds_nobody(
         patch.setattr("pipeline.dataset.prepare.build_shard", stop_after(0))
         with pytest.raises(KeyboardInterrupt):
             prepare(first, tmp_path / "out")
-    other, settings = of(clips, train=6, more=3), replace(SETTINGS, clips_per_shard=5)
+    other, settings = manifest_of(clips, train=6, more=3), replace(SETTINGS, clips_per_shard=5)
     prepare(other, tmp_path / "out", settings)
     prepare(other, tmp_path / "at once", settings)
     assert files(tmp_path / "out") == files(tmp_path / "at once")
@@ -338,8 +334,11 @@ def test_a_damaged_plan_is_named_and_made_again_from_its_manifest(
     ]
     assert found[0].what.startswith("is missing" if damage is unlink else "is damaged (")
     (copy / "shards" / "train-00001.tar").unlink()
-    with pytest.raises(UserError, match=r"^[^\n]*give another --out[^\n]*$"):
-        prepare(of(clips, train=10, eval=4), copy)
+    with pytest.raises(UserError) as caught:
+        prepare(manifest_of(clips, train=10, eval=4), copy)
+    lost = copy if name == "plan.json" and damage is unlink else copy / "_work" / name
+    assert caught.value.where == str(lost)
+    assert_names(caught.value.remedy, "--out")
     summary = prepare(first, copy)
     assert summary is not None
     assert summary.num_shards_built == 1
@@ -367,35 +366,35 @@ def test_nothing_is_written_among_other_things(first: Manifest, tmp_path: Path) 
     path = tmp_path / "source" / "audio" / "a.wav"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"RIFF")
-    with pytest.raises(UserError, match="source: is not empty and holds no data set; give another"):
+    with refused(tmp_path / "source", "empty", remedy="--out"):
         prepare(first, tmp_path / "source")
-    with pytest.raises(UserError, match=r"a.wav: is a file; give the folder of a data set as --ou"):
+    with refused(path, "file", remedy="--out"):
         prepare(first, path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [path]
-    with pytest.raises(UserError, match=r"a.wav: no complete data set there"):
+    with refused(path, "card.json", remedy="prepare"):
         verify(path)
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("command", "argument"),
     [
-        ["verify", ""],
-        ["manifest", "", "--out", "m.parquet"],
-        ["manifest", "x", "--out", "m.parquet", "--class-labels", ""],
-        ["prepare", "m.parquet", "--out", ""],
+        (["verify", ""], "data"),
+        (["manifest", "", "--out", "m.parquet"], "source"),
+        (["manifest", "x", "--out", "m.parquet", "--class-labels", ""], "--class-labels"),
+        (["prepare", "m.parquet", "--out", ""], "--out"),
     ],
 )
 def test_an_empty_path_is_no_working_folder(
-    command: list[str], capsys: pytest.CaptureFixture[str]
+    command: list[str], argument: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         ray_job.main(command)
     assert ended.value.code == 2
-    assert "empty path (is a shell variable unset?)" in capsys.readouterr().err
+    assert_error_line(capsys.readouterr().err, f"argument {argument}", "empty", "s3://bucket/key")
 
 
 def test_a_folder_is_no_manifest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"not a manifest .*; write one with `manifest`"):
+    with refused(tmp_path, "Parquet", remedy="`manifest`"):
         read_manifest(str(tmp_path))
 
 

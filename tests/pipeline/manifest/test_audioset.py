@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import storage
-from pipeline.errors import UserError
 from pipeline.manifest.coverage import CommonClips
 from pipeline.manifest.files import read_manifest
 from pipeline.manifest.layouts.audioset import choose, pair, parse_names
@@ -33,6 +32,7 @@ from pipeline.manifest.layouts.segments import (
 from pipeline.manifest.manifest import Manifest
 from ray_job import main
 from tests.support.audio import encode, tone
+from tests.support.errors import assert_error_line, refused
 
 CLASSES = 'index,mid,display_name\n1,/m/b,"Rain, drops"\n0,/m/a,"Dog"\n2,/t/c,Silence\n'
 MIDS = ("/m/a", "/m/b", "/t/c")
@@ -71,13 +71,6 @@ def read(source: Path, **options: Any) -> Manifest:
 def rows(manifest: Manifest, *columns: str) -> list[tuple[object, ...]]:
     table = manifest.clips.select(list(columns)).to_pydict()
     return list(zip(*table.values(), strict=True))
-
-
-def refusal(source: Path, **options: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        read(source, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # --- segment CSVs --------------------------------------------------------------------------------
@@ -178,60 +171,68 @@ GOOD = '--PJHxphWEs, 30.000, 40.000, "/m/a"\n'
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("text", "line", "values"),
     [
-        (GOOD + "short, 1, 2, /m/a\n", "eval_segments.csv, line 2: not YTID, START, END"),
-        (GOOD + "\n# x\n--PJHxphWEs, 1:30, 2, /m/a\n", "line 4: not YTID"),
-        (GOOD + "--PJHxphWEs, 1, 2,\n", "line 2: not YTID"),
-        ("YTID,start\nYTID,start\n" + GOOD, "line 2: not YTID"),
-        (GOOD + "--PJHxphWEs, 5, 5, /m/a\n", "segment --PJHxphWEs ends before it starts"),
-        (GOOD + "--PJHxphWEs, 1000000, 1000001, /m/a\n", "--PJHxphWEs starts too late"),
-        (GOOD + 'YYYYYYYYYYY, 1, 2, "/m/a,/m/z"\n', "label '/m/z' of YYYYYYYYYYY is not among"),
-        ("# nothing\n", "no segment in it"),
-        ("", "eval_segments.csv: no segment in it"),
-        ("\xff", "not a CSV in UTF-8"),
+        (GOOD + "short, 1, 2, /m/a\n", 2, ["YTID", "'short, 1, 2, /m/a'"]),
+        (GOOD + "\n# x\n--PJHxphWEs, 1:30, 2, /m/a\n", 4, ["YTID", "'--PJHxphWEs, 1:30, 2, /m/a'"]),
+        (GOOD + "--PJHxphWEs, 1, 2,\n", 2, ["YTID", "'--PJHxphWEs, 1, 2,'"]),
+        ("YTID,start\nYTID,start\n" + GOOD, 2, ["YTID", "'YTID,start'"]),
+        (GOOD + "--PJHxphWEs, 5, 5, /m/a\n", None, ["--PJHxphWEs", "ends"]),
+        (GOOD + "--PJHxphWEs, 1000000, 1000001, /m/a\n", None, ["--PJHxphWEs", "late"]),
+        (GOOD + 'YYYYYYYYYYY, 1, 2, "/m/a,/m/z"\n', None, ["'/m/z'", IDS[3], "--class-labels"]),
+        ("# nothing\n", None, ["no segment"]),
+        ("", None, ["no segment"]),
+        ("\xff", None, ["UTF-8"]),
     ],
 )
-def test_broken_segment_csvs_are_refused(source: Path, text: str, expected: str) -> None:
-    (source.parent / "eval_segments.csv").write_bytes(text.encode("latin-1"))
-    assert expected in refusal(source)
+def test_broken_segment_csvs_are_refused(
+    source: Path, text: str, line: int | None, values: list[str]
+) -> None:
+    path = source.parent / "eval_segments.csv"
+    path.write_bytes(text.encode("latin-1"))
+    with refused(f"{path}, line {line}" if line else path, *values):
+        read(source)
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("text", "values"),
     [
-        ("index,mid,display_name\n0,/m/a,Dog\n1,/m/b,Dog\n", "have the display_name 'Dog'"),
-        ("index,mid,display_name\n0,/m/a,Dog\n1,/m/a,Cat\n", "have the mid '/m/a'"),
-        ("index,mid,display_name\nx,/m/a,Dog\n", "index must be whole numbers"),
-        ("index,mid\n0,/m/a\n", "no column display_name"),
+        ("index,mid,display_name\n0,/m/a,Dog\n1,/m/b,Dog\n", ["two", "display_name 'Dog'"]),
+        ("index,mid,display_name\n0,/m/a,Dog\n1,/m/a,Cat\n", ["two", "mid '/m/a'"]),
+        ("index,mid,display_name\nx,/m/a,Dog\n", ["index", "'x'"]),
+        ("index,mid\n0,/m/a\n", ["no column display_name", "index, mid"]),
     ],
 )
-def test_broken_label_csvs_are_refused(source: Path, text: str, expected: str) -> None:
-    (source.parent / "class_labels_indices.csv").write_text(text)
-    assert expected in refusal(source)
+def test_broken_label_csvs_are_refused(source: Path, text: str, values: list[str]) -> None:
+    path = source.parent / "class_labels_indices.csv"
+    path.write_text(text)
+    with refused(path, *values):
+        read(source)
 
 
 def test_what_is_not_there_is_named(source: Path) -> None:
-    assert "audio: no such folder, or nothing in it" in refusal(source)
-    assert "none.csv: no such file" in refusal(
-        source,
-        segments=("a=/none.csv",),
-        class_labels=str(source.parent / "class_labels_indices.csv"),
-    )
+    with refused(source, "no such folder"):
+        read(source)
+    labels = source.parent / "class_labels_indices.csv"
+    with refused("/none.csv", "no such file"):
+        read(source, segments=("a=/none.csv",), class_labels=str(labels))
     for split in ("", "Train set"):
-        message = refusal(source, segments=(f"{split}=/eval_segments.csv",))
-        assert f"/eval_segments.csv: split {split!r}: shards are named after" in message
-    assert "which split are these? Write SPLIT=PATH" in refusal(source, segments=("/x.csv",))
-    (source.parent / "class_labels_indices.csv").unlink()
-    assert "say with --class-labels where" in refusal(source)
-    with pytest.raises(UserError, match="--segments: the layout audioset needs"):
+        given = f"{split}=/eval_segments.csv"
+        with refused(f"--segments {given}", f"split {split!r}"):
+            read(source, segments=(given,))
+    with refused("--segments /x.csv", "split", "SPLIT=PATH"):
+        read(source, segments=("/x.csv",))
+    labels.unlink()
+    with refused(labels, "no such file", remedy="--class-labels"):
+        read(source)
+    with refused("--segments", "audioset"):
         read_source(str(source), "audioset")
 
 
 def test_audio_of_something_else_is_refused(source: Path) -> None:
     write(source, "dog/1.wav", "zzzzzzzzzzz.wav")
-    message = refusal(source)
-    assert "none of 2 audio files holds a listed segment, such as dog/1.wav; expected" in message
+    with refused(source, "none of 2", "dog/1.wav", remedy="ID.flac"):
+        read(source)
 
 
 # --- names of files ------------------------------------------------------------------------------
@@ -438,8 +439,10 @@ def test_common_ids(source: Path, listed: str) -> None:
     assert manifest.coverage.common == CommonClips(listed=3, found=2)
     assert manifest.notes == ("2 of 3 common ids are clips here",)
     path.write_text("zzzzzzzzzzz")
-    assert "none of its 1 ids is in the manifest" in refusal(source, common_ids=str(path))
-    assert "none.txt: no such file" in refusal(source, common_ids="/none.txt")
+    with refused(path, "none of its 1 ids"):
+        read(source, common_ids=str(path))
+    with refused("/none.txt", "no such file"):
+        read(source, common_ids="/none.txt")
 
 
 def test_common_ids_of_another_layout(source: Path) -> None:
@@ -562,7 +565,7 @@ def test_the_command(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_command_explains(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["manifest", str(source), "--out", f"{source}/x.parquet", "--segments", "a.csv"]
     assert main(command) == 1
-    assert "which split are these?" in capsys.readouterr().err
+    assert_error_line(capsys.readouterr().err, "--segments a.csv", "split", "SPLIT=PATH")
     with pytest.raises(SystemExit):
         main([*command, "--column", "path"])
-    assert "must be NAME=COLUMN, got 'path'" in capsys.readouterr().err
+    assert_error_line(capsys.readouterr().err, "argument --column", "NAME=COLUMN", "got 'path'")

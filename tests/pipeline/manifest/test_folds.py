@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import UserError
 from pipeline.manifest.folds import assign_folds
 from pipeline.manifest.manifest import SCHEMA, Clip, Manifest, from_clips
 from tests.pipeline.manifest.test_manifest import CLIPS, LABELS
+from tests.support.errors import refused
 
 
 @st.composite
@@ -57,5 +57,5 @@ def test_a_class_too_small_for_its_folds_is_told_of() -> None:
 
 @pytest.mark.parametrize("num_folds", [-1, 1, 101])
 def test_a_number_of_folds_out_of_range_is_refused(num_folds: int) -> None:
-    with pytest.raises(UserError, match=f"--folds: must be from 2 to 100, got {num_folds}"):
+    with refused("--folds", 2, 100, f"got {num_folds}"):
         assign_folds(from_clips(CLIPS, LABELS), num_folds)

@@ -3,12 +3,10 @@
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
 from pipeline import storage
-from pipeline.errors import UserError
 from pipeline.manifest.checks import check
 from pipeline.manifest.layouts.read import read_source
+from tests.support.errors import refused
 
 FILES = (
     *("bed/0c40e715_nohash_0.wav", "bed/0c40e715_nohash_1.wav", "bed/1.wav"),
@@ -86,11 +84,13 @@ def test_one_list_missing_is_noted(tmp_path: Path) -> None:
 
 def test_what_is_refused(tmp_path: Path) -> None:
     source = make(str(tmp_path), {})
-    with pytest.raises(UserError, match=r"neither validation_list.txt nor testing_list.txt is"):
+    with refused(source, "neither", "validation_list.txt", "testing_list.txt"):
         read_source(source, "speech-commands")
     make(source, {**LISTS, "testing_list.txt": "bed/0c40e715_nohash_0.wav\n"})
-    with pytest.raises(UserError, match=r"bed/0c40e715_nohash_0.wav is in both validation_list"):
+    with refused(
+        source, "bed/0c40e715_nohash_0.wav", "both", "validation_list.txt", "testing_list.txt"
+    ):
         read_source(source, "auto")
     (tmp_path / "testing_list.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match=r"testing_list.txt: not UTF-8 text"):
+    with refused("testing_list.txt", "UTF-8"):
         read_source(source, "auto")

@@ -21,7 +21,6 @@ from pipeline.audio.rejects import Reject, to_table
 from pipeline.dataset.card import RejectedClips
 from pipeline.dataset.prepare_summary import write_summary
 from pipeline.dataset.prepared import open_dataset
-from pipeline.errors import UserError
 from pipeline.fbank_settings import PUBLISHED_NORMS
 from pipeline.manifest.coverage import CommonClips, Coverage, ListedClass, ListedClips
 from pipeline.pages import dataset_page, spectrogram
@@ -30,6 +29,7 @@ from pipeline.pages.dataset_page import prepared_coverage, write_dataset_page
 from pipeline.terminal import units
 from tests.support.browser import OfflineBrowser, OpenPage, open_browser, wait_until
 from tests.support.cards import make_card, make_summary, split_entry
+from tests.support.errors import refused
 
 HOSTILE = (
     "</script><script>alert(1)</script>",
@@ -271,7 +271,7 @@ def test_shards_that_are_gone_are_said_to_be(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_data_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no complete data set there"):
+    with refused(tmp_path, "card.json", remedy="prepare"):
         write_dataset_page(str(tmp_path))
 
 

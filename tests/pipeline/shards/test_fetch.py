@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import storage
-from pipeline.errors import UserError
 from pipeline.manifest.layouts.parquet_audio import read_audio
 from pipeline.shards import fetch
 from pipeline.shards.fetch import fault, fetch_ahead
+from tests.support.errors import refused
 
 
 def clip(clip_id: object, uri: str, **place: int) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def test_what_is_too_large_is_not_read(folder: str) -> None:
 
 def test_a_fault_of_the_storage_is_no_reject() -> None:
     error = OSError(5, "Input/output error")
-    with pytest.raises(UserError, match=r"^/a.wav: cannot be read: .*same command again to resume"):
+    with refused("/a.wav", "Input/output error", remedy="resume"):
         fault(error, "/a.wav")
 
 

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.audio.settings import DecodeSettings
-from pipeline.errors import UserError
+from pipeline.errors import SettingValueError
 from pipeline.fbank_settings import FbankSettings
 from pipeline.manifest.manifest import Clip, from_clips
 from pipeline.shards.plan import make_plan, read_shard_clips, write_plan
 from pipeline.shards.settings import PrepareSettings
+from tests.support.errors import refused
 from tests.support.preparation import LABELS, SETTINGS, planned_ids, preparation
 
 
@@ -86,13 +87,13 @@ def test_whatever_decides_the_bytes_changes_the_fingerprint() -> None:
 @pytest.mark.parametrize("split", ["", "a/b", "a.b", "-a", "ü", "a b", ".."])
 def test_a_split_that_cannot_name_a_file_is_refused(split: str) -> None:
     clips = [Clip(id="a", uri="/a", labels=(), split=split)]
-    with pytest.raises(UserError, match="it may hold only letters, digits, '-' and '_'"):
+    with refused("the manifest", f"split {split!r}"):
         make_plan(from_clips(clips, LABELS), SETTINGS)
 
 
 @pytest.mark.parametrize("clips_per_shard", [0, 100_001])
 def test_a_shard_size_out_of_range_is_refused(clips_per_shard: int) -> None:
-    with pytest.raises(ValueError, match=r"^clips_per_shard: must be from 1 to 100000, got"):
+    with refused("clips_per_shard", 1, 100_000, f"got {clips_per_shard}", type=SettingValueError):
         PrepareSettings(clips_per_shard=clips_per_shard)
 
 

@@ -24,6 +24,7 @@ from botocore.exceptions import ClientError
 from pipeline import storage
 from pipeline.errors import PassingError, UserError
 from tests.conftest import s3_environment
+from tests.support.errors import assert_names, refused
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -67,7 +68,7 @@ def test_ranges(folder: str) -> None:
     assert storage.read_range(path, 3, 4) == b"3456"
     assert storage.read_range(path, 9, 1) == b"9"
     for offset_bytes, size_bytes in ((9, 2), (10, 1), (1000, 5), (0, 11)):
-        with pytest.raises(EOFError, match=rf"digits: \d+ bytes from {offset_bytes}, expected"):
+        with pytest.raises(EOFError, match=rf"/digits: .*\b{offset_bytes}, .*\b{size_bytes}$"):
             storage.read_range(path, offset_bytes, size_bytes)
 
 
@@ -87,7 +88,7 @@ def test_documents_and_tables_round_trip(folder: str) -> None:
     document = {"b": [1, 2.5, None], "a": "ü"}
     storage.write_json(storage.join(folder, "d.json"), document)
     assert list(storage.read_json(storage.join(folder, "d.json")).items()) == list(document.items())
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(ValueError, match="JSON"):
         storage.write_json(storage.join(folder, "nan.json"), {"x": float("nan")})
     assert not storage.exists(storage.join(folder, "nan.json"))
     table = pa.table({"x": [1, 2], "y": [["a"], []]})
@@ -113,7 +114,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(UserError, match=r"file: cannot be written \(No space left on device\)"):
+    with refused(target, "No space left on device"):
         storage.write_bytes(str(target), b"new")
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
@@ -164,7 +165,7 @@ def test_a_writer_killed_half_way_leaves_the_old_file(tmp_path: Path) -> None:
 def test_where_nothing_can_be_written_is_one_line(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "file"), b"")
     for path in (tmp_path / "file" / "below", tmp_path, Path("/proc/none/file")):
-        with pytest.raises(UserError, match=r"^\S+: cannot be written \([^\n]+\)$"):
+        with refused(path, "written"):
             storage.write_bytes(str(path), b"x")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -173,7 +174,7 @@ def test_a_local_path_that_leads_through_a_file_is_one_line(tmp_path: Path) -> N
     storage.write_bytes(str(tmp_path / "file"), b"")
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(str(tmp_path / "file" / "below"))
-    with pytest.raises(UserError, match="Is a directory"):
+    with refused(tmp_path, "directory"):
         storage.read_bytes(str(tmp_path))
     assert not storage.exists(str(tmp_path / "file" / "below"))
     assert not storage.exists(str(tmp_path))
@@ -209,12 +210,12 @@ def test_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert storage.absolute("/data/../x/") == "/x"
     assert storage.absolute("~/x") == str(Path.home() / "x")
     assert storage.absolute("s3://bucket/key/") == "s3://bucket/key"
-    with pytest.raises(UserError, match=r"^empty path"):
+    with refused("", "empty path", remedy="s3://bucket/key"):
         storage.absolute("")
     for path in ("http://host/x", "gs://bucket/x", "file:///x"):
-        with pytest.raises(UserError, match=r"paths are local or s3://bucket/key, not \w+://"):
+        with refused(path, "s3://bucket/key", path.partition("://")[0]):
             storage.absolute(path)
-    with pytest.raises(UserError, match="names a bucket"):
+    with refused("s3:///key", "bucket"):
         storage.absolute("s3:///key")
 
 
@@ -278,13 +279,12 @@ def failures(path: str) -> list[str]:
     return messages
 
 
-def assert_one_line(messages: list[str], path: str, *words: str) -> None:
+def assert_one_line(messages: list[str], path: str, *values: str) -> None:
     bucket = "/".join(path.split("/")[:3])
     for message in messages:
         assert message.startswith(f"{bucket}")
         assert "\n" not in message
-        for word in words:
-            assert word in message
+        assert_names(message, *values)
 
 
 @pytest.mark.usefixtures("s3")
@@ -293,7 +293,7 @@ def test_a_bucket_that_does_not_exist() -> None:
     with pytest.raises(UserError) as caught:
         storage.write_bytes(path, b"x")
     assert not isinstance(caught.value, PassingError)
-    assert_one_line(failures(path), path, "the bucket does not exist; check its name")
+    assert_one_line(failures(path), path, "bucket", "endpoint")
     with pytest.raises(Exception) as any_error:  # noqa: PT011 - of whatever kind
         storage.read_file(path)
     assert storage.one_file_fault(any_error.value) is None
@@ -330,10 +330,10 @@ def test_no_credentials(
         monkeypatch.setenv(name, str(tmp_path / "none"))
     fresh_clients()
     path = f"{s3}/key"
-    assert_one_line(failures(path), path, "no credentials found; set AWS_ACCESS_KEY_ID and")
+    assert_one_line(failures(path), path, "no credentials", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     fresh_clients()
-    assert_one_line(failures(path), path, "nobody", "could not be found")
+    assert_one_line(failures(path), path, "nobody")
 
 
 @pytest.mark.usefixtures("few_attempts")
@@ -347,7 +347,7 @@ def test_an_endpoint_that_does_not_answer(
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         fresh_clients()
         path = f"{s3}/key"
-        assert_one_line(failures(path), path, f"no answer from {endpoint}; check AWS_ENDPOINT_URL")
+        assert_one_line(failures(path), path, "no answer", endpoint, "AWS_ENDPOINT_URL")
         with pytest.raises(PassingError):
             storage.write_bytes(path, b"x")
         with pytest.raises(PassingError):
@@ -360,7 +360,7 @@ def test_an_endpoint_that_is_no_url(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "storage:9000")
     fresh_clients()
     path = f"{s3}/key"
-    assert_one_line(failures(path), path, "Invalid endpoint: storage:9000")
+    assert_one_line(failures(path), path, "endpoint", "storage:9000")
 
 
 @pytest.mark.usefixtures("fresh_clients")
@@ -369,7 +369,7 @@ def test_refused_credentials(strict_s3_endpoint: str, monkeypatch: pytest.Monkey
         monkeypatch.setenv(name, value)
     path = "s3://bucket/key"
     messages = failures(path)
-    assert_one_line(messages, path, "access refused (", "check AWS_ACCESS_KEY_ID")
+    assert_one_line(messages, path, "access refused", "AWS_ACCESS_KEY_ID")
     assert "(InvalidAccessKeyId)" in messages[0]
     with pytest.raises(Exception) as any_error:  # noqa: PT011 - of whatever kind
         storage.read_file(path)
@@ -429,11 +429,11 @@ def test_a_file_that_is_refused_is_no_fault_of_its_bucket(restricted: str) -> No
         storage.read_file(secret)
     assert storage.one_file_fault(caught.value) == "access refused"
     storage.check_readable([secret, secret, there])
-    with pytest.raises(UserError, match=r"secret/there: access refused \(AccessDenied\)"):
+    with refused(secret, "AccessDenied"):
         storage.check_readable([secret, secret])
-    with pytest.raises(UserError, match=r"access refused \(AccessDenied\)"):
+    with refused(there, "AccessDenied"):
         storage.write_bytes(there, b"y")
-    with pytest.raises(UserError, match=r"access refused \(AccessDenied\)"):
+    with refused(restricted, "AccessDenied"):
         storage.check_bucket(restricted)
 
 
@@ -449,7 +449,7 @@ def test_a_storage_that_stays_broken_is_named() -> None:
     broken.__cause__.response = {"Error": {"Code": "SlowDown"}}  # type: ignore[attr-defined]
     explained = storage.explain(broken)
     assert explained is not None
-    assert "answered SlowDown" in explained[0]
+    assert_names(explained[0], "SlowDown")
     assert storage.one_file_fault(broken) is None
     assert storage.explain(FileNotFoundError("x")) is None
     assert storage.explain(ValueError("x")) is None
