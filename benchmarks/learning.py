@@ -14,6 +14,7 @@ On a CPU a small model runs a few epochs, to try the code.
 
 import argparse
 import logging
+import math
 import sys
 import tempfile
 import time
@@ -32,7 +33,8 @@ from pipeline.dataset.prepared import open_dataset
 from pipeline.fbank import fbank
 from pipeline.fbank_settings import FbankSettings
 from trainer.recipe.parse import make_recipe
-from trainer.run.run_folder import read_history
+from trainer.run.history import read_history
+from trainer.run.run_progress import RunProgress
 from trainer.training import loop
 from trainer.training.world import World
 
@@ -103,8 +105,8 @@ def main() -> None:
     compiler = watch_compiler()
     deadline_s = time.monotonic() + arguments.seconds
 
-    def report(values: dict[str, Any]) -> None:
-        compiler.epoch = values["epoch"]
+    def report(progress: RunProgress) -> None:
+        compiler.epoch = progress.epoch
         if time.monotonic() > deadline_s:
             raise TimeIsUpError
 
@@ -117,17 +119,21 @@ def main() -> None:
             print("time is up", flush=True)
         history = read_history(run)
     wall_s = time.monotonic() - start_s
-    epochs, points = history["epochs"], history["steps"]
+    epochs, points = history.epochs, history.steps
     if len(epochs) < 2:
         sys.exit(f"{PART}: {len(epochs)} epochs in {wall_s:.0f} s are too few to see the loss fall")
-    first, last = epochs[0]["train_loss"], epochs[-1]["train_loss"]
+    # NaN where every step of the epoch was skipped: that is no fall.
+    first, last = (
+        math.nan if epoch.train_loss is None else epoch.train_loss
+        for epoch in (epochs[0], epochs[-1])
+    )
     print(record(PART, "wall time", wall_s, "s"))
     print(record(PART, "epochs", len(epochs)))
-    print(record(PART, "steps that were skipped", sum(one["num_bad_steps"] for one in points)))
+    print(record(PART, "steps that were skipped", sum(point.num_bad_steps for point in points)))
     print(record(PART, "loss of the first epoch", first))
     print(record(PART, "loss of the last epoch", last))
-    print(record(PART, "mAP after the first epoch", epochs[0]["mAP"]))
-    print(record(PART, "mAP after the last epoch", epochs[-1]["mAP"]))
+    print(record(PART, "mAP after the first epoch", epochs[0].mAP or 0.0))
+    print(record(PART, "mAP after the last epoch", epochs[-1].mAP or 0.0))
     print(record(PART, "graph breaks", len(compiler.graph_breaks)))
     # A batch that is not full and the evaluation have graphs of their own.
     print(record(PART, "recompiles in the first epoch", len(compiler.early_recompiles)))

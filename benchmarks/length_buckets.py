@@ -7,18 +7,19 @@ second of CPU time, the best of each, and their loss, which tells whether both l
 """
 
 import argparse
+import math
 import os
 import tempfile
 import time
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from trainer.recipe.parse import load_recipe
 from trainer.recipe.recipe import Recipe
-from trainer.run.run_folder import read_history
+from trainer.run.history import read_history
+from trainer.run.run_progress import RunProgress
 from trainer.training.loop import train
 from trainer.training.world import World
 
@@ -54,12 +55,12 @@ def time_epoch(recipe: Recipe, dataset: PreparedDataset) -> tuple[float, float]:
     """Clips a second of CPU time, from the first step on, and the mean loss of the epoch."""
     moments = []
 
-    def note(values: dict[str, Any]) -> None:
-        moments.append((values["step"], time.process_time()))
+    def note(progress: RunProgress) -> None:
+        moments.append((progress.step, time.process_time()))
 
     with tempfile.TemporaryDirectory() as run:
         train(recipe, dataset, run, world=World(), report=note)
-        loss = read_history(run)["epochs"][0]["train_loss"]
+        loss = read_history(run).epochs[0].train_loss or math.nan
     (first, start_s), (last, end_s) = moments[0], moments[-1]
     return (last - first) * recipe.train.batch_size / (end_s - start_s), loss
 

@@ -17,7 +17,6 @@ import argparse
 import statistics
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from device_clock import Recording, Trace, default_device, seconds
@@ -27,7 +26,8 @@ from train_sides import Task, ours, random_batch
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
-from trainer.run.run_folder import read_history
+from trainer.run.history import read_history
+from trainer.run.run_progress import RunProgress
 from trainer.training.loop import train
 from trainer.training.world import World
 
@@ -79,14 +79,12 @@ def measure(part: str, recipe: Recipe, dataset: PreparedDataset, device: torch.d
     with tempfile.TemporaryDirectory() as run:
         recorder = Recorder(device)
         train(recipe, dataset, run, world=World(device=device), report=recorder.report)
-        points = read_history(run)["steps"]
+        points = read_history(run).steps
     bare_s = min(before_s, bare_step_s(recipe, device))
-    steady = [
-        point for point in points if point["epoch"] > 1 and not recorder.has_slowed(point["step"])
-    ]
-    clips_per_s = statistics.median(point["clips_per_s"] for point in steady)
+    steady = [point for point in points if point.epoch > 1 and not recorder.has_slowed(point.step)]
+    clips_per_s = statistics.median(point.clips_per_s or 0.0 for point in steady)
     bare = recipe.train.batch_size / bare_s
-    waits = statistics.mean(point["data_wait_share"] for point in steady)
+    waits = statistics.mean(point.data_wait_share or 0.0 for point in steady)
     aim = AIM_SHARE if device.type == "cuda" else None
     print(f"\n{part}")
     print(record(part, "loop", clips_per_s, "clips/s"))
@@ -124,10 +122,10 @@ class Recorder:
         self._recording: Recording | None = None
         self._first_step = self._last_step = 0
 
-    def report(self, values: dict[str, Any]) -> None:
+    def report(self, progress: RunProgress) -> None:
         """Called by the loop after each step."""
-        step = values["step"]
-        if self.trace or values["epoch"] < 2:
+        step = progress.step
+        if self.trace or progress.epoch < 2:
             return
         if self._recording is None and step % POINT_STEPS == 0:
             self._first_step = step + 1

@@ -15,8 +15,8 @@ from pipeline.shards.settings import PrepareSettings
 from tests.support.audio import encode, noise
 from tests.support.preparation import LABELS, preparation
 from tests.support.prepared import make_prepared, tiny_recipe
-from tests.support.runs import untimed
-from trainer.run.run_folder import read_history
+from tests.support.runs import known, train_losses, untimed
+from trainer.run.history import read_history
 from trainer.training import loop
 from trainer.training.loop import train
 from trainer.training.world import World
@@ -57,8 +57,8 @@ def test_a_run_is_that_of_a_cpu(dataset: PreparedDataset, tmp_path: Path) -> Non
         train(recipe, dataset, run, world=world)
     expected, losses = ([point["loss"] for point in untimed(run)["steps"]] for run in runs)
     assert losses == pytest.approx(expected, rel=1e-2)
-    for point in read_history(runs[1])["steps"]:
-        assert point["peak_memory_bytes"] > 0
+    for point in read_history(runs[1]).steps:
+        assert known(point.peak_memory_bytes) > 0
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
@@ -94,7 +94,7 @@ def test_no_step_waits_for_the_device(
         train={"precision": precision, "micro_batch_size": 3, "max_gradient_norm": 1e6},
     )
     train(recipe, request.getfixturevalue(store), str(tmp_path), world=GPU)
-    assert len(read_history(str(tmp_path))["epochs"]) == recipe.train.epochs
+    assert len(read_history(str(tmp_path)).epochs) == recipe.train.epochs
 
 
 # Warnings of torch's own, within the compiler.
@@ -104,5 +104,5 @@ def test_no_step_waits_for_the_device(
 def test_compiled_blocks_learn(dataset: PreparedDataset, tmp_path: Path) -> None:
     recipe = tiny_recipe(model={"compile": True}, train={"precision": "bfloat16"})
     train(recipe, dataset, str(tmp_path), world=GPU)
-    losses = [epoch["train_loss"] for epoch in read_history(str(tmp_path))["epochs"]]
+    losses = train_losses(str(tmp_path))
     assert losses[-1] < 0.8 * losses[0]

@@ -1,5 +1,6 @@
 """What tests compare runs by."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer.checkpoints.checkpoint import Checkpoint, load_newest
-from trainer.run.run_folder import is_finished, read_history
+from trainer.run.history import is_finished, read_history
 from trainer.scores.predictions import read_predictions
 
 
@@ -18,9 +19,23 @@ def untimed(run: str) -> dict[str, Any]:
     history = read_history(run)
     timings = {"clips_per_s", "data_wait_share", "train_s", "eval_s"}
     return {
-        name: [{key: one[key] for key in one.keys() - timings} for one in history[name]]
-        for name in ("steps", "epochs")
+        name: [
+            {key: value for key, value in asdict(entry).items() if key not in timings}
+            for entry in entries
+        ]
+        for name, entries in (("steps", history.steps), ("epochs", history.epochs))
     }
+
+
+def known(value: float | None) -> float:
+    """A figure that the run must have."""
+    assert value is not None
+    return value
+
+
+def train_losses(run: str) -> list[float]:
+    """The mean training loss of each epoch."""
+    return [known(epoch.train_loss) for epoch in read_history(run).epochs]
 
 
 def newest(run: str) -> Checkpoint:
@@ -82,11 +97,11 @@ def assert_events_match_history(run: Path) -> None:
     events, history = read_events(run / "tensorboard"), read_history(str(run))
     assert events.keys() >= {"train/grad_norm", "train/clips_per_s"}
     for prefix, points, names in (
-        ("train", history["steps"], ("loss", "lr")),
-        ("eval", history["epochs"], ("eval_loss", "mAP", "mAUC", "accuracy")),
+        ("train", history.steps, ("loss", "lr")),
+        ("eval", history.epochs, ("eval_loss", "mAP", "mAUC", "accuracy")),
     ):
         for name in names:
             shown = events[f"{prefix}/{name}"]
-            assert [step for step, _ in shown] == [point["step"] for point in points]
+            assert [step for step, _ in shown] == [point.step for point in points]
             values = [value for _, value in shown]
-            assert values == pytest.approx([point[name] for point in points], rel=1e-6)
+            assert values == pytest.approx([getattr(point, name) for point in points], rel=1e-6)

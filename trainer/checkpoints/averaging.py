@@ -9,7 +9,6 @@ which are written before the checkpoint that ends their epoch.
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pipeline import storage
 from pipeline.errors import UserError
+from trainer.checkpoints.progress import EpochResult
 from trainer.checkpoints.state_files import State, encode_state, read_state
 
 
@@ -68,12 +68,17 @@ def average_epochs(run_path: str, epochs: Sequence[int]) -> State:
     return {name: (value / len(epochs)).to(kinds[name]) for name, value in sums.items()}
 
 
-def best_epoch(epochs: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any]:
-    """The entry of a run's history with the highest value, the earlier one of two that are equal.
+def best_epoch(epochs: Sequence[EpochResult], metric: str) -> EpochResult:
+    """The epoch with the highest value of a metric, the earlier of two that are equal.
 
     A metric that is undefined, None, is below all others.
     """
-    return max(epochs, key=lambda entry: -math.inf if entry[metric] is None else entry[metric])
+
+    def value(result: EpochResult) -> float:
+        number: float | None = getattr(result, metric)
+        return -math.inf if number is None else number
+
+    return max(epochs, key=value)
 
 
 def remove_other_epochs(run_path: str, kept: Collection[int]) -> None:

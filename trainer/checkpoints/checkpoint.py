@@ -12,7 +12,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -20,43 +20,10 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.errors import UserError
+from trainer.checkpoints.progress import Progress
 
 NUM_KEPT = 2
 """Checkpoints kept; the older one is for the case that the newer is damaged."""
-
-
-@dataclass(kw_only=True, slots=True)
-class Progress:
-    """How far a run is: what is written, and carried on from."""
-
-    epoch: int = 1
-    """The epoch in progress, from 1; one past the last when the run is through."""
-    epoch_step: int = 0
-    """Steps done in it."""
-    step: int = 0
-    """Steps done in the run."""
-    loss_sum: float = 0.0
-    """Sum of the losses of the epoch's clips so far."""
-    num_clips: int = 0
-    """Those clips."""
-    train_s: float = 0.0
-    """Seconds trained in the epoch so far."""
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    """Points of the training curve."""
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-    """One entry for each finished epoch."""
-    bad_steps: list[dict[str, Any]] = field(default_factory=list)
-    """One entry for each step that was skipped."""
-    num_bad_in_a_row: int = 0
-    """The last ones of them, if no good step followed."""
-    has_gone_back: bool = False
-    """Whether the run has diverged and gone back to a checkpoint before."""
-
-    def copy(self) -> "Progress":
-        """A moment of it; the entries of its lists are never changed."""
-        return replace(
-            self, steps=[*self.steps], epochs=[*self.epochs], bad_steps=[*self.bad_steps]
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,7 +131,8 @@ def _decode(data: bytes) -> Checkpoint:
         raise ValueError(f"wrong checksum of {damaged}")
     file.seek(0)
     document = torch.load(file, map_location="cpu", weights_only=True)
-    return Checkpoint(**{**document, "progress": Progress(**document["progress"])})
+    progress = storage.conform(document["progress"], Progress)
+    return Checkpoint(**{**document, "progress": progress})
 
 
 def _folder(run_path: str) -> str:

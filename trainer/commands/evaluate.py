@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     from trainer.scores.predictions import predictions_path
 
     folder = arguments.run_folder
-    data = arguments.data or read_run(folder)["data"]["path"]
+    data = arguments.data or read_run(folder).data.path
     clips = folder, data, arguments.split, arguments.fold
     name = check_evaluation(*clips, arguments.weights)
     with session(arguments):

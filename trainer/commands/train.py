@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         with session(arguments):
             run_training(recipe, data, output, workers(arguments))
-    name = read_run(output)["data"]["eval_name"]
+    name = read_run(output).data.eval_name
     Console().print(metrics_summary(output, name))
     print(predictions_path(output, name))
     check_learned(output)

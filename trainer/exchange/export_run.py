@@ -49,10 +49,10 @@ def export_run(run_path: str, output: str, weights: Weights = "last") -> None:
     run = read_run(run_path)
     check_empty(output)
     trained = _read_weights_of(run_path, weights)
-    recipe, data = read_recipe(run), run["data"]
-    num_mels = data.get("num_mels", FbankSettings().num_mels)
+    recipe, data = read_recipe(run), run.data
+    num_mels = data.num_mels or FbankSettings().num_mels
     model = build_model(
-        recipe.model.without_weights(), num_classes=len(data["labels"]), num_mels=num_mels
+        recipe.model.without_weights(), num_classes=len(data.labels), num_mels=num_mels
     )
     load_exactly(model, trained, source=run_path)
     _check_exportable(model, recipe)
@@ -64,11 +64,11 @@ def export_run(run_path: str, output: str, weights: Weights = "last") -> None:
         )
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     ours = metadata(
-        run["settings"]["model"],
+        run.settings["model"],
         num_mels=num_mels,
-        labels=data["labels"],
-        mean=data["mean"],
-        std=data["std"],
+        labels=data.labels,
+        mean=data.mean,
+        std=data.std,
         loss=recipe.train.loss,
     )
     theirs = to_transformers_state(_with_one_eps(model, state))
@@ -76,9 +76,9 @@ def export_run(run_path: str, output: str, weights: Weights = "last") -> None:
     storage.write_bytes(storage.join(output, EXPORTED_NAME), encode_state(state, ours))
     plain = safetensors.torch.save(theirs, {"format": "pt"})
     storage.write_bytes(storage.join(output, "model.safetensors"), plain)
-    features = _feature_extractor(recipe, num_mels, data["mean"], data["std"])
+    features = _feature_extractor(recipe, num_mels, data.mean, data.std)
     storage.write_json(storage.join(output, "preprocessor_config.json"), features)
-    config = _config(model, recipe, data["labels"], num_mels)
+    config = _config(model, recipe, data.labels, num_mels)
     storage.write_json(storage.join(output, "config.json"), config)
 
 

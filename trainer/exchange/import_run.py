@@ -12,18 +12,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.errors import UserError
 from trainer.checkpoints.ast_checkpoint import AstCheckpoint, missing_labels, read_weights
-from trainer.checkpoints.checkpoint import Checkpoint, Progress, save_checkpoint
+from trainer.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from trainer.checkpoints.progress import Progress
 from trainer.data.clips import select_training_data
 from trainer.model.build import build_model, load_ast
 from trainer.optim.optimiser import make_optimiser
 from trainer.recipe.fit import check_fit
 from trainer.recipe.parse import load_recipe, make_recipe
 from trainer.recipe.recipe import SECTIONS
-from trainer.run.run_folder import check_empty, check_folder, describe_run, write_history
+from trainer.run.history import write_history
+from trainer.run.run_folder import check_empty, check_folder, describe_run, write_run
 
 _logger = logging.getLogger(__name__)
 
@@ -101,10 +102,9 @@ def import_run(
     state = model.state_dict()
     save_checkpoint(run_path, Checkpoint(model=state, optimiser=optimiser, progress=progress))
     write_history(run_path, progress, finished=True)
-    facts = describe_run(recipe, dataset, data, model.num_parameters())
-    # It was trained on none of them.
-    facts = {**facts, "data": {**facts["data"], "num_train_clips": 0}, "imported_from": source}
-    storage.write_json(storage.join(run_path, "run.json"), facts)
+    info = describe_run(recipe, dataset, data, model.num_parameters())
+    untrained = replace(info.data, num_train_clips=0)
+    write_run(run_path, replace(info, data=untrained, imported_from=source))
     return Imported(
         num_classes=len(rows),
         num_classes_left_out=len(checkpoint.state["head.bias"]) - len(rows),

@@ -10,6 +10,7 @@ from typing import Any
 from ray.train import UserCallback
 
 from pipeline.errors import PassingError, UserError
+from trainer.run.run_progress import RunProgress
 
 MAX_RESTARTS_IN_PLACE = 3
 """Times a run starts again in a row without getting further before it gives up."""
@@ -19,15 +20,15 @@ class Board:
     """An actor that holds the latest progress of each run, for the driver to look at."""
 
     def __init__(self) -> None:
-        self._values: dict[str, dict[str, Any]] = {}
+        self._runs: dict[str, RunProgress] = {}
 
-    def put(self, values: dict[str, Any]) -> None:
+    def put(self, progress: RunProgress) -> None:
         """Note what `trainer.training.loop.train` reports."""
-        self._values[values["run"]] = values
+        self._runs[progress.run] = progress
 
-    def get(self) -> list[dict[str, Any]]:
+    def get(self) -> list[RunProgress]:
         """The latest of each run."""
-        return list(self._values.values())
+        return list(self._runs.values())
 
 
 class Failures(UserCallback):  # type: ignore[misc]

@@ -5,12 +5,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from typing import Any
 
 import ray
 
 from pipeline.terminal.progress import ProgressBar
 from trainer.on_ray.actors import Board
+from trainer.run.run_progress import RunProgress
 
 REPORT_EVERY_S = 0.5
 """Workers report no more often, and the bar is drawn again as often."""
@@ -47,12 +49,12 @@ def _show_progress(board: Any, num_runs: int, stop: threading.Event) -> None:
     """What the progress thread does."""
     # When the session ends below the thread, those who wait for the run say why.
     with suppress(ray.exceptions.RayError):
-        values: list[dict[str, Any]] = []
+        runs: list[RunProgress] = []
         waiting_since = time.monotonic()
-        while not values:
+        while not runs:
             if stop.wait(REPORT_EVERY_S):
                 return
-            values = ray.get(board.get.remote())
+            runs = ray.get(board.get.remote())
             if time.monotonic() - waiting_since > _SAY_WAITING_AFTER_S:
                 waiting_since = time.monotonic()
                 free = ray.available_resources()
@@ -62,38 +64,38 @@ def _show_progress(board: Any, num_runs: int, stop: threading.Event) -> None:
                     file=sys.stderr,
                     flush=True,
                 )
-        with ProgressBar("steps", _num_steps(values, num_runs)) as bar:
+        with ProgressBar("steps", _num_steps(runs, num_runs)) as bar:
             is_over = False
             while not is_over:
                 is_over = stop.wait(REPORT_EVERY_S)
-                values = ray.get(board.get.remote())
-                bar.set_total(_num_steps(values, num_runs))
-                bar.update(sum(one["step"] for one in values), _note(values, num_runs))
+                runs = ray.get(board.get.remote())
+                bar.set_total(_num_steps(runs, num_runs))
+                bar.update(sum(run.step for run in runs), _note(runs, num_runs))
 
 
-def _num_steps(values: list[dict[str, Any]], num_runs: int) -> int:
+def _num_steps(runs: list[RunProgress], num_runs: int) -> int:
     """Steps of all runs; one that has not begun is taken to have as many as the first."""
-    num_waiting = num_runs - len(values)
-    steps: list[int] = [one["num_steps"] for one in values]
-    return sum(steps) + num_waiting * steps[0]
+    num_waiting = num_runs - len(runs)
+    return sum(run.num_steps for run in runs) + num_waiting * runs[0].num_steps
 
 
-def _note(values: list[dict[str, Any]], num_runs: int) -> str:
+def _note(runs: list[RunProgress], num_runs: int) -> str:
     """The words behind the bar: of one run its epoch and last figures, of several their epochs."""
     if num_runs > 1:
         return ", ".join(
-            f"{one['run'].rpartition('/')[2]} "
-            + ("trained" if one["step"] == one["num_steps"] else f"epoch {one['epoch']}")
-            for one in values
+            f"{run.run.rpartition('/')[2]} "
+            + ("trained" if run.step == run.num_steps else f"epoch {run.epoch}")
+            for run in runs
         )
-    one = values[0]
-    figures = [f"epoch {one['epoch']}", f"lr {one['lr']:.1e}"]
-    for name, show in _FIGURES.items():
-        if one.get(name):
-            figures.append(show(one[name]))
-    for name in ("loss", "mAP", "accuracy"):
-        if one[name] is not None:
-            figures.append(f"{name} {one[name]:.3f}")
-    if one.get("scored_epoch"):
-        figures[-1] += f" (epoch {one['scored_epoch']})"
+    run = runs[0]
+    figures = [f"epoch {run.epoch}", f"lr {run.lr:.1e}"]
+    values = asdict(run.last_point) if run.last_point else {}
+    values["num_bad_steps"] = run.num_bad_steps
+    figures += [show(values[name]) for name, show in _FIGURES.items() if values.get(name)]
+    if run.last_point and run.last_point.loss is not None:
+        figures.append(f"loss {run.last_point.loss:.3f}")
+    if run.last_epoch:
+        scores = (("mAP", run.last_epoch.mAP), ("accuracy", run.last_epoch.accuracy))
+        figures += [f"{name} {score:.3f}" for name, score in scores if score is not None]
+        figures[-1] += f" (epoch {run.last_epoch.epoch})"
     return ", ".join(figures)

@@ -25,7 +25,8 @@ from ray.train.torch import TorchTrainer
 from pipeline import storage
 from pipeline.dataset.prepared import open_dataset
 from trainer.checkpoints.averaging import weights_path
-from trainer.checkpoints.checkpoint import Progress, load_last
+from trainer.checkpoints.checkpoint import load_last
+from trainer.checkpoints.progress import Progress
 from trainer.checkpoints.settings import Weights
 from trainer.checkpoints.state_files import State, read_state
 from trainer.data.clips import select_clips
@@ -38,18 +39,16 @@ from trainer.on_ray.workers import fit_workers, note_precision, note_workers
 from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.run.checks import evaluation_name
-from trainer.run.run_folder import (
-    read_history,
-    read_recipe,
-    read_run,
-)
+from trainer.run.history import read_history
+from trainer.run.run_folder import read_recipe, read_run
+from trainer.run.run_progress import RunProgress
 from trainer.run.writer import alone_in
 from trainer.scores.predictions import (
     from_scores,
     write_predictions,
 )
 from trainer.training.evaluation import evaluate
-from trainer.training.loop import make_model, train, weights_facts
+from trainer.training.loop import make_model, scores_source, train
 from trainer.training.world import World
 
 
@@ -203,11 +202,11 @@ def _train_worker(config: dict[str, Any]) -> None:
     name, settings = config["recipe"]
     board, last = config["board"], 0.0
 
-    def report(values: dict[str, Any]) -> None:
+    def report(progress: RunProgress) -> None:
         nonlocal last
-        if time.monotonic() - last >= REPORT_EVERY_S or values["step"] == values["num_steps"]:
+        if time.monotonic() - last >= REPORT_EVERY_S or progress.step == progress.num_steps:
             last = time.monotonic()
-            board.put.remote(values)
+            board.put.remote(progress)
 
     world = _world(config["threads"])
     train(
@@ -239,15 +238,15 @@ def _evaluate_worker(config: dict[str, Any]) -> None:
             bucket_frames=recipe.sampler.bucket_frames,
             device=world.device,
         ),
-        mean=run["data"]["mean"],
-        std=run["data"]["std"],
+        mean=run.data.mean,
+        std=run.data.std,
         settings=recipe.train,
         world=world,
         run_path=config["run"],
     )
     if world.is_first:
-        facts = weights_facts(recipe, progress, weights)
-        predictions = from_scores(clips, evaluation.targets, evaluation.scores, facts)
+        source = scores_source(recipe, progress, weights)
+        predictions = from_scores(clips, evaluation.targets, evaluation.scores, source)
         predictions = replace(predictions, name=evaluation_name(run, dataset, clips, weights))
         write_predictions(config["run"], predictions, evaluation.metrics)
 
@@ -257,6 +256,6 @@ def _trained(run_path: str, weights: Weights) -> tuple[State, Progress]:
     if weights == "last":
         saved = load_last(run_path)
         return saved.model, saved.progress
-    epochs = read_history(run_path)["epochs"]
+    history = read_history(run_path)
     state = read_state(weights_path(run_path, weights))
-    return state, Progress(step=epochs[-1]["step"], epochs=epochs)
+    return state, Progress(step=history.epochs[-1].step, epochs=[*history.epochs])

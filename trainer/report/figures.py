@@ -19,6 +19,7 @@ from pipeline.pages.plots import (
     rounded,
     series_colour,
 )
+from trainer.checkpoints.progress import CurvePoint, EpochResult
 from trainer.optim.schedule import learning_rate
 from trainer.optim.settings import ScheduleSettings
 from trainer.scores.metrics import METRICS
@@ -41,12 +42,12 @@ _GREY = "rgb(138,143,152)"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class History:
-    """What one run logged; entries as in `history.json`."""
+class RunCurves:
+    """What one run logged."""
 
     name: str
-    steps: list[dict[str, Any]]
-    epochs: list[dict[str, Any]]
+    steps: Sequence[CurvePoint]
+    epochs: Sequence[EpochResult]
     published: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Scores after each epoch, by metric, that the run's recipe says are published."""
     schedule: ScheduleSettings | None = None
@@ -72,7 +73,7 @@ class ClassRow:
         return math.fsum(defined) / len(defined) if defined else None
 
 
-def history_plots(runs: Sequence[History]) -> list[Plot]:
+def history_plots(runs: Sequence[RunCurves]) -> list[Plot]:
     """Loss, learning rate and each metric that some epoch has, all runs in each figure."""
     metrics = [_metric_plot(runs, key) for key in METRICS]
     plots = [_loss_plot(runs), _lr_plot(runs), *metrics]
@@ -122,17 +123,19 @@ def class_plot(rows: Sequence[ClassRow], run_names: Sequence[str]) -> Plot:
     )
 
 
-def duration_plot(runs: Sequence[History]) -> Plot | None:
+def duration_plot(runs: Sequence[RunCurves]) -> Plot | None:
     """Seconds of training and evaluation: by epoch for one run, in all for several."""
     timed = [run for run in runs if run.epochs]
     if not timed:
         return None
     is_single = len(runs) == 1
-    groups = [[entry] for entry in timed[0].epochs] if is_single else [run.epochs for run in timed]
+    groups = (
+        [[result] for result in timed[0].epochs] if is_single else [[*run.epochs] for run in timed]
+    )
     parts = (("training", "train_s", _BLUE), ("evaluation", "eval_s", _ORANGE))
     if is_single:
         layout = _curve_layout("epoch") | {"barmode": "stack", "bargap": 0.35}
-        places = [entry["epoch"] for entry in timed[0].epochs]
+        places = [result.epoch for result in timed[0].epochs]
         # Room for eight, so that one or two epochs are not drawn as walls.
         layout["xaxis"] |= _epoch_ticks(runs) | {"range": [0.4, max(8, *places) + 0.6]}
     else:
@@ -163,14 +166,14 @@ def thinned(values: Sequence[float | None], max_points: int) -> tuple[list[float
     return means, length
 
 
-def _loss_plot(runs: Sequence[History]) -> Plot:
+def _loss_plot(runs: Sequence[RunCurves]) -> Plot:
     data: list[dict[str, Any]] = []
     stretch = 1
     for number, run in enumerate(runs):
-        losses, length = thinned([entry.get("loss") for entry in run.steps], MAX_POINTS)
+        losses, length = thinned([point.loss for point in run.steps], MAX_POINTS)
         # A mean stands at the last of its steps; the last stretch may be cut short.
-        ends = run.steps[length - 1 :: length]
-        steps = [entry["step"] for entry in ends + run.steps[-1:]][: len(losses)]
+        ends = [*run.steps[length - 1 :: length], *run.steps[-1:]]
+        steps = [point.step for point in ends][: len(losses)]
         stretch = max(stretch, length)
         if any(loss is not None for loss in losses):
             faint = _line(run.name, number, steps, losses, mode="lines") | {
@@ -192,21 +195,21 @@ def _loss_plot(runs: Sequence[History]) -> Plot:
     )
 
 
-def step_rates(run: History) -> list[tuple[int, float]]:
+def step_rates(run: RunCurves) -> list[tuple[int, float]]:
     """The learning rate where it changes and at the last step, by steps counted from 1.
 
     Between two points of the history the rate is that of the schedule, times what it was lowered by
     where the run has gone back after a divergence. Without a schedule: the points that were logged.
     """
-    logged = [entry for entry in run.steps if entry.get("lr") is not None]
+    logged = [(point, point.lr) for point in run.steps if point.lr is not None]
     if run.schedule is None:
-        return [(entry["step"], entry["lr"]) for entry in logged]
+        return [(point.step, lr) for point, lr in logged]
     rates: list[tuple[int, float]] = []
     start = 0
-    for entry in logged:
-        end, epoch = entry["step"], entry["epoch"]
+    for point, lr in logged:
+        end, epoch = point.step, point.epoch
         at_end = learning_rate(run.schedule, step=end - 1, epoch=epoch)
-        factor = entry["lr"] / at_end if at_end else 1.0
+        factor = lr / at_end if at_end else 1.0
         for step in range(start, end):
             rate = learning_rate(run.schedule, step=step, epoch=epoch) * factor
             if not rates or rate != rates[-1][1]:
@@ -215,7 +218,7 @@ def step_rates(run: History) -> list[tuple[int, float]]:
     return [*rates, (start, rates[-1][1])] if rates and rates[-1][0] < start else rates
 
 
-def _lr_plot(runs: Sequence[History]) -> Plot:
+def _lr_plot(runs: Sequence[RunCurves]) -> Plot:
     data: list[dict[str, Any]] = []
     for number, run in enumerate(runs):
         rates = step_rates(run)
@@ -234,7 +237,7 @@ def _lr_plot(runs: Sequence[History]) -> Plot:
     return plot
 
 
-def _metric_plot(runs: Sequence[History], key: str) -> Plot:
+def _metric_plot(runs: Sequence[RunCurves], key: str) -> Plot:
     data: list[dict[str, Any]] = []
     for number, run in enumerate(runs):
         data += _epoch_line(run, number, "epoch", key, run.name)
@@ -275,22 +278,22 @@ def _curve_layout(x_title: str) -> dict[str, Any]:
     }
 
 
-def _epoch_ticks(runs: Sequence[History]) -> dict[str, int]:
+def _epoch_ticks(runs: Sequence[RunCurves]) -> dict[str, int]:
     """Whole numbers on an axis of epochs."""
-    last = max((entry["epoch"] for run in runs for entry in run.epochs), default=1)
+    last = max((result.epoch for run in runs for result in run.epochs), default=1)
     return {"tick0": 0, "dtick": max(1, math.ceil(last / 8))}
 
 
 def _epoch_line(
-    run: History, number: int, x_key: str, y_key: str, name: str, *, dash: str = "solid"
+    run: RunCurves, number: int, x_key: str, y_key: str, name: str, *, dash: str = "solid"
 ) -> list[dict[str, Any]]:
     """The curve of one value over the epochs, or none if no epoch has it."""
-    values = [rounded(entry.get(y_key)) for entry in run.epochs]
+    values = [rounded(getattr(result, y_key)) for result in run.epochs]
     if all(value is None for value in values):
         return []
     # With many epochs the markers would hide the line; a single epoch is nothing but a marker.
     mode = "lines+markers" if len(values) <= 40 else "lines"
-    places = [entry[x_key] for entry in run.epochs]
+    places = [getattr(result, x_key) for result in run.epochs]
     line = _line(name, number, places, values, mode=mode)
     line["line"]["dash"] = dash
     return [line | {"hovertemplate": "%{y:.4f}"}]
@@ -351,12 +354,12 @@ def _marks(mode: str, x: Sequence[float | None]) -> dict[str, Any]:
 def _duration_bars(
     part: tuple[str, str, str],
     places: Sequence[int],
-    groups: Sequence[list[dict[str, Any]]],
+    groups: Sequence[list[EpochResult]],
     *,
     is_upright: bool,
 ) -> dict[str, Any]:
     name, key, colour = part
-    sums = [rounded(math.fsum(entry.get(key) or 0 for entry in group)) for group in groups]
+    sums = [rounded(math.fsum(getattr(result, key) or 0 for result in group)) for group in groups]
     along, across = ("x", "y") if is_upright else ("y", "x")
     return {
         "type": "bar",

@@ -15,79 +15,98 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import UserError
+from trainer.checkpoints.progress import CurvePoint, EpochResult, SkippedStep
 from trainer.optim.settings import ScheduleSettings
 from trainer.report import figures
-from trainer.run.run_folder import read_history, read_recipe, read_run
+from trainer.run.history import read_history
+from trainer.run.run_folder import DataInfo, RunInfo, read_recipe, read_run
 from trainer.run.skipped_steps import read_bad_steps
-from trainer.scores.metrics import METRICS
-from trainer.scores.predictions import read_metrics
+from trainer.scores.metrics import METRICS, ClassMetrics
+from trainer.scores.predictions import ScoredClips, read_metrics
 from trainer.studies.shared import read_runs
 
 _OF_TRAINING = {"augment", "sampler", "schedule", "optimiser", "averaging", "train"}
 """Sections whose settings, but for train.loss, say nothing of a model that was imported."""
 
 Row = dict[str, Any]
-"""Plain data of a JSON file, or for the template."""
+"""Plain data for the template."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
+class Scores:
+    """A row of results; None where a score is undefined or not known."""
+
+    num_clips: int | None = None
+    mAP: float | None = None  # noqa: N815 (the field's name for it)
+    mAUC: float | None = None  # noqa: N815
+    d_prime: float | None = None
+    accuracy: float | None = None
+    chance_mAP: float | None = None  # noqa: N815
+    per_class: tuple[ClassMetrics, ...] = ()
+    epoch: int | None = None
+    """Of the best epoch's weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportedRun:
     """What one run folder holds."""
 
     path: str
     name: str
     """Short, and unlike that of any other run of the page."""
-    info: Row
-    """run.json."""
-    steps: list[Row]
-    epochs: list[Row]
+    info: RunInfo
+    steps: tuple[CurvePoint, ...]
+    epochs: tuple[EpochResult, ...]
     is_finished: bool
-    evaluations: dict[str, Row]
-    """Metrics by the name of the predictions they are of."""
-    bad_steps: list[Row]
-    """Steps that were skipped."""
+    evaluations: dict[str, Scores]
+    """By the name of the predictions."""
+    bad_steps: list[SkippedStep]
 
     @property
-    def data(self) -> Row:
-        """The `data` section of run.json."""
-        return dict(self.info.get("data", {}))
+    def data(self) -> DataInfo:
+        """What it was trained and evaluated on."""
+        return self.info.data
 
     @property
     def main_evaluation(self) -> str | None:
         """The predictions that stand for the run: those on its own evaluation clips, if any."""
-        wanted = [self.data.get("eval_name"), *self.evaluations]
+        wanted = [self.data.eval_name, *self.evaluations]
         return next((name for name in wanted if name in self.evaluations), None)
 
     @property
-    def final(self) -> Row:
-        """Metrics of the last evaluation; of the last epoch, or none, where there is none."""
+    def final(self) -> Scores:
+        """Of the main evaluation; of the last epoch, if any, where there is none."""
         if self.main_evaluation is not None:
             return self.evaluations[self.main_evaluation]
-        return self.epochs[-1] if self.epochs else {}
+        num_clips = self.data.num_eval_clips
+        if not self.epochs:
+            return Scores(num_clips=num_clips)
+        last = self.epochs[-1]
+        scores = {key: getattr(last, key) for key in METRICS}
+        return Scores(num_clips=num_clips, **scores)
 
     @property
-    def all_evaluations(self) -> dict[str, Row]:
-        """Metrics by what they are of: all predictions, and the mean of the epochs' scores."""
-        found = {
-            f"{name} (epoch {row['epoch']})" if row.get("epoch") else name: row
-            for name, row in self.evaluations.items()
+    def all_evaluations(self) -> dict[str, Scores]:
+        """Of all predictions, and of the mean of the epochs' scores, by what the page calls it."""
+        evaluations = {
+            f"{name} (epoch {scores.epoch})" if scores.epoch else name: scores
+            for name, scores in self.evaluations.items()
         }
-        last = self.epochs[-1] if len(self.epochs) > 1 else {}
-        mean = {key: last.get(f"cumulative_{key}") for key in METRICS}
-        if mean["mAP"] is not None:
-            name = f"{self.data.get('eval_name')}, mean of the scores of all epochs"
-            found[name] = {"num_clips": self.data.get("num_eval_clips"), **mean}
-        return found
+        if len(self.epochs) > 1 and self.epochs[-1].cumulative_mAP is not None:
+            name = f"{self.data.eval_name}, mean of the scores of all epochs"
+            mean = {key: getattr(self.epochs[-1], f"cumulative_{key}") for key in METRICS}
+            evaluations[name] = Scores(num_clips=self.data.num_eval_clips, **mean)
+        return evaluations
 
     @property
     def train_s(self) -> float:
         """Seconds of training, without evaluation."""
-        return math.fsum(entry.get("train_s") or 0 for entry in self.epochs)
+        return math.fsum(epoch.train_s or 0 for epoch in self.epochs)
 
     @property
-    def history(self) -> figures.History:
+    def curves(self) -> figures.RunCurves:
         """The run's curves."""
-        return figures.History(
+        return figures.RunCurves(
             name=self.name,
             steps=self.steps,
             epochs=self.epochs,
@@ -97,9 +116,9 @@ class Run:
 
     def setting(self, section: str, key: str) -> str | None:
         """A setting as text, a dash if it came later than the run; None if it was of no effect."""
-        if "imported_from" in self.info and section in _OF_TRAINING and key != "loss":
+        if self.info.imported_from is not None and section in _OF_TRAINING and key != "loss":
             return None
-        settings = self.info.get("settings", {}).get(section, {})
+        settings = self.info.settings.get(section, {})
         return _setting(settings[key]) if key in settings else "–"
 
     @property
@@ -118,17 +137,16 @@ class Run:
                 "There are no predictions yet; they are written with the last evaluation, at the "
                 "end of the run."
             )
-        data = self.data
-        fold = f" --fold {data['eval_fold']}" if data.get("eval_fold") else ""
+        fold = f" --fold {self.data.eval_fold}" if self.data.eval_fold else ""
         return (
-            f"The run is finished, but its predictions on {data.get('eval_name')} are missing; "
-            f"`evaluate {self.path} --split {data.get('eval_split')}{fold}` makes them."
+            f"The run is finished, but its predictions on {self.data.eval_name} are missing; "
+            f"`evaluate {self.path} --split {self.data.eval_split}{fold}` makes them."
         )
 
     @property
     def published(self) -> dict[str, list[float]]:
         """Scores after each epoch, by metric, that the recipe says are published."""
-        return dict(self.info.get("settings", {}).get("published", {}))
+        return dict(self.info.settings.get("published", {}))
 
     @property
     def published_epochs(self) -> list[Row]:
@@ -138,7 +156,7 @@ class Run:
         return [dict(zip(given, row, strict=True)) for row in rows]
 
 
-def load_run(path: str, name: str) -> Run:
+def load_run(path: str, name: str) -> ReportedRun:
     """Read a run folder, except for its checkpoints and predictions.
 
     Raises:
@@ -147,16 +165,27 @@ def load_run(path: str, name: str) -> Run:
     info, history = read_run(path), read_history(path)
     files = storage.list_files(storage.join(path, "predictions"))
     names = [PurePosixPath(file).stem for file in files if file.endswith(".json")]
-    evaluations = {evaluation: read_metrics(path, evaluation) for evaluation in names}
-    return Run(
+    evaluations = {evaluation: _scores(read_metrics(path, evaluation)) for evaluation in names}
+    return ReportedRun(
         path=path,
         name=name,
         info=info,
-        steps=history["steps"],
-        epochs=history["epochs"],
-        is_finished=bool(history["finished"]),
+        steps=history.steps,
+        epochs=history.epochs,
+        is_finished=history.finished,
         evaluations=evaluations,
         bad_steps=read_bad_steps(path),
+    )
+
+
+def _scores(scored: ScoredClips) -> Scores:
+    metrics = scored.metrics
+    return Scores(
+        num_clips=metrics.num_clips,
+        **{key: getattr(metrics, key) for key in METRICS},
+        chance_mAP=metrics.chance_mAP,
+        per_class=metrics.per_class,
+        epoch=scored.source.epoch,
     )
 
 

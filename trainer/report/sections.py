@@ -19,13 +19,13 @@ from pipeline.pages import page
 from pipeline.pages.plots import counts_plot, series_colour
 from pipeline.terminal import units
 from trainer.report import examples, figures
-from trainer.report.runs import Row, Run
-from trainer.scores.metrics import METRICS
+from trainer.report.runs import ReportedRun, Row, Scores
+from trainer.scores.metrics import METRICS, ClassMetrics
 from trainer.scores.over_runs import mean_and_deviation
 from trainer.scores.predictions import Predictions, predictions_path, read_predictions
 
 
-def make_sections(runs: Sequence[Run]) -> Row:
+def make_sections(runs: Sequence[ReportedRun]) -> Row:
     """What the page says of these runs, by the names in its template."""
     dataset, data_problem = _open(runs[0])
     first = _predictions(runs[0])
@@ -33,17 +33,17 @@ def make_sections(runs: Sequence[Run]) -> Row:
     scored = itertools.chain([first], map(_predictions, runs[1:]))
     return {
         "runs": [{"run": run, "colour": series_colour(number)} for number, run in enumerate(runs)],
-        "recipes": ", ".join(dict.fromkeys(str(run.info.get("recipe", "run")) for run in runs)),
+        "recipes": ", ".join(dict.fromkeys(run.info.recipe for run in runs)),
         "tiles": make_tiles(runs),
         "metrics": tuple(figures.METRIC_TITLES.items()),
         "have_one_mean": have_one_mean(runs),
         "summary": summarise(runs),
         "differences": [row for row in settings_rows(runs) if row["differs"]],
         "settings": settings_rows(runs),
-        "num_seeds": len({run.info.get("seed") for run in runs}),
-        "versions": _table(runs, "versions"),
-        "published": {str(run.info.get("recipe")): run.published_epochs for run in runs},
-        "curves": figures.history_plots([run.history for run in runs]),
+        "num_seeds": len({run.info.seed for run in runs}),
+        "versions": _versions(runs),
+        "published": {run.info.recipe: run.published_epochs for run in runs},
+        "curves": figures.history_plots([run.curves for run in runs]),
         "classes": class_section(runs),
         "confusions": examples.confusion_section([run.name for run in runs], scored),
         "examples": examples.example_section(
@@ -54,7 +54,7 @@ def make_sections(runs: Sequence[Run]) -> Row:
     }
 
 
-def make_tiles(runs: Sequence[Run]) -> list[Row]:
+def make_tiles(runs: Sequence[ReportedRun]) -> list[Row]:
     """The headline numbers: label, value, and what to read it by."""
     tiles: list[Row] = []
     for key, title in figures.METRIC_TITLES.items():
@@ -70,10 +70,8 @@ def make_tiles(runs: Sequence[Run]) -> list[Row]:
         *tiles,
         {
             "label": "Training clips",
-            "value": _counts([run.data.get("num_train_clips") for run in runs]),
-            "details": [
-                f"{_counts([run.data.get('num_eval_clips') for run in runs])} for evaluation"
-            ],
+            "value": _counts([run.data.num_train_clips for run in runs]),
+            "details": [f"{_counts([run.data.num_eval_clips for run in runs])} for evaluation"],
         },
         {
             "label": "Epochs",
@@ -95,21 +93,19 @@ def make_tiles(runs: Sequence[Run]) -> list[Row]:
     ]
 
 
-def have_one_mean(runs: Sequence[Run]) -> bool:
+def have_one_mean(runs: Sequence[ReportedRun]) -> bool:
     """Whether all are scored on one split of one data set, be it on several folds of it."""
     if len(runs) == 1:
         return True
-    are_own = all(run.main_evaluation in (None, run.data.get("eval_name")) for run in runs)
-    return are_own and (
-        len({(run.data.get("fingerprint"), run.data.get("eval_split")) for run in runs}) == 1
-    )
+    are_own = all(run.main_evaluation in (None, run.data.eval_name) for run in runs)
+    return are_own and (len({(run.data.fingerprint, run.data.eval_split) for run in runs}) == 1)
 
 
-def _over_runs(runs: Sequence[Run], key: str) -> tuple[float | None, float | None]:
+def _over_runs(runs: Sequence[ReportedRun], key: str) -> tuple[float | None, float | None]:
     """Mean and sample standard deviation of a final metric, where they say something."""
     if not have_one_mean(runs):
         return None, None
-    return mean_and_deviation([run.final.get(key) for run in runs])
+    return mean_and_deviation([getattr(run.final, key) for run in runs])
 
 
 def _counts(values: Sequence[int | None]) -> str:
@@ -120,7 +116,7 @@ def _counts(values: Sequence[int | None]) -> str:
     return "–".join(dict.fromkeys(units.count(end) for end in (min(known), max(known))))
 
 
-def summarise(runs: Sequence[Run]) -> dict[str, Row]:
+def summarise(runs: Sequence[ReportedRun]) -> dict[str, Row]:
     """Mean and sample standard deviation over the runs, by metric."""
     summary = {}
     for key in METRICS:
@@ -129,12 +125,12 @@ def summarise(runs: Sequence[Run]) -> dict[str, Row]:
     return summary
 
 
-def settings_rows(runs: Sequence[Run]) -> list[Row]:
+def settings_rows(runs: Sequence[ReportedRun]) -> list[Row]:
     """Every setting: section, key, its value in each run, and whether these differ."""
     rows = []
-    sections = dict.fromkeys(name for run in runs for name in run.info.get("settings", {}))
+    sections = dict.fromkeys(name for run in runs for name in run.info.settings)
     for section in sections:
-        settings = [run.info.get("settings", {}).get(section, {}) for run in runs]
+        settings = [run.info.settings.get(section, {}) for run in runs]
         for key in dict.fromkeys(key for one in settings for key in one):
             values = [run.setting(section, key) for run in runs]
             differs = len(set(values) - {None}) > 1
@@ -143,9 +139,9 @@ def settings_rows(runs: Sequence[Run]) -> list[Row]:
     return rows
 
 
-def class_section(runs: Sequence[Run]) -> Row:
+def class_section(runs: Sequence[ReportedRun]) -> Row:
     """Average precision per class over the runs that have the first one's classes."""
-    tables = [(run, _by_label(run.final)) for run in runs if run.final.get("per_class")]
+    tables = [(run, _by_label(run.final)) for run in runs if run.final.per_class]
     if not tables:
         reason = runs[0].no_evaluation
         return {"plot": None, "rows": [], "left_out": [], "other_runs": [], "reason": reason}
@@ -164,10 +160,10 @@ def class_section(runs: Sequence[Run]) -> Row:
     }
 
 
-def data_section(runs: Sequence[Run], dataset: PreparedDataset | None, problem: str) -> Row:
+def data_section(runs: Sequence[ReportedRun], dataset: PreparedDataset | None, problem: str) -> Row:
     """What the first run was trained on, and which runs had something else."""
     data = runs[0].data
-    others = [run for run in runs if run.data.get("fingerprint") != data.get("fingerprint")]
+    others = [run for run in runs if run.data.fingerprint != data.fingerprint]
     section: Row = {"run": data, "other_runs": others, "problem": problem, "card": None}
     if dataset is None:
         return section
@@ -176,14 +172,14 @@ def data_section(runs: Sequence[Run], dataset: PreparedDataset | None, problem: 
     return section | {
         "card": card,
         "fbank": asdict(card.fbank),
-        "is_same": card.fingerprint == data.get("fingerprint"),
+        "is_same": card.fingerprint == data.fingerprint,
         "rejects": sorted(reasons.items(), key=lambda item: (-item[1], item[0])),
         "splits": page.training_first(card.splits),
         "plot": counts_plot(page.training_first(card.class_counts), dataset.labels),
     }
 
 
-def duration_section(runs: Sequence[Run], dataset: PreparedDataset | None) -> Row:
+def duration_section(runs: Sequence[ReportedRun], dataset: PreparedDataset | None) -> Row:
     """Seconds of preparing the data, of training and of evaluation."""
     summary = None if dataset is None else read_summary(dataset.path)
     rows = [
@@ -191,24 +187,21 @@ def duration_section(runs: Sequence[Run], dataset: PreparedDataset | None) -> Ro
             "name": run.name,
             "num_epochs": len(run.epochs),
             "train_s": run.train_s,
-            "eval_s": math.fsum(entry.get("eval_s") or 0 for entry in run.epochs),
+            "eval_s": math.fsum(epoch.eval_s or 0 for epoch in run.epochs),
             "clips_per_s": mean_and_deviation(
-                [rate for step in run.steps if (rate := step.get("clips_per_s")) is not None]
+                [rate for step in run.steps if (rate := step.clips_per_s) is not None]
             )[0],
         }
         for run in runs
     ]
-    plot = figures.duration_plot([run.history for run in runs])
+    plot = figures.duration_plot([run.curves for run in runs])
     return {"prepare": summary, "rows": rows, "plot": plot}
 
 
-def _open(run: Run) -> tuple[PreparedDataset | None, str]:
+def _open(run: ReportedRun) -> tuple[PreparedDataset | None, str]:
     """The run's data set, or None and why it cannot be read."""
-    path = run.data.get("path")
-    if not path:
-        return None, "The run does not say where its data set is."
     try:
-        return open_dataset(path), ""
+        return open_dataset(run.data.path), ""
     except (UserError, OSError, ValueError) as error:
         return None, f"The data set cannot be read any more: {error}"
     except Exception as error:
@@ -216,10 +209,10 @@ def _open(run: Run) -> tuple[PreparedDataset | None, str]:
         reason = storage.explain(error)
         if reason is None:
             raise
-        return None, f"The data set {path} cannot be read any more: {reason[0]}"
+        return None, f"The data set {run.data.path} cannot be read any more: {reason[0]}"
 
 
-def _predictions(run: Run) -> Predictions | None:
+def _predictions(run: ReportedRun) -> Predictions | None:
     """Those of the main evaluation, if they are there."""
     name = run.main_evaluation
     if name is None or not storage.exists(predictions_path(run.path, name)):
@@ -227,29 +220,31 @@ def _predictions(run: Run) -> Predictions | None:
     return read_predictions(run.path, name)
 
 
-def _by_label(metrics: Row) -> dict[str, Row]:
-    return {str(entry["label"]): entry for entry in metrics["per_class"]}
+def _by_label(scores: Scores) -> dict[str, ClassMetrics]:
+    return {entry.label: entry for entry in scores.per_class}
 
 
-def _class_row(label: str, tables: Sequence[tuple[Run, dict[str, Row]]]) -> figures.ClassRow:
+def _class_row(
+    label: str, tables: Sequence[tuple[ReportedRun, dict[str, ClassMetrics]]]
+) -> figures.ClassRow:
     entries = [table[label] for _, table in tables]
-    counts = [int(entry["num_positives"]) for entry in entries]
+    counts = [entry.num_positives for entry in entries]
     shares = [
-        count / max(1, int(run.final.get("num_clips") or 0))
+        count / max(1, run.final.num_clips or 0)
         for count, (run, _) in zip(counts, tables, strict=True)
     ]
     return figures.ClassRow(
         label=label,
         positives=str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)}–{max(counts)}",
         chance=statistics.fmean(shares),
-        values=tuple(entry["AP"] for entry in entries),
+        values=tuple(entry.AP for entry in entries),
     )
 
 
-def _table(runs: Sequence[Run], key: str) -> list[Row]:
-    """One row per name in a flat section of run.json, with its value in each run."""
-    names = dict.fromkeys(name for run in runs for name in run.info.get(key, {}))
+def _versions(runs: Sequence[ReportedRun]) -> list[Row]:
+    """A row for each package, with its version in each run."""
+    names = dict.fromkeys(name for run in runs for name in run.info.versions)
     return [
-        {"key": name, "values": [str(run.info.get(key, {}).get(name, "–")) for run in runs]}
+        {"key": name, "values": [run.info.versions.get(name, "–") for run in runs]}
         for name in names
     ]

@@ -4,8 +4,6 @@ In: a recipe or a run folder, and a prepared data set. Out: an error that explai
 what the step needs to know of the run so far.
 """
 
-from typing import Any
-
 from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.errors import UserError
@@ -16,7 +14,8 @@ from trainer.data.clips import ClipSet, select_clips, select_training_data
 from trainer.recipe.fit import check_fit
 from trainer.recipe.recipe import Recipe
 from trainer.recipe.warnings import check_rate, recipe_warnings
-from trainer.run.run_folder import check_same_run, is_finished, read_run
+from trainer.run.history import is_finished
+from trainer.run.run_folder import RunInfo, check_same_run, read_run
 from trainer.scores.predictions import metrics_path, predictions_name, predictions_path
 
 
@@ -41,7 +40,7 @@ def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> tuple[bo
         lost = [path for path in results if not storage.exists(path)]
         if not lost:
             return True, []
-        if "imported_from" in read_run(run_path):
+        if read_run(run_path).imported_from is not None:
             raise UserError(
                 run_path,
                 "an imported model, which has no training to carry on",
@@ -67,11 +66,11 @@ def check_evaluation(
             has no checkpoint yet, or not these weights.
     """
     run, dataset = read_run(run_path), open_dataset(dataset_path)
-    if dataset.labels != run["data"]["labels"]:
+    if dataset.labels != run.data.labels:
         raise UserError(
             dataset_path,
             f"has {len(dataset.labels)} classes that are not, or not in the order of, the "
-            f"{len(run['data']['labels'])} classes of the run {run_path}",
+            f"{len(run.data.labels)} classes of the run {run_path}",
         )
     if weights != "last":
         check_weights(run_path, weights)
@@ -81,10 +80,10 @@ def check_evaluation(
 
 
 def evaluation_name(
-    run: dict[str, Any], dataset: PreparedDataset, clips: ClipSet, weights: Weights
+    run: RunInfo, dataset: PreparedDataset, clips: ClipSet, weights: Weights
 ) -> str:
     """The name of the predictions; those on other data never replace the run's own."""
-    if clips.data_fingerprint == run["data"]["fingerprint"]:
+    if clips.data_fingerprint == run.data.fingerprint:
         return predictions_name(clips.name, weights)
     other = f"{dataset.path.rpartition('/')[2]}-{clips.data_fingerprint[:8]}"
     return predictions_name(f"{clips.name}-of-{other}", weights)

@@ -1,11 +1,11 @@
-"""The run folder: what a run is (`run.json`) and how it went (`history.json`).
+"""The run folder: what a run is (`run.json`), and whether it may be resumed there.
 
 `run.json` holds the resolved settings, the versions, the seed and the fingerprint of the data; a
-run is carried on only with the same settings and data.
+run is resumed only with the same settings and data.
 """
 
 import platform
-import sys
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
@@ -13,7 +13,7 @@ from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset
 from pipeline.errors import UserError
 from pipeline.version import VERSION
-from trainer.checkpoints.checkpoint import Progress, checkpoint_paths
+from trainer.checkpoints.checkpoint import checkpoint_paths
 from trainer.data.clips import TrainingData
 from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
@@ -42,81 +42,113 @@ _KINDS = {
 """What a folder is of, by a file in it."""
 _BEFORE_RUN = frozenset({"writer.json", "ray"})
 """What stands in a run's folder before its `run.json`, at the top."""
-_RUN_KEYS = {"recipe", "settings", "seed", "num_parameters", "data"}
-_DATA_KEYS = {"path", "fingerprint", "labels", "eval_name", "mean", "std"}
-_EPOCH_KEYS = {"epoch", "step", "mAP", "accuracy"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataInfo:
+    """What a run is trained and evaluated on. What an older run did not write is None."""
+
+    path: str
+    """The prepared data set."""
+    fingerprint: str
+    """Of the data set."""
+    labels: list[str]
+    num_mels: int | None = None
+    num_train_clips: int | None = None
+    num_eval_clips: int | None = None
+    eval_name: str
+    """The clip set that is evaluated after each epoch."""
+    eval_split: str | None = None
+    eval_fold: int | None = None
+    mean: float
+    """What the inputs are normalised with."""
+    std: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunInfo:
+    """The document `run.json`."""
+
+    format_version: int = FORMAT_VERSION
+    recipe: str
+    """Its name."""
+    settings: dict[str, dict[str, Any]]
+    """By section, as the run was started with them."""
+    versions: dict[str, str] = field(default_factory=dict)
+    seed: int
+    num_parameters: int
+    data: DataInfo
+    imported_from: str | None = None
+    """The checkpoint of a model that was not trained here."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The document."""
+        document = asdict(self)
+        if self.imported_from is None:
+            del document["imported_from"]
+        return document
 
 
 def describe_run(
     recipe: Recipe, dataset: PreparedDataset, data: TrainingData, num_parameters: int
-) -> dict[str, Any]:
-    """The content of `run.json`."""
+) -> RunInfo:
+    """What a run is, for its `run.json`."""
     eval_split, eval_fold = recipe.data.evaluation
-    return {
-        "format_version": FORMAT_VERSION,
-        "recipe": recipe.name,
-        "settings": recipe.to_json(),
-        "versions": {"python": platform.python_version(), **_versions()},
-        "seed": recipe.train.seed,
-        "num_parameters": num_parameters,
-        "data": {
-            "path": dataset.path,
-            "fingerprint": dataset.card.fingerprint,
-            "labels": dataset.labels,
-            "num_mels": dataset.num_mels,
-            "num_train_clips": len(data.train),
-            "num_eval_clips": len(data.evaluation),
-            "eval_name": data.evaluation.name,
-            "eval_split": eval_split,
-            "eval_fold": eval_fold,
-            "mean": data.mean,
-            "std": data.std,
-        },
-    }
+    return RunInfo(
+        recipe=recipe.name,
+        settings=recipe.to_json(),
+        versions={"python": platform.python_version(), **_versions()},
+        seed=recipe.train.seed,
+        num_parameters=num_parameters,
+        data=DataInfo(
+            path=dataset.path,
+            fingerprint=dataset.card.fingerprint,
+            labels=dataset.labels,
+            num_mels=dataset.num_mels,
+            num_train_clips=len(data.train),
+            num_eval_clips=len(data.evaluation),
+            eval_name=data.evaluation.name,
+            eval_split=eval_split,
+            eval_fold=eval_fold,
+            mean=data.mean,
+            std=data.std,
+        ),
+    )
 
 
-def read_run(run_path: str) -> dict[str, Any]:
-    """The content of `run.json`.
+def write_run(run_path: str, info: RunInfo) -> None:
+    """Write `run.json`."""
+    storage.write_json(storage.join(run_path, "run.json"), info.to_json())
+
+
+def read_run(run_path: str) -> RunInfo:
+    """Read `run.json`.
 
     Raises:
         UserError: the folder holds no run, a damaged one, or one of another format version.
     """
     storage.check_bucket(run_path)
     path = storage.join(run_path, "run.json")
+    remedy = "put it back, or remove the run and start it again"
     try:
-        run = storage.read_json_object(path)
+        version = storage.read_document(path, _Version, remedy).format_version
+        if version == FORMAT_VERSION:
+            return storage.read_document(path, RunInfo, remedy)
     except FileNotFoundError as error:
         raise UserError(run_path, "no run there (no run.json)") from error
-    if "format_version" not in run:
-        raise _damaged_run(path)
-    if run["format_version"] != FORMAT_VERSION:
-        raise UserError(
-            run_path,
-            f"the run has format version {run['format_version']}, this program reads "
-            f"{FORMAT_VERSION}",
-        )
-    data = run.get("data")
-    if not (
-        run.keys() >= _RUN_KEYS
-        and isinstance(run["settings"], dict)
-        and isinstance(data, dict)
-        and data.keys() >= _DATA_KEYS
-    ):
-        raise _damaged_run(path)
-    return run
-
-
-def _damaged_run(path: str) -> UserError:
-    return UserError(
-        path,
-        "damaged, and nothing else says what the run is of",
-        "put it back, or remove the run and start it again",
+    raise UserError(
+        run_path, f"the run has format version {version}, this program reads {FORMAT_VERSION}"
     )
 
 
-def read_recipe(run: dict[str, Any]) -> Recipe:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Version:
+    format_version: int
+
+
+def read_recipe(run: RunInfo) -> Recipe:
     """The settings a run was started with."""
-    return make_recipe(run["recipe"], run["settings"], where="run.json")
+    return make_recipe(run.recipe, run.settings, where="run.json")
 
 
 def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> bool:
@@ -138,7 +170,7 @@ def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> b
         return False
     run = read_run(run_path)
     remedy = "give another --out, or remove that one"
-    if run["data"]["fingerprint"] != dataset.card.fingerprint:
+    if run.data.fingerprint != dataset.card.fingerprint:
         raise UserError(run_path, "the run was trained on other data", remedy)
     # A setting that came later had its default before.
     before, now = read_recipe(run).to_json(), recipe.to_json()
@@ -178,58 +210,6 @@ def check_empty(folder: str, but: frozenset[str] = frozenset()) -> None:
             top = name.partition("/")[0]
             if top not in but and not top.startswith("."):
                 raise UserError(folder, f"not empty, {name} is there already", "give another --out")
-
-
-def write_history(run_path: str, progress: Progress, *, finished: bool) -> None:
-    """Write the curves so far."""
-    document = {"steps": progress.steps, "epochs": progress.epochs, "finished": finished}
-    storage.write_json(storage.join(run_path, "history.json"), document)
-
-
-def read_history(run_path: str) -> dict[str, Any]:
-    """The curves of a run; empty ones before its first epoch is through.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    path = storage.join(run_path, "history.json")
-    try:
-        history: dict[str, Any] = storage.read_json(path)
-        is_whole = isinstance(history["finished"], bool) and all(
-            isinstance(history[name], list)
-            and all(_is_point(entry, keys) for entry in history[name])
-            for name, keys in (("epochs", _EPOCH_KEYS), ("steps", {"step", "epoch"}))
-        )
-    except FileNotFoundError:
-        return {"steps": [], "epochs": [], "finished": False}
-    except (ValueError, TypeError, LookupError):
-        is_whole = False
-    if not is_whole:
-        raise UserError(path, "damaged", "the command that trained the run writes it again")
-    return history
-
-
-def _is_point(entry: object, keys: set[str]) -> bool:
-    """Whether an entry of the history has these keys, and numbers or nothing wherever it has any.
-
-    Where it stands, which is its step and its epoch, is a whole number.
-    """
-    return (
-        isinstance(entry, dict)
-        and entry.keys() >= keys
-        and all(value is None or isinstance(value, int | float) for value in entry.values())
-        and isinstance(entry["step"], int)
-        and isinstance(entry["epoch"], int)
-    )
-
-
-def is_finished(run_path: str) -> bool:
-    """Whether a run has nothing left to do, such as writing its damaged history again."""
-    try:
-        return bool(read_history(run_path)["finished"])
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return False
 
 
 def _versions() -> dict[str, str]:

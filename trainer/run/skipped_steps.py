@@ -2,19 +2,20 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict
 
 from pipeline import storage
 from pipeline.errors import UserError
+from trainer.checkpoints.progress import SkippedStep
 
 
-def write_bad_steps(run_path: str, entries: Sequence[dict[str, Any]]) -> None:
-    """Write all skipped steps of a run, a line each: step, epoch, loss, norm, ids of its clips."""
-    lines = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries)
+def write_bad_steps(run_path: str, steps: Sequence[SkippedStep]) -> None:
+    """Write all skipped steps of a run."""
+    lines = "".join(json.dumps(asdict(step), allow_nan=False) + "\n" for step in steps)
     storage.write_bytes(storage.join(run_path, "divergence.jsonl"), lines.encode())
 
 
-def read_bad_steps(run_path: str) -> list[dict[str, Any]]:
+def read_bad_steps(run_path: str) -> list[SkippedStep]:
     """What `write_bad_steps` wrote; empty where no step was skipped.
 
     Raises:
@@ -22,11 +23,9 @@ def read_bad_steps(run_path: str) -> list[dict[str, Any]]:
     """
     path = storage.join(run_path, "divergence.jsonl")
     try:
-        entries = [json.loads(line) for line in storage.read_bytes(path).splitlines()]
-        if not all({"step", "epoch", "loss", "grad_norm"} <= entry.keys() for entry in entries):
-            raise ValueError("an entry lacks its figures")
+        lines = storage.read_bytes(path).splitlines()
+        return [storage.parse_document(line, SkippedStep) for line in lines]
     except FileNotFoundError:
         return []
-    except (ValueError, AttributeError) as error:
-        raise UserError(path, f"damaged ({error})", "remove it, no step depends on it") from error
-    return entries
+    except storage.DocumentError as error:
+        raise UserError(path, f"damaged: {error}", "remove it, no step depends on it") from error

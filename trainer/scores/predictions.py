@@ -1,7 +1,7 @@
 """Predictions of a run on a clip set: a Parquet table of scores, and their metrics as JSON."""
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,42 @@ from trainer.data.clips import ClipSet
 from trainer.scores.metrics import Metrics, evaluate_scores
 
 _METADATA_KEY = b"ast_ray"
+_REMEDY = "make it again with `evaluate`"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Where scores come from; None where it does not apply."""
+
+    loss: str
+    """The kind of loss, and so of scores: sigmoid or softmax outputs."""
+    precision: str | None = None
+    """What the model computed in."""
+    checkpoint_step: int | None = None
+    """Steps that the weights were trained for."""
+    epoch: int | None = None
+    """Of the best epoch's weights."""
+    weights: str | None = None
+    """Which weights of a run; None: the last."""
+    num_members: int | None = None
+    """Of an ensemble."""
+    data_fingerprint: str | None = None
+    """Of the data set."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of a document that apply."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredClips:
+    """The metrics of predictions, as `predictions/NAME.json` has them."""
+
+    name: str
+    source: Source
+    metrics: Metrics
+    common: Metrics | None
+    """On the clips that are also in the subset others scored; None without any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -31,15 +67,14 @@ class Predictions:
     """`[N, C]`."""
     common: NDArray[np.bool_]
     """Clips that are also in the subset others scored, `[N]`."""
-    facts: dict[str, Any]
-    """Where they come from: loss, data fingerprint, checkpoint step."""
+    source: Source
 
 
 def from_scores(
     clips: ClipSet,
     targets: NDArray[np.float32],
     scores: NDArray[np.float32],
-    facts: dict[str, Any],
+    source: Source,
 ) -> Predictions:
     """Predictions on a clip set."""
     return Predictions(
@@ -49,7 +84,7 @@ def from_scores(
         targets=targets,
         scores=scores,
         common=clips.common,
-        facts={**facts, "data_fingerprint": clips.data_fingerprint},
+        source=replace(source, data_fingerprint=clips.data_fingerprint),
     )
 
 
@@ -68,24 +103,31 @@ def metrics_path(run_path: str, name: str) -> str:
     return storage.join(run_path, "predictions", f"{name}.json")
 
 
-def read_metrics(run_path: str, name: str) -> dict[str, Any]:
+def read_metrics(run_path: str, name: str) -> ScoredClips:
     """The metrics of a run's predictions, as `write_predictions` wrote them.
 
     Raises:
         UserError: they are not there, or damaged.
     """
     path = metrics_path(run_path, name)
-    remedy = "make it again with `evaluate`"
     try:
-        metrics = storage.read_json(path)
+        rest = storage.read_document(path, _Rest, _REMEDY)
+        return ScoredClips(
+            name=rest.name,
+            source=storage.read_document(path, Source, _REMEDY),
+            metrics=storage.read_document(path, Metrics, _REMEDY),
+            common=rest.common,
+        )
     except FileNotFoundError as error:
-        raise UserError(path, "not there", remedy) from error
-    except ValueError as error:
-        raise UserError(path, f"damaged ({error})", remedy) from error
-    needed = {field.name for field in fields(Metrics)}
-    if not (isinstance(metrics, dict) and needed <= metrics.keys()):
-        raise UserError(path, "damaged (metrics are missing)", remedy)
-    return metrics
+        raise UserError(path, "not there", _REMEDY) from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rest:
+    """What `predictions/NAME.json` holds beside the keys of `Source` and `Metrics`."""
+
+    name: str
+    common: Metrics | None = None
 
 
 def write_predictions(run_path: str, predictions: Predictions, metrics: Metrics) -> str:
@@ -104,13 +146,10 @@ def write_predictions(run_path: str, predictions: Predictions, metrics: Metrics)
             "common": pa.array(predictions.common),
         }
     )
-    metadata = {
-        "name": predictions.name,
-        "labels": predictions.labels,
-        **predictions.facts,
-    }
+    source = predictions.source.to_json()
+    metadata = {"name": predictions.name, "labels": predictions.labels, **source}
     path = predictions_path(run_path, predictions.name)
-    document = {"name": predictions.name, **predictions.facts, **metrics.to_json()}
+    document = {"name": predictions.name, **source, **metrics.to_json()}
     common = predictions.common
     if common.any():
         document["common"] = evaluate_scores(
@@ -137,23 +176,32 @@ def read_predictions(run_path: str, name: str) -> Predictions:
             run_path, f"no predictions on {name!r}", "make them with `evaluate`"
         ) from error
     except (pa.ArrowInvalid, OSError, LookupError, TypeError, ValueError) as error:
-        raise UserError(path, "damaged", "make it again with `evaluate`") from error
+        raise UserError(path, "damaged", _REMEDY) from error
 
 
 def _decode(table: pa.Table) -> Predictions:
-    metadata = json.loads(table.schema.metadata[_METADATA_KEY])
-    labels = metadata.pop("labels")
+    text = table.schema.metadata[_METADATA_KEY]
+    metadata = storage.parse_document(text, _Metadata)
+    labels = metadata.labels
     class_of = {label: index for index, label in enumerate(labels)}
     targets = np.zeros((table.num_rows, len(labels)), dtype=np.float32)
-    for row, names in enumerate(table["labels"].to_pylist()):
-        targets[row, [class_of[one] for one in names]] = 1.0
+    for clip, names in enumerate(table["labels"].to_pylist()):
+        targets[clip, [class_of[name] for name in names]] = 1.0
     flat = table["scores"].combine_chunks().flatten().to_numpy()
     return Predictions(
-        name=metadata.pop("name"),
+        name=metadata.name,
         ids=table["id"].to_pylist(),
         labels=labels,
         targets=targets,
         scores=flat.reshape(table.num_rows, len(labels)),
         common=table["common"].to_numpy(),
-        facts=metadata,
+        source=storage.parse_document(text, Source),
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Metadata:
+    """What the table's schema metadata holds beside the keys of `Source`."""
+
+    name: str
+    labels: list[str]

@@ -18,7 +18,8 @@ from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.errors import UserError
 from trainer.recipe.parse import load_recipe
 from trainer.recipe.recipe import Recipe
-from trainer.run.run_folder import check_folder, check_same_run, is_finished, read_history
+from trainer.run.history import is_finished, read_history
+from trainer.run.run_folder import check_folder, check_same_run
 from trainer.studies.shared import Figures, mean_and_std, refuse_override, runs_to_json, table_cells
 
 FIGURES = ("accuracy", "mAP")
@@ -184,7 +185,7 @@ def make_table(result: CrossValidation) -> Table:
 
 def _read_curve(run_path: str) -> list[Figures]:
     """A finished run's figures after each epoch."""
-    entries = read_history(run_path)["epochs"]
-    if not entries:
+    results = read_history(run_path).epochs
+    if not results:
         raise UserError(f"{run_path}/history.json", "has no scores", "remove it, and train again")
-    return [{name: entry[name] for name in FIGURES} for entry in entries]
+    return [{name: getattr(result, name) for name in FIGURES} for result in results]

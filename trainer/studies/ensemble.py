@@ -21,10 +21,11 @@ from pipeline import storage
 from pipeline.errors import SettingValueError, UserError
 from trainer.recipe.parse import load_recipe
 from trainer.recipe.recipe import Recipe
-from trainer.run.run_folder import check_folder, is_finished, read_run
+from trainer.run.history import is_finished
+from trainer.run.run_folder import check_folder, read_run
 from trainer.run.summary import check_learned
 from trainer.scores.metrics import METRICS, Metrics, evaluate_scores
-from trainer.scores.predictions import Predictions, read_predictions, write_predictions
+from trainer.scores.predictions import Predictions, Source, read_predictions, write_predictions
 from trainer.studies.shared import (
     Figures,
     mean_and_std,
@@ -92,7 +93,7 @@ def plan_ensemble(
     check_folder(output, "ensemble.json")
     recipes: dict[str, Recipe] = {}
     if recipe_path is None:
-        name = read_run(runs[0])["data"]["eval_name"]
+        name = read_run(runs[0]).data.eval_name
     else:
         recipes = member_recipes(recipe_path, overrides, output, seeds=seeds, variants=variants)
         name = next(iter(recipes.values())).data.eval_name
@@ -169,7 +170,7 @@ def average_predictions(members: Mapping[str, Predictions]) -> Predictions:
             ("clips", other.ids == first.ids),
             ("labels", other.labels == first.labels),
             ("targets", np.array_equal(other.targets, first.targets)),
-            ("losses", other.facts["loss"] == first.facts["loss"]),
+            ("losses", other.source.loss == first.source.loss),
         ):
             if not equal:
                 raise UserError(
@@ -179,8 +180,8 @@ def average_predictions(members: Mapping[str, Predictions]) -> Predictions:
                 )
     stacked = np.stack([one.scores for one in members.values()])
     mean: NDArray[np.float32] = stacked.mean(axis=0, dtype=np.float64).astype(np.float32)
-    facts = {"loss": first.facts["loss"], "num_members": len(members)}
-    return replace(first, scores=mean, facts=facts)
+    source = Source(loss=first.source.loss, num_members=len(members))
+    return replace(first, scores=mean, source=source)
 
 
 def score_ensemble(run_paths: Sequence[str], name: str, output: str) -> EnsembleResult:
@@ -248,7 +249,7 @@ def check_finished(run_paths: Sequence[str], name: str) -> None:
     """
     first: list[str] | None = None
     for path in run_paths:
-        labels = read_run(path)["data"]["labels"]
+        labels = read_run(path).data.labels
         first = first or labels
         if labels != first:
             raise UserError(

@@ -7,19 +7,18 @@ error where too many steps in a row were skipped.
 
 import math
 import time
-from typing import Any
+from dataclasses import asdict
 
 import torch
 
+from trainer.checkpoints.progress import CurvePoint, SkippedStep
 from trainer.data.epoch_plan import EpochPlan
 from trainer.model.flops import peak_flops
+from trainer.run.run_progress import RunProgress
 from trainer.run.skipped_steps import write_bad_steps
 from trainer.training.divergence import diverged
 from trainer.training.run_state import Run
 from trainer.training.window import StepFacts, Window
-
-_SHOWN = ("loss", "grad_norm", "clips_per_s", "data_wait_share", "peak_memory_bytes", "mfu")
-"""Of the curve's last point."""
 
 
 def add_point(run: Run, window: Window, plan: EpochPlan, lr: float) -> None:
@@ -40,22 +39,23 @@ def add_point(run: Run, window: Window, plan: EpochPlan, lr: float) -> None:
     clips_per_s = sum(one.num_clips for one in steps) / elapsed_s
     peak = peak_flops(world.device, run.recipe.train.precision)
     norm = steps[-1].gradient_norm
-    point = {
-        "step": progress.step,
-        "epoch": progress.epoch,
-        "loss": loss_sum / num_good_clips if num_good_clips else None,
-        "lr": lr,
-        "grad_norm": norm if math.isfinite(norm) else None,
-        "num_bad_steps": sum(one.is_bad for one in steps),
-        "clips_per_s": clips_per_s,
-        "data_wait_share": window.waited_s / elapsed_s,
-        "peak_memory_bytes": _peak_memory_bytes(world.device),
-        "mfu": window.flops / elapsed_s / (peak * world.size) if peak else None,
-    }
+    point = CurvePoint(
+        step=progress.step,
+        epoch=progress.epoch,
+        loss=loss_sum / num_good_clips if num_good_clips else None,
+        lr=lr,
+        grad_norm=norm if math.isfinite(norm) else None,
+        num_bad_steps=sum(one.is_bad for one in steps),
+        clips_per_s=clips_per_s,
+        data_wait_share=window.waited_s / elapsed_s,
+        peak_memory_bytes=_peak_memory_bytes(world.device),
+        mfu=window.flops / elapsed_s / (peak * world.size) if peak else None,
+    )
     progress.steps.append(point)
     if run.log is not None:
-        names = point.keys() - {"step", "epoch"}
-        run.log.add(progress.step, {f"train/{name}": point[name] for name in sorted(names)})
+        values = asdict(point)
+        names = values.keys() - {"step", "epoch"}
+        run.log.add(progress.step, {f"train/{name}": values[name] for name in sorted(names)})
     if progress.num_bad_in_a_row >= run.recipe.train.max_bad_steps:
         raise diverged(run.path, progress.bad_steps[-1], progress.num_bad_in_a_row)
 
@@ -67,15 +67,15 @@ def _note_bad_steps(run: Run, plan: EpochPlan, steps: list[StepFacts]) -> None:
         progress.num_bad_in_a_row = progress.num_bad_in_a_row + 1 if step.is_bad else 0
         if step.is_bad:
             positions = plan.positions(progress.epoch_step - 1 - ago)
-            entry = {
-                "step": progress.step - ago,
-                "epoch": progress.epoch,
-                "loss": _number(step.loss_sum / step.num_clips),
-                "grad_norm": _number(step.gradient_norm),
-                "ids": [ids[row] for row in plan.order[positions]],
-                "partner_ids": [ids[row] for row in plan.partners[positions]],
-            }
-            progress.bad_steps.append(entry)
+            skipped = SkippedStep(
+                step=progress.step - ago,
+                epoch=progress.epoch,
+                loss=_number(step.loss_sum / step.num_clips),
+                grad_norm=_number(step.gradient_norm),
+                ids=tuple(ids[row] for row in plan.order[positions]),
+                partner_ids=tuple(ids[row] for row in plan.partners[positions]),
+            )
+            progress.bad_steps.append(skipped)
     if run.world.is_first and any(step.is_bad for step in steps):
         write_bad_steps(run.path, progress.bad_steps)
 
@@ -89,20 +89,16 @@ def _peak_memory_bytes(device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
-def progress_values(run: Run, plan: EpochPlan, lr: float) -> dict[str, Any]:
-    """What a progress bar shows; the loss is the curve's last point, so that nothing waits."""
+def run_progress(run: Run, plan: EpochPlan, lr: float) -> RunProgress:
+    """The progress after a step."""
     progress = run.progress
-    last_point = progress.steps[-1] if progress.steps else {}
-    last_epoch = progress.epochs[-1] if progress.epochs else {}
-    return {
-        "run": run.path,
-        "step": progress.step,
-        "num_steps": plan.num_steps * run.recipe.train.epochs,
-        "epoch": progress.epoch,
-        "lr": lr,
-        "num_bad_steps": len(progress.bad_steps),
-        **{name: last_point.get(name) for name in _SHOWN},
-        "scored_epoch": last_epoch.get("epoch"),
-        "mAP": last_epoch.get("mAP"),
-        "accuracy": last_epoch.get("accuracy"),
-    }
+    return RunProgress(
+        run=run.path,
+        step=progress.step,
+        num_steps=plan.num_steps * run.recipe.train.epochs,
+        epoch=progress.epoch,
+        lr=lr,
+        num_bad_steps=len(progress.bad_steps),
+        last_point=progress.steps[-1] if progress.steps else None,
+        last_epoch=progress.epochs[-1] if progress.epochs else None,
+    )

@@ -5,12 +5,11 @@ the fused optimiser on the device itself (its `found_inf`), so that no step wait
 host learns of it at the next point of the curve. Out: an error where too many follow one another.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
+from trainer.checkpoints.progress import SkippedStep
 from trainer.training.fsdp import gathered
 
 _LOWER = "lower schedule.lr or lengthen schedule.warmup_steps"
@@ -33,16 +32,16 @@ def is_bad(loss: Tensor, norm: Tensor, max_norm: float) -> Tensor:
     return bad | (norm > max_norm) if max_norm else bad
 
 
-def diverged(run_path: str, entry: dict[str, Any], num_in_a_row: int) -> DivergedError:
-    """The error for a run whose last steps were all skipped; `entry` is the last one's."""
+def diverged(run_path: str, last: SkippedStep, num_in_a_row: int) -> DivergedError:
+    """The error for a run whose last steps, as many as are allowed, were all skipped."""
     change = _LOWER
-    # What is not finite stands as a text there.
-    if not any(isinstance(entry[name], str) for name in ("loss", "grad_norm")):
+    # A number that is not finite is a text there.
+    if not any(isinstance(value, str) for value in (last.loss, last.grad_norm)):
         change = f"raise train.max_gradient_norm, or {change}"
     return DivergedError(
         run_path,
-        f"the loss is {entry['loss']}, the gradient's norm {entry['grad_norm']} near "
-        f"step {entry['step']} (epoch {entry['epoch']}), {num_in_a_row} skipped in a row",
+        f"the loss is {last.loss}, the gradient's norm {last.grad_norm} near "
+        f"step {last.step} (epoch {last.epoch}), {num_in_a_row} skipped in a row",
         f"{change}, {_ANEW}",
     )
 

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +32,9 @@ from trainer.checkpoints.averaging import (
     weights_path,
     write_weights,
 )
-from trainer.checkpoints.checkpoint import Progress, load_newest
+from trainer.checkpoints.checkpoint import load_newest
+from trainer.checkpoints.progress import EpochResult, Progress
+from trainer.checkpoints.settings import Weights
 from trainer.checkpoints.state_files import State, read_state
 from trainer.data.augment import augment_batch
 from trainer.data.batch import Batch
@@ -48,12 +49,13 @@ from trainer.model.flops import training_flops
 from trainer.optim.schedule import learning_rate
 from trainer.recipe.fit import check_fit
 from trainer.recipe.recipe import Recipe
-from trainer.run.run_folder import describe_run, write_history
+from trainer.run.history import write_history
+from trainer.run.run_folder import describe_run, write_run
 from trainer.run.tensorboard_log import TensorBoardLog
 from trainer.run.writer import remove_unfinished, take_over, writing
 from trainer.scores.metrics import METRICS, evaluate_scores
-from trainer.scores.predictions import from_scores, predictions_name, write_predictions
-from trainer.training.curve import add_point, progress_values
+from trainer.scores.predictions import Source, from_scores, predictions_name, write_predictions
+from trainer.training.curve import add_point, run_progress
 from trainer.training.divergence import DivergedError
 from trainer.training.evaluation import Evaluation, evaluate
 from trainer.training.fsdp import load_model, whole_copy
@@ -69,7 +71,7 @@ def train(
     run_path: str,
     *,
     world: World,
-    report: Report = lambda values: None,
+    report: Report = lambda progress: None,
 ) -> None:
     """Run a recipe to its end, from its last checkpoint if there is one.
 
@@ -111,8 +113,7 @@ def _set_up(
     ast = make_model(recipe, dataset, fresh=saved is None)
     if world.is_first:
         # At each start, as some settings may change between them.
-        facts = describe_run(recipe, dataset, data, ast.num_parameters())
-        storage.write_json(storage.join(run_path, "run.json"), facts)
+        write_run(run_path, describe_run(recipe, dataset, data, ast.num_parameters()))
     learner = make_learner(ast, recipe.optimiser, recipe.train, world)
     start = ast.state_dict() if recipe.averaging.ema_decay else {}
     make_loader = partial(
@@ -239,7 +240,7 @@ def _train_epoch(run: Run) -> None:
             save_if_due(run, plan)
             window = Window()
         if run.world.is_first:
-            run.report(progress_values(run, plan, lr))
+            run.report(run_progress(run, plan, lr))
 
 
 def _seed_model(run: Run) -> None:
@@ -294,24 +295,29 @@ def _finish_epoch(run: Run, evaluation: Evaluation) -> None:
         (run.score_sum / progress.epoch).numpy(),
         run.data.evaluation.labels,
     )
-    entry = {
-        "epoch": progress.epoch,
-        "step": progress.step,
-        "train_loss": progress.loss_sum / progress.num_clips if progress.num_clips else None,
-        "eval_loss": evaluation.loss,
-        **{name: getattr(metrics, name) for name in METRICS},
-        # Of the mean of the scores of all epochs so far: `cum_` in the authors' logs.
-        **{f"cumulative_{name}": getattr(cumulative, name) for name in METRICS},
-        "train_s": progress.train_s,
-        "eval_s": evaluation.wall_s,
-    }
-    progress.epochs.append(entry)
+    result = EpochResult(
+        epoch=progress.epoch,
+        step=progress.step,
+        train_loss=progress.loss_sum / progress.num_clips if progress.num_clips else None,
+        eval_loss=evaluation.loss,
+        mAP=metrics.mAP,
+        mAUC=metrics.mAUC,
+        d_prime=metrics.d_prime,
+        accuracy=metrics.accuracy,
+        cumulative_mAP=cumulative.mAP,
+        cumulative_mAUC=cumulative.mAUC,
+        cumulative_d_prime=cumulative.d_prime,
+        cumulative_accuracy=cumulative.accuracy,
+        train_s=progress.train_s,
+        eval_s=evaluation.wall_s,
+    )
+    progress.epochs.append(result)
     progress.epoch += 1
     progress.epoch_step = 0
     progress.loss_sum, progress.num_clips, progress.train_s = 0.0, 0, 0.0
     if run.log is not None:
         names = ("eval_loss", *METRICS, *(f"cumulative_{name}" for name in METRICS))
-        run.log.add(progress.step, {f"eval/{name}": entry[name] for name in names})
+        run.log.add(progress.step, {f"eval/{name}": getattr(result, name) for name in names})
     needed_epochs = _needed_epochs(run)
     is_last = progress.epoch > run.recipe.train.epochs
     # A later checkpoint makes up for any other that could not be written.
@@ -324,11 +330,11 @@ def _needed_epochs(run: Run) -> set[int]:
     Of those selected also the one before the last epoch: the older checkpoint, which a restart
     falls back to, knows no other.
     """
-    train, entries = run.recipe.train, run.progress.epochs
+    train, results = run.recipe.train, run.progress.epochs
     needed = set(run.recipe.averaging.epochs(train.epochs))
     if train.select_by:
-        known = [entries, entries[:-1]] if len(entries) > 1 else [entries]
-        needed |= {best_epoch(one, train.select_by)["epoch"] for one in known}
+        known = [results, results[:-1]] if len(results) > 1 else [results]
+        needed |= {best_epoch(results, train.select_by).epoch for results in known}
     return needed
 
 
@@ -351,38 +357,39 @@ def _write_results(run: Run, evaluation: Evaluation) -> None:
                 remove_other_epochs(run.path, run.recipe.averaging.epochs(run.recipe.train.epochs))
 
 
-def _other_weights(run: Run) -> Iterator[tuple[str, State]]:
+def _other_weights(run: Run) -> Iterator[tuple[Weights, State]]:
     """The weights that the recipe asks for beside the last, by their names."""
     if epochs := run.recipe.averaging.epochs(run.recipe.train.epochs):
         yield "averaged", average_epochs(run.path, epochs)
     if run.ema:
         yield "ema", run.ema
     if run.recipe.train.select_by:
-        epoch = best_epoch(run.progress.epochs, run.recipe.train.select_by)["epoch"]
+        epoch = best_epoch(run.progress.epochs, run.recipe.train.select_by).epoch
         path = weights_path(run.path, epoch_name(epoch))
         # Of a run that was finished before, only the copy is left.
         yield "best", read_state(path if storage.exists(path) else weights_path(run.path, "best"))
 
 
-def _write_predictions(run: Run, evaluation: Evaluation, weights: str) -> None:
+def _write_predictions(run: Run, evaluation: Evaluation, weights: Weights) -> None:
     if run.world.is_first:
-        facts = weights_facts(run.recipe, run.progress, weights)
-        found = from_scores(run.data.evaluation, evaluation.targets, evaluation.scores, facts)
-        found = replace(found, name=predictions_name(found.name, weights))
+        source = scores_source(run.recipe, run.progress, weights)
+        predictions = from_scores(
+            run.data.evaluation, evaluation.targets, evaluation.scores, source
+        )
+        predictions = replace(predictions, name=predictions_name(predictions.name, weights))
         with writing(run.path, run.token):
-            write_predictions(run.path, found, evaluation.metrics)
+            write_predictions(run.path, predictions, evaluation.metrics)
 
 
-def weights_facts(recipe: Recipe, progress: Progress, weights: str) -> dict[str, Any]:
-    """What predictions say of the weights they are by: `last`, `averaged`, `ema` or `best`."""
-    facts = {
-        "loss": recipe.train.loss,
-        "precision": recipe.train.precision,
-        "checkpoint_step": progress.step,
-    }
-    if weights == "last":
-        return facts
-    if weights == "best":
-        entry = best_epoch(progress.epochs, recipe.train.select_by)
-        facts |= {"checkpoint_step": entry["step"], "epoch": entry["epoch"]}
-    return {**facts, "weights": weights}
+def scores_source(recipe: Recipe, progress: Progress, weights: Weights) -> Source:
+    """Where scores by these weights of a run come from."""
+    source = Source(
+        loss=recipe.train.loss,
+        precision=recipe.train.precision,
+        checkpoint_step=progress.step,
+        weights=None if weights == "last" else weights,
+    )
+    if weights != "best":
+        return source
+    best = best_epoch(progress.epochs, recipe.train.select_by)
+    return replace(source, checkpoint_step=best.step, epoch=best.epoch)

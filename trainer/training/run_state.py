@@ -9,28 +9,29 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import PassingError
 from trainer.checkpoints.averaging import epoch_name, remove_other_epochs, write_weights
-from trainer.checkpoints.checkpoint import Background, Checkpoint, Progress, save_checkpoint
+from trainer.checkpoints.checkpoint import Background, Checkpoint, save_checkpoint
+from trainer.checkpoints.progress import Progress
 from trainer.checkpoints.state_files import State
 from trainer.data.clips import TrainingData
 from trainer.data.epoch_plan import EpochPlan
 from trainer.data.loader import Loader
 from trainer.model.ast import AST
 from trainer.recipe.recipe import Recipe
-from trainer.run.run_folder import write_history
+from trainer.run.history import write_history
+from trainer.run.run_progress import RunProgress
 from trainer.run.tensorboard_log import TensorBoardLog
 from trainer.run.writer import writing
 from trainer.training.fsdp import load_model, load_optimiser, shared_out, whole_copy
 from trainer.training.step import Learner
 from trainer.training.world import World
 
-Report = Callable[[dict[str, Any]], None]
+Report = Callable[[RunProgress], None]
 """Called by the first rank after every step, with what a progress bar shows."""
 
 

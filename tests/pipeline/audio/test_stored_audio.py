@@ -40,7 +40,8 @@ from trainer.data.clips import ClipSet, select_clips
 from trainer.data.epoch_plan import plan_epoch
 from trainer.data.loader import Loader
 from trainer.data.settings import AugmentSettings, LoaderSettings
-from trainer.run.run_folder import is_finished
+from trainer.run.history import is_finished
+from trainer.run.run_progress import RunProgress
 from trainer.training.loop import train
 from trainer.training.world import World
 
@@ -401,8 +402,8 @@ def test_a_run_on_audio_is_carried_on_as_if_it_had_not_stopped(
     whole, run = str(tmp_path / "whole"), str(tmp_path / "run")
     train(recipe, dataset, whole, world=World())
 
-    def stop(values: dict[str, Any]) -> None:
-        if values["step"] == 4:
+    def stop(progress: RunProgress) -> None:
+        if progress.step == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -22,12 +22,14 @@ from trainer.checkpoints.averaging import (
     weights_path,
     write_weights,
 )
+from trainer.checkpoints.progress import EpochResult
 from trainer.checkpoints.settings import AveragingSettings
 from trainer.checkpoints.state_files import read_state
 from trainer.data.clips import select_training_data
 from trainer.data.loader import Loader
 from trainer.recipe.recipe import Recipe
-from trainer.run.run_folder import read_history
+from trainer.run.history import read_history
+from trainer.run.run_progress import RunProgress
 from trainer.scores.metrics import evaluate_scores
 from trainer.scores.predictions import read_predictions
 from trainer.training import loop, run_state
@@ -114,7 +116,7 @@ def test_averages_are_evaluated_beside_the_last_weights(
         found = read_predictions(averaged, f"eval-{name}")
         expected = scores_of(recipe, dataset, weights_path(averaged, name))
         np.testing.assert_allclose(found.scores, expected, atol=1e-6)
-        assert found.facts["weights"] == name
+        assert found.source.weights == name
         metrics = storage.read_json(f"{averaged}/predictions/eval-{name}.json")
         assert metrics["mAP"] == pytest.approx(
             evaluate_scores(found.targets, found.scores, found.labels).mAP
@@ -130,12 +132,12 @@ def test_the_mean_of_the_scores_of_epochs(dataset: PreparedDataset, averaged: st
     scores = [scores_of(recipe, dataset, weights_path(averaged, epoch_name(n))) for n in (1, 2)]
     last = read_predictions(averaged, "eval")
     scores.append(last.scores)
-    for number, epoch in enumerate(read_history(averaged)["epochs"], start=1):
+    for number, epoch in enumerate(read_history(averaged).epochs, start=1):
         mean = np.mean(scores[:number], axis=0)
         expected = evaluate_scores(last.targets, mean, last.labels)
         for name in ("mAP", "mAUC", "d_prime", "accuracy"):
             value = getattr(expected, name)
-            assert epoch[f"cumulative_{name}"] == pytest.approx(value, abs=1e-5), name
+            assert getattr(epoch, f"cumulative_{name}") == pytest.approx(value, abs=1e-5), name
 
 
 class Stopped(Exception):  # noqa: N818 (no error of the code)
@@ -155,8 +157,8 @@ def test_training_sees_nothing_of_them_and_restarts_change_nothing(
     recipe = tiny_recipe(averaging=AVERAGED, train=selecting)
     steps = [5, 9, 15]
 
-    def stop(values: dict[str, Any]) -> None:
-        if steps and values["step"] == steps[0]:
+    def stop(progress: RunProgress) -> None:
+        if steps and progress.step == steps[0]:
             steps.pop(0)
             raise Stopped
 
@@ -174,8 +176,11 @@ def test_training_sees_nothing_of_them_and_restarts_change_nothing(
     ("values", "best"), [([0.1, 0.3, 0.2], 2), ([0.3, 0.3, 0.1], 1), ([None, 0.0], 2), ([None], 1)]
 )
 def test_the_earlier_of_equal_epochs_is_the_best(values: list[float | None], best: int) -> None:
-    entries = [{"epoch": number, "mAP": value} for number, value in enumerate(values, start=1)]
-    assert best_epoch(entries, "mAP")["epoch"] == best
+    results = [
+        EpochResult(epoch=number, step=number, mAP=value, accuracy=0.5)
+        for number, value in enumerate(values, start=1)
+    ]
+    assert best_epoch(results, "mAP").epoch == best
 
 
 @pytest.mark.parametrize(
@@ -209,13 +214,13 @@ def test_the_epoch_that_is_selected(
     train(tiny_recipe(train={"select_by": "accuracy"}), dataset, run, world=World())
     assert left == [*kept, ""]
     assert storage.list_files(f"{run}/epochs") == [weights_path(run, "best")]
-    chosen = read_history(run)["epochs"][int(np.argmax(values))]
+    chosen = read_history(run).epochs[int(np.argmax(values))]
     best = storage.read_json(f"{run}/predictions/eval-best.json")
     assert {key: best[key] for key in ("weights", "epoch", "checkpoint_step", "mAP")} == {
         "weights": "best",
-        "epoch": chosen["epoch"],
-        "checkpoint_step": chosen["step"],
-        "mAP": chosen["mAP"],
+        "epoch": chosen.epoch,
+        "checkpoint_step": chosen.step,
+        "mAP": chosen.mAP,
     }
 
 

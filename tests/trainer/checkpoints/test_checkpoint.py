@@ -16,11 +16,11 @@ from trainer.checkpoints.checkpoint import (
     NUM_KEPT,
     Background,
     Checkpoint,
-    Progress,
     checkpoint_paths,
     load_newest,
     save_checkpoint,
 )
+from trainer.checkpoints.progress import CurvePoint, EpochResult, Progress, SkippedStep
 
 
 def make_checkpoint(step: int) -> Checkpoint:
@@ -31,9 +31,11 @@ def make_checkpoint(step: int) -> Checkpoint:
     model(torch.randn(2, 40)).sum().backward()
     optimiser.step()
     progress = Progress(epoch=2, epoch_step=3, step=step, loss_sum=1 / 3, num_clips=7, train_s=1e-9)
-    progress.steps.append({"step": step, "loss": 0.1 + 0.2, "lr": 1e-5})
-    progress.epochs.append({"epoch": 1, "mAP": None})
-    progress.bad_steps.append({"step": 1, "ids": ["a"]})
+    progress.steps.append(CurvePoint(step=step, epoch=2, loss=0.1 + 0.2, lr=1e-5))
+    progress.epochs.append(EpochResult(epoch=1, step=1, mAP=None, accuracy=0.5))
+    progress.bad_steps.append(
+        SkippedStep(step=1, epoch=1, loss="nan", grad_norm=0.5, ids=("a",), partner_ids=("b",))
+    )
     return Checkpoint(
         model=model.state_dict(),
         optimiser=optimiser.state_dict(),

@@ -31,7 +31,8 @@ from trainer.exchange.export_run import export_run
 from trainer.exchange.import_run import import_run
 from trainer.model.ast import AST
 from trainer.report.write import write_report
-from trainer.run.run_folder import is_finished, read_recipe, read_run
+from trainer.run.history import is_finished
+from trainer.run.run_folder import read_recipe, read_run, write_run
 from trainer.scores.predictions import read_predictions
 from trainer.training.loop import make_model, train
 from trainer.training.world import World
@@ -60,11 +61,11 @@ def load_run_model(run: str, dataset: PreparedDataset) -> AST:
 
 
 def inputs(run: str, fbanks: list[Tensor]) -> Tensor:
-    data, num_frames = read_run(run)["data"], read_recipe(read_run(run)).model.num_frames
+    data, num_frames = read_run(run).data, read_recipe(read_run(run)).model.num_frames
     x = torch.zeros(len(fbanks), num_frames, fbanks[0].shape[1])
     for row, one in zip(x, fbanks, strict=True):
         row[: len(one)] = one[:num_frames]
-    return normalise(x, data["mean"], data["std"])
+    return normalise(x, data.mean, data.std)
 
 
 def made_fbanks(dataset: PreparedDataset) -> list[Tensor]:
@@ -138,7 +139,7 @@ def test_the_two_eps_of_our_norms_do_not_show(
         model.head.weight.mul_(50)
     saved = newest(run)
     path = tmp_path / "run"
-    storage.write_json(f"{path}/run.json", read_run(run))
+    write_run(str(path), read_run(run))
     (path / "checkpoints").mkdir()
     document = {"optimiser": saved.optimiser, "model": model.state_dict(), "progress": {}}
     torch.save(document, path / "checkpoints" / "step-00000001.pt")
@@ -172,8 +173,8 @@ def test_what_is_exported_comes_back_bit_by_bit(
         import_run(str(tmp_path / source), dataset.path, again, "", [])
         state = newest(again).model
         assert all(torch.equal(value, state[name]) for name, value in newest(run).model.items())
-        before, after = (read_run(path)["data"] for path in (run, again))
-        assert (after["mean"], after["std"]) == (before["mean"], before["std"])
+        before, after = (read_run(path).data for path in (run, again))
+        assert (after.mean, after.std) == (before.mean, before.std)
         assert read_recipe(read_run(again)).model == RECIPE.model
 
 
@@ -203,7 +204,7 @@ def test_other_weights_than_the_last(run: str, dataset: PreparedDataset, tmp_pat
 
 
 def test_other_weights_need_no_checkpoint_but_must_be_whole(run: str, tmp_path: Path) -> None:
-    storage.write_json(f"{tmp_path}/run.json", read_run(run))
+    write_run(str(tmp_path), read_run(run))
     write_weights(str(tmp_path), "averaged", newest(run).model)
     export_run(str(tmp_path), str(tmp_path / "out"), "averaged")
     state, expected = (
@@ -234,7 +235,7 @@ def test_nothing_is_exported_over_what_is_there(
 
 
 def test_a_run_that_has_no_checkpoint(run: str, tmp_path: Path) -> None:
-    storage.write_json(f"{tmp_path}/run.json", read_run(run))
+    write_run(str(tmp_path), read_run(run))
     with pytest.raises(UserError, match="the run has no checkpoint yet"):
         export_run(str(tmp_path), str(tmp_path / "out"))
 
@@ -308,7 +309,7 @@ def test_settings_are_the_checkpoints_where_nothing_else_is_said(
     longer = load_run_model(str(tmp_path / "long"), dataset)
     assert longer.pos_embed.shape == (1, 2 + 8 * 12, 192)
     assert torch.equal(longer.pos_embed[:, :2], model.v.pos_embed[:, :2])
-    assert read_run(str(tmp_path / "long"))["data"]["num_train_clips"] == 0
+    assert read_run(str(tmp_path / "long")).data.num_train_clips == 0
 
 
 def test_what_no_one_tells_is_taken_from_the_data_with_a_notice(
@@ -318,10 +319,10 @@ def test_what_no_one_tells_is_taken_from_the_data_with_a_notice(
     import_run(path, dataset.path, str(tmp_path / "told"), "", ["data.mean=-5", "data.std=3"])
     assert "normalised" not in caplog.text
     import_run(path, dataset.path, str(tmp_path / "run"), "", [])
-    facts = read_run(str(tmp_path / "run"))["data"]
+    facts = read_run(str(tmp_path / "run")).data
     notice = "authors.pth: does not tell what its inputs were normalised with; taken from the data"
     assert notice in caplog.text
-    assert f"data.mean={facts['mean']:.4f}, data.std={facts['std']:.4f}" in caplog.text
+    assert f"data.mean={facts.mean:.4f}, data.std={facts.std:.4f}" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -350,7 +351,7 @@ def test_settings_with_an_effect_are_taken(dataset: PreparedDataset, tmp_path: P
     given = ["train.loss=ce", "train.batch_size=3", "train.seed=4", "loader.threads=1"]
     given += ["model.stride_time=8", "model.head_norm_eps=1e-6", "data.fold=1"]
     import_run(authors_file(tmp_path)[1], dataset.path, str(tmp_path / "run"), "", given)
-    settings = read_run(str(tmp_path / "run"))["settings"]
+    settings = read_run(str(tmp_path / "run")).settings
     for one in given:
         name, _, value = one.partition("=")
         section, _, key = name.partition(".")

@@ -32,9 +32,10 @@ from trainer.on_ray import train as ray_train
 from trainer.on_ray.progress import progress_board
 from trainer.on_ray.tune import unfinished
 from trainer.recipe.settings import TrainSettings
-from trainer.run.run_folder import is_finished, read_history, read_run
+from trainer.run.history import is_finished, read_history
+from trainer.run.run_folder import read_run
 from trainer.run.writer import alone_in
-from trainer.scores.predictions import predictions_path, read_predictions
+from trainer.scores.predictions import Source, predictions_path, read_predictions
 from trainer.training.evaluation import evaluate
 from trainer.training.loop import make_model, train
 from trainer.training.world import World
@@ -102,24 +103,24 @@ def test_another_split_is_evaluated_with_the_last_checkpoint(
     found = read_predictions(without_ray, "train-fold2")
     model = make_model(RECIPE, dataset, fresh=False)
     model.load_state_dict(newest(without_ray).model)
-    clips, data = select_clips(dataset, "train", 2), read_run(without_ray)["data"]
+    clips, data = select_clips(dataset, "train", 2), read_run(without_ray).data
     expected = evaluate(
         model,
         Loader(clips, LoaderSettings(), num_frames=64),
-        mean=data["mean"],
-        std=data["std"],
+        mean=data.mean,
+        std=data.std,
         settings=TrainSettings(batch_size=7),
         world=World(),
         run_path=without_ray,
     )
     assert found.ids == clips.ids
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
-    assert found.facts == {
-        "loss": "bce",
-        "precision": "float32",
-        "checkpoint_step": 24,
-        "data_fingerprint": dataset.card.fingerprint,
-    }
+    assert found.source == Source(
+        loss="bce",
+        precision="float32",
+        checkpoint_step=24,
+        data_fingerprint=dataset.card.fingerprint,
+    )
     metrics = storage.read_json(f"{without_ray}/predictions/train-fold2.json")
     assert metrics["mAP"] == pytest.approx(expected.metrics.mAP)
 
@@ -290,7 +291,7 @@ def test_other_data_are_evaluated_under_a_name_of_their_own(
         assert ray_job.main(command) == 0
     fingerprint = other.card.fingerprint
     found = read_predictions(without_ray, f"eval-of-other-{fingerprint[:8]}")
-    assert found.facts["data_fingerprint"] == fingerprint
+    assert found.source.data_fingerprint == fingerprint
     # The same data in another place is the same data.
     assert storage.read_bytes(predictions_path(without_ray, "eval")) == before
     names = [path.name for path in Path(without_ray, "predictions").iterdir()]
@@ -320,7 +321,7 @@ def test_an_imported_run_is_a_member(
     evaluate_imported = ["evaluate", imported, "--split", "eval"]
     assert ray_job.main([*evaluate_imported, "--precision", "bfloat16"]) == 0
     assert "note: --precision: bfloat16 on CPUs" in capsys.readouterr().err
-    assert read_predictions(imported, "eval").facts["precision"] == "bfloat16"
+    assert read_predictions(imported, "eval").source.precision == "bfloat16"
     assert ray_job.main(evaluate_imported) == 0
     assert ray_job.main(command) == 0
     found, expected = (read_predictions(run, "eval").scores for run in (output, without_ray))
@@ -368,8 +369,8 @@ def test_other_weights_are_evaluated_under_a_name_of_their_own(
     assert ray_job.main(["evaluate", run, "--split", "eval", "--weights", "best"]) == 0
     found = read_predictions(run, "eval-best")
     assert np.array_equal(found.scores, expected.scores)
-    assert found.facts == expected.facts
-    assert f"best, of epoch {found.facts['epoch']}" in capsys.readouterr().out
+    assert found.source == expected.source
+    assert f"best, of epoch {found.source.epoch}" in capsys.readouterr().out
     assert not (tmp_path / "predictions" / "eval.json").exists()
 
 

@@ -20,7 +20,8 @@ from tests.support.steps import own_lines, started, wait_for_step
 from trainer.data.clips import select_training_data
 from trainer.on_ray import tune as ray_tune
 from trainer.recipe.parse import load_recipe
-from trainer.run.run_folder import describe_run, is_finished
+from trainer.run.history import is_finished
+from trainer.run.run_folder import describe_run
 from trainer.scores.predictions import read_predictions
 from trainer.studies.ensemble import with_seed
 from trainer.training.loop import train

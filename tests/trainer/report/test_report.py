@@ -25,6 +25,7 @@ from pipeline.errors import UserError
 from tests.support.browser import OfflineBrowser, OpenPage, open_browser, wait_until
 from tests.support.cards import make_card, make_summary, split_entry
 from tests.support.prepared import tiny_recipe
+from trainer.checkpoints.progress import CurvePoint, SkippedStep
 from trainer.optim.schedule import learning_rate
 from trainer.optim.settings import ScheduleSettings
 from trainer.report import examples, figures
@@ -32,7 +33,7 @@ from trainer.report.runs import member_paths, run_names
 from trainer.report.write import write_report
 from trainer.run.skipped_steps import write_bad_steps
 from trainer.scores.metrics import evaluate_scores
-from trainer.scores.predictions import Predictions, write_predictions
+from trainer.scores.predictions import Predictions, Source, write_predictions
 from trainer.studies.ensemble import score_ensemble
 
 HOSTILE = (
@@ -153,7 +154,7 @@ def write_run(
         storage.join(folder, "history.json"), make_history(rng, num_epochs, is_finished=is_finished)
     )
     bad_steps = [
-        {"step": step, "epoch": 1, "loss": "nan", "grad_norm": "12.5", "ids": ["clip-0"]}
+        SkippedStep(step=step, epoch=1, loss="nan", grad_norm="12.5", ids=("clip-0",))
         for step in (6, 7)
     ]
     write_bad_steps(folder, bad_steps if num_epochs else [])
@@ -215,7 +216,7 @@ def make_predictions(
         targets=targets.astype(np.float32),
         scores=(1 / (1 + np.exp(-logits))).astype(np.float32),
         common=np.zeros(len(targets), dtype=bool),
-        facts={"loss": "bce", "checkpoint_step": 60},
+        source=Source(loss="bce", checkpoint_step=60),
     )
 
 
@@ -519,7 +520,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, run: str) -> None:
     with pytest.raises(UserError, match=r"history\.json: damaged"):
         write_report([run])
     Path(run, "run.json").write_text("{")
-    with pytest.raises(UserError, match=r"run\.json: no whole JSON document"):
+    with pytest.raises(UserError, match=r"run\.json: damaged: not a whole JSON document"):
         write_report([run])
     storage.write_json(f"{run}/run.json", {"format_version": 99})
     with pytest.raises(UserError, match="format version 99"):
@@ -581,7 +582,7 @@ def test_skipped_steps_are_shown(tmp_path: Path, data: str) -> None:
     write_bad_steps(
         run,
         [
-            {"step": step, "epoch": 1, "loss": "nan", "grad_norm": 0.5 * step + 1e-9}
+            SkippedStep(step=step, epoch=1, loss="nan", grad_norm=0.5 * step + 1e-9)
             for step in range(3, 13)
         ],
     )
@@ -591,7 +592,7 @@ def test_skipped_steps_are_shown(tmp_path: Path, data: str) -> None:
     assert "run 3 1 nan 1.5 run 4 1 nan 2 run 5 1 nan 2.5" in text
     assert "run 7 1 nan 3.5" in text
     assert "run 8 1 nan" not in text
-    write_bad_steps(run, [{"step": 3, "epoch": 1, "loss": "nan", "grad_norm": "1.5"}])
+    write_bad_steps(run, [SkippedStep(step=3, epoch=1, loss="nan", grad_norm="1.5")])
     assert "1 step skipped" in report(run)
     write_bad_steps(run, [])
     assert "were skipped" not in report(run)
@@ -678,7 +679,7 @@ def test_a_missed_label_is_shown_with_its_rank() -> None:
         targets=targets,
         scores=scores,
         common=np.zeros(len(targets), dtype=bool),
-        facts={},
+        source=Source(loss="bce"),
     )
     tags = examples._tags(clips, 0)
     assert [tag.rank for tag in tags] == [1, 2, 3, 4, 5, 20]
@@ -704,7 +705,7 @@ def test_chosen_rows_are_right_wrong_and_independent_of_order(
         targets=np.array(targets, dtype=np.float32).reshape(-1, 3),
         scores=scores,
         common=np.zeros(len(targets), dtype=bool),
-        facts={},
+        source=Source(loss="bce"),
     )
     rows = examples.choose_rows(clips, num_right=num_right, num_wrong=num_wrong)
     usable = [row for row, own in enumerate(targets) if 0 < sum(own) < 3]
@@ -735,7 +736,7 @@ def test_the_most_surely_wrong_clip_comes_first() -> None:
         targets=targets,
         scores=scores,
         common=np.zeros(len(targets), dtype=bool),
-        facts={},
+        source=Source(loss="bce"),
     )
     assert examples.choose_rows(clips, num_right=2, num_wrong=2) == [1, 0, 2, 3]
 
@@ -750,7 +751,7 @@ def test_confusions_count_every_clip_once(true: list[int], seed: int) -> None:
         targets=np.eye(4, dtype=np.float32)[true],
         scores=scores,
         common=np.zeros(4, dtype=bool),
-        facts={},
+        source=Source(loss="bce"),
     )
     counts = examples.confusion_counts(clips)
     assert counts is not None
@@ -794,15 +795,15 @@ def test_a_long_history_stays_small(tmp_path: Path, data: str) -> None:
     assert "(means of 5)" in report(run)
 
 
-def logged(schedule: ScheduleSettings, *ends: int, factor: float = 1.0) -> figures.History:
+def logged(schedule: ScheduleSettings, *ends: int, factor: float = 1.0) -> figures.RunCurves:
     """Points at these steps of an epoch of 20 steps each; the second half at a lowered rate."""
-    steps: list[dict[str, Any]] = [
-        {"step": end, "epoch": (end - 1) // 20 + 1, "lr": 0.0, "num_bad_steps": 0} for end in ends
-    ]
-    for number, entry in enumerate(steps):
-        rate = learning_rate(schedule, step=entry["step"] - 1, epoch=entry["epoch"])
-        entry["lr"] = rate * (factor if 2 * number >= len(steps) else 1.0)
-    return figures.History(name="run", steps=steps, epochs=[], schedule=schedule)
+    steps = []
+    for number, end in enumerate(ends):
+        epoch = (end - 1) // 20 + 1
+        rate = learning_rate(schedule, step=end - 1, epoch=epoch)
+        lowered = rate * (factor if 2 * number >= len(ends) else 1.0)
+        steps.append(CurvePoint(step=end, epoch=epoch, lr=lowered))
+    return figures.RunCurves(name="run", steps=steps, epochs=[], schedule=schedule)
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.1])

@@ -21,7 +21,7 @@ def test_a_finished_run_without_its_predictions_is_not_through(
     recipe = tiny_recipe(augment={"crop": "random"}, train={"epochs": 1})
     train(recipe, dataset, run, world=World())
     assert check_training(recipe, dataset.path, run) == (True, [])
-    path = result(run, read_run(run)["data"]["eval_name"])
+    path = result(run, read_run(run).data.eval_name)
     Path(path).unlink()
     is_finished, odd = check_training(recipe, dataset.path, run)
     assert not is_finished

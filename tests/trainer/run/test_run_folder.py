@@ -11,14 +11,8 @@ from pipeline.errors import UserError
 from tests.support.prepared import make_prepared, tiny_recipe
 from trainer.data.clips import select_training_data
 from trainer.recipe.recipe import Recipe
-from trainer.run.run_folder import (
-    check_folder,
-    check_same_run,
-    describe_run,
-    is_finished,
-    read_history,
-    read_run,
-)
+from trainer.run.history import History, is_finished, read_history
+from trainer.run.run_folder import check_folder, check_same_run, describe_run, read_run, write_run
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +22,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
 
 def begin(run: str, recipe: Recipe, dataset: PreparedDataset) -> None:
     data = select_training_data(dataset, recipe.data)
-    storage.write_json(f"{run}/run.json", describe_run(recipe, dataset, data, 1000))
+    write_run(run, describe_run(recipe, dataset, data, 1000))
 
 
 def test_a_run_is_carried_on_with_its_own_settings(
@@ -55,7 +49,7 @@ def test_a_setting_that_came_later_had_its_default(
     dataset: PreparedDataset, tmp_path: Path
 ) -> None:
     begin(str(tmp_path), tiny_recipe(), dataset)
-    document = read_run(str(tmp_path))
+    document = read_run(str(tmp_path)).to_json()
     del document["settings"]["train"]["select_by"]
     del document["settings"]["published"]
     storage.write_json(f"{tmp_path}/run.json", document)
@@ -97,7 +91,7 @@ def test_not_a_run(dataset: PreparedDataset, tmp_path: Path) -> None:
     storage.write_json(f"{tmp_path}/run.json", {"format_version": 99})
     with pytest.raises(UserError, match="has format version 99, this program reads 1"):
         read_run(str(tmp_path))
-    assert read_history(str(tmp_path)) == {"steps": [], "epochs": [], "finished": False}
+    assert read_history(str(tmp_path)) == History(finished=False)
 
 
 def test_checkpoints_without_their_run_are_not_carried_on(
@@ -137,14 +131,14 @@ def test_a_run_that_lacks_something_is_named(
     dataset: PreparedDataset, tmp_path: Path, key: str
 ) -> None:
     begin(str(tmp_path), tiny_recipe(), dataset)
-    document = read_run(str(tmp_path))
+    document = read_run(str(tmp_path)).to_json()
     del document[key]
     storage.write_json(f"{tmp_path}/run.json", document)
     assert_damaged(str(tmp_path), dataset)
 
 
 def assert_damaged(run: str, dataset: PreparedDataset) -> None:
-    message = rf"^{run}/run\.json: (damaged, .*put it back|no whole JSON|must hold a JSON object)"
+    message = rf"^{run}/run\.json: damaged: .*; put it back"
     with pytest.raises(UserError, match=message):
         read_run(run)
     with pytest.raises(UserError, match=message):
@@ -167,10 +161,10 @@ def assert_damaged(run: str, dataset: PreparedDataset) -> None:
     ],
 )
 def test_a_damaged_history_is_named_and_the_run_not_finished(
-    tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "history.json").write_text(content)
-    with pytest.raises(UserError, match=r"history\.json: damaged; the command that trained"):
+    with pytest.raises(UserError, match=r"history\.json: damaged: .*; the command that trained"):
         read_history(str(tmp_path))
     assert is_finished(str(tmp_path)) is False
-    assert f"{tmp_path}/history.json: damaged" in capsys.readouterr().err
+    assert f"{tmp_path}/history.json: damaged" in caplog.text

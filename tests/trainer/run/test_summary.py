@@ -94,7 +94,7 @@ def test_a_run_whose_steps_were_all_skipped_is_an_error(
 @pytest.mark.parametrize("content", ["", "{}", "[]", "{"])
 def test_damaged_metrics_are_one_line(tmp_path: Path, content: str) -> None:
     storage.write_bytes(f"{tmp_path}/predictions/eval.json", content.encode())
-    with pytest.raises(UserError, match=r"predictions/eval\.json: damaged .*`evaluate`"):
+    with pytest.raises(UserError, match=r"predictions/eval\.json: damaged: .*`evaluate`"):
         metrics_summary(str(tmp_path), "eval")
 
 
@@ -102,7 +102,7 @@ def test_a_damaged_history_is_one_line(run: str, tmp_path: Path) -> None:
     metrics = storage.read_bytes(f"{run}/predictions/eval.json")
     storage.write_bytes(f"{tmp_path}/predictions/eval.json", metrics)
     storage.write_bytes(f"{tmp_path}/history.json", b"{}")
-    with pytest.raises(UserError, match=r"history\.json: damaged; the command that trained"):
+    with pytest.raises(UserError, match=r"history\.json: damaged: .*; the command that trained"):
         metrics_summary(str(tmp_path), "eval")
 
 
@@ -114,5 +114,5 @@ def test_metrics_that_are_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["{", "[]", '{"step": 1}', "\xff"])
 def test_a_damaged_list_of_skipped_steps(tmp_path: Path, content: str) -> None:
     storage.write_bytes(f"{tmp_path}/divergence.jsonl", content.encode("latin-1"))
-    with pytest.raises(UserError, match=r"divergence\.jsonl: damaged .*; remove it"):
+    with pytest.raises(UserError, match=r"divergence\.jsonl: damaged: .*; remove it"):
         read_bad_steps(str(tmp_path))

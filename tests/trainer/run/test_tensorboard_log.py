@@ -4,7 +4,6 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from tensorboard.summary.writer import event_file_writer
@@ -12,15 +11,16 @@ from tensorboard.summary.writer import event_file_writer
 from pipeline import storage
 from tests.support.prepared import make_prepared, tiny_recipe
 from tests.support.runs import assert_events_match_history, read_events
-from trainer.run.run_folder import read_history
+from trainer.run.history import read_history
+from trainer.run.run_progress import RunProgress
 from trainer.run.tensorboard_log import TensorBoardLog
 from trainer.training.loop import train
 from trainer.training.world import World
 
 
-def stopping(steps: list[int]) -> Callable[[dict[str, Any]], None]:
-    def report(values: dict[str, Any]) -> None:
-        if steps and values["step"] == steps[0]:
+def stopping(steps: list[int]) -> Callable[[RunProgress], None]:
+    def report(progress: RunProgress) -> None:
+        if steps and progress.step == steps[0]:
             steps.pop(0)
             raise KeyboardInterrupt
 
@@ -52,7 +52,7 @@ def test_the_curves_are_whole_after_restarts(
             train(recipe, dataset, str(tmp_path), world=World(), report=report)
     train(recipe, dataset, str(tmp_path), world=World())
     history = read_history(str(tmp_path))
-    assert [point["step"] for point in history["steps"]] == list(range(1, 13))
+    assert [point.step for point in history.steps] == list(range(1, 13))
     assert_events_match_history(tmp_path)
 
 

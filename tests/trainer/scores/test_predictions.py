@@ -13,6 +13,7 @@ from trainer.data.clips import select_clips
 from trainer.scores.metrics import evaluate_scores
 from trainer.scores.predictions import (
     Predictions,
+    Source,
     from_scores,
     predictions_path,
     read_predictions,
@@ -31,7 +32,7 @@ def make_predictions() -> Predictions:
         targets=targets,
         scores=scores,
         common=np.zeros(len(targets), dtype=bool),
-        facts={"loss": "bce", "checkpoint_step": 30},
+        source=Source(loss="bce", checkpoint_step=30),
     )
 
 
@@ -45,7 +46,7 @@ def assert_round_trip(folder: str) -> None:
     assert write(folder, written) == predictions_path(folder, "train-fold1")
     read = read_predictions(folder, "train-fold1")
     assert (read.name, read.ids, read.labels) == (written.name, written.ids, written.labels)
-    assert read.facts == written.facts
+    assert read.source == written.source
     assert np.array_equal(read.scores, written.scores)
     assert np.array_equal(read.targets, written.targets)
     assert np.array_equal(read.common, written.common)
@@ -104,7 +105,7 @@ def test_format(tmp_path: object) -> None:
 def test_of_a_clip_set(tmp_path: object) -> None:
     clips = select_clips(make_prepared(str(tmp_path), max_labels=2), "train", 2)
     targets = clips.targets(np.arange(len(clips)))
-    written = from_scores(clips, targets, targets * 0.5, {})
+    written = from_scores(clips, targets, targets * 0.5, Source(loss="bce"))
     write(str(tmp_path), written)
     read = read_predictions(str(tmp_path), "train-fold2")
     assert read.ids == clips.ids
@@ -136,6 +137,6 @@ def test_damaged_ones_are_told(tmp_path: object, damage: str) -> None:
 
 def test_written_again_they_are_replaced(tmp_path: object) -> None:
     write(str(tmp_path), make_predictions())
-    later = replace(make_predictions(), facts={"loss": "bce", "checkpoint_step": 60})
+    later = replace(make_predictions(), source=Source(loss="bce", checkpoint_step=60))
     write(str(tmp_path), later)
-    assert read_predictions(str(tmp_path), "train-fold1").facts["checkpoint_step"] == 60
+    assert read_predictions(str(tmp_path), "train-fold1").source.checkpoint_step == 60

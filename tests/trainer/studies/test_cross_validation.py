@@ -13,7 +13,8 @@ from pipeline.dataset.prepared import PreparedDataset
 from pipeline.errors import UserError
 from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
 from trainer.on_ray import tune as ray_tune
-from trainer.run.run_folder import is_finished, read_history, read_run
+from trainer.run.history import is_finished, read_history
+from trainer.run.run_folder import read_run
 from trainer.studies.cross_validation import (
     PICKED_BY,
     CrossValidation,
@@ -125,7 +126,7 @@ def test_scores_are_those_of_the_runs(dataset: PreparedDataset, tmp_path: Path) 
     assert (result.metric, result.num_epochs) == ("accuracy", 2)
     for fold in (1, 2):
         path = f"{tmp_path}/fold-{fold}"
-        assert read_run(path)["data"]["eval_name"] == f"train-fold{fold}"
+        assert read_run(path).data.eval_name == f"train-fold{fold}"
         final = storage.read_json(f"{path}/predictions/train-fold{fold}.json")
         last = to_json(result)["last_epoch"]["folds"][str(fold)]
         assert last == {"accuracy": final["accuracy"], "mAP": final["mAP"]}
@@ -189,8 +190,8 @@ def test_the_command_trains_what_is_not_finished(
     assert (output / "fold-2" / "history.json").stat().st_mtime_ns == finished
     assert is_finished(str(output / "fold-1"))
     numbers = storage.read_json(f"{output}/cross_validation.json")
-    last = read_history(str(output / "fold-1"))["epochs"][-1]
-    assert numbers["last_epoch"]["folds"]["1"]["mAP"] == last["mAP"]
+    last = read_history(str(output / "fold-1")).epochs[-1]
+    assert numbers["last_epoch"]["folds"]["1"]["mAP"] == last.mAP
     assert f"{numbers['last_epoch']['mean']['accuracy']:.4f}" in shown.out
 
     monkeypatch.setattr(ray_tune, "run_recipes", None)

@@ -17,7 +17,7 @@ from pipeline import storage
 from pipeline.errors import UserError
 from tests.support.prepared import tiny_recipe, write_recipe
 from trainer.scores.metrics import evaluate_scores
-from trainer.scores.predictions import Predictions, read_predictions, write_predictions
+from trainer.scores.predictions import Predictions, Source, read_predictions, write_predictions
 from trainer.studies.ensemble import (
     average_predictions,
     check_finished,
@@ -37,7 +37,14 @@ RUN: dict[str, Any] = {
     "settings": {},
     "seed": 0,
     "num_parameters": 1,
-    "data": dict.fromkeys(("path", "fingerprint", "labels", "mean", "std")) | {"eval_name": "eval"},
+    "data": {
+        "path": "/data",
+        "fingerprint": "0f1e",
+        "labels": ["dog", "cat"],
+        "eval_name": "eval",
+        "mean": -5.0,
+        "std": 3.0,
+    },
 }
 
 
@@ -52,7 +59,7 @@ def make_member(seed: int) -> Predictions:
         targets=TARGETS,
         scores=scores.astype(np.float32),
         common=np.zeros(len(TARGETS), dtype=bool),
-        facts={"loss": "bce", "checkpoint_step": 10 * seed},
+        source=Source(loss="bce", checkpoint_step=10 * seed),
     )
 
 
@@ -77,7 +84,7 @@ def test_the_average() -> None:
     np.testing.assert_allclose(average.scores, expected, atol=1e-7)
     assert average.scores.dtype == np.float32
     assert (average.ids, average.labels) == (members["seed-1"].ids, members["seed-1"].labels)
-    assert average.facts == {"loss": "bce", "num_members": 3}
+    assert average.source == Source(loss="bce", num_members=3)
 
 
 def test_one_member_is_its_own_average(tmp_path: Path) -> None:
@@ -96,7 +103,7 @@ def test_one_member_is_its_own_average(tmp_path: Path) -> None:
         ("clips", {"ids": [f"clip-{number}" for number in reversed(range(NUM_CLIPS))]}),
         ("labels", {"labels": ["b", "a", "c"]}),
         ("targets", {"targets": 1 - TARGETS}),
-        ("losses", {"facts": {"loss": "ce"}}),
+        ("losses", {"source": Source(loss="ce")}),
     ],
 )
 def test_members_that_do_not_fit_together(what: str, changes: dict[str, Any]) -> None:

@@ -16,13 +16,14 @@ from pipeline.errors import UserError
 from pipeline.shards.tar import Fbank
 from tests.support.prepared import make_prepared, tiny_recipe
 from tests.support.ranks import run_ranks
-from tests.support.runs import assert_same_run, newest, untimed
+from tests.support.runs import assert_same_run, known, newest, train_losses, untimed
 from trainer.checkpoints.checkpoint import checkpoint_paths
 from trainer.data.augment import augment_batch
 from trainer.data.clip_reader import ClipReader, IntArray
 from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
-from trainer.run.run_folder import read_history
+from trainer.run.history import read_history
+from trainer.run.run_progress import RunProgress
 from trainer.training import loop
 from trainer.training.divergence import is_bad
 from trainer.training.loop import train
@@ -81,10 +82,10 @@ def test_a_bad_step_changes_nothing_and_is_written_down(
     dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = str(tmp_path)
-    values: list[dict[str, Any]] = []
+    reports: list[RunProgress] = []
     monkeypatch.setattr(loop, "augment_batch", failing_at(4))
     recipe = tiny_recipe(train={"log_every_steps": 2, "epochs": 2})
-    train(recipe, dataset, run, world=World(), report=values.append)
+    train(recipe, dataset, run, world=World(), report=reports.append)
     (entry,) = bad_steps(run)
     assert (entry["step"], entry["epoch"], entry["loss"]) == (4, 1, "nan")
     assert len(entry["ids"]) == len(entry["partner_ids"]) == 7
@@ -93,10 +94,10 @@ def test_a_bad_step_changes_nothing_and_is_written_down(
     assert {int(state["step"]) for state in saved.optimiser["state"].values()} == {11}
     assert all(torch.isfinite(value).all() for value in saved.model.values())
     history = read_history(run)
-    assert [point["num_bad_steps"] for point in history["steps"]] == [0, 1, 0, 0, 0, 0]
-    assert history["steps"][1]["grad_norm"] is None
-    assert all(math.isfinite(point["loss"]) for point in history["steps"])
-    assert (values[3]["num_bad_steps"], values[-1]["num_bad_steps"]) == (1, 1)
+    assert [point.num_bad_steps for point in history.steps] == [0, 1, 0, 0, 0, 0]
+    assert history.steps[1].grad_norm is None
+    assert all(math.isfinite(known(point.loss)) for point in history.steps)
+    assert (reports[3].num_bad_steps, reports[-1].num_bad_steps) == (1, 1)
 
 
 def test_an_epoch_without_a_good_step(
@@ -104,9 +105,9 @@ def test_an_epoch_without_a_good_step(
 ) -> None:
     monkeypatch.setattr(loop, "augment_batch", failing_at(*range(1, 7)))
     train(tiny_recipe(train={"epochs": 2}), dataset, str(tmp_path), world=World())
-    losses = [epoch["train_loss"] for epoch in read_history(str(tmp_path))["epochs"]]
-    assert losses[0] is None
-    assert losses[1] > 0
+    first, second = read_history(str(tmp_path)).epochs
+    assert first.train_loss is None
+    assert known(second.train_loss) > 0
 
 
 def test_bad_steps_across_the_end_of_an_epoch_are_counted_in_a_row(
@@ -182,9 +183,9 @@ def broken_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ClipReader, "read", read_broken)
 
 
-def stop_at(step: int) -> Callable[[dict[str, Any]], None]:
-    def report(values: dict[str, Any]) -> None:
-        if values["step"] == step:
+def stop_at(step: int) -> Callable[[RunProgress], None]:
+    def report(progress: RunProgress) -> None:
+        if progress.step == step:
             raise KeyboardInterrupt
 
     return report
@@ -241,7 +242,7 @@ def test_half_precision_learns_and_is_carried_on(
     recipe = tiny_recipe(train=OFTEN | {"precision": precision})
     straight, run = str(tmp_path / "straight"), str(tmp_path / "run")
     train(recipe, dataset, straight, world=World())
-    losses = [epoch["train_loss"] for epoch in read_history(straight)["epochs"]]
+    losses = train_losses(straight)
     assert losses[-1] < 0.8 * losses[0]
     with pytest.raises(KeyboardInterrupt):
         train(recipe, dataset, run, world=World(), report=stop_at(8))

@@ -17,6 +17,7 @@ from tests.support.ranks import run_ranks
 from tests.support.runs import assert_close_runs, newest, untimed
 from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
+from trainer.run.run_progress import RunProgress
 from trainer.scores.predictions import read_predictions
 from trainer.training.fsdp import whole_copy
 from trainer.training.loop import make_model, train
@@ -45,8 +46,8 @@ class Stopped(Exception):  # noqa: N818 (no error of the code)
     """What the tests end a run with."""
 
 
-def stop_at(values: dict[str, Any], step: int) -> None:
-    if values["step"] == step:
+def stop_at(progress: RunProgress, step: int) -> None:
+    if progress.step == step:
         raise Stopped
 
 

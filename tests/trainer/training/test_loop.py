@@ -4,6 +4,7 @@ import itertools
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,16 +19,26 @@ from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.errors import PassingError, UserError
 from tests.support.prepared import make_prepared, tiny_recipe
 from tests.support.ranks import run_ranks
-from tests.support.runs import assert_close_runs, assert_same_run, newest, untimed
-from trainer.checkpoints.checkpoint import Checkpoint, Progress, checkpoint_paths, save_checkpoint
+from tests.support.runs import (
+    assert_close_runs,
+    assert_same_run,
+    known,
+    newest,
+    train_losses,
+    untimed,
+)
+from trainer.checkpoints.checkpoint import Checkpoint, checkpoint_paths, save_checkpoint
+from trainer.checkpoints.progress import Progress
 from trainer.data.batch import Batch
 from trainer.data.sampler import class_balanced_weights, epoch_order
 from trainer.optim.schedule import learning_rate
 from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
-from trainer.run.run_folder import is_finished, read_history, read_recipe, read_run, write_history
+from trainer.run.history import is_finished, read_history, write_history
+from trainer.run.run_folder import read_recipe, read_run
+from trainer.run.run_progress import RunProgress
 from trainer.run.writer import take_over
-from trainer.scores.predictions import read_predictions
+from trainer.scores.predictions import Source, read_predictions
 from trainer.training import loop, run_state
 from trainer.training.loop import train
 from trainer.training.step import Learner, make_step
@@ -57,12 +68,12 @@ def test_it_learns(dataset: PreparedDataset, tmp_path: Path, loss: str) -> None:
     run = str(tmp_path)
     train(tiny_recipe(train={"loss": loss}), dataset, run, world=World())
     history = read_history(run)
-    losses = [epoch["train_loss"] for epoch in history["epochs"]]
+    losses = train_losses(run)
     assert losses[-1] < 0.8 * losses[0]
     final = storage.read_json(f"{run}/predictions/eval.json")
     assert final["mAP"] > final["chance_mAP"] + 0.4
     assert final["accuracy"] > 0.8
-    assert history["epochs"][-1]["mAP"] == final["mAP"]
+    assert history.epochs[-1].mAP == final["mAP"]
     scores = read_predictions(run, "eval").scores
     assert np.allclose(scores.sum(axis=1), 1, atol=1e-5) == (loss == "ce")
 
@@ -71,21 +82,21 @@ def test_what_it_leaves_behind(dataset: PreparedDataset, tmp_path: Path) -> None
     """The formats that the report and others read."""
     run = str(tmp_path)
     recipe = tiny_recipe(data={"fold": 2}, train={"epochs": 2, "log_every_steps": 1})
-    values: list[dict[str, Any]] = []
-    train(recipe, dataset, run, world=World(), report=values.append)
+    reports: list[RunProgress] = []
+    train(recipe, dataset, run, world=World(), report=reports.append)
 
     info = read_run(run)
-    assert info["recipe"] == "tiny"
+    assert info.recipe == "tiny"
     assert repr(read_recipe(info)) == repr(recipe)
-    assert info["seed"] == recipe.train.seed
-    assert info["versions"].keys() >= {"python", "torch", "timm", "ray", "ast-ray"}
+    assert info.seed == recipe.train.seed
+    assert info.versions.keys() >= {"python", "torch", "timm", "ray", "ast-ray"}
     saved = newest(run)
-    assert info["num_parameters"] == sum(one.numel() for one in saved.model.values())
+    assert info.num_parameters == sum(one.numel() for one in saved.model.values())
     in_fold_1 = dataset.select("train", fold=1).to_pylist()
     num_values = 128 * sum(clip["frames"] for clip in in_fold_1)
     mean = sum(clip["fbank_sum"] for clip in in_fold_1) / num_values
     std = math.sqrt(sum(clip["fbank_sumsq"] for clip in in_fold_1) / num_values - mean**2)
-    assert info["data"] == {
+    assert asdict(info.data) == {
         "path": dataset.path,
         "fingerprint": dataset.card.fingerprint,
         "labels": ["low", "middle", "high"],
@@ -100,37 +111,40 @@ def test_what_it_leaves_behind(dataset: PreparedDataset, tmp_path: Path) -> None
     }
 
     history = read_history(run)
-    assert history["finished"] is True
-    assert [point["step"] for point in history["steps"]] == [1, 2, 3, 4, 5, 6]
-    assert [point["epoch"] for point in history["steps"]] == [1, 1, 1, 2, 2, 2]
-    for point in history["steps"]:
-        assert point["grad_norm"] > 0
-        assert point["clips_per_s"] > 0
-        assert 0 <= point["data_wait_share"] <= 1
-        assert point["num_bad_steps"] == 0
+    assert history.finished is True
+    assert [point.step for point in history.steps] == [1, 2, 3, 4, 5, 6]
+    assert [point.epoch for point in history.steps] == [1, 1, 1, 2, 2, 2]
+    for point in history.steps:
+        assert known(point.grad_norm) > 0
+        assert known(point.clips_per_s) > 0
+        assert 0 <= known(point.data_wait_share) <= 1
+        assert point.num_bad_steps == 0
         # A CPU's memory and peak are not known.
-        assert point["peak_memory_bytes"] is point["mfu"] is None
-    for number, epoch in enumerate(history["epochs"], start=1):
-        assert (epoch["epoch"], epoch["step"]) == (number, 3 * number)
-        assert epoch.keys() >= {"mAP", "mAUC", "d_prime", "accuracy", "train_s", "eval_s"}
-        own = [point["loss"] for point in history["steps"] if point["epoch"] == number]
-        assert epoch["train_loss"] == pytest.approx(np.average(own, weights=[7, 7, 6]))
+        assert point.peak_memory_bytes is point.mfu is None
+    for number, epoch in enumerate(history.epochs, start=1):
+        assert (epoch.epoch, epoch.step) == (number, 3 * number)
+        assert None not in (epoch.mAP, epoch.mAUC, epoch.accuracy)
+        assert epoch.train_s
+        assert epoch.eval_s
+        own = [known(point.loss) for point in history.steps if point.epoch == number]
+        assert epoch.train_loss == pytest.approx(np.average(own, weights=[7, 7, 6]))
 
     predictions = read_predictions(run, "train-fold2")
     assert predictions.ids == dataset.select("train", fold=2)["id"].to_pylist()
-    assert predictions.facts == {
-        "loss": "bce",
-        "precision": "float32",
-        "checkpoint_step": 6,
-        "data_fingerprint": dataset.card.fingerprint,
-    }
+    assert predictions.source == Source(
+        loss="bce",
+        precision="float32",
+        checkpoint_step=6,
+        data_fingerprint=dataset.card.fingerprint,
+    )
     assert len(checkpoint_paths(run)) == 2
 
-    assert [one["step"] for one in values] == [1, 2, 3, 4, 5, 6]
-    assert {one["num_steps"] for one in values} == {6}
-    assert {one["run"] for one in values} == {run}
-    assert values[2]["mAP"] is None
-    assert values[3]["mAP"] == history["epochs"][0]["mAP"]
+    assert [progress.step for progress in reports] == [1, 2, 3, 4, 5, 6]
+    assert {progress.num_steps for progress in reports} == {6}
+    assert {progress.run for progress in reports} == {run}
+    assert reports[2].last_epoch is None
+    assert reports[3].last_epoch == history.epochs[0]
+    assert reports[3].last_point == history.steps[3]
 
 
 def test_the_learning_rate_follows_the_schedule(dataset: PreparedDataset, tmp_path: Path) -> None:
@@ -139,13 +153,12 @@ def test_the_learning_rate_follows_the_schedule(dataset: PreparedDataset, tmp_pa
         train=OFTEN,
     )
     train(recipe, dataset, str(tmp_path), world=World())
-    steps = read_history(str(tmp_path))["steps"]
-    assert [point["lr"] for point in steps] == [
-        learning_rate(recipe.schedule, step=point["step"] - 1, epoch=point["epoch"])
-        for point in steps
+    steps = read_history(str(tmp_path)).steps
+    assert [point.lr for point in steps] == [
+        learning_rate(recipe.schedule, step=point.step - 1, epoch=point.epoch) for point in steps
     ]
-    assert [point["lr"] for point in steps[:4]] == [0, 0, 5e-4, 5e-4]
-    assert steps[-1]["lr"] == 5e-4
+    assert [point.lr for point in steps[:4]] == [0, 0, 5e-4, 5e-4]
+    assert steps[-1].lr == 5e-4
 
 
 def test_steps_at_a_rate_of_zero_change_nothing(dataset: PreparedDataset, tmp_path: Path) -> None:
@@ -165,7 +178,7 @@ def test_another_seed_is_another_run(dataset: PreparedDataset, tmp_path: Path) -
     for seed in (0, 1):
         run = str(tmp_path / str(seed))
         train(tiny_recipe(train={"epochs": 1, "seed": seed}), dataset, run, world=World())
-        losses.append(read_history(run)["steps"][0]["loss"])
+        losses.append(read_history(run).steps[0].loss)
     assert losses[0] != losses[1]
 
 
@@ -196,9 +209,9 @@ def test_balanced_runs_train_on_the_balanced_draws(
 # Restarts
 
 
-def stop_at(step: int) -> Callable[[dict[str, Any]], None]:
-    def report(values: dict[str, Any]) -> None:
-        if values["step"] == step:
+def stop_at(step: int) -> Callable[[RunProgress], None]:
+    def report(progress: RunProgress) -> None:
+        if progress.step == step:
             raise Stopped
 
     return report
@@ -286,8 +299,8 @@ def test_of_two_that_train_in_a_folder_the_later_goes_on(
     """As may happen on S3, which has no locks, or when a lost worker comes back."""
     run, kept = str(tmp_path), list[str]()
 
-    def begin_another(values: dict[str, Any]) -> None:
-        if values["step"] == 8:
+    def begin_another(progress: RunProgress) -> None:
+        if progress.step == 8:
             with pytest.raises(Stopped):
                 start(tiny_recipe(train=OFTEN), dataset, run, 10)
             kept.extend(checkpoint_paths(run))
@@ -349,8 +362,8 @@ def test_what_is_being_written_is_of_one_moment(
         moments.append((saved.progress.step, float(saved.optimiser["state"][0]["step"])))
         return save_checkpoint(path, saved)
 
-    def let_go(values: dict[str, Any]) -> None:
-        if values["epoch"] == 2:
+    def let_go(progress: RunProgress) -> None:
+        if progress.epoch == 2:
             go_on.set()
 
     monkeypatch.setattr(run_state, "save_checkpoint", save_late)
@@ -398,7 +411,7 @@ def test_without_checkpoints_in_between_the_epoch_starts_again(
         start(recipe, dataset, run, 11)
     saved = newest(run)
     assert saved.progress.step == 6
-    assert read_history(run)["finished"] is False
+    assert read_history(run).finished is False
     start(recipe, dataset, run)
     assert_same_run(run, straight)
 
@@ -413,7 +426,7 @@ def test_points_of_several_steps_are_the_same_after_a_restart(
         with pytest.raises(Stopped):
             start(recipe, dataset, run, step)
     start(recipe, dataset, run)
-    assert [point["step"] for point in read_history(run)["steps"]] == [4, 6, 10, 12]
+    assert [point.step for point in read_history(run).steps] == [4, 6, 10, 12]
     assert_same_run(run, straight)
 
 
@@ -503,7 +516,7 @@ def test_any_number_of_ranks_trains_the_same(
         start(recipe, multi_label, taken_over, 3)
     runs = [together, taken_over]
     run_ranks(world_size, train_rank, recipe.to_json(), multi_label.path, runs, -1)
-    assert len(read_history(together)["steps"]) == 10
+    assert len(read_history(together).steps) == 10
     assert_close_runs(together, alone)
     assert_close_runs(taken_over, alone)
 

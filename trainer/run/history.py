@@ -1,0 +1,61 @@
+"""The curves of a run: `history.json` in its folder."""
+
+import logging
+from dataclasses import asdict, dataclass
+
+from pipeline import storage
+from pipeline.errors import UserError
+from trainer.checkpoints.progress import CurvePoint, EpochResult, Progress
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class History:
+    """What a run logged."""
+
+    steps: tuple[CurvePoint, ...] = ()
+    epochs: tuple[EpochResult, ...] = ()
+    finished: bool
+    """Whether nothing is left to do."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the run so far, skipped ones among them."""
+        return self.steps[-1].step if self.steps else 0
+
+
+def write_history(run_path: str, progress: Progress, *, finished: bool) -> None:
+    """Write the curves so far."""
+    document = {
+        "steps": [asdict(point) for point in progress.steps],
+        "epochs": [asdict(result) for result in progress.epochs],
+        "finished": finished,
+    }
+    storage.write_json(_path(run_path), document)
+
+
+def read_history(run_path: str) -> History:
+    """The curves of a run; empty ones before its first epoch is through.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    remedy = "the command that trained the run writes it again"
+    try:
+        return storage.read_document(_path(run_path), History, remedy)
+    except FileNotFoundError:
+        return History(finished=False)
+
+
+def is_finished(run_path: str) -> bool:
+    """Whether a run has nothing left to do, such as writing its damaged history again."""
+    try:
+        return read_history(run_path).finished
+    except UserError as error:
+        _logger.warning("%s", error)
+        return False
+
+
+def _path(run_path: str) -> str:
+    return storage.join(run_path, "history.json")
