@@ -26,7 +26,7 @@ from pipeline.storage.faults import NoRegularFileError, TooLargeError
 from trainer.training.divergence import DivergedError
 
 
-def test_one_line_of_three_parts() -> None:
+def test_error_is_one_line_of_three_parts() -> None:
     assert str(UserError("a.csv", "no such file", "name another")) == (
         "a.csv: no such file; name another"
     )
@@ -37,7 +37,7 @@ def test_one_line_of_three_parts() -> None:
     )
 
 
-def test_a_prefix_is_added_once() -> None:
+def test_prefix_is_added_once() -> None:
     error = PassingError("s3://lab/ds/card.json", "no answer", "check the network")
     assert error.prefixed("s3://lab/ds") is error
     other = error.prefixed("s3://lab/runs/a")
@@ -71,7 +71,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_errors_are_the_same_in_another_process(error: Exception) -> None:
+def test_errors_survive_pickling(error: Exception) -> None:
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error)
     assert str(again) == str(error)
@@ -90,7 +90,7 @@ def exceptions_of(package: ModuleType) -> Iterator[type[Exception]]:
                 yield value
 
 
-def test_no_exception_is_missing_here() -> None:
+def test_every_exception_is_covered() -> None:
     ours = {kind for package in (pipeline, trainer, cluster) for kind in exceptions_of(package)}
     missing = {kind.__name__ for kind in ours - {type(error) for error in ERRORS}}
     # Only another name for a `UserError`.

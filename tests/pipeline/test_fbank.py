@@ -64,7 +64,7 @@ def real_waveforms(esc10: Path) -> list[Tensor]:
     ]
 
 
-def test_equals_the_reference_on_real_audio(real_waveforms: list[Tensor]) -> None:
+def test_fbank_equals_the_reference_on_real_audio(real_waveforms: list[Tensor]) -> None:
     assert len(real_waveforms) == 40
     for waveform in real_waveforms:
         numbers = fbank(waveform, SETTINGS)
@@ -72,7 +72,7 @@ def test_equals_the_reference_on_real_audio(real_waveforms: list[Tensor]) -> Non
         assert largest_difference(numbers, golden(waveform)) < 1e-4
 
 
-def test_clips_of_one_length_together_are_the_clips_one_by_one(
+def test_batched_clips_equal_single_clips(
     real_waveforms: list[Tensor],
 ) -> None:
     batch = torch.stack([waveform[:70_000] for waveform in real_waveforms[:7]])
@@ -82,7 +82,7 @@ def test_clips_of_one_length_together_are_the_clips_one_by_one(
         assert largest_difference(numbers, golden(waveform)) < 1e-4
 
 
-def test_buffers_made_in_inference_mode_serve_outside_of_it() -> None:
+def test_buffers_from_inference_mode_work_outside_it() -> None:
     waveform = torch.from_numpy(noise(0.5, 16_000))
 
     def both() -> tuple[Tensor, Tensor]:
@@ -95,7 +95,7 @@ def test_buffers_made_in_inference_mode_serve_outside_of_it() -> None:
     assert torch.equal(first, second)
 
 
-def test_is_as_close_to_float64_as_the_reference_on_real_audio(
+def test_real_audio_is_as_close_to_float64_as_the_reference(
     real_waveforms: list[Tensor],
 ) -> None:
     for waveform in real_waveforms[::4]:
@@ -104,7 +104,7 @@ def test_is_as_close_to_float64_as_the_reference_on_real_audio(
         assert ours <= largest_difference(golden(waveform), exact) + ROUNDING
 
 
-def test_storing_as_float16_costs_two_thousandths(real_waveforms: list[Tensor]) -> None:
+def test_float16_storage_errs_by_two_thousandths_at_most(real_waveforms: list[Tensor]) -> None:
     errors = torch.cat([(x := fbank(wave, SETTINGS)) - x.half().float() for wave in real_waveforms])
     # Values lie within 16 of zero, where neighbouring float16 numbers are at most 2^-7 apart.
     assert float(errors.abs().max()) <= 2**-8
@@ -138,7 +138,7 @@ def waveforms(draw: st.DrawFn) -> Tensor:
 
 @settings(max_examples=60)
 @given(waveform=waveforms())
-def test_is_as_close_to_float64_as_the_reference_on_any_waveform(waveform: Tensor) -> None:
+def test_any_waveform_is_as_close_to_float64_as_the_reference(waveform: Tensor) -> None:
     numbers, reference = fbank(waveform, SETTINGS), golden(waveform)
     exact = golden(waveform.double())
     assert numbers.dtype == torch.float32
@@ -150,7 +150,7 @@ def test_is_as_close_to_float64_as_the_reference_on_any_waveform(waveform: Tenso
 
 @settings(max_examples=20)
 @given(waveform=waveforms())
-def test_in_float64_equals_the_reference_in_float64(waveform: Tensor) -> None:
+def test_float64_fbank_equals_the_float64_reference(waveform: Tensor) -> None:
     exact = golden(waveform.double())
     numbers = fbank(waveform.double(), SETTINGS)
     assert numbers.dtype == torch.float64
@@ -161,34 +161,34 @@ def test_in_float64_equals_the_reference_in_float64(waveform: Tensor) -> None:
 @pytest.mark.parametrize(
     ("duration_s", "num_frames"), [(10, 998), (5, 498), (1, 98), (0.025, 1), (0.03, 1), (0.035, 2)]
 )
-def test_number_of_frames(duration_s: float, num_frames: int) -> None:
+def test_number_of_frames_follows_window_and_hop(duration_s: float, num_frames: int) -> None:
     waveform = torch.from_numpy(noise(duration_s, 16_000))
     assert SETTINGS.num_frames(len(waveform)) == num_frames
     assert fbank(waveform, SETTINGS).shape == (num_frames, 128)
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 127, 128, 129, 255, 256, 257])
-def test_computing_in_blocks_leaves_no_seam(num_frames: int) -> None:
+def test_blockwise_computation_leaves_no_seam(num_frames: int) -> None:
     waveform = torch.from_numpy(noise(5.0, 16_000))[: 400 + 160 * (num_frames - 1)]
     numbers = fbank(waveform, SETTINGS)
     assert numbers.shape[0] == num_frames
     assert largest_difference(numbers, golden(waveform)) < ROUNDING
 
 
-def test_a_constant_added_changes_nothing() -> None:
+def test_added_constant_changes_nothing() -> None:
     waveform = torch.from_numpy(noise(1.0, 16_000))
     shifted = fbank(waveform + 0.25, SETTINGS)
     assert largest_difference(shifted, fbank(waveform, SETTINGS)) < 1e-3
 
 
-def test_leaves_the_waveform_as_it_was() -> None:
+def test_waveform_is_left_unchanged() -> None:
     waveform = torch.from_numpy(tone(1.0, 16_000) + 0.1)
     before = waveform.clone()
     fbank(waveform, SETTINGS)
     assert torch.equal(waveform, before)
 
 
-def test_other_settings_equal_the_reference() -> None:
+def test_fbank_equals_the_reference_for_other_settings() -> None:
     chosen = FbankSettings(sample_rate_hz=32_000, num_mels=64, low_hz=50.0, frame_length_ms=32)
     waveform = torch.from_numpy(noise(1.0, 32_000))
     reference = kaldi.fbank(
@@ -205,7 +205,7 @@ def test_other_settings_equal_the_reference() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (399,), (2, 399), (2, 1, 16_000)])
-def test_refuses_what_is_not_a_mono_frame(shape: tuple[int, ...]) -> None:
+def test_waveforms_of_wrong_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"^waveform: .*400"):
         fbank(torch.zeros(shape), SETTINGS)
 
@@ -227,7 +227,7 @@ def test_settings_out_of_range_are_refused(name: str, value: Any) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
-def test_on_a_gpu_is_as_close_to_float64_as_the_reference() -> None:
+def test_gpu_is_as_close_to_float64_as_the_reference() -> None:
     for samples in (noise(10.0, 16_000), tone(10.0, 16_000), noise(0.03, 16_000)):
         waveform = torch.from_numpy(samples)
         exact = golden(waveform.double())

@@ -1,4 +1,4 @@
-"""Clips in Parquet files and WebDataset tars: their place, their facts, and what is broken."""
+"""Clips in Parquet files and WebDataset tars: their location, metadata and damage."""
 
 import io
 import json
@@ -104,7 +104,7 @@ keys = st.text("abcäöz-_", min_size=1, max_size=8).map(lambda text: text * 20)
     row_group_size=st.integers(1, 7),
     plain=st.booleans(),
 )
-def test_parquet_gives_the_bytes_that_went_in(
+def test_parquet_returns_the_written_bytes(
     tmp_path_factory: pytest.TempPathFactory,
     contents: list[bytes | None],
     row_group_size: int,
@@ -126,7 +126,7 @@ def test_parquet_gives_the_bytes_that_went_in(
     clips=st.dictionaries(keys, st.binary(max_size=2000), min_size=1, max_size=10),
     kind=st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
 )
-def test_a_tar_gives_the_bytes_that_went_in(
+def test_tar_returns_the_written_bytes(
     tmp_path_factory: pytest.TempPathFactory, clips: dict[str, bytes], kind: int
 ) -> None:
     members = []
@@ -140,7 +140,7 @@ def test_a_tar_gives_the_bytes_that_went_in(
     assert listing["labels"].to_pylist() == [["x"]] * len(clips)
 
 
-def test_several_files_and_row_groups_keep_their_order(tmp_path: Path) -> None:
+def test_files_and_row_groups_keep_their_order(tmp_path: Path) -> None:
     audio: list[bytes | None] = [flac(i) for i in range(14)]
     for part in range(2):
         columns = {"audio": audio_array(audio[7 * part :][:7]), "video_id": list("abcdefg")}
@@ -155,7 +155,7 @@ def test_several_files_and_row_groups_keep_their_order(tmp_path: Path) -> None:
 # --- Parquet ------------------------------------------------------------------------------------
 
 
-def test_audioset_as_on_the_hub(tmp_path: Path) -> None:
+def test_audioset_is_read_as_stored_on_the_hub(tmp_path: Path) -> None:
     for folder, clip_id in (("bal_train", "abc"), ("unbal_train", "-_x"), ("eval", "xyz")):
         columns = {
             "video_id": [clip_id],
@@ -182,7 +182,7 @@ def test_audioset_as_on_the_hub(tmp_path: Path) -> None:
     assert manifest.notes == ()
 
 
-def test_every_field_and_class_numbers(tmp_path: Path) -> None:
+def test_parquet_columns_fill_every_field(tmp_path: Path) -> None:
     columns = {
         "id": [7, 8, 9],
         "audio": audio_array([b"1", b"2", b"3"]),
@@ -213,7 +213,7 @@ def test_every_field_and_class_numbers(tmp_path: Path) -> None:
         (pa.array(["b", "a", "b"]).dictionary_encode(), None, [["b"], ["a"], ["b"]]),
     ],
 )
-def test_labels_of_many_types(
+def test_labels_are_read_from_many_types(
     tmp_path: Path, values: Any, feature: object, expected: list[list[str]]
 ) -> None:
     columns = {"audio": audio_array([b"1", b"2", b"3"]), "labels": values}
@@ -224,7 +224,7 @@ def test_labels_of_many_types(
     assert set(manifest.clips["split"].to_pylist()) == {"mine"}
 
 
-def test_columns_by_other_names(tmp_path: Path) -> None:
+def test_parquet_columns_can_be_renamed(tmp_path: Path) -> None:
     columns = {"audio": audio_array([b"1"]), "category": ["dog"], "label": ["no"], "part": [3]}
     path = write_parquet(tmp_path / "x.parquet", columns)
     options = SourceOptions(columns={"labels": "category", "fold": "part"})
@@ -237,14 +237,14 @@ def test_columns_by_other_names(tmp_path: Path) -> None:
         parquet_files.read(path, SourceOptions(columns={"label": "category"}))
 
 
-def test_labels_that_are_all_empty_are_refused(tmp_path: Path) -> None:
+def test_parquet_without_any_label_is_refused(tmp_path: Path) -> None:
     columns = {"audio": audio_array([b"1", b"2"]), "labels": [[], [""]]}
     path = write_parquet(tmp_path / "x.parquet", columns)
     with refused(path, "none of 2", remedy="--column labels=NAME"):
         parquet_files.read(path, SourceOptions())
 
 
-def test_rows_without_name_or_audio(tmp_path: Path) -> None:
+def test_rows_without_a_name_are_numbered(tmp_path: Path) -> None:
     columns = {"audio": pa.array([{"bytes": b"1", "path": None}, None], AUDIO), "label": ["a", "b"]}
     path = write_parquet(tmp_path / "x.parquet", columns, row_group_size=1)
     clips = by_id(parquet_files.read(path, SourceOptions()))
@@ -252,7 +252,7 @@ def test_rows_without_name_or_audio(tmp_path: Path) -> None:
     assert [read_place(clip) for clip in clips.values()] == [b"1", None]
 
 
-def test_names_that_repeat_get_their_files(tmp_path: Path) -> None:
+def test_repeated_names_are_prefixed_with_their_file(tmp_path: Path) -> None:
     for name in ("train", "test"):
         columns = {"audio": audio_array([b"1", b"2"]), "label": ["a", "b"]}
         write_parquet(tmp_path / "in" / f"{name}.parquet", columns)
@@ -263,7 +263,7 @@ def test_names_that_repeat_get_their_files(tmp_path: Path) -> None:
     assert manifest.notes == ("ids begin with their file's name: without it some are the same",)
 
 
-def test_listing_does_not_read_the_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listing_reads_no_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     big = [np.random.default_rng(i).bytes(200_000) for i in range(6)]
     columns = {"audio": audio_array(list(big)), "label": ["a"] * 6}
     path = write_parquet(tmp_path / "x.parquet", columns)
@@ -275,7 +275,7 @@ def test_listing_does_not_read_the_audio(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def count_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of what is read from files that `storage.open_binary` opens from now on."""
+    """Sizes of all later reads from files opened by `storage.open_binary`."""
     counted: list[int] = []
 
     class Counting(io.FileIO):
@@ -292,7 +292,7 @@ def count_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counted
 
 
-def test_audio_column() -> None:
+def test_audio_column_is_chosen_by_type_and_name() -> None:
     def find(*fields: tuple[str, pa.DataType]) -> str:
         return audio_column(pa.schema(fields))
 
@@ -304,7 +304,7 @@ def test_audio_column() -> None:
         find(("a", pa.binary()), ("b", AUDIO))
 
 
-def test_places_that_a_file_does_not_have() -> None:
+def test_missing_rows_and_damaged_pages_are_errors() -> None:
     data = parquet_bytes({"audio": audio_array([b"1", b"2"])})
     with pytest.raises(EOFError, match=r"\b0 .*\b2 rows"):
         read_audio(io.BytesIO(data), 0, [1, 2])
@@ -317,7 +317,7 @@ def test_places_that_a_file_does_not_have() -> None:
         read_audio(io.BytesIO(damaged), 0, [0])
 
 
-def test_files_that_are_no_parquet_of_audio_are_noted(tmp_path: Path) -> None:
+def test_unusable_parquet_files_are_noted(tmp_path: Path) -> None:
     whole = {"audio": audio_array([flac(i) for i in range(3)]), "label": ["a"] * 3}
     path = write_parquet(tmp_path / "a.parquet", whole)
     (tmp_path / "b.parquet").write_bytes(Path(path).read_bytes()[:-100])
@@ -335,7 +335,7 @@ def test_files_that_are_no_parquet_of_audio_are_noted(tmp_path: Path) -> None:
     assert "a label is 5, and 1 classes have names" in manifest.notes[3]
 
 
-def test_damaged_pages_are_noted(tmp_path: Path) -> None:
+def test_damaged_pages_alone_are_refused(tmp_path: Path) -> None:
     columns = {"audio": audio_array([b"x"] * 50), "label": ["a"] * 50}
     data = bytearray(parquet_bytes(columns, row_group_size=50))
     start = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0).column(2).data_page_offset
@@ -345,7 +345,7 @@ def test_damaged_pages_are_noted(tmp_path: Path) -> None:
         parquet_files.read(str(tmp_path / "x.parquet"), SourceOptions())
 
 
-def test_of_many_faults_a_few_are_shown(tmp_path: Path) -> None:
+def test_only_the_first_faults_are_listed(tmp_path: Path) -> None:
     for number in range(2, 7):
         columns = {f"audio_{one}": audio_array([b"x"]) for one in range(number)}
         write_parquet(tmp_path / f"{number}.parquet", columns)
@@ -355,14 +355,14 @@ def test_of_many_faults_a_few_are_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", [parquet_files, tar_files])
-def test_nothing_there_is_refused(tmp_path: Path, layout: Any) -> None:
+def test_missing_containers_are_refused(tmp_path: Path, layout: Any) -> None:
     with refused(tmp_path, layout.SUFFIX):
         layout.read(str(tmp_path), SourceOptions())
     with refused(tmp_path / f"none{layout.SUFFIX}", "not found"):
         layout.read(str(tmp_path / f"none{layout.SUFFIX}"), SourceOptions())
 
 
-def test_labels_that_are_not_in_the_list(tmp_path: Path) -> None:
+def test_labels_outside_the_class_list_are_refused(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "x.parquet", {"audio": audio_array([b"x"]), "label": ["/m/z"]})
     (tmp_path / "classes.csv").write_text(CLASSES)
     options = SourceOptions(class_labels=str(tmp_path / "classes.csv"))
@@ -373,7 +373,7 @@ def test_labels_that_are_not_in_the_list(tmp_path: Path) -> None:
 # --- tars ---------------------------------------------------------------------------------------
 
 
-def test_a_tar_of_the_webdataset_library(tmp_path: Path) -> None:
+def test_tars_written_by_webdataset_are_read(tmp_path: Path) -> None:
     path = str(tmp_path / "train-00000.tar")
     facts = [
         {"labels": ["dog", "cat"], "split": "eval", "fold": 2, "start_s": 0.5, "end_s": "1.5"},
@@ -396,7 +396,7 @@ def test_a_tar_of_the_webdataset_library(tmp_path: Path) -> None:
     assert manifest.notes == ("1 clips have no label",)
 
 
-def test_member_names_and_what_is_left_out(tmp_path: Path) -> None:
+def test_other_tar_members_are_skipped_and_noted(tmp_path: Path) -> None:
     members = [
         ("./a.flac", b"1"),
         ("./a.json", b'{"label": "x"}'),
@@ -436,7 +436,7 @@ def test_member_names_and_what_is_left_out(tmp_path: Path) -> None:
     )
 
 
-def test_every_cut_of_a_tar_keeps_what_is_whole(tmp_path: Path) -> None:
+def test_truncated_tar_keeps_its_whole_members(tmp_path: Path) -> None:
     audio = [flac(i, 400) for i in range(3)]
     whole = tar_bytes([(f"{i}.flac", content) for i, content in enumerate(audio)])
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
@@ -455,7 +455,7 @@ def test_every_cut_of_a_tar_keeps_what_is_whole(tmp_path: Path) -> None:
     assert tar_files.read(str(path), SourceOptions()).notes == ("3 clips have no label",)
 
 
-def test_a_damaged_tar_keeps_what_comes_before(tmp_path: Path) -> None:
+def test_damaged_tar_keeps_the_members_before_the_damage(tmp_path: Path) -> None:
     path = Path(write_tar(tmp_path / "x.tar", [(f"{i}.wav", b"x" * 600) for i in range(3)]))
     data = bytearray(path.read_bytes())
     data[1536:2048] = b"\xff" * 512
@@ -486,11 +486,11 @@ def test_a_damaged_tar_keeps_what_comes_before(tmp_path: Path) -> None:
         ("evaluate.tar", None),
     ],
 )
-def test_split_of_a_name(name: str, expected: str | None) -> None:
+def test_file_names_tell_the_split(name: str, expected: str | None) -> None:
     assert split_of(name) == expected
 
 
-def test_containers_in_a_bucket(s3: str) -> None:
+def test_containers_are_read_from_a_bucket(s3: str) -> None:
     audio = [flac(i) for i in range(8)]
     columns = {"audio": audio_array(list(audio)), "label": ["a"] * 8}
     storage.write_bytes(f"{s3}/hub/data/test-00000-of-00001.parquet", parquet_bytes(columns))
@@ -502,9 +502,7 @@ def test_containers_in_a_bucket(s3: str) -> None:
         assert {clip["split"] for clip in clips.values()} == {split}
 
 
-def test_listing_a_bucket_does_not_fetch_the_audio(
-    s3: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_listing_a_bucket_fetches_no_audio(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import s3fs
 
     big = [np.random.default_rng(i).bytes(200_000) for i in range(6)]

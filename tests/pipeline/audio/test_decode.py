@@ -65,7 +65,9 @@ def reason_for(data: bytes, *, start_s: float | None = None, end_s: float | None
         pytest.param("MP3", "MPEG_LAYER_III", 0.05, marks=needs_mp3),
     ],
 )
-def test_formats(container: str, subtype: str, tolerance: float) -> None:
+def test_libsndfile_formats_decode_to_their_samples(
+    container: str, subtype: str, tolerance: float
+) -> None:
     samples = tone(1.0, 16_000)
     decoded = decode(encode(samples, 16_000, container, subtype))
     assert decoded.dtype == np.float32
@@ -92,7 +94,9 @@ def test_formats(container: str, subtype: str, tolerance: float) -> None:
         ("wav", "libmp3lame", 1_105),
     ],
 )
-def test_formats_by_ffmpeg(container: str, codec: str, delay: int, video_codec: str | None) -> None:
+def test_ffmpeg_formats_decode_to_their_samples(
+    container: str, codec: str, delay: int, video_codec: str | None
+) -> None:
     if video_codec and container not in ("mp4", "mov", "matroska"):
         pytest.skip("holds no video")
     samples = noise(1.0, 48_000) * np.sin(np.linspace(0, 20, 48_000)).astype(np.float32)
@@ -118,7 +122,7 @@ def test_formats_by_ffmpeg(container: str, codec: str, delay: int, video_codec: 
         ("mp3", "libmp3lame", 1e-6),
     ],
 )
-def test_a_stretch_is_that_part_of_what_ffmpeg_decodes(
+def test_segment_equals_that_part_of_an_ffmpeg_file(
     container: str, codec: str, tolerance: float
 ) -> None:
     data = encode_av(tone(6.0, 48_000), 48_000, container, codec)
@@ -139,7 +143,7 @@ def test_a_stretch_is_that_part_of_what_ffmpeg_decodes(
         ("mov", "pcm_f32le", "hexadecagonal"),
     ],
 )
-def test_channels_that_ffmpeg_decodes_are_averaged(container: str, codec: str, layout: str) -> None:
+def test_channels_from_ffmpeg_are_averaged(container: str, codec: str, layout: str) -> None:
     num_channels = av.AudioLayout(layout).nb_channels
     channels = np.stack([tone(0.5, 48_000, hz=500 + 70 * i) for i in range(num_channels)], axis=1)
     decoded = decode(encode_av(channels, 48_000, container, codec, layout=layout), rate_hz=48_000)
@@ -147,13 +151,13 @@ def test_channels_that_ffmpeg_decodes_are_averaged(container: str, codec: str, l
     assert np.corrcoef(decoded[: len(channels)], channels.mean(axis=1))[0, 1] > 0.9
 
 
-def test_a_caf_that_both_libraries_cut_is_refused() -> None:
+def test_alac_in_caf_is_refused() -> None:
     assert reason_for(encode(tone(1.0, 16_000), 16_000, "CAF", "ALAC_16")) == (
         "cannot be decoded (ALAC in CAF)"
     )
 
 
-def test_a_video_without_sound_is_refused() -> None:
+def test_video_without_sound_is_refused() -> None:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as file:
         for packet in encode_video(file, "mpeg4", 1.0):
@@ -162,14 +166,14 @@ def test_a_video_without_sound_is_refused() -> None:
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 11_025, 22_050, 32_000, 44_100, 48_000, 96_000])
-def test_resampled_sine_is_the_sine_of_the_other_rate(rate_hz: int) -> None:
+def test_resampled_sine_equals_a_sine_at_the_new_rate(rate_hz: int) -> None:
     decoded = decode(encode(tone(2.0, rate_hz, hz=1_000), rate_hz, "WAV", "FLOAT"))
     assert len(decoded) == 32_000
     inner = slice(800, -800)  # the filter rings where the file begins and ends
     assert np.abs(decoded - tone(2.0, 16_000, hz=1_000))[inner].max() < 1e-4
 
 
-def test_resampling_removes_what_the_lower_rate_cannot_hold() -> None:
+def test_resampling_removes_frequencies_above_nyquist() -> None:
     decoded = decode(encode(tone(1.0, 48_000, hz=9_000), 48_000, "WAV", "FLOAT"))
     assert np.abs(decoded[800:-800]).max() < 1e-4
 
@@ -183,7 +187,7 @@ def test_channels_are_averaged(num_channels: int) -> None:
 
 @settings(max_examples=50)
 @given(start=st.integers(0, 15_999), length=st.integers(1, 20_000), whole=st.booleans())
-def test_a_stretch_is_that_part_of_the_file(start: int, length: int, whole: bool) -> None:
+def test_segment_equals_that_part_of_the_file(start: int, length: int, whole: bool) -> None:
     samples = noise(1.0, 16_000)
     end_s = None if whole else (start + length) / 16_000
     decoded = decode(encode(samples, 16_000, "WAV", "FLOAT"), start_s=start / 16_000, end_s=end_s)
@@ -191,7 +195,7 @@ def test_a_stretch_is_that_part_of_the_file(start: int, length: int, whole: bool
 
 
 @pytest.mark.parametrize("container", ["WAV", "FLAC", "OGG"])
-def test_a_stretch_is_cut_before_resampling(container: str) -> None:
+def test_segment_is_cut_before_resampling(container: str) -> None:
     subtype = "VORBIS" if container == "OGG" else "PCM_16"
     data = encode(noise(2.0, 44_100), 44_100, container, subtype)
     decoded = decode(data, start_s=0.5, end_s=1.25)
@@ -202,19 +206,19 @@ def test_a_stretch_is_cut_before_resampling(container: str) -> None:
 
 
 @pytest.mark.parametrize("level", [101, 32_768, 3e38])
-def test_samples_on_another_scale_are_refused(level: float) -> None:
+def test_samples_far_beyond_full_scale_are_refused(level: float) -> None:
     samples = np.stack([noise(0.1, 16_000)] * 2, axis=1)
     samples[50] = level, -level
     reason = reason_for(encode(samples, 16_000, "WAV", "FLOAT"))
     assert reason == "samples that are not in [-1, 1], nor near; scale them"
 
 
-def test_samples_somewhat_beyond_full_scale_are_kept() -> None:
+def test_samples_slightly_beyond_full_scale_are_kept() -> None:
     samples = np.array([0.0, 2.0, -30.0, 100.0, -100.0], np.float32)
     np.testing.assert_array_equal(decode(encode(samples, 16_000, "WAV", "FLOAT")), samples)
 
 
-def test_an_empty_file_is_refused() -> None:
+def test_empty_file_is_refused() -> None:
     assert reason_for(b"") == "the file is empty"
 
 
@@ -223,7 +227,7 @@ def test_an_empty_file_is_refused() -> None:
     [b"<!DOCTYPE html>\n<html>403 Forbidden</html>\n", b"\x00" * 5000, b"RIFF", b"OggS\x00\x02"],
     ids=["web page", "zeros", "four bytes", "page header"],
 )
-def test_what_is_no_audio_is_refused(data: bytes) -> None:
+def test_other_data_than_audio_is_refused(data: bytes) -> None:
     assert reason_for(data).startswith("cannot be decoded (") or data == b"RIFF"
 
 
@@ -237,14 +241,14 @@ def test_what_is_no_audio_is_refused(data: bytes) -> None:
         pytest.param("MP3", "MPEG_LAYER_III", marks=needs_mp3),
     ],
 )
-def test_a_file_cut_short_is_refused(container: str, subtype: str, share: float) -> None:
+def test_truncated_file_is_refused(container: str, subtype: str, share: float) -> None:
     data = encode(noise(2.0, 16_000), 16_000, container, subtype)
     reason = reason_for(data[: int(share * len(data))])
     assert reason.startswith(("cannot be decoded (", "cut short or damaged"))
 
 
 @pytest.mark.parametrize("container", ["WAV", "FLAC", "OGG", "MP3", "webm", "adts"])
-def test_a_stretch_before_the_cut_is_there(container: str) -> None:
+def test_segment_before_a_truncation_is_decoded(container: str) -> None:
     codecs = {"OGG": "VORBIS", "MP3": "MPEG_LAYER_III", "webm": "libopus", "adts": "aac"}
     codec = codecs.get(container, "PCM_16")
     write = encode if container.isupper() else encode_av
@@ -264,7 +268,7 @@ def ogg_pages(data: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("codec", ["VORBIS", "OPUS"])
-def test_an_ogg_cut_between_two_pages_is_refused(codec: str) -> None:
+def test_ogg_truncated_between_pages_is_refused(codec: str) -> None:
     data = encode(noise(4.0, 16_000), 16_000, "OGG", codec)
     pages = ogg_pages(data)
     assert len(pages) > 3
@@ -274,7 +278,7 @@ def test_an_ogg_cut_between_two_pages_is_refused(codec: str) -> None:
     assert len(decode(data + b"TAG" + bytes(125))) == 64_000
 
 
-def test_two_oggs_in_one_file_are_refused() -> None:
+def test_chained_oggs_are_refused() -> None:
     data = encode(noise(1.0, 16_000), 16_000, "OGG", "VORBIS")
     assert reason_for(data + data) == "cut short or damaged"
 
@@ -291,7 +295,7 @@ def variable_mp3() -> bytes:
 
 
 @needs_mp3
-def test_an_mp3_of_variable_rate_without_a_header_is_decoded_to_its_end() -> None:
+def test_variable_rate_mp3_without_header_decodes_to_its_end() -> None:
     data = variable_mp3()
     declared = xing_frames(data)
     assert declared is not None
@@ -308,7 +312,7 @@ def test_an_mp3_of_variable_rate_without_a_header_is_decoded_to_its_end() -> Non
 
 
 @needs_mp3
-def test_a_file_in_the_working_folder_does_not_hide_an_mp3(
+def test_file_in_the_working_folder_does_not_hide_an_mp3(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "._").touch()
@@ -317,7 +321,7 @@ def test_a_file_in_the_working_folder_does_not_hide_an_mp3(
 
 
 @pytest.mark.parametrize("container", ["FLAC", "MP3"])
-def test_a_tag_in_front_changes_nothing(container: str) -> None:
+def test_leading_tag_changes_nothing(container: str) -> None:
     subtype = "PCM_16" if container == "FLAC" else "MPEG_LAYER_III"
     data = encode(tone(1.0, 16_000), 16_000, container, subtype)
     tag = b"ID3\x03\x00\x00\x00\x00\x01\x00" + bytes(128)
@@ -325,14 +329,14 @@ def test_a_tag_in_front_changes_nothing(container: str) -> None:
 
 
 @pytest.mark.parametrize("size", [0x7FFFFFFF, 0xFFFFFFFF])
-def test_a_wav_written_as_a_stream_has_no_length_to_miss(size: int) -> None:
+def test_wav_stream_without_length_is_decoded(size: int) -> None:
     data = bytearray(encode(noise(1.0, 16_000)))
     data[4:8] = size.to_bytes(4, "little")
     data[40:44] = size.to_bytes(4, "little")
     assert len(decode(bytes(data))) == 16_000
 
 
-def test_a_flac_written_as_a_stream_is_decoded_to_its_end() -> None:
+def test_flac_stream_without_length_decodes_to_its_end() -> None:
     whole = encode(noise(1.0, 16_000), 16_000, "FLAC", "PCM_16")
     data = bytearray(whole)
     # The number of samples: 36 bits from the middle of byte 21.
@@ -353,7 +357,7 @@ def test_a_flac_written_as_a_stream_is_decoded_to_its_end() -> None:
     rate_hz=st.sampled_from([8_000, 16_000, 44_100, 96_000]),
     flips=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 7)), max_size=2),
 )
-def test_flac_by_dr_flac_is_what_libsndfile_wrote_or_left_to_it(
+def test_dr_flac_equals_libsndfile_or_defers_to_it(
     subtype: str, num_channels: int, num_frames: int, rate_hz: int, flips: list[tuple[int, int]]
 ) -> None:
     audio = np.stack([noise(num_frames / rate_hz, rate_hz, seed=s) for s in range(num_channels)], 1)
@@ -368,7 +372,7 @@ def test_flac_by_dr_flac_is_what_libsndfile_wrote_or_left_to_it(
         np.testing.assert_array_equal(block[1], expected)
 
 
-def test_a_flac_of_more_samples_than_allowed_is_not_read_at_once() -> None:
+def test_overlong_flac_is_not_read_at_once() -> None:
     data = encode(noise(1.0, 16_000), 16_000, "FLAC", "PCM_16")
     assert read_flac(data, 16_000) is not None
     assert read_flac(data, 15_999) is None
@@ -377,27 +381,27 @@ def test_a_flac_of_more_samples_than_allowed_is_not_read_at_once() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("num_bad", [1, 16_000])
-def test_samples_that_are_no_numbers_are_refused(bad: float, num_bad: int) -> None:
+def test_nan_and_infinite_samples_are_refused(bad: float, num_bad: int) -> None:
     samples = noise(1.0, 16_000)
     samples[-num_bad:] = bad
     assert reason_for(encode(samples, 16_000, "WAV", "FLOAT")) == "samples that are NaN or infinite"
 
 
-def test_no_samples_are_refused() -> None:
+def test_file_without_samples_is_refused() -> None:
     assert reason_for(encode(np.zeros(0))) == "no samples in the stretch from start_s to end_s"
 
 
 @pytest.mark.parametrize(("start_s", "end_s"), [(1.0, None), (1.0, 2.0), (5.0, 6.0), (1e9, None)])
-def test_a_stretch_outside_the_file_is_refused(start_s: float, end_s: float | None) -> None:
+def test_segment_outside_the_file_is_refused(start_s: float, end_s: float | None) -> None:
     reason = reason_for(encode(noise(1.0, 16_000)), start_s=start_s, end_s=end_s)
     assert reason == "no samples in the stretch from start_s to end_s"
 
 
-def test_a_stretch_past_the_end_is_cut_there() -> None:
+def test_segment_past_the_end_stops_there() -> None:
     assert len(decode(encode(noise(1.0, 16_000)), start_s=0.5, end_s=99.0)) == 8_000
 
 
-def test_a_long_recording_is_refused_but_not_a_short_stretch_of_it() -> None:
+def test_long_recording_is_refused_but_not_its_short_segment() -> None:
     limits = DecodeSettings(max_duration_s=1.0)
     data = encode(noise(1.5, 16_000))
     with pytest.raises(RejectError, match=r"\b1 s$"):
@@ -405,7 +409,7 @@ def test_a_long_recording_is_refused_but_not_a_short_stretch_of_it() -> None:
     assert len(decode_audio(data, limits, sample_rate_hz=16_000, end_s=1.0)) == 16_000
 
 
-def test_a_header_that_promises_hours_is_refused_unread() -> None:
+def test_header_promising_hours_is_refused_unread() -> None:
     data = bytearray(encode(noise(1.0, 16_000), 16_000, "FLAC", "PCM_16"))
     data[22:26] = b"\xff" * 4
     assert reason_for(bytes(data)) == "longer than 600 s"
@@ -427,7 +431,7 @@ def test_too_many_channels_are_refused_unread() -> None:
 
 
 @pytest.mark.parametrize(("container", "subtype"), [("WAV", "PCM_16"), ("FLAC", "PCM_16")])
-def test_memory_is_bounded_by_the_result_and_not_by_the_file(container: str, subtype: str) -> None:
+def test_memory_is_bounded_by_the_result_not_by_the_file(container: str, subtype: str) -> None:
     channels = np.zeros((2_000_000, 8), np.float32)
     data = encode(channels, 48_000, container, subtype)
     del channels
@@ -440,7 +444,7 @@ def test_memory_is_bounded_by_the_result_and_not_by_the_file(container: str, sub
 
 
 @pytest.mark.parametrize("rate_hz", [1, 999, 768_001, 2_000_000_000])
-def test_a_sample_rate_out_of_range_is_refused(rate_hz: int) -> None:
+def test_sample_rate_out_of_range_is_refused(rate_hz: int) -> None:
     data = bytearray(encode(noise(0.1, 16_000)))
     data[24:28] = rate_hz.to_bytes(4, "little")
     assert reason_for(bytes(data)) == "the sample rate in the header is out of range"

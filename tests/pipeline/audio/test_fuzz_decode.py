@@ -92,7 +92,7 @@ HAVE_NO_LENGTH = ("m4a fragments", "webm", "webm live")
 """Formats in which the last parts may go missing when bits change in the right places."""
 HAVE_CHECKSUMS = ("flac", "flac stream", "ogg vorbis", "ogg opus")
 FIRST_OF_TWO = ("wav", "aiff", "caf", "w64", "rf64", "au", "flac", "m4a", "mp4", "webm")
-"""Formats whose header says where the recording ends, whatever follows."""
+"""Formats whose header says where the recording ends; trailing bytes do not matter."""
 
 
 def truncated(data: bytes, rng: Rng) -> bytes:
@@ -266,7 +266,7 @@ def independent_lengths_s(data: bytes) -> Iterator[float]:
         pass
 
 
-def test_a_part_of_the_damaged_files_here() -> None:
+def test_damaged_files_decode_correctly_or_are_rejected() -> None:
     some = cases()[::8]
     results = Counter(judge(case, decode_here) == "correct" for case in some)
     assert len(some) > 150
@@ -275,7 +275,7 @@ def test_a_part_of_the_damaged_files_here() -> None:
 
 
 @pytest.mark.parametrize("layout", ["7.1", "hexadecagonal"])
-def test_many_channels_are_no_damage(layout: str) -> None:
+def test_many_channels_decode_correctly(layout: str) -> None:
     channels = np.stack([clip_of()] * av.AudioLayout(layout).nb_channels, axis=1)
     for data in (
         encode(channels, 48_000, "WAV", "FLOAT"),
@@ -286,7 +286,7 @@ def test_many_channels_are_no_damage(layout: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_one_sample_is_decoded_or_rejected(name: str) -> None:
+def test_single_sample_is_decoded_or_rejected(name: str) -> None:
     try:
         decoded = decode_here(FORMATS[name](np.full(1, 0.5, np.float32)))
     except RejectError:
@@ -295,14 +295,16 @@ def test_one_sample_is_decoded_or_rejected(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_all_damaged_files_in_the_sandbox(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sandbox_survives_all_damaged_files(capsys: pytest.CaptureFixture[str]) -> None:
     table = measure(cases())
     with capsys.disabled():
         print(table)
 
 
 @pytest.mark.slow
-def test_damaged_real_clips_in_the_sandbox(esc10: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sandbox_survives_damaged_real_clips(
+    esc10: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = []
     for seed, path in enumerate(sorted((esc10 / "audio").glob("*.ogg"))[::40]):
         samples, _ = soundfile.read(path, dtype="float32")

@@ -27,11 +27,11 @@ def test_pages_follow_each_other_to_the_end(ogg: bytes) -> None:
     assert list(pages(ogg + b"TAG" + bytes(125))) == found
 
 
-def test_the_checksum_is_the_one_libsndfile_writes(ogg: bytes) -> None:
+def test_checksum_equals_libsndfiles(ogg: bytes) -> None:
     assert all(checksum(ogg[at:end]) == ogg[at + 22 : at + 26] for at, end in pages(ogg))
 
 
-def test_whole_only_up_to_the_last_page(ogg: bytes) -> None:
+def test_missing_last_page_is_noticed(ogg: bytes) -> None:
     assert is_whole(ogg)
     assert not any(is_whole(ogg[:end]) for _, end in list(pages(ogg))[:-1])
     assert not is_whole(ogg[:-1])
@@ -39,14 +39,14 @@ def test_whole_only_up_to_the_last_page(ogg: bytes) -> None:
     assert not is_whole(b"")
 
 
-def test_a_changed_byte_is_damage(ogg: bytes) -> None:
+def test_changed_byte_is_noticed(ogg: bytes) -> None:
     assert not has_damaged_pages(ogg)
     changed = bytearray(ogg)
     changed[len(ogg) // 2] ^= 1
     assert has_damaged_pages(bytes(changed))
 
 
-def test_another_serial_number_leaves_the_sound(ogg: bytes) -> None:
+def test_changing_the_serial_number_keeps_the_sound(ogg: bytes) -> None:
     fixed = with_serial_zero(ogg)
     assert len(fixed) == len(ogg)
     assert fixed != ogg

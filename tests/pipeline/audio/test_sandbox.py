@@ -69,7 +69,7 @@ def decodes(decoder: DecoderProcess, data: bytes = GOOD) -> bool:
     return np.array_equal(decoded, decode_audio(GOOD, LIMITS, sample_rate_hz=16_000))
 
 
-def test_many_clips_are_the_same_bits_through_one_child() -> None:
+def test_one_child_decodes_many_clips_bit_identically() -> None:
     rng = np.random.default_rng(0)
     with DecoderProcess() as decoder:
         for seed in range(40):
@@ -88,7 +88,7 @@ def test_many_clips_are_the_same_bits_through_one_child() -> None:
         assert decoder.num_starts == 1
 
 
-def test_rejects_and_limits_are_those_of_this_process() -> None:
+def test_child_rejects_and_limits_as_this_process_does() -> None:
     with DecoderProcess() as decoder:
         assert reason_for(decoder, b"") == "the file is empty"
         assert reason_for(decoder, GOOD[:-100]) == "cut short or damaged"
@@ -106,7 +106,7 @@ def test_rejects_and_limits_are_those_of_this_process() -> None:
         (b"bug", "the decoder crashed (exit status 1)"),
     ],
 )
-def test_a_crash_rejects_the_clip_and_not_the_next(
+def test_crash_rejects_its_clip_but_not_the_next(
     saboteur: Sequence[str], data: bytes, reason: str
 ) -> None:
     with DecoderProcess(command=saboteur) as decoder:
@@ -116,27 +116,27 @@ def test_a_crash_rejects_the_clip_and_not_the_next(
         assert decoder.num_starts == 3  # it is tried twice
 
 
-def test_a_clip_that_takes_too_long_is_rejected(saboteur: Sequence[str]) -> None:
+def test_slow_clip_is_rejected(saboteur: Sequence[str]) -> None:
     with DecoderProcess(command=saboteur, timeout_s=2) as decoder:
         assert reason_for(decoder, b"sleep") == "decoding took longer than 2 s"
     with DecoderProcess(command=saboteur) as decoder:
         assert decodes(decoder)
 
 
-def test_a_clip_that_takes_too_much_memory_is_rejected(saboteur: Sequence[str]) -> None:
+def test_clip_needing_too_much_memory_is_rejected(saboteur: Sequence[str]) -> None:
     with DecoderProcess(command=saboteur, memory_bytes=2**29) as decoder:
         assert reason_for(decoder, b"eat") == "decoding needed more memory than allowed"
         assert decodes(decoder)
         assert decoder.num_starts == 1
 
 
-def test_what_a_library_prints_is_no_answer(saboteur: Sequence[str]) -> None:
+def test_output_of_libraries_is_ignored(saboteur: Sequence[str]) -> None:
     with DecoderProcess(command=saboteur) as decoder:
         assert decodes(decoder, b"print")
         assert decodes(decoder)
 
 
-def test_a_child_killed_from_outside_costs_no_clip(saboteur: Sequence[str], tmp_path: Path) -> None:
+def test_killing_the_child_costs_no_clip(saboteur: Sequence[str], tmp_path: Path) -> None:
     with DecoderProcess(command=saboteur) as decoder:
         assert decodes(decoder, b"once " + bytes(tmp_path / "mark"))  # killed at work
         assert decoder.num_starts == 2
@@ -146,7 +146,7 @@ def test_a_child_killed_from_outside_costs_no_clip(saboteur: Sequence[str], tmp_
         assert decoder.num_starts == 3
 
 
-def test_no_child_is_left(saboteur: Sequence[str]) -> None:
+def test_no_child_outlives_the_sandbox(saboteur: Sequence[str]) -> None:
     with DecoderProcess(command=saboteur) as decoder:
         assert decodes(decoder)
         pid = decoder.pid
@@ -155,7 +155,7 @@ def test_no_child_is_left(saboteur: Sequence[str]) -> None:
         os.kill(pid, 0)
 
 
-def test_a_child_that_cannot_start_is_no_fault_of_a_clip() -> None:
+def test_child_that_cannot_start_rejects_no_clip() -> None:
     with (
         DecoderProcess(command=[sys.executable, "-c", "raise SystemExit(3)"]) as decoder,
         pytest.raises(RuntimeError, match="exit status 3"),

@@ -57,14 +57,14 @@ LABELS = ("dog", "rain")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
     """Clips of 33 to 94 frames and some samples more, not around 0, as they will be stored."""
     folder = tmp_path_factory.mktemp("audio")
-    found = []
+    made = []
     for number in range(28):
         path = folder / f"{number}.wav"
         samples = noise(0.35 + 0.0221 * number, 16_000, seed=number) + 0.01 * (number % 3)
         path.write_bytes(encode(samples))
         split = "eval" if number % 7 in (0, 3) else "train"
-        found.append(Clip(id=f"{number}", uri=str(path), labels=(LABELS[number % 2],), split=split))
-    return found
+        made.append(Clip(id=f"{number}", uri=str(path), labels=(LABELS[number % 2],), split=split))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def fbank_dataset(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) 
 # --- 16 bits and FLAC --------------------------------------------------------------------------
 
 
-def test_sixteen_bits_come_back_as_they_were() -> None:
+def test_16_bit_samples_survive_the_round_trip() -> None:
     samples = np.random.default_rng(0).integers(-32_768, 32_767, 5_000).astype(np.int16)
     data = encode_flac(samples, 16_000)
     assert np.array_equal(decode_flac(data, 5_000), samples)
@@ -97,7 +97,7 @@ def test_sixteen_bits_come_back_as_they_were() -> None:
     assert np.array_equal(to_16_bits(to_waveform(samples))[0], samples)
 
 
-def test_what_is_beyond_full_scale_is_cut_off_and_counted() -> None:
+def test_samples_beyond_full_scale_are_clipped_and_counted() -> None:
     waveform = np.zeros(40, dtype=np.float32)
     waveform[:7] = [1.0, -1.0, 1.5, -1e30, 1e30, 0.6 / 32_768, -2.4 / 32_768]
     samples, num_clipped = to_16_bits(waveform)
@@ -117,7 +117,7 @@ def test_what_is_beyond_full_scale_is_cut_off_and_counted() -> None:
         lambda data: data[:20] + b"\xff" + data[21:],
     ],
 )
-def test_a_damaged_flac_is_seen(damaged: Any) -> None:
+def test_damaged_flac_is_refused(damaged: Any) -> None:
     data = encode_flac(to_16_bits(noise(1.0, 16_000))[0], 16_000)
     assert len(decode_flac(data, 16_000)) == 16_000
     with pytest.raises(EOFError):
@@ -129,7 +129,7 @@ def test_a_damaged_flac_is_seen(damaged: Any) -> None:
 # --- the data set ------------------------------------------------------------------------------
 
 
-def test_the_audio_is_where_the_index_says(clips: list[Clip], dataset: PreparedDataset) -> None:
+def test_index_locates_the_stored_audio(clips: list[Clip], dataset: PreparedDataset) -> None:
     uris = {clip.id: clip.uri for clip in clips}
     rows = dataset.index.to_pylist()
     assert len(rows) == 28
@@ -143,7 +143,7 @@ def test_the_audio_is_where_the_index_says(clips: list[Clip], dataset: PreparedD
 
 # webdataset leaves the closing of the tars it opened to the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed file <_io.BufferedReader name='.*tar'>")
-def test_stock_webdataset_reads_it(dataset: PreparedDataset) -> None:
+def test_webdataset_reads_stored_audio(dataset: PreparedDataset) -> None:
     path = f"{dataset.path}/shards/eval-00000.tar"
     samples = list(webdataset.WebDataset(path, shardshuffle=False, empty_check=False))
     assert {key for sample in samples for key in sample if key[0] != "_"} == {"json", "flac"}
@@ -151,10 +151,10 @@ def test_stock_webdataset_reads_it(dataset: PreparedDataset) -> None:
     assert all(soundfile.info(io.BytesIO(sample["flac"])).frames for sample in samples)
 
 
-def test_index_and_card_are_those_of_the_fbanks_it_gives(
+def test_index_and_card_equal_those_of_stored_fbanks(
     dataset: PreparedDataset, fbank_dataset: PreparedDataset
 ) -> None:
-    """Of 16-bit sources just the same, but for what is stored and where."""
+    """For 16-bit sources they are equal, except for what is stored and where."""
     own = {"fingerprint", "plan_fingerprint", "shards", "index_sha256", "store", "clipped"}
     cards = [one.card.to_json() for one in (dataset, fbank_dataset)]
     shared = [{name: card[name] for name in card if name not in own} for card in cards]
@@ -193,7 +193,7 @@ def test_clipping_is_counted(tmp_path: Path) -> None:
     assert "3 samples of 1 clips" in page
 
 
-def test_verify_and_prepare_mend_it(
+def test_damaged_audio_is_named_and_rebuilt(
     dataset: PreparedDataset, manifest: Manifest, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(dataset.path, tmp_path / "out"))
@@ -204,8 +204,8 @@ def test_verify_and_prepare_mend_it(
     whole = shard.read_bytes()
     middle = row["offset_bytes"] + row["size_bytes"] // 2
     shard.write_bytes(whole[:middle] + b"???" + whole[middle + 3 :])
-    found = [fault.what for fault in verify(copy)]
-    assert found == [
+    faults = [fault.what for fault in verify(copy)]
+    assert faults == [
         f"clip {row['id']}: cannot be read (does not give "
         f"{FbankSettings().samples_in(row['duration_s'])} samples of one channel)",
         "does not have the checksum the card gives",
@@ -219,7 +219,7 @@ def test_verify_and_prepare_mend_it(
     assert shard.read_bytes() == whole
 
 
-def test_the_two_kinds_are_not_mixed(
+def test_audio_and_fbanks_are_not_mixed_in_a_data_set(
     dataset: PreparedDataset, fbank_dataset: PreparedDataset, manifest: Manifest
 ) -> None:
     with refused(dataset.path, "store was audio, now fbank", remedy="--out"):
@@ -233,7 +233,7 @@ def test_the_two_kinds_are_not_mixed(
         replace(AUDIO, store="wav")  # type: ignore[arg-type]
 
 
-def test_the_command_line_makes_the_same(
+def test_command_line_prepares_the_same_data_set(
     dataset: PreparedDataset,
     manifest: Manifest,
     tmp_path: Path,
@@ -249,7 +249,7 @@ def test_the_command_line_makes_the_same(
     assert f"{tmp_path}/out" in capsys.readouterr().out
 
 
-def test_its_size_is_estimated(manifest: Manifest, dataset: PreparedDataset) -> None:
+def test_estimated_size_is_close(manifest: Manifest, dataset: PreparedDataset) -> None:
     size_bytes = sum(tar.size_bytes for tar in dataset.card.shards)
     # The data set ends four tars, the estimate one, each with up to 10 KB of zeros.
     assert abs(estimate(manifest, AUDIO, 28).written_bytes - size_bytes) < 4 * 10_240
@@ -286,7 +286,7 @@ def training(
     return [replace(one, x=one.x.clone()) for one in loader.training_batches(plan, augment)]
 
 
-def test_evaluation_sees_what_it_sees_of_fbanks(
+def test_evaluation_inputs_equal_those_of_stored_fbanks(
     dataset: PreparedDataset, fbank_dataset: PreparedDataset
 ) -> None:
     for split in ("train", "eval"):
@@ -298,7 +298,7 @@ def test_evaluation_sees_what_it_sees_of_fbanks(
         assert torch.equal(x[padding], other[padding])
 
 
-def test_sixteen_bits_of_other_sources_are_enough(tmp_path: Path) -> None:
+def test_rounding_to_16_bits_barely_changes_the_inputs(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(encode(noise(1.0, 44_100), 44_100, subtype="FLOAT"))
     found = from_clips([Clip(id="a", uri=f"{tmp_path}/a.wav", labels=("dog",))], LABELS)
     x, other = [
@@ -313,7 +313,7 @@ def test_sixteen_bits_of_other_sources_are_enough(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("crop", ["first", "random"])
 @pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
-def test_batches_equal_the_clips_one_by_one(
+def test_batches_equal_clips_computed_one_by_one(
     clips: list[Clip], dataset: PreparedDataset, crop: Any, share: float
 ) -> None:
     chosen = select_clips(dataset, "train")
@@ -345,7 +345,7 @@ def test_batches_equal_the_clips_one_by_one(
     assert lengths == {False, True}
 
 
-def test_mixing_leaves_nothing_of_the_partner_past_the_clip() -> None:
+def test_mixing_adds_nothing_past_the_end_of_the_clip() -> None:
     samples = torch.tensor([[100, 300, 0, 0], [50, 50, 70, 90]], dtype=torch.int16)
     draws = draw_augmentations(
         AUGMENT, seed=0, epoch=1, positions=[0], num_mels=128, num_frames=NUM_FRAMES
@@ -358,8 +358,8 @@ def test_mixing_leaves_nothing_of_the_partner_past_the_clip() -> None:
         mix_waveforms(samples[:1], torch.tensor([2]), draws)
 
 
-def assert_same_batches(one: list[Batch], other: list[Batch]) -> None:
-    for batch, expected in zip(one, other, strict=True):
+def assert_same_batches(batches: list[Batch], other: list[Batch]) -> None:
+    for batch, expected in zip(batches, other, strict=True):
         for name in ("x", "lengths", "targets"):
             assert torch.equal(getattr(batch, name), getattr(expected, name))
 
@@ -374,7 +374,7 @@ def test_loader_settings_do_not_change_the_batches(
     assert_same_batches(training(clips, **settings), training(clips))
 
 
-def test_the_ranks_share_out_the_same_clips(dataset: PreparedDataset) -> None:
+def test_ranks_split_the_same_clips(dataset: PreparedDataset) -> None:
     clips, augment = select_clips(dataset, "train"), replace(AUGMENT, mixup_share=0.0)
     ranks = [training(clips, augment, rank=rank, world_size=2) for rank in range(2)]
     for whole, *shares in zip(training(clips, augment), *ranks, strict=True):
@@ -383,7 +383,7 @@ def test_the_ranks_share_out_the_same_clips(dataset: PreparedDataset) -> None:
             assert torch.equal(torch.cat(parts), getattr(whole, name))
 
 
-def test_from_a_bucket(s3: str, dataset: PreparedDataset) -> None:
+def test_stored_audio_trains_from_a_bucket(s3: str, dataset: PreparedDataset) -> None:
     for path in Path(dataset.path).rglob("*"):
         if path.is_file() and "_work" not in path.parts:
             name = path.relative_to(dataset.path).as_posix()
@@ -392,7 +392,7 @@ def test_from_a_bucket(s3: str, dataset: PreparedDataset) -> None:
     assert_same_batches(training(remote, cache_mb=0), training(select_clips(dataset, "train")))
 
 
-def test_a_run_on_audio_is_carried_on_as_if_it_had_not_stopped(
+def test_resumed_run_on_audio_equals_an_uninterrupted_one(
     dataset: PreparedDataset, tmp_path: Path
 ) -> None:
     recipe = tiny_recipe(

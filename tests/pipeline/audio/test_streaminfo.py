@@ -1,4 +1,4 @@
-"""What a FLAC file says of itself, of files that libsndfile wrote."""
+"""The STREAMINFO block of FLAC files written by libsndfile."""
 
 import io
 
@@ -18,13 +18,15 @@ from pipeline.audio.streaminfo import (
     ("rate_hz", "channels", "subtype", "bits"),
     [(8000, 1, "PCM_S8", 8), (44_100, 2, "PCM_16", 16), (192_000, 8, "PCM_24", 24)],
 )
-def test_the_numbers_of_the_file(rate_hz: int, channels: int, subtype: str, bits: int) -> None:
+def test_streaminfo_matches_the_written_file(
+    rate_hz: int, channels: int, subtype: str, bits: int
+) -> None:
     buffer = io.BytesIO()
     soundfile.write(buffer, np.zeros((1234, channels)), rate_hz, format="FLAC", subtype=subtype)
     data = buffer.getvalue()
     assert begins_with_streaminfo(data)
     expected = StreamInfo(rate_hz=rate_hz, channels=channels, bits=bits, num_frames=1234)
     assert read_streaminfo(data[:HEADER_BYTES]) == expected
-    # Of another kind of block, cut, with something in front, or empty.
+    # Another kind of block, truncated, with a prefix, or empty.
     others = [data[:4] + b"\x04" + data[5:], data[: HEADER_BYTES - 1], b"ID3" + data, b""]
     assert not any(begins_with_streaminfo(other) for other in others)

@@ -46,7 +46,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, clips: list[Clip]) -> Prep
     return open_dataset(str(folder))
 
 
-def test_the_card_describes_the_data_set(dataset: PreparedDataset, clips: list[Clip]) -> None:
+def test_card_describes_the_data_set(dataset: PreparedDataset, clips: list[Clip]) -> None:
     card = dataset.card
     assert (card.format_version, card.num_clips) == (2, 14)
     assert card.fbank.num_mels == dataset.num_mels == 128
@@ -70,9 +70,7 @@ def test_the_card_describes_the_data_set(dataset: PreparedDataset, clips: list[C
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
-def test_mean_and_deviation_are_those_of_every_stored_number(
-    dataset: PreparedDataset, split: str
-) -> None:
+def test_mean_and_deviation_cover_every_stored_number(dataset: PreparedDataset, split: str) -> None:
     rows = [i for i, own in enumerate(dataset.index["split"].to_pylist()) if own == split]
     fbanks = [dataset.read_fbank(row) for row in rows]
     stored = np.concatenate([numbers.ravel() for numbers in fbanks]).astype(np.float64)
@@ -84,7 +82,7 @@ def test_mean_and_deviation_are_those_of_every_stored_number(
         assert (dataset.card.mean, dataset.card.std) == (entry.mean, entry.std)
 
 
-def test_any_clip_is_one_read(dataset: PreparedDataset) -> None:
+def test_each_clip_is_read_at_its_offset(dataset: PreparedDataset) -> None:
     members: dict[str, bytes] = {}
     for entry in dataset.card.shards:
         with tarfile.open(Path(dataset.path) / entry.name) as tar:
@@ -100,7 +98,7 @@ def test_any_clip_is_one_read(dataset: PreparedDataset) -> None:
     assert dataset.index.schema.equals(INDEX_SCHEMA)
 
 
-def test_selecting_splits_and_folds(tmp_path: Path, clips: list[Clip]) -> None:
+def test_splits_and_folds_are_selected_or_refused(tmp_path: Path, clips: list[Clip]) -> None:
     folded = [replace(clip, fold=1 + number % 2) for number, clip in enumerate(clips[:10])]
     prep = preparation(tmp_path, folded)
     prep.build()
@@ -120,7 +118,7 @@ def test_selecting_splits_and_folds(tmp_path: Path, clips: list[Clip]) -> None:
         unfolded.select("train", fold=3)
 
 
-def test_without_a_training_split_the_statistics_are_of_all_clips(
+def test_statistics_cover_all_clips_without_a_training_split(
     tmp_path: Path, clips: list[Clip]
 ) -> None:
     prep = preparation(tmp_path, [replace(clip, split=f"x{clip.split}") for clip in clips])
@@ -132,7 +130,7 @@ def test_without_a_training_split_the_statistics_are_of_all_clips(
     assert card.mean == math.fsum(sums) / num_values
 
 
-def test_too_many_rejects_leave_the_ledger_and_no_card(tmp_path: Path, clips: list[Clip]) -> None:
+def test_too_many_rejects_leave_a_ledger_but_no_card(tmp_path: Path, clips: list[Clip]) -> None:
     missing = [Clip(id=f"no {i}", uri=f"/none/{i}.wav", labels=("dog",)) for i in range(5)]
     bad = bad_clips(tmp_path / "bad")
     few = [bad["decode: the file is empty"], bad["fbank: shorter than one 25 ms frame"]]
@@ -156,14 +154,14 @@ def test_too_many_rejects_leave_the_ledger_and_no_card(tmp_path: Path, clips: li
 
 
 @pytest.mark.parametrize("num_rejects", range(1, 100))
-def test_a_share_of_exactly_the_limit_is_allowed(num_rejects: int) -> None:
+def test_reject_share_equal_to_the_limit_is_allowed(num_rejects: int) -> None:
     limit = num_rejects / 100
     check_share({"a": num_rejects}, 100, max_share=limit, ledger="ledger")
     with refused("", num_rejects + 1, 100, "ledger"):
         check_share({"a": num_rejects + 1}, 100, max_share=limit, ledger="ledger")
 
 
-def test_a_data_set_without_any_clip_is_refused(tmp_path: Path) -> None:
+def test_data_set_without_clips_is_refused(tmp_path: Path) -> None:
     prep = preparation(tmp_path / "out", list(bad_clips(tmp_path / "bad").values()))
     prep.build()
     with refused("", "7 of 7"):
@@ -171,9 +169,7 @@ def test_a_data_set_without_any_clip_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "card.json").exists()
 
 
-def test_what_an_earlier_plan_left_is_removed_but_nothing_else(
-    tmp_path: Path, clips: list[Clip]
-) -> None:
+def test_only_leftovers_of_an_earlier_plan_are_removed(tmp_path: Path, clips: list[Clip]) -> None:
     earlier = preparation(tmp_path, clips, replace(SETTINGS, clips_per_shard=1))
     earlier.build(["train-00000", "train-00009", "eval-00003"])
     shards = tmp_path / "shards"
@@ -192,7 +188,7 @@ def test_what_an_earlier_plan_left_is_removed_but_nothing_else(
     ]
 
 
-def test_the_card_is_what_comes_last(
+def test_card_is_written_last(
     tmp_path: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
@@ -221,7 +217,9 @@ def test_the_card_is_what_comes_last(
     ]
 
 
-def test_a_listing_tells_what_is_missing_or_cut(tmp_path: Path, clips: list[Clip]) -> None:
+def test_missing_or_truncated_files_are_noticed_in_a_listing(
+    tmp_path: Path, clips: list[Clip]
+) -> None:
     output = str(tmp_path / "out")
     assert read_card(output) is None
     prep = preparation(tmp_path / "out", clips)
@@ -243,7 +241,7 @@ def test_a_listing_tells_what_is_missing_or_cut(tmp_path: Path, clips: list[Clip
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 and nothing more", None])
-def test_a_damaged_part_file_is_no_finished_shard(
+def test_shard_with_a_damaged_part_is_unfinished(
     tmp_path: Path, clips: list[Clip], content: bytes | None
 ) -> None:
     prep = preparation(tmp_path, clips)
@@ -253,7 +251,7 @@ def test_a_damaged_part_file_is_no_finished_shard(
     assert prep.finished() == {"train-00000", "train-00002", "eval-00000"}
 
 
-def test_the_fingerprint_covers_the_whole_card(dataset: PreparedDataset) -> None:
+def test_fingerprint_covers_the_whole_card(dataset: PreparedDataset) -> None:
     card = storage.read_json(f"{dataset.path}/card.json")
     assert card == dataset.card.to_json()
     del card["fingerprint"]
@@ -261,13 +259,13 @@ def test_the_fingerprint_covers_the_whole_card(dataset: PreparedDataset) -> None
     assert dataset.card.fingerprint == hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def test_a_data_set_of_another_format_is_refused(tmp_path: Path) -> None:
+def test_data_set_of_another_format_is_refused(tmp_path: Path) -> None:
     storage.write_json(f"{tmp_path}/card.json", {"format_version": 99})
     with refused(tmp_path, 99, 2):
         open_dataset(str(tmp_path))
 
 
-def test_the_summary_counts_what_this_run_built(tmp_path: Path, clips: list[Clip]) -> None:
+def test_summary_counts_what_this_run_built(tmp_path: Path, clips: list[Clip]) -> None:
     prep = preparation(tmp_path, clips)
     prep.build()
     summary = prep.finish(built=["train-00001", "eval-00000"])

@@ -1,4 +1,4 @@
-"""`prepare` on Ray: the same bytes however it ran, and one line for whatever the user got wrong."""
+"""`prepare` on Ray: the same bytes in every run, and one line for each mistake of a user."""
 
 import os
 import signal
@@ -51,9 +51,9 @@ def audio(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def manifest(audio: Path) -> Manifest:
-    found = read_source(str(audio / "clips.csv"), "csv")
-    write_manifest(str(audio / "manifest.parquet"), found)
-    return found
+    clips = read_source(str(audio / "clips.csv"), "csv")
+    write_manifest(str(audio / "manifest.parquet"), clips)
+    return clips
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +66,9 @@ def reference(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> d
     for spec in plan.specs:
         build_shard(spec, job)
     assemble(plan, manifest, job, built=set(), max_reject_share=0.1, elapsed_s=lambda: 1.0)
-    found = contents(str(folder))
-    assert len(found) == NUM_SHARDS + 3
-    return found
+    files = contents(str(folder))
+    assert len(files) == NUM_SHARDS + 3
+    return files
 
 
 def run_prepare(manifest: Manifest, output: str, **changes: Any) -> PrepareSummary | None:
@@ -86,7 +86,7 @@ def prepare_command(manifest: Path | str, output: Path, *more: str) -> list[str]
 
 
 @pytest.mark.usefixtures("session")
-def test_two_cpus_give_the_reference_and_the_rejects(
+def test_two_cpus_give_the_reference_and_its_rejects(
     manifest: Manifest, reference: dict[str, bytes], tmp_path: Path
 ) -> None:
     output = str(tmp_path / "out")
@@ -112,15 +112,15 @@ def test_one_cpu_gives_the_reference(
     assert manifest.clips.num_rows == 50
     command = prepare_command(audio / "manifest.parquet", tmp_path / "out", "--num-cpus", "1")
     with started(command) as step:
-        printed, told = step.communicate(timeout=600)
-    assert step.returncode == 0, told
+        stdout, stderr = step.communicate(timeout=600)
+    assert step.returncode == 0, stderr
     assert contents(str(tmp_path / "out")) == reference
-    assert "rejected" in printed
-    assert "1 fetch: not found" in printed
-    assert "clips: 50/50" in told
+    assert "rejected" in stdout
+    assert "1 fetch: not found" in stdout
+    assert "clips: 50/50" in stderr
 
 
-def test_killed_and_run_again_gives_the_reference(
+def test_killed_run_resumes_to_the_reference(
     audio: Path,
     manifest: Manifest,
     reference: dict[str, bytes],
@@ -129,7 +129,7 @@ def test_killed_and_run_again_gives_the_reference(
 ) -> None:
     output = tmp_path / "out"
     command = prepare_command(audio / "manifest.parquet", output, "--num-cpus", "2")
-    # A task hangs, so the run cannot end by itself.
+    # A task hangs, so the run cannot end before it is killed.
     deeds = {manifest.clips["uri"][7].as_py(): "once(hang)"}
     with sabotaged(tmp_path, deeds) as note, started(command) as step:
         deadline = time.monotonic() + 200
@@ -157,16 +157,14 @@ def parts(output: Path) -> list[Path]:
 
 
 @pytest.mark.usefixtures("session")
-def test_from_a_bucket_to_a_bucket_gives_the_same_as_to_a_folder(
-    audio: Path, s3: str, tmp_path: Path
-) -> None:
+def test_buckets_give_the_same_as_folders(audio: Path, s3: str, tmp_path: Path) -> None:
     for path in sorted(audio.rglob("*")):
         if path.is_file():
             name = path.relative_to(audio).as_posix()
             storage.write_bytes(f"{s3}/audio/{name}", path.read_bytes())
-    found = read_source(f"{s3}/audio/clips.csv", "auto")
-    local = run_prepare(found, str(tmp_path / "out"))
-    remote = run_prepare(found, f"{s3}/out")
+    manifest = read_source(f"{s3}/audio/clips.csv", "auto")
+    local = run_prepare(manifest, str(tmp_path / "out"))
+    remote = run_prepare(manifest, f"{s3}/out")
     assert local is not None
     assert remote is not None
     assert contents(f"{s3}/out") == contents(str(tmp_path / "out"))
@@ -175,47 +173,45 @@ def test_from_a_bucket_to_a_bucket_gives_the_same_as_to_a_folder(
     dataset = open_dataset(f"{s3}/out")
     assert dataset.index.num_rows == 45
     assert dataset.read_fbank(3).shape == (dataset.index["frames"][3].as_py(), 128)
-    assert run_prepare(found, f"{s3}/out") is None
+    assert run_prepare(manifest, f"{s3}/out") is None
 
 
 @pytest.mark.usefixtures("session")
-def test_a_file_that_came_late_is_taken_in_when_asked(tmp_path: Path) -> None:
+def test_retry_adds_a_file_that_came_late(tmp_path: Path) -> None:
     clips = write_clips(tmp_path / "audio", 9)
     late = Path(clips[4].uri)
     late.rename(tmp_path / "aside")
-    found = from_clips(clips, ["dog", "rain"])
+    manifest = from_clips(clips, ["dog", "rain"])
     output = str(tmp_path / "out")
     with refused("", 1, 9, "fetch: not found (1)"):
-        run_prepare(found, output, max_reject_share=0.0)
+        run_prepare(manifest, output, max_reject_share=0.0)
     assert not (tmp_path / "out" / "card.json").exists()
-    first = run_prepare(found, output, max_reject_share=0.5)
+    first = run_prepare(manifest, output, max_reject_share=0.5)
     assert first is not None
     assert (first.num_clips, first.num_shards_built) == (8, 0)
-    assert run_prepare(found, output) is None
+    assert run_prepare(manifest, output) is None
     (tmp_path / "aside").rename(late)
-    second = run_prepare(found, output, retry_rejects=True)
+    second = run_prepare(manifest, output, retry_rejects=True)
     assert second is not None
     assert (second.num_clips, second.num_shards_built) == (9, 1)
-    assert run_prepare(found, output, retry_rejects=True) is None
-    run_prepare(found, str(tmp_path / "at once"))
+    assert run_prepare(manifest, output, retry_rejects=True) is None
+    run_prepare(manifest, str(tmp_path / "at once"))
     assert contents(output) == contents(str(tmp_path / "at once"))
 
 
 @pytest.mark.usefixtures("session")
-def test_a_shard_larger_than_the_memory_of_any_node_is_built(
+def test_shard_larger_than_node_memory_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.dataset.prepare._TASK_MEMORY_PER_CLIP_BYTES", 10**15)
-    found = from_clips(write_clips(tmp_path / "audio", 2), ["dog", "rain"])
-    summary = run_prepare(found, str(tmp_path / "out"))
+    manifest = from_clips(write_clips(tmp_path / "audio", 2), ["dog", "rain"])
+    summary = run_prepare(manifest, str(tmp_path / "out"))
     assert summary is not None
     assert summary.num_clips == 2
 
 
 @pytest.mark.usefixtures("session")
-def test_ray_reads_the_shards_with_its_own_reader(
-    reference: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_ray_data_reads_the_shards(reference: dict[str, bytes], tmp_path: Path) -> None:
     names = sorted(name for name in reference if name.endswith(".tar"))
     for name in names:
         storage.write_bytes(f"{tmp_path}/{name}", reference[name])
@@ -243,21 +239,21 @@ def error_line(
     """What a step prints that must fail with an explanation: one line, no traceback."""
     capfd.readouterr()
     status = ray_job.main(command)
-    told = capfd.readouterr()
+    captured = capfd.readouterr()
     assert status == 1
-    assert told.out == ""
-    *before, line = told.err.splitlines()
+    assert captured.out == ""
+    *before, line = captured.err.splitlines()
     assert before == list(progress)
     assert line.startswith("ray_job.py: error: ")
     return line.removeprefix("ray_job.py: error: ")
 
 
-def test_as_a_process_it_ends_with_one_line_and_a_status(tmp_path: Path) -> None:
+def test_process_ends_with_one_line_and_a_status(tmp_path: Path) -> None:
     with started(prepare_command(tmp_path / "none.parquet", tmp_path / "out")) as step:
-        printed, told = step.communicate(timeout=120)
+        stdout, stderr = step.communicate(timeout=120)
     assert step.returncode == 1
-    assert printed == ""
-    [line] = told.splitlines()
+    assert stdout == ""
+    [line] = stderr.splitlines()
     assert_error_line(line, f"{tmp_path}/none.parquet", "`manifest`")
     assert list(tmp_path.iterdir()) == []
 
@@ -271,7 +267,7 @@ def test_as_a_process_it_ends_with_one_line_and_a_status(tmp_path: Path) -> None
         ({"id": ["a"], "uri": ["/a"]}, ["column 'labels'"]),
     ],
 )
-def test_a_manifest_that_cannot_be_meant(
+def test_invalid_manifest_is_one_line(
     columns: dict[str, Any], values: list[object], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     types = {"labels": pa.list_(pa.string())}
@@ -284,7 +280,7 @@ def test_a_manifest_that_cannot_be_meant(
     assert not output.exists()
 
 
-def test_a_label_outside_the_given_vocabulary(
+def test_label_outside_the_vocabulary_is_one_line(
     audio: Path, manifest: Manifest, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     labels, output = tmp_path / "labels.txt", tmp_path / "out"
@@ -296,7 +292,7 @@ def test_a_label_outside_the_given_vocabulary(
 
 
 @pytest.mark.usefixtures("manifest")
-def test_settings_out_of_range(
+def test_settings_out_of_range_are_one_line(
     audio: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for option, value in (("--max-duration-s", "0"), ("--clips-per-shard", "200000")):
@@ -308,7 +304,7 @@ def test_settings_out_of_range(
 
 
 @pytest.mark.usefixtures("manifest")
-def test_where_nothing_can_be_written(
+def test_unwritable_output_is_one_line(
     audio: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
@@ -319,7 +315,7 @@ def test_where_nothing_can_be_written(
 
 
 @pytest.mark.usefixtures("manifest", "s3")
-def test_buckets_that_do_not_exist(
+def test_missing_bucket_is_one_line(
     audio: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path, output = audio / "manifest.parquet", tmp_path / "out"
@@ -340,7 +336,7 @@ def test_buckets_that_do_not_exist(
 
 
 @pytest.mark.usefixtures("manifest", "s3")
-def test_credentials_that_are_refused(
+def test_refused_credentials_are_one_line(
     audio: Path,
     tmp_path: Path,
     strict_s3_endpoint: str,
@@ -360,7 +356,9 @@ def test_credentials_that_are_refused(
 
 
 @pytest.mark.usefixtures("session")
-def test_another_data_set_in_the_way(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_complete_data_set_is_kept_and_other_settings_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     clips = write_clips(tmp_path / "audio", 4)
     write_manifest(str(tmp_path / "m.parquet"), from_clips(clips, ["dog", "rain"]))
     command = prepare_command(tmp_path / "m.parquet", tmp_path / "out")
@@ -376,7 +374,7 @@ def test_another_data_set_in_the_way(tmp_path: Path, capfd: pytest.CaptureFixtur
 
 
 @pytest.mark.usefixtures("session")
-def test_a_storage_that_fails_in_a_worker(
+def test_storage_error_in_a_worker_is_one_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     # A process' memory cannot be read from its beginning: an error such as a broken disk gives.
@@ -394,7 +392,7 @@ def test_a_storage_that_fails_in_a_worker(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("session")
-def test_esc10_in_a_bucket(esc10: Path, s3: str) -> None:
+def test_esc10_is_prepared_in_a_bucket(esc10: Path, s3: str) -> None:
     for path in sorted(esc10.rglob("*")):
         if path.is_file():
             name = path.relative_to(esc10).as_posix()

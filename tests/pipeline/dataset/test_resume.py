@@ -1,4 +1,4 @@
-"""A data set that grows, and one that may not change: new clips in new shards, or one line."""
+"""Resuming and extending a data set: new clips get new shards, other changes are refused."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -49,7 +49,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
 
 
 def manifest_of(clips: Sequence[Clip], **numbers: int) -> Manifest:
-    """The manifest of so many clips of each split."""
+    """A manifest with the given number of clips per split."""
     chosen = [[c for c in clips if c.split == split][:num] for split, num in numbers.items()]
     return from_clips([clip for part in chosen for clip in part], LABELS)
 
@@ -78,7 +78,7 @@ def ids(folder: Path) -> list[str]:
 
 
 def stop_after(number: int) -> Callable[[ShardSpec, BuildJob], Part]:
-    """In the place of `build_shard`: stopped after so many shards."""
+    """Replaces `build_shard`: interrupted after this many shards."""
     left = [None] * number
 
     def build(spec: ShardSpec, job: BuildJob) -> Part:
@@ -93,7 +93,7 @@ def stop_after(number: int) -> Callable[[ShardSpec, BuildJob], Part]:
 # --- clips are added ---------------------------------------------------------------------------
 
 
-def test_new_clips_make_new_shards_and_touch_no_old_one(
+def test_new_clips_make_new_shards_and_keep_the_old(
     copy: Path, before: Path, clips: list[Clip]
 ) -> None:
     old, old_ids = tars(copy), ids(copy)
@@ -122,7 +122,7 @@ def test_new_clips_make_new_shards_and_touch_no_old_one(
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_an_addition_that_is_stopped_ends_as_one_that_is_not(
+def test_interrupted_addition_resumes_to_the_same_bytes(
     number: int, copy: Path, before: Path, clips: list[Clip], tmp_path: Path
 ) -> None:
     grown = manifest_of(clips, train=14, eval=4, more=3)
@@ -139,7 +139,7 @@ def test_an_addition_that_is_stopped_ends_as_one_that_is_not(
     assert files(copy) == files(at_once)
 
 
-def test_damage_to_a_data_set_that_grew_is_mended(
+def test_damage_to_a_grown_data_set_is_repaired(
     copy: Path, clips: list[Clip], tmp_path: Path
 ) -> None:
     grown = manifest_of(clips, train=14, eval=4, more=3)
@@ -154,9 +154,7 @@ def test_damage_to_a_data_set_that_grew_is_mended(
     assert files(copy) == whole
 
 
-def test_a_common_subset_that_comes_later_changes_only_the_index(
-    copy: Path, first: Manifest
-) -> None:
+def test_later_common_subset_changes_only_the_index(copy: Path, first: Manifest) -> None:
     shards = tars(copy)
     rows = first.clips.to_pylist()
     chosen = from_clips(
@@ -174,24 +172,24 @@ def test_a_common_subset_that_comes_later_changes_only_the_index(
     assert not any(pq.read_table(copy / "index.parquet")["common"].to_pylist())
 
 
-def test_an_old_part_does_not_vouch_for_a_new_tar_of_the_same_size(tmp_path: Path) -> None:
+def test_old_part_does_not_vouch_for_a_new_tar_of_equal_size(tmp_path: Path) -> None:
     late = tmp_path / "late.wav"
     clips = write_clips(tmp_path / "audio", 3, duration_s=0.1)
-    found = from_clips([*clips, Clip(id="late", uri=str(late), labels=())], LABELS)
-    prepare(found, tmp_path / "out")
+    manifest = from_clips([*clips, Clip(id="late", uri=str(late), labels=())], LABELS)
+    prepare(manifest, tmp_path / "out")
     size_bytes = (tmp_path / "out" / "shards" / "train-00000.tar").stat().st_size
     late.write_bytes(encode(noise(0.03, 16_000)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.shards.build.write_part", die)
         with pytest.raises(KeyboardInterrupt):
-            prepare(found, tmp_path / "out", retry_rejects=True)
+            prepare(manifest, tmp_path / "out", retry_rejects=True)
     assert (tmp_path / "out" / "shards" / "train-00000.tar").stat().st_size == size_bytes
-    prepare(found, tmp_path / "out")
-    prepare(found, tmp_path / "at once")
+    prepare(manifest, tmp_path / "out")
+    prepare(manifest, tmp_path / "at once")
     assert files(tmp_path / "out") == files(tmp_path / "at once")
 
 
-def test_the_same_clips_in_another_order_are_complete_already(copy: Path, first: Manifest) -> None:
+def test_reordered_clips_are_already_complete(copy: Path, first: Manifest) -> None:
     turned = replace(first, clips=first.clips.take(list(range(first.clips.num_rows))[::-1]))
     written = tars(copy)
     assert prepare(turned, copy) is None
@@ -216,7 +214,7 @@ def check_refused(
     return str(caught.value)
 
 
-def test_clips_that_were_removed_are_named(copy: Path, clips: list[Clip]) -> None:
+def test_removed_clips_are_named(copy: Path, clips: list[Clip]) -> None:
     check_refused(manifest_of(clips, train=8, eval=4, more=3), copy, 1, "removed", "train/8")
     message = check_refused(manifest_of(clips, train=3, eval=4), copy, 6, "removed")
     assert message.count("train/") == 5
@@ -235,7 +233,7 @@ def test_clips_that_were_removed_are_named(copy: Path, clips: list[Clip]) -> Non
         {"offset_bytes": 0, "size_bytes": 9},
     ],
 )
-def test_clips_that_were_changed_are_named(
+def test_changed_clips_are_named(
     change: dict[str, Any], copy: Path, first: Manifest, clips: list[Clip]
 ) -> None:
     rows = [clip for clip in clips if clip.id in set(first.clips["id"].to_pylist())]
@@ -244,7 +242,7 @@ def test_clips_that_were_changed_are_named(
     check_refused(grown, copy, 1, "changed", "train/5")
 
 
-def test_settings_and_vocabulary_that_were_changed_are_named(copy: Path, first: Manifest) -> None:
+def test_changed_settings_and_vocabulary_are_named(copy: Path, first: Manifest) -> None:
     other = PrepareSettings(clips_per_shard=5, decode=DecodeSettings(max_duration_s=9.0))
     values = ("max_duration_s", 600.0, 9.0, "clips_per_shard", 4, 5)
     check_refused(first, copy, *values, settings=other)
@@ -253,14 +251,14 @@ def test_settings_and_vocabulary_that_were_changed_are_named(copy: Path, first: 
     assert message.count("3 labels") == 2
 
 
-def test_all_differences_stand_in_one_line(copy: Path, clips: list[Clip]) -> None:
+def test_all_differences_are_named_together(copy: Path, clips: list[Clip]) -> None:
     rows = [replace(clips[0], fold=5), *clips[2:9], *(c for c in clips if c.split == "eval")]
     values = ("clips_per_shard", 4, 5, "removed", "train/1", "changed", "train/0")
     other = replace(SETTINGS, clips_per_shard=5)
     check_refused(from_clips(rows, LABELS), copy, *values, settings=other)
 
 
-def test_an_unfinished_data_set_is_as_strict(
+def test_unfinished_data_set_is_as_strict(
     clips: list[Clip], first: Manifest, tmp_path: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -270,7 +268,7 @@ def test_an_unfinished_data_set_is_as_strict(
     check_refused(manifest_of(clips, eval=4), tmp_path, 9, "removed")
 
 
-def test_a_run_that_finished_nothing_binds_nobody(
+def test_run_without_finished_shards_allows_other_settings(
     clips: list[Clip], first: Manifest, tmp_path: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -319,7 +317,7 @@ def change_clip(path: Path) -> None:
         ("plan.json", unlink),
     ],
 )
-def test_a_damaged_plan_is_named_and_made_again_from_its_manifest(
+def test_damaged_plan_is_named_and_remade_from_its_manifest(
     name: str,
     damage: Callable[[Path], object],
     copy: Path,
@@ -328,11 +326,11 @@ def test_a_damaged_plan_is_named_and_made_again_from_its_manifest(
     clips: list[Clip],
 ) -> None:
     damage(copy / "_work" / name)
-    found = verify(copy)
-    assert [fault.path.rpartition("/")[0] for fault in found] == [
+    faults = verify(copy)
+    assert [fault.path.rpartition("/")[0] for fault in faults] == [
         f"_work/{name}".rpartition("/")[0]
     ]
-    assert found[0].what.startswith("is missing" if damage is unlink else "is damaged (")
+    assert faults[0].what.startswith("is missing" if damage is unlink else "is damaged (")
     (copy / "shards" / "train-00001.tar").unlink()
     with pytest.raises(UserError) as caught:
         prepare(manifest_of(clips, train=10, eval=4), copy)
@@ -346,9 +344,7 @@ def test_a_damaged_plan_is_named_and_made_again_from_its_manifest(
     assert verify(copy) == []
 
 
-def test_without_a_card_a_lost_plan_is_made_again(
-    copy: Path, before: Path, first: Manifest
-) -> None:
+def test_lost_plan_is_remade_without_a_card(copy: Path, before: Path, first: Manifest) -> None:
     (copy / "_work" / "plan" / "00000.parquet").unlink()
     (copy / "card.json").unlink()
     summary = prepare(first, copy)
@@ -357,12 +353,12 @@ def test_without_a_card_a_lost_plan_is_made_again(
     assert files(copy) == files(before)
 
 
-def test_a_data_set_needs_no_plan_to_be_read(copy: Path) -> None:
+def test_data_set_is_readable_without_its_plan(copy: Path) -> None:
     shutil.rmtree(copy / "_work")
     assert verify(copy) == []
 
 
-def test_nothing_is_written_among_other_things(first: Manifest, tmp_path: Path) -> None:
+def test_folder_with_other_files_is_refused(first: Manifest, tmp_path: Path) -> None:
     path = tmp_path / "source" / "audio" / "a.wav"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"RIFF")
@@ -384,7 +380,7 @@ def test_nothing_is_written_among_other_things(first: Manifest, tmp_path: Path) 
         (["prepare", "m.parquet", "--out", ""], "--out"),
     ],
 )
-def test_an_empty_path_is_no_working_folder(
+def test_empty_path_is_refused(
     command: list[str], argument: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -393,7 +389,7 @@ def test_an_empty_path_is_no_working_folder(
     assert_error_line(capsys.readouterr().err, f"argument {argument}", "empty", "s3://bucket/key")
 
 
-def test_a_folder_is_no_manifest(tmp_path: Path) -> None:
+def test_folder_as_manifest_is_refused(tmp_path: Path) -> None:
     with refused(tmp_path, "Parquet", remedy="`manifest`"):
         read_manifest(str(tmp_path))
 
@@ -411,11 +407,11 @@ PLACES = st.one_of(
 def many_clips(draw: st.DrawFn) -> list[Clip]:
     """Clips of several splits, in files of their own or in row groups of Parquet files."""
     kinds = draw(st.lists(st.tuples(st.sampled_from(SPLITS), PLACES), min_size=1, max_size=80))
-    found = []
-    for number, (split, place) in enumerate(kinds):
-        uri, row_group = place or (f"/{number}.wav", None)
+    clips = []
+    for number, (split, location) in enumerate(kinds):
+        uri, row_group = location or (f"/{number}.wav", None)
         row = None if row_group is None else number
-        found.append(
+        clips.append(
             Clip(
                 id=f"clip {number}",
                 uri=uri,
@@ -426,17 +422,17 @@ def many_clips(draw: st.DrawFn) -> list[Clip]:
                 start_s=0.25 if number % 3 else None,
             )
         )
-    return found
+    return clips
 
 
 @settings(max_examples=60)
 @given(clips=many_clips(), clips_per_shard=st.integers(1, 30))
-def test_clips_of_a_row_group_stay_together(clips: list[Clip], clips_per_shard: int) -> None:
+def test_row_groups_stay_together(clips: list[Clip], clips_per_shard: int) -> None:
     plan = make_plan(from_clips(clips, LABELS), PrepareSettings(clips_per_shard=clips_per_shard))
     for split in SPLITS:
         rows = [row for row in plan.clips.to_pylist() if row["split"] == split]
         places = [(row["uri"], row["row_group"]) for row in rows]
-        # Every place once: a row group, or a file of its own.
+        # Each row group or single file once.
         assert len(list(groupby(places))) == len(set(places))
 
 
@@ -446,7 +442,7 @@ def test_clips_of_a_row_group_stay_together(clips: list[Clip], clips_per_shard: 
     cuts=st.lists(st.integers(1, 79), max_size=2),
     clips_per_shard=st.sampled_from([1, 7, 30]),
 )
-def test_a_plan_that_grows_is_read_as_it_was_written_and_keeps_what_there_was(
+def test_grown_plan_round_trips_and_keeps_its_shards(
     clips: list[Clip],
     cuts: list[int],
     clips_per_shard: int,
@@ -476,7 +472,7 @@ def test_a_plan_that_grows_is_read_as_it_was_written_and_keeps_what_there_was(
         assert set(rows["split"].to_pylist()) == {spec.split}
 
 
-def test_a_plan_of_many_shards_is_cut_into_files(tmp_path: Path) -> None:
+def test_plan_of_many_shards_is_split_into_files(tmp_path: Path) -> None:
     clips = [Clip(id=str(i), uri=f"/{i}", labels=()) for i in range(150)]
     manifest = from_clips(clips, LABELS)
     plan = make_plan(manifest, PrepareSettings(clips_per_shard=1))
@@ -492,9 +488,7 @@ def test_a_plan_of_many_shards_is_cut_into_files(tmp_path: Path) -> None:
     )
 
 
-def test_what_a_killed_process_left_is_gone_before_the_next_shard(
-    first: Manifest, tmp_path: Path
-) -> None:
+def test_leftovers_of_a_killed_process_are_removed_first(first: Manifest, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     left, others = shards / ".train-00001.tar.4711.0123abcd", shards / ".mine.tar"
     for path in (left, others, tmp_path / "_work" / "started" / "train-00001"):

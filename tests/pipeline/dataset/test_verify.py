@@ -1,4 +1,4 @@
-"""`verify` names whatever is damaged, and `prepare` then mends that and nothing else."""
+"""`verify` names all damage, and `prepare` then repairs that and nothing else."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def copy(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "out"))
 
 
-def test_a_data_set_that_is_whole_has_no_fault(copy: Path, manifest: Manifest) -> None:
+def test_intact_data_set_has_no_fault(copy: Path, manifest: Manifest) -> None:
     assert verify(copy) == []
     assert prepare(manifest, copy) is None
     # What is published may lack what only `prepare` needs.
@@ -58,7 +58,7 @@ def test_a_data_set_that_is_whole_has_no_fault(copy: Path, manifest: Manifest) -
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"shards": 1}'])
-def test_a_damaged_note_is_one_line(copy: Path, manifest: Manifest, content: bytes) -> None:
+def test_damaged_note_is_an_explained_error(copy: Path, manifest: Manifest, content: bytes) -> None:
     (copy / "_work" / "damaged.json").write_bytes(content)
     with refused(copy / "_work" / "damaged.json", "damaged", remedy="`verify`"):
         prepare(manifest, copy)
@@ -66,13 +66,13 @@ def test_a_damaged_note_is_one_line(copy: Path, manifest: Manifest, content: byt
     assert prepare(manifest, copy) is None
 
 
-def test_faults_are_told_where_no_note_can_be_left(copy: Path) -> None:
+def test_faults_are_listed_if_the_note_cannot_be_written(copy: Path) -> None:
     (copy / TAR).unlink()
     (copy / "_work/damaged.json").mkdir()  # in the way, as a disk that nobody may write to
     assert [fault.path for fault in verify(copy)] == ["_work/damaged.json", TAR]
 
 
-def test_no_data_set_is_one_line(tmp_path: Path) -> None:
+def test_missing_data_set_is_an_explained_error(tmp_path: Path) -> None:
     with refused(tmp_path / "none", "card.json", remedy="prepare"):
         verify(tmp_path / "none")
 
@@ -106,17 +106,17 @@ def change_json(folder: Path) -> None:
 
 
 def swap(folder: Path) -> None:
-    one, other = folder / TAR, folder / "shards/train-00002.tar"
-    one.rename(folder / "aside")
-    other.rename(one)
-    (folder / "aside").rename(other)
+    first, second = folder / TAR, folder / "shards/train-00002.tar"
+    first.rename(folder / "aside")
+    second.rename(first)
+    (folder / "aside").rename(second)
 
 
 def change_label(folder: Path) -> None:
     table = pq.read_table(folder / "index.parquet")
     labels = pa.array([["never"]] * table.num_rows, table["labels"].type)
-    place = table.column_names.index("labels")
-    pq.write_table(table.set_column(place, "labels", labels), folder / "index.parquet")
+    column = table.column_names.index("labels")
+    pq.write_table(table.set_column(column, "labels", labels), folder / "index.parquet")
 
 
 def change_card(folder: Path) -> None:
@@ -195,14 +195,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]], int]] 
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_named_and_mended_to_the_same_bytes(
+def test_damage_is_named_and_repaired_to_the_same_bytes(
     damage: str, copy: Path, whole: Path, manifest: Manifest
 ) -> None:
     do, expected, num_shards = DAMAGES[damage]
     do(copy)
-    found = verify(copy)
-    assert len(found) == len(expected), found
-    for fault, (path, what) in zip(found, expected, strict=True):
+    faults = verify(copy)
+    assert len(faults) == len(expected), faults
+    for fault, (path, what) in zip(faults, expected, strict=True):
         assert fault.path == path
         assert fault.what.startswith(what)
     before = tars(copy)
@@ -211,7 +211,7 @@ def test_damage_is_named_and_mended_to_the_same_bytes(
     assert summary.num_shards_built == num_shards
     assert files(copy) == files(whole)
     rebuilt = {name for name, written in tars(copy).items() if before.get(name) != written}
-    assert rebuilt == {fault.shard for fault in found if fault.shard}
+    assert rebuilt == {fault.shard for fault in faults if fault.shard}
     assert len(rebuilt) == num_shards
     assert verify(copy) == []
     assert prepare(manifest, copy) is None
@@ -229,7 +229,7 @@ def test_damage_is_named_and_mended_to_the_same_bytes(
         "card no card",
     ],
 )
-def test_prepare_alone_sees_what_a_listing_or_the_card_shows(
+def test_prepare_alone_notices_damage_visible_in_a_listing(
     damage: str, copy: Path, whole: Path, manifest: Manifest
 ) -> None:
     do, _, num_shards = DAMAGES[damage]
@@ -242,7 +242,7 @@ def test_prepare_alone_sees_what_a_listing_or_the_card_shows(
 
 @settings(max_examples=40)
 @given(data=st.data())
-def test_whichever_byte_is_changed_it_is_seen_and_mended(
+def test_any_changed_byte_is_named_and_repaired(
     data: st.DataObject,
     whole: Path,
     manifest: Manifest,
@@ -256,17 +256,17 @@ def test_whichever_byte_is_changed_it_is_seen_and_mended(
     position = data.draw(st.integers(0, last))
     content[position] ^= data.draw(st.integers(1, 255))
     (copy / name).write_bytes(content)
-    found = verify(copy)
-    assert name in {fault.path for fault in found}
+    faults = verify(copy)
+    assert name in {fault.path for fault in faults}
     before = tars(copy)
     assert prepare(manifest, copy) is not None
     assert files(copy) == files(whole)
     changed = {name for name, written in tars(copy).items() if before[name] != written}
-    assert changed == {fault.shard for fault in found if fault.shard}
+    assert changed == {fault.shard for fault in faults if fault.shard}
     assert verify(copy) == []
 
 
-def test_mending_that_is_stopped_is_carried_on(
+def test_interrupted_repair_resumes(
     copy: Path, whole: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     swap(copy)
@@ -288,7 +288,7 @@ def test_mending_that_is_stopped_is_carried_on(
     assert verify(copy) == []
 
 
-def test_a_damaged_part_never_tells_anything_else(copy: Path) -> None:
+def test_damaged_part_is_never_read_as_another(copy: Path) -> None:
     content, whole = (copy / PART).read_bytes(), read_part(str(copy / PART))
     num_refused = 0
     for position in range(4, len(content), 17):
@@ -304,10 +304,10 @@ def test_a_damaged_part_never_tells_anything_else(copy: Path) -> None:
 # --- the command line --------------------------------------------------------------------------
 
 
-def check_steps(
+def check_commands(
     output: str, whole: Path, manifest: Manifest, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Copy a data set, then verify, damage, verify, mend and verify it."""
+    """Copy a data set, then verify, damage, verify, repair and verify it."""
     for path in whole.rglob("*"):
         if path.is_file():
             storage.write_bytes(f"{output}/{path.relative_to(whole)}", path.read_bytes())
@@ -321,12 +321,12 @@ def check_steps(
     assert TAR in table
     assert_names(table, "members", "`prepare`")
     assert ray_job.main(["verify", output, "--json-logs"]) == 3
-    told = capfd.readouterr()
-    printed = [json.loads(line) for line in told.out.splitlines()]
+    captured = capfd.readouterr()
+    printed = [json.loads(line) for line in captured.out.splitlines()]
     assert [row["event"] for row in printed] == ["fault", "fault", "summary"]
     assert printed[0]["path"] == printed[1]["path"] == TAR
     assert printed[-1]["num_faults"] == 2
-    progress = [json.loads(line) for line in told.err.splitlines()]
+    progress = [json.loads(line) for line in captured.err.splitlines()]
     assert progress[-1]["unit"] == "shards"
     assert (progress[-1]["done"], progress[-1]["total"]) == (4, 4)
 
@@ -339,7 +339,7 @@ def check_steps(
     assert ray_job.main(["verify", output]) == 0
 
 
-def test_the_steps_on_a_folder(
+def test_commands_verify_and_repair_a_folder(
     whole: Path,
     manifest: Manifest,
     tmp_path: Path,
@@ -347,16 +347,16 @@ def test_the_steps_on_a_folder(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     do_without_ray(monkeypatch)
-    check_steps(f"{tmp_path}/out", whole, manifest, tmp_path, capfd)
+    check_commands(f"{tmp_path}/out", whole, manifest, tmp_path, capfd)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("session")
-def test_the_steps_on_a_bucket_and_on_ray(
+def test_commands_verify_and_repair_a_bucket_on_ray(
     whole: Path,
     manifest: Manifest,
     s3: str,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    check_steps(f"{s3}/out", whole, manifest, tmp_path, capfd)
+    check_commands(f"{s3}/out", whole, manifest, tmp_path, capfd)

@@ -28,7 +28,7 @@ def rows(source: str, options: SourceOptions, *columns: str) -> list[tuple[objec
     return list(zip(*(manifest.clips[name].to_pylist() for name in columns), strict=True))
 
 
-def test_one_json_with_names_of_classes(tmp_path: Path) -> None:
+def test_class_labels_name_the_classes_of_a_json(tmp_path: Path) -> None:
     source = write(f"{tmp_path}/meta/train.json", TRAIN)
     (tmp_path / "classes.csv").write_text(CLASSES)
     options = SourceOptions(class_labels=str(tmp_path / "classes.csv"), split="mine")
@@ -40,7 +40,7 @@ def test_one_json_with_names_of_classes(tmp_path: Path) -> None:
     assert read_source(source, "auto").labels == ("/m/b", "/m/r")
 
 
-def test_several_json_files(tmp_path: Path) -> None:
+def test_several_json_files_become_splits(tmp_path: Path) -> None:
     train = write(f"{tmp_path}/meta/train.json", TRAIN)
     test = write(f"{tmp_path}/meta/test.json", TEST)
     options = SourceOptions(segments=(f"train={train}", f"eval={test}"))
@@ -57,13 +57,13 @@ def test_several_json_files(tmp_path: Path) -> None:
     assert beside[1:] == expected[1:]
 
 
-def test_names_that_repeat_leave_paths_as_ids(tmp_path: Path) -> None:
+def test_paths_become_ids_where_file_names_repeat(tmp_path: Path) -> None:
     entries = [("yes/1.wav", "/m/y"), ("no/1.wav", "/m/n")]
     source = write(f"{tmp_path}/x.json", entries)
     assert rows(source, SourceOptions(), "id") == [("yes/1.wav",), ("no/1.wav",)]
 
 
-def test_in_a_bucket(s3: str) -> None:
+def test_json_is_read_from_a_bucket(s3: str) -> None:
     source = write(f"{s3}/meta/train.json", [("../audio/one.flac", "/m/b")])
     storage.write_bytes(f"{s3}/classes.csv", CLASSES.encode())
     options = SourceOptions(class_labels=f"{s3}/classes.csv")
@@ -83,13 +83,13 @@ def test_in_a_bucket(s3: str) -> None:
         '{"data": [{"wav": 1, "labels": ""}]}',
     ],
 )
-def test_another_document_is_refused(tmp_path: Path, text: str) -> None:
+def test_other_json_documents_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with refused("x.json", '{"data": [{"wav": PATH, "labels": "A,B"}]}'):
         read_source(str(tmp_path / "x.json"), "auto")
 
 
-def test_what_else_is_refused(tmp_path: Path) -> None:
+def test_missing_json_and_unknown_labels_are_refused(tmp_path: Path) -> None:
     with refused("none.json", "no such file"):
         read_source(str(tmp_path / "none.json"), "auto")
     with refused(tmp_path, ".json", "--segments"):

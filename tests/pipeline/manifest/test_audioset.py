@@ -101,7 +101,7 @@ def joined(lines: list[list[str]], separator: str = ",", end: str = "\n") -> str
         joined(LINES).replace("/m/a,/t/c", "/m/a, /t/c"),
     ],
 )
-def test_segment_csvs_as_they_circulate(tmp_path: Path, text: str) -> None:
+def test_circulating_forms_of_segment_csvs_are_read_alike(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes(text.encode())
     table, notes = read_segments([f"mine={path}"], MIDS)
@@ -116,14 +116,14 @@ def test_segment_csvs_as_they_circulate(tmp_path: Path, text: str) -> None:
     assert notes == []
 
 
-def test_seconds_without_decimals(tmp_path: Path) -> None:
+def test_seconds_may_be_whole_numbers(tmp_path: Path) -> None:
     path = tmp_path / "eval_segments.csv"
     path.write_text(joined(WHOLE_NUMBERS))
     table, _ = read_segments([str(path)], MIDS)
     assert table["start_s"].to_pylist() == [30.0, 0.0, 239.0, 0.0]
 
 
-def test_the_real_csvs(real_data: Path) -> None:
+def test_official_csvs_are_read_whole(real_data: Path) -> None:
     vocabulary = read_vocabulary(str(real_data / "audioset" / "class_labels_indices.csv"))
     assert len(vocabulary) == 527
     assert list(vocabulary.values())[:2] == ["Speech", "Male speech, man speaking"]
@@ -163,7 +163,7 @@ def test_a_segment_listed_again_counts_once(tmp_path: Path) -> None:
         ("/x=1/eval_segments.csv", ("eval", "/x=1/eval_segments.csv")),
     ],
 )
-def test_splits_of_segment_csvs(given: str, expected: tuple[str, str]) -> None:
+def test_segment_csvs_name_their_split(given: str, expected: tuple[str, str]) -> None:
     assert split_and_path(given) == expected
 
 
@@ -210,7 +210,7 @@ def test_broken_label_csvs_are_refused(source: Path, text: str, values: list[str
         read(source)
 
 
-def test_what_is_not_there_is_named(source: Path) -> None:
+def test_missing_audio_csvs_and_labels_are_refused(source: Path) -> None:
     with refused(source, "no such folder"):
         read(source)
     labels = source.parent / "class_labels_indices.csv"
@@ -229,7 +229,7 @@ def test_what_is_not_there_is_named(source: Path) -> None:
         read_source(str(source), "audioset")
 
 
-def test_audio_of_something_else_is_refused(source: Path) -> None:
+def test_audio_without_listed_segments_is_refused(source: Path) -> None:
     write(source, "dog/1.wav", "zzzzzzzzzzz.wav")
     with refused(source, "none of 2", "dog/1.wav", remedy="ID.flac"):
         read(source)
@@ -273,7 +273,7 @@ def named_segments(draw: st.DrawFn) -> list[tuple[str, float, str]]:
 
 
 @given(segments=named_segments(), whole=st.booleans())
-def test_every_form_of_name_finds_its_segment(
+def test_file_names_of_every_form_match_their_segment(
     segments: list[tuple[str, float, str]], whole: bool
 ) -> None:
     ids, starts, names = zip(*segments, strict=True)
@@ -302,13 +302,13 @@ def test_every_form_of_name_finds_its_segment(
         "--PJHxphWEs.wav/x.wav",
     ],
 )
-def test_other_names_find_nothing(name: str) -> None:
+def test_other_file_names_match_no_segment(name: str) -> None:
     keys, known = segment_keys(pa.table({"id": IDS, "start_s": [30.0, 0.0, 239.8, 0.0]}))
     parsed = parse_names(pa.chunked_array([[name]]), known)
     assert all(len(part) == 0 for part in pair(parsed, keys, whole=True))
 
 
-def test_a_manifest_of_files_named_in_many_ways(source: Path) -> None:
+def test_files_named_in_different_forms_make_one_manifest(source: Path) -> None:
     write(source, "a/Y--PJHxphWEs_30.000_40.000.wav", "_0aE2O5G5_Y.mp3", "Y-_aaaaaaa__239_249.flac")
     manifest = read(source)
     assert manifest.labels == ("Dog", "Rain, drops", "Silence")
@@ -340,7 +340,7 @@ def aac(duration_s: float) -> bytes:
     return buffer.getvalue()
 
 
-def test_whole_videos_are_told_by_their_length(source: Path) -> None:
+def test_long_files_are_cut_as_whole_videos(source: Path) -> None:
     write(source, f"{IDS[0]}.flac", content=encode(tone(13, 4000), 4000, "FLAC"))
     write(source, f"Y{IDS[1]}.m4a", content=aac(14))
     write(source, f"{IDS[2]}.wav", content=b"no audio")
@@ -360,7 +360,7 @@ def test_whole_videos_are_told_by_their_length(source: Path) -> None:
     assert read(source, cut="yes").notes == ()
 
 
-def test_clips_cut_already_are_told_by_their_length(source: Path) -> None:
+def test_short_files_count_as_cut_already(source: Path) -> None:
     write(source, f"{IDS[0]}.wav", content=encode(tone(10, 4000), 4000))
     write(source, f"{IDS[1]}.m4a", content=aac(9.9))
     write(source, f"{IDS[2]}.wav", content=encode(tone(13, 4000), 4000))
@@ -370,7 +370,7 @@ def test_clips_cut_already_are_told_by_their_length(source: Path) -> None:
     assert rows(read(source, cut="no"), "start_s") == [(30.0,), (0.0,), (239.8,)]
 
 
-def test_several_segments_of_a_video(source: Path) -> None:
+def test_segments_of_one_video_get_distinct_ids(source: Path) -> None:
     path = source.parent / "more.csv"
     path.write_text(f"{IDS[0]},0,10,/m/a\n{IDS[0]},500,510,/m/b\n{IDS[1]},0.5,9,/m/a\n")
     segments = (f"train={path}",)
@@ -381,7 +381,7 @@ def test_several_segments_of_a_video(source: Path) -> None:
         (f"{IDS[0]}_500000", f"{source}/{IDS[0]}_500_510.wav", None, None),
         (IDS[1], f"{source}/{IDS[1]}_500.wav", None, None),
     ]
-    # Which of the two segments a clip is cannot be told from the id alone.
+    # The id alone does not say which of the two segments a clip is.
     cut = read(source, segments=segments, cut="yes")
     assert cut.clips["id"].to_pylist() == [f"{IDS[0]}_500000", IDS[1]]
     assert f"left out 1 files that no segment names, such as {IDS[0]}.wav" in cut.notes
@@ -390,7 +390,7 @@ def test_several_segments_of_a_video(source: Path) -> None:
 # --- counts --------------------------------------------------------------------------------------
 
 
-def test_everything_is_counted(source: Path) -> None:
+def test_coverage_counts_every_segment_and_file(source: Path) -> None:
     write(source, "other.wav", "zzzzzzzzzzz_30.wav", "b/notes.txt", f"{IDS[0]}_30.wav")
     write(source, f"a/{IDS[0]}_30.flac", f"{IDS[1]}_0.wav")
     write(source, f"{IDS[0]}_30.aac", f"{IDS[3]}_0.wav", content=b"")
@@ -427,7 +427,7 @@ def test_everything_is_counted(source: Path) -> None:
 @pytest.mark.parametrize(
     "listed", ["# from\nYTID,x\n{0}, 1\nY{1}.wav\nzzzzzzzzzzz\n", "{0}\n{1}\nz"]
 )
-def test_common_ids(source: Path, listed: str) -> None:
+def test_common_ids_mark_their_clips(source: Path, listed: str) -> None:
     write(
         source, *(f"{clip}_{start}.wav" for clip, start in zip(IDS, (30, 0, 239, 0), strict=True))
     )
@@ -445,7 +445,7 @@ def test_common_ids(source: Path, listed: str) -> None:
         read(source, common_ids="/none.txt")
 
 
-def test_common_ids_of_another_layout(source: Path) -> None:
+def test_common_ids_mark_clips_in_other_layouts(source: Path) -> None:
     write(source, "dog/1.wav", "dog/2.flac")
     path = source.parent / "common.csv"
     path.write_text("name\ndog/2\n")
@@ -466,7 +466,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
 
 
 @pytest.mark.parametrize("location", ["", "/0.tar"])
-def test_audio_in_tars(source: Path, location: str) -> None:
+def test_audio_in_tars_is_located(source: Path, location: str) -> None:
     long = encode(tone(13, 4000), 4000)
     write_tar(
         source / "0.tar",
@@ -476,17 +476,17 @@ def test_audio_in_tars(source: Path, location: str) -> None:
         f"{source}{location}",
         options=SourceOptions(segments=(str(source.parent / "eval_segments.csv"),)),
     )
-    found = manifest.clips.to_pylist()
-    assert [(clip["id"], clip["start_s"]) for clip in found] == [(IDS[0], None), (IDS[1], 0.0)]
-    for clip, content in zip(found, (b"abc", long), strict=True):
-        place = (clip["offset_bytes"], clip["size_bytes"])
-        assert storage.read_range(clip["uri"], *place) == content
+    clips = manifest.clips.to_pylist()
+    assert [(clip["id"], clip["start_s"]) for clip in clips] == [(IDS[0], None), (IDS[1], 0.0)]
+    for clip, content in zip(clips, (b"abc", long), strict=True):
+        stored = storage.read_range(clip["uri"], clip["offset_bytes"], clip["size_bytes"])
+        assert stored == content
     assert [note for note in manifest.notes if "left out" in note] == []
     assert manifest.coverage is not None
     assert manifest.coverage.total.unreadable == 1
 
 
-def test_audio_in_parquet_whose_labels_the_csvs_overrule(source: Path) -> None:
+def test_csvs_overrule_labels_in_parquet(source: Path) -> None:
     table = {
         "video_id": [IDS[3], IDS[0], "zzzzzzzzzzz"],
         "audio": [{"bytes": b"x", "path": f"{name}.flac"} for name in "abc"],
@@ -500,7 +500,7 @@ def test_audio_in_parquet_whose_labels_the_csvs_overrule(source: Path) -> None:
     ]
 
 
-def test_layouts_are_told_apart(source: Path) -> None:
+def test_layout_is_detected_from_options_and_files(source: Path) -> None:
     csvs = SourceOptions(segments=("train=x.csv",))
     assert detect(str(source), csvs) == "audioset"
     assert detect(str(source), SourceOptions(segments=("train=x.json",))) == "ast-json"
@@ -515,7 +515,7 @@ def test_layouts_are_told_apart(source: Path) -> None:
     assert detect(str(source)) == "folder"
 
 
-def test_a_listing_leaves_out_what_is_no_audio(source: Path) -> None:
+def test_listing_skips_and_notes_other_files(source: Path) -> None:
     write(source, "x/a.WAV", "b.flac", "c.wav.part", "d.txt", content=b"12")
     listing, notes = list_audio(str(source))
     assert sorted(listing["name"].to_pylist()) == ["b.flac", "x/a.WAV"]
@@ -523,7 +523,7 @@ def test_a_listing_leaves_out_what_is_no_audio(source: Path) -> None:
     assert notes == ["left out 2 files that are not audio"]
 
 
-def test_everything_in_a_bucket(s3: str) -> None:
+def test_csvs_and_audio_are_read_from_a_bucket(s3: str) -> None:
     storage.write_bytes(f"{s3}/csv/eval_segments.csv", OFFICIAL.encode())
     storage.write_bytes(f"{s3}/csv/class_labels_indices.csv", CLASSES.encode())
     storage.write_bytes(f"{s3}/audio/x/Y{IDS[0]}.wav", encode(tone(13, 4000), 4000))
@@ -538,7 +538,9 @@ def test_everything_in_a_bucket(s3: str) -> None:
 # --- the command ---------------------------------------------------------------------------------
 
 
-def test_the_command(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_writes_manifest_coverage_and_missing_segments(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(source, f"{IDS[0]}_30.wav", f"{IDS[3]}_0_9.flac")
     folder = source.parent
     (folder / "ids.txt").write_text(IDS[3])
@@ -562,7 +564,7 @@ def test_the_command(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Rain, drops" in (folder / "out" / "clips.coverage.html").read_text()
 
 
-def test_the_command_explains(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_explains_wrong_options(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["manifest", str(source), "--out", f"{source}/x.parquet", "--segments", "a.csv"]
     assert main(command) == 1
     assert_error_line(capsys.readouterr().err, "--segments a.csv", "split", "SPLIT=PATH")

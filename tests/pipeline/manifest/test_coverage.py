@@ -40,7 +40,7 @@ def coverage_of(rows: Segments) -> Coverage:
     )
 
 
-def test_an_example() -> None:
+def test_segments_are_counted_by_split_and_class() -> None:
     rows = [
         ("eval", 10, [0, 1], FOUND),
         ("eval", 4, [1], MISSING),
@@ -64,7 +64,7 @@ def test_an_example() -> None:
 
 
 @given(rows=segments)
-def test_every_segment_counts_once(rows: Segments) -> None:
+def test_each_segment_counts_once(rows: Segments) -> None:
     coverage = coverage_of(rows)
     splits, total = coverage.splits.values(), coverage.total
     assert total.listed == len(rows)
@@ -76,13 +76,13 @@ def test_every_segment_counts_once(rows: Segments) -> None:
 
 
 @given(rows=segments)
-def test_classes_are_counted_and_the_worst_comes_first(rows: Segments) -> None:
+def test_classes_are_counted_with_the_worst_first(rows: Segments) -> None:
     lists = pa.array([row[2] for row in rows], pa.list_(pa.int32()))
     found = np.array([row[3] == FOUND for row in rows])
     classes = count_classes(lists, LABELS, found)
     assert sorted(entry.label for entry in classes) == sorted(LABELS)
     assert [entry.share for entry in classes] == sorted(entry.share for entry in classes)
     for entry in classes:
-        place = LABELS.index(entry.label)
-        assert entry.official == sum(place in row[2] for row in rows)
-        assert entry.found == sum(place in row[2] and row[3] == FOUND for row in rows)
+        class_number = LABELS.index(entry.label)
+        assert entry.official == sum(class_number in row[2] for row in rows)
+        assert entry.found == sum(class_number in row[2] and row[3] == FOUND for row in rows)

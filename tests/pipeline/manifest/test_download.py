@@ -1,4 +1,4 @@
-"""Downloads from a server of our own: carried on, started again, checked, and unpacked safely."""
+"""Downloads from a local server: resumed, restarted, checked, and unpacked safely."""
 
 import hashlib
 import importlib.util
@@ -129,16 +129,18 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("content", [ZIP, TAR])
-def test_fetched_checked_and_unpacked_once(tmp_path: Path, server: Server, content: bytes) -> None:
-    one = dataset(server, content, sha256=hashlib.sha256(content).hexdigest())
+def test_archive_is_fetched_checked_and_unpacked_once(
+    tmp_path: Path, server: Server, content: bytes
+) -> None:
+    source = dataset(server, content, sha256=hashlib.sha256(content).hexdigest())
     output = tmp_path / "new" / "data"
-    assert download.download(one, str(output))
+    assert download.download(source, str(output))
     assert files(tmp_path) == {f"new/data/{name}": content for name, content in CLIPS.items()}
-    assert not download.download(one, str(output))
+    assert not download.download(source, str(output))
     assert server.asked == [None]
 
 
-def test_a_broken_transfer_carries_on(tmp_path: Path, server: Server) -> None:
+def test_broken_transfer_resumes(tmp_path: Path, server: Server) -> None:
     chunk = download.CHUNK_BYTES
     server.break_after = [2 * chunk, chunk]
     assert download.download(dataset(server, ZIP), str(tmp_path / "data"))
@@ -146,13 +148,13 @@ def test_a_broken_transfer_carries_on(tmp_path: Path, server: Server) -> None:
     assert files(tmp_path / "data") == CLIPS
 
 
-def test_a_later_run_carries_on(tmp_path: Path, server: Server) -> None:
+def test_later_run_resumes_the_transfer(tmp_path: Path, server: Server) -> None:
     server.break_after = [download.CHUNK_BYTES] * download.ATTEMPTS
-    one = dataset(server, ZIP)
+    source = dataset(server, ZIP)
     with refused(server.url, "broke", remedy="resume"):
-        download.download(one, str(tmp_path / "data"))
+        download.download(source, str(tmp_path / "data"))
     assert len(server.asked) == download.ATTEMPTS
-    assert download.download(one, str(tmp_path / "data"))
+    assert download.download(source, str(tmp_path / "data"))
     assert server.asked[-1] == f"bytes={download.CHUNK_BYTES * download.ATTEMPTS}-"
     assert files(tmp_path) == {f"data/{name}": content for name, content in CLIPS.items()}
 
@@ -165,19 +167,19 @@ def test_a_later_run_carries_on(tmp_path: Path, server: Server) -> None:
         {"Last-Modified": "Tue, 02 Jan 2024 00:00:00 GMT"},
     ],
 )
-def test_a_file_that_changed_is_fetched_anew(
+def test_changed_file_is_fetched_from_its_start(
     tmp_path: Path, server: Server, headers: dict[str, str]
 ) -> None:
-    one = dataset(server, bytes(len(ZIP)))
+    source = dataset(server, bytes(len(ZIP)))
     server.break_after = [download.CHUNK_BYTES] * download.ATTEMPTS
     with refused(server.url, "broke", remedy="resume"):
-        download.download(one, str(tmp_path / "data"))
+        download.download(source, str(tmp_path / "data"))
     server.headers, server.content, server.break_after = headers, ZIP, []
-    assert download.download(one, str(tmp_path / "data"))
+    assert download.download(source, str(tmp_path / "data"))
     assert files(tmp_path / "data") == CLIPS
 
 
-def test_last_modified_tells_a_file_where_there_is_no_strong_etag(
+def test_last_modified_identifies_a_file_without_strong_etag(
     tmp_path: Path, server: Server
 ) -> None:
     server.headers = {"ETag": 'W/"weak"', "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
@@ -187,7 +189,7 @@ def test_last_modified_tells_a_file_where_there_is_no_strong_etag(
 
 
 @pytest.mark.parametrize("change", [{"headers": {}}, {"ranges": False}])
-def test_a_server_that_cannot_carry_on(
+def test_file_is_fetched_from_its_start_if_the_server_cannot_resume(
     tmp_path: Path, server: Server, change: dict[str, Any]
 ) -> None:
     for name, value in change.items():
@@ -197,14 +199,14 @@ def test_a_server_that_cannot_carry_on(
     assert files(tmp_path / "data") == CLIPS
 
 
-def test_a_part_as_long_as_the_file_starts_anew(tmp_path: Path, server: Server) -> None:
+def test_partial_file_of_full_length_is_fetched_again(tmp_path: Path, server: Server) -> None:
     (tmp_path / "data.archive.part").write_bytes(bytes(len(ZIP)))
     (tmp_path / "data.archive.etag").write_text('"first"')
     assert download.download(dataset(server, ZIP), str(tmp_path / "data"))
     assert server.asked == [f"bytes={len(ZIP)}-", None]
 
 
-def test_a_server_that_does_not_tell_the_length(tmp_path: Path, server: Server) -> None:
+def test_length_of_the_file_is_optional(tmp_path: Path, server: Server) -> None:
     server.tells_length = False
     assert download.download(dataset(server, ZIP), str(tmp_path / "data"))
     server.content, server.headers = ZIP[:-1000], {}
@@ -212,27 +214,29 @@ def test_a_server_that_does_not_tell_the_length(tmp_path: Path, server: Server) 
         download.download(dataset(server, ZIP[:-1000]), str(tmp_path / "other"))
 
 
-def test_a_wrong_checksum(tmp_path: Path, server: Server) -> None:
-    one = dataset(server, ZIP, sha256="0" * 64)
+def test_wrong_checksum_is_refused(tmp_path: Path, server: Server) -> None:
+    source = dataset(server, ZIP, sha256="0" * 64)
     with refused(server.url, hashlib.sha256(ZIP).hexdigest(), "0" * 64, remedy="--url"):
-        download.download(one, str(tmp_path / "data"))
+        download.download(source, str(tmp_path / "data"))
     assert files(tmp_path) == {}
 
 
 @pytest.mark.parametrize(
     "content", [ZIP[:-1000], ZIP[1000:], TAR[:-100], TAR[: len(TAR) // 2], b"no"]
 )
-def test_a_broken_archive(tmp_path: Path, server: Server, content: bytes) -> None:
-    one = dataset(server, content)
+def test_broken_archive_is_refused_and_fetched_again(
+    tmp_path: Path, server: Server, content: bytes
+) -> None:
+    source = dataset(server, content)
     with refused(server.url, "archive", remedy="--url"):
-        download.download(one, str(tmp_path / "data"))
+        download.download(source, str(tmp_path / "data"))
     assert not (tmp_path / "data").exists()
     server.content = ZIP
-    assert download.download(one, str(tmp_path / "data"))
+    assert download.download(source, str(tmp_path / "data"))
     assert files(tmp_path) == {f"data/{name}": content for name, content in CLIPS.items()}
 
 
-def test_a_zip_with_a_changed_byte(tmp_path: Path, server: Server) -> None:
+def test_zip_with_a_changed_byte_is_refused(tmp_path: Path, server: Server) -> None:
     content = bytearray(ZIP)
     content[len(ZIP) // 2] ^= 1
     with refused(server.url, "archive", "CRC-32", remedy="--url"):
@@ -241,55 +245,57 @@ def test_a_zip_with_a_changed_byte(tmp_path: Path, server: Server) -> None:
 
 @pytest.mark.parametrize("name", ["../evil.wav", "audio/../../evil.wav", "/tmp/ast-ray-evil.wav"])
 @pytest.mark.parametrize("make", [zip_bytes, tar_gz_bytes])
-def test_members_that_lead_outside(tmp_path: Path, server: Server, name: str, make: Any) -> None:
-    one = dataset(server, make({**CLIPS, name: b"evil"}))
+def test_archive_members_outside_the_folder_are_refused(
+    tmp_path: Path, server: Server, name: str, make: Any
+) -> None:
+    source = dataset(server, make({**CLIPS, name: b"evil"}))
     with refused(server.url, "outside", repr(name), remedy="--url"):
-        download.download(one, str(tmp_path / "in" / "data"))
+        download.download(source, str(tmp_path / "in" / "data"))
     assert not list(tmp_path.rglob("*evil*"))
     assert not Path("/tmp/ast-ray-evil.wav").exists()
     assert not (tmp_path / "in" / "data").exists()
 
 
-def test_links_are_refused(tmp_path: Path, server: Server) -> None:
+def test_links_in_an_archive_are_refused(tmp_path: Path, server: Server) -> None:
     content = tar_gz_bytes({"away/evil.wav": b"evil"}, links={"away": str(tmp_path)})
     with refused(server.url, "'away'", "neither"):
         download.download(dataset(server, content), str(tmp_path / "data"))
     assert not (tmp_path / "evil.wav").exists()
 
 
-def test_too_few_clips(tmp_path: Path, server: Server) -> None:
-    one = replace(dataset(server, ZIP), num_clips=6)
+def test_archive_with_too_few_clips_is_refused(tmp_path: Path, server: Server) -> None:
+    source = replace(dataset(server, ZIP), num_clips=6)
     with refused(server.url, 5, "audio/*.wav", 6):
-        download.download(one, str(tmp_path / "data"))
+        download.download(source, str(tmp_path / "data"))
     assert not (tmp_path / "data").exists()
 
 
-def test_refusals(tmp_path: Path, server: Server) -> None:
-    one = dataset(server, ZIP)
+def test_output_and_http_errors_are_explained(tmp_path: Path, server: Server) -> None:
+    source = dataset(server, ZIP)
     with refused("s3://bucket/data", "local"):
-        download.download(one, "s3://bucket/data")
+        download.download(source, "s3://bucket/data")
     (tmp_path / "file").write_bytes(b"mine")
     for output in (tmp_path, tmp_path / "file"):
         with refused(output, "holds", remedy=True):
-            download.download(one, str(output))
+            download.download(source, str(output))
     with refused(tmp_path / "file", "File exists"):
-        download.download(one, str(tmp_path / "file" / "data"))
+        download.download(source, str(tmp_path / "file" / "data"))
     server.status = 404
     with refused(server.url, 404, remedy="--url"):
-        download.download(one, str(tmp_path / "data"))
+        download.download(source, str(tmp_path / "data"))
     server.status = 503
     with refused(server.url, "broke", 503, remedy="resume"):
-        download.download(one, str(tmp_path / "data"))
+        download.download(source, str(tmp_path / "data"))
     assert len(server.asked) == 1 + download.ATTEMPTS
 
 
-def test_nobody_answers(tmp_path: Path, server: Server) -> None:
-    one = replace(dataset(server, ZIP), url="http://127.0.0.1:9/x.zip")
-    with refused(one.url, "broke", "Connection refused", remedy="resume"):
-        download.download(one, str(tmp_path / "data"))
+def test_unreachable_server_is_an_explained_error(tmp_path: Path, server: Server) -> None:
+    source = replace(dataset(server, ZIP), url="http://127.0.0.1:9/x.zip")
+    with refused(source.url, "broke", "Connection refused", remedy="resume"):
+        download.download(source, str(tmp_path / "data"))
 
 
-def test_the_checksum_is_the_one_torchaudio_knows() -> None:
+def test_checksum_equals_torchaudios() -> None:
     # Read, not imported, which takes seconds.
     spec = importlib.util.find_spec("torchaudio")
     assert spec is not None
@@ -301,7 +307,9 @@ def test_the_checksum_is_the_one_torchaudio_knows() -> None:
     assert f'"{speech_commands.url}": "{speech_commands.sha256}"' in source
 
 
-def test_the_command(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_downloads_from_the_given_url(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(DATASETS, "esc50", replace(dataset(server, ZIP), url="http://nowhere"))
     command = ["download", "esc50", "--out", str(tmp_path / "data"), "--url", server.url]
     assert main(command) == 0

@@ -27,7 +27,7 @@ def folds_by_id(manifest: Manifest) -> dict[str, int]:
 
 
 @given(manifest=unfolded(), num_folds=st.integers(2, 7), data=st.data())
-def test_folds_are_balanced_and_do_not_depend_on_the_order(
+def test_folds_are_balanced_and_independent_of_order(
     manifest: Manifest, num_folds: int, data: st.DataObject
 ) -> None:
     folded = assign_folds(manifest, num_folds)
@@ -48,7 +48,7 @@ def _of_class(folds: dict[str, int], labels: list[list[str]], name: str) -> list
     return [fold for fold, own in zip(folds.values(), labels, strict=True) if own == [name]]
 
 
-def test_a_class_too_small_for_its_folds_is_told_of() -> None:
+def test_class_smaller_than_the_number_of_folds_is_noted() -> None:
     clips = [Clip(id=str(i), uri="/x", labels=("dog" if i else "rain",)) for i in range(6)]
     assert assign_folds(from_clips(clips, ["dog", "rain"]), 5).notes == (
         "1 classes have fewer than 5 clips, so not one in each fold: rain",
@@ -56,6 +56,6 @@ def test_a_class_too_small_for_its_folds_is_told_of() -> None:
 
 
 @pytest.mark.parametrize("num_folds", [-1, 1, 101])
-def test_a_number_of_folds_out_of_range_is_refused(num_folds: int) -> None:
+def test_number_of_folds_out_of_range_is_refused(num_folds: int) -> None:
     with refused("--folds", 2, 100, f"got {num_folds}"):
         assign_folds(from_clips(CLIPS, LABELS), num_folds)

@@ -43,7 +43,7 @@ def esc50_folder(folder: Path, text: str) -> str:
     return str(folder)
 
 
-def test_real_esc10(esc10: Path) -> None:
+def test_esc10_lists_its_files_labels_and_folds(esc10: Path) -> None:
     manifest = read_source(str(esc10), "auto")
     assert manifest.clips.num_rows == 400
     with (esc10 / "meta" / "esc50.csv").open(encoding="utf-8") as file:
@@ -153,7 +153,7 @@ def test_broken_csv_is_refused(tmp_path: Path, text: str, where: str, values: li
         read_source(write_table(tmp_path / "clips.csv", text), "auto")
 
 
-def test_csv_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
+def test_missing_or_binary_csv_is_refused(tmp_path: Path) -> None:
     with refused("none.csv", "no such file"):
         read_source(str(tmp_path / "none.csv"), "auto")
     (tmp_path / "clips.csv").write_bytes(b"path,labels\n\xff\xfe,dog\n")
@@ -161,7 +161,7 @@ def test_csv_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
         read_source(str(tmp_path / "clips.csv"), "auto")
 
 
-def test_csv_whose_columns_have_other_names(tmp_path: Path) -> None:
+def test_csv_columns_can_be_renamed(tmp_path: Path) -> None:
     text = 'fname,tags,mids,split,part one\n64760,"Bark, Dog",/m/b,val,3\n2,Cat,/m/c,train,1\n'
     source = write_table(tmp_path / "meta" / "dev.csv", text)
     columns = {
@@ -185,7 +185,7 @@ def test_csv_whose_columns_have_other_names(tmp_path: Path) -> None:
         ({"path": "{folder}/{path}"}, "clips.csv", ["no column folder", "path, labels"]),
     ],
 )
-def test_columns_that_are_not_there_are_refused(
+def test_missing_columns_are_refused(
     tmp_path: Path, columns: dict[str, str], where: str, values: list[str]
 ) -> None:
     source = write_table(tmp_path / "clips.csv", "path,labels\na.wav,dog\n")
@@ -193,7 +193,7 @@ def test_columns_that_are_not_there_are_refused(
         read_source(source, "csv", SourceOptions(columns=columns))
 
 
-def test_csv_without_splits_gets_the_one_given(tmp_path: Path) -> None:
+def test_csv_rows_without_a_split_get_the_given_one(tmp_path: Path) -> None:
     source = write_table(tmp_path / "clips.csv", "path,labels,split\na.wav,dog,\nb.wav,dog,test\n")
     manifest = read_source(source, "csv", SourceOptions(split="eval"))
     assert manifest.clips["split"].to_pylist() == ["eval", "test"]
@@ -202,7 +202,7 @@ def test_csv_without_splits_gets_the_one_given(tmp_path: Path) -> None:
 # --- a folder per class ------------------------------------------------------------------------
 
 
-def test_a_folder_per_class(tmp_path: Path) -> None:
+def test_folders_become_classes(tmp_path: Path) -> None:
     source = write_files(
         tmp_path, "rain/2.FLAC", "dog/a.wav", "dog/puppy/b.ogg", "dog/notes.txt", "README", "x.wav"
     )
@@ -219,7 +219,7 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
     )
 
 
-def test_folders_named_after_splits(tmp_path: Path) -> None:
+def test_folders_named_after_splits_become_splits(tmp_path: Path) -> None:
     source = write_files(
         tmp_path, "Train/dog/1.wav", "val/dog/2.wav", "test/rain/3.wav", "eval/loose.wav"
     )
@@ -248,14 +248,14 @@ def test_a_folder_without_classes_is_refused(
         read_source(write_files(tmp_path / "x", name), "auto")
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_missing_or_empty_folder_is_refused(tmp_path: Path) -> None:
     for source in (tmp_path, tmp_path / "none"):
         with refused(source, "no such folder"):
             read_source(str(source), "auto")
 
 
 @pytest.mark.parametrize("layout", ["folder", "audioset"])
-def test_one_file_is_no_folder(tmp_path: Path, layout: str) -> None:
+def test_audio_file_as_source_is_refused(tmp_path: Path, layout: str) -> None:
     source = write_files(tmp_path, "dog/1.wav")
     table = write_table(tmp_path / "segments.csv", "--PJHxphWEs, 0, 10, /m/a\n")
     write_table(tmp_path / "class_labels_indices.csv", "index,mid,display_name\n0,/m/a,Dog\n")
@@ -267,7 +267,7 @@ def test_one_file_is_no_folder(tmp_path: Path, layout: str) -> None:
 # --- options -----------------------------------------------------------------------------------
 
 
-def test_options_without_effect_are_told_of(tmp_path: Path) -> None:
+def test_options_without_effect_are_noted(tmp_path: Path) -> None:
     folder = write_files(tmp_path / "folder", "dog/1.wav")
     table = write_table(tmp_path / "clips.csv", "path,labels,split\na.wav,dog,test\n")
     options = SourceOptions(split="mine", separator=",", cut="yes", class_labels="/x.csv")
@@ -281,7 +281,7 @@ def test_options_without_effect_are_told_of(tmp_path: Path) -> None:
     )
 
 
-def test_esc50_gets_the_split_given(tmp_path: Path) -> None:
+def test_esc50_clips_get_the_given_split(tmp_path: Path) -> None:
     source = esc50_folder(tmp_path, META + "a.wav,1,0,dog,,,\n")
     manifest = read_source(source, "auto", SourceOptions(split="mine"))
     assert (manifest.clips["split"].to_pylist(), manifest.notes) == (["mine"], ())
@@ -292,7 +292,7 @@ def test_an_empty_separator_is_refused() -> None:
         SourceOptions(separator="")
 
 
-def test_no_folds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_zero_folds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_files(tmp_path, "dog/1.wav")
     command = ["manifest", source, "--out", f"{tmp_path}/m.parquet", "--folds", "0"]
     assert main(command) == 1
@@ -302,7 +302,7 @@ def test_no_folds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 # --- on S3 -------------------------------------------------------------------------------------
 
 
-def test_layouts_in_a_bucket(s3: str) -> None:
+def test_layouts_are_detected_and_read_in_a_bucket(s3: str) -> None:
     for name in ("dog/1.wav", "rain/2.wav", "rain/notes.txt"):
         storage.write_bytes(f"{s3}/classes/{name}", b"audio")
     storage.write_bytes(f"{s3}/classes-beside/cat/3.wav", b"audio")
@@ -328,6 +328,6 @@ def test_layouts_in_a_bucket(s3: str) -> None:
 
 
 @pytest.mark.usefixtures("s3")
-def test_a_source_in_a_bucket_that_does_not_exist() -> None:
+def test_source_in_a_missing_bucket_is_refused() -> None:
     with refused("s3://no-such-bucket", "bucket", remedy="endpoint"):
         read_source("s3://no-such-bucket/esc", "auto")

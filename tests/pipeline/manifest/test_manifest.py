@@ -1,4 +1,4 @@
-"""The manifest: written and read alike, from other hands too, and each refusal in one line."""
+"""The manifest: it round-trips, may come from other programs, and mistakes are named."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +38,7 @@ def write_plain(path: Path, **columns: Any) -> str:
         ({"row": [3], "row_group": [-1]}, ["row_group", "'a'", -1]),
     ],
 )
-def test_places_in_containers_are_whole(
+def test_incomplete_locations_in_containers_are_refused(
     tmp_path: Path, columns: dict[str, Any], values: list[object]
 ) -> None:
     clip = {"id": ["a"], "uri": ["/x.tar"], "labels": [["dog"]]}
@@ -47,7 +47,7 @@ def test_places_in_containers_are_whole(
         read_manifest(path)
 
 
-def test_coverage_travels_with_the_manifest(tmp_path: Path) -> None:
+def test_manifest_file_keeps_its_coverage(tmp_path: Path) -> None:
     path = str(tmp_path / "manifest.parquet")
     counts = ListedClips(listed=3, found=2, missing=1, unreadable=0, found_s=2.5)
     coverage = Coverage(
@@ -61,7 +61,7 @@ def test_coverage_travels_with_the_manifest(tmp_path: Path) -> None:
     assert read_manifest(path).coverage == coverage
 
 
-def test_round_trip(tmp_path: Path) -> None:
+def test_manifest_round_trips(tmp_path: Path) -> None:
     path = str(tmp_path / "manifest.parquet")
     manifest = from_clips(CLIPS, LABELS)
     write_manifest(path, manifest)
@@ -90,13 +90,13 @@ def test_the_same_manifest_gives_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
 
 
-def test_a_name_that_promises_another_format_is_refused(tmp_path: Path) -> None:
+def test_other_file_extensions_are_refused(tmp_path: Path) -> None:
     with refused("m.csv", remedy=".parquet"):
         write_manifest(str(tmp_path / "m.csv"), from_clips(CLIPS, LABELS))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_from_another_program_without_what_is_optional(tmp_path: Path) -> None:
+def test_optional_columns_may_be_missing(tmp_path: Path) -> None:
     path = write_plain(
         tmp_path / "m.parquet",
         note=["extra", "columns", "are left out"],
@@ -113,7 +113,7 @@ def test_from_another_program_without_what_is_optional(tmp_path: Path) -> None:
     assert manifest.clips["start_s"].null_count == 3
 
 
-def test_other_types_of_the_same_meaning(tmp_path: Path) -> None:
+def test_compatible_column_types_are_converted(tmp_path: Path) -> None:
     path = write_plain(
         tmp_path / "m.parquet",
         id=pa.array(["a", "b"], pa.large_string()),
@@ -193,7 +193,7 @@ def test_a_label_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"id,uri,labels\n", b"PAR1 cut short PAR1"])
-def test_what_is_not_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_files_other_than_parquet_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "m.parquet"
     path.write_bytes(content)
     with refused(path, "not", "Parquet", remedy="`manifest`"):
@@ -210,7 +210,7 @@ def test_a_fold_too_large_for_the_table_is_refused() -> None:
         from_clips([Clip(id="a", uri="/a", labels=(), fold=2**40)], ())
 
 
-def test_vocabulary_from_a_text_file(tmp_path: Path) -> None:
+def test_labels_file_is_the_vocabulary(tmp_path: Path) -> None:
     path = tmp_path / "labels.txt"
     path.write_text("\ufeffzebra\n  Wind, rain  \n\napple\n", encoding="utf-8")
     assert read_labels(str(path)) == ("zebra", "Wind, rain", "apple")
@@ -224,7 +224,7 @@ def test_vocabulary_from_a_text_file(tmp_path: Path) -> None:
         read_labels(str(tmp_path / "none.txt"))
 
 
-def test_a_manifest_in_a_bucket(s3: str) -> None:
+def test_manifest_round_trips_in_a_bucket(s3: str) -> None:
     write_manifest(f"{s3}/m.parquet", from_clips(CLIPS, LABELS))
     assert read_manifest(f"{s3}/m.parquet").labels == LABELS
     with refused(f"{s3}/none.parquet", "no manifest", remedy="`manifest`"):

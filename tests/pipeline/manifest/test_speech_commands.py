@@ -44,15 +44,15 @@ def check_whole(source: str) -> None:
     assert manifest.notes == ("left out 1 recordings in _background_noise_, which are no word",)
 
 
-def test_the_layout(tmp_path: Path) -> None:
+def test_lists_decide_the_splits(tmp_path: Path) -> None:
     check_whole(make(str(tmp_path), LISTS))
 
 
-def test_the_layout_in_a_bucket(s3: str) -> None:
+def test_lists_decide_the_splits_in_a_bucket(s3: str) -> None:
     check_whole(make(f"{s3}/speech", LISTS))
 
 
-def test_all_35_words(tmp_path: Path) -> None:
+def test_all_35_words_become_classes(tmp_path: Path) -> None:
     words = [f"word{number}" for number in range(35)]
     for word in words:
         for number in range(3):
@@ -68,21 +68,21 @@ def test_all_35_words(tmp_path: Path) -> None:
     assert manifest.notes == ()
 
 
-def test_listed_clips_that_are_not_there_are_noted(tmp_path: Path) -> None:
+def test_missing_listed_clips_are_noted(tmp_path: Path) -> None:
     gone = {"testing_list.txt": "zero/2.wav\nzero/9.wav\nbird/1.wav\n"}
     manifest = read_source(make(str(tmp_path), LISTS | gone), "auto")
     assert manifest.clips.num_rows == 5
     assert manifest.notes[-1] == "2 listed clips are not there, such as bird/1.wav"
 
 
-def test_one_list_missing_is_noted(tmp_path: Path) -> None:
+def test_missing_list_is_noted(tmp_path: Path) -> None:
     lists = {"validation_list.txt": LISTS["validation_list.txt"]}
     manifest = read_source(make(str(tmp_path), lists), "auto")
     assert set(manifest.clips["split"].to_pylist()) == {"train", "validation"}
     assert manifest.notes[0] == "no testing_list.txt: no clip is in the split 'test'"
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
+def test_missing_overlapping_or_binary_lists_are_refused(tmp_path: Path) -> None:
     source = make(str(tmp_path), {})
     with refused(source, "neither", "validation_list.txt", "testing_list.txt"):
         read_source(source, "speech-commands")

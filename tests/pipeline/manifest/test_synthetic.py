@@ -1,4 +1,4 @@
-"""The synthetic data set: what is promised of its files, and that its classes differ."""
+"""The synthetic data set: its files are as documented, and its classes differ."""
 
 import csv
 import hashlib
@@ -92,7 +92,7 @@ def test_usable_clips_decode_as_promised(folder: Path) -> None:
     assert channels == {1, 2}
 
 
-def test_clips_of_one_set_differ_in_length(folder: Path) -> None:
+def test_clips_differ_in_length(folder: Path) -> None:
     durations_s = [soundfile.info(folder / row["path"]).duration for row in usable_rows(folder)]
     assert max(durations_s) - min(durations_s) > 0.2
 
@@ -102,7 +102,7 @@ def test_same_settings_give_the_same_bytes(folder: Path, tmp_path: Path) -> None
     assert digests(tmp_path) == digests(folder)
 
 
-def test_smaller_set_is_the_beginning_of_a_larger_one(folder: Path, tmp_path: Path) -> None:
+def test_smaller_set_is_the_start_of_a_larger_one(folder: Path, tmp_path: Path) -> None:
     write_synthetic(tmp_path, replace(SMALL, num_train=10))
     smaller = {name: sha for name, sha in digests(tmp_path).items() if name.startswith("audio/")}
     assert len(smaller) == 24
@@ -116,7 +116,7 @@ def test_another_seed_gives_other_clips(folder: Path, tmp_path: Path) -> None:
     assert audio.isdisjoint(digests(folder).values())
 
 
-def test_float_wav_holds_no_time_of_writing(folder: Path) -> None:
+def test_float_wavs_hold_no_timestamp(folder: Path) -> None:
     headers = [path.read_bytes()[:128] for path in sorted((folder / "audio").glob("*.wav"))]
     peaks = [header[header.index(b"PEAK") :] for header in headers if b"PEAK" in header]
     assert len(peaks) == 10  # 7 of the training clips, 2 of the others, and the broken one
@@ -124,7 +124,7 @@ def test_float_wav_holds_no_time_of_writing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(BROKEN)))
-def test_broken_clips_break(folder: Path, number: int) -> None:
+def test_broken_clips_cannot_be_decoded(folder: Path, number: int) -> None:
     row = next(row for row in read_table(folder) if row["id"] == f"broken-{number:05d}")
     path = folder / row["path"]
     what = BROKEN[number][0]
@@ -144,7 +144,7 @@ def test_broken_kinds_take_turns(tmp_path: Path) -> None:
     assert missing == ["broken-00004", "broken-00009"]
 
 
-def test_unfinished_set_has_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_set_has_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = replace(SMALL, num_train=10)
     write_synthetic(tmp_path, settings)
     num_encoded = 0
@@ -198,7 +198,7 @@ def test_settings_out_of_range_are_refused(field: str, value: float) -> None:
         SyntheticSettings(**arguments)
 
 
-def test_folder_that_cannot_be_written_is_a_users_error(tmp_path: Path) -> None:
+def test_unwritable_folder_is_an_explained_error(tmp_path: Path) -> None:
     with refused("s3://bucket/clips", "local"):
         write_synthetic("s3://bucket/clips", SMALL)
     (tmp_path / "file").touch()

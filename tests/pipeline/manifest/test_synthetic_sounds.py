@@ -30,7 +30,7 @@ def features(label: str, number: int) -> NDArray[np.float64]:
     return np.concatenate([*levels, bands.std(axis=0).reshape(9, 4).mean(axis=1), 3 * changes])
 
 
-def test_classes_are_told_apart_by_nearest_centroid() -> None:
+def test_nearest_centroid_separates_the_classes() -> None:
     centroids = {label: np.mean([features(label, n) for n in range(14)], 0) for label in LABELS}
     correct: Counter[str] = Counter()
     for label in LABELS:
@@ -43,7 +43,7 @@ def test_classes_are_told_apart_by_nearest_centroid() -> None:
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_sound_is_heard_at_the_lowest_rate(label: str) -> None:
+def test_sounds_stay_below_the_lowest_nyquist_frequency(label: str) -> None:
     for number, rate in enumerate(SAMPLE_RATES_HZ):
         sound = synthesise(label, rate, rate, np.random.default_rng(number))
         power = np.abs(np.fft.rfft(sound)) ** 2

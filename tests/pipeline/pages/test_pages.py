@@ -42,7 +42,7 @@ NUM_MELS = 16
 
 
 def make_coverage(**changes: Any) -> Coverage:
-    """Of two splits and three classes, one of which nothing was found of."""
+    """Two splits and three classes, one without any clip found."""
     whole = Coverage(
         source="s3://sounds/clips",
         splits={"train": _counts(100, 80, 15, 5), "eval": _counts(40, 30, 10, 0)},
@@ -169,7 +169,7 @@ def written_coverage(folder: Path, **changes: Any) -> str:
     return path
 
 
-def test_coverage_says_what_was_found(tmp_path: Path) -> None:
+def test_coverage_page_counts_found_segments(tmp_path: Path) -> None:
     text = said(written_coverage(tmp_path))
     assert "Found 110 of 140 clips, 78.6 %" in text
     assert "train 80.0 % 80 15 5 100 13 min eval 75.0 % 30 10 0 40 5 min 0 s" in text
@@ -183,12 +183,12 @@ def test_coverage_says_what_was_found(tmp_path: Path) -> None:
     assert "scrolls" not in text
 
 
-def test_a_table_that_scrolls_says_so(tmp_path: Path) -> None:
+def test_scrolling_table_says_so(tmp_path: Path) -> None:
     classes = [_class(f"class {n}", 9, n) for n in range(30)]
     assert "table of 30 rows scrolls" in said(written_coverage(tmp_path, classes=classes))
 
 
-def test_published_scores_stand_beside_the_coverage_of_audioset(tmp_path: Path) -> None:
+def test_audioset_coverage_shows_published_scores(tmp_path: Path) -> None:
     classes = [_class(f"{i}", 9, 8) for i in range(527)]
     text = said(written_coverage(tmp_path, classes=classes, common=None))
     assert "mAP 0.459 for one model, 0.485 for an ensemble" in text
@@ -196,7 +196,7 @@ def test_published_scores_stand_beside_the_coverage_of_audioset(tmp_path: Path) 
     assert "Classes of which no clip was found" not in text
 
 
-def test_whole_and_nameless_sources_have_a_page(tmp_path: Path) -> None:
+def test_complete_and_unlabelled_sources_have_a_page(tmp_path: Path) -> None:
     whole = _counts(3, 3, 0, 0)
     text = said(
         written_coverage(tmp_path, splits={"all": whole}, total=whole, classes=[], common=None)
@@ -205,7 +205,7 @@ def test_whole_and_nameless_sources_have_a_page(tmp_path: Path) -> None:
     assert "names no classes" in text
 
 
-def test_rejected_clips_are_unreadable_in_the_coverage() -> None:
+def test_rejected_clips_count_as_unreadable() -> None:
     card = make_card(
         NUM_MELS,
         num_clips=104,
@@ -215,23 +215,23 @@ def test_rejected_clips_are_unreadable_in_the_coverage() -> None:
     )
     fewer = replace(card, rejects=RejectedClips(num=35, by_reason={}))
     assert prepared_coverage(make_coverage(), fewer) is None
-    found = prepared_coverage(make_coverage(), card)
-    assert found is not None
-    assert found.splits["train"] == replace(_counts(100, 74, 15, 11), found_s=700.0)
-    assert found.splits["eval"] == _counts(40, 0, 10, 30)
-    assert found.total == replace(_counts(140, 104, 25, 11), found_s=700.0)
-    shares = {one["label"]: one["share"] for one in coverage_section(found)["classes"]}
+    coverage = prepared_coverage(make_coverage(), card)
+    assert coverage is not None
+    assert coverage.splits["train"] == replace(_counts(100, 74, 15, 11), found_s=700.0)
+    assert coverage.splits["eval"] == _counts(40, 0, 10, 30)
+    assert coverage.total == replace(_counts(140, 104, 25, 11), found_s=700.0)
+    shares = {one["label"]: one["share"] for one in coverage_section(coverage)["classes"]}
     assert shares == {"never": 0, "dog": 0.25, "rain": 0.8, "absent": None}
 
 
-def test_a_data_set_of_other_clips_than_were_counted_says_so(tmp_path: Path) -> None:
+def test_coverage_of_other_clips_is_marked(tmp_path: Path) -> None:
     data = plain_data(str(tmp_path / "data"), coverage=make_coverage())
     text = said(write_dataset_page(data))
     assert "the data set holds other clips than were counted" in text
     assert "Found 110 of 140 clips" in text
 
 
-def test_a_data_set_is_described(tmp_path: Path) -> None:
+def test_page_describes_the_data_set(tmp_path: Path) -> None:
     data = hostile_data(str(tmp_path / "data"))
     path = write_dataset_page(data)
     assert path == f"{data}/dataset.html"
@@ -250,7 +250,7 @@ def test_a_data_set_is_described(tmp_path: Path) -> None:
     assert "The last run took 12 s for 12 clips" in text
 
 
-def test_little_is_enough(tmp_path: Path) -> None:
+def test_page_of_a_minimal_data_set_is_complete(tmp_path: Path) -> None:
     data = write_data(str(tmp_path / "data"), ids=["one"], clip_labels=[[]], labels=[])
     text = said(write_dataset_page(data))
     assert "The data set has no labels." in text
@@ -262,7 +262,7 @@ def test_little_is_enough(tmp_path: Path) -> None:
     assert "no label ·" in text
 
 
-def test_shards_that_are_gone_are_said_to_be(tmp_path: Path) -> None:
+def test_missing_shards_are_stated(tmp_path: Path) -> None:
     data = plain_data(str(tmp_path / "data"))
     storage.remove(f"{data}/shards/all-00000.tar")
     assert "No clips can be shown. The data set's shards cannot be read" in said(
@@ -270,24 +270,24 @@ def test_shards_that_are_gone_are_said_to_be(tmp_path: Path) -> None:
     )
 
 
-def test_a_folder_without_a_data_set_is_refused(tmp_path: Path) -> None:
+def test_folder_without_data_set_is_refused(tmp_path: Path) -> None:
     with refused(tmp_path, "card.json", remedy="prepare"):
         write_dataset_page(str(tmp_path))
 
 
-def test_a_data_set_in_a_bucket(s3: str) -> None:
+def test_page_is_written_in_a_bucket(s3: str) -> None:
     data = plain_data(f"{s3}/data")
     path = write_dataset_page(data)
     assert path == f"{s3}/data/dataset.html"
     assert storage.read_bytes(path).count(b"<img ") == dataset_page.NUM_EXAMPLES
 
 
-def test_a_page_is_a_function_of_the_data(tmp_path: Path) -> None:
+def test_same_data_give_the_same_page(tmp_path: Path) -> None:
     first = storage.read_bytes(write_dataset_page(plain_data(str(tmp_path / "data"))))
     assert storage.read_bytes(write_dataset_page(str(tmp_path / "data"))) == first
 
 
-def test_a_page_does_not_grow_with_the_clips(tmp_path: Path) -> None:
+def test_page_size_is_independent_of_the_number_of_clips(tmp_path: Path) -> None:
     small, large = (
         storage.read_bytes(
             write_dataset_page(
@@ -300,7 +300,7 @@ def test_a_page_does_not_grow_with_the_clips(tmp_path: Path) -> None:
     assert large.count(b"<") < 1.1 * small.count(b"<")
 
 
-def test_random_clips_are_the_same_of_one_data_set() -> None:
+def test_examples_depend_only_on_the_data_set() -> None:
     rows = dataset_page.choose_rows(1000, "f" * 64)
     assert rows == dataset_page.choose_rows(1000, "f" * 64)
     assert rows != dataset_page.choose_rows(1000, "e" * 64)
@@ -321,7 +321,7 @@ def test_rejects_are_counted_by_reason(tmp_path: Path) -> None:
     ]
 
 
-def test_published_normalisation_of_the_same_data_is_half() -> None:
+def test_published_norms_give_half_a_deviation() -> None:
     rows = dataset_page.norms(*PUBLISHED_NORMS["AudioSet"])
     assert (rows[0]["mean_after"], rows[0]["std_after"]) == (0, 0.5)
     assert rows[1]["mean_after"] == pytest.approx((-4.2677393 + 6.6268077) / (2 * 5.358466))
@@ -336,14 +336,14 @@ def test_every_duration_falls_into_a_bin(durations_s: list[float]) -> None:
     assert 1 <= len(figure["layout"]["xaxis"]["tickvals"]) <= 25
 
 
-def test_a_round_duration_stands_at_the_start_of_its_bin() -> None:
+def test_round_duration_starts_its_bin() -> None:
     bars = dataset_page.duration_plot(np.array([0.3, 5.0, 5.0, 4.99])).figure["data"][0]
-    found = {n: y for n, y in zip(bars["customdata"], bars["y"], strict=True) if y}
-    assert found == {"0.3 to 0.4 s": 1, "4.9 to 5 s": 1, "5 to 5.1 s": 2}
+    counts = {n: y for n, y in zip(bars["customdata"], bars["y"], strict=True) if y}
+    assert counts == {"0.3 to 0.4 s": 1, "4.9 to 5 s": 1, "5 to 5.1 s": 2}
 
 
 @given(st.lists(st.floats(-200, 3) | st.sampled_from([-math.inf, math.nan]), max_size=60))
-def test_every_level_falls_into_a_bin_and_silence_into_its_own(levels: list[float]) -> None:
+def test_every_level_falls_into_a_bin_with_silence_apart(levels: list[float]) -> None:
     plot = dataset_page.level_plot(np.array(levels, np.float64))
     num_known = sum(not math.isnan(level) for level in levels)
     if not num_known:
@@ -358,7 +358,7 @@ def test_every_level_falls_into_a_bin_and_silence_into_its_own(levels: list[floa
 
 
 @pytest.mark.parametrize("num_clips", [1, 4, 40])
-def test_bars_stand_in_the_middle_of_their_axis(num_clips: int) -> None:
+def test_bars_are_centred_on_their_axis(num_clips: int) -> None:
     plot = dataset_page.level_plot(np.arange(num_clips, dtype=np.float64) - 40.0)
     assert plot is not None
     low, high = plot.figure["layout"]["xaxis"]["range"]
@@ -369,7 +369,7 @@ def test_bars_stand_in_the_middle_of_their_axis(num_clips: int) -> None:
     assert high - low > 12
 
 
-def test_one_bin_that_dwarfs_the_others_hides_none() -> None:
+def test_dominant_bin_hides_no_other() -> None:
     axis = dataset_page.duration_plot(np.array([10.0] * 5000 + [1.0, 2.0, 3.0])).figure["layout"]
     assert axis["yaxis"]["type"] == "log"
     assert 10 ** axis["yaxis"]["range"][0] < 1
@@ -377,12 +377,12 @@ def test_one_bin_that_dwarfs_the_others_hides_none() -> None:
 
 
 @given(st.floats(0, 1))
-def test_only_the_whole_is_100_percent(share: float) -> None:
+def test_only_a_full_share_is_100_percent(share: float) -> None:
     assert (units.percent(share) == "100\N{NO-BREAK SPACE}%") == (share == 1)
     assert (units.percent(share) == "0\N{NO-BREAK SPACE}%") == (share == 0)
 
 
-def test_numbers_are_written_as_people_read_them() -> None:
+def test_numbers_are_rounded_with_units() -> None:
     shares, sizes_bytes = (0.8733, 0.9999, 1e-9), (0, 812e3, 9.96e6, 999.6e6, 1.34e12, 5e15)
     written = [units.percent(share) for share in shares] + [units.size(n) for n in sizes_bytes]
     assert ", ".join(written).replace("\N{NO-BREAK SPACE}", " ") == (
@@ -393,7 +393,7 @@ def test_numbers_are_written_as_people_read_them() -> None:
 @pytest.mark.parametrize(
     "num_frames", [1, 37, spectrogram.MAX_COLUMNS, 2 * spectrogram.MAX_COLUMNS + 1]
 )
-def test_a_spectrogram_has_low_bins_at_the_bottom(num_frames: int) -> None:
+def test_spectrogram_has_low_bins_at_the_bottom(num_frames: int) -> None:
     fbank = np.full((num_frames, NUM_MELS), -10, dtype=np.float32)
     fbank[:, 2] = 5
     fbank[0, NUM_MELS - 1] = 5
@@ -411,13 +411,13 @@ def test_a_spectrogram_has_low_bins_at_the_bottom(num_frames: int) -> None:
 
 
 @given(st.floats(0.02, 40_000))
-def test_time_ticks_are_few_round_and_within_the_clip(duration_s: float) -> None:
+def test_time_ticks_are_few_and_round_and_within_the_clip(duration_s: float) -> None:
     ticks = spectrogram.time_ticks(duration_s)
     assert 1 <= len(ticks) <= 8
     assert ticks[0] == (0, "0")
-    for place, text in ticks:
-        assert 0 <= place <= 100 + 1e-6
-        assert float(text) == pytest.approx(place * duration_s / 100, abs=1e-6)
+    for position, text in ticks:
+        assert 0 <= position <= 100 + 1e-6
+        assert float(text) == pytest.approx(position * duration_s / 100, abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -447,7 +447,9 @@ def coverage(browser: OfflineBrowser, tmp_path: Path) -> Iterator[OpenPage]:
     shown.page.close()
 
 
-def test_nothing_is_fetched_and_nothing_runs(dataset: OpenPage, coverage: OpenPage) -> None:
+def test_pages_fetch_nothing_and_run_no_foreign_script(
+    dataset: OpenPage, coverage: OpenPage
+) -> None:
     for shown, num_scripts in ((dataset, 3), (coverage, 1)):
         assert shown.requests == shown.errors == shown.dialogs == []
         assert shown.page.locator("script").count() == num_scripts
@@ -465,7 +467,7 @@ def test_ids_and_labels_stay_text(dataset: OpenPage) -> None:
     assert dataset.page.locator("svg text a, svg tspan[style*='font-weight']").count() == 0
 
 
-def test_figures_are_drawn_as_plotly_understands_them(dataset: OpenPage) -> None:
+def test_plotly_accepts_the_figures(dataset: OpenPage) -> None:
     problems = dataset.page.evaluate(
         """() => Object.entries(JSON.parse(document.getElementById('figures').textContent))
             .flatMap(([key, figure]) => (Plotly.validate(figure.data, figure.layout) ?? [])
@@ -483,7 +485,7 @@ def test_figures_are_drawn_as_plotly_understands_them(dataset: OpenPage) -> None
     assert bars["levels"] == 11
 
 
-def test_shares_are_as_wide_as_they_say(dataset: OpenPage) -> None:
+def test_share_bars_have_the_right_width(dataset: OpenPage) -> None:
     widths = dataset.page.evaluate(
         """() => [...document.querySelectorAll('#coverage tfoot .stack i')].map((part) =>
             part.getBoundingClientRect().width
@@ -492,7 +494,7 @@ def test_shares_are_as_wide_as_they_say(dataset: OpenPage) -> None:
     assert widths == pytest.approx([12 / 32, 10 / 32, 10 / 32], abs=0.01)
 
 
-def test_classes_are_sorted_by_a_click(coverage: OpenPage) -> None:
+def test_click_sorts_the_classes(coverage: OpenPage) -> None:
     rows = coverage.page.locator("#classes tbody tr")
     assert rows.count() == 527
     assert (rows.first.text_content() or "").startswith("class 522")
@@ -514,7 +516,7 @@ def test_classes_are_sorted_by_a_click(coverage: OpenPage) -> None:
     assert coverage.page.locator("#classes th[aria-sort]").count() == 1
 
 
-def test_pages_fit_a_phone_and_the_dark(dataset: OpenPage, coverage: OpenPage) -> None:
+def test_pages_fit_a_phone_and_dark_mode(dataset: OpenPage, coverage: OpenPage) -> None:
     for shown in (dataset, coverage):
         background = "getComputedStyle(document.body).backgroundColor"
         light = shown.page.evaluate(background)

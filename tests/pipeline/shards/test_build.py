@@ -1,4 +1,4 @@
-"""Shards, built without Ray: what is done twice is the same, what is bad is named."""
+"""Shards, built without Ray: builds are reproducible, and bad clips are named."""
 
 import hashlib
 import io
@@ -43,7 +43,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
     return write_clips(folder, 10) + write_clips(folder, 4, split="eval")
 
 
-def test_built_twice_is_the_same(tmp_path: Path, clips: list[Clip]) -> None:
+def test_building_twice_gives_the_same_bytes(tmp_path: Path, clips: list[Clip]) -> None:
     first = preparation(tmp_path / "1", clips)
     second = preparation(tmp_path / "2", clips[::-1], reads_ahead=1)
     first.build()
@@ -56,7 +56,7 @@ def test_built_twice_is_the_same(tmp_path: Path, clips: list[Clip]) -> None:
     assert files(tmp_path / "1") == files(tmp_path / "2")
 
 
-def test_a_part_file_says_what_was_built(tmp_path: Path, clips: list[Clip]) -> None:
+def test_part_file_describes_its_shard(tmp_path: Path, clips: list[Clip]) -> None:
     bad = bad_clips(tmp_path / "bad")["fetch: not found"]
     prep = preparation(tmp_path, [*clips[:3], bad])
     [part] = prep.build()
@@ -71,7 +71,7 @@ def test_a_part_file_says_what_was_built(tmp_path: Path, clips: list[Clip]) -> N
     assert set(part.stages_s) == {"fetch", "decode", "fbank", "write"}
 
 
-def test_the_index_says_what_is_stored(tmp_path: Path, clips: list[Clip]) -> None:
+def test_index_describes_the_stored_fbanks(tmp_path: Path, clips: list[Clip]) -> None:
     prep = preparation(tmp_path, [replace(clips[3], start_s=0.05, end_s=0.25)])
     [part] = prep.build()
     [row] = part.index.to_pylist()
@@ -105,7 +105,7 @@ def test_the_index_says_what_is_stored(tmp_path: Path, clips: list[Clip]) -> Non
         }
 
 
-def test_every_reason_to_reject_is_in_the_ledger(tmp_path: Path, clips: list[Clip]) -> None:
+def test_ledger_holds_every_reject_reason(tmp_path: Path, clips: list[Clip]) -> None:
     bad = bad_clips(tmp_path / "bad")
     prep = preparation(tmp_path / "out", [*clips, *bad.values()])
     prep.build()
@@ -122,7 +122,7 @@ def test_every_reason_to_reject_is_in_the_ledger(tmp_path: Path, clips: list[Cli
     assert (summary.num_clips, summary.num_rejects) == (len(clips), len(bad))
 
 
-def test_a_shard_of_rejects_alone_has_no_tar(tmp_path: Path, clips: list[Clip]) -> None:
+def test_shard_without_good_clips_has_no_tar(tmp_path: Path, clips: list[Clip]) -> None:
     bad = bad_clips(tmp_path / "bad").values()
     prep = preparation(tmp_path / "out", [*clips, *(replace(clip, split="broken") for clip in bad)])
     parts = prep.build()
@@ -135,7 +135,7 @@ def test_a_shard_of_rejects_alone_has_no_tar(tmp_path: Path, clips: list[Clip]) 
     assert not list((tmp_path / "out" / "shards").glob("broken*"))
 
 
-def test_a_storage_that_fails_stops_the_task(
+def test_storage_error_stops_the_task(
     tmp_path: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prep = preparation(tmp_path, clips[:2])
@@ -172,12 +172,10 @@ def test_no_thread_outlives_a_task(
     assert len(kept) == len(prep.plan.specs) + 1
 
 
-# --- what is finished --------------------------------------------------------------------------
+# --- finished shards ---------------------------------------------------------------------------
 
 
-def test_finished_is_what_has_its_part_its_tar_and_its_fingerprint(
-    tmp_path: Path, clips: list[Clip]
-) -> None:
+def test_finished_shard_has_part_tar_and_fingerprint(tmp_path: Path, clips: list[Clip]) -> None:
     prep = preparation(tmp_path, clips)
     names = {spec.name for spec in prep.plan.specs}
     assert prep.finished() == set()
@@ -198,7 +196,7 @@ def test_finished_is_what_has_its_part_its_tar_and_its_fingerprint(
     assert preparation(tmp_path, clips, replace(SETTINGS, clips_per_shard=5)).finished() == set()
 
 
-def test_retrying_builds_only_shards_with_rejects(tmp_path: Path, clips: list[Clip]) -> None:
+def test_retry_rebuilds_only_shards_with_rejects(tmp_path: Path, clips: list[Clip]) -> None:
     late = tmp_path / "late.wav"
     listed = [*clips, Clip(id="late", uri=str(late), labels=("dog",), split="eval")]
     prep = preparation(tmp_path / "out", listed)
@@ -216,7 +214,7 @@ def test_retrying_builds_only_shards_with_rejects(tmp_path: Path, clips: list[Cl
     assert files(tmp_path / "out") == files(tmp_path / "at once")
 
 
-def test_stopped_between_a_new_tar_and_its_part_an_old_part_does_not_vouch_for_it(
+def test_stale_part_does_not_vouch_for_a_new_tar(
     tmp_path: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late = tmp_path / "late.wav"
@@ -233,7 +231,7 @@ def test_stopped_between_a_new_tar_and_its_part_an_old_part_does_not_vouch_for_i
 
 
 @pytest.mark.parametrize("step", ["ShardWriter.finish", "write_part"])
-def test_stopped_in_a_shard_it_is_built_again_to_the_same_bytes(
+def test_interrupted_shard_is_rebuilt_to_the_same_bytes(
     tmp_path: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     whole = preparation(tmp_path / "whole", clips)

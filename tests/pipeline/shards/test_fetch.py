@@ -1,4 +1,4 @@
-"""Fetching: contents in their order, whatever fails, from files, ranges and Parquet rows."""
+"""Fetching files, ranges and Parquet rows: contents and errors keep the order of clips."""
 
 import os
 import threading
@@ -19,10 +19,10 @@ from pipeline.shards.fetch import fault, fetch_ahead
 from tests.support.errors import refused
 
 
-def clip(clip_id: object, uri: str, **place: int) -> dict[str, Any]:
+def clip(clip_id: object, uri: str, **location: int) -> dict[str, Any]:
     """A row of the manifest, as far as fetching reads it."""
     nowhere = {"offset_bytes": None, "size_bytes": None, "row_group": None, "row": None}
-    return {"id": str(clip_id), "uri": uri, **nowhere, **place}
+    return {"id": str(clip_id), "uri": uri, **nowhere, **location}
 
 
 def reason(error: object) -> str:
@@ -35,12 +35,12 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path if request.param == "local" else request.getfixturevalue("s3"))
 
 
-def test_the_order_is_kept_and_errors_are_in_their_place(folder: str) -> None:
+def test_contents_and_errors_keep_the_order_of_clips(folder: str) -> None:
     clips = [clip(number, storage.join(folder, str(number))) for number in range(20)]
     missing = (0, 7, 19)
-    for number, one in enumerate(clips):
+    for number, row in enumerate(clips):
         if number not in missing:
-            storage.write_bytes(one["uri"], str(number).encode())
+            storage.write_bytes(row["uri"], str(number).encode())
     for num_ahead in (1, 3, 50):
         contents = list(fetch_ahead(clips, num_ahead))
         assert len(contents) == 20
@@ -56,7 +56,7 @@ def test_the_order_is_kept_and_errors_are_in_their_place(folder: str) -> None:
     picks=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=20),
     num_ahead=st.integers(1, 4),
 )
-def test_rows_of_parquet_and_ranges_of_files_are_what_was_put_there(
+def test_parquet_rows_and_file_ranges_are_read_back(
     tmp_path_factory: pytest.TempPathFactory, picks: list[tuple[int, int]], num_ahead: int
 ) -> None:
     folder = tmp_path_factory.mktemp("audio")
@@ -70,13 +70,13 @@ def test_rows_of_parquet_and_ranges_of_files_are_what_was_put_there(
         if number % 3:
             clips.append(clip(number, str(folder / "a.parquet"), row_group=group, row=row))
         else:
-            place = {"offset_bytes": (group * 4 + row) * size, "size_bytes": size}
-            clips.append(clip(number, str(folder / "a.tar"), **place))
+            location = {"offset_bytes": (group * 4 + row) * size, "size_bytes": size}
+            clips.append(clip(number, str(folder / "a.tar"), **location))
     expected = [f"group {group} row {row}".encode() for group, row in picks]
     assert list(fetch_ahead(clips, num_ahead)) == expected
 
 
-def test_neighbours_in_a_row_group_are_one_read(
+def test_neighbours_in_a_row_group_are_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     audio = pa.array([{"bytes": bytes([row]), "path": None} for row in range(100)])
@@ -92,7 +92,7 @@ def test_neighbours_in_a_row_group_are_one_read(
     assert reads == [(0, list(range(50))), (1, list(range(50)))]
 
 
-def test_what_a_container_lacks_costs_its_clips_only(
+def test_damaged_container_costs_only_its_clips(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
@@ -128,14 +128,14 @@ def test_what_a_container_lacks_costs_its_clips_only(
     assert all(reason(content) for content in contents[6:])
 
 
-def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_named_pipe_is_rejected_without_waiting(tmp_path: Path) -> None:
     path = str(tmp_path / "fifo")
     os.mkfifo(path)
     clips = [clip(0, path), clip(1, path, row_group=0, row=0)]
     assert [reason(content) for content in fetch_ahead(clips, 2)] == ["no regular file"] * 2
 
 
-def test_what_is_too_large_is_not_read(folder: str) -> None:
+def test_too_large_file_is_not_read(folder: str) -> None:
     storage.write_bytes(storage.join(folder, "a.tar"), bytes(100))
     audio = pa.array([{"bytes": bytes(size), "path": None} for size in (10, 11)])
     storage.write_table(storage.join(folder, "a.parquet"), pa.table({"audio": audio}))
@@ -153,13 +153,13 @@ def test_what_is_too_large_is_not_read(folder: str) -> None:
     assert list(fetch_ahead(clips[:1], 2, 100)) == [bytes(100)]
 
 
-def test_a_fault_of_the_storage_is_no_reject() -> None:
+def test_storage_error_stops_the_job() -> None:
     error = OSError(5, "Input/output error")
     with refused("/a.wav", "Input/output error", remedy="resume"):
         fault(error, "/a.wav")
 
 
-def test_closing_ends_its_threads(folder: str) -> None:
+def test_closing_ends_the_fetching_threads(folder: str) -> None:
     before = set(threading.enumerate())
     contents = fetch_ahead([clip(n, storage.join(folder, str(n))) for n in range(20)], 2)
     assert isinstance(next(contents), FileNotFoundError)
@@ -167,5 +167,5 @@ def test_closing_ends_its_threads(folder: str) -> None:
     assert {thread for thread in threading.enumerate() if "Pool" in thread.name} <= before
 
 
-def test_nothing_to_fetch() -> None:
+def test_no_clips_give_no_contents() -> None:
     assert list(fetch_ahead([], 4)) == []

@@ -1,4 +1,4 @@
-"""The plan: every clip in one shard, the same whatever the order of the manifest."""
+"""The plan: each clip in one shard, independent of the order of the manifest."""
 
 from collections import Counter
 from dataclasses import replace
@@ -24,7 +24,7 @@ from tests.support.preparation import LABELS, SETTINGS, planned_ids, preparation
     clips_per_shard=st.integers(1, 30),
     data=st.data(),
 )
-def test_the_plan_holds_every_clip_once_whatever_their_order(
+def test_plan_holds_each_clip_once_in_any_order(
     splits: list[str], clips_per_shard: int, data: st.DataObject
 ) -> None:
     clips = [
@@ -46,7 +46,7 @@ def test_the_plan_holds_every_clip_once_whatever_their_order(
         assert {split_of[clip_id] for clip_id in ids} == {spec.name.rpartition("-")[0]}
 
 
-def test_a_shard_holds_a_mix_of_what_the_manifest_lists_in_order() -> None:
+def test_shards_mix_clips_listed_class_by_class() -> None:
     clips = [
         Clip(id=f"{label}/{i}", uri="/x", labels=(label,)) for label in LABELS for i in range(200)
     ]
@@ -57,7 +57,7 @@ def test_a_shard_holds_a_mix_of_what_the_manifest_lists_in_order() -> None:
         assert min(counts[label] for label in LABELS) >= 3
 
 
-def test_whatever_decides_the_bytes_changes_the_fingerprint() -> None:
+def test_fingerprint_changes_with_everything_that_decides_bytes() -> None:
     clips = [Clip(id=str(i), uri=f"/{i}", labels=("dog",)) for i in range(8)]
     manifest = from_clips(clips, LABELS)
     plans = [
@@ -85,19 +85,19 @@ def test_whatever_decides_the_bytes_changes_the_fingerprint() -> None:
 
 
 @pytest.mark.parametrize("split", ["", "a/b", "a.b", "-a", "ü", "a b", ".."])
-def test_a_split_that_cannot_name_a_file_is_refused(split: str) -> None:
+def test_split_unfit_as_a_file_name_is_refused(split: str) -> None:
     clips = [Clip(id="a", uri="/a", labels=(), split=split)]
     with refused("the manifest", f"split {split!r}"):
         make_plan(from_clips(clips, LABELS), SETTINGS)
 
 
 @pytest.mark.parametrize("clips_per_shard", [0, 100_001])
-def test_a_shard_size_out_of_range_is_refused(clips_per_shard: int) -> None:
+def test_shard_size_out_of_range_is_refused(clips_per_shard: int) -> None:
     with refused("clips_per_shard", 1, 100_000, f"got {clips_per_shard}", type=SettingValueError):
         PrepareSettings(clips_per_shard=clips_per_shard)
 
 
-def test_a_task_reads_its_own_clips_of_the_plan(tmp_path: Path) -> None:
+def test_task_reads_only_its_clips_from_the_plan(tmp_path: Path) -> None:
     splits = ["train"] * 10 + ["eval"] * 4
     clips = [Clip(id=str(i), uri="/x", labels=(), split=split) for i, split in enumerate(splits)]
     prep = preparation(tmp_path, clips)

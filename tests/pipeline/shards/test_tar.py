@@ -44,7 +44,7 @@ def write_shard(ids: list[str]) -> tuple[bytes, list[Fbank], list[Placed]]:
     fbanks = [random_fbank(1 + 13 * number, seed=number) for number in range(len(ids))]
     file = io.BytesIO()
     writer = ShardWriter(file)
-    places = [
+    locations = [
         writer.add(clip_id, {"labels": ["dög", "rain"], "fold": number, "duration_s": 0.1}, numbers)
         for number, (clip_id, numbers) in enumerate(zip(ids, fbanks, strict=True))
     ]
@@ -52,11 +52,11 @@ def write_shard(ids: list[str]) -> tuple[bytes, list[Fbank], list[Placed]]:
     writer.finish()
     data = file.getvalue()
     assert (writer.size_bytes, writer.sha256) == (len(data), hashlib.sha256(data).hexdigest())
-    return data, fbanks, places
+    return data, fbanks, locations
 
 
 @given(num_clips=st.integers(1, 100_000), clips_per_shard=st.integers(1, 5_000))
-def test_sizes_of_shards(num_clips: int, clips_per_shard: int) -> None:
+def test_shard_sizes_are_even_and_limited(num_clips: int, clips_per_shard: int) -> None:
     sizes = shard_sizes(num_clips, clips_per_shard)
     assert sum(sizes) == num_clips
     assert 1 <= min(sizes) <= max(sizes) <= min(sizes) + 1
@@ -67,7 +67,7 @@ def test_sizes_of_shards(num_clips: int, clips_per_shard: int) -> None:
 
 
 @given(first=IDS, second=IDS)
-def test_keys_tell_ids_apart_and_hold_no_separator(first: str, second: str) -> None:
+def test_keys_are_unique_and_hold_no_separator(first: str, second: str) -> None:
     for clip_id in (first, second):
         key = shard_key(clip_id)
         assert key.isascii()
@@ -76,42 +76,42 @@ def test_keys_tell_ids_apart_and_hold_no_separator(first: str, second: str) -> N
     assert (shard_key(first) == shard_key(second)) == (first == second)
 
 
-def test_keys_of_awkward_ids_differ() -> None:
+def test_awkward_ids_get_distinct_keys() -> None:
     assert len({shard_key(clip_id) for clip_id in AWKWARD_IDS}) == len(AWKWARD_IDS)
 
 
 @settings(max_examples=30)
 @given(ids=st.lists(IDS, min_size=1, max_size=5, unique=True))
-def test_python_reads_the_tar_and_the_places_are_right(ids: list[str]) -> None:
-    data, fbanks, places = write_shard(ids)
+def test_tarfile_reads_members_at_the_recorded_offsets(ids: list[str]) -> None:
+    data, fbanks, locations = write_shard(ids)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         members = tar.getmembers()
         names = [f"{shard_key(clip_id)}.{suffix}" for clip_id in ids for suffix in ("json", "npy")]
         assert [member.name for member in members] == names
-        for member, numbers, place in zip(members[1::2], fbanks, places, strict=True):
+        for member, numbers, location in zip(members[1::2], fbanks, locations, strict=True):
             file = tar.extractfile(member)
             assert file is not None
             loaded = np.load(io.BytesIO(file.read()), allow_pickle=False)
             np.testing.assert_array_equal(loaded, numbers)
-            stored = data[place.offset_bytes : place.offset_bytes + place.size_bytes]
+            stored = data[location.offset_bytes : location.offset_bytes + location.size_bytes]
             np.testing.assert_array_equal(fbank_from_bytes(stored, 128), numbers)
-            assert member.offset_data < place.offset_bytes
-            assert place.offset_bytes + place.size_bytes == member.offset_data + member.size
+            assert member.offset_data < location.offset_bytes
+            assert location.offset_bytes + location.size_bytes == member.offset_data + member.size
 
 
-def test_nothing_in_the_tar_varies() -> None:
+def test_tar_bytes_are_reproducible() -> None:
     data, _, _ = write_shard(AWKWARD_IDS)
     assert write_shard(AWKWARD_IDS)[0] == data
     assert len(data) % tarfile.RECORDSIZE == 0
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        facts = {
+        headers = {
             (member.mtime, member.mode, member.uid, member.gid, member.uname, member.gname)
             for member in tar
         }
-    assert facts == {(0, 0o644, 0, 0, "", "")}
+    assert headers == {(0, 0o644, 0, 0, "", "")}
 
 
-def test_gnu_tar_lists_and_extracts_it(tmp_path: Path) -> None:
+def test_gnu_tar_lists_and_extracts_a_shard(tmp_path: Path) -> None:
     ids = ["dog/a.wav", "ü", "100%"]
     path = tmp_path / "shard.tar"
     data, fbanks, _ = write_shard(ids)
@@ -128,7 +128,7 @@ def test_gnu_tar_lists_and_extracts_it(tmp_path: Path) -> None:
 
 # webdataset leaves the closing of the tars it opened to the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed file <_io.BufferedReader name='.*tar'>")
-def test_webdataset_streams_it_with_its_own_decoders(tmp_path: Path) -> None:
+def test_webdataset_decodes_shards(tmp_path: Path) -> None:
     halves = [AWKWARD_IDS[:6], AWKWARD_IDS[6:]]
     expected: dict[str, Fbank] = {}
     for number, ids in enumerate(halves):
@@ -148,12 +148,12 @@ def test_webdataset_streams_it_with_its_own_decoders(tmp_path: Path) -> None:
         np.testing.assert_array_equal(sample["npy"], expected[clip_id])
 
 
-def test_a_shard_of_many_frames_keeps_its_places() -> None:
+def test_offsets_stay_right_in_a_long_shard() -> None:
     file = io.BytesIO()
     writer = ShardWriter(file)
-    places = [writer.add(str(number), {}, random_fbank(998)) for number in range(20)]
+    locations = [writer.add(str(number), {}, random_fbank(998)) for number in range(20)]
     data = file.getvalue()
-    assert {place.size_bytes for place in places} == {998 * 128 * 2}
-    for place in places:
-        stored = data[place.offset_bytes : place.offset_bytes + place.size_bytes]
+    assert {location.size_bytes for location in locations} == {998 * 128 * 2}
+    for location in locations:
+        stored = data[location.offset_bytes : location.offset_bytes + location.size_bytes]
         np.testing.assert_array_equal(fbank_from_bytes(stored, 128), random_fbank(998))

@@ -1,4 +1,4 @@
-"""Files by path: atomic writes, ranges, the same on S3, and one line for whatever is amiss."""
+"""Files by path: atomic writes, ranges, the same on S3, and an explained error for each fault."""
 
 import json
 import multiprocessing
@@ -38,7 +38,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 # --- both kinds of storage ---------------------------------------------------------------------
 
 
-def test_what_is_written_is_read(folder: str) -> None:
+def test_written_bytes_are_read_back(folder: str) -> None:
     path = storage.join(folder, "a", "ümlaut #1?%20 .bin")
     assert not storage.exists(path)
     storage.write_bytes(path, b"first")
@@ -50,7 +50,7 @@ def test_what_is_written_is_read(folder: str) -> None:
     assert not storage.exists(path)
 
 
-def test_a_missing_file_is_a_file_not_found(folder: str) -> None:
+def test_missing_file_raises_file_not_found(folder: str) -> None:
     path = storage.join(folder, "none")
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(path)
@@ -61,7 +61,7 @@ def test_a_missing_file_is_a_file_not_found(folder: str) -> None:
     assert storage.list_files(folder) == []
 
 
-def test_ranges(folder: str) -> None:
+def test_ranges_are_read_whole_or_refused(folder: str) -> None:
     path = storage.join(folder, "digits")
     storage.write_bytes(path, b"0123456789")
     assert storage.read_range(path, 0, 10) == b"0123456789"
@@ -72,7 +72,7 @@ def test_ranges(folder: str) -> None:
             storage.read_range(path, offset_bytes, size_bytes)
 
 
-def test_listing_is_sorted_deep_and_of_this_folder_only(folder: str) -> None:
+def test_listing_is_sorted_recursive_and_limited_to_the_folder(folder: str) -> None:
     names = ["b.txt", "a/2.txt", "a/10.txt", "a/deep/er/x"]
     for name in names:
         storage.write_bytes(storage.join(folder, name), b"x")
@@ -104,7 +104,7 @@ def test_documents_and_tables_round_trip(folder: str) -> None:
 # --- local files -------------------------------------------------------------------------------
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(
+def test_failed_write_keeps_the_old_file_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "file"
@@ -121,9 +121,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(
 
 
 @pytest.mark.parametrize("place", ["local", "s3"])
-def test_a_new_file_is_there_when_it_is_committed_and_not_before(
-    place: str, tmp_path: Path, s3: str
-) -> None:
+def test_new_file_appears_only_when_committed(place: str, tmp_path: Path, s3: str) -> None:
     folder = str(tmp_path) if place == "local" else s3
     path = storage.join(folder, "shards", "file")
     storage.write_bytes(path, b"old")
@@ -141,7 +139,7 @@ def test_a_new_file_is_there_when_it_is_committed_and_not_before(
 
 
 def write_and_die(path: str) -> None:
-    """In a process of its own: killed when the content is on its way but not in place."""
+    """Run in another process: killed when the content is written but not yet renamed."""
 
     def die(fd: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -150,7 +148,7 @@ def write_and_die(path: str) -> None:
     storage.write_bytes(path, b"new" * 1000)
 
 
-def test_a_writer_killed_half_way_leaves_the_old_file(tmp_path: Path) -> None:
+def test_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "file"
     storage.write_bytes(str(target), b"old")
     writer = multiprocessing.get_context("spawn").Process(target=write_and_die, args=(str(target),))
@@ -162,7 +160,7 @@ def test_a_writer_killed_half_way_leaves_the_old_file(tmp_path: Path) -> None:
     assert target.read_bytes() == b"newer"
 
 
-def test_where_nothing_can_be_written_is_one_line(tmp_path: Path) -> None:
+def test_unwritable_path_is_an_explained_error(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "file"), b"")
     for path in (tmp_path / "file" / "below", tmp_path, Path("/proc/none/file")):
         with refused(path, "written"):
@@ -170,7 +168,7 @@ def test_where_nothing_can_be_written_is_one_line(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_local_path_that_leads_through_a_file_is_one_line(tmp_path: Path) -> None:
+def test_path_through_a_file_is_not_found(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "file"), b"")
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(str(tmp_path / "file" / "below"))
@@ -191,7 +189,7 @@ def test_a_local_path_that_leads_through_a_file_is_one_line(tmp_path: Path) -> N
         ("a\0b", "a path that no file can have"),
     ],
 )
-def test_local_faults_of_one_file(tmp_path: Path, name: str, fault: str) -> None:
+def test_local_file_faults_get_a_reason(tmp_path: Path, name: str, fault: str) -> None:
     (tmp_path / "file").write_bytes(b"x")
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises((OSError, ValueError)) as caught:
@@ -199,12 +197,14 @@ def test_local_faults_of_one_file(tmp_path: Path, name: str, fault: str) -> None
     assert storage.one_file_fault(caught.value) == fault
 
 
-def test_a_key_that_is_too_long_is_a_fault_of_one_file() -> None:
+def test_overlong_key_concerns_one_file() -> None:
     answer: Any = {"Error": {"Code": "KeyTooLongError"}}
     assert storage.one_file_fault(ClientError(answer, "GetObject"))
 
 
-def test_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_become_absolute_or_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert storage.absolute("data/x") == str(tmp_path / "data" / "x")
     assert storage.absolute("/data/../x/") == "/x"
@@ -219,7 +219,7 @@ def test_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         storage.absolute("s3:///key")
 
 
-def test_passing_faults_are_retried_and_lasting_ones_are_not(
+def test_only_passing_faults_are_retried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     waits: list[float] = []
@@ -246,7 +246,7 @@ def test_passing_faults_are_retried_and_lasting_ones_are_not(
 # --- S3 ----------------------------------------------------------------------------------------
 
 
-def test_markers_of_folders_are_no_files(s3: str) -> None:
+def test_folder_markers_are_not_listed(s3: str) -> None:
     client = storage.file_system(s3)
     bucket = s3.removeprefix("s3://")
     client.call_s3("put_object", Bucket=bucket, Key="folder/", Body=b"")
@@ -256,7 +256,7 @@ def test_markers_of_folders_are_no_files(s3: str) -> None:
     assert not storage.exists(f"{s3}/folder")
 
 
-def test_a_bucket_is_there_also_when_empty(s3: str) -> None:
+def test_empty_bucket_exists(s3: str) -> None:
     storage.check_bucket(s3)
     storage.check_bucket(f"{s3}/some/prefix")
     storage.check_bucket("/a/local/path")
@@ -288,7 +288,7 @@ def assert_one_line(messages: list[str], path: str, *values: str) -> None:
 
 
 @pytest.mark.usefixtures("s3")
-def test_a_bucket_that_does_not_exist() -> None:
+def test_missing_bucket_is_an_explained_error() -> None:
     path = "s3://no-such-bucket/key"
     with pytest.raises(UserError) as caught:
         storage.write_bytes(path, b"x")
@@ -300,7 +300,7 @@ def test_a_bucket_that_does_not_exist() -> None:
 
 
 @pytest.mark.usefixtures("s3")
-def test_a_name_that_no_bucket_can_have() -> None:
+def test_invalid_bucket_name_is_an_explained_error() -> None:
     path = "s3://No_Bucket!/key"
     assert_one_line(failures(path), path, "Invalid bucket name")
 
@@ -321,7 +321,7 @@ def fresh_clients() -> Iterator[Any]:
 
 
 @pytest.mark.usefixtures("few_attempts")
-def test_no_credentials(
+def test_missing_credentials_are_an_explained_error(
     s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fresh_clients: Any
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -337,7 +337,7 @@ def test_no_credentials(
 
 
 @pytest.mark.usefixtures("few_attempts")
-def test_an_endpoint_that_does_not_answer(
+def test_silent_endpoint_is_a_passing_error(
     s3: str, monkeypatch: pytest.MonkeyPatch, fresh_clients: Any
 ) -> None:
     # Taken, and nobody listens there.
@@ -354,7 +354,7 @@ def test_an_endpoint_that_does_not_answer(
             storage.list_files(f"{path}/below")
 
 
-def test_an_endpoint_that_is_no_url(
+def test_endpoint_without_scheme_is_an_explained_error(
     s3: str, monkeypatch: pytest.MonkeyPatch, fresh_clients: Any
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "storage:9000")
@@ -364,7 +364,9 @@ def test_an_endpoint_that_is_no_url(
 
 
 @pytest.mark.usefixtures("fresh_clients")
-def test_refused_credentials(strict_s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_credentials_are_an_explained_error(
+    strict_s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in s3_environment(strict_s3_endpoint).items():
         monkeypatch.setenv(name, value)
     path = "s3://bucket/key"
@@ -421,7 +423,7 @@ def _new_user(bucket: str, action: str, resource: str) -> dict[str, str]:
     }
 
 
-def test_a_file_that_is_refused_is_no_fault_of_its_bucket(restricted: str) -> None:
+def test_refused_file_does_not_condemn_its_bucket(restricted: str) -> None:
     there, secret = f"{restricted}/open/there", f"{restricted}/secret/there"
     assert storage.read_bytes(there) == b"x"
     assert storage.read_file(there) == b"x"
@@ -437,13 +439,13 @@ def test_a_file_that_is_refused_is_no_fault_of_its_bucket(restricted: str) -> No
         storage.check_bucket(restricted)
 
 
-def test_a_missing_or_empty_file_is_no_fault_of_its_bucket(s3: str) -> None:
+def test_missing_or_empty_file_does_not_condemn_its_bucket(s3: str) -> None:
     storage.write_bytes(f"{s3}/empty", b"")
     for uris in ([f"{s3}/empty"], [f"{s3}/missing"], []):
         storage.check_readable(uris)
 
 
-def test_a_storage_that_stays_broken_is_named() -> None:
+def test_lasting_storage_errors_are_explained() -> None:
     broken = OSError("Please reduce your request rate.")
     broken.__cause__ = Exception("cause")
     broken.__cause__.response = {"Error": {"Code": "SlowDown"}}  # type: ignore[attr-defined]
@@ -486,8 +488,8 @@ class EndlessListing(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_listing_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first keys are there long before the last page is asked for."""
+def test_listing_streams_its_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first keys arrive long before the last page is requested."""
     EndlessListing.pages_asked.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), EndlessListing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
