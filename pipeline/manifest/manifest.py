@@ -95,6 +95,11 @@ def from_columns(
     return Manifest(clips=table, labels=tuple(labels), notes=tuple(notes), coverage=coverage)
 
 
+def to_clips(table: pa.Table) -> list[Clip]:
+    """The rows of a table of `SCHEMA`."""
+    return [Clip(**{**row, "labels": tuple(row["labels"])}) for row in table.to_pylist()]
+
+
 def labels_in_use(clips: pa.Table) -> list[str]:
     """The labels that a table of `SCHEMA` has, sorted."""
     return sorted(pc.unique(pc.list_flatten(clips["labels"])).to_pylist())

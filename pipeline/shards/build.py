@@ -29,6 +29,7 @@ from pipeline.audio.rejects import Reject, RejectError
 from pipeline.audio.sandbox import DecoderProcess
 from pipeline.audio.stored_audio import encode_flac, to_16_bits, to_waveform
 from pipeline.fbank import fbank
+from pipeline.manifest.manifest import Clip, to_clips
 from pipeline.shards.fetch import fault, fetch_ahead
 from pipeline.shards.parts import (
     STAGES,
@@ -108,7 +109,7 @@ def build_shard(spec: ShardSpec, job: BuildJob) -> Part:
 def _build(spec: ShardSpec, job: BuildJob, decode: Decode, writer: ShardWriter, name: str) -> Part:
     """Write all clips of a shard; `name` is the tar's, relative to the data set."""
     clock = Stages(dict.fromkeys(STAGES, 0.0))
-    clips = read_shard_clips(job.work, spec).to_pylist()
+    clips = to_clips(read_shard_clips(job.work, spec))
     rows: list[dict[str, Any]] = []
     rejects: list[Reject] = []
     fetched_bytes = 0
@@ -119,13 +120,13 @@ def _build(spec: ShardSpec, job: BuildJob, decode: Decode, writer: ShardWriter, 
                 content = next(contents)
             try:
                 if isinstance(content, Exception):
-                    raise fault(content, clip["uri"]) from content
+                    raise fault(content, clip.uri) from content
                 fetched_bytes += len(content)
                 row = build_clip(clip, content, decode, writer, job.settings, clock)
                 rows.append({**row, "shard": name})
             except RejectError as error:
                 rejects.append(
-                    Reject(id=clip["id"], uri=clip["uri"], stage=error.stage, reason=error.reason)
+                    Reject(id=clip.id, uri=clip.uri, stage=error.stage, reason=error.reason)
                 )
     with clock.stage("write"):
         writer.finish()
@@ -162,7 +163,7 @@ def _watched(*arguments: Any, **options: Any) -> npt.NDArray[np.float32]:
 
 
 def build_clip(
-    clip: dict[str, Any],
+    clip: Clip,
     content: bytes,
     decode: Decode,
     writer: ShardWriter,
@@ -179,8 +180,8 @@ def build_clip(
             content,
             settings.decode,
             sample_rate_hz=settings.fbank.sample_rate_hz,
-            start_s=clip["start_s"],
-            end_s=clip["end_s"],
+            start_s=clip.start_s,
+            end_s=clip.end_s,
         )
         samples, num_clipped = None, 0
         if settings.store == "audio":
@@ -192,13 +193,18 @@ def build_clip(
         exact = numbers.float()
         level = float(np.einsum("i,i->", waveform, waveform)) / len(waveform)
     with clock.stage("write"):
-        facts = {name: clip[name] for name in ("labels", "split", "fold")}
         rate_hz = settings.fbank.sample_rate_hz
         duration_s = len(waveform) / rate_hz
         stored = numbers.numpy() if samples is None else encode_flac(samples, rate_hz)
-        placed = writer.add(clip["id"], {**facts, "duration_s": duration_s}, stored)
+        details = {"labels": clip.labels, "split": clip.split, "fold": clip.fold}
+        placed = writer.add(clip.id, {**details, "duration_s": duration_s}, stored)
     return {
-        **{name: clip[name] for name in ("id", "uri", "split", "fold", "labels", "common")},
+        "id": clip.id,
+        "uri": clip.uri,
+        "split": clip.split,
+        "fold": clip.fold,
+        "labels": clip.labels,
+        "common": clip.common,
         **asdict(placed),
         "frames": len(numbers),
         "duration_s": duration_s,

@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
-from typing import Any
 
 import pyarrow as pa
 
@@ -17,8 +16,7 @@ from pipeline import storage
 from pipeline.audio.rejects import RejectError
 from pipeline.errors import UserError
 from pipeline.manifest.layouts.parquet_audio import NoAudioColumnError, read_audio
-
-Clip = dict[str, Any]
+from pipeline.manifest.manifest import Clip
 
 _ROW_GROUPS_AHEAD = 1
 """Row groups hold hundreds of clips: more of them at once would only fill the memory."""
@@ -33,7 +31,7 @@ def fetch_ahead(
     closes the generator (`contextlib.closing`): left to the garbage collector, which may run within
     the start of a thread, waiting here for threads to end waits for ever.
     """
-    ahead = num_ahead if all(clip["row_group"] is None for clip in clips) else _ROW_GROUPS_AHEAD
+    ahead = num_ahead if all(clip.row_group is None for clip in clips) else _ROW_GROUPS_AHEAD
     pool = ThreadPoolExecutor(max_workers=num_ahead)
     try:
         waiting: list[Future[list[bytes | Exception]]] = []
@@ -76,10 +74,10 @@ def _reads(
 ) -> Iterator[Callable[[], list[bytes | Exception]]]:
     """One read for each file or range, one for neighbours in a row group."""
 
-    def place(clip: Clip) -> object:
-        return clip["id"] if clip["row_group"] is None else (clip["uri"], clip["row_group"])
+    def source(clip: Clip) -> object:
+        return clip.id if clip.row_group is None else (clip.uri, clip.row_group)
 
-    for _, group in groupby(clips, key=place):
+    for _, group in groupby(clips, key=source):
         together = list(group)
         yield partial(_read_or_errors, together, max_bytes)
 
@@ -94,16 +92,22 @@ def _read_or_errors(clips: list[Clip], max_bytes: int | None) -> list[bytes | Ex
 
 def _read(clips: list[Clip], max_bytes: int | None) -> list[bytes | Exception]:
     first = clips[0]
-    too_large = storage.TooLargeError(f"{first['uri']}: audio of more than {max_bytes} bytes")
-    if first["row_group"] is not None:
-        with storage.open_binary(first["uri"]) as file:
-            found = read_audio(file, first["row_group"], [clip["row"] for clip in clips])
+    too_large = storage.TooLargeError(f"{first.uri}: audio of more than {max_bytes} bytes")
+    if first.row_group is not None:
+        with storage.open_binary(first.uri) as file:
+            audio = read_audio(file, first.row_group, [_row(clip) for clip in clips])
         return [
             content if len(content) <= (max_bytes or len(content)) else too_large
-            for content in (one or b"" for one in found)
+            for content in (cell or b"" for cell in audio)
         ]
-    if first["offset_bytes"] is not None:
-        if first["size_bytes"] > (max_bytes or first["size_bytes"]):
+    if first.offset_bytes is not None:
+        assert first.size_bytes is not None  # the manifest has both or neither
+        if first.size_bytes > (max_bytes or first.size_bytes):
             return [too_large]
-        return [storage.read_range(first["uri"], first["offset_bytes"], first["size_bytes"])]
-    return [storage.read_file(first["uri"], max_bytes=max_bytes)]
+        return [storage.read_range(first.uri, first.offset_bytes, first.size_bytes)]
+    return [storage.read_file(first.uri, max_bytes=max_bytes)]
+
+
+def _row(clip: Clip) -> int:
+    assert clip.row is not None  # the manifest has it wherever it has a row group
+    return clip.row

@@ -37,7 +37,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from trainer.studies.ensemble import make_table, plan_ensemble, score_ensemble
+    from trainer.studies.ensemble import (
+        former_members,
+        make_table,
+        plan_ensemble,
+        score_ensemble,
+    )
 
     plan = plan_ensemble(
         find_recipe(arguments.recipe) if arguments.recipe else None,
@@ -50,11 +55,11 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if plan.recipes:
         train_all(plan.recipes, arguments)
-    result = score_ensemble(plan.runs, plan.name, arguments.out)
-    Console().print(make_table(result))
-    if result.left_out:
+    left_out = former_members(plan.runs, arguments.out)
+    Console().print(make_table(score_ensemble(plan.runs, plan.name, arguments.out)))
+    if left_out:
         print(
-            f"previous members that are no longer included: {' '.join(result.left_out)}; name them "
+            f"previous members that are no longer included: {' '.join(left_out)}; name them "
             f"by --seeds, --variant or --runs to include them",
             file=sys.stderr,
         )

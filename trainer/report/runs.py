@@ -23,6 +23,7 @@ from trainer.run.run_folder import DataInfo, RunInfo, read_recipe, read_run
 from trainer.run.skipped_steps import read_bad_steps
 from trainer.scores.metrics import METRICS, ClassMetrics
 from trainer.scores.predictions import ScoredClips, read_metrics
+from trainer.studies.ensemble import read_result
 from trainer.studies.shared import read_runs
 
 _OF_TRAINING = {"augment", "sampler", "schedule", "optimiser", "averaging", "train"}
@@ -223,14 +224,8 @@ def read_ensembles(folders: Sequence[str]) -> list[Row]:
     for folder, name in zip(scored, run_names(scored), strict=True):
         path = storage.join(folder, "ensemble.json")
         title = f"Ensemble {name}" if len(scored) > 1 else "Ensemble"
-        try:
-            document = storage.read_json(path)
-            metrics = dict(document["ensemble"])
-            ensembles.append({"title": title, "on": document["name"], "metrics": metrics})
-        except (ValueError, LookupError, TypeError) as error:
-            raise UserError(
-                path, "damaged", "the command of the ensemble makes it again"
-            ) from error
+        result = read_result(path)
+        ensembles.append({"title": title, "on": result.name, "metrics": result.ensemble})
     return ensembles
 
 

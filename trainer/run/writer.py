@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -56,9 +57,18 @@ def take_over(run_path: str) -> str:
     A lock cannot do it on S3, where one of a killed process would stay.
     """
     token = secrets.token_hex(8)
-    writer = {"token": token, "host": socket.gethostname(), "process": os.getpid()}
-    storage.write_json(storage.join(run_path, "writer.json"), writer)
+    writer = _Writer(token=token, host=socket.gethostname(), process=os.getpid())
+    storage.write_json(storage.join(run_path, "writer.json"), asdict(writer))
     return token
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Writer:
+    """`writer.json`: the process that writes into the run folder."""
+
+    token: str
+    host: str
+    process: int
 
 
 def check_writer(run_path: str, token: str) -> None:
@@ -68,15 +78,15 @@ def check_writer(run_path: str, token: str) -> None:
         UserError: another has, and goes on with the run.
     """
     try:
-        writer = storage.read_json(storage.join(run_path, "writer.json"))
-        is_another, where = writer["token"] != token, f"{writer['process']} on {writer['host']}"
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        data = storage.read_bytes(storage.join(run_path, "writer.json"))
+        writer = storage.parse_document(data, _Writer)
+    except (FileNotFoundError, storage.DocumentError):
         return  # gone or damaged: nobody says that it is another
-    if is_another:
+    if writer.token != token:
         raise UserError(
             run_path,
-            f"another `train` has begun there (process {where}) and goes on from the last "
-            "checkpoint",
+            f"another `train` has begun there (process {writer.process} on {writer.host}) and goes "
+            "on from the last checkpoint",
             "this one ends",
         )
 

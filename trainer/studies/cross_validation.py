@@ -8,7 +8,7 @@ does so): on the very clips that are reported, which flatters them, so it is lab
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.table import Table
@@ -45,19 +45,42 @@ class CrossValidation:
     def picked_epoch(self) -> int:
         """The first of the epochs with the best mean over the folds, counted from 1."""
         means = [
-            self.after(epoch)["mean"][self.metric] or 0.0 for epoch in range(1, self.num_epochs + 1)
+            self.after(epoch).mean[self.metric] or 0.0 for epoch in range(1, self.num_epochs + 1)
         ]
         return means.index(max(means)) + 1
 
     @property
-    def picked_by(self) -> str:
-        """How, in words."""
-        return PICKED_BY if len(self.folds) > 1 else PICKED_BY_ONE
+    def last(self) -> "EpochScores":
+        """Scores after the last epoch."""
+        return self.after(self.num_epochs)
 
-    def after(self, epoch: int) -> dict[str, Any]:
+    @property
+    def picked(self) -> "EpochScores":
+        """Scores after the picked epoch."""
+        picked_by = PICKED_BY if len(self.folds) > 1 else PICKED_BY_ONE
+        return replace(self.after(self.picked_epoch), picked_by=picked_by)
+
+    def after(self, epoch: int) -> "EpochScores":
         """Scores of each fold after an epoch, their mean and their standard deviation."""
         folds = {str(fold): curve[epoch - 1] for fold, curve in self.folds.items()}
-        return {"epoch": epoch, "folds": folds, **mean_and_std(list(folds.values()))}
+        mean, std = mean_and_std(list(folds.values()))
+        return EpochScores(epoch=epoch, folds=folds, mean=mean, std=std)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochScores:
+    """Scores after an epoch."""
+
+    picked_by: str | None = None
+    """How the epoch was picked; None for the last one."""
+    epoch: int
+    folds: dict[str, Figures]
+    mean: Figures
+    std: Figures
+
+    def to_json(self) -> dict[str, Any]:
+        """The part of `cross_validation.json`."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,38 +171,33 @@ def score_folds(recipes: Mapping[str, Recipe], output: str) -> CrossValidation:
         metric="accuracy" if losses == {"ce"} else "mAP",
         folds={recipe.data.fold: _read_curve(path) for path, recipe in recipes.items()},
     )
-    document = {"runs": runs_to_json(list(recipes), output), **to_json(result)}
+    document = {
+        "runs": runs_to_json(list(recipes), output),
+        "metric": result.metric,
+        "last_epoch": result.last.to_json(),
+        "picked_epoch": result.picked.to_json(),
+    }
     storage.write_json(storage.join(output, "cross_validation.json"), document)
     return result
 
 
-def to_json(result: CrossValidation) -> dict[str, Any]:
-    """The table's numbers."""
-    return {
-        "metric": result.metric,
-        "last_epoch": result.after(result.num_epochs),
-        "picked_epoch": {"picked_by": result.picked_by, **result.after(result.picked_epoch)},
-    }
-
-
 def make_table(result: CrossValidation) -> Table:
     """Each fold, mean and standard deviation, after the last and after the picked epoch."""
-    numbers = to_json(result)
-    last, picked = numbers["last_epoch"], numbers["picked_epoch"]
+    last, picked = result.last, result.picked
     table = Table(
         title=f"Cross-validation over {len(result.folds)} fold{'s' * (len(result.folds) > 1)}",
-        caption=f"Picked: epoch {picked['epoch']}, {picked['picked_by']}.",
+        caption=f"Picked: epoch {picked.epoch}, {picked.picked_by}.",
     )
     table.add_column("held out")
-    for what in (f"epoch {last['epoch']} (last)", f"epoch {picked['epoch']} (picked)"):
+    for what in (f"epoch {last.epoch} (last)", f"epoch {picked.epoch} (picked)"):
         for name in FIGURES:
             table.add_column(f"{name}\n{what}", justify="right")
     for fold in result.folds:
-        of_last, of_picked = (table_cells(one["folds"][str(fold)]) for one in (last, picked))
+        of_last, of_picked = (table_cells(scores.folds[str(fold)]) for scores in (last, picked))
         table.add_row(f"fold {fold}", *of_last, *of_picked)
     table.add_section()
-    for title, key in (("mean", "mean"), ("standard deviation", "std")):
-        table.add_row(title, *table_cells(last[key]), *table_cells(picked[key]))
+    table.add_row("mean", *table_cells(last.mean), *table_cells(picked.mean))
+    table.add_row("standard deviation", *table_cells(last.std), *table_cells(picked.std))
     return table
 
 

@@ -10,8 +10,7 @@ weight-averaged, checkpoints (paper section 3.1; the authors' `ensemble.py`).
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,17 +51,19 @@ class EnsemblePlan:
     """The clip set that they are scored on."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EnsembleResult:
-    """Members and their ensemble on one clip set."""
+    """Members and their ensemble on one clip set: the document `ensemble.json`."""
 
-    members: dict[str, Metrics]
-    """Metrics of each member, by the name of its run."""
-    ensemble: Metrics
+    runs: list[str]
+    """The members' run folders, from that of the ensemble."""
     name: str
     """The clip set."""
-    left_out: list[str]
-    """Runs that were members in the result that stood there before, and are none now."""
+    members: dict[str, Figures]
+    """Scores of each member, by the name of its run."""
+    mean: Figures
+    std: Figures
+    ensemble: Figures
 
 
 def plan_ensemble(
@@ -184,13 +185,18 @@ def average_predictions(members: Mapping[str, Predictions]) -> Predictions:
     return replace(first, scores=mean, source=source)
 
 
+def former_members(run_paths: Sequence[str], output: str) -> list[str]:
+    """Members of the result in `output`, if one is there, that are not among these runs."""
+    before = read_runs(storage.join(output, "ensemble.json"))
+    return [run for run in before if run not in run_paths]
+
+
 def score_ensemble(run_paths: Sequence[str], name: str, output: str) -> EnsembleResult:
     """Average the runs' predictions on a clip set and write the result to `output`.
 
     Raises:
         UserError: a run lacks these predictions, or they do not fit together.
     """
-    path = storage.join(output, "ensemble.json")
     if len(set(run_paths)) < len(run_paths):
         raise UserError("", f"each run may be a member once, got {' '.join(run_paths)}")
     names = [path.rpartition("/")[2] for path in run_paths]
@@ -199,43 +205,45 @@ def score_ensemble(run_paths: Sequence[str], name: str, output: str) -> Ensemble
     paths = dict(zip(names, run_paths, strict=True))
     members = {member: read_predictions(path, name) for member, path in paths.items()}
     average = average_predictions(members)
+    scores = {member: _figures(_metrics(one)) for member, one in members.items()}
+    metrics = _metrics(average)
+    mean, std = mean_and_std(list(scores.values()))
     result = EnsembleResult(
-        members={member: _metrics(one) for member, one in members.items()},
-        ensemble=_metrics(average),
+        runs=runs_to_json(run_paths, output),
         name=name,
-        left_out=[run for run in read_runs(path) if run not in run_paths],
+        members=scores,
+        mean=mean,
+        std=std,
+        ensemble=_figures(metrics),
     )
-    write_predictions(output, average, result.ensemble)
-    document = {"runs": runs_to_json(run_paths, output), **to_json(result)}
-    storage.write_json(path, document)
+    write_predictions(output, average, metrics)
+    storage.write_json(storage.join(output, "ensemble.json"), asdict(result))
     return result
 
 
-def to_json(result: EnsembleResult) -> dict[str, Any]:
-    """The table's numbers."""
-    members = {member: _figures(metrics) for member, metrics in result.members.items()}
-    return {
-        "name": result.name,
-        "members": members,
-        **mean_and_std(list(members.values())),
-        "ensemble": _figures(result.ensemble),
-    }
+def read_result(path: str) -> EnsembleResult:
+    """Read an `ensemble.json`.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    remedy = "the command of the ensemble makes it again"
+    return storage.read_document(path, EnsembleResult, remedy)
 
 
 def make_table(result: EnsembleResult) -> Table:
     """Each member, their mean and standard deviation, and the ensemble."""
-    numbers = to_json(result)
     table = Table(title=f"Ensemble of {len(result.members)} on {result.name}")
     table.add_column("model")
     for name in METRICS:
         table.add_column(name, justify="right")
-    for member, figures in numbers["members"].items():
+    for member, figures in result.members.items():
         table.add_row(member, *table_cells(figures))
     table.add_section()
-    table.add_row("mean", *table_cells(numbers["mean"]))
-    table.add_row("standard deviation", *table_cells(numbers["std"]))
+    table.add_row("mean", *table_cells(result.mean))
+    table.add_row("standard deviation", *table_cells(result.std))
     table.add_section()
-    ensemble = (f"[bold]{cell}" for cell in table_cells(numbers["ensemble"]))
+    ensemble = (f"[bold]{cell}" for cell in table_cells(result.ensemble))
     table.add_row("[bold]ensemble", *ensemble)
     return table
 

@@ -5,6 +5,7 @@ with an option; the runs as a result's JSON names them; mean and standard deviat
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pipeline import storage
 from pipeline.errors import UserError
@@ -38,8 +39,8 @@ def read_runs(result_path: str) -> list[str]:
     An empty list where there is no such file, or one that does not tell.
     """
     try:
-        names = storage.read_json(result_path)["runs"]
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        names = storage.parse_document(storage.read_bytes(result_path), _Members).runs
+    except (FileNotFoundError, storage.DocumentError):
         return []
     folder = result_path.rpartition("/")[0]
     return [
@@ -47,16 +48,21 @@ def read_runs(result_path: str) -> list[str]:
     ]
 
 
-def mean_and_std(runs: Sequence[Figures]) -> dict[str, Figures]:
-    """Mean and sample standard deviation of each figure over the runs, as a result's JSON has them.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Members:
+    """What is read again of a result."""
+
+    runs: list[str]
+
+
+def mean_and_std(runs: Sequence[Figures]) -> tuple[Figures, Figures]:
+    """Mean and sample standard deviation of each figure over the runs.
 
     None where a run has none; a single run has no deviation.
     """
-    over = {name: mean_and_deviation([one[name] for one in runs]) for name in runs[0]}
-    return {
-        "mean": {name: mean for name, (mean, _) in over.items()},
-        "std": {name: deviation for name, (_, deviation) in over.items()},
-    }
+    over = {name: mean_and_deviation([figures[name] for figures in runs]) for name in runs[0]}
+    means = {name: mean for name, (mean, _) in over.items()}
+    return means, {name: deviation for name, (_, deviation) in over.items()}
 
 
 def table_cells(figures: Figures) -> list[str]:

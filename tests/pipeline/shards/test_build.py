@@ -8,7 +8,6 @@ import threading
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -155,7 +154,7 @@ def test_no_thread_outlives_a_task(
 ) -> None:
     kept: list[object] = []  # so that nothing is closed by going out of sight
 
-    def keep(clips: list[dict[str, Any]], *limits: int) -> Generator[bytes | Exception, None, None]:
+    def keep(clips: list[Clip], *limits: int) -> Generator[bytes | Exception, None, None]:
         contents = fetch_ahead(clips, *limits)
         kept.append(contents)
         return contents

@@ -2,8 +2,8 @@
 
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pyarrow as pa
@@ -14,15 +14,14 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.manifest.layouts.parquet_audio import read_audio
+from pipeline.manifest.manifest import Clip
 from pipeline.shards import fetch
 from pipeline.shards.fetch import fault, fetch_ahead
 from tests.support.errors import refused
 
 
-def clip(clip_id: object, uri: str, **location: int) -> dict[str, Any]:
-    """A row of the manifest, as far as fetching reads it."""
-    nowhere = {"offset_bytes": None, "size_bytes": None, "row_group": None, "row": None}
-    return {"id": str(clip_id), "uri": uri, **nowhere, **location}
+def clip(clip_id: object, uri: str, **columns: int) -> Clip:
+    return replace(Clip(id=str(clip_id), uri=uri, labels=()), **columns)  # type: ignore[arg-type]
 
 
 def reason(error: object) -> str:
@@ -40,7 +39,7 @@ def test_contents_and_errors_keep_the_order_of_clips(folder: str) -> None:
     missing = (0, 7, 19)
     for number, row in enumerate(clips):
         if number not in missing:
-            storage.write_bytes(row["uri"], str(number).encode())
+            storage.write_bytes(row.uri, str(number).encode())
     for num_ahead in (1, 3, 50):
         contents = list(fetch_ahead(clips, num_ahead))
         assert len(contents) == 20

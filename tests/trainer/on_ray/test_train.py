@@ -34,6 +34,7 @@ from trainer.on_ray.tune import unfinished
 from trainer.recipe.settings import TrainSettings
 from trainer.run.history import is_finished, read_history
 from trainer.run.run_folder import read_run
+from trainer.run.run_progress import RunProgress
 from trainer.run.writer import alone_in
 from trainer.scores.predictions import Source, predictions_path, read_predictions
 from trainer.training.evaluation import evaluate
@@ -197,9 +198,17 @@ def test_the_progress_takes_no_cpu_and_outlives_its_board() -> None:
     before = set(threading.enumerate())
     with progress_board(1) as board:
         (thread,) = (one for one in set(threading.enumerate()) - before if one.name == "progress")
-        values = {"run": "/a/run", "step": 1, "num_steps": 2, "epoch": 1, "lr": 0.1}
-        nothing = dict.fromkeys(("loss", "clips_per_s", "mAP", "accuracy"))
-        ray.get(board.put.remote({**values, **nothing}))
+        progress = RunProgress(
+            run="/a/run",
+            step=1,
+            num_steps=2,
+            epoch=1,
+            lr=0.1,
+            num_bad_steps=0,
+            last_point=None,
+            last_epoch=None,
+        )
+        ray.get(board.put.remote(progress))
         # Ray counts them now and then, and workers of earlier tests end in their own time.
         deadline = time.monotonic() + 60
         while ray.available_resources().get("CPU") != 2:

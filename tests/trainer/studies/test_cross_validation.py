@@ -22,7 +22,6 @@ from trainer.studies.cross_validation import (
     make_table,
     plan_folds,
     score_folds,
-    to_json,
     with_finished,
 )
 from trainer.training.loop import train
@@ -54,16 +53,14 @@ def shown(result: CrossValidation) -> str:
 
 
 def test_mean_and_deviation_of_the_last_and_of_the_picked_epoch() -> None:
-    numbers = to_json(THREE)
-    assert numbers["metric"] == "accuracy"
-    last, picked = numbers["last_epoch"], numbers["picked_epoch"]
-    assert (last["epoch"], picked["epoch"]) == (3, 2)
-    assert [one["accuracy"] for one in last["folds"].values()] == [0.6, 0.8, 0.7]
-    assert list(last["folds"]) == ["1", "2", "4"]
-    assert last["mean"] == pytest.approx({"accuracy": 0.7, "mAP": 0.35})
-    assert last["std"] == pytest.approx({"accuracy": 0.1, "mAP": 0.05})
-    assert picked["mean"] == pytest.approx({"accuracy": 0.8, "mAP": 0.4})
-    assert picked["picked_by"] == PICKED_BY
+    last, picked = THREE.last, THREE.picked
+    assert (last.epoch, picked.epoch) == (3, 2)
+    assert [scores["accuracy"] for scores in last.folds.values()] == [0.6, 0.8, 0.7]
+    assert list(last.folds) == ["1", "2", "4"]
+    assert last.mean == pytest.approx({"accuracy": 0.7, "mAP": 0.35})
+    assert last.std == pytest.approx({"accuracy": 0.1, "mAP": 0.05})
+    assert picked.mean == pytest.approx({"accuracy": 0.8, "mAP": 0.4})
+    assert (last.picked_by, picked.picked_by) == (None, PICKED_BY)
     assert "test clips" in PICKED_BY
 
 
@@ -81,9 +78,8 @@ def test_the_epoch_is_picked_by_the_metric_and_the_first_of_equals() -> None:
 
 def test_a_single_fold_has_no_deviation_and_what_is_undefined_stays_so() -> None:
     one = CrossValidation(metric="accuracy", folds={3: [{"accuracy": 0.5, "mAP": None}]})
-    numbers = to_json(one)["last_epoch"]
-    assert numbers["mean"] == {"accuracy": 0.5, "mAP": None}
-    assert numbers["std"] == {"accuracy": None, "mAP": None}
+    assert one.last.mean == {"accuracy": 0.5, "mAP": None}
+    assert one.last.std == {"accuracy": None, "mAP": None}
     text = " ".join(shown(one).split())
     assert "standard deviation │ - │ - │ - │ - │" in text
     assert "over 1 fold " in text
@@ -122,13 +118,20 @@ def test_scores_are_those_of_the_runs(dataset: PreparedDataset, tmp_path: Path) 
         train(recipe, dataset, path, world=World())
     result = score_folds(recipes, str(tmp_path))
     written = storage.read_json(f"{tmp_path}/cross_validation.json")
-    assert written == {"runs": ["fold-1", "fold-2"], **to_json(result)}
+    assert written == {
+        "runs": ["fold-1", "fold-2"],
+        "metric": "accuracy",
+        "last_epoch": result.last.to_json(),
+        "picked_epoch": result.picked.to_json(),
+    }
+    assert list(written["picked_epoch"]) == ["picked_by", "epoch", "folds", "mean", "std"]
+    assert list(written["last_epoch"]) == ["epoch", "folds", "mean", "std"]
     assert (result.metric, result.num_epochs) == ("accuracy", 2)
     for fold in (1, 2):
         path = f"{tmp_path}/fold-{fold}"
         assert read_run(path).data.eval_name == f"train-fold{fold}"
         final = storage.read_json(f"{path}/predictions/train-fold{fold}.json")
-        last = to_json(result)["last_epoch"]["folds"][str(fold)]
+        last = result.last.folds[str(fold)]
         assert last == {"accuracy": final["accuracy"], "mAP": final["mAP"]}
     multi = {
         path: replace(recipe, train=replace(recipe.train, loss="bce"))
