@@ -10,7 +10,8 @@ import torch
 
 from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset
-from pipeline.errors import UserError
+from pipeline.errors import SettingValueError
+from tests.support.errors import refused
 from tests.support.prepared import make_prepared, tiny_recipe
 from tests.support.runs import assert_same_run, newest, untimed
 from trainer.checkpoints.averaging import (
@@ -69,7 +70,7 @@ def scores_of(recipe: Recipe, dataset: PreparedDataset, weights: str) -> np.ndar
     ).scores
 
 
-def test_the_mean_of_every_entry(tmp_path: Path) -> None:
+def test_average_is_the_mean_of_every_entry(tmp_path: Path) -> None:
     run = str(tmp_path)
     generator = torch.Generator().manual_seed(0)
     states = [
@@ -82,27 +83,27 @@ def test_the_mean_of_every_entry(tmp_path: Path) -> None:
     for name in ("a", "b"):
         assert mean[name].dtype == torch.float32
         torch.testing.assert_close(mean[name], (states[1][name] + states[2][name]) / 2)
-    with pytest.raises(UserError, match=r"epoch-04\.safetensors"):
+    with refused("epochs/epoch-04.safetensors", "no such file"):
         average_epochs(run, range(2, 5))
 
 
-def test_a_flipped_bit_in_kept_weights(tmp_path: Path) -> None:
+def test_flipped_bit_in_epoch_weights_is_refused(tmp_path: Path) -> None:
     write_weights(str(tmp_path), epoch_name(1), {"a": torch.ones(3)})
     path = Path(weights_path(str(tmp_path), epoch_name(1)))
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(UserError, match=r"epoch-01\.safetensors: damaged .* or take other weights"):
+    with refused(path, "damaged", "checksum", remedy="restore"):
         average_epochs(str(tmp_path), [1])
 
 
-def test_the_moving_average() -> None:
+def test_moving_average_follows_its_formula() -> None:
     average = {"a": torch.tensor([1.0, 2.0])}
     for value in (2.0, 4.0):
         update_ema(average, {"a": torch.tensor([value, 0.0])}, 0.75)
     torch.testing.assert_close(average["a"], torch.tensor([1.9375, 1.125]))
 
 
-def test_averages_are_evaluated_beside_the_last_weights(
+def test_averages_are_evaluated_besides_the_last_weights(
     dataset: PreparedDataset, averaged: str
 ) -> None:
     recipe = tiny_recipe(averaging=AVERAGED)
@@ -113,13 +114,13 @@ def test_averages_are_evaluated_beside_the_last_weights(
     for name, value in mean.items():
         torch.testing.assert_close(value, (first[name] + second[name]) / 2)
     for name in OTHERS:
-        found = read_predictions(averaged, f"eval-{name}")
+        predictions = read_predictions(averaged, f"eval-{name}")
         expected = scores_of(recipe, dataset, weights_path(averaged, name))
-        np.testing.assert_allclose(found.scores, expected, atol=1e-6)
-        assert found.source.weights == name
+        np.testing.assert_allclose(predictions.scores, expected, atol=1e-6)
+        assert predictions.source.weights == name
         metrics = storage.read_json(f"{averaged}/predictions/eval-{name}.json")
         assert metrics["mAP"] == pytest.approx(
-            evaluate_scores(found.targets, found.scores, found.labels).mAP
+            evaluate_scores(predictions.targets, predictions.scores, predictions.labels).mAP
         )
     first_scores, second_scores = (
         read_predictions(averaged, f"eval-{name}").scores for name in OTHERS[:2]
@@ -127,7 +128,7 @@ def test_averages_are_evaluated_beside_the_last_weights(
     assert not np.allclose(first_scores, second_scores)
 
 
-def test_the_mean_of_the_scores_of_epochs(dataset: PreparedDataset, averaged: str) -> None:
+def test_epoch_scores_are_averaged(dataset: PreparedDataset, averaged: str) -> None:
     recipe = tiny_recipe(averaging=AVERAGED)
     scores = [scores_of(recipe, dataset, weights_path(averaged, epoch_name(n))) for n in (1, 2)]
     last = read_predictions(averaged, "eval")
@@ -144,7 +145,7 @@ class Stopped(Exception):  # noqa: N818 (no error of the code)
     """What the test ends a run with."""
 
 
-def test_training_sees_nothing_of_them_and_restarts_change_nothing(
+def test_averaging_is_unaffected_by_restarts_and_leaves_training_alone(
     dataset: PreparedDataset, averaged: str, tmp_path: Path
 ) -> None:
     plain, stopped = str(tmp_path / "plain"), str(tmp_path / "stopped")
@@ -175,7 +176,7 @@ def test_training_sees_nothing_of_them_and_restarts_change_nothing(
 @pytest.mark.parametrize(
     ("values", "best"), [([0.1, 0.3, 0.2], 2), ([0.3, 0.3, 0.1], 1), ([None, 0.0], 2), ([None], 1)]
 )
-def test_the_earlier_of_equal_epochs_is_the_best(values: list[float | None], best: int) -> None:
+def test_earliest_of_equally_good_epochs_is_best(values: list[float | None], best: int) -> None:
     results = [
         EpochResult(epoch=number, step=number, mAP=value, accuracy=0.5)
         for number, value in enumerate(values, start=1)
@@ -187,20 +188,20 @@ def test_the_earlier_of_equal_epochs_is_the_best(values: list[float | None], bes
     ("values", "kept"),
     [([0.1, 0.3, 0.2], ["01", "01 02", "02"]), ([0.3, 0.1, 0.2], ["01", "01", "01"])],
 )
-def test_the_epoch_that_is_selected(
+def test_best_epoch_is_selected_by_its_metric(
     dataset: PreparedDataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     values: list[float],
     kept: list[str],
 ) -> None:
-    """Scored as when it ended; no more weights are kept than the end may need."""
+    """Scores are those at the end of the run; no more weights are kept than may be needed."""
     run, left = str(tmp_path), []
     waiting = iter(values)
 
     def evaluated(*arguments: Any, **others: Any) -> Evaluation:
-        found = evaluate(*arguments, **others)
-        return replace(found, metrics=replace(found.metrics, accuracy=next(waiting, 0.0)))
+        result = evaluate(*arguments, **others)
+        return replace(result, metrics=replace(result.metrics, accuracy=next(waiting, 0.0)))
 
     monkeypatch.setattr(loop, "evaluate", evaluated)
 
@@ -225,22 +226,24 @@ def test_the_epoch_that_is_selected(
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "name", "values"),
     [
-        ({"first_epoch": -1}, "first_epoch: must be at least 0, got -1"),
-        ({"last_epoch": 3}, r"first_epoch: must be from 1 to last_epoch \(3\), got 0"),
-        ({"first_epoch": 4, "last_epoch": 3}, "must be from 1 to last_epoch"),
-        ({"ema_decay": 1.0}, "ema_decay: must be at least 0 and below 1"),
+        ({"first_epoch": -1}, "first_epoch", ["got -1"]),
+        ({"last_epoch": 3}, "first_epoch", ["last_epoch", 3, "got 0"]),
+        ({"first_epoch": 4, "last_epoch": 3}, "first_epoch", ["last_epoch", 3, "got 4"]),
+        ({"ema_decay": 1.0}, "ema_decay", ["got 1.0"]),
     ],
 )
-def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_averaging_settings_out_of_range_are_refused(
+    settings: dict[str, Any], name: str, values: list[object]
+) -> None:
+    with refused(name, *values, type=SettingValueError):
         AveragingSettings(**settings)
 
 
-def test_epochs_that_the_run_does_not_have(dataset: PreparedDataset, tmp_path: Path) -> None:
+def test_averaging_past_the_last_epoch_is_refused(dataset: PreparedDataset, tmp_path: Path) -> None:
     recipe = tiny_recipe(averaging={"first_epoch": 2, "last_epoch": 4})
-    with pytest.raises(UserError, match=r"averaging\.last_epoch: must be at most train\.epochs"):
+    with refused("averaging.last_epoch", "train.epochs", 3, "got 4"):
         train(recipe, dataset, str(tmp_path), world=World())
     assert list(AveragingSettings(first_epoch=3).epochs(5)) == [3, 4, 5]
     assert list(AveragingSettings().epochs(5)) == []

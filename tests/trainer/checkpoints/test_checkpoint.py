@@ -12,6 +12,7 @@ import torch
 
 from pipeline import storage
 from pipeline.errors import UserError
+from tests.support.errors import refused
 from trainer.checkpoints.checkpoint import (
     NUM_KEPT,
     Background,
@@ -75,18 +76,18 @@ def assert_round_trip_and_pruning(run: str) -> None:
     assert checkpoint_paths(run) == storage.list_files(run) == kept
 
 
-def test_round_trip_and_pruning(tmp_path: Path) -> None:
+def test_checkpoints_round_trip_and_are_pruned(tmp_path: Path) -> None:
     assert_round_trip_and_pruning(str(tmp_path))
 
 
-def test_round_trip_and_pruning_in_a_bucket(s3: str) -> None:
+def test_checkpoints_round_trip_in_a_bucket(s3: str) -> None:
     run = f"{s3}/runs/one"
     assert_round_trip_and_pruning(run)
     storage.write_bytes(checkpoint_paths(run)[-1], b"")
     assert_equal(load_newest(run), make_checkpoint(100))
 
 
-def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
+def test_other_files_are_not_taken_as_checkpoints(tmp_path: Path) -> None:
     save_checkpoint(str(tmp_path), make_checkpoint(1))
     folder = tmp_path / "checkpoints"
     # What a write that was killed leaves behind.
@@ -129,7 +130,7 @@ def torch_file(document: object) -> bytes:
         "another torch file",
     ],
 )
-def test_a_damaged_newest_falls_back_to_the_one_before(
+def test_damaged_newest_checkpoint_falls_back_to_the_previous(
     tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = str(tmp_path)
@@ -137,12 +138,12 @@ def test_a_damaged_newest_falls_back_to_the_one_before(
     newest = save_checkpoint(run, make_checkpoint(20))
     storage.write_bytes(newest, damaged(storage.read_bytes(newest), kind))
     assert_equal(load_newest(run), make_checkpoint(10))
-    output = capsys.readouterr().err
-    assert output.startswith(f"{newest}: damaged, trying the one before (")
-    assert output.count("\n") == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{newest}: ")
+    assert "damaged" in line
 
 
-def test_any_garbage_is_taken_for_damage(tmp_path: Path) -> None:
+def test_any_garbage_counts_as_damage(tmp_path: Path) -> None:
     run, generator = str(tmp_path), random.Random(0)
     save_checkpoint(run, make_checkpoint(10))
     newest = save_checkpoint(run, make_checkpoint(20))
@@ -154,11 +155,11 @@ def test_any_garbage_is_taken_for_damage(tmp_path: Path) -> None:
             assert_equal(load_newest(run), make_checkpoint(10))
 
 
-def test_all_damaged(tmp_path: Path) -> None:
+def test_all_checkpoints_damaged_is_an_explained_error(tmp_path: Path) -> None:
     run = str(tmp_path)
     for step in (10, 20):
         storage.write_bytes(save_checkpoint(run, make_checkpoint(step)), b"")
-    with pytest.raises(UserError, match=f"{run}/checkpoints: all 2 checkpoints are damaged; "):
+    with refused(f"{run}/checkpoints", "all 2", "damaged", remedy=True):
         load_newest(run)
 
 
@@ -173,7 +174,7 @@ class Malicious:
 
 
 @pytest.mark.parametrize("kind", ["bare pickle", "torch file", "in a checkpoint"])
-def test_no_code_of_a_checkpoint_is_run(tmp_path: Path, kind: str) -> None:
+def test_loading_a_checkpoint_runs_no_code(tmp_path: Path, kind: str) -> None:
     trap, run = tmp_path / "was-run", str(tmp_path / "run")
     good = make_checkpoint(20)
     content = {
@@ -200,7 +201,7 @@ def test_no_code_of_a_checkpoint_is_run(tmp_path: Path, kind: str) -> None:
 # In the background
 
 
-def test_work_goes_on_beside_and_one_after_the_other() -> None:
+def test_background_work_runs_in_order() -> None:
     background, go_on, done = Background(), threading.Event(), []
 
     def wait_and_note() -> None:
@@ -219,14 +220,14 @@ def test_work_goes_on_beside_and_one_after_the_other() -> None:
     assert done == [1, 2, 3]
 
 
-def test_an_error_of_the_work_is_raised_once_it_is_waited_for() -> None:
+def test_background_error_is_raised_on_wait() -> None:
     def fail() -> None:
         raise UserError("", "the disk is full")
 
     background = Background()
     for wait in (background.wait, lambda: background.start(lambda: None)):
         background.start(fail)
-        with pytest.raises(UserError, match="the disk is full"):
+        with refused("", "the disk is full"):
             wait()
         background.wait()
     background.close()
