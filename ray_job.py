@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from cluster.commands import list_jobs, logs, stop
 from cluster.commands.submit import submit_step
 from cluster.program import print_error, program_name
+from cluster.quiet_ray import skip_lines_of_workers
 from pipeline.commands import download, manifest, prepare, verify
 from pipeline.errors import UserError
 from pipeline.version import VERSION
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 for an explained error; 130 for Ctrl-C; or what the step returns. A
         refused argument ends the program with 2.
     """
+    skip_lines_of_workers()
     arguments = make_parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0

@@ -14,7 +14,6 @@ one, else http://127.0.0.1:8265. A server with token authentication wants `RAY_A
 """
 
 import asyncio
-import logging
 import os
 import re
 import shlex
@@ -23,17 +22,19 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import aiohttp
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobStatus
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cluster.job_server import JobServer, UnreachableError, reason
 from cluster.program import program_name
+from cluster.quiet_ray import quiet_loggers
 from cluster.session import TOKEN_HINT
 from cluster.upload import PROGRAM, job_folder, path_in_job
 from pipeline.errors import UserError
@@ -52,12 +53,6 @@ CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
 INTERRUPTED = 130
 """Exit status of a job that was stopped, and of following one until Ctrl-C, as shells have it."""
 
-CONNECT_TIMEOUT_S = 5.0
-"""Longest wait for a connection to the job server."""
-VERSION_TIMEOUT_S = 10.0
-"""Longest wait for its version, which is asked first and costs it nothing."""
-READ_TIMEOUT_S = 60.0
-"""Longest wait for any other answer."""
 LOST_S = 120.0
 """A follower gives up after the server has not answered for this long."""
 SILENCE_S = 300.0
@@ -66,14 +61,6 @@ STOP_S = 30.0
 """Longest wait for a stopped job to end; Ray kills it after 3 s."""
 MAX_PAUSE_S = 30.0
 """Longest pause between two tries to follow a log."""
-
-_LOG_LEVELS = {
-    "ray.dashboard.modules.dashboard_sdk": logging.WARNING,
-    "ray.dashboard.modules.job.sdk": logging.WARNING,
-    "ray._private.runtime_env.packaging": logging.WARNING,
-    "ray._private.runtime_env.working_dir": logging.ERROR,
-}
-"""Of Ray's client, which otherwise tells of every connection and every folder it leaves out."""
 
 _WHY_PENDING = (
     "still waits for its CPUs; it ends as soon as it gets them, or 15 minutes after its submission"
@@ -221,55 +208,10 @@ def stop(job_id: str, *, address: str | None = None) -> None:
     _say(f"job {job_id}: {'' if stopping else 'had ended already, '}{details.status.value}")
 
 
-class _UnreachableError(UserError):
-    """The job server does not answer; it may later."""
-
-
-class _JobServer(JobSubmissionClient):
-    """Ray's client with time limits, and with one line for every way the server says no."""
-
-    _ssl_context: Any
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        if self._ssl_context is None:
-            # What Ray takes for the default is deprecated in aiohttp, whose default is True.
-            self._ssl_context = True
-
-    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-        read_timeout_s = VERSION_TIMEOUT_S if endpoint == "/api/version" else READ_TIMEOUT_S
-        options.setdefault("timeout", (CONNECT_TIMEOUT_S, read_timeout_s))
-        try:
-            return super()._do_request(method, endpoint, **options)
-        except AuthenticationError as error:
-            raise self._refusal(str(error)) from error
-        except OSError as error:
-            raise _UnreachableError(
-                self._address,
-                f"no job server answers ({_reason(error)})",
-                "check --address and that the cluster is up",
-            ) from error
-
-    def _refusal(self, text: str) -> UserError:
-        if text.startswith("Authentication required"):
-            return UserError(self._address, "the server wants a token", TOKEN_HINT)
-        return UserError(
-            self._address,
-            "access refused",
-            "check the token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token",
-        )
-
-    def _raise_error(self, response: Any) -> NoReturn:
-        # An internal error's text is a traceback, whose last line with words is the reason.
-        lines = [line.strip() for line in response.text.splitlines() if re.search(r"\w", line)]
-        last = lines[-1] if lines else f"refused with status {response.status_code}"
-        raise UserError(self._address, f"{re.sub('^[A-Za-z_.]+(Error|Exception): ', '', last)}")
-
-
 class _Log:
     """The log of one job on its way to stdout: knows how much of it is printed."""
 
-    def __init__(self, server: _JobServer, job_id: str) -> None:
+    def __init__(self, server: JobServer, job_id: str) -> None:
         self._server = server
         self._job_id = job_id
         self.num_printed = 0
@@ -309,7 +251,7 @@ class _Log:
         self.num_printed += len(new)
 
 
-def _follow_to_end(server: _JobServer, job_id: str) -> int:
+def _follow_to_end(server: JobServer, job_id: str) -> int:
     try:
         details = _follow(server, job_id)
     except KeyboardInterrupt:
@@ -328,7 +270,7 @@ def _follow_to_end(server: _JobServer, job_id: str) -> int:
     return 128 - code if code and code < 0 else code or 1
 
 
-def _follow(server: _JobServer, job_id: str) -> Any:
+def _follow(server: JobServer, job_id: str) -> Any:
     """Print the log until the job ends, over as many connections as it takes."""
     log = _Log(server, job_id)
     pause_s, answered = 1.0, time.monotonic()
@@ -340,7 +282,7 @@ def _follow(server: _JobServer, job_id: str) -> Any:
         try:
             details = server.get_job_info(job_id)
             answered = time.monotonic()
-        except _UnreachableError as error:
+        except UnreachableError as error:
             if time.monotonic() - answered > LOST_S:
                 raise UserError(
                     error.where, error.what, f"{error.remedy}; job {job_id} may still be running"
@@ -356,12 +298,12 @@ def _follow(server: _JobServer, job_id: str) -> Any:
         pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
 
-def _start(server: _JobServer, **request: Any) -> str:
+def _start(server: JobServer, **request: Any) -> str:
     try:
         return str(server.submit_job(**request))
     except (ValueError, OSError) as error:
         address = server.get_address()
-        raise UserError(address, f"cannot submit the job ({_reason(error)})") from error
+        raise UserError(address, f"cannot submit the job ({reason(error)})") from error
 
 
 def _replaced(arguments: Sequence[str], old: str, new: str) -> list[str]:
@@ -374,19 +316,18 @@ def _replaced(arguments: Sequence[str], old: str, new: str) -> list[str]:
     return changed
 
 
-def _connect(address: str | None) -> _JobServer:
+def _connect(address: str | None) -> JobServer:
     url = _server_url(address, os.environ)
-    for name, level in _LOG_LEVELS.items():
-        logging.getLogger(name).setLevel(level)
+    quiet_loggers()
     before = os.environ.get("RAY_API_SERVER_ADDRESS")
     # Ray lets this variable and RAY_ADDRESS win over the address that it is given.
     os.environ["RAY_API_SERVER_ADDRESS"] = url
     try:
-        return _JobServer(url)
+        return JobServer(url)
     except AuthenticationError as error:
         raise UserError(url, "RAY_AUTH_MODE is token, but there is none", TOKEN_HINT) from error
     except (RuntimeError, ValueError, KeyError, OSError) as error:
-        raise UserError(url, f"not a Ray job server ({_reason(error)})") from error
+        raise UserError(url, f"not a Ray job server ({reason(error)})") from error
     finally:
         if before is None:
             del os.environ["RAY_API_SERVER_ADDRESS"]
@@ -430,18 +371,9 @@ def _row(job: Any) -> tuple[str, str, str, str, str]:
     return job.submission_id, job.status.value, start, duration, job.entrypoint
 
 
-def _how_to_return(server: _JobServer, job_id: str) -> str:
+def _how_to_return(server: JobServer, job_id: str) -> str:
     name, end = program_name(), f"{job_id} --address {server.get_address()}"
     return f"follow it: {name} logs --follow {end}; end it: {name} stop {end}"
-
-
-def _reason(error: BaseException) -> str:
-    """The text of an error, or of its innermost cause, in one line of bearable length."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
-    text = "".join(letter if letter.isprintable() else " " for letter in str(error))
-    text = " ".join(text.split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _say(text: str) -> None:

@@ -17,7 +17,6 @@ folder of the script that was run, the working folder and `PYTHONPATH`, but no o
 
 import logging
 import os
-import re
 import secrets
 import signal
 import socket
@@ -27,10 +26,10 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import ray
-from ray._private import ray_logging
 from ray.exceptions import AuthenticationError
 
-from cluster.worker_errors import _links
+from cluster.quiet_ray import quiet_loggers
+from cluster.worker_errors import links
 from pipeline.errors import UserError, one_line
 
 CONNECT_TIMEOUT_S = 5.0
@@ -40,12 +39,6 @@ TOKEN_HINT = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
 """What a user does about a server with token authentication; Ray reads the three itself."""
 
 _TOKEN = secrets.token_hex(32)
-
-_CHATTER = re.compile(
-    "Failed to query Ray Train Controller actor state|Actor with class name: 'PreemptionWatcher'"
-)
-"""Lines of Ray Train's own helper actors that mean nothing to the user: without a dashboard the
-first comes once a second for as long as a training runs."""
 
 
 @contextmanager
@@ -66,7 +59,7 @@ def connect(*, address: str | None = None, num_cpus: int | None = None) -> Itera
         yield
         return
     target = address or os.environ.get("RAY_ADDRESS") or "local"
-    _drop_chatter()
+    quiet_loggers()
     with _environment(_session_environment(target)):
         try:
             if target == "local":
@@ -95,8 +88,6 @@ def _terminate_as_ctrl_c() -> Iterator[None]:
 def _start(num_cpus: int | None) -> None:
     if num_cpus is not None and num_cpus < 1:
         raise UserError("--num-cpus", f"must be at least 1, got {num_cpus}")
-    # Ray says at every start that it has turned authentication on: as it should, see above.
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
         ray.init(
             address="local",
@@ -157,7 +148,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _refusal(address: str, error: BaseException) -> UserError:
-    text = " ".join(str(link) for link in _links(error))
+    text = " ".join(str(link) for link in links(error))
     if isinstance(error, AuthenticationError) or "InvalidAuthToken" in text:
         return UserError(address, "the cluster wants a token", TOKEN_HINT)
     said = one_line(error).rstrip(".")
@@ -195,14 +186,3 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = old
-
-
-def _drop_chatter() -> None:
-    """Keep known noise of workers off the terminal; it stays in the session's log files.
-
-    The documented variable for it, RAY_DEDUP_LOGS_SKIP_REGEX, is read when `ray` is first imported,
-    which may be before this module.
-    """
-    for deduplicator in (ray_logging.stdout_deduplicator, ray_logging.stderr_deduplicator):
-        if deduplicator.skip_re is None:
-            deduplicator.skip_re = _CHATTER

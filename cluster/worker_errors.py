@@ -19,7 +19,7 @@ def unwrap(error: BaseException) -> BaseException:
     """
     if not isinstance(error, Exception):
         return error
-    for link in _links(error):
+    for link in links(error):
         # The exception of a remote task is also an instance of its cause's class, but its text
         # is the worker's whole traceback.
         if isinstance(link, UserError) and not isinstance(link, RayTaskError):
@@ -44,7 +44,7 @@ def unwrap_each(failures: Mapping[str, Exception]) -> list[Exception]:
     return found
 
 
-def _links(error: BaseException) -> list[BaseException]:
+def links(error: BaseException) -> list[BaseException]:
     """The error and all that it wraps, outermost first, each once."""
     found = [error]
     for link in found:

@@ -12,7 +12,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from cluster.quiet_ray import skip_lines_of_workers
 from pipeline import storage
+
+# Some tests import Ray before they call the program, which does this first.
+skip_lines_of_workers()
 
 # Time limits of single examples say more of the machine's load than of the code.
 settings.register_profile("ast-ray", deadline=None)

@@ -24,7 +24,7 @@ import ray
 import requests
 from ray.job_submission import JobStatus
 
-from cluster import jobs, session, worker_errors
+from cluster import job_server, jobs, session, worker_errors
 from pipeline.errors import UserError
 from tests.support.ray_head import Cluster, started, submit_when_ready
 from tests.support.steps import PROJECT, ray_folder
@@ -284,7 +284,7 @@ def test_no_server_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requests, "request", counting)
     with pytest.raises(UserError, match=r"http://127\.0\.0\.1:1: no job server answers") as caught:
         jobs.list_jobs(address="127.0.0.1:1")
-    assert timeouts == [(jobs.CONNECT_TIMEOUT_S, jobs.VERSION_TIMEOUT_S)]
+    assert timeouts == [(job_server.CONNECT_TIMEOUT_S, job_server.VERSION_TIMEOUT_S)]
     assert "\n" not in str(caught.value)
 
 

@@ -55,7 +55,6 @@ def own_lines(told: str) -> list[str]:
     own = [line for line in lines if not line.startswith("\x1b[36m(_trial pid=")]
     unwanted = (
         "Traceback",
-        "Failed to query Ray Train Controller",
         "PreemptionWatcher",
     )
     # A worker may tell of what it met, but not what the driver has said, nor libraries of all.

@@ -22,12 +22,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from trainer.model.compile import compile_blocks
 from trainer.model.patches import draw_kept_patches, patch_projection, position_embedding
 from trainer.model.precision import in_float32
 from trainer.model.settings import ModelSettings
-
-_MAX_GRAPHS = 256
-"""Shapes of batches that a run may meet: about six of each length bucket, whole and at the end."""
 
 
 class AST(nn.Module):
@@ -61,7 +59,7 @@ class AST(nn.Module):
         self.pos_embed = nn.Parameter(position_embedding(backbone, settings, num_mels))
         self.blocks = cast(nn.Sequential, backbone.blocks[: settings.depth or None])
         if settings.compile:
-            _compile(self.blocks)
+            compile_blocks(self.blocks)
         self.norm = backbone.norm
         self.head_norm = nn.LayerNorm(backbone.embed_dim, eps=settings.head_norm_eps)
         self.head = nn.Linear(backbone.embed_dim, num_classes)
@@ -137,17 +135,3 @@ class AST(nn.Module):
         tokens = [self.cls_token] if self.dist_token is None else [self.cls_token, self.dist_token]
         # Flattened, so that the gradients get the plain strides that DDP wants.
         return [token.flatten().expand(num_clips, 1, -1) for token in tokens]
-
-
-def _compile(blocks: nn.Sequential) -> None:
-    """Compile each block in place, so that the names in the state dict stay what they are.
-
-    Without the hooks around it, by which FSDP puts a shared-out block together.
-    """
-    # Each shape gets a graph of its own: one for all sizes, which an epoch's last batch would bring
-    # about, is a slower one.
-    torch._dynamo.config.recompile_limit = _MAX_GRAPHS
-    # DDP shares gradients block by block as it is; this would cut the blocks once more.
-    torch._dynamo.config.optimize_ddp = False
-    for block in blocks:
-        block.forward = torch.compile(block.forward, dynamic=False)

@@ -20,7 +20,6 @@ import pyarrow.fs
 import ray
 import ray.train
 import torch
-from ray.train.torch import TorchTrainer
 
 from pipeline import storage
 from pipeline.dataset.prepared import open_dataset
@@ -35,6 +34,7 @@ from trainer.model.settings import Precision
 from trainer.on_ray.actors import Failures
 from trainer.on_ray.progress import REPORT_EVERY_S, progress_board
 from trainer.on_ray.settings import Workers
+from trainer.on_ray.trainer import Trainer
 from trainer.on_ray.workers import fit_workers, note_precision, note_workers
 from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
@@ -112,19 +112,6 @@ def run_evaluation(
     _fit(_evaluate_worker, config, run_path, workers)
 
 
-class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """Ray Train's trainer without its `PlacementGroupCleaner`.
-
-    That helper asks the Ray it happens to find on the machine whether the training still lives. If
-    this is another than the one in use, it takes the resources from a training that does. What it
-    is for, a lost controller, ends this process and with it what Ray holds for it.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        return [one for one in callbacks if type(one).__name__ != "PlacementGroupCleanerCallback"]
-
-
 def _fit(
     worker: Callable[[dict[str, Any]], None],
     config: dict[str, Any],
@@ -133,7 +120,7 @@ def _fit(
 ) -> None:
     resources = {"CPU": workers.cpus, **({"GPU": 1} if workers.use_gpu else {})}
     path, file_system = ray_storage(run_path)
-    trainer = _Trainer(
+    trainer = Trainer(
         partial(_traced, worker),
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(

@@ -16,6 +16,7 @@ from typing import Any
 from ray import tune
 
 from pipeline.errors import UserError
+from trainer.on_ray.head_node import HEAD_NODE
 from trainer.on_ray.progress import progress_board
 from trainer.on_ray.settings import Workers
 from trainer.on_ray.train import fit_training, ray_storage
@@ -120,7 +121,7 @@ def run_recipes(
         trial = tune.with_resources(
             tune.with_parameters(_trial, constants=constants),
             # Next to nothing, and on the head: the workers' resources are Ray Train's to ask for.
-            {"node:__internal_head__": 0.001},
+            {HEAD_NODE: 0.001},
         )
         tuner = tune.Tuner(
             trial,

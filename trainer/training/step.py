@@ -21,6 +21,7 @@ from trainer.model.precision import autocast
 from trainer.optim.loss import loss_per_clip
 from trainer.optim.optimiser import make_optimiser
 from trainer.optim.settings import OptimiserSettings
+from trainer.optim.skip import step_unless
 from trainer.recipe.settings import TrainSettings
 from trainer.training.divergence import gradient_norm, is_bad
 from trainer.training.fsdp import shard
@@ -80,9 +81,8 @@ def make_step(learner: Learner, batch: Batch, lr: float) -> Tensor:
     bad = is_bad(total, norm, learner.settings.max_gradient_norm)
     for group in optimiser.param_groups:
         group["lr"] = lr
-    # What torch's own scaler sets, too; all ranks have the same gradients and so the same answer.
-    optimiser.found_inf = bad.float()  # type: ignore[attr-defined]
-    optimiser.step()
+    # All ranks have the same gradients and so the same answer.
+    step_unless(optimiser, bad)
     scaler.update()
     return torch.stack([total, norm, bad.double()])
 

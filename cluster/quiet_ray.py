@@ -1,0 +1,31 @@
+"""Keep off the terminal what Ray says of itself that means nothing to the user.
+
+It stays in the session's log files. Loggers are silenced by name: Ray 2.60 has no other switch.
+"""
+
+import logging
+import os
+
+_SKIPPED_LINES = "Actor with class name: 'PreemptionWatcher'"
+"""A warning of Ray Train about one of its own actors, at every start of a training."""
+
+_LEVELS = {
+    # That it has turned authentication on, at every start: as it should, see `cluster.session`.
+    "ray._private.authentication": logging.ERROR,
+    # Every connection to a job server, and every folder that an upload leaves out.
+    "ray.dashboard.modules.dashboard_sdk": logging.WARNING,
+    "ray.dashboard.modules.job.sdk": logging.WARNING,
+    "ray._private.runtime_env.packaging": logging.WARNING,
+    "ray._private.runtime_env.working_dir": logging.ERROR,
+}
+
+
+def skip_lines_of_workers() -> None:
+    """Drop lines of Ray's own actors; call it before `ray` is first imported, which reads it."""
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", _SKIPPED_LINES)
+
+
+def quiet_loggers() -> None:
+    """Set the levels of Ray's loggers in this process."""
+    for name, level in _LEVELS.items():
+        logging.getLogger(name).setLevel(level)

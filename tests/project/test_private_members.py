@@ -1,0 +1,121 @@
+"""What is used of Ray and PyTorch without their promise is still there, and does what it did.
+
+Each stands in one file; a new version of a library that moves it fails here first.
+"""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from ray._private import ray_logging
+from ray.dashboard.modules.dashboard_sdk import SubmissionClient
+from ray.job_submission import JobSubmissionClient
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from torch import nn
+
+from cluster import quiet_ray
+from cluster.job_server import JobServer
+from trainer.model import compile as compiling
+from trainer.on_ray.head_node import HEAD_NODE
+from trainer.on_ray.trainer import UNWANTED, Trainer
+from trainer.optim.optimiser import make_optimiser
+from trainer.optim.settings import OptimiserSettings
+from trainer.optim.skip import step_unless
+
+ROOT = Path(__file__).parents[2]
+PRIVATE = {
+    "cluster/job_server.py": ("_do_request", "_raise_error", "_ssl_context"),
+    "trainer/on_ray/trainer.py": ("_create_default_callbacks",),
+    "trainer/on_ray/head_node.py": ("__internal_head__",),
+    "trainer/model/compile.py": ("torch._dynamo",),
+    "trainer/optim/skip.py": ("found_inf",),
+    "cluster/quiet_ray.py": ("ray._private", "ray.dashboard"),
+}
+"""Each member, and the one file that may name it."""
+
+
+@pytest.mark.parametrize("path", PRIVATE)
+def test_a_private_member_stands_in_one_file(path: str) -> None:
+    sources = [
+        source
+        for folder in ("pipeline", "trainer", "cluster")
+        for source in (ROOT / folder).rglob("*.py")
+    ]
+    for member in PRIVATE[path]:
+        users = [
+            str(source.relative_to(ROOT))
+            for source in sources
+            if re.search(rf"(?<!`){re.escape(member)}", source.read_text())
+        ]
+        assert users == [path], member
+
+
+def test_the_job_client_goes_through_the_methods_that_we_override() -> None:
+    assert issubclass(JobServer, JobSubmissionClient)
+    for name in ("_do_request", "_raise_error"):
+        ours, theirs = getattr(JobServer, name), getattr(SubmissionClient, name)
+        assert ours is not theirs
+        assert f"self.{name}(" in inspect.getsource(JobSubmissionClient)
+    request = inspect.signature(SubmissionClient._do_request)
+    assert {"method", "endpoint", "kwargs"} <= request.parameters.keys()
+    for name in ("_ssl_context", "_address"):
+        sources = inspect.getsource(JobSubmissionClient) + inspect.getsource(SubmissionClient)
+        assert f"self.{name} = " in sources
+
+
+def test_the_trainer_has_a_helper_less() -> None:
+    assert PlacementGroupCleanerCallback.__name__ == UNWANTED
+
+    def kinds(kind: type[TorchTrainer]) -> set[str]:
+        trainer = kind(lambda: None, scaling_config=ray.train.ScalingConfig(num_workers=1))
+        return {type(callback).__name__ for callback in trainer._create_default_callbacks()}
+
+    assert kinds(TorchTrainer) - kinds(Trainer) == {UNWANTED}
+
+
+def test_the_head_node_has_a_resource_of_its_own(session: None) -> None:
+    assert ray.cluster_resources()[HEAD_NODE] == 1.0
+
+
+def test_graphs_are_limited_by_a_setting_that_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda forward, **options: forward)
+    config = torch._dynamo.config
+    with config.patch(recompile_limit=8, optimize_ddp=True):
+        compiling.compile_blocks(nn.Sequential(nn.Linear(2, 2)))
+        assert config.recompile_limit == compiling.MAX_GRAPHS
+        assert config.optimize_ddp is False
+
+
+@pytest.mark.parametrize("is_bad", [False, True])
+def test_the_fused_optimiser_skips_a_bad_step(is_bad: bool) -> None:
+    model = nn.Linear(3, 2)
+    optimiser = make_optimiser(model.parameters(), OptimiserSettings())
+    for group in optimiser.param_groups:
+        group["lr"] = 0.1
+    before = [value.clone() for value in model.parameters()]
+    model(torch.ones(1, 3)).sum().backward()
+    step_unless(optimiser, torch.tensor(is_bad))
+    unchanged = [
+        torch.equal(value, old) for value, old in zip(model.parameters(), before, strict=True)
+    ]
+    assert unchanged == [is_bad, is_bad]
+    assert all(int(state["step"]) == 1 - is_bad for state in optimiser.state.values())
+
+
+def test_ray_reads_which_lines_to_skip_when_it_is_imported() -> None:
+    code = (
+        "from cluster.quiet_ray import skip_lines_of_workers; skip_lines_of_workers();"
+        "from ray._private import ray_logging;"
+        "print(ray_logging.stderr_deduplicator.skip_re.pattern)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == quiet_ray._SKIPPED_LINES
+    assert hasattr(ray_logging.stderr_deduplicator, "skip_re")
