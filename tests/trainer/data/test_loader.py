@@ -14,7 +14,8 @@ import torch
 
 from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset
-from pipeline.errors import UserError
+from pipeline.errors import SettingValueError
+from tests.support.errors import refused
 from tests.support.plain_clips import cut, mixed, padded
 from tests.support.prepared import TINY, make_prepared
 from trainer.data.augment import mix_log_mel
@@ -94,10 +95,8 @@ def assert_same(batches: Sequence[Batch], others: Sequence[Batch]) -> None:
 
 
 @pytest.mark.parametrize("crop", ["first", "random"])
-def test_batches_are_those_of_a_plain_loop(
-    dataset: PreparedDataset, clips: ClipSet, crop: Any
-) -> None:
-    """Every clip by itself, read through the data set's index."""
+def test_batches_equal_a_plain_loop(dataset: PreparedDataset, clips: ClipSet, crop: Any) -> None:
+    """Reads clips one at a time through the data set's index."""
     rows = dataset.index.to_pylist()
     labels = {row["id"]: [dataset.labels.index(label) for label in row["labels"]] for row in rows}
     fbanks = {
@@ -139,7 +138,7 @@ def test_batches_are_those_of_a_plain_loop(
     assert (num_moved > 8) == (crop == "random")
 
 
-def test_only_what_is_mixed_has_a_partner_read(clips: ClipSet) -> None:
+def test_partners_are_read_only_for_mixed_clips(clips: ClipSet) -> None:
     for batch in make_loader(clips).training_batches(make_plan(clips), AUGMENT):
         assert batch.draws is not None
         num_read = len(batch.targets) + int(needs_partner(batch.draws).sum())
@@ -154,8 +153,8 @@ def test_weights_decide_the_order(clips: ClipSet) -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])
-def test_the_ranks_share_out_the_same_global_batches(clips: ClipSet, world_size: int) -> None:
-    """Also the last batch, of 5 clips, and where a rank gets none of its own."""
+def test_ranks_split_the_same_global_batches(clips: ClipSet, world_size: int) -> None:
+    """Includes the last batch of 5 clips, where some ranks get none."""
     ranks = [
         ready(
             make_loader(clips).training_batches(
@@ -186,8 +185,8 @@ def bucketed_batches(
     return ready(loader.training_batches(plan, AUGMENT, first_step=first_step))
 
 
-def test_in_buckets_the_same_clips_are_mixed_alike(clips: ClipSet) -> None:
-    """Only the order differs, and how far they are padded."""
+def test_buckets_change_only_order_and_padding(clips: ClipSet) -> None:
+    """Clips are mixed alike; only their order and padding differ."""
     frames = clips.size_bytes // 256
     plain = training_batches(clips)
     rows = torch.cat([batch.x for batch in plain])
@@ -196,9 +195,9 @@ def test_in_buckets_the_same_clips_are_mixed_alike(clips: ClipSet) -> None:
     loader = Loader(clips, LoaderSettings(), num_frames=NUM_FRAMES, bucket_frames=BUCKETS)
     assert set(loader.padded_frames) == {56, 62, 64}
     plan = make_plan(clips, padded_frames=loader.padded_frames, bucket_batches=4)
-    found = bucketed_batches(clips)
-    assert [batch.num_clips for batch in found] == [batch.num_clips for batch in plain]
-    for step, batch in enumerate(found):
+    bucketed = bucketed_batches(clips)
+    assert [batch.num_clips for batch in bucketed] == [batch.num_clips for batch in plain]
+    for step, batch in enumerate(bucketed):
         positions = plan.positions(step)
         longest = int(loader.padded_frames[plan.order[positions]].max())
         assert longest >= min(NUM_FRAMES, frames[plan.order[positions]].max())
@@ -208,10 +207,10 @@ def test_in_buckets_the_same_clips_are_mixed_alike(clips: ClipSet) -> None:
         assert torch.equal(batch.targets, targets[positions])
         assert batch.draws is not None
         assert np.array_equal(batch.draws.time_start, starts[positions])
-    assert len({batch.x.shape[1] for batch in found}) > 1
+    assert len({batch.x.shape[1] for batch in bucketed}) > 1
 
 
-def test_in_buckets_ranks_and_restarts_change_nothing(clips: ClipSet) -> None:
+def test_ranks_and_restarts_change_nothing_in_buckets(clips: ClipSet) -> None:
     whole = bucketed_batches(clips)
     assert_same(bucketed_batches(clips, first_step=3), whole[3:])
     ranks = [bucketed_batches(clips, rank=rank, world_size=3) for rank in range(3)]
@@ -221,7 +220,7 @@ def test_in_buckets_ranks_and_restarts_change_nothing(clips: ClipSet) -> None:
 
 
 @pytest.mark.parametrize("first_step", [1, 3, 5, 6])
-def test_an_epoch_is_taken_up_at_any_step(clips: ClipSet, first_step: int) -> None:
+def test_epoch_resumes_at_any_step(clips: ClipSet, first_step: int) -> None:
     assert_same(training_batches(clips, first_step), training_batches(clips)[first_step:])
 
 
@@ -254,7 +253,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize(("cache_mb", "num_reads"), [(1024, 40), (0, 80)])
-def test_the_cache_spares_reads_and_is_not_written_to(
+def test_cache_saves_reads_and_is_never_written_to(
     clips: ClipSet, reads: list[int], cache_mb: int, num_reads: int
 ) -> None:
     loader = make_loader(clips, threads=1, cache_mb=cache_mb)
@@ -266,23 +265,23 @@ def test_the_cache_spares_reads_and_is_not_written_to(
     assert_same(evaluation_batches(loader), evaluation_batches(make_loader(clips)))
 
 
-def test_memory_is_used_again_once_the_next_batch_is_asked_for(clips: ClipSet) -> None:
+def test_batch_memory_is_reused(clips: ClipSet) -> None:
     loader = make_loader(clips, threads=1, batches_ahead=1, cache_mb=0)
-    places = []
+    addresses = []
     for _ in range(3):
         for batch in loader.training_batches(make_plan(clips), AUGMENT):
-            places.append(batch.x.data_ptr())
-    assert len(places) == 18
-    assert len(set(places)) <= 3
+            addresses.append(batch.x.data_ptr())
+    assert len(addresses) == 18
+    assert len(set(addresses)) <= 3
 
 
 @pytest.mark.parametrize("bucket_frames", [(), (48, 56)])
 @pytest.mark.parametrize(("world_size", "batch_size"), [(1, 7), (2, 7), (3, 4), (7, 20)])
-def test_evaluation_covers_every_clip_once(
+def test_evaluation_covers_each_clip_once(
     dataset: PreparedDataset, world_size: int, batch_size: int, bucket_frames: tuple[int, ...]
 ) -> None:
     clips = select_clips(dataset, "eval")
-    found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     counts = set()
     for rank in range(world_size):
         loader = Loader(clips, LoaderSettings(), num_frames=NUM_FRAMES, bucket_frames=bucket_frames)
@@ -293,13 +292,13 @@ def test_evaluation_covers_every_clip_once(
         for batch in batches:
             assert len(batch.x) <= batch_size
             assert batch.num_clips == int(batch.weights.sum())
-            for place in np.flatnonzero(batch.weights):
-                row = int(batch.rows[place])
-                assert row not in found
-                found[row] = batch.x[place], batch.targets[place]
+            for index in np.flatnonzero(batch.weights):
+                row = int(batch.rows[index])
+                assert row not in seen
+                seen[row] = batch.x[index], batch.targets[index]
     assert len(counts) == 1, "ranks with unequal numbers of batches would wait for each other"
-    assert len(found) == len(clips) == 20
-    for row, (x, target) in found.items():
+    assert len(seen) == len(clips) == 20
+    for row, (x, target) in seen.items():
         # The index has the 40 clips to train on first.
         fbank = torch.from_numpy(dataset.read_fbank(40 + row).copy())
         length = next(one for one in (*bucket_frames, NUM_FRAMES) if one >= min(len(fbank), len(x)))
@@ -307,27 +306,27 @@ def test_evaluation_covers_every_clip_once(
         assert np.flatnonzero(target).tolist() == sorted(clips.label_indices[row])
 
 
-def test_from_a_bucket(s3: str, clips: ClipSet) -> None:
+def test_batches_from_a_bucket_equal_local_ones(s3: str, clips: ClipSet) -> None:
     remote = select_clips(make_prepared(f"{s3}/data", max_labels=2), "train")
     assert remote.shards[0].startswith("s3://")
     assert_same(training_batches(remote), training_batches(clips))
 
 
-def test_many_reads_from_a_bucket_are_under_way(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of more than one batch, and with one thread."""
+def test_reads_from_a_bucket_overlap(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads of several batches overlap even with one thread."""
     clips = select_clips(make_prepared(f"{s3}/data"), "train")
     num_wanted = 2 * BATCH_SIZE
     lock, enough, under_way = threading.Lock(), threading.Event(), 0
     read_range = storage.read_range
 
-    def waiting(*place: Any) -> bytes:
+    def waiting(*location: Any) -> bytes:
         nonlocal under_way
         with lock:
             under_way += 1
             if under_way == num_wanted:
                 enough.set()
         assert enough.wait(timeout=60), "no read ends before that many have begun"
-        return read_range(*place)
+        return read_range(*location)
 
     monkeypatch.setattr(storage, "read_range", waiting)
     settings = LoaderSettings(threads=1, batches_ahead=2, reads_in_flight=num_wanted, cache_mb=0)
@@ -336,7 +335,9 @@ def test_many_reads_from_a_bucket_are_under_way(s3: str, monkeypatch: pytest.Mon
     assert len(ready(loader.training_batches(make_plan(clips), augment))) == 6
 
 
-def test_from_a_bucket_by_copies_on_disk(s3: str, clips: ClipSet, tmp_path: Path) -> None:
+def test_batches_from_cached_shards_equal_local_ones(
+    s3: str, clips: ClipSet, tmp_path: Path
+) -> None:
     remote = select_clips(make_prepared(f"{s3}/data", max_labels=2), "train")
     settings = LoaderSettings(cache_mb=0, cache_gb=1.0, cache_folder=str(tmp_path / "cache"))
     loader = Loader(remote, settings, num_frames=NUM_FRAMES)
@@ -344,7 +345,7 @@ def test_from_a_bucket_by_copies_on_disk(s3: str, clips: ClipSet, tmp_path: Path
         assert_same(
             ready(loader.training_batches(make_plan(remote), AUGMENT)), training_batches(clips)
         )
-        # Ends once the copy is there.
+        # Wait for the copy.
         cache = loader._reader._shard_cache
         assert cache is not None
         if cache._copying is not None:
@@ -353,30 +354,36 @@ def test_from_a_bucket_by_copies_on_disk(s3: str, clips: ClipSet, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "name", "value"),
     [
-        ({"threads": 0}, "threads: must be at least 1"),
-        ({"reads_in_flight": 0}, "reads_in_flight: must be at least 1"),
-        ({"cache_mb": -1}, "cache_mb: must be at least 0"),
-        ({"cache_gb": math.nan}, "cache_gb: must be a number of at least 0"),
-        ({"cache_gb": 1.0}, "cache_folder: must be a local folder"),
-        ({"cache_gb": 1.0, "cache_folder": "s3://bucket/cache"}, "cache_folder: must be a local"),
-        ({"cache_folder": "cache"}, "cache_folder: .* empty where it is not"),
+        ({"threads": 0}, "threads", 0),
+        ({"reads_in_flight": 0}, "reads_in_flight", 0),
+        ({"cache_mb": -1}, "cache_mb", -1),
+        ({"cache_gb": math.nan}, "cache_gb", math.nan),
+        ({"cache_gb": 1.0}, "cache_folder", ""),
+        (
+            {"cache_gb": 1.0, "cache_folder": "s3://bucket/cache"},
+            "cache_folder",
+            "s3://bucket/cache",
+        ),
+        ({"cache_folder": "cache"}, "cache_folder", "cache"),
     ],
 )
-def test_setting_out_of_range_is_named(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"^{message}.* got "):
+def test_loader_settings_out_of_range_are_refused(
+    settings: dict[str, Any], name: str, value: object
+) -> None:
+    with refused(name, f"got {value!r}", type=SettingValueError):
         LoaderSettings(**settings)
 
 
-def test_a_damaged_shard_is_named(tmp_path: Any) -> None:
+def test_damaged_shard_is_named(tmp_path: Any) -> None:
     clips = select_clips(make_prepared(str(tmp_path)), "eval")
     storage.remove(clips.shards[0])
-    with pytest.raises(UserError, match=f"{clips.shards[0]}: the shard is missing"):
+    with refused(clips.shards[0], "clip 'eval/00'", remedy="prepare"):
         evaluation_batches(make_loader(clips), batch_size=4)
 
 
-def test_a_caller_that_stops_early_leaves_no_reading_behind(
+def test_stopping_early_ends_all_reads(
     clips: ClipSet, reads: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One batch is read, one has begun, and three wait for their turn."""
@@ -399,7 +406,7 @@ def test_a_caller_that_stops_early_leaves_no_reading_behind(
     assert BATCH_SIZE <= len(reads) <= 2 * BATCH_SIZE
 
 
-def test_folds(dataset: PreparedDataset) -> None:
+def test_fold_is_held_out_for_evaluation(dataset: PreparedDataset) -> None:
     data = select_training_data(dataset, DataSettings(fold=2))
     assert data.evaluation.name == "train-fold2"
     assert not set(data.train.ids) & set(data.evaluation.ids)
@@ -413,16 +420,16 @@ def test_folds(dataset: PreparedDataset) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "values"),
     [
-        (DataSettings(train_split="trian"), "no split 'trian'; there are: eval, train"),
-        (DataSettings(eval_split="test"), "no split 'test'"),
-        (DataSettings(fold=3), "split 'train' has no fold 3"),
+        (DataSettings(train_split="trian"), ["no split 'trian'", "eval, train"]),
+        (DataSettings(eval_split="test"), ["no split 'test'", "eval, train"]),
+        (DataSettings(fold=3), ["'train'", "no fold 3"]),
     ],
 )
-def test_parts_that_the_data_set_lacks(
-    dataset: PreparedDataset, settings: DataSettings, message: str
+def test_missing_splits_and_folds_are_refused(
+    dataset: PreparedDataset, settings: DataSettings, values: list[str]
 ) -> None:
-    keys = r"data\.train_split, data\.eval_split and data\.fold \(0: none\) choose the clips"
-    with pytest.raises(UserError, match=f"{message}.*; {keys}"):
+    keys = ("data.train_split", "data.eval_split", "data.fold")
+    with refused(dataset.path, *values, *keys, remedy=True):
         select_training_data(dataset, settings)

@@ -1,9 +1,11 @@
-"""Every stream, epoch and position has numbers of its own, and they are uniform."""
+"""Each stream, epoch and position has distinct, uniform random numbers."""
 
 import numpy as np
 import pytest
 from scipy.stats import chisquare
 
+from pipeline.errors import SettingValueError
+from tests.support.errors import refused
 from trainer.data.random_streams import Stream, random_bits, uniform
 from trainer.data.settings import MAX_SEED
 
@@ -30,14 +32,16 @@ def test_uniform_numbers_fill_the_unit_interval() -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "message"),
+    ("arguments", "name", "value"),
     [
-        ({"seed": -1}, "seed: must be"),
-        ({"seed": MAX_SEED + 1}, "seed: must be"),
-        ({"seed": 0, "epoch": -1}, "epoch: must be"),
-        ({"seed": 0, "position": -1}, "position: must be"),
+        ({"seed": -1}, "seed", -1),
+        ({"seed": MAX_SEED + 1}, "seed", MAX_SEED + 1),
+        ({"seed": 0, "epoch": -1}, "epoch", -1),
+        ({"seed": 0, "position": -1}, "position", -1),
     ],
 )
-def test_place_out_of_range_is_named(place: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=f"^{message}"):
-        random_bits(Stream.ORDER, **place)
+def test_arguments_out_of_range_are_refused(
+    arguments: dict[str, int], name: str, value: int
+) -> None:
+    with refused(name, f"got {value}", type=SettingValueError):
+        random_bits(Stream.ORDER, **arguments)

@@ -46,7 +46,7 @@ def on_meta(settings: ModelSettings, num_classes: int) -> AST:
 )
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("num_frames", [None, 200])
-def test_as_pytorch_counts(
+def test_flops_equal_pytorchs_count(
     settings: ModelSettings, num_classes: int, training: bool, num_frames: int | None
 ) -> None:
     model = on_meta(settings, num_classes).train(training)
@@ -57,7 +57,7 @@ def test_as_pytorch_counts(
     assert training_flops(model, num_frames) == 3 * forward_flops(model, num_frames)
 
 
-def test_the_base_model() -> None:
+def test_base_model_has_the_expected_flops() -> None:
     model = on_meta(ModelSettings(pretrained=False), 527)
     assert forward_flops(model) / 1e9 == pytest.approx(261.5, abs=1)
 
@@ -74,6 +74,6 @@ def test_the_base_model() -> None:
         ("NVIDIA GeForce GTX 1080", "float32", None),
     ],
 )
-def test_peaks_of_devices(name: str, precision: str, peak: float | None) -> None:
+def test_peak_flops_are_known_by_device_name(name: str, precision: str, peak: float | None) -> None:
     assert peak_of(name, precision) == peak
     assert peak_flops(torch.device("cpu"), precision) is None

@@ -15,7 +15,7 @@ def logits() -> Tensor:
     return torch.randn(6, 4, generator=torch.Generator().manual_seed(0)) * 3
 
 
-def test_bce_is_the_mean_over_classes_of_the_logits_loss(logits: Tensor) -> None:
+def test_bce_averages_the_logits_loss_over_classes(logits: Tensor) -> None:
     targets = (torch.rand(6, 4, generator=torch.Generator().manual_seed(1)) > 0.5).float()
     probability = 1 / (1 + np.exp(-logits.double().numpy()))
     chosen = np.where(targets.numpy() > 0, probability, 1 - probability)
@@ -23,7 +23,7 @@ def test_bce_is_the_mean_over_classes_of_the_logits_loss(logits: Tensor) -> None
     np.testing.assert_allclose(loss_per_clip(logits, targets, "bce"), expected, rtol=1e-5)
 
 
-def test_ce_of_hard_targets_is_the_log_loss_of_the_right_class(logits: Tensor) -> None:
+def test_ce_with_hard_targets_equals_the_log_loss(logits: Tensor) -> None:
     classes = torch.tensor([0, 3, 1, 2, 2, 0])
     targets = torch.nn.functional.one_hot(classes, 4).float()
     losses = loss_per_clip(logits, targets, "ce")
@@ -32,7 +32,7 @@ def test_ce_of_hard_targets_is_the_log_loss_of_the_right_class(logits: Tensor) -
     assert float(losses.mean()) == pytest.approx(expected, rel=1e-6)
 
 
-def test_ce_takes_soft_targets_as_they_are(logits: Tensor) -> None:
+def test_ce_uses_soft_targets_unchanged(logits: Tensor) -> None:
     first, second = torch.eye(4)[torch.tensor([[0, 1, 2, 3, 0, 1], [1, 1, 3, 0, 2, 3]])]
     mixed = loss_per_clip(logits, 0.3 * first + 0.7 * second, "ce")
     expected = 0.3 * loss_per_clip(logits, first, "ce") + 0.7 * loss_per_clip(logits, second, "ce")
@@ -51,7 +51,7 @@ def test_losses_of_extreme_logits_are_finite(loss: Loss) -> None:
     assert torch.isfinite(logits.grad).all()
 
 
-def test_scores(logits: Tensor) -> None:
+def test_scores_are_sigmoid_for_bce_and_softmax_for_ce(logits: Tensor) -> None:
     torch.testing.assert_close(scores(logits, "bce"), 1 / (1 + torch.exp(-logits)))
     softmax = scores(logits, "ce")
     torch.testing.assert_close(softmax.sum(dim=1), torch.ones(6))

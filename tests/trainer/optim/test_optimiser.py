@@ -14,7 +14,7 @@ LR, EPS = 1e-2, 1e-8
     ("name", "reference"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
 )
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
-def test_steps_are_those_of_pytorchs(
+def test_steps_equal_pytorchs_optimisers(
     name: OptimiserName, reference: type[torch.optim.Adam], weight_decay: float
 ) -> None:
     """In float64, with gradients down to the size of eps, so that no setting hides in rounding."""

@@ -9,6 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.errors import SettingValueError
+from tests.support.errors import refused
 from trainer.optim.schedule import learning_rate
 from trainer.optim.settings import ScheduleSettings
 
@@ -40,14 +42,14 @@ def schedules(draw: st.DrawFn) -> ScheduleSettings:
         (1001, 1.0),
     ],
 )
-def test_warm_up_of_audioset(step: int, expected: float) -> None:
+def test_audioset_warm_up_equals_the_published(step: int, expected: float) -> None:
     assert learning_rate(AUDIOSET, step=step, epoch=1) == pytest.approx(expected * 1e-5)
 
 
 @pytest.mark.parametrize(
     ("epoch", "expected"), [(1, 1.0), (2, 1.0), (3, 0.5), (4, 0.25), (5, 0.125), (9, 0.125)]
 )
-def test_decay_of_audioset(epoch: int, expected: float) -> None:
+def test_audioset_decay_equals_the_published(epoch: int, expected: float) -> None:
     assert learning_rate(AUDIOSET, step=5000, epoch=epoch) == pytest.approx(expected * 1e-5)
 
 
@@ -105,7 +107,7 @@ def test_warm_up_never_falls_and_decay_never_rises(
 
 
 @given(schedules(), st.integers(1, 40))
-def test_without_warm_up_every_step_of_an_epoch_is_the_same(
+def test_rate_is_constant_within_an_epoch_without_warm_up(
     settings: ScheduleSettings, epoch: int
 ) -> None:
     settings = dataclasses.replace(settings, warmup_steps=0)
@@ -114,13 +116,13 @@ def test_without_warm_up_every_step_of_an_epoch_is_the_same(
     assert rates.pop() > 0
 
 
-def test_raising_at_every_step_is_a_linear_ramp() -> None:
+def test_warm_up_at_every_step_is_a_linear_ramp() -> None:
     settings = ScheduleSettings(lr=1.0, warmup_steps=10, warmup_every_steps=1)
     rates = [learning_rate(settings, step=step, epoch=1) for step in range(12)]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1])
 
 
-def test_warm_up_ends_at_the_full_rate_where_its_stride_does_not_divide_it() -> None:
+def test_warm_up_with_an_uneven_stride_ends_at_the_full_rate() -> None:
     settings = ScheduleSettings(lr=1.0, warmup_steps=10, warmup_every_steps=4)
     rates = [learning_rate(settings, step=step, epoch=1) for step in (3, 4, 9, 10)]
     assert rates == pytest.approx([0, 0.4, 0.8, 1.0])
@@ -148,12 +150,13 @@ def test_warm_up_across_a_decay_keeps_the_decay() -> None:
         ("decay_factor", math.nan),
     ],
 )
-def test_setting_out_of_range_is_named(field: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{field}: must be .*, got "):
+def test_schedule_settings_out_of_range_are_refused(field: str, value: Any) -> None:
+    given = list(value) if isinstance(value, tuple) else value
+    with refused(field, f"got {given}", type=SettingValueError):
         dataclasses.replace(AUDIOSET, **{field: value})
 
 
 @pytest.mark.parametrize(("step", "epoch", "name"), [(-1, 1, "step"), (0, 0, "epoch")])
-def test_place_out_of_range_is_refused(step: int, epoch: int, name: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name}: must be"):
+def test_step_or_epoch_out_of_range_is_refused(step: int, epoch: int, name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: .*got {min(step, epoch)}$"):
         learning_rate(AUDIOSET, step=step, epoch=epoch)

@@ -1,4 +1,4 @@
-"""Recipes: defaults, files, overrides, and what is said of a setting that cannot be."""
+"""Recipes: defaults, files, overrides, and errors about invalid settings."""
 
 import json
 import math
@@ -14,7 +14,8 @@ from torch import nn
 
 import ray_job
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import SettingError
+from tests.support.errors import refused
 from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
 from trainer.data.clips import select_training_data
 from trainer.model.build import build_model
@@ -35,7 +36,7 @@ def recipe_file(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_what_a_file_leaves_out_has_its_default(recipe_file: str) -> None:
+def test_missing_settings_have_their_defaults(recipe_file: str) -> None:
     recipe = load_recipe(recipe_file)
     assert recipe.name == "small"
     assert (recipe.data.fold, recipe.model.backbone) == (2, "vit_tiny_patch16_224")
@@ -47,13 +48,13 @@ def test_what_a_file_leaves_out_has_its_default(recipe_file: str) -> None:
     assert math.isnan(recipe.data.mean)
 
 
-def test_whole_numbers_do_for_floats(recipe_file: str) -> None:
+def test_whole_numbers_are_accepted_for_floats(recipe_file: str) -> None:
     lr = load_recipe(recipe_file).schedule.lr
     assert lr == 1.0
     assert isinstance(lr, float)
 
 
-def test_an_empty_recipe_is_all_defaults() -> None:
+def test_empty_recipe_has_all_defaults() -> None:
     assert make_recipe("empty", {}, where="nowhere") == Recipe(name="empty")
 
 
@@ -74,7 +75,7 @@ def test_an_empty_recipe_is_all_defaults() -> None:
         ("model.weights_file=", "model", "weights_file", ""),
     ],
 )
-def test_overrides(
+def test_overrides_change_settings(
     recipe_file: str, override: str, section: str, key: str, expected: object
 ) -> None:
     value = getattr(getattr(load_recipe(recipe_file, [override]), section), key)
@@ -82,7 +83,7 @@ def test_overrides(
     assert type(value) is type(expected)
 
 
-def test_paths_mean_the_same_to_workers(
+def test_home_folder_in_paths_is_expanded(
     recipe_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -93,143 +94,155 @@ def test_paths_mean_the_same_to_workers(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "culprit", "setting"),
     [
-        (["train.seed=1", "train.epochs=0", "model.depth=1"], "--set train.epochs=0: train.epochs"),
-        (["train.epochs=3", "train.epochs=0"], "--set train.epochs=0: train.epochs"),
-        (["train.seed=1", "train.epochs=x"], "--set train.epochs=x: train.epochs: must be a whole"),
-        (["model.num_frames=8", "train.seed=1"], "--set model.num_frames=8: model.num_frames"),
-        (["sampler.mode=balanced", "loader.cache_gb=1"], "--set loader.cache_gb=1: loader.cache_f"),
-        (["train.seed=1", "train.epocs=1"], "--set train.epocs=1: no key"),
-        (["train.seed=1", "modl.x=1"], "--set modl.x=1: no section"),
+        (["train.seed=1", "train.epochs=0", "model.depth=1"], "train.epochs=0", "train.epochs"),
+        (["train.epochs=3", "train.epochs=0"], "train.epochs=0", "train.epochs"),
+        (["train.seed=1", "train.epochs=x"], "train.epochs=x", "train.epochs"),
+        (["model.num_frames=8", "train.seed=1"], "model.num_frames=8", "model.num_frames"),
+        (["train.seed=1", "loader.cache_gb=1"], "loader.cache_gb=1", "loader.cache_folder"),
+        (["train.seed=1", "train.epocs=1"], "train.epocs=1", "train.epocs"),
+        (["train.seed=1", "modl.x=1"], "modl.x=1", "modl"),
     ],
 )
-def test_the_override_at_fault_is_named(
-    recipe_file: str, overrides: list[str], message: str
+def test_override_at_fault_is_named(
+    recipe_file: str, overrides: list[str], culprit: str, setting: str
 ) -> None:
-    with pytest.raises(UserError) as caught:
+    with refused(f"--set {culprit}", setting, type=SettingError, setting=setting):
         load_recipe(recipe_file, overrides)
-    assert str(caught.value).startswith(message)
 
 
-def test_the_last_override_counts(recipe_file: str) -> None:
+def test_last_override_wins(recipe_file: str) -> None:
     assert load_recipe(recipe_file, ["train.seed=1", "train.seed=2"]).train.seed == 2
 
 
 @pytest.mark.parametrize(
     "override", ["epochs=1", "train.epochs", "train=1", ".epochs=1", "train.=1"]
 )
-def test_an_override_of_another_form(recipe_file: str, override: str) -> None:
-    with pytest.raises(UserError, match=r"^--set .*: must be section\.key=value"):
+def test_malformed_overrides_are_refused(recipe_file: str, override: str) -> None:
+    with refused(f"--set {override}", "section.key=value"):
         load_recipe(recipe_file, [override])
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "setting", "suggestion"),
     [
-        ("train.epoch=1", r"no key train\.epoch; did you mean train\.epochs\?"),
-        ("trian.epochs=1", r"no section \[trian\]; did you mean train\?"),
-        # The very key of another section is nearer than a like one of this.
-        ("loader.batch_size=1", r"no key loader\.batch_size; did you mean train\.batch_size\?"),
-        ("train.lr=1", r"no key train\.lr; did you mean schedule\.lr\?"),
-        ("sampler.zzz=1", r"no key sampler\.zzz; there are: mode"),
-        ("zzz.epochs=1", r"no section \[zzz\]; there are: data, model"),
+        ("train.epoch=1", "train.epoch", "train.epochs"),
+        ("trian.epochs=1", "trian", "train"),
+        # An equal key of another section is nearer than a similar one of this section.
+        ("loader.batch_size=1", "loader.batch_size", "train.batch_size"),
+        ("train.lr=1", "train.lr", "schedule.lr"),
+        ("sampler.zzz=1", "sampler.zzz", "mode"),
+        ("zzz.epochs=1", "zzz", "data, model"),
     ],
 )
-def test_unknown_names_get_the_nearest(recipe_file: str, override: str, message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
-        load_recipe(recipe_file, [override])
-    assert str(caught.value).startswith(f"--set {override}: ")
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("train.epochs=1.5", r"train\.epochs: must be a whole number, got 1\.5"),
-        ("train.epochs=true", r"train\.epochs: must be a whole number, got True"),
-        ("train.epochs=many", r"train\.epochs: must be a whole number, got 'many'"),
-        ("schedule.lr=true", r"schedule\.lr: must be a number, got True"),
-        ("augment.noise=1", r"augment\.noise: must be true or false, got 1"),
-        ("data.eval_split=5", r"data\.eval_split: must be a text, got 5"),
-        ("train.loss=5", r"train\.loss: must be one of 'bce', 'ce', got 5"),
-        ("schedule.decay_after_epochs=3", r"must be a list, each of it a whole number, got 3"),
-        ("schedule.decay_after_epochs=[1.5]", r"decay_after_epochs: must be a whole number"),
-    ],
-)
-def test_a_value_of_another_type(recipe_file: str, override: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_unknown_settings_get_a_suggestion(
+    recipe_file: str, override: str, setting: str, suggestion: str
+) -> None:
+    expected = refused(
+        f"--set {override}", setting, type=SettingError, setting=setting, remedy=suggestion
+    )
+    with expected:
         load_recipe(recipe_file, [override])
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "values"),
     [
-        ("data.fold=-1", r"data\.fold: must be at least 0, got -1"),
-        ("data.std=2", r"data\.mean: must be given together with std"),
-        ("model.num_frames=0", r"model\.num_frames: must be at least 1, got 0"),
-        ("augment.mixup_share=2", r"augment\.mixup_share: must be from 0 to 1, got 2\.0"),
-        ("sampler.mode=random", r"sampler\.mode: must be one of .*, got 'random'"),
-        ("schedule.lr=nan", r"schedule\.lr: must be a number above 0, got nan"),
-        ("optimiser.beta1=1", r"optimiser\.beta1: must be at least 0 and below 1, got 1\.0"),
-        ("optimiser.name=sgd", r"optimiser\.name: must be one of .*, got 'sgd'"),
-        ("optimiser.weight_decay=nan", r"optimiser\.weight_decay: must be .*, got nan"),
-        ("loader.threads=0", r"loader\.threads: must be at least 1, got 0"),
-        ("loader.cache_mb=-1", r"loader\.cache_mb: must be at least 0, got -1"),
-        ("train.batch_size=0", r"train\.batch_size: must be at least 1, got 0"),
-        ("train.loss=mse", r"train\.loss: must be one of .*, got 'mse'"),
-        ("train.seed=-1", r"train\.seed: must be from 0 to \d+, got -1"),
-        ("train.checkpoint_every_s=inf", r"train\.checkpoint_every_s: must be .*, got inf"),
-        ("train.micro_batch_size=-1", r"train\.micro_batch_size: must be .*, got -1"),
-        ("train.max_gradient_norm=nan", r"train\.max_gradient_norm: must be .*, got nan"),
-        ("train.max_bad_steps=0", r"train\.max_bad_steps: must be at least 1, got 0"),
-        ("train.lr_after_divergence=0", r"train\.lr_after_divergence: must be above 0"),
+        ("train.epochs=1.5", ["whole number", "got 1.5"]),
+        ("train.epochs=true", ["whole number", "got True"]),
+        ("train.epochs=many", ["whole number", "got 'many'"]),
+        ("schedule.lr=true", ["number", "got True"]),
+        ("augment.noise=1", ["true or false", "got 1"]),
+        ("data.eval_split=5", ["text", "got 5"]),
+        ("train.loss=5", ["'bce', 'ce'", "got 5"]),
+        ("schedule.decay_after_epochs=3", ["list", "got 3"]),
+        ("schedule.decay_after_epochs=[1.5]", ["whole number", "got 1.5"]),
     ],
 )
-def test_a_value_out_of_range(recipe_file: str, override: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_values_of_another_type_are_refused(
+    recipe_file: str, override: str, values: list[str]
+) -> None:
+    setting = override.partition("=")[0]
+    with refused(f"--set {override}", setting, *values, type=SettingError, setting=setting):
         load_recipe(recipe_file, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("data.fold=-1", "got -1"),
+        ("model.num_frames=0", "got 0"),
+        ("augment.mixup_share=2", "got 2.0"),
+        ("sampler.mode=random", "got 'random'"),
+        ("schedule.lr=nan", "got nan"),
+        ("optimiser.beta1=1", "got 1.0"),
+        ("optimiser.name=sgd", "got 'sgd'"),
+        ("optimiser.weight_decay=nan", "got nan"),
+        ("loader.threads=0", "got 0"),
+        ("loader.cache_mb=-1", "got -1"),
+        ("train.batch_size=0", "got 0"),
+        ("train.loss=mse", "got 'mse'"),
+        ("train.seed=-1", "got -1"),
+        ("train.checkpoint_every_s=inf", "got inf"),
+        ("train.micro_batch_size=-1", "got -1"),
+        ("train.max_gradient_norm=nan", "got nan"),
+        ("train.max_bad_steps=0", "got 0"),
+        ("train.lr_after_divergence=0", "got 0.0"),
+    ],
+)
+def test_values_out_of_range_are_refused(recipe_file: str, override: str, value: str) -> None:
+    setting = override.partition("=")[0]
+    with refused(f"--set {override}", setting, value, type=SettingError, setting=setting):
+        load_recipe(recipe_file, [override])
+
+
+def test_statistics_must_be_given_together(recipe_file: str) -> None:
+    with refused("--set data.std=2", "std", type=SettingError, setting="data.mean"):
+        load_recipe(recipe_file, ["data.std=2"])
 
 
 def test_given_statistics_must_be_usable(recipe_file: str) -> None:
-    for values, message in (
-        (["data.mean=1", "data.std=0"], r"data\.std: must be a finite number above 0, got 0\.0"),
-        (["data.mean=1", "data.std=inf"], r"data\.std: must be a finite number above 0, got inf"),
-        (["data.mean=inf", "data.std=1"], r"data\.mean: must be a finite number, got inf"),
+    for overrides, culprit, value in (
+        (["data.mean=1", "data.std=0"], "data.std=0", "got 0.0"),
+        (["data.mean=1", "data.std=inf"], "data.std=inf", "got inf"),
+        (["data.mean=inf", "data.std=1"], "data.mean=inf", "got inf"),
     ):
-        with pytest.raises(UserError, match=message):
-            load_recipe(recipe_file, values)
+        setting = culprit.partition("=")[0]
+        with refused(f"--set {culprit}", value, type=SettingError, setting=setting):
+            load_recipe(recipe_file, overrides)
 
 
-def test_no_such_file(tmp_path: Path) -> None:
+def test_missing_recipe_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "none.toml"
-    with pytest.raises(UserError, match=f"^{path}: no such recipe"):
+    with refused(path, "no such recipe", ".toml"):
         load_recipe(str(path))
-    with pytest.raises(UserError, match=f"^{tmp_path}: Is a directory"):
+    with refused(tmp_path, "directory"):
         load_recipe(str(tmp_path))
 
 
 @pytest.mark.parametrize("content", [b"[train\nepochs = 1", b"\xff\xfe[train]"])
-def test_not_toml(tmp_path: Path, content: bytes) -> None:
+def test_file_that_is_not_toml_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.toml"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="not a TOML file"):
+    with refused(path, "TOML"):
         load_recipe(str(path))
 
 
 @pytest.mark.parametrize("overrides", [[], ["train.epochs=1"]])
-def test_a_value_in_the_place_of_a_section(tmp_path: Path, overrides: list[str]) -> None:
+def test_value_in_place_of_a_section_is_refused(tmp_path: Path, overrides: list[str]) -> None:
     path = tmp_path / "flat.toml"
     path.write_text("train = 3\n")
-    with pytest.raises(UserError, match=r"train is a section, not a value; write \[train\]"):
+    with refused(path, "section", type=SettingError, setting="train", remedy="[train]"):
         load_recipe(str(path), overrides)
 
 
-def test_from_a_bucket(s3: str, recipe_file: str) -> None:
+def test_recipe_is_read_from_a_bucket(s3: str, recipe_file: str) -> None:
     storage.write_bytes(f"{s3}/recipes/small.toml", Path(recipe_file).read_bytes())
     assert load_recipe(f"{s3}/recipes/small.toml") == load_recipe(recipe_file)
-    with pytest.raises(UserError, match="no such recipe"):
+    with refused(f"{s3}/recipes/other.toml", "no such recipe"):
         load_recipe(f"{s3}/recipes/other.toml")
-    with pytest.raises(UserError, match="the bucket does not exist"):
+    with refused("s3://no-bucket-of-this-name", "bucket", remedy="endpoint"):
         load_recipe("s3://no-bucket-of-this-name/small.toml")
 
 
@@ -261,11 +274,11 @@ DOCUMENTS = st.fixed_dictionaries(
 
 
 @given(DOCUMENTS)
-def test_json_round_trip(document: dict[str, Any]) -> None:
+def test_recipe_round_trips_as_json(document: dict[str, Any]) -> None:
     recipe = make_recipe("some", document, where="here")
     text = json.dumps(recipe.to_json(), allow_nan=False)
     again = make_recipe("some", json.loads(text), where="there")
-    # NaN, which stands for "not given", equals nothing, not even itself.
+    # NaN, which means "not given", does not equal itself.
     assert again.to_json() == recipe.to_json()
     assert repr(again) == repr(recipe)
     for section, keys in document.items():
@@ -281,7 +294,7 @@ def test_json_names_every_setting() -> None:
     }
 
 
-def test_a_file_says_the_same_as_json(tmp_path: Path) -> None:
+def test_toml_file_equals_json(tmp_path: Path) -> None:
     recipe = tiny_recipe()
     path = write_recipe(tmp_path / "tiny.toml", recipe)
     assert repr(load_recipe(str(path))) == repr(recipe)
@@ -297,7 +310,7 @@ def test_every_recipe_loads(path: Path) -> None:
     assert recipe.augment.time_mask <= recipe.model.num_frames
 
 
-def test_there_are_recipes() -> None:
+def test_recipes_are_found() -> None:
     assert RECIPES
 
 
@@ -380,44 +393,52 @@ def test_published_recipes_have_the_published_values(name: str) -> None:
     assert optimiser.weight_decay == 5e-7
 
 
-def test_published_curve_of_audioset() -> None:
+def test_audioset_recipe_has_the_published_curve() -> None:
     recipe = load_recipe(str(PROJECT / "recipes" / "audioset-full.toml"))
     assert recipe.published.mAP == (0.4153, 0.4349, 0.4476, 0.4490, 0.4486)
     assert recipe.published.mAUC == (0.9759, 0.9767, 0.9762, 0.9750, 0.9736)
-    with pytest.raises(UserError, match=r"published\.mAP: must be numbers from 0 to 1, got \[45"):
+    with refused("here", "got [45.9]", type=SettingError, setting="published.mAP"):
         make_recipe("other", {"published": {"mAP": [45.9]}}, where="here")
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "where", "values"),
     [
         (
             {"augment": {"time_mask": 65}},
-            r"^augment\.time_mask: must be at most model\.num_frames \(64\), got 65",
+            "augment.time_mask",
+            ["model.num_frames", 64, "got 65"],
         ),
         (
             {"augment": {"frequency_mask": 129}},
-            r"^augment\.frequency_mask: must be at most the number of mel bins \(128\), got 129",
+            "augment.frequency_mask",
+            [128, "got 129"],
         ),
-        ({"model": {"patch_frequency": 129}}, r"^model\.patch_frequency: .* \(128\), got 129"),
-        ({"model": {"depth": 13}}, r"^model\.depth: must be at most 12, .* got 13"),
+        ({"model": {"patch_frequency": 129}}, "model.patch_frequency", [128, "got 129"]),
+        ({"model": {"depth": 13}}, "model.depth", [12, "got 13"]),
         (
             {"model": {"patchout_frequency": 2}},
-            r"^model\.patchout_frequency: .* the 2 rows .*, got 2",
+            "model.patchout_frequency",
+            ["2 rows", "got 2"],
         ),
         (
             {"sampler": {"bucket_frames": [15, 32]}},
-            r"^sampler\.bucket_frames: .* model\.patch_time \(16\) and .*, got \[15, 32\]",
+            "sampler.bucket_frames",
+            ["model.patch_time", 16, "got [15, 32]"],
         ),
-        ({"sampler": {"bucket_frames": [64]}}, r"below model\.num_frames \(64\), got \[64\]"),
-        ({"train": {"loss": "ce"}}, r"^train\.loss: 'ce' is for clips with one label, but clip"),
+        (
+            {"sampler": {"bucket_frames": [64]}},
+            "sampler.bucket_frames",
+            ["model.num_frames", 64, "got [64]"],
+        ),
+        ({"train": {"loss": "ce"}}, "train.loss", ["'ce'", "label"]),
     ],
 )
-def test_settings_that_do_not_fit_the_data(
-    tmp_path: Path, changes: dict[str, dict[str, Any]], message: str
+def test_settings_unfit_for_the_data_are_refused(
+    tmp_path: Path, changes: dict[str, dict[str, Any]], where: str, values: list[object]
 ) -> None:
     dataset = make_prepared(str(tmp_path), num_train=8, num_eval=8, max_labels=3)
     fitting = tiny_recipe(augment={"time_mask": 64, "frequency_mask": 128})
     check_fit(fitting, select_training_data(dataset, fitting.data))
-    with pytest.raises(UserError, match=message):
+    with refused(where, *values):
         check_fit(tiny_recipe(**changes), select_training_data(dataset, fitting.data))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.dataset.prepared import PreparedDataset
-from pipeline.errors import UserError
+from tests.support.errors import refused
 from tests.support.prepared import make_prepared, tiny_recipe
 from trainer.data.clips import select_training_data
 from trainer.recipe.parse import load_recipe
@@ -61,14 +61,14 @@ def cropping(changes: dict[str, dict[str, Any]]) -> Recipe:
         ({"published": {"mAP": [0.5]}}, "published.mAP: scores of 1 epochs, where the run has 3"),
     ],
 )
-def test_what_is_odd_is_said(
+def test_odd_settings_are_warned_about(
     dataset: PreparedDataset, changes: dict[str, dict[str, Any]], message: str
 ) -> None:
     recipe = cropping(changes)
-    found = recipe_warnings(recipe, select_training_data(dataset, recipe.data))
-    assert any(line.startswith(message) for line in found), found
+    warnings = recipe_warnings(recipe, select_training_data(dataset, recipe.data))
+    assert any(line.startswith(message) for line in warnings), warnings
     if "schedule" not in changes and "batch_size" not in changes.get("train", {}):
-        assert len(found) == 1
+        assert len(warnings) == 1
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_what_is_odd_is_said(
         {"published": {"mAP": [0.5, 0.5, 0.5]}},
     ],
 )
-def test_nothing_is_said_of_what_has_an_effect(
+def test_effective_settings_give_no_warning(
     dataset: PreparedDataset, changes: dict[str, dict[str, Any]]
 ) -> None:
     recipe = cropping(changes)
@@ -93,26 +93,26 @@ def test_nothing_is_said_of_what_has_an_effect(
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_published_recipes_are_odd_only_for_so_few_clips(
+def test_published_recipes_warn_only_about_the_small_data_set(
     dataset: PreparedDataset, name: str
 ) -> None:
     recipe = load_recipe(f"recipes/{name}.toml", PLAIN)
-    found = recipe_warnings(recipe, select_training_data(dataset, recipe.data))
-    assert {line.partition(":")[0] for line in found} <= {
+    warnings = recipe_warnings(recipe, select_training_data(dataset, recipe.data))
+    assert {line.partition(":")[0] for line in warnings} <= {
         "train.batch_size",
         "schedule.warmup_steps",
     }
 
 
 @pytest.mark.parametrize(("every", "is_refused"), [(18, True), (17, False)])
-def test_a_run_at_a_rate_of_0_is_refused(
+def test_run_with_a_rate_of_0_is_refused(
     dataset: PreparedDataset, every: int, is_refused: bool
 ) -> None:
     """It has 18 steps."""
     recipe = tiny_recipe(schedule={"warmup_steps": 30, "warmup_every_steps": every})
     data = select_training_data(dataset, recipe.data)
     if is_refused:
-        with pytest.raises(UserError, match="18 steps, and the first 18 are at a learning rate of"):
+        with refused("schedule.warmup_every_steps", "18 steps", "first 18", remedy=True):
             check_rate(recipe, data)
     else:
         check_rate(recipe, data)
