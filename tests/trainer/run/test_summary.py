@@ -9,7 +9,7 @@ from rich.console import Console
 import ray_job
 from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset
-from pipeline.errors import UserError
+from tests.support.errors import assert_error_line, refused
 from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.run.skipped_steps import read_bad_steps
@@ -46,7 +46,7 @@ def train_again(recipe: Recipe, dataset: PreparedDataset, run: str, folder: Path
     return ray_job.main(["train", recipe_file, "--data", dataset.path, "--out", run])
 
 
-def test_the_scores_of_all_weights_are_shown(run: str) -> None:
+def test_summary_shows_the_scores_of_all_weights(run: str) -> None:
     rows = {line.split("│")[1].strip(): line for line in shown(run).splitlines() if "│" in line}
     for weights in ("averaged", "ema", "best"):
         metrics = storage.read_json(f"{run}/predictions/eval-{weights}.json")
@@ -56,7 +56,7 @@ def test_the_scores_of_all_weights_are_shown(run: str) -> None:
     assert "skipped" not in rows
 
 
-def test_labels_with_commas_are_told_apart(run: str, tmp_path: Path) -> None:
+def test_labels_with_commas_stay_separate(run: str, tmp_path: Path) -> None:
     metrics = storage.read_json(f"{run}/predictions/eval.json")
     for entry, label, value in zip(
         metrics["per_class"], ("Ocean", "Chicken, rooster", "Rain"), (0.5, 0.4, None), strict=True
@@ -66,7 +66,7 @@ def test_labels_with_commas_are_told_apart(run: str, tmp_path: Path) -> None:
     assert "Ocean 0.50; Chicken, rooster 0.40 " in shown(str(tmp_path))
 
 
-def test_a_long_path_of_predictions_can_be_copied(
+def test_long_path_of_predictions_is_printed_on_one_line(
     run: str, dataset: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     longer = tmp_path / ("long" * 30)
@@ -78,7 +78,7 @@ def test_a_long_path_of_predictions_can_be_copied(
     assert capsys.readouterr().out.splitlines()[-1] == f"{longer}/predictions/eval.parquet"
 
 
-def test_a_run_whose_steps_were_all_skipped_is_an_error(
+def test_run_with_all_steps_skipped_is_an_error(
     dataset: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tiny_recipe(train={"epochs": 1, "max_gradient_norm": 1e-9})
@@ -87,32 +87,32 @@ def test_a_run_whose_steps_were_all_skipped_is_an_error(
     assert train_again(recipe, dataset, run, tmp_path) == 1
     printed = capsys.readouterr()
     assert "6 of 6 steps, see divergence.jsonl" in printed.out
-    assert printed.err.startswith(f"ray_job.py: error: {run}: all 6 steps were skipped")
-    assert "raise train.max_gradient_norm" in printed.err
+    values = ("all 6 steps", "divergence.jsonl", "train.max_gradient_norm", "--out")
+    assert_error_line(printed.err, run, *values)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", "{"])
-def test_damaged_metrics_are_one_line(tmp_path: Path, content: str) -> None:
+def test_damaged_metrics_are_an_explained_error(tmp_path: Path, content: str) -> None:
     storage.write_bytes(f"{tmp_path}/predictions/eval.json", content.encode())
-    with pytest.raises(UserError, match=r"predictions/eval\.json: damaged: .*`evaluate`"):
+    with refused("predictions/eval.json", "damaged", remedy="`evaluate`"):
         metrics_summary(str(tmp_path), "eval")
 
 
-def test_a_damaged_history_is_one_line(run: str, tmp_path: Path) -> None:
+def test_damaged_history_is_an_explained_error(run: str, tmp_path: Path) -> None:
     metrics = storage.read_bytes(f"{run}/predictions/eval.json")
     storage.write_bytes(f"{tmp_path}/predictions/eval.json", metrics)
     storage.write_bytes(f"{tmp_path}/history.json", b"{}")
-    with pytest.raises(UserError, match=r"history\.json: damaged: .*; the command that trained"):
+    with refused(tmp_path / "history.json", "damaged", remedy="command"):
         metrics_summary(str(tmp_path), "eval")
 
 
-def test_metrics_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"predictions/eval\.json: not there; make it again with"):
+def test_missing_metrics_are_an_explained_error(tmp_path: Path) -> None:
+    with refused("predictions/eval.json", "not there", remedy="`evaluate`"):
         metrics_summary(str(tmp_path), "eval")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"step": 1}', "\xff"])
-def test_a_damaged_list_of_skipped_steps(tmp_path: Path, content: str) -> None:
+def test_damaged_list_of_skipped_steps_is_named(tmp_path: Path, content: str) -> None:
     storage.write_bytes(f"{tmp_path}/divergence.jsonl", content.encode("latin-1"))
-    with pytest.raises(UserError, match=r"divergence\.jsonl: damaged: .*; remove it"):
+    with refused(tmp_path / "divergence.jsonl", "damaged", remedy="remove"):
         read_bad_steps(str(tmp_path))

@@ -1,4 +1,4 @@
-"""TensorBoard's curves of a run, whatever is killed."""
+"""TensorBoard's curves of a run, also after kills and restarts."""
 
 from collections.abc import Callable
 from itertools import count
@@ -39,7 +39,7 @@ def a_clock_of_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("a_clock_of_seconds")
-def test_the_curves_are_whole_after_restarts(
+def test_curves_are_complete_after_restarts(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """No point is missing or there twice, though steps were done twice."""
@@ -57,7 +57,7 @@ def test_the_curves_are_whole_after_restarts(
 
 
 @pytest.mark.usefixtures("a_clock_of_seconds")
-def test_what_a_killed_process_wrote_is_there_up_to_its_checkpoint(tmp_path: Path) -> None:
+def test_curves_of_a_killed_process_reach_its_checkpoint(tmp_path: Path) -> None:
     """Without `close`, as after `kill -9`: a checkpoint's points were flushed before it."""
     killed = TensorBoardLog(str(tmp_path), 0)
     killed.add(1, {"train/loss": 0.5, "train/lr": None})
@@ -74,7 +74,7 @@ def test_what_a_killed_process_wrote_is_there_up_to_its_checkpoint(tmp_path: Pat
     killed.close()
 
 
-def test_curves_of_a_run_in_a_bucket(s3: str, tmp_path: Path) -> None:
+def test_curves_are_written_for_a_run_in_a_bucket(s3: str, tmp_path: Path) -> None:
     log = TensorBoardLog(f"{s3}/runs/one", 0)
     for step in (1, 2):
         log.add(step, {"train/loss": step / 8})

@@ -7,14 +7,14 @@ from subprocess import PIPE, Popen
 
 import pytest
 
-from pipeline.errors import UserError
+from tests.support.errors import assert_names, refused
 from trainer.run.writer import alone_in, check_writer, remove_unfinished, take_over
 
 
-def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+def test_second_process_in_a_run_folder_is_refused(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     with alone_in(run):
-        with pytest.raises(UserError, match=f"{run}: another process trains there"), alone_in(run):
+        with refused(run, "another process", remedy="--out"), alone_in(run):
             pass
         with alone_in(f"{run}-2"):
             pass
@@ -23,7 +23,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["fcntl.flock", "os.open"])
-def test_a_folder_without_locks_is_trained_in(
+def test_folder_without_locks_is_used_with_a_note(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: object) -> int:
@@ -31,10 +31,10 @@ def test_a_folder_without_locks_is_trained_in(
 
     monkeypatch.setattr(call, refuse)
     with alone_in(str(tmp_path)):
-        assert f"note: {tmp_path}: not locked (Operation not" in capsys.readouterr().err
+        assert_names(capsys.readouterr().err, f"note: {tmp_path}", "Operation not supported")
 
 
-def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+def test_lock_ends_with_its_process(tmp_path: Path) -> None:
     program = (
         "import os, sys; from trainer.run.writer import alone_in\n"
         "with alone_in(sys.argv[1]):\n"
@@ -44,33 +44,32 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     with Popen(command, stdin=PIPE, stdout=PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(UserError, match="another process trains"), alone_in(str(tmp_path)):
+        with refused(tmp_path, "another process"), alone_in(str(tmp_path)):
             pass
         other.communicate()
     with alone_in(str(tmp_path)):
         pass
 
 
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    # What no user can write, not even root.
+def test_unwritable_folder_is_refused(tmp_path: Path) -> None:
+    # Not even root can write this lock file.
     (tmp_path / ".lock").mkdir()
-    message = rf"{tmp_path}: cannot be written \(Is a directory\)"
-    with pytest.raises(UserError, match=message), alone_in(str(tmp_path)):
+    with refused(tmp_path, "Is a directory"), alone_in(str(tmp_path)):
         pass
 
 
-def test_the_last_to_take_a_folder_over_writes_there(tmp_path: Path) -> None:
+def test_only_the_latest_writer_may_write(tmp_path: Path) -> None:
     run = str(tmp_path)
     first = take_over(run)
     check_writer(run, first)
     second = take_over(run)
     check_writer(run, second)
-    with pytest.raises(UserError, match=f"{run}: another `train` has begun there"):
+    with refused(run, "another `train`"):
         check_writer(run, first)
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "{}", "null", "[]"])
-def test_who_writes_into_a_folder_may_be_forgotten(tmp_path: Path, content: str | None) -> None:
+def test_missing_or_damaged_writer_file_is_ignored(tmp_path: Path, content: str | None) -> None:
     token = take_over(str(tmp_path))
     (tmp_path / "writer.json").unlink()
     if content is not None:
@@ -78,7 +77,7 @@ def test_who_writes_into_a_folder_may_be_forgotten(tmp_path: Path, content: str 
     check_writer(str(tmp_path), token)
 
 
-def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+def test_unfinished_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     kept = ["run.json", ".lock", "checkpoints/step-00000004.pt", "ray/.notes", ".hidden.1.file"]
     left = [".run.json.12.0123abcd", "checkpoints/.step-00000005.pt.12345.0123abcd"]
     for name in kept + left:

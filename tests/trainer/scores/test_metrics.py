@@ -47,7 +47,7 @@ def test_each_class_equals_scikit_learn(both: tuple[np.ndarray, np.ndarray]) -> 
 
 
 @given(predictions())
-def test_means_are_over_the_classes_that_have_a_value(both: tuple[np.ndarray, np.ndarray]) -> None:
+def test_means_cover_only_classes_with_a_value(both: tuple[np.ndarray, np.ndarray]) -> None:
     targets, scores = both
     metrics = evaluate(targets, scores)
     for mean, values in (
@@ -61,7 +61,7 @@ def test_means_are_over_the_classes_that_have_a_value(both: tuple[np.ndarray, np
 
 
 @given(predictions())
-def test_json_has_no_nan_and_no_infinity(both: tuple[np.ndarray, np.ndarray]) -> None:
+def test_json_has_neither_nan_nor_infinity(both: tuple[np.ndarray, np.ndarray]) -> None:
     metrics = evaluate(*both).to_json()
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
 
@@ -101,7 +101,7 @@ def test_equal_scores_rank_at_chance() -> None:
     assert metrics.d_prime == 0.0
 
 
-def test_known_average_precision() -> None:
+def test_average_precision_equals_a_known_value() -> None:
     # Ranked: positive, negative, positive: precision 1 at half the recall, then 2/3.
     metrics = evaluate([[1], [0], [1]], [[0.9], [0.8], [0.1]])
     assert metrics.mAP == pytest.approx((1 + 2 / 3) / 2)
@@ -113,7 +113,7 @@ def test_d_prime_equals_its_definition(auc: float) -> None:
     assert d_prime(auc) == pytest.approx(math.sqrt(2) * norm.ppf(auc), abs=1e-9)
 
 
-def test_d_prime_of_the_published_auc() -> None:
+def test_d_prime_matches_the_published_auc() -> None:
     assert d_prime(0.9736) == pytest.approx(2.7387, abs=1e-3)
 
 
@@ -122,7 +122,7 @@ def test_infinite_d_prime_is_none(auc: float | None) -> None:
     assert d_prime(auc) is None
 
 
-def test_d_prime_is_that_of_the_mean_auc() -> None:
+def test_d_prime_is_computed_from_the_mean_auc() -> None:
     targets = [[1, 1], [0, 0], [1, 0], [0, 0]]
     scores = [[0.9, 0.2], [0.3, 0.4], [0.2, 0.1], [0.1, 0.0]]
     metrics = evaluate(targets, scores)
@@ -130,7 +130,7 @@ def test_d_prime_is_that_of_the_mean_auc() -> None:
     assert metrics.d_prime == d_prime(metrics.mAUC)
 
 
-def test_perfect_class_counts_in_the_means_without_a_d_prime_of_its_own() -> None:
+def test_perfect_class_counts_in_the_means_but_has_no_d_prime() -> None:
     metrics = evaluate([[1, 1], [0, 0], [0, 1]], [[0.9, 0.2], [0.1, 0.4], [0.2, 0.5]])
     assert metrics.per_class[0].AUC == 1.0
     assert metrics.per_class[0].d_prime is None
@@ -153,35 +153,35 @@ def test_no_class_with_a_positive_leaves_the_means_undefined() -> None:
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=20), st.integers(0, 2**32 - 1))
-def test_accuracy_of_single_label_data(labels: list[int], seed: int) -> None:
+def test_accuracy_counts_correct_single_labels(labels: list[int], seed: int) -> None:
     scores = np.random.default_rng(seed).random((len(labels), 4))
     expected = np.mean(scores.argmax(axis=1) == labels)
     assert top1_accuracy(np.eye(4)[labels], scores) == pytest.approx(expected)
 
 
-def test_accuracy_of_multi_label_data_takes_any_label() -> None:
+def test_accuracy_accepts_any_of_several_labels() -> None:
     assert top1_accuracy([[1, 1, 0], [0, 0, 1]], [[0.1, 0.9, 0.2], [0.7, 0.1, 0.6]]) == 0.5
 
 
 def test_nan_score_names_its_class() -> None:
     scores = np.zeros((2, 3))
     scores[1, 2] = np.nan
-    with pytest.raises(ValueError, match=r"NaN for 1 classes, first 'siren'"):
+    with pytest.raises(ValueError, match=r"NaN .*\b1 .*'siren'"):
         evaluate_scores(np.eye(2, 3), scores, ["dog", "rain", "siren"])
 
 
 @pytest.mark.parametrize(
-    ("targets", "scores", "labels", "message"),
+    ("targets", "scores", "labels", "pattern"),
     [
-        (np.zeros((0, 2)), np.zeros((0, 2)), ["a", "b"], "targets: must be"),
-        (np.zeros(2), np.zeros(2), ["a", "b"], "targets: must be"),
-        (np.zeros((2, 2)), np.zeros((2, 3)), ["a", "b"], "scores: must have"),
-        (np.zeros((2, 2)), np.zeros((2, 2)), ["a"], "labels: must be 2"),
-        (np.full((2, 2), 0.5), np.zeros((2, 2)), ["a", "b"], "targets: must be 0 or 1"),
+        (np.zeros((0, 2)), np.zeros((0, 2)), ["a", "b"], r"^targets: .*\(0, 2\)"),
+        (np.zeros(2), np.zeros(2), ["a", "b"], r"^targets: .*\(2,\)"),
+        (np.zeros((2, 2)), np.zeros((2, 3)), ["a", "b"], r"^scores: .*\(2, 2\).*\(2, 3\)"),
+        (np.zeros((2, 2)), np.zeros((2, 2)), ["a"], "^labels: .*2.*got 1"),
+        (np.full((2, 2), 0.5), np.zeros((2, 2)), ["a", "b"], "^targets: .*0 or 1"),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused(
-    targets: np.ndarray, scores: np.ndarray, labels: list[str], message: str
+def test_mismatched_inputs_are_refused(
+    targets: np.ndarray, scores: np.ndarray, labels: list[str], pattern: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=pattern):
         evaluate_scores(targets, scores, labels)

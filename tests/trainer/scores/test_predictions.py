@@ -1,4 +1,4 @@
-"""Predictions: what is written is read back, and says of what it is."""
+"""Predictions: they round-trip with their source, and damage is named."""
 
 import json
 from dataclasses import replace
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline import storage
-from pipeline.errors import UserError
+from tests.support.errors import refused
 from tests.support.prepared import make_prepared
 from trainer.data.clips import select_clips
 from trainer.scores.metrics import evaluate_scores
@@ -52,7 +52,7 @@ def assert_round_trip(folder: str) -> None:
     assert np.array_equal(read.common, written.common)
 
 
-def test_the_common_subset_is_scored_apart(tmp_path: object) -> None:
+def test_common_subset_is_scored_separately(tmp_path: object) -> None:
     common = np.array([True, False, True, True])
     written = replace(make_predictions(), common=common)
     document = storage.read_json(write(str(tmp_path), written).replace(".parquet", ".json"))
@@ -66,15 +66,15 @@ def test_the_common_subset_is_scored_apart(tmp_path: object) -> None:
     assert "common" not in none
 
 
-def test_round_trip(tmp_path: object) -> None:
+def test_predictions_round_trip(tmp_path: object) -> None:
     assert_round_trip(str(tmp_path))
 
 
-def test_round_trip_in_a_bucket(s3: str) -> None:
+def test_predictions_round_trip_in_a_bucket(s3: str) -> None:
     assert_round_trip(f"{s3}/runs/one")
 
 
-def test_format(tmp_path: object) -> None:
+def test_file_has_the_documented_format(tmp_path: object) -> None:
     """What the report and others read."""
     written = make_predictions()
     path = write(str(tmp_path), written)
@@ -102,7 +102,7 @@ def test_format(tmp_path: object) -> None:
     assert document["num_classes_left_out"] == 0
 
 
-def test_of_a_clip_set(tmp_path: object) -> None:
+def test_predictions_hold_the_ids_and_targets_of_a_clip_set(tmp_path: object) -> None:
     clips = select_clips(make_prepared(str(tmp_path), max_labels=2), "train", 2)
     targets = clips.targets(np.arange(len(clips)))
     written = from_scores(clips, targets, targets * 0.5, Source(loss="bce"))
@@ -112,14 +112,14 @@ def test_of_a_clip_set(tmp_path: object) -> None:
     assert np.array_equal(read.targets, targets)
 
 
-def test_a_run_without_them(tmp_path: object) -> None:
+def test_missing_predictions_are_refused(tmp_path: object) -> None:
     write(str(tmp_path), make_predictions())
-    with pytest.raises(UserError, match=f"{tmp_path}: no predictions on 'eval'; make them"):
+    with refused(str(tmp_path), "'eval'", remedy="`evaluate`"):
         read_predictions(str(tmp_path), "eval")
 
 
 @pytest.mark.parametrize("damage", ["no scores", "no labels", "no metadata"])
-def test_damaged_ones_are_told(tmp_path: object, damage: str) -> None:
+def test_damaged_predictions_are_refused(tmp_path: object, damage: str) -> None:
     path = write(str(tmp_path), make_predictions())
     table = storage.read_table(path)
     metadata = json.loads(table.schema.metadata[b"ast_ray"])
@@ -131,11 +131,11 @@ def test_damaged_ones_are_told(tmp_path: object, damage: str) -> None:
     else:
         table = table.replace_schema_metadata(None)
     storage.write_table(path, table)
-    with pytest.raises(UserError, match=f"{path}: damaged; make it again"):
+    with refused(path, "damaged", remedy="`evaluate`"):
         read_predictions(str(tmp_path), "train-fold1")
 
 
-def test_written_again_they_are_replaced(tmp_path: object) -> None:
+def test_predictions_are_replaced_when_written_again(tmp_path: object) -> None:
     write(str(tmp_path), make_predictions())
     later = replace(make_predictions(), source=Source(loss="bce", checkpoint_step=60))
     write(str(tmp_path), later)

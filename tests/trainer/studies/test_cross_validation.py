@@ -10,7 +10,7 @@ from rich.console import Console
 import ray_job
 from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset
-from pipeline.errors import UserError
+from tests.support.errors import assert_error_line, refused
 from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
 from trainer.on_ray import tune as ray_tune
 from trainer.run.history import is_finished, read_history
@@ -52,7 +52,7 @@ def shown(result: CrossValidation) -> str:
     return file.getvalue()
 
 
-def test_mean_and_deviation_of_the_last_and_of_the_picked_epoch() -> None:
+def test_mean_and_deviation_cover_last_and_picked_epoch() -> None:
     last, picked = THREE.last, THREE.picked
     assert (last.epoch, picked.epoch) == (3, 2)
     assert [scores["accuracy"] for scores in last.folds.values()] == [0.6, 0.8, 0.7]
@@ -64,7 +64,7 @@ def test_mean_and_deviation_of_the_last_and_of_the_picked_epoch() -> None:
     assert "test clips" in PICKED_BY
 
 
-def test_the_epoch_is_picked_by_the_metric_and_the_first_of_equals() -> None:
+def test_first_epoch_with_the_best_mean_is_picked() -> None:
     flat = CrossValidation(metric="accuracy", folds={1: curve(0.5, 0.5), 2: curve(0.5, 0.5)})
     assert flat.picked_epoch == 1
     for metric, expected in (("accuracy", 1), ("mAP", 2)):
@@ -76,18 +76,18 @@ def test_the_epoch_is_picked_by_the_metric_and_the_first_of_equals() -> None:
         assert CrossValidation(metric=metric, folds=folds).picked_epoch == expected
 
 
-def test_a_single_fold_has_no_deviation_and_what_is_undefined_stays_so() -> None:
-    one = CrossValidation(metric="accuracy", folds={3: [{"accuracy": 0.5, "mAP": None}]})
-    assert one.last.mean == {"accuracy": 0.5, "mAP": None}
-    assert one.last.std == {"accuracy": None, "mAP": None}
-    text = " ".join(shown(one).split())
+def test_single_fold_has_no_deviation_and_keeps_undefined_scores() -> None:
+    result = CrossValidation(metric="accuracy", folds={3: [{"accuracy": 0.5, "mAP": None}]})
+    assert result.last.mean == {"accuracy": 0.5, "mAP": None}
+    assert result.last.std == {"accuracy": None, "mAP": None}
+    text = " ".join(shown(result).split())
     assert "standard deviation │ - │ - │ - │ - │" in text
     assert "over 1 fold " in text
     assert "the best score of the one fold" in text
     assert "mean over the folds" not in text
 
 
-def test_the_table_says_which_epochs_and_how_one_was_picked() -> None:
+def test_table_names_the_epochs_and_how_one_was_picked() -> None:
     text = shown(THREE)
     for words in ("over 3 folds", "epoch 3 (last)", "epoch 2 (picked)", "fold 4", "0.8000"):
         assert words in text
@@ -102,17 +102,17 @@ def test_each_fold_is_held_out_once(dataset: PreparedDataset) -> None:
     assert list(fold_recipes(RECIPE, dataset, "s3://b/runs", (2,))) == ["s3://b/runs/fold-2"]
 
 
-def test_folds_that_cannot_be(dataset: PreparedDataset) -> None:
+def test_missing_or_repeated_folds_are_refused(dataset: PreparedDataset) -> None:
     for folds in ((3,), (1, 1), (0,)):
-        with pytest.raises(UserError, match=r"^--folds: must be some of 1 2, each named once, got"):
+        with refused("--folds", "1 2", f"got {' '.join(map(str, folds))}"):
             fold_recipes(RECIPE, dataset, "/runs", folds)
     without = replace(RECIPE, data=replace(RECIPE.data, train_split="eval"))
-    with pytest.raises(UserError, match=r"split 'eval' have no folds; `manifest --folds 5`"):
+    with refused(dataset.path, "'eval'", remedy="`manifest --folds 5`"):
         fold_recipes(without, dataset, "/runs", ())
 
 
-def test_scores_are_those_of_the_runs(dataset: PreparedDataset, tmp_path: Path) -> None:
-    """And the mean is picked by accuracy for single labels, by mAP for several."""
+def test_scores_come_from_the_runs(dataset: PreparedDataset, tmp_path: Path) -> None:
+    """The epoch is picked by accuracy for single labels and by mAP for several."""
     recipes = fold_recipes(RECIPE, dataset, str(tmp_path), ())
     for path, recipe in recipes.items():
         train(recipe, dataset, path, world=World())
@@ -140,18 +140,18 @@ def test_scores_are_those_of_the_runs(dataset: PreparedDataset, tmp_path: Path) 
     assert score_folds(multi, str(tmp_path)).metric == "mAP"
 
     empty = b'{"steps": [], "epochs": [], "finished": true}'
-    # A fold alone is scored with those that were finished before, if they are of the same settings.
-    second = {path: one for path, one in recipes.items() if path.endswith("fold-2")}
+    # A single fold is scored with folds finished before, if they have the same settings.
+    second = {path: recipe for path, recipe in recipes.items() if path.endswith("fold-2")}
     assert with_finished(second, recipes, dataset) == recipes
-    with pytest.raises(UserError, match=r"fold-1: the run was started with train\.loss = 'ce'"):
+    with refused("fold-1", "train.loss = 'ce'", "'bce'", remedy="--out"):
         with_finished(second, multi, dataset)
     for content, problem in (
         (b"{", "damaged"),
         (b'{"epochs": [{}]}', "damaged"),
-        (empty, "has no"),
+        (empty, "no scores"),
     ):
         storage.write_bytes(f"{tmp_path}/fold-2/history.json", content)
-        with pytest.raises(UserError, match=rf"fold-2/history\.json: {problem}"):
+        with refused("fold-2/history.json", problem, remedy=True):
             score_folds(recipes, str(tmp_path))
     recipe_file = str(write_recipe(tmp_path / "tiny.toml", RECIPE))
     for left_out in ([], [f"{tmp_path}/fold-1"]):
@@ -162,16 +162,15 @@ def test_scores_are_those_of_the_runs(dataset: PreparedDataset, tmp_path: Path) 
         storage.remove(f"{tmp_path}/fold-1/history.json")
 
 
-def test_the_fold_cannot_be_set(capsys: pytest.CaptureFixture[str]) -> None:
+def test_setting_the_fold_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["cross-validate", "esc50", "--data", "d", "--out", "r", "--set", "data.fold = 2"]
     assert ray_job.main(command) == 1
-    message = "--set data.fold = 2: --folds sets data.fold for each run; drop this --set"
-    assert capsys.readouterr().err == f"ray_job.py: error: {message}\n"
+    assert_error_line(capsys.readouterr().err, "--set data.fold = 2", "--folds", "data.fold")
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("session")
-def test_the_command_trains_what_is_not_finished(
+def test_command_trains_only_unfinished_folds(
     dataset: PreparedDataset,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],

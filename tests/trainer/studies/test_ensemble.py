@@ -1,7 +1,6 @@
 """Ensembles: the mean of the scores, and the table of its members."""
 
 import io
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 import ray_job
 from pipeline import storage
-from pipeline.errors import UserError
+from tests.support.errors import assert_error_line, assert_names, refused
 from tests.support.prepared import tiny_recipe, write_recipe
 from trainer.scores.metrics import evaluate_scores
 from trainer.scores.predictions import Predictions, Source, read_predictions, write_predictions
@@ -49,7 +48,7 @@ RUN: dict[str, Any] = {
 
 
 def make_member(seed: int) -> Predictions:
-    """Scores that lean to the targets, each member with errors of its own."""
+    """Scores that lean to the targets, with different errors in each member."""
     rng = np.random.default_rng(seed)
     scores = 1 / (1 + np.exp(-(TARGETS * 1.5 + rng.normal(0, 1, TARGETS.shape))))
     return Predictions(
@@ -77,7 +76,7 @@ def figures(scores: NDArray[np.float32]) -> dict[str, float]:
     }
 
 
-def test_the_average() -> None:
+def test_average_is_the_mean_of_the_scores() -> None:
     members = {f"seed-{seed}": make_member(seed) for seed in (1, 2, 3)}
     average = average_predictions(members)
     expected = np.mean([one.scores.astype(np.float64) for one in members.values()], axis=0)
@@ -87,7 +86,7 @@ def test_the_average() -> None:
     assert average.source == Source(loss="bce", num_members=3)
 
 
-def test_one_member_is_its_own_average(tmp_path: Path) -> None:
+def test_average_of_one_member_equals_the_member(tmp_path: Path) -> None:
     member = make_member(1)
     assert np.array_equal(average_predictions({"seed-1": member}).scores, member.scores)
     path = write_member(tmp_path / "seed-1", member)
@@ -98,7 +97,7 @@ def test_one_member_is_its_own_average(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "changes"),
+    ("difference", "changes"),
     [
         ("clips", {"ids": [f"clip-{number}" for number in reversed(range(NUM_CLIPS))]}),
         ("labels", {"labels": ["b", "a", "c"]}),
@@ -106,21 +105,20 @@ def test_one_member_is_its_own_average(tmp_path: Path) -> None:
         ("losses", {"source": Source(loss="ce")}),
     ],
 )
-def test_members_that_do_not_fit_together(what: str, changes: dict[str, Any]) -> None:
+def test_incompatible_members_are_refused(difference: str, changes: dict[str, Any]) -> None:
     members = {"a": make_member(0), "b": make_member(1), "c": replace(make_member(2), **changes)}
-    message = f"a and c: their predictions on 'eval' cannot be averaged, .* different {what}"
-    with pytest.raises(UserError, match=message):
+    with refused("", "a and c", "'eval'", difference):
         average_predictions(members)
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+def test_runs_of_equal_name_are_shown_with_their_folders(tmp_path: Path) -> None:
     paths = [write_member(tmp_path / f"{seed}/run", make_member(seed)) for seed in (1, 2)]
     assert list(score_ensemble(paths, "eval", str(tmp_path)).members) == paths
-    with pytest.raises(UserError, match=f"a member once, got {paths[0]} {paths[0]}"):
+    with refused("", "once", f"{paths[0]} {paths[0]}"):
         score_ensemble([paths[0], paths[0]], "eval", str(tmp_path))
 
 
-def test_the_recipe_of_each_member(tmp_path: Path) -> None:
+def test_seeds_and_variants_get_their_recipes(tmp_path: Path) -> None:
     recipe = tiny_recipe()
     path = str(write_recipe(tmp_path / "tiny.toml", recipe))
     members = member_recipes(
@@ -137,32 +135,39 @@ def test_the_recipe_of_each_member(tmp_path: Path) -> None:
     assert [one.model.stride_time for one in members.values()][2:] == [12, 16]
 
 
+NAME = ["name for its folder", "'.'", "'_'", "'-'"]
+"""What an error about the name of a variant says."""
+
+
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "where", "values"),
     [
-        ({"seeds": [3, 4, 3]}, "--seeds: seed-3 is named twice"),
-        ({"seeds": [0, -1]}, "--seeds: seed: must be from 0 to"),
-        ({"variants": [["train.epochs=2", "train.seed=3"]]}, "--variant train.epochs=2: first"),
-        ({"variants": [["seed-1", "train.seed=3"]]}, "--variant seed-1: first comes a name"),
-        ({"variants": [["../a", "train.seed=3"]]}, r"--variant \.\./a: first comes a name"),
-        ({"variants": [["a"]]}, "--variant a: name the settings"),
-        ({"variants": [["a", "train.seed=3"]] * 2}, "--variant a: a is named twice"),
-        ({"variants": [["a.json", "train.seed=3"]]}, "--variant a.json: first comes a name"),
-        ({"seeds": [3], "variants": [["a", "train.seed=3"]]}, "--variant a: a is the same as seed"),
+        ({"seeds": [3, 4, 3]}, "--seeds", ["seed-3", "twice"]),
+        ({"seeds": [0, -1]}, "--seeds", ["seed", "got -1"]),
+        ({"variants": [["train.epochs=2", "train.seed=3"]]}, "--variant train.epochs=2", NAME),
+        ({"variants": [["seed-1", "train.seed=3"]]}, "--variant seed-1", NAME),
+        ({"variants": [["../a", "train.seed=3"]]}, "--variant ../a", NAME),
+        ({"variants": [["a"]]}, "--variant a", ["settings"]),
+        ({"variants": [["a", "train.seed=3"]] * 2}, "--variant a", ["a", "twice"]),
+        ({"variants": [["a.json", "train.seed=3"]]}, "--variant a.json", NAME),
+        ({"seeds": [3], "variants": [["a", "train.seed=3"]]}, "--variant a", ["same", "seed-3"]),
         (
             {"seeds": [3], "variants": [["a", "data.fold=1"]]},
-            "--variant a: a is evaluated on other",
+            "--variant a",
+            ["seed-3", "data.eval_split", "data.fold"],
         ),
-        ({"variants": [["a", "train.seeds=3"]]}, "--variant a: train.seeds=3: .*train.seed"),
+        ({"variants": [["a", "train.seeds=3"]]}, "--variant a", ["train.seeds=3", "train.seed"]),
     ],
 )
-def test_members_that_cannot_be(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_invalid_members_are_refused(
+    tmp_path: Path, changes: dict[str, Any], where: str, values: list[str]
+) -> None:
     path = str(write_recipe(tmp_path / "tiny.toml", tiny_recipe()))
-    with pytest.raises(UserError, match=message):
+    with refused(where, *values):
         member_recipes(path, [], "runs", **changes)
 
 
-def test_members_of_other_classes_are_named(tmp_path: Path) -> None:
+def test_members_with_other_classes_are_named(tmp_path: Path) -> None:
     runs = [str(tmp_path / name) for name in "ab"]
     for run, labels in zip(runs, (["dog", "cat"], ["cat", "dog"]), strict=True):
         storage.write_json(f"{run}/run.json", RUN | {"data": {**RUN["data"], "labels": labels}})
@@ -170,18 +175,17 @@ def test_members_of_other_classes_are_named(tmp_path: Path) -> None:
         storage.write_json(f"{run}/history.json", history)
         write_member(Path(run), make_member(0))
     check_finished(runs[:1], "eval")
-    expected = f"{runs[1]}: has other classes (cat, dog, ...) than {runs[0]} (dog, cat, ...)"
-    with pytest.raises(UserError, match=re.escape(expected)):
+    with refused(runs[1], "cat, dog", runs[0], "dog, cat"):
         check_finished(runs, "eval")
 
 
-def test_a_member_without_predictions(tmp_path: Path) -> None:
+def test_member_without_predictions_is_refused(tmp_path: Path) -> None:
     path = write_member(tmp_path / "seed-1", make_member(1))
-    with pytest.raises(UserError, match="seed-2: no predictions on 'eval'"):
+    with refused("seed-2", "'eval'", remedy="`evaluate`"):
         score_ensemble([path, str(tmp_path / "seed-2")], "eval", str(tmp_path))
 
 
-def test_the_numbers_and_the_table(tmp_path: Path) -> None:
+def test_file_and_table_show_members_mean_and_ensemble(tmp_path: Path) -> None:
     members = {f"seed-{seed}": make_member(seed) for seed in (4, 5, 6)}
     paths = [write_member(tmp_path / name, one) for name, one in members.items()]
     result = score_ensemble(paths, "eval", str(tmp_path / "all"))
@@ -198,7 +202,7 @@ def test_the_numbers_and_the_table(tmp_path: Path) -> None:
         assert numbers["std"][figure] == pytest.approx(np.std(values, ddof=1), abs=1e-9)
         expected = figures(mean_scores)[figure]
         assert numbers["ensemble"][figure] == pytest.approx(expected, abs=1e-9)
-    # Errors of their own average out, or this test would not tell an ensemble from a member.
+    # Independent errors average out, or this test could not tell an ensemble from a member.
     assert numbers["ensemble"]["mAP"] > max(one["mAP"] for one in by_hand.values())
 
     text = io.StringIO()
@@ -212,10 +216,10 @@ def test_the_numbers_and_the_table(tmp_path: Path) -> None:
     assert "Ensemble of 3 on eval" in text.getvalue()
 
 
-def test_members_that_are_left_out_are_named(
+def test_members_no_longer_included_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where some are inside the ensemble's folder, and others are not."""
+    """Some members are inside the ensemble's folder, others are not."""
     inside = [write_member(tmp_path / "all" / f"seed-{seed}", make_member(seed)) for seed in (0, 1)]
     outside = write_member(tmp_path / "other", make_member(2))
     output = str(tmp_path / "all")
@@ -230,27 +234,24 @@ def test_members_that_are_left_out_are_named(
 
     command = ["ensemble", "--runs", inside[1], "--out", output]
     assert ray_job.main(command) == 0
-    told = f"previous members that are no longer included: {inside[0]} {outside}; name them by"
-    assert told in capsys.readouterr().err
+    options = ("--seeds", "--variant", "--runs")
+    assert_names(capsys.readouterr().err, f"{inside[0]} {outside}", *options)
     assert ray_job.main(command) == 0
     assert capsys.readouterr().err == ""
 
-    for run, problem in (
-        (unfinished, "the run is not finished"),
-        (f"{tmp_path}/no", "no run there"),
-    ):
+    for run, problem in ((unfinished, "not finished"), (f"{tmp_path}/no", "run.json")):
         assert ray_job.main(["ensemble", "--runs", inside[0], run, "--out", output]) == 1
-        assert f"{run}: {problem}" in capsys.readouterr().err
+        assert_error_line(capsys.readouterr().err, run, problem)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}"])
-def test_a_result_that_does_not_tell_its_runs(tmp_path: Path, content: str) -> None:
+def test_damaged_result_names_no_runs(tmp_path: Path, content: str) -> None:
     assert read_runs(f"{tmp_path}/ensemble.json") == []
     storage.write_bytes(f"{tmp_path}/ensemble.json", content.encode())
     assert read_runs(f"{tmp_path}/ensemble.json") == []
 
 
-def test_what_a_member_lacks_has_no_mean(tmp_path: Path) -> None:
+def test_metric_missing_in_a_member_has_no_mean(tmp_path: Path) -> None:
     """A perfect member has an infinite d-prime, which is none."""
     perfect = replace(make_member(1), scores=TARGETS * 0.5 + 0.25)
     paths = [
