@@ -1,16 +1,16 @@
-# Every target sets up what it needs. The first one takes a few minutes to download PyTorch.
+# Every target sets up what it needs. The first run takes a few minutes to download PyTorch.
 #
-#   make demo      the whole job on a built-in data set, in a few minutes
-#   make test      the tests, but for the long ones
+#   make demo      all steps on a built-in data set, in a few minutes
+#   make test      all tests but the slow ones
 #   make test-all  all tests
 #   make check     format, lint, types, tests
-#   make format    put the code into its format
+#   make format    format the code
 #   make wheel     the package, as build/wheel/*.whl
 #   make hooks     check format, lint and types at every commit
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Those with Ray, one after the other, and beside them all others.
+# Ray tests run one after another, in parallel with the rest.
 TESTS := @$(MAKE) --no-print-directory -j2 test-with-ray test-without-ray SELECTION
 
 .PHONY: demo test test-all check lint format hooks wheel clean
@@ -46,7 +46,7 @@ format: .venv/ready
 hooks: .venv/ready
 	$(BIN)/pre-commit install
 
-# Without build/lib: setuptools would put modules into the wheel that have gone since.
+# Removes build/lib first: setuptools would put modules into the wheel that no longer exist.
 wheel: .venv/ready
 	rm -rf build/lib build/wheel
 	PYTHONPATH=build/uv $(PYTHON) -m uv build --quiet --wheel --out-dir build/wheel
@@ -55,9 +55,9 @@ wheel: .venv/ready
 clean:
 	rm -rf .venv build
 
-# uv installs the CUDA stack of PyTorch in a minute where pip takes ten. It goes into a folder of its
-# own, which pip allows where the system's Python is not to be installed into. Bytecode is compiled
-# now: without it every Ray worker compiles all its imports anew where nothing may be written later.
+# uv installs the CUDA stack of PyTorch in a minute where pip takes ten. uv goes into a separate folder:
+# pip allows that even where it may not install into the system's Python. Bytecode is compiled now,
+# else every Ray worker recompiles all its imports where the environment is read-only later.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11 or newer")'
 	$(PYTHON) -m pip install --quiet --upgrade --target build/uv uv

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The whole job on the built-in data set, in local files and with a Ray of its own: sounds are
-# synthesised, prepared, trained on, evaluated and reported. `make demo` runs it.
+# All steps on the built-in data set, with local files and a local Ray: sounds are synthesised,
+# prepared, trained on, evaluated and reported. `make demo` runs it.
 set -eu
 cd "$(dirname "$0")/.."
 python=.venv/bin/python

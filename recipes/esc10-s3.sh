@@ -3,7 +3,7 @@
 #
 #     sh recipes/esc10-s3.sh s3://BUCKET/PREFIX ESC10_FOLDER [OPTIONS OF train]
 #
-# The folder has ESC-50's layout (audio/, meta/esc50.csv). The bucket exists; endpoint and
+# The folder has ESC-50's layout (audio/, meta/esc50.csv). The bucket must exist; endpoint and
 # credentials come from the usual AWS variables. Trains on folds 2 to 5, evaluates on fold 1:
 # about 10 minutes of training on 2 CPU cores, from random weights.
 set -eu
