@@ -1,32 +1,32 @@
-"""The exceptions that are shown to users as a line instead of a traceback, and lines of others."""
+"""Exceptions that users see as one line, not as a traceback, and any exception as one line."""
 
 from typing import Self
 
 
 class UserError(Exception):
-    """Something the user gave is wrong, or the storage or cluster that they named.
+    """The user's input is wrong, or the storage or cluster that it names does not work.
 
-    `ray_job.py` prints it as one line, `where: what; remedy`, and exits with status 1, also where
-    it was raised in a Ray worker. Subclasses take the same three arguments, so that all pickle.
+    `ray_job.py` prints it as one line, `where: what; remedy`, and exits with status 1, even if it
+    was raised in a Ray worker. Subclasses take the same three arguments, so that all pickle.
     """
 
     def __init__(self, where: str, what: str, remedy: str = "") -> None:
         """Say what is wrong.
 
         Args:
-            where: path, option or setting that it is about; empty where there is none.
+            where: path, option or setting at fault; empty if there is none.
             what: what is wrong with it, with the value.
-            remedy: what to do; empty where `what` says it already.
+            remedy: what to do; empty if `what` already implies it.
         """
         super().__init__(where, what, remedy)
         self.where, self.what, self.remedy = where, " ".join(what.splitlines()), remedy
 
     def __str__(self) -> str:
-        place = f"{self.where}: " if self.where else ""
-        return f"{place}{self.what}" + (f"; {self.remedy}" if self.remedy else "")
+        prefix = f"{self.where}: " if self.where else ""
+        return f"{prefix}{self.what}" + (f"; {self.remedy}" if self.remedy else "")
 
     def prefixed(self, path: str) -> Self:
-        """The same error about `path`, unless it is about that or something within it already."""
+        """The same error with `path` in front, unless it names `path` or a place inside it."""
         if self.where == path or self.where.startswith((f"{path}/", f"{path},")):
             return self
         what = f"{self.where}: {self.what}" if self.where else self.what
@@ -34,24 +34,24 @@ class UserError(Exception):
 
 
 class PassingError(UserError):
-    """A storage that does not answer, or not in full: what was tried may work some time later."""
+    """The storage does not answer, or not in full; the same request may succeed later."""
 
 
 class SettingError(UserError):
-    """A setting that a recipe or a `--set` gives is unknown, or has a value that it cannot have."""
+    """A setting in a recipe or a `--set` is unknown or has an invalid value."""
 
     def __init__(self, where: str, what: str, remedy: str = "", setting: str = "") -> None:
-        """As `UserError`; `setting` is its name, `section.key` or `section`."""
+        """As `UserError`; `setting` is the name, `section.key` or `section`."""
         super().__init__(where, what, remedy)
         self.args = (where, what, remedy, setting)
         self.setting = setting
 
 
 class SettingValueError(ValueError):
-    """A value that a field of a settings class cannot have."""
+    """An invalid value for a field of a settings class."""
 
     def __init__(self, name: str, what: str) -> None:
-        """`name` is the field's; `what`: what it must be, and what it is."""
+        """`name`: of the field; `what`: the values it may have, and the value it has."""
         super().__init__(name, what)
         self.name, self.what = name, what
 
@@ -60,10 +60,10 @@ class SettingValueError(ValueError):
 
 
 def one_line(error: BaseException) -> str:
-    """All that an exception says, in one line; its type where it says nothing."""
+    """The whole message of an exception in one line; its type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an exception says, without a full stop; its type as in `one_line`."""
+    """The first line of an exception's message, without a full stop; else its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

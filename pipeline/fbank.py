@@ -2,12 +2,12 @@
 
 In: mono waveforms in [-1, 1] at 16 kHz. Steps: remove the clip's mean; cut into 25 ms frames every
 10 ms; per frame remove the mean, pre-emphasise, apply the Hann window, take the power spectrum;
-mel filters; natural log. Out: `[T, F]` raw log-mel each, neither padded nor normalised.
+mel filters; natural log. Out: `[T, F]` raw log-mels, neither padded nor normalised.
 
 The golden reference is `torchaudio.compliance.kaldi.fbank` with the arguments of the AST authors'
 `dataloader.py` (`htk_compat=True, use_energy=False, window_type="hanning", num_mel_bins=128,
-dither=0.0, frame_shift=10`). The paper (section 2.1) says Hamming; the code that made the
-published numbers says Hann, and so does this file.
+dither=0.0, frame_shift=10`). The paper (section 2.1) says Hamming window; the code behind the
+published scores uses Hann, and so does this file.
 
 Shapes: B clips, N samples, T frames, F mel bins, K points of the FFT.
 """
@@ -27,26 +27,26 @@ ENERGY_FLOOR = torch.finfo(torch.float32).eps
 
 
 _FRAMES_PER_BLOCK = 1024
-"""Frames computed at a time on a CPU: a clip of 10 s, or what buffers of 2 MB hold of a longer."""
+"""Frames computed at a time on a CPU: a clip of 10 s, or as much as buffers of 2 MB hold."""
 _FRAMES_PER_DEVICE_BLOCK = 65_536
-"""Likewise elsewhere: 64 such clips, with all that is computed of them about 0.5 GB."""
+"""Frames computed at a time on other devices: 64 such clips, about 0.5 GB with intermediates."""
 _MEL_BANDS = 8
-"""Groups of neighbouring mel bins; each reads only the part of the spectrum under its filters."""
+"""Groups of neighbouring mel bins; each reads only its part of the spectrum."""
 
 
 def fbank(waveform: Tensor, settings: FbankSettings) -> Tensor:
     """Compute the log-mel filter bank of a clip, or of several of one length at once.
 
-    Up to the FFT, every operation and its rounding is the golden reference's: where energy is near
-    the floor, a different but equally good rounding shows as differences of up to 3e-3 between two
-    correct float32 fbanks of real audio.
+    Up to the FFT, every operation rounds exactly as in the golden reference: where energy is near
+    the floor, a different but equally good rounding makes two correct float32 fbanks of real audio
+    differ by up to 3e-3.
 
     Args:
         waveform: `[N]` or `[B, N]`, float32 (or float64) on any device, N at least one frame.
-        settings: what to compute.
+        settings: of the fbank.
 
     Returns:
-        `[T, F]` or `[B, T, F]` on the waveform's device and in its type,
+        `[T, F]` or `[B, T, F]` on the waveform's device and of its dtype,
         `T = settings.num_frames(N)`.
 
     Raises:
@@ -68,24 +68,24 @@ def fbank(waveform: Tensor, settings: FbankSettings) -> Tensor:
         block, buffers = _FRAMES_PER_BLOCK, _scratch.buffers(settings, waveform)
     else:
         block = min(len(frames), _FRAMES_PER_DEVICE_BLOCK)
-        buffers = _Buffers.of(block, settings, waveform)
+        buffers = _Buffers.allocate(block, settings, waveform)
     for start in range(0, frames.shape[0], block):
         power = _power_spectra(frames[start : start + block], window, settings, buffers)
         for band in bands:
-            place = out[start : start + block, band.first_mel : band.end_mel]
-            torch.mm(power[:, band.first : band.end], band.filters, out=place)
+            mels = out[start : start + block, band.first_mel : band.end_mel]
+            torch.mm(power[:, band.first : band.end], band.filters, out=mels)
     return out.clamp_(min=ENERGY_FLOOR).log_().view(shape)
 
 
 @dataclass(frozen=True, slots=True)
 class _Buffers:
-    """Memory of one block, used again for the next."""
+    """Buffers of one block, reused for the next."""
 
     centred: Tensor
     padded: Tensor
 
     @classmethod
-    def of(cls, num_frames: int, settings: FbankSettings, like: Tensor) -> "_Buffers":
+    def allocate(cls, num_frames: int, settings: FbankSettings, like: Tensor) -> "_Buffers":
         return cls(
             centred=like.new_empty(num_frames, settings.frame_length),
             padded=like.new_zeros(num_frames, settings.fft_length),
@@ -93,17 +93,17 @@ class _Buffers:
 
 
 class _Scratch(threading.local):
-    """Buffers that a thread keeps from clip to clip: the system clears new memory page by page,
-    which took as long as all the arithmetic."""
+    """Buffers that a thread keeps from clip to clip: page faults of new memory took as long as all
+    the arithmetic."""
 
     def __init__(self) -> None:
-        self._of: tuple[FbankSettings, torch.dtype] | None = None
+        self._key: tuple[FbankSettings, torch.dtype] | None = None
 
     def buffers(self, settings: FbankSettings, like: Tensor) -> _Buffers:
-        if self._of != (settings, like.dtype):
-            with torch.inference_mode(False):  # else of no use outside of it
-                self._buffers = _Buffers.of(_FRAMES_PER_BLOCK, settings, like)
-            self._of = (settings, like.dtype)
+        if self._key != (settings, like.dtype):
+            with torch.inference_mode(False):  # inference tensors cannot be used outside of it
+                self._buffers = _Buffers.allocate(_FRAMES_PER_BLOCK, settings, like)
+            self._key = (settings, like.dtype)
         return self._buffers
 
 
@@ -113,7 +113,7 @@ _scratch = _Scratch()
 def _power_spectra(
     frames: Tensor, window: Tensor, settings: FbankSettings, buffers: _Buffers
 ) -> Tensor:
-    """`[T, frame_length]` frames -> `[T, K + 2]`: squares of real and imaginary parts by turns."""
+    """`[T, frame_length]` frames -> `[T, K + 2]`: squared real and imaginary parts, interleaved."""
     num_frames = frames.shape[0]
     centred, padded = buffers.centred[:num_frames], buffers.padded[:num_frames]
     samples = padded[:, : settings.frame_length]
@@ -129,14 +129,14 @@ def _power_spectra(
 
 @dataclass(frozen=True, slots=True)
 class _Band:
-    """Filters of neighbouring mel bins, and where they are not zero."""
+    """Filters of neighbouring mel bins, and the range in which they are not zero."""
 
     first_mel: int
     end_mel: int
     first: int
     end: int
     filters: Tensor
-    """`[end - first, end_mel - first_mel]`, each row twice: for the real and the imaginary part."""
+    """`[end - first, end_mel - first_mel]`, each row twice, for the real and the imaginary part."""
 
 
 @lru_cache(maxsize=8)
@@ -161,7 +161,7 @@ def _constants(
             first_mel, end_mel = int(mels[0]), int(mels[-1]) + 1
             bins = filters[mels].any(dim=0).nonzero()
             first, end = (int(bins.min()), int(bins.max()) + 1) if len(bins) else (0, 1)
-            twice = filters[mels, first:end].T.repeat_interleave(2, dim=0).contiguous()
-            part = twice.to(device=device, dtype=dtype)
-            bands.append(_Band(first_mel, end_mel, 2 * first, 2 * end, part))
+            doubled = filters[mels, first:end].T.repeat_interleave(2, dim=0).contiguous()
+            doubled = doubled.to(device=device, dtype=dtype)
+            bands.append(_Band(first_mel, end_mel, 2 * first, 2 * end, doubled))
     return window, bands

@@ -1,4 +1,4 @@
-"""What decides the numbers in a fbank. Loads without PyTorch, as all settings do."""
+"""Settings that determine the values of a fbank. Loads without PyTorch, like all settings."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ PUBLISHED_NORMS = {
     "ESC-50": (-6.6268077, 5.358466),
     "Speech Commands V2": (-6.845978, 5.5654526),
 }
-"""Mean and standard deviation of log-mels that AST's authors normalised each data set by."""
+"""Mean and standard deviation of log-mels with which AST's authors normalised each data set."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FbankSettings:
-    """What decides the numbers in a fbank; written into the data-set card."""
+    """Settings that determine the values of a fbank; written into the data-set card."""
 
     sample_rate_hz: int = 16_000
-    """Rate the waveform is resampled to, in Hz."""
+    """Rate to which the waveform is resampled, in Hz."""
     num_mels: int = 128
     """Number of mel bins, F."""
     frame_length_ms: int = 25
@@ -71,14 +71,14 @@ class FbankSettings:
         return 1 << (self.frame_length - 1).bit_length()
 
     def samples_in(self, duration_s: float) -> int:
-        """Samples in so many seconds."""
+        """Number of samples in `duration_s` seconds."""
         return round(duration_s * self.sample_rate_hz)
 
     def samples_for(self, num_frames: int) -> int:
-        """The fewest samples that so many frames, at least one, fit into."""
+        """The fewest samples that hold `num_frames` frames, at least one."""
         return self.frame_length + (num_frames - 1) * self.frame_shift
 
     def num_frames(self, num_samples: Count) -> Count:
         """Frames that fit entirely in `num_samples` samples (Kaldi's "snip edges")."""
-        num = 1 + (num_samples - self.frame_length) // self.frame_shift
-        return num * (num > 0)
+        count = 1 + (num_samples - self.frame_length) // self.frame_shift
+        return count * (count > 0)

@@ -1,7 +1,7 @@
 """Tasks on Ray Data; the only module of `pipeline` that imports Ray.
 
-One row of the Ray Data set is one item, and one task of one CPU takes it. A task whose worker or
-node dies is run again by Ray.
+Each item is a row of a Ray Data set, processed by one task on one CPU. Ray reruns tasks whose
+worker or node dies.
 """
 
 import logging
@@ -21,10 +21,10 @@ import ray.data
 from pipeline.errors import UserError
 
 _ERROR = "error"
-"""Key of a row that holds a pickled error in place of a result."""
+"""Key of a row that holds a pickled error instead of a result."""
 
 TASK_MEMORY_BYTES = 500_000_000
-"""What a task takes with its libraries, before it holds any data."""
+"""Memory of a task with its libraries, before it holds any data."""
 
 
 def run_tasks(
@@ -33,20 +33,20 @@ def run_tasks(
     *,
     memory_bytes: float,
 ) -> Iterator[dict[str, Any]]:
-    """Call the task on every item, as many at a time as fit; yields what it returns, in no order.
-
-    Raises:
-        UserError: a task did.
+    """Call the task on every item, as many at once as fit; yields the results in no fixed order.
 
     Args:
-        items: what the tasks take, as small dictionaries.
-        task: a function that can be sent to other processes.
-        memory_bytes: what to ask Ray for; more than any node has would never be scheduled, so it
-            is at most what the largest has.
+        items: small dictionaries, one per task.
+        task: a function that can be pickled.
+        memory_bytes: requested from Ray for each task, capped at the memory of the largest node:
+            a larger request would never be scheduled.
+
+    Raises:
+        UserError: a task raised it.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    # It would tell of every plan, and of an error before we do; its log file still has all of it.
+    # It would print every plan, and errors before we do; its log file still has everything.
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.CRITICAL)
@@ -62,7 +62,7 @@ def run_tasks(
 def _attempt(
     task: Callable[[dict[str, Any]], dict[str, Any]], row: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the task returns, or its `UserError`: Ray Data hands on only the text of a traceback."""
+    """The task's result, or its `UserError` as data: Ray Data keeps only the text of tracebacks."""
     try:
         return task(row)
     except UserError as error:

@@ -1,12 +1,12 @@
 """Bytes of an audio file to a mono waveform at the sample rate of the fbank.
 
-Steps: tell the kind of file by its first bytes, check its header against the limits, decode the
-asked stretch in blocks with libsndfile, dr_flac where that is faster or FFmpeg where libsndfile
-cannot, average the channels, resample with soxr. Whatever is wrong with a file raises
-`RejectError`, with a reason that says what.
+Steps: detect the kind of file by its first bytes, check its header against the limits, decode the
+requested stretch in blocks (with libsndfile, dr_flac where that is faster, or FFmpeg where
+libsndfile cannot), average the channels, resample with soxr. Any fault of the file raises
+`RejectError` with the reason.
 
-A file that is cut short is never taken for a whole one, as far as its kind can show that:
-`pipeline.audio.containers` says what is checked and what cannot be known. A stretch that ends
+A file that is cut short is rejected, as far as its kind allows to detect it:
+`pipeline.audio.containers` lists what is checked and what cannot be detected. A stretch that ends
 before the cut can be used.
 """
 
@@ -36,18 +36,18 @@ from pipeline.audio.settings import DecodeSettings
 Samples = npt.NDArray[np.float32]
 
 MAX_LEVEL = 100.0
-"""Largest sample that is taken for sound, 40 dB above full scale: mixes of floats go beyond full
-scale by some decibels, floats on a scale of 16-bit integers by up to 90."""
+"""Largest sample accepted as sound, 40 dB above full scale: float mixes exceed full scale by a few
+decibels, floats on the scale of 16-bit integers by up to 90."""
 MIN_FILE_RATE_HZ = 1_000
 MAX_FILE_RATE_HZ = 768_000
 
 _BLOCK_VALUES = 2**22
-"""Decoded at once: few enough for the memory, and usual clips whole, as each block costs a seek."""
+"""Decoded at once: fits in memory, yet holds usual clips whole, as each block costs a seek."""
 _FRAMES_UNKNOWN = 2**63 - 1
-"""What libsndfile says of a FLAC file that was written as a stream."""
+"""Length that libsndfile reports for a FLAC file that was written as a stream."""
 _SNDFILE_KINDS: tuple[Kind, ...] = ("wav", "aiff", "caf", "au", "w64", "flac", "ogg", "mp3")
 _OF_ANY_CODING: tuple[Kind, ...] = ("wav", "aiff", "ogg")
-"""Kinds that hold any coding, also such as libsndfile does not know."""
+"""Kinds that can hold any coding, including those that libsndfile does not know."""
 _EMPTY_ID3 = b"ID3\x04\x00\x00\x00\x00\x00\x0a" + bytes(10)
 
 
@@ -73,8 +73,8 @@ def decode_audio(
         `[N]` float32, nominally in [-1, 1].
 
     Raises:
-        RejectError: the file is empty, cannot be decoded, is cut short, has no samples in the
-            stretch or samples that are not finite or not on a scale of 1, or is outside the limits.
+        RejectError: the file is empty, cannot be decoded, is cut short or outside the limits, has
+            no samples in the stretch, or has samples that are not finite or far outside [-1, 1].
     """
     if not data:
         raise RejectError("decode", "the file is empty")
@@ -90,7 +90,7 @@ def decode_audio(
 def _read_blocks(
     data: bytes, kind: Kind, settings: DecodeSettings, start_s: float, end_s: float | None
 ) -> Generator[Block, None, None]:
-    """The stretch's samples, by the decoder that fits."""
+    """The stretch's samples, from the decoder for this kind."""
     if kind == "ogg" and has_damaged_pages(data):
         raise RejectError("decode", "cut short or damaged")
     if kind == "flac" and start_s == 0 and end_s is None:
@@ -113,8 +113,8 @@ def _read_blocks(
             file.seek(start)
         step = max(1, _BLOCK_VALUES // file.channels)
         try:
-            for at in range(start, end, step):
-                size = min(step, end - at)
+            for block_start in range(start, end, step):
+                size = min(step, end - block_start)
                 samples = file.read(size, dtype="float32", always_2d=True)
                 if len(samples) < size:
                     raise RejectError("decode", "cut short or damaged")
@@ -124,11 +124,11 @@ def _read_blocks(
 
 
 def _open_sndfile(data: bytes, kind: Kind) -> soundfile.SoundFile | None:
-    """The file, opened by libsndfile; None where FFmpeg is to read it."""
-    # Of an MP3 without a Xing header, libsndfile guesses the length from the first frame.
+    """The file, opened by libsndfile; None if FFmpeg is to read it."""
+    # For an MP3 without a Xing header, libsndfile guesses the length from the first frame.
     if kind not in _SNDFILE_KINDS or (kind == "mp3" and xing_frames(data) is None):
         return None
-    # Where no tag tells an MP3, libsndfile looks for certain files in the working folder first.
+    # Without an ID3 tag, libsndfile first looks for certain files in the working folder.
     source = io.BytesIO(_EMPTY_ID3 + data if kind == "mp3" else data)
     try:
         file = soundfile.SoundFile(source)
@@ -137,9 +137,9 @@ def _open_sndfile(data: bytes, kind: Kind) -> soundfile.SoundFile | None:
             return None
         raise _undecodable(error) from error
     if kind == "caf" and file.subtype.startswith("ALAC"):
-        # libsndfile and FFmpeg both lose the end of such files, each of those the other wrote.
+        # libsndfile and FFmpeg each lose the end of such files if the other wrote them.
         raise RejectError("decode", "cannot be decoded (ALAC in CAF)")
-    # Of an MP3 in a WAV, libsndfile knows no length.
+    # For an MP3 in a WAV, libsndfile knows no length.
     return None if kind == "wav" and file.subtype.startswith("MPEG") else file
 
 
@@ -148,7 +148,7 @@ def _undecodable(error: soundfile.LibsndfileError) -> RejectError:
 
 
 def _join(blocks: Iterator[Block], settings: DecodeSettings, sample_rate_hz: int) -> Samples:
-    """The blocks, mixed down and resampled one by one, as one waveform."""
+    """The blocks as one waveform, mixed down and resampled block by block."""
     parts: list[Samples] = []
     resampler = None
     num_frames = 0
@@ -181,19 +181,19 @@ def _check_limits(
 
 
 def _check_levels(samples: Samples) -> None:
-    # Without a copy of the samples, and NaN comes through.
+    # Makes no copy of the samples, and NaN propagates.
     peak = max(samples.max(initial=0.0), -samples.min(initial=0.0))
     if not np.isfinite(peak):
         raise RejectError("decode", "samples that are NaN or infinite")
     if peak > MAX_LEVEL:
-        raise RejectError("decode", "samples that are not in [-1, 1], nor near; scale them")
+        raise RejectError("decode", "samples far outside [-1, 1]; scale them")
 
 
 def _mean_of_channels(samples: Samples) -> Samples:
     """`[N, channels]` to `[N]`."""
     if samples.shape[1] == 1:
         return samples[:, 0]
-    # One channel after the other is many times faster than NumPy's mean over so short an axis.
+    # Adding channel by channel is many times faster than NumPy's mean over so short an axis.
     total = samples[:, 0].astype(np.float64)
     for channel in range(1, samples.shape[1]):
         total += samples[:, channel]

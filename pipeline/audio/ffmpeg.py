@@ -1,9 +1,9 @@
-"""Audio that libsndfile cannot read, by FFmpeg's decoders: AAC, WebM, the sound of videos, ...
+"""Decoding by FFmpeg what libsndfile cannot read: AAC, WebM, the sound of videos, ...
 
-Bytes of a file -> its best audio stream -> the stretch's samples in blocks. The time of a sample
-is counted from the first one that FFmpeg gives out: encoder delay and edit lists are left out
-before. A damaged packet, a gap between timestamps, or fewer samples than the header gives reject
-the file; `containers.is_cut` is asked where the stretch reaches the end of it.
+Bytes of a file -> its best audio stream -> the stretch's samples in blocks. Time starts at the
+first sample that FFmpeg returns, which has already dropped encoder delay and applied edit lists. A
+damaged packet, a gap between timestamps, or fewer samples than the header declares reject the file;
+if the stretch reaches the end of the file, `containers.is_cut` checks it, too.
 """
 
 import io
@@ -20,7 +20,7 @@ from pipeline.audio.rejects import RejectError
 Block = tuple[int, npt.NDArray[np.float32]]
 """Sample rate in Hz, and samples `[N, channels]`."""
 
-# Named, so that no other of FFmpeg's formats is tried, some of which open further files.
+# Given explicitly, so that FFmpeg tries no other format: some of them open further files.
 _FORMATS: dict[Kind, str] = {
     "wav": "wav",
     "aiff": "aiff",
@@ -36,11 +36,11 @@ _STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
 
 _BLOCK_VALUES = 2**18
 _SEEK_AHEAD_S = 1.0
-"""Decoded before a stretch and dropped: decoders need a few packets to settle."""
+"""Decoded ahead of a stretch and dropped: decoders need a few packets to settle."""
 _MISSING_S = 0.1
-"""How much shorter than its header says a stream may be: headers count padding, too."""
+"""A stream may be this much shorter than its header says: headers count padding, too."""
 _GAP_FRAMES = 0.75
-"""A jump of the timestamps from here on, in frames, is a lost packet and not rounding..."""
+"""A larger jump of the timestamps, in frames, is a lost packet rather than rounding..."""
 _GAP_S = 0.003
 """... unless it is shorter than this."""
 
@@ -56,7 +56,7 @@ def read_blocks(data: bytes, kind: Kind, start_s: float, end_s: float | None) ->
     """
     if kind not in _FORMATS:
         raise RejectError("decode", "cannot be decoded (unknown coding)")
-    place, rate_hz, declared_s = 0, 1, 0.0
+    sample_index, rate_hz, declared_s = 0, 1, 0.0
     parts: list[npt.NDArray[np.float32]] = []
     try:
         with av.open(
@@ -66,25 +66,27 @@ def read_blocks(data: bytes, kind: Kind, start_s: float, end_s: float | None) ->
             if kind not in _ESTIMATE_THEIR_LENGTH:
                 declared_s = _declared_s(container, stream)
             origin_s = None
-            # Only MP4 knows the exact time of each packet: elsewhere all that is before is decoded.
+            # Only MP4 has the exact time of each packet: other kinds are decoded from the start.
             if kind == "mp4" and start_s > _SEEK_AHEAD_S:
                 origin_s = float((stream.start_time or 0) * stream.time_base)
                 ahead_s = origin_s + start_s - _SEEK_AHEAD_S
                 container.seek(int(ahead_s / stream.time_base), stream=stream)
-            for rate_hz, place, samples in _placed(_frames(container, stream), origin_s):
+            for rate_hz, sample_index, samples in _numbered_frames(
+                _frames(container, stream), origin_s
+            ):
                 start = round(start_s * rate_hz)
                 end = None if end_s is None else round(end_s * rate_hz)
-                wanted = samples[max(0, start - place) : end and max(0, end - place)]
-                place += len(samples)
+                wanted = samples[max(0, start - sample_index) : end and max(0, end - sample_index)]
+                sample_index += len(samples)
                 if len(wanted):
                     parts.append(wanted)
-                if end is not None and place >= end:
+                if end is not None and sample_index >= end:
                     break
                 if sum(part.size for part in parts) >= _BLOCK_VALUES:
                     yield rate_hz, np.concatenate(parts)
                     parts.clear()
             else:
-                if place < (declared_s - _MISSING_S) * rate_hz or is_cut(data, kind):
+                if sample_index < (declared_s - _MISSING_S) * rate_hz or is_cut(data, kind):
                     raise RejectError("decode", "cut short or damaged")
     except av.FFmpegError as error:
         raise RejectError("decode", f"cannot be decoded ({error.strerror})") from error
@@ -104,11 +106,11 @@ def _audio_stream(container: Any) -> Any:
 
 
 def _declared_s(container: Any, stream: Any) -> float:
-    """How long the header says that the audio is, 0 if it does not say."""
+    """Length of the audio by its header, in seconds; 0 if the header has none."""
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
-    alone = len(container.streams) == 1 and container.duration is not None
-    return float(container.duration / av.time_base) if alone else 0.0
+    is_only_stream = len(container.streams) == 1 and container.duration is not None
+    return float(container.duration / av.time_base) if is_only_stream else 0.0
 
 
 def _frames(container: Any, stream: Any) -> Iterator[Any]:
@@ -119,14 +121,14 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
         yield from frames
 
 
-def _placed(
+def _numbered_frames(
     frames: Iterator[Any], origin_s: float | None
 ) -> Iterator[tuple[int, int, npt.NDArray[np.float32]]]:
-    """Of each frame its rate, the place of its first sample in the stream, and its samples.
+    """Each frame's rate, the index of its first sample in the stream, and its samples.
 
-    The place is counted on from the first frame: timestamps of WebM are rounded to a millisecond.
+    Samples are counted from the first frame: timestamps of WebM are rounded to a millisecond.
     """
-    place = due = 0
+    sample_index = expected = 0
     rate_hz = num_channels = None
     for frame in frames:
         samples = _samples(frame)
@@ -134,15 +136,15 @@ def _placed(
             rate_hz, num_channels = frame.sample_rate, samples.shape[1]
             start_s = frame.time or 0.0
             origin_s = start_s if origin_s is None else origin_s
-            place = due = round((start_s - origin_s) * rate_hz)
+            sample_index = expected = round((start_s - origin_s) * rate_hz)
         elif (rate_hz, num_channels) != (frame.sample_rate, samples.shape[1]):
             raise RejectError("decode", "its sample rate or channels change midway")
-        at = due if frame.time is None else round((frame.time - origin_s) * rate_hz)
-        if abs(at - due) > max(_GAP_FRAMES * len(samples), _GAP_S * rate_hz):
+        actual = expected if frame.time is None else round((frame.time - origin_s) * rate_hz)
+        if abs(actual - expected) > max(_GAP_FRAMES * len(samples), _GAP_S * rate_hz):
             raise RejectError("decode", "a gap between its timestamps")
-        yield rate_hz, place, samples
-        place += len(samples)
-        due = at + len(samples)
+        yield rate_hz, sample_index, samples
+        sample_index += len(samples)
+        expected = actual + len(samples)
 
 
 def _samples(frame: Any) -> npt.NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """Whole FLAC files by dr_flac, in little more than half of libsndfile's time.
 
-It skips frames whose checksum is wrong; a file that does not give every sample its header promises
-is left to libsndfile, which says what is wrong with it.
+dr_flac skips frames whose checksum is wrong. A file that yields fewer samples than its header
+promises is left to libsndfile, which reports what is wrong.
 """
 
 import miniaudio
@@ -11,14 +11,14 @@ from pipeline.audio.ffmpeg import Block
 from pipeline.audio.streaminfo import begins_with_streaminfo, read_streaminfo
 
 _MAX_BITS = 24
-"""Samples of more bits are not exact in float32."""
+"""Samples with more bits are not exact in float32."""
 
 
 def read_flac(data: bytes, max_values: int) -> Block | None:
     """Sample rate in Hz and `[N, channels]` float32 samples, the same as libsndfile gives.
 
-    None when the file has another form than most, more than `max_values` samples of all channels,
-    or does not give as many as it says.
+    None if the header is unusual, if there are more than `max_values` samples over all channels, or
+    if the file yields fewer than its header says.
     """
     if not begins_with_streaminfo(data):
         return None

@@ -1,7 +1,7 @@
-"""Clips that cannot be used: each is named with the stage and reason, counted, and never skipped.
+"""Clips that cannot be used: each is recorded with its stage and reason, never skipped silently.
 
-The ledger is a Parquet table with one row a rejected clip. Reasons hold no ids, paths or numbers
-of one file, so that equal ones can be counted together.
+The ledger is a Parquet table with one row per rejected clip. Reasons contain no ids, paths or
+numbers of a single file, so that equal reasons can be counted together.
 """
 
 from collections import Counter
@@ -47,7 +47,7 @@ def to_table(rejects: Sequence[Reject]) -> pa.Table:
 
 
 def count_reasons(rejects: Sequence[Reject]) -> dict[str, int]:
-    """How many clips each "stage: reason" cost, the commonest first."""
+    """Number of rejected clips by "stage: reason", the most frequent first."""
     counts = Counter(f"{reject.stage}: {reject.reason}" for reject in rejects)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
@@ -56,21 +56,21 @@ def check_share(reasons: dict[str, int], num_clips: int, *, max_share: float, le
     """Fail the job when more of the clips were rejected than the user allows.
 
     Args:
-        reasons: as `count_reasons` gives them.
-        num_clips: clips the manifest names.
+        reasons: counts from `count_reasons`.
+        num_clips: clips in the manifest.
         max_share: the largest share of them that may be rejected, 0 to 1.
-        ledger: where the full list stands, for the message.
+        ledger: path of the full list, for the message.
 
     Raises:
-        UserError: the share is above `max_share`, or no clip is left at all.
+        UserError: the share is above `max_share`, or no clip is left.
     """
     num_rejects = sum(reasons.values())
     if num_rejects / num_clips <= max_share and num_rejects < num_clips:
         return
-    commonest = "; ".join(f"{reason} ({count})" for reason, count in list(reasons.items())[:3])
+    most_frequent = "; ".join(f"{reason} ({count})" for reason, count in list(reasons.items())[:3])
     raise UserError(
         "",
         f"{num_rejects} of {num_clips} clips were rejected, more than the allowed share of "
-        f"{max_share:g}; commonest: {commonest}. All are named in {ledger}",
-        "mend them and run again with --retry-rejects, or raise --max-reject-share",
+        f"{max_share:g}; most frequent: {most_frequent}. {ledger} lists all",
+        "repair them and run again with --retry-rejects, or raise --max-reject-share",
     )

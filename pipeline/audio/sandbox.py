@@ -1,11 +1,12 @@
-"""Decoding in a process of its own, which a file may crash, or drive out of memory or time.
+"""Decoding in a separate process: a file that crashes it, or exhausts memory or time, is rejected.
 
-A clip's bytes in, over a pipe -> a child process runs `decode_audio` under a memory limit -> the
-waveform out, over another pipe, bit for bit what `decode_audio` gives here. Each message is a line
-of JSON that says how many bytes follow, and those bytes; samples are float32 as in memory. When a
-child dies, the clip is rejected with the cause and the next one goes to a new child.
+A clip's bytes go over a pipe to a child process, which runs `decode_audio` under a memory limit;
+the waveform comes back over another pipe, bit for bit as from `decode_audio` in this process. Each
+message is a line of JSON with the number of bytes that follow, and those bytes; samples are float32
+in native order. When a child dies, the clip is rejected with the cause and the next clip goes to a
+new child.
 
-The child is started afresh, not forked, and loads neither torch nor Ray.
+The child is spawned, not forked, and loads neither torch nor Ray.
 """
 
 import json
@@ -33,13 +34,13 @@ _ALARM_MARGIN_S = 10.0
 
 
 class DecoderProcess:
-    """Decodes clips one by one in a child process, which is started again whenever it dies.
+    """Decodes clips one by one in a child process, which is restarted whenever it dies.
 
     Args:
-        memory_bytes: the most memory that the child may take, with some 200 MB for itself.
-        timeout_s: the longest that one clip may take.
-        command: what to start instead of the usual child; gets `memory_bytes` as an argument, and
-            ends in `run`.
+        memory_bytes: memory limit of the child, some 200 MB of which it needs itself.
+        timeout_s: the longest time for one clip.
+        command: starts another child than the usual one; gets `memory_bytes` as an argument, and
+            must call `run`.
     """
 
     def __init__(
@@ -80,11 +81,11 @@ class DecoderProcess:
         start_s: float | None = None,
         end_s: float | None = None,
     ) -> Samples:
-        """As `pipeline.audio.decode.decode_audio`; what kills the child is a `RejectError`, too.
+        """As `pipeline.audio.decode.decode_audio`; a clip that kills the child is rejected, too.
 
         Raises:
-            RejectError: as in this process, or the child crashed, ran out of time or memory.
-            RuntimeError: no child can be started at all.
+            RejectError: as in this process, or the child crashed or ran out of time or memory.
+            RuntimeError: the child cannot be started.
         """
         request = {
             "settings": asdict(settings),
@@ -96,7 +97,7 @@ class DecoderProcess:
         try:
             answer, body = self._ask(request, data)
         except _ChildDiedError:
-            # It may have been killed for what others did: only a second death is the clip's.
+            # Another process may have caused it: only a second death is blamed on the clip.
             try:
                 answer, body = self._ask(request, data)
             except _ChildDiedError as death:
@@ -140,14 +141,14 @@ class DecoderProcess:
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # Threads of BLAS would each take memory, and nothing here uses them.
+            # Each BLAS thread would take memory, and nothing here uses them.
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"},
         )
         self._child = child
         self.num_starts += 1
         assert child.stdout is not None
         try:
-            _receive(child.stdout)  # says that it is ready
+            _receive(child.stdout)  # the child is ready
         except EOFError as error:
             self._child = None
             status = _describe(_reap(child))
@@ -165,7 +166,7 @@ class _ChildDiedError(Exception):
 
 
 def _reap(child: subprocess.Popen[bytes]) -> int:
-    """End the child, if it has not ended, and return its status."""
+    """End the child, if it still runs, and return its status."""
     assert child.stdin is not None
     assert child.stdout is not None
     child.stdout.close()
@@ -200,11 +201,11 @@ def _receive(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes]:
 
 
 def run(memory_bytes: int, decode: Callable[..., Samples] = decode_audio) -> None:
-    """Be the child: answer requests until the pipe is closed."""
+    """Main loop of the child: answer requests until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it, by closing the pipe
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-    # What libraries print must not get between the answers.
+    # Output of libraries must not mix with the answers.
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         _send(answers, {}, b"")
@@ -213,7 +214,7 @@ def run(memory_bytes: int, decode: Callable[..., Samples] = decode_audio) -> Non
                 request, data = _receive(sys.stdin.buffer)
             except EOFError:
                 return
-            # The parent kills sooner; without a parent, nobody else would.
+            # The parent kills earlier; this is for a child whose parent is gone.
             signal.setitimer(signal.ITIMER_REAL, request["timeout_s"] + _ALARM_MARGIN_S)
             _send(answers, *_answer(request, data, decode))
 

@@ -7,15 +7,15 @@ from pipeline.errors import SettingValueError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeSettings:
-    """Limits on what is decoded, so that one file cannot take a worker's memory or time."""
+    """Limits on decoding, so that no single file exhausts a worker's memory or time."""
 
     max_duration_s: float = 600.0
-    """Longest stretch decoded for one clip, in seconds; longer clips are rejected."""
+    """Longest clip, in seconds; longer clips are rejected."""
     max_file_bytes: int = 500_000_000
-    """Largest file read for one clip, in bytes; for audio in Parquet, the audio in its row."""
+    """Largest file read for a clip, in bytes; for audio in Parquet, the audio in its row."""
     max_values: int = 2**28
-    """Most samples decoded for one clip, those of all channels together: 10 minutes of 8 channels
-    at 48 kHz are fewer."""
+    """Most samples decoded for a clip, over all channels: more than 10 minutes of 8 channels at
+    48 kHz."""
 
     def __post_init__(self) -> None:
         if not 0 < self.max_duration_s <= 86_400:

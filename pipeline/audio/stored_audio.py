@@ -1,9 +1,9 @@
-"""Audio as `prepare --store audio` keeps it: mono FLAC of 16 bits, at the rate of the fbank.
+"""Audio as stored by `prepare --store audio`: 16-bit mono FLAC at the rate of the fbank.
 
-In: a waveform. Steps: round to 16 bits, which cuts off what is beyond full scale (that is counted),
-and encode. Out: the bytes of a FLAC file, and back again its samples. A source of one channel, 16
-bits and that rate comes back as it was. Of any other, rounding adds noise, which shows in the fbank
-where a clip is fainter than it; index and card tell of the fbanks of what is stored.
+In: a waveform. Steps: round to 16 bits, clipping and counting samples beyond full scale; encode.
+Out: the bytes of a FLAC file, and from them the samples again. A source with one channel, 16 bits
+and that rate is kept exactly. For others rounding adds noise, which shows in the fbank where the
+clip is quieter than the noise; index and card describe the fbanks of the stored audio.
 """
 
 import io
@@ -17,16 +17,16 @@ from pipeline.audio.streaminfo import HEADER_BYTES, read_streaminfo
 Samples16 = npt.NDArray[np.int16]
 
 FULL_SCALE = 32_768
-"""The stored number that stands for 1.0."""
+"""The stored number for 1.0."""
 MAX_CLIPPED_SHARE = 0.1
-"""A clip with a larger share of samples beyond full scale is rejected: it is not what it was."""
+"""A clip with a larger share of samples beyond full scale is rejected: clipping distorts it."""
 
 
 def to_16_bits(waveform: npt.NDArray[np.float32]) -> tuple[Samples16, int]:
-    """Stored samples `[N]` of a waveform, and how many of them were beyond [-1, 1] and are cut off.
+    """Stored samples `[N]` of a waveform, and how many were beyond [-1, 1] and are clipped.
 
     Raises:
-        RejectError: these are too many.
+        RejectError: too many samples are clipped.
     """
     num_clipped = int(np.count_nonzero(np.abs(waveform) > 1))
     if num_clipped > MAX_CLIPPED_SHARE * len(waveform):
@@ -42,7 +42,7 @@ def to_waveform(samples: Samples16) -> npt.NDArray[np.float32]:
 
 
 def encode_flac(samples: Samples16, rate_hz: int) -> bytes:
-    """A FLAC file of stored samples."""
+    """The bytes of a FLAC file with these samples."""
     import soundfile  # a codec: loaded only where audio is stored
 
     buffer = io.BytesIO()
@@ -51,14 +51,14 @@ def encode_flac(samples: Samples16, rate_hz: int) -> bytes:
 
 
 def decode_flac(data: bytes, num_samples: int) -> Samples16:
-    """The stored samples `[num_samples]` of a FLAC file; other threads run meanwhile.
+    """The stored samples `[num_samples]` of a FLAC file; other threads can run meanwhile.
 
     Raises:
-        EOFError: it does not hold just so many.
+        EOFError: it does not hold exactly `num_samples`, or cannot be decoded.
     """
     import miniaudio  # a codec: loaded only where audio is stored
 
-    # Looked at before, as the decoder asks for all the memory that the header speaks of.
+    # Checked first, as the decoder allocates as much memory as the header declares.
     if len(data) < HEADER_BYTES or read_streaminfo(data).num_frames != num_samples:
         raise EOFError(f"is no FLAC of {num_samples} samples")
     try:

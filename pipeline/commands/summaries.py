@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 from rich.console import Group
 
 from pipeline.manifest.manifest import Manifest
-from pipeline.terminal.tables import facts_table, titled
+from pipeline.terminal.tables import name_value_table, titled
 from pipeline.terminal.units import duration, size
 
 if TYPE_CHECKING:  # they bring PyTorch and Ray, which `manifest` can do without
@@ -21,7 +21,7 @@ _FAULTS_SHOWN = 50
 def manifest_summary(manifest: Manifest, path: str) -> Group:
     """Clips, labels, splits and folds, and how much was found of what the source lists."""
     clips = manifest.clips
-    table = facts_table()
+    table = name_value_table()
     table.add_row("clips", f"{clips.num_rows:,}")
     table.add_row("labels", f"{len(manifest.labels):,}")
     if manifest.coverage:
@@ -46,7 +46,7 @@ def manifest_summary(manifest: Manifest, path: str) -> Group:
 
 def prepare_summary(summary: "PrepareSummary") -> Group:
     """What is there now, what was rejected and why, and where the time went."""
-    table = facts_table()
+    table = name_value_table()
     table.add_row("clips", f"{summary.num_clips:,} ({duration(summary.audio_s)})")
     table.add_row("rejected", f"{summary.num_rejects:,}")
     for reason, count in list(summary.rejects_by_reason.items())[:8]:
@@ -68,7 +68,7 @@ def prepare_summary(summary: "PrepareSummary") -> Group:
 
 def estimate_summary(estimate: "Estimate", output: str) -> Group:
     """What a data set would take."""
-    table = facts_table()
+    table = name_value_table()
     table.add_row("clips", f"{estimate.num_clips:,} (about {duration(3600 * estimate.audio_h)})")
     table.add_row("shards", f"{estimate.num_shards:,}")
     table.add_row("to read", f"about {size(estimate.read_bytes)}")
@@ -84,7 +84,7 @@ def estimate_summary(estimate: "Estimate", output: str) -> Group:
 
 def faults_summary(faults: "Sequence[Fault]", path: str) -> Group:
     """What is wrong with a data set, or that nothing is."""
-    table = facts_table()
+    table = name_value_table()
     for fault in faults[:_FAULTS_SHOWN]:
         table.add_row(fault.path, fault.what)
     if len(faults) > _FAULTS_SHOWN:

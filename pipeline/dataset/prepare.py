@@ -107,7 +107,7 @@ def _build(specs: list[ShardSpec], plan: Plan, job: BuildJob, *, json_logs: bool
             done += row["num_clips"]
             num_rejects += row["num_rejects"]
             rate.add(row["num_clips"], row["fetched_bytes"])
-            bar.update(done, facts={**rate.facts(total - done), "rejected": num_rejects})
+            bar.update(done, figures={**rate.figures(total - done), "rejected": num_rejects})
 
 
 def _task(row: dict[str, Any], job: BuildJob) -> dict[str, Any]:

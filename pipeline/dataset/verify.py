@@ -81,7 +81,7 @@ def verify(
             for row in run_tasks(items, task, memory_bytes=memory_bytes):
                 faults += [Fault(**fault) for fault in row["faults"]]
                 done += 1
-                bar.update(done, facts={"faults": len(faults)})
+                bar.update(done, figures={"faults": len(faults)})
     work = work_folder(path)
     if faults:
         shards = sorted({fault.shard for fault in faults if fault.shard})

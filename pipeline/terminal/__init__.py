@@ -1,4 +1,4 @@
-"""What a terminal shows while a step runs.
+"""Output to the terminal while a step runs.
 
 In: counts, rates, sizes. Out: a progress bar or JSON lines; tables; numbers with units.
 """

@@ -1,6 +1,6 @@
-"""Progress of a long step: a bar in a terminal, a line now and then where there is none.
+"""Progress of a long step: a bar in a terminal, else a line now and then.
 
-Lines are words for people, or JSON for machines.
+Lines are text for people, or JSON for machines.
 """
 
 import json
@@ -24,11 +24,11 @@ from rich.progress import (
 LINE_EVERY_S = 10.0
 """How often progress is written to a log."""
 
-_NO_FACTS: Mapping[str, float] = {}
+_NO_FIGURES: Mapping[str, float] = {}
 
 
 class ProgressBar:
-    """Shows how much of `total` is done, in a unit the title names. Writes to standard error."""
+    """Shows how much of `total` is done, in the unit of the title. Writes to standard error."""
 
     def __init__(self, title: str, total: int, *, json_lines: bool = False) -> None:
         self._title = title
@@ -51,21 +51,21 @@ class ProgressBar:
         self._task = self._bar.add_task(title, total=total, note="")
 
     def set_total(self, total: int) -> None:
-        """Correct what there is to do in all."""
+        """Correct the total."""
         self._total = total
         self._bar.update(self._task, total=total)
 
-    def update(self, done: int, note: str = "", facts: Mapping[str, float] = _NO_FACTS) -> None:
-        """Set how much is done; the note, or else the facts, stand behind the bar."""
+    def update(self, done: int, note: str = "", figures: Mapping[str, float] = _NO_FIGURES) -> None:
+        """Set how much is done; the note, or else the figures, follow the bar."""
         self._done = done
-        note = note or ", ".join(f"{value:,.0f} {name}" for name, value in facts.items())
+        note = note or ", ".join(f"{value:,.0f} {name}" for name, value in figures.items())
         self._bar.update(self._task, completed=done, note=note)
         now = time.monotonic()
         if self._bar.disable and now - self._last_line >= LINE_EVERY_S:
             self._last_line = now
-            self._line(note, facts)
+            self._line(note, figures)
 
-    def _line(self, note: str, facts: Mapping[str, float]) -> None:
+    def _line(self, note: str, figures: Mapping[str, float]) -> None:
         line = f"{self._title}: {self._done}/{self._total} {note}"
         if self._json_lines:
             line = json.dumps(
@@ -76,7 +76,7 @@ class ProgressBar:
                     "done": self._done,
                     "total": self._total,
                     "note": note,
-                    **facts,
+                    **figures,
                 }
             )
         print(line, file=sys.stderr, flush=True)
@@ -93,11 +93,11 @@ class ProgressBar:
     ) -> None:
         self._bar.stop()
         if self._bar.disable:
-            self._line("" if error is None else "(stopped)", _NO_FACTS)
+            self._line("" if error is None else "(stopped)", _NO_FIGURES)
 
 
 class Rate:
-    """Speed of a step that finishes some items at a time."""
+    """Speed of a step that finishes a few items at a time."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
@@ -105,12 +105,12 @@ class Rate:
         self._num_bytes = 0
 
     def add(self, num_items: int, num_bytes: int) -> None:
-        """Count what was done."""
+        """Count finished items and their bytes."""
         self._num_items += num_items
         self._num_bytes += num_bytes
 
-    def facts(self, num_left: int) -> dict[str, float]:
-        """Items and megabytes a second since the start, and the seconds that the rest will take."""
+    def figures(self, num_left: int) -> dict[str, float]:
+        """Items and megabytes per second since the start, and the estimated seconds left."""
         elapsed_s = max(time.monotonic() - self._start, 1e-9)
         rate = self._num_items / elapsed_s
         return {

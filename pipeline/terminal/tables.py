@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 
-def facts_table() -> Table:
+def name_value_table() -> Table:
     """A table of names and values."""
     table = Table(show_header=False)
     table.add_column(style="bold")

@@ -1,11 +1,11 @@
-"""Numbers as people read them, on a terminal and on a page."""
+"""Numbers for people, in a terminal or on a page."""
 
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 _UNITS = (("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12))
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with so many decimals, a dash for None."""
+    """A number with `digits` decimals, a dash for None."""
     return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
@@ -15,7 +15,7 @@ def count(value: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share, 0 to 1, in percent; only what is whole is 100 %, and only nothing is 0 %."""
+    """A share, 0 to 1, in percent; only 1 is shown as 100 %, and only 0 as 0 %."""
     if share is None:
         return "–"
     if share in (0, 1):
@@ -28,14 +28,14 @@ def percent(share: float | None) -> str:
 
 
 def size(value_bytes: float) -> str:
-    """Bytes as people say them: `812 kB`, `52 MB`, `1.3 TB`."""
+    """Bytes with a unit: `812 kB`, `52 MB`, `1.3 TB`."""
     unit = next((unit for unit in _UNITS if value_bytes < 999.5 * unit[1]), _UNITS[-1])
     scaled = value_bytes / unit[1]
     return f"{scaled:.{1 if scaled < 9.95 else 0}f}{_NO_BREAK}{unit[0]}"
 
 
 def duration(value_s: float | None) -> str:
-    """Seconds as people say them: `0.8 s`, `47 s`, `2 min 5 s`, `25 min`, `32 h 47 min`."""
+    """Seconds with units: `0.8 s`, `47 s`, `2 min 5 s`, `25 min`, `32 h 47 min`."""
     if value_s is None:
         return "–"
     if value_s < 60:

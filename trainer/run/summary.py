@@ -6,7 +6,7 @@ from rich.console import Group
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.terminal.tables import facts_table, titled
+from pipeline.terminal.tables import name_value_table, titled
 from trainer.checkpoints.settings import Weights
 from trainer.run.history import read_history
 from trainer.run.skipped_steps import read_bad_steps
@@ -24,7 +24,7 @@ def metrics_summary(run_path: str, name: str) -> Group:
     """
     scored = read_metrics(run_path, name)
     metrics, common = scored.metrics, scored.common
-    table = facts_table()
+    table = name_value_table()
     if scored.source.weights:
         table.add_row("weights", scored.source.weights + _epoch(scored))
     table.add_row("clips", f"{metrics.num_clips:,}")

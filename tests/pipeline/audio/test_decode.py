@@ -210,7 +210,7 @@ def test_samples_far_beyond_full_scale_are_refused(level: float) -> None:
     samples = np.stack([noise(0.1, 16_000)] * 2, axis=1)
     samples[50] = level, -level
     reason = reason_for(encode(samples, 16_000, "WAV", "FLOAT"))
-    assert reason == "samples that are not in [-1, 1], nor near; scale them"
+    assert reason == "samples far outside [-1, 1]; scale them"
 
 
 def test_samples_slightly_beyond_full_scale_are_kept() -> None:
