@@ -16,7 +16,7 @@ from pipeline.audio.decode import decode_audio
 from pipeline.audio.rejects import RejectError
 from pipeline.errors import UserError
 from pipeline.fbank import fbank
-from pipeline.manifest.manifest import Manifest
+from pipeline.manifest.manifest import Manifest, to_clips
 from pipeline.shards.build import Stages, build_clip
 from pipeline.shards.fetch import fault, fetch_ahead
 from pipeline.shards.parts import STAGES
@@ -54,7 +54,7 @@ def estimate(manifest: Manifest, settings: PrepareSettings, num_sampled: int) ->
     num_clips = plan.clips.num_rows
     num_sampled = min(num_sampled, num_clips)
     rows = np.random.default_rng(0).choice(num_clips, num_sampled, replace=False)
-    clips = plan.clips.take(np.sort(rows)).to_pylist()
+    clips = to_clips(plan.clips.take(np.sort(rows)))
     clock = Stages(dict.fromkeys(STAGES, 0.0))
     writer = ShardWriter(io.BytesIO())
     audio_s, read_bytes = 0.0, 0
@@ -66,7 +66,7 @@ def estimate(manifest: Manifest, settings: PrepareSettings, num_sampled: int) ->
                 content = next(contents)
             try:
                 if isinstance(content, Exception):
-                    raise fault(content, clip["uri"]) from content
+                    raise fault(content, clip.uri) from content
                 read_bytes += len(content)
                 row = build_clip(clip, content, decode_audio, writer, settings, clock)
                 audio_s += row["duration_s"]
