@@ -14,6 +14,7 @@ from cluster.program import print_error, program_name
 from cluster.quiet_ray import skip_lines_of_workers
 from pipeline.commands import download, manifest, prepare, verify
 from pipeline.errors import UserError
+from pipeline.terminal import log
 from pipeline.version import VERSION
 from trainer.commands import (
     cross_validate,
@@ -71,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     skip_lines_of_workers()
     arguments = make_parser().parse_args(argv)
+    log.set_up(arguments.log_level)
     try:
         return arguments.run(arguments) or 0
     except KeyboardInterrupt:

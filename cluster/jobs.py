@@ -14,6 +14,7 @@ one, else http://127.0.0.1:8265. A server with token authentication wants `RAY_A
 """
 
 import asyncio
+import logging
 import os
 import re
 import shlex
@@ -38,6 +39,8 @@ from cluster.quiet_ray import quiet_loggers
 from cluster.session import TOKEN_HINT
 from cluster.upload import PROGRAM, job_folder, path_in_job
 from pipeline.errors import UserError
+
+_logger = logging.getLogger(__name__)
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
@@ -115,9 +118,9 @@ def submit(
         )
     if not wait:
         print(job_id, flush=True)
-        _say(_how_to_return(server, job_id))
+        _logger.info("%s", _how_to_return(server, job_id))
         return 0
-    _say(f"job {job_id} at {server.get_address()}")
+    _logger.info("job %s at %s", job_id, server.get_address())
     return _follow_to_end(server, job_id)
 
 
@@ -160,7 +163,7 @@ def list_jobs(*, address: str | None = None) -> None:
     server = _connect(address)
     jobs = [job for job in server.list_jobs() if job.submission_id]
     if not jobs:
-        _say(f"no jobs at {server.get_address()}")
+        _logger.info("no jobs at %s", server.get_address())
         return
     table = Table(box=None, pad_edge=False)
     for title in ("ID", "STATUS", "START", "DURATION"):
@@ -205,7 +208,8 @@ def stop(job_id: str, *, address: str | None = None) -> None:
             why = _WHY_PENDING if details.status == JobStatus.PENDING else "still running"
             raise UserError(job_id, why)
         time.sleep(0.5)
-    _say(f"job {job_id}: {'' if stopping else 'had ended already, '}{details.status.value}")
+    before = "" if stopping else "had ended already, "
+    _logger.info("job %s: %s%s", job_id, before, details.status.value)
 
 
 class _Log:
@@ -255,17 +259,17 @@ def _follow_to_end(server: JobServer, job_id: str) -> int:
     try:
         details = _follow(server, job_id)
     except KeyboardInterrupt:
-        _say(f"\njob {job_id} keeps running; {_how_to_return(server, job_id)}")
+        _logger.info("job %s keeps running; %s", job_id, _how_to_return(server, job_id))
         return INTERRUPTED
     status, code = details.status, details.driver_exit_code
-    _say(f"job {job_id}: {status.value}" + (f", exit status {code}" if code else ""))
+    _logger.info("job %s: %s%s", job_id, status.value, f", exit status {code}" if code else "")
     if status == JobStatus.SUCCEEDED:
         return 0
     if status == JobStatus.STOPPED:
         return INTERRUPTED
     if code is None:
         # It never ran: the reason is not in the log.
-        _say(details.message or "")
+        _logger.warning("job %s: %s", job_id, details.message or "never ran")
     # A negative code is the number of the signal that ended the shell.
     return 128 - code if code and code < 0 else code or 1
 
@@ -292,7 +296,7 @@ def _follow(server: JobServer, job_id: str) -> Any:
             complete = log.catch_up() or closed
             if details.status.is_terminal():
                 if not complete:
-                    _say(f"job {job_id}: the end of its log could not be read")
+                    _logger.warning("job %s: the end of its log could not be read", job_id)
                 return details
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, MAX_PAUSE_S)
@@ -374,7 +378,3 @@ def _row(job: Any) -> tuple[str, str, str, str, str]:
 def _how_to_return(server: JobServer, job_id: str) -> str:
     name, end = program_name(), f"{job_id} --address {server.get_address()}"
     return f"follow it: {name} logs --follow {end}; end it: {name} stop {end}"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

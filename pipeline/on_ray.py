@@ -19,6 +19,7 @@ import ray
 import ray.data
 
 from pipeline.errors import UserError
+from pipeline.terminal import log
 
 _ERROR = "error"
 """Key of a row that holds a pickled error instead of a result."""
@@ -52,7 +53,9 @@ def run_tasks(
             handler.setLevel(logging.CRITICAL)
     nodes = [float(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]]
     rows = ray.data.from_items(list(items), override_num_blocks=len(items))
-    tasks = rows.map(partial(_attempt, task), num_cpus=1, memory=min(memory_bytes, max(nodes)))
+    tasks = rows.map(
+        partial(_attempt, task, log.level()), num_cpus=1, memory=min(memory_bytes, max(nodes))
+    )
     for row in tasks.iter_rows():
         if _ERROR in row:
             raise pickle.loads(row[_ERROR])
@@ -60,9 +63,10 @@ def run_tasks(
 
 
 def _attempt(
-    task: Callable[[dict[str, Any]], dict[str, Any]], row: dict[str, Any]
+    task: Callable[[dict[str, Any]], dict[str, Any]], log_level: int, row: dict[str, Any]
 ) -> dict[str, Any]:
     """The task's result, or its `UserError` as data: Ray Data keeps only the text of tracebacks."""
+    log.set_up(log_level, is_worker=True)
     try:
         return task(row)
     except UserError as error:

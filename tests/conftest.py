@@ -1,5 +1,6 @@
 """What several test files need: an S3 server, real audio, a Ray session, small waveforms."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -64,6 +65,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Put back what a step of the program decided on what it says."""
+    yield
+    for name in ("pipeline", "trainer", "cluster"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True
 
 
 @pytest.fixture(scope="session")

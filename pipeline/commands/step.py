@@ -1,6 +1,7 @@
 """A step of the command line: its name, its options and its function; and types of its options."""
 
 import argparse
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,7 +31,22 @@ class Step:
             epilog=f"example: %(prog)s {self.example}",
         )
         self.add_options(parser)
-        parser.set_defaults(run=self.run)
+        talk = parser.add_mutually_exclusive_group()
+        talk.add_argument(
+            "--quiet",
+            dest="log_level",
+            action="store_const",
+            const=logging.WARNING,
+            help="show warnings, errors and results, but no notes and no progress",
+        )
+        talk.add_argument(
+            "--verbose",
+            dest="log_level",
+            action="store_const",
+            const=logging.DEBUG,
+            help="show details, too",
+        )
+        parser.set_defaults(run=self.run, log_level=logging.INFO)
 
 
 def path(text: str) -> str:

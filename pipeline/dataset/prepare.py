@@ -4,6 +4,7 @@ One item is one shard's specification, and one task builds one shard: names are 
 skips what is finished, and no audio passes between processes.
 """
 
+import logging
 import time
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -22,6 +23,8 @@ from pipeline.shards.build import BuildJob, build_shard
 from pipeline.shards.plan import Plan, ShardSpec, write_plan
 from pipeline.shards.settings import READS_AHEAD, PrepareSettings
 from pipeline.terminal.progress import ProgressBar, Rate
+
+_logger = logging.getLogger(__name__)
 
 _TASK_MEMORY_PER_CLIP_BYTES = 600_000
 """On its way to S3 a shard is held in memory as a tar; this leaves room for a copy of it."""
@@ -70,6 +73,7 @@ def prepare(
         work.plan, output, retry_rejects=retry_rejects, damaged=work.damaged_shards
     )
     waiting = [spec for spec in work.plan.specs if spec.name not in finished]
+    _logger.debug("%d of %d shards are finished", len(finished), len(work.plan.specs))
     if waiting:
         # Stopped between a new tar and its part file, an earlier part would vouch for the tar.
         discard_parts(waiting, output)

@@ -275,8 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         num_clips = write_synthetic(folder, settings)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        parser.exit(1, f"error: {error}\n")
     print(
         f"{Path(folder) / 'clips.csv'}: {num_clips} clips of {len(LABELS)} classes "
         f"({settings.num_train} train, {settings.num_eval} eval, {settings.num_broken} broken)"

@@ -5,14 +5,17 @@ classes.
 """
 
 import errno
+import logging
 import os
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pipeline.errors import PassingError, UserError, one_line
+from pipeline.errors import PassingError, UserError, first_line, one_line
 from pipeline.storage.paths import is_remote
+
+_logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = (1.0, 5.0, 25.0)
 """Pauses before a read or write that broke for a passing reason is tried again."""
@@ -128,6 +131,7 @@ def with_retries(action: Any, *arguments: object, lasting: Collection[str] = ())
             is_late = time.monotonic() + pause_s > start + RETRY_FOR_S
             if is_a(error, lasting) or not _may_pass(error) or is_late:
                 raise
+            _logger.debug("%s; trying again in %g s", first_line(error), pause_s)
             time.sleep(pause_s)
     return action(*arguments)
 

@@ -21,6 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pipeline.terminal.log import is_quiet
+
 LINE_EVERY_S = 10.0
 """How often progress is written to a log."""
 
@@ -46,7 +48,7 @@ class ProgressBar:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
-            disable=json_lines or not console.is_terminal,
+            disable=json_lines or is_quiet() or not console.is_terminal,
         )
         self._task = self._bar.add_task(title, total=total, note="")
 
@@ -66,6 +68,8 @@ class ProgressBar:
             self._line(note, figures)
 
     def _line(self, note: str, figures: Mapping[str, float]) -> None:
+        if is_quiet():
+            return
         line = f"{self._title}: {self._done}/{self._total} {note}"
         if self._json_lines:
             line = json.dumps(

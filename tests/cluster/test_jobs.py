@@ -6,6 +6,7 @@ it, so that it gets along with any other Ray on the machine.
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ from ray.job_submission import JobStatus
 
 from cluster import job_server, jobs, session, worker_errors
 from pipeline.errors import UserError
+from pipeline.terminal import log
 from tests.support.ray_head import Cluster, started, submit_when_ready
 from tests.support.steps import PROJECT, ray_folder
 
@@ -46,6 +48,12 @@ if sys.argv[1] == "sleep":
 if sys.argv[1] == "exit":
     sys.exit(int(sys.argv[2]))
 """
+
+
+@pytest.fixture(autouse=True)
+def notes() -> None:
+    """Notes go to standard error, as the program lets them."""
+    log.set_up(logging.INFO)
 
 
 @pytest.fixture(scope="module")
@@ -172,9 +180,9 @@ def test_an_interrupted_follower_leaves_the_job_running_until_it_is_stopped(
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "RUNNING" in rows["sleeper"]
     jobs.stop("sleeper", address=cluster.url)
-    assert capsys.readouterr().err == "job sleeper: STOPPED\n"
+    assert capsys.readouterr().err == "note: job sleeper: STOPPED\n"
     jobs.stop("sleeper", address=cluster.url)
-    assert capsys.readouterr().err == "job sleeper: had ended already, STOPPED\n"
+    assert capsys.readouterr().err == "note: job sleeper: had ended already, STOPPED\n"
     assert jobs.print_logs("sleeper", address=cluster.url, follow=True) == 130
 
 

@@ -61,7 +61,7 @@ def own_lines(told: str) -> list[str]:
     repeated = re.compile(r"\(RayTrainWorker pid=\d+\)\S* (note: |.*\bINFO\b)")
     assert not [line for line in own if repeated.search(line)], told
     assert not [line for line in own if any(words in line for words in unwanted)], told
-    return [line for line in own if line.startswith(("note: ", "ray_job.py: error: "))]
+    return [line for line in own if line.startswith(("note: ", "warning: ", "ray_job.py: error: "))]
 
 
 def wait_for_step(process: "subprocess.Popen[str]", run: Path, step: int) -> None:

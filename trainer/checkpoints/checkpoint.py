@@ -7,8 +7,8 @@ while a copy of its state is written.
 """
 
 import io
+import logging
 import re
-import sys
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +21,8 @@ from torch import Tensor
 from pipeline import storage
 from pipeline.errors import UserError
 from trainer.checkpoints.progress import Progress
+
+_logger = logging.getLogger(__name__)
 
 NUM_KEPT = 2
 """Checkpoints kept; the older one is for the case that the newer is damaged."""
@@ -94,7 +96,7 @@ def load_newest(run_path: str) -> Checkpoint | None:
         # The content alone is at fault, and garbage makes unpickling raise nearly anything.
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-            print(f"{path}: damaged, trying the one before ({reason})", file=sys.stderr, flush=True)
+            _logger.warning("%s: damaged, trying the one before (%s)", path, reason)
     if paths:
         raise UserError(
             f"{_folder(run_path)}",

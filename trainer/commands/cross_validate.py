@@ -1,12 +1,14 @@
 """`cross-validate`: a run for each fold of a data set, and mean and deviation of their scores."""
 
 import argparse
-import sys
+import logging
 
 from pipeline.commands.step import Step, positive
 from recipes import find_recipe
 from trainer.commands.options import add_training_options
 from trainer.commands.several_runs import train_all
+
+_logger = logging.getLogger(__name__)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     Console().print(make_table(score_folds(plan.scored, arguments.out)))
     if plan.left_out:
         names = " ".join(folder.rpartition("/")[2] for folder in plan.left_out)
-        print(f"not in the table, as not finished: {names}", file=sys.stderr)
+        _logger.warning("not in the table, as not finished: %s", names)
 
 
 STEP = Step(

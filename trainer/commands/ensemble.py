@@ -1,12 +1,14 @@
 """`ensemble`: seeds and variants of a recipe, and the scores of their mean."""
 
 import argparse
-import sys
+import logging
 
 from pipeline.commands.step import Step, path
 from recipes import find_recipe
 from trainer.commands.options import add_training_options
 from trainer.commands.several_runs import train_all
+
+_logger = logging.getLogger(__name__)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -58,10 +60,10 @@ def run(arguments: argparse.Namespace) -> None:
     left_out = former_members(plan.runs, arguments.out)
     Console().print(make_table(score_ensemble(plan.runs, plan.name, arguments.out)))
     if left_out:
-        print(
-            f"previous members that are no longer included: {' '.join(left_out)}; name them "
-            f"by --seeds, --variant or --runs to include them",
-            file=sys.stderr,
+        _logger.warning(
+            "previous members that are no longer included: %s; name them by --seeds, --variant or "
+            "--runs to include them",
+            " ".join(left_out),
         )
 
 

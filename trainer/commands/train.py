@@ -1,12 +1,14 @@
 """`train`: one run of a recipe on a prepared data set."""
 
 import argparse
-import sys
+import logging
 
 from cluster.commands.session_options import session
 from pipeline.commands.step import Step
 from recipes import find_recipe
 from trainer.commands.options import add_training_options, workers
+
+_logger = logging.getLogger(__name__)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -32,13 +34,13 @@ def run(arguments: argparse.Namespace) -> None:
 
     is_finished, warnings = check_training(recipe, data, output)
     for warning in warnings:
-        print(f"note: {warning}", file=sys.stderr)
+        _logger.warning("%s", warning)
     if is_finished:
         print(f"{output}: already finished")
     else:
         if checkpoints := checkpoint_paths(output):
             newest = checkpoints[-1].rpartition("/")[2]
-            print(f"{output}: resuming; the newest checkpoint is {newest}", file=sys.stderr)
+            _logger.info("%s: resuming; the newest checkpoint is %s", output, newest)
         from trainer.on_ray.train import run_training
 
         with session(arguments):

@@ -4,13 +4,16 @@ Apart from `trainer.on_ray.train`, so that these processes start without torch a
 wait for them.
 """
 
-import sys
+import logging
 from typing import Any
 
 from ray.train import UserCallback
 
 from pipeline.errors import PassingError, UserError
+from pipeline.terminal import log
 from trainer.run.run_progress import RunProgress
+
+_logger = logging.getLogger(__name__)
 
 MAX_RESTARTS_IN_PLACE = 3
 """Times a run starts again in a row without getting further before it gives up."""
@@ -38,13 +41,15 @@ class Failures(UserCallback):  # type: ignore[misc]
     does not get further.
     """
 
-    def __init__(self, run_path: str) -> None:
+    def __init__(self, run_path: str, log_level: int) -> None:
         self._run_path = run_path
+        self._log_level = log_level
         self._newest = ""
         self._num_in_place = 0
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called before Ray Train starts the workers again; what is raised here ends the run."""
+        log.set_up(self._log_level, is_worker=True)
         for error in worker_exceptions.values():
             if isinstance(error, UserError) and not isinstance(error, PassingError):
                 raise error
@@ -55,13 +60,11 @@ class Failures(UserCallback):  # type: ignore[misc]
         if self._num_in_place > MAX_RESTARTS_IN_PLACE:
             if not isinstance(error, UserError):
                 # Ray Train's own error has no traceback of the worker.
-                print(*getattr(error, "__notes__", ()), sep="\n", file=sys.stderr, flush=True)
+                _logger.error("%s", "\n".join(getattr(error, "__notes__", ())))
             raise error
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        print(
-            f"worker {rank} failed ({reason}); starting again from the last checkpoint",
-            file=sys.stderr,
-            flush=True,
+        _logger.warning(
+            "worker %d failed (%s); starting again from the last checkpoint", rank, reason
         )
 
     def _newest_checkpoint(self) -> str:

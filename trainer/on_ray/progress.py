@@ -1,6 +1,6 @@
 """The progress of runs in other processes: a board that workers report to, and a bar."""
 
-import sys
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +13,8 @@ import ray
 from pipeline.terminal.progress import ProgressBar
 from trainer.on_ray.actors import Board
 from trainer.run.run_progress import RunProgress
+
+_logger = logging.getLogger(__name__)
 
 REPORT_EVERY_S = 0.5
 """Workers report no more often, and the bar is drawn again as often."""
@@ -58,11 +60,10 @@ def _show_progress(board: Any, num_runs: int, stop: threading.Event) -> None:
             if time.monotonic() - waiting_since > _SAY_WAITING_AFTER_S:
                 waiting_since = time.monotonic()
                 free = ray.available_resources()
-                print(
-                    f"still waiting for the first step: the workers are starting, or the cluster "
-                    f"is busy ({free.get('CPU', 0):g} CPUs, {free.get('GPU', 0):g} GPUs free)",
-                    file=sys.stderr,
-                    flush=True,
+                _logger.info(
+                    "still waiting for the first step: the workers are starting, or the cluster is "
+                    "busy (%g CPUs, %g GPUs free)",
+                    *(free.get("CPU", 0), free.get("GPU", 0)),
                 )
         with ProgressBar("steps", _num_steps(runs, num_runs)) as bar:
             is_over = False

@@ -23,6 +23,7 @@ import torch
 
 from pipeline import storage
 from pipeline.dataset.prepared import open_dataset
+from pipeline.terminal import log
 from trainer.checkpoints.averaging import weights_path
 from trainer.checkpoints.checkpoint import load_last
 from trainer.checkpoints.progress import Progress
@@ -121,7 +122,7 @@ def _fit(
     resources = {"CPU": workers.cpus, **({"GPU": 1} if workers.use_gpu else {})}
     path, file_system = ray_storage(run_path)
     trainer = Trainer(
-        partial(_traced, worker),
+        partial(_traced, worker, log.level()),
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.num,
@@ -134,7 +135,7 @@ def _fit(
             storage_filesystem=file_system,
             # `Failures` ends a run that does not get further.
             failure_config=ray.train.FailureConfig(max_failures=-1),
-            callbacks=[Failures(run_path)],
+            callbacks=[Failures(run_path, log.level())],
             # Ray Train tells of every start of its workers, and of every error again and again:
             # once by the exception that `fit` raises is enough. Its log files have it all.
             logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),
@@ -144,8 +145,11 @@ def _fit(
         trainer.fit()
 
 
-def _traced(worker: Callable[[dict[str, Any]], None], config: dict[str, Any]) -> None:
+def _traced(
+    worker: Callable[[dict[str, Any]], None], log_level: int, config: dict[str, Any]
+) -> None:
     """Run a worker; an error takes its traceback along, which is lost between processes."""
+    log.set_up(log_level, is_worker=True)
     try:
         worker(config)
     except Exception as error:

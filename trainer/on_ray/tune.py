@@ -8,7 +8,6 @@ the same command again carries on the runs that were interrupted and leaves the 
 import io
 import logging
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from ray import tune
 
 from pipeline.errors import UserError
+from pipeline.terminal import log
 from trainer.on_ray.head_node import HEAD_NODE
 from trainer.on_ray.progress import progress_board
 from trainer.on_ray.settings import Workers
@@ -25,6 +25,8 @@ from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.run.checks import check_training
 from trainer.run.summary import check_learned
+
+_logger = logging.getLogger(__name__)
 
 _TUNE_VARIABLES = {
     # Otherwise `fit` returns after Ctrl-C as if all were done.
@@ -88,7 +90,7 @@ def unfinished(recipes: Mapping[str, Recipe], dataset_path: str) -> dict[str, Re
             told.setdefault(warning, []).append(name)
     for warning, names in told.items():
         whose = "" if len(names) == len(waiting) else f"{', '.join(names)}: "
-        print(f"note: {whose}{warning}", file=sys.stderr)
+        _logger.warning("%s%s", whose, warning)
     return waiting
 
 
@@ -117,6 +119,7 @@ def run_recipes(
             "dataset": dataset_path,
             "workers": workers,
             "board": board,
+            "log_level": log.level(),
         }
         trial = tune.with_resources(
             tune.with_parameters(_trial, constants=constants),
@@ -152,6 +155,7 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def _trial(config: dict[str, Any], constants: dict[str, Any]) -> None:
+    log.set_up(constants["log_level"], is_worker=True)
     name, settings = constants["recipes"][config["run"]]
     fit_training(
         make_recipe(name, settings, where="recipe"),

@@ -1,7 +1,7 @@
 """The processes of a run: how many, with what, and whether they fit into the cluster."""
 
+import logging
 import math
-import sys
 from collections.abc import Collection
 from dataclasses import replace
 
@@ -11,6 +11,8 @@ from pipeline.errors import UserError
 from trainer.model.settings import Precision
 from trainer.on_ray.settings import Workers
 from trainer.recipe.recipe import Recipe
+
+_logger = logging.getLogger(__name__)
 
 
 def fit_workers(workers: Workers, *, runs: int = 1) -> tuple[Workers, int]:
@@ -53,13 +55,13 @@ def note_workers(recipes: Collection[Recipe], workers: Workers) -> None:
     for size, micro in sorted({(x.train.batch_size, x.train.micro_batch_size) for x in recipes}):
         share = math.ceil(size / workers.num)
         if share <= micro < size:
-            print(
-                f"note: train.micro_batch_size: without effect, as each of {workers.num} workers "
-                f"computes no more than {share} clips of a batch",
-                file=sys.stderr,
+            _logger.warning(
+                "train.micro_batch_size: without effect, as each of %d workers computes no more "
+                "than %d clips of a batch",
+                *(workers.num, share),
             )
     if workers.num == 1 and any(one.train.sharding == "shard" for one in recipes):
-        print("note: train.sharding: without effect, as there is one worker", file=sys.stderr)
+        _logger.warning("train.sharding: without effect, as there is one worker")
     note_precision({one.train.precision for one in recipes}, workers, "train.precision")
 
 
@@ -67,8 +69,7 @@ def note_precision(precisions: set[Precision], workers: Workers, setting: str) -
     """Tell of half precision on CPUs; `setting` is what asked for it."""
     found = sorted(precisions - {"float32"})
     if found and not workers.use_gpu:
-        print(
-            f"note: {setting}: {' and '.join(found)} on CPUs, many of which are far faster "
-            f"with float32",
-            file=sys.stderr,
+        _logger.warning(
+            "%s: %s on CPUs, many of which are far faster with float32",
+            *(setting, " and ".join(found)),
         )

@@ -1,9 +1,9 @@
 """Who writes into a run folder: one process at a time, on a local disk and on S3."""
 
+import logging
 import os
 import secrets
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -13,6 +13,8 @@ from filelock import FileLock, Timeout
 
 from pipeline import storage
 from pipeline.errors import PassingError, UserError
+
+_logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -40,7 +42,7 @@ def alone_in(run_path: str) -> Iterator[None]:
             # Buckets that are mounted as a folder often have no locks, or open no file for reading
             # and writing at once, as filelock does; what cannot be written at all is an error.
             _check_writable(path)
-            print(f"note: {run_path}: not locked ({error.strerror})", file=sys.stderr)
+            _logger.warning("%s: not locked (%s)", run_path, error.strerror)
         yield
 
 

@@ -11,7 +11,7 @@ computed at once. A step whose loss or gradient is not finite, or too large a on
 by all ranks; where too many follow one another, the run goes back to its last checkpoint, once.
 """
 
-import sys
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -63,6 +63,8 @@ from trainer.training.run_state import Report, Run, restore, save, save_if_due
 from trainer.training.step import make_learner, make_step
 from trainer.training.window import Window, timed
 from trainer.training.world import World
+
+_logger = logging.getLogger(__name__)
 
 
 def train(
@@ -160,11 +162,8 @@ def _go_back(run: Run, error: DivergedError) -> None:
         saved.progress, bad_steps=bad_steps, num_bad_in_a_row=0, has_gone_back=True
     )
     if run.log is not None:
-        print(
-            f"{error.where}: {error.what}; resuming from step {run.progress.step}",
-            file=sys.stderr,
-            flush=True,
-        )
+        step = run.progress.step
+        _logger.warning("%s: %s; resuming from step %d", error.where, error.what, step)
         run.log.close()
         run.log = TensorBoardLog(run.path, run.progress.step)
     save(run)

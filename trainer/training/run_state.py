@@ -4,7 +4,7 @@ In: what the loop has put together. Steps: a copy of all that a restart needs is
 background, now and then. Out: checkpoints, curves and kept weights in the run folder.
 """
 
-import sys
+import logging
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -30,6 +30,8 @@ from trainer.run.writer import writing
 from trainer.training.fsdp import load_model, load_optimiser, shared_out, whole_copy
 from trainer.training.step import Learner
 from trainer.training.world import World
+
+_logger = logging.getLogger(__name__)
 
 Report = Callable[[RunProgress], None]
 """Called by the first rank after every step, with what a progress bar shows."""
@@ -124,11 +126,8 @@ def _try_to_write(run: Run, saved: Checkpoint, needed_epochs: Collection[int]) -
     try:
         _write(run, saved, needed_epochs)
     except PassingError as error:
-        print(
-            f"note: {error}; training goes on without the checkpoint of step {saved.progress.step}",
-            file=sys.stderr,
-            flush=True,
-        )
+        step = saved.progress.step
+        _logger.warning("%s; training goes on without the checkpoint of step %d", error, step)
 
 
 def _write(run: Run, saved: Checkpoint, needed_epochs: Collection[int]) -> None:
@@ -138,7 +137,8 @@ def _write(run: Run, saved: Checkpoint, needed_epochs: Collection[int]) -> None:
             write_weights(run.path, epoch_name(saved.progress.epoch - 1), saved.model)
         if run.log is not None:
             run.log.flush()
-        save_checkpoint(run.path, saved)
+        path = save_checkpoint(run.path, saved)
+        _logger.debug("%s: written", path)
         write_history(run.path, saved.progress, finished=False)
         if needed_epochs:
             remove_other_epochs(run.path, needed_epochs)

@@ -131,14 +131,14 @@ def torch_file(document: object) -> bytes:
     ],
 )
 def test_damaged_newest_checkpoint_falls_back_to_the_previous(
-    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = str(tmp_path)
     save_checkpoint(run, make_checkpoint(10))
     newest = save_checkpoint(run, make_checkpoint(20))
     storage.write_bytes(newest, damaged(storage.read_bytes(newest), kind))
     assert_equal(load_newest(run), make_checkpoint(10))
-    [line] = capsys.readouterr().err.splitlines()
+    [line] = caplog.messages
     assert line.startswith(f"{newest}: ")
     assert "damaged" in line
 

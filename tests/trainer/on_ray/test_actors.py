@@ -1,5 +1,6 @@
 """Which failures of workers a new start can mend."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from trainer.on_ray.actors import Failures
 def test_which_failures_are_worth_a_new_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failures = Failures(str(tmp_path))
+    failures = Failures(str(tmp_path), logging.INFO)
     failures.after_exception(None, {1: RuntimeError("the node went\naway")})
     assert "worker 1 failed (away); starting again" in capsys.readouterr().err
     failures.after_exception(None, {0: PassingError("", "no answer")})
@@ -27,7 +28,7 @@ def test_a_run_starts_again_as_long_as_it_gets_further(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Any number of lost workers, but not without a new checkpoint."""
-    failures = Failures(str(tmp_path))
+    failures = Failures(str(tmp_path), logging.INFO)
     lost: dict[int, Exception] = {0: RuntimeError("lost")}
     lost[0].add_note("where it was")
     (tmp_path / "checkpoints").mkdir()
@@ -39,7 +40,7 @@ def test_a_run_starts_again_as_long_as_it_gets_further(
     assert "where it was" not in capsys.readouterr().err
     with pytest.raises(RuntimeError, match="lost"):
         failures.after_exception(None, lost)
-    assert capsys.readouterr().err == "where it was\n"
+    assert capsys.readouterr().err == "error: where it was\n"
     with pytest.raises(PassingError):
         failures.after_exception(None, {0: PassingError("", "no answer")})
     assert capsys.readouterr().err == ""
@@ -55,7 +56,7 @@ def test_a_storage_that_does_not_answer_tells_of_no_progress(
         raise PassingError("", "no answer")
 
     monkeypatch.setattr(storage, "list_files", list_files)
-    failures = Failures(str(tmp_path))
+    failures = Failures(str(tmp_path), logging.INFO)
     lost: dict[int, Exception] = {0: RuntimeError("lost")}
     for _ in range(3):
         failures.after_exception(None, lost)

@@ -1,5 +1,6 @@
 """Training on Ray Train: the same runs as without it, whatever is killed, in S3 too."""
 
+import logging
 import os
 import pickle
 import signal
@@ -93,6 +94,30 @@ def test_two_workers_write_the_run_of_the_loop_into_a_bucket(
     monkeypatch.setattr(ray_train, "run_training", None)
     assert ray_job.main(command) == 0
     assert f"{run}: already finished" in capfd.readouterr().out
+
+
+@pytest.mark.usefixtures("session")
+def test_quiet_and_verbose_reach_the_workers(
+    dataset: PreparedDataset,
+    recipe_file: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "quiet"
+    assert ray_job.main(train_command(recipe_file, dataset, str(run), "--quiet")) == 0
+    printed = capfd.readouterr()
+    assert "mAP" in printed.out
+    for word in ("steps:", "note:", "debug:"):
+        assert word not in printed.err
+
+    run = tmp_path / "verbose"
+    assert ray_job.main(train_command(recipe_file, dataset, str(run), "--verbose")) == 0
+    told, deadline = "", time.monotonic() + 60
+    # Ray hands on what workers print in its own time.
+    while f"debug: {run}/checkpoints/step-00000024.pt: written" not in told:
+        assert time.monotonic() < deadline, told
+        told += capfd.readouterr().err
+        time.sleep(0.1)
 
 
 @pytest.mark.usefixtures("session")
@@ -227,7 +252,7 @@ def test_an_error_of_a_worker_takes_its_traceback_along() -> None:
         raise ZeroDivisionError(config["what"])
 
     with pytest.raises(ZeroDivisionError) as caught:
-        ray_train._traced(worker, {"what": "nothing"})
+        ray_train._traced(worker, logging.INFO, {"what": "nothing"})
     (note,) = pickle.loads(pickle.dumps(caught.value)).__notes__
     assert 'raise ZeroDivisionError(config["what"])' in note
 
@@ -266,15 +291,16 @@ def test_what_cannot_be_is_found_out_before_ray_starts(
 
 
 def test_what_is_odd_is_said_once(
-    dataset: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dataset: PreparedDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = replace(RECIPE, train=replace(RECIPE.train, batch_size=41))
     recipes = {str(tmp_path / name): recipe for name in ("a", "b")}
     assert unfinished(recipes, dataset.path) == recipes
-    assert capsys.readouterr().err.count("note: train.batch_size: only 40 clips") == 1
+    assert caplog.text.count("train.batch_size: only 40 clips") == 1
+    caplog.clear()
     recipes[str(tmp_path / "c")] = RECIPE
     assert unfinished(recipes, dataset.path) == recipes
-    assert "note: a, b: train.batch_size: only 40 clips" in capsys.readouterr().err
+    assert "a, b: train.batch_size: only 40 clips" in caplog.text
 
 
 @pytest.fixture
@@ -329,7 +355,7 @@ def test_an_imported_run_is_a_member(
     assert f"{imported}: no predictions on 'eval'; make them" in capsys.readouterr().err
     evaluate_imported = ["evaluate", imported, "--split", "eval"]
     assert ray_job.main([*evaluate_imported, "--precision", "bfloat16"]) == 0
-    assert "note: --precision: bfloat16 on CPUs" in capsys.readouterr().err
+    assert "warning: --precision: bfloat16 on CPUs" in capsys.readouterr().err
     assert read_predictions(imported, "eval").source.precision == "bfloat16"
     assert ray_job.main(evaluate_imported) == 0
     assert ray_job.main(command) == 0

@@ -41,18 +41,18 @@ def test_gpus_are_used_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> N
     [("bfloat16", False, True), ("float32", False, False), ("bfloat16", True, False)],
 )
 def test_half_precision_on_cpus_is_told(
-    capsys: pytest.CaptureFixture[str], precision: str, use_gpu: bool, is_told: bool
+    caplog: pytest.LogCaptureFixture, precision: str, use_gpu: bool, is_told: bool
 ) -> None:
     recipe = tiny_recipe(train={"precision": precision})
     note_workers([recipe], Workers(use_gpu=use_gpu))
-    assert ("note: train.precision: bfloat16 on CPUs" in capsys.readouterr().err) is is_told
+    assert ("train.precision: bfloat16 on CPUs" in caplog.text) is is_told
 
 
 @pytest.mark.parametrize(("micro_batch_size", "is_told"), [(3, False), (4, True), (8, False)])
 def test_micro_batches_no_smaller_than_shares_are_told(
-    capsys: pytest.CaptureFixture[str], micro_batch_size: int, is_told: bool
+    caplog: pytest.LogCaptureFixture, micro_batch_size: int, is_told: bool
 ) -> None:
     """Those no smaller than a batch are told of with the recipe."""
     recipe = tiny_recipe(train={"batch_size": 8, "micro_batch_size": micro_batch_size})
     note_workers([recipe], Workers(num=2))
-    assert ("each of 2 workers computes no more than 4" in capsys.readouterr().err) is is_told
+    assert ("each of 2 workers computes no more than 4" in caplog.text) is is_told

@@ -24,14 +24,14 @@ def test_second_process_in_a_run_folder_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("call", ["fcntl.flock", "os.open"])
 def test_folder_without_locks_is_used_with_a_note(
-    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object) -> int:
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
     monkeypatch.setattr(call, refuse)
     with alone_in(str(tmp_path)):
-        assert_names(capsys.readouterr().err, f"note: {tmp_path}", "Operation not supported")
+        assert_names(caplog.text, f"{tmp_path}", "Operation not supported")
 
 
 def test_lock_ends_with_its_process(tmp_path: Path) -> None:

@@ -114,13 +114,13 @@ def test_bad_steps_across_the_end_of_an_epoch_are_counted_in_a_row(
     dataset: PreparedDataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Its checkpoint is the one to go back to."""
     run = str(tmp_path)
     monkeypatch.setattr(loop, "augment_batch", failing_at(11, 12, 13))
     train(tiny_recipe(train=OFTEN | {"max_bad_steps": 3}), dataset, run, world=World())
-    assert "3 skipped in a row; resuming from step 12" in capsys.readouterr().err
+    assert "3 skipped in a row; resuming from step 12" in caplog.text
     assert newest(run).progress.has_gone_back
     assert [entry["step"] for entry in bad_steps(run)] == [11, 12, 13]
 
