@@ -28,13 +28,13 @@ RUN = RunProgress(
 )
 
 
-def test_runs_that_have_not_begun_are_as_long_as_the_first() -> None:
+def test_unstarted_runs_count_as_long_as_the_first() -> None:
     assert ray_progress._num_steps([replace(RUN, num_steps=7)], 3) == 21
     runs = [replace(RUN, num_steps=7), RUN]
     assert ray_progress._num_steps(runs, 3) == 23
 
 
-def test_one_run_shows_its_newest_figures_and_scores() -> None:
+def test_single_run_shows_its_newest_figures_and_scores() -> None:
     assert ray_progress._note([RUN], 1) == (
         "epoch 2, lr 1.0e-05, 812 clips/s, 3% waiting for data, 12.3 GB, 41% of peak FLOPs, "
         "gradient 0.32, 3 steps skipped, loss 0.013"

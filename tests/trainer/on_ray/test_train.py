@@ -1,4 +1,4 @@
-"""Training on Ray Train: the same runs as without it, whatever is killed, in S3 too."""
+"""Training on Ray Train: equal to runs without it, after kills and in S3 too."""
 
 import logging
 import os
@@ -20,6 +20,7 @@ import ray
 import ray_job
 from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset
+from tests.support.errors import assert_error_line, assert_names
 from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
 from tests.support.runs import assert_close_runs, assert_events_match_history, newest
 from tests.support.steps import own_lines, started, wait_for_step
@@ -74,7 +75,7 @@ def train_command(recipe_file: str, dataset: PreparedDataset, run: str, *more: s
 
 
 @pytest.mark.usefixtures("session")
-def test_two_workers_write_the_run_of_the_loop_into_a_bucket(
+def test_two_workers_equal_the_loop_and_write_into_a_bucket(
     dataset: PreparedDataset,
     recipe_file: str,
     without_ray: str,
@@ -112,21 +113,21 @@ def test_quiet_and_verbose_reach_the_workers(
 
     run = tmp_path / "verbose"
     assert ray_job.main(train_command(recipe_file, dataset, str(run), "--verbose")) == 0
-    told, deadline = "", time.monotonic() + 60
-    # Ray hands on what workers print in its own time.
-    while f"debug: {run}/checkpoints/step-00000024.pt: written" not in told:
-        assert time.monotonic() < deadline, told
-        told += capfd.readouterr().err
+    stderr, deadline = "", time.monotonic() + 60
+    # Ray forwards the output of workers with a delay.
+    while f"debug: {run}/checkpoints/step-00000024.pt: written" not in stderr:
+        assert time.monotonic() < deadline, stderr
+        stderr += capfd.readouterr().err
         time.sleep(0.1)
 
 
 @pytest.mark.usefixtures("session")
-def test_another_split_is_evaluated_with_the_last_checkpoint(
+def test_evaluate_scores_another_split_with_the_last_checkpoint(
     dataset: PreparedDataset, without_ray: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert ray_job.main(["evaluate", without_ray, "--split", "train", "--fold", "2"]) == 0
     assert "on train-fold2" in capfd.readouterr().out
-    found = read_predictions(without_ray, "train-fold2")
+    predictions = read_predictions(without_ray, "train-fold2")
     model = make_model(RECIPE, dataset, fresh=False)
     model.load_state_dict(newest(without_ray).model)
     clips, data = select_clips(dataset, "train", 2), read_run(without_ray).data
@@ -139,9 +140,9 @@ def test_another_split_is_evaluated_with_the_last_checkpoint(
         world=World(),
         run_path=without_ray,
     )
-    assert found.ids == clips.ids
-    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
-    assert found.source == Source(
+    assert predictions.ids == clips.ids
+    np.testing.assert_allclose(predictions.scores, expected.scores, atol=1e-6)
+    assert predictions.source == Source(
         loss="bce",
         precision="float32",
         checkpoint_step=24,
@@ -152,7 +153,7 @@ def test_another_split_is_evaluated_with_the_last_checkpoint(
 
 
 def kill_the_first_worker(run: Path, over: threading.Event) -> None:
-    """Once it has written a checkpoint; TensorBoard names its files after the process."""
+    """Kills it once it has written a checkpoint; TensorBoard's files name its process."""
     while not checkpoint_paths(str(run)):
         if over.wait(0.01):
             return
@@ -162,7 +163,7 @@ def kill_the_first_worker(run: Path, over: threading.Event) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("session")
-def test_a_killed_worker_is_started_anew(
+def test_killed_worker_is_restarted(
     dataset: PreparedDataset,
     recipe_file: str,
     without_ray: str,
@@ -177,7 +178,7 @@ def test_a_killed_worker_is_started_anew(
     finally:
         over.set()
         killer.join()
-    assert "starting again from the last checkpoint" in capfd.readouterr().err
+    assert "last checkpoint" in capfd.readouterr().err
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
     assert_close_runs(str(tmp_path), without_ray)
     assert_events_match_history(tmp_path)
@@ -185,10 +186,10 @@ def test_a_killed_worker_is_started_anew(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("session")
-def test_one_worker_with_a_users_error_ends_the_run_with_one_line(
+def test_user_error_in_one_worker_ends_the_run_with_one_line(
     recipe_file: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The other one waits for it in the middle of a step; none is started again."""
+    """The other worker waits in the middle of a step; neither is restarted."""
     dataset = make_prepared(str(tmp_path / "data"))
     shard = f"{dataset.path}/shards/train-00000.tar"
     last = dataset.select("train").to_pylist()[-1]
@@ -196,33 +197,32 @@ def test_one_worker_with_a_users_error_ends_the_run_with_one_line(
     run = tmp_path / "run"
     command = train_command(recipe_file, dataset, str(run), "--workers", "2")
     assert ray_job.main(command) == 1
-    assert own_lines(capfd.readouterr().err) == [
-        f"ray_job.py: error: {shard}: the shard is missing or too short for clip 'train/39'; the "
-        f"data set is damaged, prepare it again"
-    ]
+    [line] = own_lines(capfd.readouterr().err)
+    assert_error_line(line, shard, "clip 'train/39'", "prepare")
     assert len(list((run / "tensorboard").iterdir())) == 1
     assert not is_finished(str(run))
 
 
 @pytest.mark.usefixtures("session")
-def test_workers_that_do_not_fit_are_refused_at_once(
+def test_workers_that_do_not_fit_are_refused(
     dataset: PreparedDataset, recipe_file: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = str(tmp_path / "run")
     for options in (["--workers", "3"], ["--cpus-per-worker", "3"], ["--gpu"]):
         assert ray_job.main(train_command(recipe_file, dataset, run, *options)) == 1
         error = capfd.readouterr().err
-        assert "do not fit into this cluster of 1 nodes, 2 CPUs and 0 GPUs" in error
+        assert_error_line(error, "", "1 nodes", "2 CPUs", "0 GPUs", "--workers")
         assert error.count("\n") == 1
     assert storage.list_files(run) == []
 
 
 @pytest.mark.usefixtures("session")
-def test_the_progress_takes_no_cpu_and_outlives_its_board() -> None:
+def test_progress_takes_no_cpu_and_survives_its_board() -> None:
     """An exception of its thread would fail this test."""
     before = set(threading.enumerate())
     with progress_board(1) as board:
-        (thread,) = (one for one in set(threading.enumerate()) - before if one.name == "progress")
+        started = set(threading.enumerate()) - before
+        (thread,) = (other for other in started if other.name == "progress")
         progress = RunProgress(
             run="/a/run",
             step=1,
@@ -234,7 +234,7 @@ def test_the_progress_takes_no_cpu_and_outlives_its_board() -> None:
             last_epoch=None,
         )
         ray.get(board.put.remote(progress))
-        # Ray counts them now and then, and workers of earlier tests end in their own time.
+        # Ray counts CPUs now and then, and workers of earlier tests may still be ending.
         deadline = time.monotonic() + 60
         while ray.available_resources().get("CPU") != 2:
             assert time.monotonic() < deadline, "a CPU is taken"
@@ -247,7 +247,7 @@ def test_the_progress_takes_no_cpu_and_outlives_its_board() -> None:
 # Without a session
 
 
-def test_an_error_of_a_worker_takes_its_traceback_along() -> None:
+def test_worker_error_carries_its_traceback() -> None:
     def worker(config: dict[str, Any]) -> None:
         raise ZeroDivisionError(config["what"])
 
@@ -257,7 +257,7 @@ def test_an_error_of_a_worker_takes_its_traceback_along() -> None:
     assert 'raise ZeroDivisionError(config["what"])' in note
 
 
-def test_what_cannot_be_is_found_out_before_ray_starts(
+def test_invalid_commands_are_refused_before_ray_starts(
     dataset: PreparedDataset,
     recipe_file: str,
     without_ray: str,
@@ -271,36 +271,43 @@ def test_what_cannot_be_is_found_out_before_ray_starts(
     sounds = tmp_path / "sounds"
     sounds.mkdir()
     (sounds / "dog.wav").touch()
-    for command, message in (
-        (train_command(recipe_file, dataset, taken, "--set", "train.epochs=9"), "train.epochs = 4"),
-        (train_command(recipe_file, dataset, free, "--set", "data.fold=9"), "has no fold 9"),
-        (train_command(recipe_file, dataset, free, "--set", "augment.time_mask=99"), "time_mask"),
-        (train_command(recipe_file, dataset, free, *gone), "model.weights_file: /gone.pth is not"),
-        (train_command(recipe_file, dataset, str(sounds)), "not empty, dog.wav is there already"),
-        (["train", recipe_file, "--data", str(tmp_path), "--out", free], "no complete data set"),
-        (["evaluate", free, "--split", "eval"], "no run there"),
-        (["evaluate", taken, "--split", "test"], "no split 'test'"),
-        (["evaluate", taken, "--split", "eval", "--fold", "1"], "has no fold 1"),
-        (["evaluate", taken, "--split", "eval", "--weights", "ema"], "no weights 'ema' there"),
+    longer, fold = ("--set", "train.epochs=9"), ("--set", "data.fold=9")
+    mask = ("--set", "augment.time_mask=99")
+    data = str(dataset.path)
+    for command, where, values in (
+        (train_command(recipe_file, dataset, taken, *longer), taken, ["train.epochs = 4", 9]),
+        (train_command(recipe_file, dataset, free, *fold), data, ["no fold 9"]),
+        (train_command(recipe_file, dataset, free, *mask), "augment.time_mask", ["got 99"]),
+        (train_command(recipe_file, dataset, free, *gone), "model.weights_file", ["/gone.pth"]),
+        (train_command(recipe_file, dataset, str(sounds)), str(sounds), ["dog.wav"]),
+        (
+            ["train", recipe_file, "--data", str(tmp_path), "--out", free],
+            str(tmp_path),
+            ["card.json"],
+        ),
+        (["evaluate", free, "--split", "eval"], free, ["run.json"]),
+        (["evaluate", taken, "--split", "test"], data, ["no split 'test'"]),
+        (["evaluate", taken, "--split", "eval", "--fold", "1"], data, ["no fold 1"]),
+        (["evaluate", taken, "--split", "eval", "--weights", "ema"], taken, ["'ema'"]),
     ):
         assert ray_job.main(command) == 1
         error = capsys.readouterr().err
-        assert error.startswith("ray_job.py: error: ")
-        assert message in error
+        assert_error_line(error, where, *values)
         assert error.count("\n") == 1
 
 
-def test_what_is_odd_is_said_once(
+def test_warnings_are_printed_once(
     dataset: PreparedDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = replace(RECIPE, train=replace(RECIPE.train, batch_size=41))
     recipes = {str(tmp_path / name): recipe for name in ("a", "b")}
     assert unfinished(recipes, dataset.path) == recipes
-    assert caplog.text.count("train.batch_size: only 40 clips") == 1
+    [warning] = [line for line in caplog.text.splitlines() if "train.batch_size" in line]
+    assert_names(warning, 40)
     caplog.clear()
     recipes[str(tmp_path / "c")] = RECIPE
     assert unfinished(recipes, dataset.path) == recipes
-    assert "a, b: train.batch_size: only 40 clips" in caplog.text
+    assert "a, b: train.batch_size: " in caplog.text
 
 
 @pytest.fixture
@@ -316,7 +323,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_other_data_are_evaluated_under_a_name_of_their_own(
+def test_scores_on_other_data_get_their_own_name(
     dataset: PreparedDataset, without_ray: str, tmp_path: Path
 ) -> None:
     before = storage.read_bytes(predictions_path(without_ray, "eval"))
@@ -325,49 +332,49 @@ def test_other_data_are_evaluated_under_a_name_of_their_own(
         command = ["evaluate", without_ray, "--split", "eval", "--data", data.path]
         assert ray_job.main(command) == 0
     fingerprint = other.card.fingerprint
-    found = read_predictions(without_ray, f"eval-of-other-{fingerprint[:8]}")
-    assert found.source.data_fingerprint == fingerprint
-    # The same data in another place is the same data.
+    predictions = read_predictions(without_ray, f"eval-of-other-{fingerprint[:8]}")
+    assert predictions.source.data_fingerprint == fingerprint
+    # The same data at another path count as the same data.
     assert storage.read_bytes(predictions_path(without_ray, "eval")) == before
     names = [path.name for path in Path(without_ray, "predictions").iterdir()]
     assert not any("moved" in name for name in names)
 
 
 @pytest.mark.usefixtures("here")
-def test_a_folder_that_is_trained_in_is_refused(
+def test_run_folder_in_use_is_refused(
     dataset: PreparedDataset, recipe_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = str(tmp_path / "run")
     with alone_in(run):
         assert ray_job.main(train_command(recipe_file, dataset, run)) == 1
-    assert f"{run}: another process trains there" in capsys.readouterr().err
+    assert_error_line(capsys.readouterr().err, run, "another process", "--out")
     assert not storage.exists(f"{run}/run.json")
 
 
 @pytest.mark.usefixtures("here")
-def test_an_imported_run_is_a_member(
+def test_imported_run_can_be_a_member(
     dataset: PreparedDataset, without_ray: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     imported, output = str(tmp_path / "imported"), str(tmp_path / "ensemble")
     assert ray_job.main(["import", without_ray, "--data", dataset.path, "--out", imported]) == 0
     command = ["ensemble", "--runs", without_ray, imported, "--out", output]
     assert ray_job.main(command) == 1
-    assert f"{imported}: no predictions on 'eval'; make them" in capsys.readouterr().err
+    assert_error_line(capsys.readouterr().err, imported, "'eval'", "`evaluate`")
     evaluate_imported = ["evaluate", imported, "--split", "eval"]
     assert ray_job.main([*evaluate_imported, "--precision", "bfloat16"]) == 0
-    assert "warning: --precision: bfloat16 on CPUs" in capsys.readouterr().err
+    assert "warning: --precision: bfloat16" in capsys.readouterr().err
     assert read_predictions(imported, "eval").source.precision == "bfloat16"
     assert ray_job.main(evaluate_imported) == 0
     assert ray_job.main(command) == 0
-    found, expected = (read_predictions(run, "eval").scores for run in (output, without_ray))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    scores, expected = (read_predictions(run, "eval").scores for run in (output, without_ray))
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
 @pytest.mark.usefixtures("here")
-def test_a_finished_run_without_its_history_gets_it_again(
+def test_missing_results_of_a_finished_run_are_regenerated(
     dataset: PreparedDataset, tmp_path: Path
 ) -> None:
-    """Also where only the selected epoch's weights are left of all epochs'."""
+    """Also if only the weights of the selected epoch are kept."""
     recipe = replace(RECIPE, train=replace(RECIPE.train, select_by="mAP"))
     run, file = str(tmp_path / "run"), write_recipe(tmp_path / "tiny.toml", recipe)
     command = ["train", str(file), "--data", dataset.path, "--out", run]
@@ -386,7 +393,7 @@ def test_a_finished_run_without_its_history_gets_it_again(
 
 
 @pytest.mark.usefixtures("here")
-def test_other_weights_are_evaluated_under_a_name_of_their_own(
+def test_scores_of_other_weights_get_their_own_name(
     dataset: PreparedDataset,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -398,14 +405,14 @@ def test_other_weights_are_evaluated_under_a_name_of_their_own(
     (tmp_path / "predictions" / "eval.json").unlink()
     expected = read_predictions(run, "eval-best")
     storage.remove(predictions_path(run, "eval-best"))
-    # They take no checkpoint.
+    # Evaluating them needs no checkpoint.
     for path in checkpoint_paths(run):
         storage.remove(path)
     assert ray_job.main(["evaluate", run, "--split", "eval", "--weights", "best"]) == 0
-    found = read_predictions(run, "eval-best")
-    assert np.array_equal(found.scores, expected.scores)
-    assert found.source == expected.source
-    assert f"best, of epoch {found.source.epoch}" in capsys.readouterr().out
+    predictions = read_predictions(run, "eval-best")
+    assert np.array_equal(predictions.scores, expected.scores)
+    assert predictions.source == expected.source
+    assert f"best, of epoch {predictions.source.epoch}" in capsys.readouterr().out
     assert not (tmp_path / "predictions" / "eval.json").exists()
 
 
@@ -414,7 +421,7 @@ def test_other_weights_are_evaluated_under_a_name_of_their_own(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_after_ctrl_c_and_kill_the_same_command_carries_on(
+def test_same_command_resumes_after_ctrl_c_and_kill(
     dataset: PreparedDataset, tmp_path: Path
 ) -> None:
     """A longer run: it takes a moment until Ctrl-C has ended it."""
@@ -425,12 +432,11 @@ def test_after_ctrl_c_and_kill_the_same_command_carries_on(
     command = train_command(recipe_file, dataset, str(run), *options)
     with started(command) as process:
         wait_for_step(process, run, 1)
-        # As the terminal does: to all processes of the group.
+        # The terminal sends it to all processes of the group.
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate()
     assert process.returncode == 130
-    told = "interrupted; run the same command again to resume"
-    assert told in errors.splitlines()
+    assert any(line.startswith("interrupted; ") for line in errors.splitlines())
     assert "Traceback" not in errors
 
     with started(command) as process:
@@ -443,7 +449,7 @@ def test_after_ctrl_c_and_kill_the_same_command_carries_on(
     assert process.returncode == 0, errors
     assert "mAP" in output
     assert len(list((run / "tensorboard").iterdir())) == 3
-    # That what is carried on equals what was not interrupted, test_loop holds to the bit.
+    # test_loop checks that a resumed run equals an uninterrupted one bit by bit.
     assert is_finished(str(run))
     assert newest(str(run)).progress.step == 150
     assert_events_match_history(run)

@@ -1,4 +1,4 @@
-"""Ensembles on Ray Tune: seeds side by side, each carried on, the finished ones left alone."""
+"""Ensembles on Ray Tune: seeds run in parallel and resume; finished runs are left alone."""
 
 import os
 import signal
@@ -14,6 +14,7 @@ import ray_job
 from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset
 from pipeline.errors import UserError
+from tests.support.errors import assert_error_line
 from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
 from tests.support.runs import assert_close_runs
 from tests.support.steps import own_lines, started, wait_for_step
@@ -54,8 +55,9 @@ def ensemble_command(
 def assert_ensemble(output: Path, text: str, runs: list[str]) -> None:
     """The scores are the mean of the members', and the table is shown."""
     members = [read_predictions(f"{output}/{run}", "eval") for run in runs]
-    found = read_predictions(str(output), "eval").scores
-    np.testing.assert_allclose(found, np.mean([one.scores for one in members], axis=0), atol=1e-6)
+    scores = read_predictions(str(output), "eval").scores
+    expected = np.mean([member.scores for member in members], axis=0)
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
     assert not np.allclose(members[0].scores, members[1].scores, atol=1e-3)
     numbers = storage.read_json(f"{output}/ensemble.json")
     assert list(numbers["members"]) == runs
@@ -65,7 +67,7 @@ def assert_ensemble(output: Path, text: str, runs: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("session")
-def test_a_seed_and_a_variant_run_side_by_side_and_are_averaged(
+def test_seed_and_variant_train_in_parallel_and_are_averaged(
     dataset: PreparedDataset,
     recipe_file: str,
     tmp_path: Path,
@@ -100,38 +102,36 @@ def test_a_seed_and_a_variant_run_side_by_side_and_are_averaged(
     monkeypatch.setattr(ray_tune, "run_recipes", None)
     assert ray_job.main(command) == 0
     assert_ensemble(output, capfd.readouterr().out, ["seed-1", "wide"])
-    # The same members, as runs that are there already.
+    # The same members, given as finished runs.
     again = tmp_path / "again"
     assert ray_job.main(["ensemble", "--runs", *map(str, runs), "--out", str(again)]) == 0
     for name in ("ensemble.json", "predictions/eval.json"):
-        found, expected = (storage.read_json(f"{one}/{name}") for one in (again, output))
-        assert found | {"runs": None} == expected | {"runs": None}
+        numbers, expected = (storage.read_json(f"{path}/{name}") for path in (again, output))
+        assert numbers | {"runs": None} == expected | {"runs": None}
     assert storage.read_json(f"{output}/ensemble.json")["runs"] == ["seed-1", "wide"]
     assert storage.read_json(f"{again}/ensemble.json")["runs"] == [str(run) for run in runs]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("session")
-def test_an_error_in_a_trial_is_one_line_each_and_spares_the_others(
+def test_failed_trials_are_one_line_each_and_spare_the_others(
     recipe_file: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Here checkpoints of two seeds that nobody can read. Then the same command carries on."""
+    """The checkpoints of two seeds are damaged. Without them the same command resumes."""
     dataset = make_prepared(str(tmp_path / "data"))
     output = tmp_path / "runs"
     damaged = []
     for seed in (1, 3):
         recipe, run = with_seed(load_recipe(recipe_file), seed), output / f"seed-{seed}"
-        facts = describe_run(recipe, dataset, select_training_data(dataset, recipe.data), 1)
-        storage.write_json(f"{run}/run.json", facts)
+        description = describe_run(recipe, dataset, select_training_data(dataset, recipe.data), 1)
+        storage.write_json(f"{run}/run.json", description)
         damaged.append(run / "checkpoints" / "step-00000006.pt")
         storage.write_bytes(str(damaged[-1]), b"")
     command = ensemble_command(recipe_file, dataset, output, 1, 2, 3)
     assert ray_job.main(command) == 1
-    assert own_lines(capfd.readouterr().err) == [
-        f"ray_job.py: error: {path.parent}: all 1 checkpoints are damaged; remove the run and "
-        f"start it again"
-        for path in damaged
-    ]
+    lines = own_lines(capfd.readouterr().err)
+    for line, path in zip(lines, damaged, strict=True):
+        assert_error_line(line, path.parent, "all 1", "damaged")
     assert is_finished(str(output / "seed-2"))
     finished = (output / "seed-2" / "history.json").stat().st_mtime_ns
 
@@ -143,38 +143,40 @@ def test_an_error_in_a_trial_is_one_line_each_and_spares_the_others(
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "where", "values"),
     [
-        (["--seeds", "1"], "--seeds: is for members to train, and no recipe is named"),
-        (["--runs", "a", "--data", "d"], "--data: is for members to train, and no recipe is named"),
-        ([], "ensemble: name a recipe with --seeds or --variant, or --runs"),
-        (["demo", "--seeds", "1"], "--data: name the prepared data set to train on"),
-        (["demo", "--data", "d"], "ensemble: name the members to train by --seeds or --variant"),
+        (["--seeds", "1"], "--seeds", ["no recipe"]),
+        (["--runs", "a", "--data", "d"], "--data", ["no recipe"]),
+        ([], "ensemble", ["recipe", "--seeds", "--variant", "--runs"]),
+        (["demo", "--seeds", "1"], "--data", ["data set"]),
+        (["demo", "--data", "d"], "ensemble", ["members", "--seeds", "--variant"]),
         (
             ["demo", "--data", "d", "--seeds", "0", "1", "--set", "train.seed=7"],
-            "--set train.seed=7: --seeds sets train.seed for each run; drop this --set",
+            "--set train.seed=7",
+            ["--seeds", "train.seed"],
         ),
     ],
 )
-def test_options_that_do_not_go_together(
+def test_incompatible_options_are_refused(
     options: list[str],
-    message: str,
+    where: str,
+    values: list[str],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("cluster.session.connect", None)
     assert ray_job.main(["ensemble", *options, "--out", "runs"]) == 1
-    assert capsys.readouterr().err == f"ray_job.py: error: {message}\n"
+    assert_error_line(capsys.readouterr().err, where, *values)
 
 
-def test_each_run_that_failed_is_named(
+def test_every_failed_run_is_named(
     recipe_file: str,
     dataset: PreparedDataset,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also where the reason does not name it, as one that was raised for several runs does not."""
+    """The errors themselves may not name their run."""
     runs = [str(tmp_path / f"seed-{seed}") for seed in (1, 2, 3, 10)]
     errors = (
         UserError("", "the disk is full"),
@@ -206,10 +208,10 @@ def test_only_the_seed_differs() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_killed_ensemble_is_carried_on(
+def test_killed_ensemble_resumes(
     dataset: PreparedDataset, recipe_file: str, tmp_path: Path
 ) -> None:
-    """Three seeds on two CPUs: some have begun, one has not."""
+    """Three seeds on two CPUs: some have started, one has not."""
     command = ensemble_command(recipe_file, dataset, tmp_path, 0, 1, 2)
     with started([*command, "--num-cpus", "2"]) as process:
         wait_for_step(process, tmp_path / "seed-0", 2)

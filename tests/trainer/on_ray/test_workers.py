@@ -1,4 +1,4 @@
-"""Whether workers fit into a cluster, and what does not suit them."""
+"""Whether workers fit into a cluster, and notes about unsuitable settings."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,53 +6,53 @@ from typing import Any
 import pytest
 import ray
 
-from pipeline.errors import UserError
+from tests.support.errors import refused
 from tests.support.prepared import tiny_recipe
 from trainer.on_ray.settings import Workers
 from trainer.on_ray.workers import fit_workers, note_workers
 
 
 def nodes(*resources: dict[str, float]) -> Callable[[], list[dict[str, Any]]]:
-    alive = [{"Alive": True, "Resources": one} for one in resources]
+    alive = [{"Alive": True, "Resources": amounts} for amounts in resources]
     return lambda: [*alive, {"Alive": False, "Resources": {"CPU": 100.0, "GPU": 8.0}}]
 
 
-def test_places_for_workers_are_counted_node_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_room_for_workers_is_counted_node_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", nodes({"CPU": 3.0}, {"CPU": 3.0}))
     assert fit_workers(Workers(num=2, cpus=2)) == (Workers(num=2, cpus=2, use_gpu=False), 1)
     # Six CPUs, but not three times two on one node.
-    with pytest.raises(UserError, match="3 workers with 2 CPUs and no GPU each do not fit"):
+    with refused("", "3 workers", "2 CPUs", "no GPU", "2 nodes", "6 CPUs", remedy="--workers"):
         fit_workers(Workers(num=3, cpus=2))
     assert fit_workers(Workers(num=1, cpus=1), runs=4)[1] == 4
     assert fit_workers(Workers(num=1, cpus=1), runs=9)[1] == 6
     assert fit_workers(Workers(num=2, cpus=1), runs=9)[1] == 3
 
 
-def test_gpus_are_used_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_used_if_present(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", nodes({"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}))
     assert fit_workers(Workers(num=1), runs=9) == (Workers(num=1, use_gpu=True), 2)
     assert fit_workers(Workers(num=1, use_gpu=False), runs=99)[1] == 16
-    with pytest.raises(UserError, match=r"3 workers with 1 CPUs and a GPU each .+ give --no-gpu"):
+    with refused("", "3 workers", "1 CPUs", "a GPU", "2 GPUs", remedy="--no-gpu"):
         fit_workers(Workers(num=3))
 
 
 @pytest.mark.parametrize(
-    ("precision", "use_gpu", "is_told"),
+    ("precision", "use_gpu", "is_noted"),
     [("bfloat16", False, True), ("float32", False, False), ("bfloat16", True, False)],
 )
-def test_half_precision_on_cpus_is_told(
-    caplog: pytest.LogCaptureFixture, precision: str, use_gpu: bool, is_told: bool
+def test_half_precision_on_cpus_is_noted(
+    caplog: pytest.LogCaptureFixture, precision: str, use_gpu: bool, is_noted: bool
 ) -> None:
     recipe = tiny_recipe(train={"precision": precision})
     note_workers([recipe], Workers(use_gpu=use_gpu))
-    assert ("train.precision: bfloat16 on CPUs" in caplog.text) is is_told
+    assert ("train.precision: bfloat16" in caplog.text) is is_noted
 
 
-@pytest.mark.parametrize(("micro_batch_size", "is_told"), [(3, False), (4, True), (8, False)])
-def test_micro_batches_no_smaller_than_shares_are_told(
-    caplog: pytest.LogCaptureFixture, micro_batch_size: int, is_told: bool
+@pytest.mark.parametrize(("micro_batch_size", "is_noted"), [(3, False), (4, True), (8, False)])
+def test_micro_batches_as_large_as_a_share_are_noted(
+    caplog: pytest.LogCaptureFixture, micro_batch_size: int, is_noted: bool
 ) -> None:
-    """Those no smaller than a batch are told of with the recipe."""
+    """Sizes of at least a batch are noted with the recipe."""
     recipe = tiny_recipe(train={"batch_size": 8, "micro_batch_size": micro_batch_size})
     note_workers([recipe], Workers(num=2))
-    assert ("each of 2 workers computes no more than 4" in caplog.text) is is_told
+    assert ("train.micro_batch_size: " in caplog.text) is is_noted

@@ -21,9 +21,9 @@ from pipeline import storage
 from pipeline.dataset.card import RejectedClips
 from pipeline.dataset.prepare_summary import write_summary
 from pipeline.dataset.prepared import open_dataset
-from pipeline.errors import UserError
 from tests.support.browser import OfflineBrowser, OpenPage, open_browser, wait_until
 from tests.support.cards import make_card, make_summary, split_entry
+from tests.support.errors import refused
 from tests.support.prepared import tiny_recipe
 from trainer.checkpoints.progress import CurvePoint, SkippedStep
 from trainer.optim.schedule import learning_rate
@@ -256,8 +256,8 @@ def shown_figures(runs: Sequence[str]) -> dict[str, Any]:
     """The figures in a page, by key."""
     page = storage.read_bytes(write_report(list(runs))).decode()
     start = page.index('id="figures">') + len('id="figures">')
-    found: dict[str, Any] = json.loads(page[start : page.index("</script>", start)])
-    return found
+    shown: dict[str, Any] = json.loads(page[start : page.index("</script>", start)])
+    return shown
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ def run(tmp_path: Path, data: str) -> str:
     return write_run(str(tmp_path / "run"), data)
 
 
-def test_one_run_is_reported_in_its_folder(run: str, data: str) -> None:
+def test_report_of_a_run_is_written_in_its_folder(run: str, data: str) -> None:
     path = write_report([run])
     assert path == f"{run}/report.html"
     page = storage.read_bytes(path).decode()
@@ -296,7 +296,7 @@ def test_one_run_is_reported_in_its_folder(run: str, data: str) -> None:
     assert "no longer the one" not in text
 
 
-def test_the_selected_epoch_is_shown_beside_the_last(run: str) -> None:
+def test_selected_epoch_is_shown_besides_the_last(run: str) -> None:
     metrics = storage.read_json(f"{run}/predictions/eval.json")
     best = {**metrics, "weights": "best", "epoch": 2, "accuracy": 0.9753}
     storage.write_json(f"{run}/predictions/eval-best.json", best)
@@ -306,7 +306,7 @@ def test_the_selected_epoch_is_shown_beside_the_last(run: str) -> None:
     assert "0.9753" in text
 
 
-def test_a_page_holds_everything_it_needs(run: str) -> None:
+def test_page_is_self_contained(run: str) -> None:
     text = report(run)
     for tag, attributes in text.elements:
         for name in ("src", "href", "srcset", "data", "action", "poster"):
@@ -322,7 +322,7 @@ def test_a_page_holds_everything_it_needs(run: str) -> None:
     assert nonces[0] == nonces[1]
 
 
-def test_the_same_runs_give_the_same_page(run: str, tmp_path: Path) -> None:
+def test_same_runs_give_the_same_page(run: str, tmp_path: Path) -> None:
     first = storage.read_bytes(write_report([run], output=str(tmp_path / "first.html")))
     assert storage.read_bytes(write_report([run], output=str(tmp_path / "second.html"))) == first
 
@@ -336,47 +336,47 @@ def test_several_runs_are_compared(tmp_path: Path, data: str) -> None:
     assert f"Mean {mean:.4f}" in text
     assert f"Standard deviation {spread:.4f}" in text
     assert "optimizer.lr 1e-05 2e-05" in text
-    found = shown_figures(runs)
+    plots = shown_figures(runs)
     # Each run: what was logged, the epochs' training loss, the evaluation loss.
-    assert len(found["curve-loss"]["data"]) == 9
-    assert [line["name"] for line in found["curve-mAP"]["data"]] == ["seed-0", "seed-1", "seed-2"]
-    counts = np.array(found["confusions"]["data"][0]["customdata"])
+    assert len(plots["curve-loss"]["data"]) == 9
+    assert [line["name"] for line in plots["curve-mAP"]["data"]] == ["seed-0", "seed-1", "seed-2"]
+    counts = np.array(plots["confusions"]["data"][0]["customdata"])
     assert counts.sum() == 3 * 40
-    assert [mark["name"] for mark in found["classes"]["data"] if "name" in mark] == [
+    assert [mark["name"] for mark in plots["classes"]["data"] if "name" in mark] == [
         "seed-0",
         "seed-1",
         "seed-2",
     ]
 
 
-def test_published_scores_stand_beside_the_runs_own(tmp_path: Path, data: str) -> None:
-    """Once for all runs of a recipe."""
+def test_published_scores_are_shown_besides_the_runs(tmp_path: Path, data: str) -> None:
+    """They are shown once for all runs of a recipe."""
     runs = [write_run(str(tmp_path / f"seed-{seed}"), data, seed=seed) for seed in range(2)]
     for run in runs:
         info = storage.read_json(f"{run}/run.json")
         info["settings"]["published"] = {"mAP": [0.41, 0.43], "mAUC": [0.97], "accuracy": []}
         storage.write_json(f"{run}/run.json", info)
-    found = shown_figures(runs)
-    line = found["curve-mAP"]["data"][-1]
+    plots = shown_figures(runs)
+    line = plots["curve-mAP"]["data"][-1]
     assert (line["name"], line["x"], line["y"]) == ("published", [1, 2], [0.41, 0.43])
-    names = [one["name"] for one in found["curve-mAUC"]["data"]]
+    names = [line["name"] for line in plots["curve-mAUC"]["data"]]
     assert names == ["seed-0", "seed-1", "published"]
-    assert "published" not in json.dumps(found["curve-d-prime"])
-    assert "curve-accuracy" not in found
+    assert "published" not in json.dumps(plots["curve-d-prime"])
+    assert "curve-accuracy" not in plots
     text = " ".join(report(*runs).words)
     assert text.count("published for tiny 1 0.4100 0.9700 – –") == 1
     assert text.count("published for tiny 2 0.4300 – – –") == 1
 
 
-def test_runs_that_differ_in_nothing_but_the_seed_say_so(tmp_path: Path, data: str) -> None:
+def test_runs_differing_only_in_the_seed_say_so(tmp_path: Path, data: str) -> None:
     runs = [write_run(str(tmp_path / name), data) for name in ("a", "b")]
     info = storage.read_json(f"{runs[1]}/run.json")
     storage.write_json(f"{runs[1]}/run.json", info | {"seed": 7})
     assert "The runs have the same settings, apart from the seed." in report(*runs)
 
 
-def test_a_mean_is_of_all_runs_or_of_none(tmp_path: Path, data: str) -> None:
-    """As in the terminal's table of an ensemble."""
+def test_mean_covers_all_runs_or_is_omitted(tmp_path: Path, data: str) -> None:
+    """The terminal's table of an ensemble does the same."""
     runs = [write_run(str(tmp_path / f"seed-{seed}"), data, seed=seed) for seed in range(3)]
     metrics = storage.read_json(f"{runs[0]}/predictions/eval.json")
     storage.write_json(f"{runs[0]}/predictions/eval.json", metrics | {"d_prime": None})
@@ -388,8 +388,8 @@ def test_a_mean_is_of_all_runs_or_of_none(tmp_path: Path, data: str) -> None:
     assert f"mAP {mean:.3f} ±" in text
 
 
-def test_an_imported_run_is_not_compared_by_how_it_was_trained(tmp_path: Path, data: str) -> None:
-    """It has defaults there that it was never trained with."""
+def test_imported_run_is_not_compared_by_training_settings(tmp_path: Path, data: str) -> None:
+    """Its training settings are defaults that were never used."""
     runs = [write_run(str(tmp_path / name), data) for name in ("own", "imported")]
     for run, lr, loss in zip(runs, (1e-3, 1e-5), ("bce", "ce"), strict=True):
         info = storage.read_json(f"{run}/run.json")
@@ -418,8 +418,8 @@ def test_runs_with_other_classes_are_not_mixed(tmp_path: Path, data: str) -> Non
     text = report(first, second)
     assert "which are not in this figure (1): second." in text
     assert "second was trained on other data" in text
-    found = shown_figures([first, second])
-    assert np.array(found["confusions"]["data"][0]["customdata"]).sum() == 40
+    plots = shown_figures([first, second])
+    assert np.array(plots["confusions"]["data"][0]["customdata"]).sum() == 40
 
 
 def test_multi_label_data_has_no_confusion_matrix(tmp_path: Path) -> None:
@@ -431,11 +431,11 @@ def test_multi_label_data_has_no_confusion_matrix(tmp_path: Path) -> None:
     text = report(run)
     assert "Clips have several labels or none" in text
     assert "do not count in mAP (2): never heard, nor this." in text
-    found = shown_figures([run])
-    assert "confusions" not in found
-    bars = found["classes"]["data"][0]
+    plots = shown_figures([run])
+    assert "confusions" not in plots
+    bars = plots["classes"]["data"][0]
     per_class = storage.read_json(f"{run}/predictions/eval.json")["per_class"]
-    expected = {one["label"]: one for one in per_class if one["AP"] is not None}
+    expected = {entry["label"]: entry for entry in per_class if entry["AP"] is not None}
     assert len(bars["x"]) == 4
     assert bars["x"] == sorted(bars["x"], reverse=True)
     for value, (label, positives) in zip(bars["x"], bars["customdata"], strict=True):
@@ -443,7 +443,7 @@ def test_multi_label_data_has_no_confusion_matrix(tmp_path: Path) -> None:
         assert positives == str(expected[label]["num_positives"])
 
 
-def test_a_run_without_predictions_says_what_is_missing(tmp_path: Path, data: str) -> None:
+def test_unfinished_run_says_what_is_missing(tmp_path: Path, data: str) -> None:
     run = write_run(
         str(tmp_path / "run"), data, num_epochs=1, is_finished=False, has_predictions=False
     )
@@ -456,7 +456,7 @@ def test_a_run_without_predictions_says_what_is_missing(tmp_path: Path, data: st
     assert "last epoch" in text
 
 
-def test_a_run_that_has_only_begun(tmp_path: Path, data: str) -> None:
+def test_run_without_a_finished_epoch_is_reported(tmp_path: Path, data: str) -> None:
     run = write_run(str(tmp_path / "run"), data, num_epochs=0, has_predictions=False)
     storage.remove(f"{run}/history.json")
     text = report(run)
@@ -465,7 +465,7 @@ def test_a_run_that_has_only_begun(tmp_path: Path, data: str) -> None:
     assert "mAP – mAUC – d′ – Accuracy –" in text
 
 
-def test_a_data_set_that_is_gone_is_said_to_be(tmp_path: Path, run: str, data: str) -> None:
+def test_missing_data_set_is_stated(tmp_path: Path, run: str, data: str) -> None:
     Path(data).rename(tmp_path / "elsewhere")
     text = report(run)
     assert f"The data set cannot be read any more: {data}: no complete data set there" in text
@@ -474,12 +474,12 @@ def test_a_data_set_that_is_gone_is_said_to_be(tmp_path: Path, run: str, data: s
     assert "confusions" in shown_figures([run])
 
 
-def test_shards_that_are_gone_are_said_to_be(run: str, data: str) -> None:
+def test_missing_shards_are_stated(run: str, data: str) -> None:
     storage.remove(f"{data}/shards/all-00000.tar")
     assert "No clips can be shown. The data set's shards cannot be read" in report(run)
 
 
-def test_another_data_set_at_the_path_is_noticed(run: str, data: str) -> None:
+def test_changed_data_set_is_noticed(run: str, data: str) -> None:
     write_data(data, fingerprint="0" * 64)
     assert "The data set at this path is no longer the one the run was trained on" in report(run)
 
@@ -490,19 +490,19 @@ def test_runs_on_other_data_have_no_mean(tmp_path: Path, run: str, data: str) ->
     text = report(run, other)
     assert notice not in text
     assert "Standard deviation" in text
-    found = storage.read_json(f"{other}/run.json")
+    info = storage.read_json(f"{other}/run.json")
     for changes in ({"eval_split": "test"}, {"fingerprint": "0" * 64}):
-        storage.write_json(f"{other}/run.json", {**found, "data": {**found["data"], **changes}})
+        storage.write_json(f"{other}/run.json", {**info, "data": {**info["data"], **changes}})
         text = report(run, other)
         assert notice in text
         assert "Standard deviation" not in text
-    storage.write_json(f"{other}/run.json", found)
+    storage.write_json(f"{other}/run.json", info)
     for path in sorted(Path(other, "predictions").iterdir()):
         path.rename(path.with_stem("train"))
     assert notice in report(run, other), "one is scored on train"
 
 
-def test_the_mean_of_the_epochs_scores_is_an_evaluation(run: str) -> None:
+def test_mean_scores_of_all_epochs_are_an_evaluation(run: str) -> None:
     assert "mean of the scores of all epochs" not in report(run)
     history = storage.read_json(f"{run}/history.json")
     for name in ("mAP", "mAUC", "d_prime", "accuracy"):
@@ -511,45 +511,45 @@ def test_the_mean_of_the_epochs_scores_is_an_evaluation(run: str) -> None:
     assert "eval, mean of the scores of all epochs 40 0.4321 0.4321" in report(run)
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, run: str) -> None:
-    with pytest.raises(UserError, match=r"nothing-here: no run there"):
+def test_missing_or_damaged_runs_are_refused(tmp_path: Path, run: str) -> None:
+    with refused(tmp_path / "nothing-here", "run.json"):
         write_report([run, str(tmp_path / "nothing-here")])
-    with pytest.raises(UserError, match="name one or more run folders"):
+    with refused("report", "no run", remedy=True):
         write_report([])
     Path(run, "history.json").write_text("{")
-    with pytest.raises(UserError, match=r"history\.json: damaged"):
+    with refused(f"{run}/history.json", "damaged", remedy="command"):
         write_report([run])
     Path(run, "run.json").write_text("{")
-    with pytest.raises(UserError, match=r"run\.json: damaged: not a whole JSON document"):
+    with refused(f"{run}/run.json", "damaged", "JSON", remedy=True):
         write_report([run])
     storage.write_json(f"{run}/run.json", {"format_version": 99})
-    with pytest.raises(UserError, match="format version 99"):
+    with refused(run, "version 99"):
         write_report([run])
 
 
-def test_a_finished_run_without_predictions_says_how_to_make_them(run: str, data: str) -> None:
+def test_missing_predictions_come_with_their_command(run: str, data: str) -> None:
     info = storage.read_json(f"{run}/run.json")
     info["data"] |= {"eval_name": "train-fold2", "eval_split": "train", "eval_fold": 2}
     storage.write_json(f"{run}/run.json", info)
     for path in storage.list_files(f"{run}/predictions"):
         storage.remove(path)
-    told = (
+    advice = (
         f"its predictions on train-fold2 are missing; `evaluate {run} --split train "
         f"--fold 2` makes them."
     )
     text = " ".join(report(run).words)
-    assert text.count(told) == 2
+    assert text.count(advice) == 2
     assert "yet" not in text
 
 
-def test_a_page_takes_no_other_files_place(run: str, tmp_path: Path) -> None:
+def test_page_never_replaces_other_files(run: str, tmp_path: Path) -> None:
     before = storage.read_bytes(f"{run}/run.json")
-    with pytest.raises(UserError, match=r"^--out: .*run\.json: must end with \.html; give"):
+    with refused("--out", f"{run}/run.json", ".html", remedy=True):
         write_report([run], output=f"{run}/run.json")
     assert storage.read_bytes(f"{run}/run.json") == before
     folder = tmp_path / "pages.html"
     folder.mkdir()
-    with pytest.raises(UserError, match=rf"{folder}: cannot be written"):
+    with refused(folder, "directory"):
         write_report([run], output=str(folder))
 
 
@@ -566,16 +566,14 @@ def test_a_page_takes_no_other_files_place(run: str, tmp_path: Path) -> None:
         ("divergence.jsonl", "{"),
     ],
 )
-def test_a_damaged_file_is_named(run: str, name: str, content: str) -> None:
+def test_damaged_files_are_named(run: str, name: str, content: str) -> None:
     storage.write_bytes(f"{run}/{name}", content.encode())
-    with pytest.raises(
-        UserError, match=rf"^{run}/{name}: damaged.*; (the command|remove it|make it)"
-    ):
+    with refused(f"{run}/{name}", "damaged", remedy=True):
         write_report([run])
 
 
 def test_skipped_steps_are_shown(tmp_path: Path, data: str) -> None:
-    """Also of a run that has stopped in its first epoch, so that nothing else is there."""
+    """The run has stopped in its first epoch, so nothing else is shown."""
     run = write_run(
         str(tmp_path / "run"), data, num_epochs=0, is_finished=False, has_predictions=False
     )
@@ -598,7 +596,7 @@ def test_skipped_steps_are_shown(tmp_path: Path, data: str) -> None:
     assert "were skipped" not in report(run)
 
 
-def test_an_ensembles_folder_stands_for_its_members(tmp_path: Path, data: str) -> None:
+def test_ensemble_folder_reports_its_members(tmp_path: Path, data: str) -> None:
     output = str(tmp_path / "ens")
     members = [write_run(f"{output}/seed-{seed}", data, seed=seed) for seed in range(3)]
     outside = write_run(str(tmp_path / "other"), data, seed=3)
@@ -612,11 +610,11 @@ def test_an_ensembles_folder_stands_for_its_members(tmp_path: Path, data: str) -
     assert "Ensemble" not in report(*members)
     assert "Training report of 3 runs" in report(output, members[0])
     storage.write_json(f"{output}/ensemble.json", {"runs": ["seed-0"]})
-    with pytest.raises(UserError, match=r"ensemble\.json: damaged: .*; the command"):
+    with refused(f"{output}/ensemble.json", "damaged", remedy="command"):
         write_report([output])
 
 
-def test_several_ensembles_are_told_apart(tmp_path: Path, data: str) -> None:
+def test_several_ensembles_are_named_by_their_folders(tmp_path: Path, data: str) -> None:
     folders = [str(tmp_path / name) for name in ("small", "large")]
     for seed, folder in enumerate(folders):
         score_ensemble([write_run(f"{folder}/seed-{seed}", data, seed=seed)], "eval", folder)
@@ -626,14 +624,14 @@ def test_several_ensembles_are_told_apart(tmp_path: Path, data: str) -> None:
     assert "Ensemble eval" in report(folders[0])
 
 
-def test_a_folder_of_an_ensemble_and_folds_stands_for_both(tmp_path: Path) -> None:
+def test_folder_with_ensemble_and_folds_reports_both(tmp_path: Path) -> None:
     storage.write_json(f"{tmp_path}/ensemble.json", {"runs": ["seed-0", "fold-1"]})
     storage.write_json(f"{tmp_path}/cross_validation.json", {"runs": ["fold-1", "fold-2"]})
     expected = [f"{tmp_path}/{name}" for name in ("seed-0", "fold-1", "fold-2")]
     assert member_paths(str(tmp_path)) == expected
 
 
-def test_a_cross_validations_folder_stands_for_its_folds(tmp_path: Path, data: str) -> None:
+def test_cross_validation_folder_reports_its_folds(tmp_path: Path, data: str) -> None:
     output = str(tmp_path / "folds")
     runs = [write_run(f"{output}/fold-{fold}", data, seed=fold) for fold in (1, 2)]
     storage.write_json(f"{output}/cross_validation.json", {"runs": ["fold-2"]})
@@ -643,14 +641,14 @@ def test_a_cross_validations_folder_stands_for_its_folds(tmp_path: Path, data: s
     assert "Ensemble" not in text
 
 
-def test_runs_and_data_in_a_bucket(s3: str) -> None:
+def test_runs_and_data_in_a_bucket_are_reported(s3: str) -> None:
     data = write_data(f"{s3}/data")
     text = report(write_run(f"{s3}/run", data))
     assert f"{s3}/run" in text
     assert len(text.all("img")) == examples.NUM_RIGHT + examples.NUM_WRONG
 
 
-def test_examples_are_the_clips_the_scores_name(run: str, data: str) -> None:
+def test_examples_match_the_scores(run: str, data: str) -> None:
     predictions = make_predictions(np.random.default_rng(0), ONE_LABEL, SOUNDS, 2.0)
     shown = examples.make_examples(predictions, open_dataset(data))
     assert len({one.clip_id for one in shown}) == len(shown) == 12
@@ -667,7 +665,7 @@ def test_examples_are_the_clips_the_scores_name(run: str, data: str) -> None:
     assert {one.is_right for one in shown} == {True, False}
 
 
-def test_a_missed_label_is_shown_with_its_rank() -> None:
+def test_missed_label_is_shown_with_its_rank() -> None:
     labels = [f"class {number}" for number in range(20)]
     targets = np.zeros((1, 20), dtype=np.float32)
     targets[0, [0, 19]] = 1
@@ -726,7 +724,7 @@ def test_chosen_rows_are_right_wrong_and_independent_of_order(
     assert [shuffled.ids[row] for row in again] == [clips.ids[row] for row in rows]
 
 
-def test_the_most_surely_wrong_clip_comes_first() -> None:
+def test_most_confidently_wrong_clip_comes_first() -> None:
     scores = np.array([[0.6, 0.4], [0.9, 0.1], [0.2, 0.8], [0.7, 0.3]], dtype=np.float32)
     targets = np.array([[0, 1], [0, 1], [0, 1], [1, 0]], dtype=np.float32)
     clips = Predictions(
@@ -742,7 +740,7 @@ def test_the_most_surely_wrong_clip_comes_first() -> None:
 
 
 @given(true=st.lists(st.integers(0, 3), min_size=1, max_size=40), seed=st.integers(0, 99))
-def test_confusions_count_every_clip_once(true: list[int], seed: int) -> None:
+def test_confusions_count_each_clip_once(true: list[int], seed: int) -> None:
     scores = np.random.default_rng(seed).random((len(true), 4), dtype=np.float32)
     clips = Predictions(
         name="eval",
@@ -780,18 +778,18 @@ def test_thinned_curves_keep_their_mean(values: list[float | None], max_points: 
             assert mean is None
 
 
-def test_a_long_history_stays_small(tmp_path: Path, data: str) -> None:
+def test_long_history_is_thinned(tmp_path: Path, data: str) -> None:
     run = write_run(str(tmp_path / "run"), data, num_epochs=1)
     history = make_history(
         np.random.default_rng(0), 1, is_finished=True, steps_per_epoch=5 * figures.MAX_POINTS - 3
     )
     storage.write_json(f"{run}/history.json", history)
-    found = shown_figures([run])
-    logged = found["curve-loss"]["data"][0]
+    plots = shown_figures([run])
+    logged = plots["curve-loss"]["data"][0]
     assert len(logged["x"]) == len(logged["y"]) == figures.MAX_POINTS
     assert logged["x"][:2] == [5, 10]
     assert logged["x"][-1] == 5 * figures.MAX_POINTS - 3
-    assert len(found["curve-lr"]["data"][0]["x"]) == figures.MAX_POINTS
+    assert len(plots["curve-lr"]["data"][0]["x"]) == figures.MAX_POINTS
     assert "(means of 5)" in report(run)
 
 
@@ -807,26 +805,26 @@ def logged(schedule: ScheduleSettings, *ends: int, factor: float = 1.0) -> figur
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.1])
-def test_the_learning_rate_is_that_of_every_step(factor: float) -> None:
+def test_learning_rate_curve_equals_every_step(factor: float) -> None:
     """Also where it was logged now and then, and lowered after a divergence."""
     schedule = ScheduleSettings(
         lr=1e-3, warmup_steps=7, warmup_every_steps=1, decay_after_epochs=(1, 2)
     )
-    found = figures.step_rates(logged(schedule, 5, 10, 20, 25, 40, 60, factor=factor))
+    rates = figures.step_rates(logged(schedule, 5, 10, 20, 25, 40, 60, factor=factor))
     expected = [
         learning_rate(schedule, step=step, epoch=step // 20 + 1) * (factor if step >= 20 else 1)
         for step in range(60)
     ]
-    at = dict(found)
+    at = dict(rates)
     drawn: list[float | None] = []
     for step in range(1, 61):
         drawn.append(at.get(step, drawn[-1] if drawn else None))
     assert drawn == pytest.approx(expected)
-    assert found[-1][0] == 60
-    assert len(found) == 8 + 2 + 1
+    assert rates[-1][0] == 60
+    assert len(rates) == 8 + 2 + 1
 
 
-def test_without_a_schedule_the_logged_points_are_connected(run: str) -> None:
+def test_logged_rates_are_connected_without_a_schedule(run: str) -> None:
     line = shown_figures([run])["curve-lr"]["data"][0]
     assert (line["line"]["shape"], len(line["x"])) == ("linear", 60)
     assert "At the steps that were logged." in report(run)
@@ -838,7 +836,7 @@ def test_without_a_schedule_the_logged_points_are_connected(run: str) -> None:
 
 
 @given(st.lists(st.lists(st.sampled_from("ab"), min_size=1, max_size=3), min_size=1, max_size=5))
-def test_run_names_tell_runs_apart(parts: list[list[str]]) -> None:
+def test_run_names_are_distinct(parts: list[list[str]]) -> None:
     paths = ["/runs/" + "/".join(part) for part in parts]
     names = run_names(paths)
     assert len(set(names)) == len(names)
@@ -846,7 +844,7 @@ def test_run_names_tell_runs_apart(parts: list[list[str]]) -> None:
         assert all(path.endswith("/" + name) for path, name in zip(paths, names, strict=True))
 
 
-def test_a_run_name_is_no_longer_than_needed() -> None:
+def test_run_names_are_as_short_as_possible() -> None:
     assert run_names(["s3://bucket/x/run"]) == ["run"]
     assert run_names(["/x/seed-0/run", "/x/seed-1/run"]) == ["seed-0/run", "seed-1/run"]
     assert run_names(["/x/run", "/x/run"]) == ["run (1)", "run (2)"]
@@ -862,7 +860,7 @@ def test_many_classes_keep_a_full_confusion_matrix() -> None:
     assert plot.height_px < 700
 
 
-def test_figures_cannot_end_the_script_element_they_stand_in(run: str) -> None:
+def test_figures_cannot_end_their_script_element(run: str) -> None:
     page = storage.read_bytes(write_report([run])).decode()
     start = page.index('id="figures">') + len('id="figures">')
     # The figures do hold tags: those of the texts shown on hovering.
@@ -897,7 +895,7 @@ def hostile_page(browser: OfflineBrowser, tmp_path_factory: pytest.TempPathFacto
     return open_report(browser, write_report(runs, output=str(folder / "report.html")))
 
 
-def test_nothing_is_fetched_and_nothing_fails(hostile_page: OpenPage) -> None:
+def test_page_fetches_nothing_and_raises_no_error(hostile_page: OpenPage) -> None:
     assert hostile_page.requests == []
     assert hostile_page.errors == []
     assert hostile_page.dialogs == []
@@ -957,7 +955,7 @@ def test_every_figure_is_drawn(hostile_page: OpenPage) -> None:
     assert drawn["durations"]["bars"] == 4
 
 
-def test_figures_are_what_plotly_understands(hostile_page: OpenPage) -> None:
+def test_plotly_accepts_the_figures(hostile_page: OpenPage) -> None:
     problems = hostile_page.page.evaluate(
         """() => Object.entries(JSON.parse(document.getElementById('figures').textContent))
             .flatMap(([key, figure]) => (Plotly.validate(figure.data, figure.layout) ?? [])
@@ -966,7 +964,7 @@ def test_figures_are_what_plotly_understands(hostile_page: OpenPage) -> None:
     assert problems == []
 
 
-def test_a_run_can_be_hidden(hostile_page: OpenPage) -> None:
+def test_run_can_be_hidden(hostile_page: OpenPage) -> None:
     page = hostile_page.page
     lines = page.locator("[data-figure=curve-mAP] .js-line")
     assert lines.count() == 2
@@ -978,7 +976,7 @@ def test_a_run_can_be_hidden(hostile_page: OpenPage) -> None:
     wait_until(page, "document.querySelectorAll('[data-figure=curve-mAP] .js-line').length === 2")
 
 
-def test_the_page_fits_a_phone_and_the_dark(hostile_page: OpenPage) -> None:
+def test_page_fits_a_phone_and_dark_mode(hostile_page: OpenPage) -> None:
     page = hostile_page.page
     colour = "getComputedStyle(document.querySelector('[data-figure=classes] .ytick text')).fill"
     light = page.evaluate(colour)
@@ -992,7 +990,7 @@ def test_the_page_fits_a_phone_and_the_dark(hostile_page: OpenPage) -> None:
         page.set_viewport_size({"width": 1280, "height": 900})
 
 
-def test_figures_fit_the_paper(hostile_page: OpenPage) -> None:
+def test_figures_fit_the_printed_page(hostile_page: OpenPage) -> None:
     page = hostile_page.page
     width = "document.querySelector('[data-figure=classes] .main-svg').clientWidth"
     wait_until(page, f"{width} > 900")
@@ -1009,7 +1007,7 @@ def test_figures_fit_the_paper(hostile_page: OpenPage) -> None:
     wait_until(page, f"{width} > 900")
 
 
-def test_hundreds_of_classes_are_drawn_in_a_box_that_scrolls(
+def test_hundreds_of_classes_are_drawn_in_a_scrolling_box(
     browser: OfflineBrowser, tmp_path: Path
 ) -> None:
     labels = [f"{sound}, number {number}" for number in range(132) for sound in SOUNDS][:527]
@@ -1031,9 +1029,7 @@ def test_hundreds_of_classes_are_drawn_in_a_box_that_scrolls(
     page.close()
 
 
-def test_metrics_that_never_change_have_an_axis_that_they_can_reach(
-    browser: OfflineBrowser, run: str
-) -> None:
+def test_constant_metrics_have_a_suitable_axis(browser: OfflineBrowser, run: str) -> None:
     history = storage.read_json(f"{run}/history.json")
     for epoch in history["epochs"]:
         epoch |= {"mAP": 1.0, "accuracy": 0.5}

@@ -19,7 +19,7 @@ from trainer.scores.over_runs import mean_and_deviation
         ([0.1] * 3, (0.1, 0.0)),
     ],
 )
-def test_mean_and_deviation_skip_undefined_values(
+def test_mean_and_deviation_need_every_value(
     values: list[float | None], expected: tuple[float | None, float | None]
 ) -> None:
     assert mean_and_deviation(values) == pytest.approx(expected)

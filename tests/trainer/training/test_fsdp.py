@@ -60,7 +60,7 @@ def train_rank(
 
 
 def train_compiled(world: World, document: dict[str, Any], data: str, run: str) -> None:
-    """All of the compiler but its last stage, which takes a minute and a C++ compiler."""
+    """Skips the last stage of the compiler, which needs a minute and C++."""
     torch.compile = partial(torch.compile, backend="aot_eager")
     train_rank(world, document, data, run)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
@@ -84,8 +84,8 @@ def hold_parts(world: World, document: dict[str, Any], data: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_run_is_that_of_a_whole_model(dataset: PreparedDataset, tmp_path: Path) -> None:
-    """Also where one rank begins and two with shards go on, and the other way round."""
+def test_sharded_run_equals_an_unsharded_one(dataset: PreparedDataset, tmp_path: Path) -> None:
+    """Also when one rank starts a run and two sharded ranks resume it, and vice versa."""
     alone, together, handed_over, handed_back = (str(tmp_path / name) for name in "1234")
     whole, shards = full_recipe().to_json(), full_recipe(sharding="shard").to_json()
     train_rank(World(), whole, dataset.path, alone)
@@ -104,7 +104,7 @@ def test_the_run_is_that_of_a_whole_model(dataset: PreparedDataset, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_compiled_blocks(dataset: PreparedDataset, tmp_path: Path) -> None:
+def test_compiled_blocks_train_alike_when_sharded(dataset: PreparedDataset, tmp_path: Path) -> None:
     alone, together = str(tmp_path / "alone"), str(tmp_path / "together")
     train_rank(World(), full_recipe().to_json(), dataset.path, alone)
     recipe = full_recipe(sharding="shard").to_json()
@@ -114,7 +114,9 @@ def test_compiled_blocks(dataset: PreparedDataset, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_float16(dataset: PreparedDataset, tmp_path: Path) -> None:
+def test_float16_skips_the_same_steps_when_sharded(
+    dataset: PreparedDataset, tmp_path: Path
+) -> None:
     """All ranks scale the loss alike and skip the same steps."""
     changes = {"precision": "float16", "max_bad_steps": 99, "epochs": 1}
     kinds = ("replicate", "shard")
@@ -134,7 +136,7 @@ def test_float16(dataset: PreparedDataset, tmp_path: Path) -> None:
     assert scaler == expected_scaler
 
 
-def test_a_copy_is_not_changed_by_training() -> None:
+def test_state_copy_is_not_changed_by_training() -> None:
     state: dict[str, Any] = {
         "step": 3,
         "exp_avg": torch.ones(2),

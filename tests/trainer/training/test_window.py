@@ -11,10 +11,10 @@ from trainer.training.window import MAX_STEPS_BEHIND, timed
 
 
 @pytest.mark.parametrize(("device", "num_waits"), [("cpu", 0), ("cuda", 10 - MAX_STEPS_BEHIND)])
-def test_a_gpu_is_a_few_steps_behind_at_most(
+def test_gpu_is_only_a_few_steps_behind(
     monkeypatch: pytest.MonkeyPatch, device: str, num_waits: int
 ) -> None:
-    """When a batch is asked for, however many steps it could run ahead."""
+    """A batch is requested only once the GPU is at most a few steps behind."""
     asked, done = itertools.count(), [0]
 
     class Event:
@@ -35,6 +35,6 @@ def test_a_gpu_is_a_few_steps_behind_at_most(
             yield number
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    found: list[object] = [batch for batch, _ in timed(batches(), torch.device(device))]
-    assert found == list(range(10))
+    received: list[object] = [batch for batch, _ in timed(batches(), torch.device(device))]
+    assert received == list(range(10))
     assert done == [num_waits]
