@@ -47,7 +47,7 @@ def of_audio(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     return open_dataset(str(folder / "data"))
 
 
-def test_a_run_is_that_of_a_cpu(dataset: PreparedDataset, tmp_path: Path) -> None:
+def test_run_on_a_gpu_equals_one_on_a_cpu(dataset: PreparedDataset, tmp_path: Path) -> None:
     """Up to the GPU's convolution, which rounds its inputs to TF32."""
     recipe = tiny_recipe(
         augment={"noise": True, "roll_frames": 5}, train={"log_every_steps": 1, "epochs": 2}

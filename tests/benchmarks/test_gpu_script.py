@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.sh`: tried on the CPU, as on a bare machine; and what its figures are made of."""
+"""`benchmarks/gpu.sh`: it runs on the CPU of a bare machine, and its figures are right."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def values(out: Path) -> dict[tuple[str, str], Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_dry_run_on_a_machine_without_ray_network_and_gpu(tmp_path: Path) -> None:
+def test_dry_run_works_without_ray_network_and_gpu(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(BARE)
     done = run_script(
         tmp_path / "out",
@@ -82,12 +82,12 @@ def test_dry_run_on_a_machine_without_ray_network_and_gpu(tmp_path: Path) -> Non
     )
     print(done.stdout, done.stderr)
     assert done.returncode == 0
-    found = values(tmp_path / "out")
+    measured = values(tmp_path / "out")
     parts = {"machine", "tests", "steps", "loop", "variants", "fbank", "evaluation", "learning"}
     for part in (*parts, "extras"):
-        assert found[part, "status"].startswith("done in "), part
-    assert not [value for value in found.values() if str(value).startswith("failed")]
-    assert "not measured: no time left" not in found.values()
+        assert measured[part, "status"].startswith("done in "), part
+    assert not [value for value in measured.values() if str(value).startswith("failed")]
+    assert "not measured: no time left" not in measured.values()
     for name, unit in (
         (("machine", "matrix product"), "TFLOP/s"),
         (("train_throughput, batches of 2", "ours / transformers, clips/s"), ""),
@@ -99,19 +99,20 @@ def test_dry_run_on_a_machine_without_ray_network_and_gpu(tmp_path: Path) -> Non
         (("fbank", "torchaudio / ours, 1 CPU thread"), ""),
         (("evaluation, audio", "evaluate"), "clips/s"),
     ):
-        assert found[name] > 0, name
+        assert measured[name] > 0, name
         assert f"{name[1]} " in done.stdout
         assert unit in done.stdout
     # The count of recompiles hears what the compiler says: the evaluation's graph is one.
-    assert found["learning", "recompiles in the first epoch"] > 0
-    assert found["learning", "recompiles after the first epoch"] == 0
-    assert found["learning", "graph breaks"] == 0
+    assert measured["learning", "recompiles in the first epoch"] > 0
+    assert measured["learning", "recompiles after the first epoch"] == 0
+    assert measured["learning", "graph breaks"] == 0
     assert (
-        found["learning", "loss of the last epoch"] < found["learning", "loss of the first epoch"]
+        measured["learning", "loss of the last epoch"]
+        < measured["learning", "loss of the first epoch"]
     )
 
 
-def test_parts_that_fail_or_take_too_long_do_not_keep_the_others_from_running(
+def test_failed_or_slow_parts_do_not_stop_the_others(
     tmp_path: Path,
 ) -> None:
     fake = tmp_path / "python"
@@ -129,7 +130,7 @@ def test_parts_that_fail_or_take_too_long_do_not_keep_the_others_from_running(
     assert status["learning"].startswith("done in ")
 
 
-def test_no_part_begins_when_the_time_is_over(tmp_path: Path) -> None:
+def test_no_part_starts_after_the_time_limit(tmp_path: Path) -> None:
     run_script(tmp_path, "fbank", PYTHON=sys.executable, LIMIT_S="0")
     assert values(tmp_path) == {("fbank", "status"): "not run: no time left"}
 
@@ -157,7 +158,7 @@ def test_table_names_parts_units_and_aims(
     ]
 
 
-def test_without_a_file_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_written_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FIGURES", raising=False)
     monkeypatch.chdir(tmp_path)
     figures.record("part", "name", 1.0)
@@ -169,7 +170,7 @@ def test_busy_time_counts_overlapping_kernels_once() -> None:
     assert device_clock.covered([]) == 0.0
 
 
-def test_trace_counts_kernels_and_only_the_waits_of_its_own_thread_and_stretch(
+def test_trace_counts_kernels_and_waits_of_its_own_thread(
     tmp_path: Path,
 ) -> None:
     def event(name: str, cat: str, ts: float, dur: float, tid: int = 1) -> dict[str, Any]:
@@ -199,7 +200,7 @@ def test_trace_counts_kernels_and_only_the_waits_of_its_own_thread_and_stretch(
     assert device_clock.read_trace(path, "cpu").kernel_s == pytest.approx({"aten::mm": 10e-6})
 
 
-def test_recording_sees_what_is_computed() -> None:
+def test_recording_counts_what_is_computed() -> None:
     recording = device_clock.Recording(torch.device("cpu"))
     recording.start()
     torch.ones(64, 64) @ torch.ones(64, 64)
@@ -208,7 +209,7 @@ def test_recording_sees_what_is_computed() -> None:
     assert 0 <= trace.idle_share < 1
 
 
-def test_unfolded_patches_are_those_of_the_convolution() -> None:
+def test_unfolded_patches_equal_the_convolution() -> None:
     torch.manual_seed(0)
     projection = torch.nn.Conv2d(1, 24, kernel_size=(16, 12), stride=(10, 7))
     x = torch.randn(3, 1, 128, 100)
@@ -231,7 +232,7 @@ def test_every_side_but_the_authors_float16_has_a_finite_step() -> None:
         side.step()
 
 
-def test_the_compiler_is_heard_when_it_breaks_a_graph_or_compiles_it_again() -> None:
+def test_graph_breaks_and_recompilations_are_counted() -> None:
     compiler = learning.watch_compiler()
     try:
 

@@ -1,7 +1,7 @@
 """Sessions and jobs against Ray itself: one cluster with a job server, one embedded session.
 
-The cluster has its own ports and its own temporary folder, and ends with the process that started
-it, so that it gets along with any other Ray on the machine.
+The cluster has its own ports and temporary folder and ends with the process that started it, so it
+does not disturb any other Ray on the machine.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ from ray.job_submission import JobStatus
 from cluster import job_server, jobs, session, worker_errors
 from pipeline.errors import UserError
 from pipeline.terminal import log
+from tests.support.errors import assert_names, refused
 from tests.support.ray_head import Cluster, started, submit_when_ready
 from tests.support.steps import PROJECT, ray_folder
 
@@ -63,11 +64,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     for left_out in (".git", ".venv", "build", "data", "runs", "torch"):
         (project / left_out).mkdir()
         (project / left_out / "large").write_text("x")
-    with ray_folder() as folder, started(folder, str(project)) as (found, process):
-        # Started now, looked at later: a job takes seconds to begin.
-        submit_when_ready(found, process, "exit", "7", submission_id="seven")
-        submit_when_ready(found, process, "sleep", submission_id="sleeper")
-        yield found
+    with ray_folder() as folder, started(folder, str(project)) as (head, process):
+        # Started now, tested later: a job takes seconds to begin.
+        submit_when_ready(head, process, "exit", "7", submission_id="seven")
+        submit_when_ready(head, process, "sleep", submission_id="sleeper")
+        yield head
 
 
 @pytest.fixture(autouse=True)
@@ -77,17 +78,17 @@ def no_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def printed(text: str) -> dict[str, Any]:
-    """What the stand-in says about itself, out of a job's log."""
-    found = [json.loads(line) for line in text.splitlines() if line.startswith('{"arguments"')]
-    assert len(found) == 1
-    return dict(found[0])
+    """The line of a job's log in which the stand-in describes itself."""
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith('{"arguments"')]
+    assert len(lines) == 1
+    return dict(lines[0])
 
 
 def counted(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("line ")]
 
 
-def test_a_job_gets_its_arguments_and_variables_and_its_log_arrives_whole(
+def test_job_gets_its_arguments_and_its_log_arrives_whole(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["count", "25", "0.05", "two words", "it's", '"quoted"', "$HOME", "*", ";ls", ""]
@@ -107,7 +108,7 @@ def test_a_job_gets_its_arguments_and_variables_and_its_log_arrives_whole(
     assert "INFO" not in err
 
 
-def test_a_job_finds_the_recipe_that_was_given_by_path(
+def test_job_finds_a_recipe_given_by_path(
     cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "own.toml"
@@ -122,7 +123,7 @@ def test_a_job_finds_the_recipe_that_was_given_by_path(
     assert job["files"] == ["ray_job.py", "recipe"]
 
 
-def test_a_failed_job_passes_its_exit_status_on(
+def test_exit_status_of_a_failed_job_is_returned(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert jobs.print_logs("seven", address=cluster.url, follow=True) == 7
@@ -133,7 +134,7 @@ def test_a_failed_job_passes_its_exit_status_on(
     assert printed(followed)["arguments"] == ["exit", "7"]
 
 
-def test_without_waiting_the_id_is_all_of_stdout(
+def test_submit_without_waiting_prints_only_the_id(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["exit", "1"]
@@ -147,14 +148,14 @@ def test_without_waiting_the_id_is_all_of_stdout(
     assert "seven" in rows
 
 
-def test_a_used_id_is_refused(cluster: Cluster) -> None:
-    with pytest.raises(UserError, match="seven already exists"):
+def test_used_id_is_refused(cluster: Cluster) -> None:
+    with refused(cluster.url, "seven", "exists"):
         jobs.submit(
             ["exit", "0"], working_dir=cluster.project, address=cluster.url, submission_id="seven"
         )
 
 
-def test_an_interrupted_follower_leaves_the_job_running_until_it_is_stopped(
+def test_interrupted_follower_leaves_the_job_running(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call = f"print_logs('sleeper', address='{cluster.url}', follow=True)"
@@ -172,7 +173,7 @@ def test_an_interrupted_follower_leaves_the_job_running_until_it_is_stopped(
         follower.send_signal(signal.SIGINT)
         assert follower.wait(120) == 130
         err = follower.stderr.read()
-    assert "job sleeper keeps running" in err
+    assert_names(err, "sleeper", "running")
     assert f"ray_job.py stop sleeper --address {cluster.url}" in err
     assert "Traceback" not in err
 
@@ -180,9 +181,9 @@ def test_an_interrupted_follower_leaves_the_job_running_until_it_is_stopped(
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "RUNNING" in rows["sleeper"]
     jobs.stop("sleeper", address=cluster.url)
-    assert capsys.readouterr().err == "note: job sleeper: STOPPED\n"
+    assert_names(capsys.readouterr().err, "sleeper", "STOPPED")
     jobs.stop("sleeper", address=cluster.url)
-    assert capsys.readouterr().err == "note: job sleeper: had ended already, STOPPED\n"
+    assert_names(capsys.readouterr().err, "sleeper", "already", "STOPPED")
     assert jobs.print_logs("sleeper", address=cluster.url, follow=True) == 130
 
 
@@ -234,11 +235,11 @@ class Passage(socketserver.BaseRequestHandler):
                 other.sendall(data)
 
 
-def test_a_dropped_connection_loses_and_repeats_no_line(
+def test_dropped_connection_neither_loses_nor_repeats_lines(
     cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port = int(cluster.url.rsplit(":", 1)[1])
-    # The job waits for it: a log is not followed any more once its job has ended.
+    # The job waits for it: a log is not followed any further once its job has ended.
     done = tmp_path / "done"
     with Dropper(("127.0.0.1", port), done, num_drops=2, after_bytes=3000) as proxy:
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
@@ -261,28 +262,29 @@ def test_a_dropped_connection_loses_and_repeats_no_line(
         lambda url: jobs.stop("nobody", address=url),
     ],
 )
-def test_an_unknown_id_is_one_line(cluster: Cluster, action: Callable[[str], object]) -> None:
-    with pytest.raises(UserError, match="Job nobody does not exist") as caught:
+def test_unknown_id_is_an_explained_error(
+    cluster: Cluster, action: Callable[[str], object]
+) -> None:
+    with refused(cluster.url, "Job nobody", "exist"):
         action(cluster.url)
-    assert "\n" not in str(caught.value)
 
 
-def test_an_id_that_is_no_id_is_refused_before_any_connection() -> None:
-    with pytest.raises(UserError, match="a job's id has"):
+def test_invalid_id_is_refused_before_connecting() -> None:
+    with refused("'../version?'", "id"):
         jobs.stop("../version?", address="http://127.0.0.1:1")
 
 
-def test_the_project_folder_and_the_command_are_checked_before_any_connection(
+def test_folder_and_command_are_checked_before_connecting(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(UserError, match=r"no ray_job\.py"):
+    with refused(tmp_path, "ray_job.py"):
         jobs.submit(["report"], working_dir=str(tmp_path), address="http://127.0.0.1:1")
-    with pytest.raises(UserError, match="give the command"):
+    with refused("submit", "command"):
         jobs.submit([], working_dir=str(PROJECT), address="http://127.0.0.1:1")
 
 
-def test_no_server_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked once, and not for long."""
+def test_missing_server_is_an_immediate_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked once, with a short timeout."""
     timeouts, request = [], requests.request
 
     def counting(*arguments: Any, **options: Any) -> requests.Response:
@@ -290,10 +292,9 @@ def test_no_server_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return request(*arguments, **options)
 
     monkeypatch.setattr(requests, "request", counting)
-    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:1: no job server answers") as caught:
+    with refused("http://127.0.0.1:1", "no job server", type=job_server.UnreachableError):
         jobs.list_jobs(address="127.0.0.1:1")
     assert timeouts == [(job_server.CONNECT_TIMEOUT_S, job_server.VERSION_TIMEOUT_S)]
-    assert "\n" not in str(caught.value)
 
 
 @contextlib.contextmanager
@@ -317,20 +318,19 @@ def answering(status: int, text: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("status", "text", "says"),
+    ("status", "text", "values"),
     [
-        (401, "Unauthorized: Missing authentication token", "set RAY_AUTH_MODE=token and RAY_AUTH"),
-        (403, "Forbidden: Invalid authentication token", "check the token in RAY_AUTH_TOKEN"),
-        (404, "not here", "not a Ray job server"),
-        (200, "<html>", "no job server answers|not a Ray job server"),
+        (401, "Unauthorized: Missing authentication token", ["RAY_AUTH_MODE=token"]),
+        (403, "Forbidden: Invalid authentication token", ["RAY_AUTH_TOKEN"]),
+        (404, "not here", ["job server"]),
+        (200, "<html>", ["job server"]),
     ],
 )
-def test_a_server_that_refuses_or_is_another_is_one_line(status: int, text: str, says: str) -> None:
-    with answering(status, text) as url:
-        with pytest.raises(UserError, match=says) as caught:
-            jobs.list_jobs(address=url)
-        assert url in str(caught.value)
-        assert "\n" not in str(caught.value)
+def test_refusing_or_foreign_server_is_an_explained_error(
+    status: int, text: str, values: list[str]
+) -> None:
+    with answering(status, text) as url, refused(url, *values):
+        jobs.list_jobs(address=url)
 
 
 @pytest.mark.parametrize(
@@ -343,21 +343,23 @@ def test_a_server_that_refuses_or_is_another_is_one_line(status: int, text: str,
         ("head:8265/", {"RAY_API_SERVER_ADDRESS": "http://b"}, "http://head:8265"),
     ],
 )
-def test_the_servers_address(address: str | None, environ: dict[str, str], url: str) -> None:
+def test_server_address_comes_from_option_or_environment(
+    address: str | None, environ: dict[str, str], url: str
+) -> None:
     assert jobs._server_url(address, environ) == url
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://", "http://head:port"])
-def test_an_address_that_is_no_url_of_a_server(address: str) -> None:
-    with pytest.raises(UserError, match="is a URL such as"):
+def test_invalid_server_address_is_refused(address: str) -> None:
+    with refused(address.rstrip("/"), "URL"):
         jobs.list_jobs(address=address)
 
 
-def test_the_given_address_wins_over_the_environment_and_leaves_it_alone(
+def test_given_address_wins_over_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2")
-    with pytest.raises(UserError, match=r"^http://127\.0\.0\.1:1:"):
+    with refused("http://127.0.0.1:1", "no job server", type=job_server.UnreachableError):
         jobs.list_jobs(address="http://127.0.0.1:1")
     assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://127.0.0.1:2"
 
@@ -372,7 +374,7 @@ def test_the_given_address_wins_over_the_environment_and_leaves_it_alone(
         (JobStatus.STOPPED, None, 130),
     ],
 )
-def test_the_exit_status_of_a_job(
+def test_exit_status_follows_the_status_of_the_job(
     status: JobStatus,
     code: int | None,
     expected: int,
@@ -382,7 +384,7 @@ def test_the_exit_status_of_a_job(
     details = SimpleNamespace(status=status, driver_exit_code=code, message="no such package")
     monkeypatch.setattr(jobs, "_follow", lambda *_: details)
     assert jobs._follow_to_end(None, "one") == expected  # type: ignore[arg-type]
-    # A job that never ran has its reason nowhere but in the message.
+    # For a job that never ran, only the message gives the reason.
     never_ran = status == JobStatus.FAILED and code is None
     assert ("no such package" in capsys.readouterr().err) == never_ran
 
@@ -397,14 +399,14 @@ AWS = {
 }
 
 
-def test_no_secret_goes_with_a_job_unless_asked() -> None:
+def test_secrets_are_forwarded_only_on_request() -> None:
     plain = {"AWS_ENDPOINT_URL": "http://minio:9000", "AWS_REGION": "eu-north-1"}
     assert jobs.forwarded_environment([], credentials=False, environ=AWS) == plain
     secret = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
     assert jobs.forwarded_environment([], credentials=True, environ=AWS) == plain | secret
 
 
-def test_variables_by_name_and_by_value() -> None:
+def test_variables_are_forwarded_by_name_or_value() -> None:
     items = ["HOME", "AWS_REGION=here", "EMPTY=", "EQUAL=a=b", "LINES= 1\n2 "]
     variables = jobs.forwarded_environment(items, credentials=False, environ=AWS)
     assert variables == {
@@ -417,14 +419,23 @@ def test_variables_by_name_and_by_value() -> None:
     }
 
 
-@pytest.mark.parametrize("item", ["", "=value", "9LIVES=1", "WITH SPACE=1", "MISSING"])
-def test_an_item_that_is_no_variable_is_refused(item: str) -> None:
-    with pytest.raises(UserError, match=r"^--env: "):
+@pytest.mark.parametrize(
+    ("item", "value"),
+    [
+        ("", "got ''"),
+        ("=value", "got ''"),
+        ("9LIVES=1", "got '9LIVES'"),
+        ("WITH SPACE=1", "got 'WITH SPACE'"),
+        ("MISSING", "MISSING=VALUE"),
+    ],
+)
+def test_invalid_variable_is_refused(item: str, value: str) -> None:
+    with refused("--env", value):
         jobs.forwarded_environment([item], credentials=False, environ={})
 
 
-def test_credentials_that_are_not_there_are_an_error() -> None:
-    with pytest.raises(UserError, match=r"^--forward-credentials: AWS_SECRET_ACCESS_KEY not set"):
+def test_missing_credentials_are_refused() -> None:
+    with refused("--forward-credentials", "AWS_SECRET_ACCESS_KEY"):
         jobs.forwarded_environment([], credentials=True, environ={"AWS_ACCESS_KEY_ID": "key"})
 
 
@@ -451,16 +462,16 @@ def check_embedded_session() -> None:
     for kind in ("task", "nested"):
         with pytest.raises(Exception, match="line 3 has no label") as caught:
             ray.get(ray.remote(fails_in(kind)).remote())
-        found = worker_errors.unwrap(caught.value)
-        assert type(found) is UserError
-        assert str(found) == "clips.csv: line 3 has no label"
+        cause = worker_errors.unwrap(caught.value)
+        assert type(cause) is UserError
+        assert (cause.where, cause.what) == ("clips.csv", "line 3 has no label")
     with session.connect(address="local", num_cpus=7):
         assert ray.cluster_resources()["CPU"] == 1.0
     assert ray.is_initialized()
     raise KeyError("mine")
 
 
-def test_an_embedded_session(
+def test_embedded_session_starts_and_ends_cleanly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -475,46 +486,44 @@ def test_an_embedded_session(
     assert "authentication" not in capfd.readouterr().err
 
 
-def test_a_session_of_a_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_joins_a_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", cluster.gcs_address)
     with session.connect():
         assert ray.cluster_resources()["CPU"] == 1.0
         assert ray.get_runtime_context().gcs_address.endswith(cluster.gcs_address.split(":")[1])
     assert not ray.is_initialized()
-    with pytest.raises(UserError, match=r"^--num-cpus: "), session.connect(num_cpus=2):
+    with refused("--num-cpus"), session.connect(num_cpus=2):
         pass
 
 
 @pytest.mark.parametrize(
-    ("address", "says"),
+    ("address", "value"),
     [
-        ("127.0.0.1:1", "no Ray cluster answers"),
-        ("http://127.0.0.1:8265", "submit command"),
-        ("127.0.0.1", "is host:port"),
-        ("head:port", "is host:port"),
+        ("127.0.0.1:1", "no Ray cluster"),
+        ("http://127.0.0.1:8265", "submit"),
+        ("127.0.0.1", "host:port"),
+        ("head:port", "host:port"),
     ],
 )
-def test_a_cluster_that_cannot_be_joined_is_one_line(
-    address: str, says: str, monkeypatch: pytest.MonkeyPatch
+def test_unreachable_cluster_is_an_explained_error(
+    address: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Found out before Ray tries, for many minutes."""
+    """It is checked before Ray itself tries for many minutes."""
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray tries"))
-    with pytest.raises(UserError, match=says) as caught, session.connect(address=address):
+    with refused(address, value), session.connect(address=address):
         pass
-    assert "\n" not in str(caught.value)
-    assert address in str(caught.value)
 
 
-def test_a_temporary_folder_with_too_long_a_path(
+def test_overlong_temporary_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / ("x" * 100)
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
-    with pytest.raises(UserError, match="set RAY_TMPDIR to a short one"), session.connect():
+    with refused(folder, "long", "RAY_TMPDIR"), session.connect():
         pass
 
 
-def test_unwrap_finds_the_users_error_among_the_failures_of_training_workers() -> None:
+def test_unwrap_finds_the_user_error_among_worker_failures() -> None:
     # Seconds to import, and needed by nothing else here.
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.errors import assert_error_line
 from tests.support.ray_head import Cluster, started, submit_when_ready
 from tests.support.steps import PROJECT, ray_folder
 
@@ -21,7 +22,7 @@ def head() -> Iterator[Cluster]:
 
 
 def ray_job(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
+    """Run the command line in a new process."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [sys.executable, str(PROJECT / "ray_job.py"), *arguments]
@@ -50,12 +51,12 @@ def test_prepare_as_a_job_writes_the_same_shards(head: Cluster, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_the_exit_status_of_a_failing_job_is_passed_on(head: Cluster, tmp_path: Path) -> None:
+def test_exit_status_of_a_failed_job_is_returned(head: Cluster, tmp_path: Path) -> None:
     missing = str(tmp_path / "missing.parquet")
     failed = ray_job(
         "submit", "--address", head.url, "--", "prepare", missing, "--out", str(tmp_path / "out")
     )
     assert failed.returncode == 1
-    assert f"{missing}: no manifest there" in failed.stdout
+    assert_error_line(failed.stdout, missing, "`manifest`")
     assert "Traceback" not in failed.stdout + failed.stderr
     assert not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ import pytest
 import ray_job
 from cluster import jobs
 from cluster.upload import job_folder, path_in_job, program_files
-from pipeline.errors import UserError
+from tests.support.errors import assert_error_line, refused
 
 PROJECT = Path(ray_job.__file__).resolve().parent
 
@@ -38,7 +38,7 @@ OTHERS = (
 )  # fmt: skip
 
 
-def test_only_the_programs_own_files_are_uploaded(tmp_path: Path) -> None:
+def test_only_files_of_the_program_are_uploaded(tmp_path: Path) -> None:
     write(tmp_path, *PROGRAM, *OTHERS)
     (tmp_path / "trainer" / "link").symlink_to(tmp_path / "torch")
     with job_folder(tmp_path) as folder:
@@ -47,11 +47,11 @@ def test_only_the_programs_own_files_are_uploaded(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_every_module_can_be_imported_from_the_folder_of_a_job() -> None:
+def test_every_module_is_importable_in_a_job_folder() -> None:
     names = [path for path in program_files(PROJECT) if path.suffix == ".py"]
     modules = [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in names]
     program = (
-        # Ray puts a folder of its own before this one.
+        # Ray puts its own folder before this one.
         f"import importlib, sys\nfolder = sys.path[0]\n"
         f"files = [importlib.import_module(name).__file__ for name in {modules}]\n"
         "print({file.startswith(folder) for file in files})"
@@ -63,7 +63,7 @@ def test_every_module_can_be_imported_from_the_folder_of_a_job() -> None:
     assert done.stdout == "{True}\n", done.stderr
 
 
-def test_a_recipe_given_by_path_keeps_its_name(tmp_path: Path) -> None:
+def test_recipe_given_by_path_keeps_its_name(tmp_path: Path) -> None:
     root, mine = tmp_path / "root", tmp_path / "my" / "esc50.toml"
     write(root, *PROGRAM)
     write(tmp_path, "my/esc50.toml")
@@ -74,13 +74,12 @@ def test_a_recipe_given_by_path_keeps_its_name(tmp_path: Path) -> None:
         assert (folder / "recipe/esc50.toml").read_text() == "my/esc50.toml"
 
 
-def test_files_that_are_not_there_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"^{tmp_path}: no ray_job\.py"), job_folder(tmp_path):
+def test_missing_files_are_an_explained_error(tmp_path: Path) -> None:
+    with refused(tmp_path, "ray_job.py"), job_folder(tmp_path):
         pass
     write(tmp_path, *PROGRAM)
     gone = tmp_path / "gone.toml"
-    expected = f"^{gone}: cannot be copied for the job .No such file or directory.$"
-    with pytest.raises(UserError, match=expected), job_folder(tmp_path, gone):
+    with refused(gone, "No such file"), job_folder(tmp_path, gone):
         pass
 
 
@@ -110,7 +109,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str,
         ("/only/on/the/cluster.toml", None),
     ],
 )
-def test_which_recipes_are_uploaded(
+def test_only_local_recipes_given_by_path_are_uploaded(
     recipe: str, uploaded: str | None, submitted: list[dict[str, Any]]
 ) -> None:
     step = ["train", recipe, "--data", "s3://lab/data", "--out", "s3://lab/run"]
@@ -120,18 +119,18 @@ def test_which_recipes_are_uploaded(
     assert call["working_dir"] == str(PROJECT)
 
 
-def test_a_step_without_a_recipe_uploads_none(submitted: list[dict[str, Any]]) -> None:
+def test_step_without_a_recipe_uploads_none(submitted: list[dict[str, Any]]) -> None:
     assert ray_job.main(["submit", "--", "verify", "s3://lab/data"]) == 0
     assert submitted[0]["recipe"] is None
 
 
-def test_an_unknown_recipe_is_told_before_it_is_submitted(
+def test_unknown_recipe_is_refused_before_submitting(
     submitted: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     step = ["train", "owm.toml", "--data", "s3://lab/data", "--out", "s3://lab/run"]
     assert ray_job.main(["submit", "--", *step]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "owm.toml: no such recipe" in line
+    assert_error_line(line, "owm.toml", "no such recipe")
     assert submitted == []
 
 
@@ -144,5 +143,7 @@ def test_an_unknown_recipe_is_told_before_it_is_submitted(
         (["train", "x", "--set", "a.b=own.toml"], ["train", "x", "--set", "a.b=own.toml"]),
     ],
 )
-def test_a_job_gets_the_path_of_its_recipe(arguments: list[str], expected: list[str]) -> None:
+def test_recipe_path_is_replaced_in_the_arguments(
+    arguments: list[str], expected: list[str]
+) -> None:
     assert jobs._replaced(arguments, "own.toml", "NEW") == expected

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import ray_job
+from tests.support.errors import assert_error_line
 
 PROJECT = Path(ray_job.__file__).parent
 HEAVY = {"av", "botocore", "numpy", "pyarrow", "ray", "rich", "timm", "torch"}
@@ -15,11 +16,11 @@ HEAVY = {"av", "botocore", "numpy", "pyarrow", "ray", "rich", "timm", "torch"}
 
 def steps() -> dict[str, argparse.ArgumentParser]:
     actions = ray_job.make_parser()._actions
-    (found,) = (one for one in actions if isinstance(one, argparse._SubParsersAction))
-    return dict(found.choices)
+    (subparsers,) = (item for item in actions if isinstance(item, argparse._SubParsersAction))
+    return dict(subparsers.choices)
 
 
-def test_every_step_file_is_on_the_command_line() -> None:
+def test_every_step_is_on_the_command_line() -> None:
     files = {
         path.stem
         for package in ("pipeline", "trainer", "cluster")
@@ -58,37 +59,49 @@ def loaded(*command: str) -> tuple[int, str, set[str]]:
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "values"),
     [
-        (["prepare", "m.parquet", "--out", "d", "--store", "mp3"], "invalid choice: 'mp3'"),
-        (["prepare", "m.parquet", "--out", "http://host/d"], "local or s3://bucket/key, not http"),
-        (["prepare", "m.parquet", "--out", "d", "--max-reject-share", "2"], "a number from 0 to 1"),
-        (["train", "esc50", "--data", "d"], "required: --out"),
-        (["train", "esc50", "--data", "d", "--out", "r", "--workers", "0"], "at least 1, got '0'"),
-        (["nothing"], "invalid choice: 'nothing'"),
+        (["prepare", "m.parquet", "--out", "d", "--store", "mp3"], ["argument --store", "'mp3'"]),
+        (["prepare", "m.parquet", "--out", "http://host/d"], ["argument --out", "http"]),
+        (
+            ["prepare", "m.parquet", "--out", "d", "--max-reject-share", "2"],
+            ["argument --max-reject-share", "got '2'"],
+        ),
+        (["train", "esc50", "--data", "d"], ["required", "--out"]),
+        (
+            ["train", "esc50", "--data", "d", "--out", "r", "--workers", "0"],
+            ["argument --workers", "got '0'"],
+        ),
+        (["nothing"], ["'nothing'"]),
     ],
 )
-def test_a_refused_argument_is_2_and_loads_nothing(command: list[str], told: str) -> None:
+def test_refused_argument_exits_with_2_and_loads_nothing(
+    command: list[str], values: list[str]
+) -> None:
     status, error, libraries = loaded(*command)
     assert (status, libraries) == (2, set())
-    assert told in error
+    assert_error_line(error, "", *values)
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "where", "value"),
     [
-        (["train", "esc50", "--data", "d", "--out", "r", "--set", "train.epoch=1"], "train.epochs"),
-        (["train", "esc5", "--data", "d", "--out", "r"], "esc50"),
-        (["train", "esc50", "--data", "/no/data", "--out", "r"], "/no/data"),
-        (["prepare", "/no/manifest.parquet", "--out", "d"], "/no/manifest.parquet"),
+        (
+            ["train", "esc50", "--data", "d", "--out", "r", "--set", "train.epoch=1"],
+            "--set train.epoch=1",
+            "train.epochs",
+        ),
+        (["train", "esc5", "--data", "d", "--out", "r"], "esc5", "esc50"),
+        (["train", "esc50", "--data", "/no/data", "--out", "r"], "/no/data", "card.json"),
+        (["prepare", "/no/manifest.parquet", "--out", "d"], "/no/manifest.parquet", "`manifest`"),
     ],
 )
-def test_what_users_get_wrong_most_often_is_told_before_pytorch_is_loaded(
-    command: list[str], told: str
+def test_common_mistakes_are_refused_before_loading_pytorch(
+    command: list[str], where: str, value: str
 ) -> None:
     status, error, libraries = loaded(*command)
     assert status == 1
     assert error.startswith("-c: error: ") or error.startswith("ray_job.py: error: ")
-    assert told in error
+    assert_error_line(error, where, value)
     assert len(error.splitlines()) == 1
     assert not libraries & {"av", "botocore", "ray", "timm", "torch"}

@@ -11,13 +11,13 @@ from trainer.recipe.recipe import SECTIONS
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def test_the_list_of_settings_is_that_of_the_code() -> None:
+def test_list_of_settings_matches_the_code() -> None:
     page = runpy.run_path(str(PROJECT / "docs" / "list_settings.py"))["make_page"]()
     assert (PROJECT / "docs" / "settings.md").read_text() == page
 
 
-def test_the_readme_names_every_folder() -> None:
-    """In a tree in which a folder's lines stand deeper than its own."""
+def test_readme_names_every_folder() -> None:
+    """It names them in a tree, indented below their package."""
     tree = (PROJECT / "README.md").read_text().split("## The folders")[1]
     named, package = set(), ""
     for indent, name in re.findall(r"^    ( *)([a-z_0-9]+(?:/|\.py)) ", tree, re.MULTILINE):
@@ -39,7 +39,7 @@ def test_the_readme_names_every_folder() -> None:
     assert {name for name in named if not (PROJECT / name).exists()} == set()
 
 
-def test_links_lead_to_files() -> None:
+def test_links_point_to_files() -> None:
     links = [
         (page, link)
         for page in [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")]
@@ -50,7 +50,7 @@ def test_links_lead_to_files() -> None:
     assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
 
 
-def test_the_index_names_every_page() -> None:
+def test_index_names_every_page() -> None:
     index = (PROJECT / "docs" / "README.md").read_text()
     names = {path.name for path in PROJECT.glob("docs/*.md")} - {"README.md"}
     assert {name for name in names if f"]({name})" not in index} == set()
@@ -76,11 +76,11 @@ def test_every_command_in_the_readme_and_recipes_parses() -> None:
 
 
 def test_every_override_in_the_readme_and_recipes_is_accepted() -> None:
-    """Of the recipe that its line names or its file is, together with the others of its line."""
-    # Behind --set whatever stands there, elsewhere what begins as a setting does.
+    """They are applied together to the recipe that the line names or that the file is."""
+    # After --set any text counts, elsewhere only text that starts like a setting.
     value = r"(?:\[.*?\]|[^\s`\",;)]*)"
     setting = rf'(?:--set "?|\b(?=(?:{"|".join(SECTIONS)})\.))([a-z_]+\.[a-z0-9_]+={value})'
-    found = []
+    accepted = []
     for path, text in pages().items():
         for line in text.splitlines() if path.name != "settings.md" else []:
             named = re.findall(r"recipes/[a-z0-9-]+\.toml", line)
@@ -88,5 +88,5 @@ def test_every_override_in_the_readme_and_recipes_is_accepted() -> None:
             for part in line.split("--variant"):
                 overrides = re.findall(setting, part)
                 load_recipe(str(recipe), overrides)
-                found += overrides
-    assert len(found) >= 30
+                accepted += overrides
+    assert len(accepted) >= 30

@@ -9,9 +9,9 @@ import pytest
 
 import ray_job
 from cluster.upload import PACKAGES
-from pipeline.errors import UserError
 from pipeline.version import VERSION
 from recipes import FOLDER, find_recipe, recipe_names
+from tests.support.errors import refused
 
 PROJECT = Path(ray_job.__file__).parent
 CALLED = pytest.mark.parametrize(
@@ -20,7 +20,7 @@ CALLED = pytest.mark.parametrize(
 
 
 @CALLED
-def test_the_usage_names_the_program_as_it_was_called(
+def test_usage_names_the_program_as_called(
     path: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [path])
@@ -33,7 +33,7 @@ def test_the_usage_names_the_program_as_it_was_called(
 
 
 @CALLED
-def test_an_error_names_the_program_as_it_was_called(
+def test_error_names_the_program_as_called(
     path: str,
     name: str,
     tmp_path: Path,
@@ -46,8 +46,8 @@ def test_an_error_names_the_program_as_it_was_called(
     assert capsys.readouterr().err.startswith(f"{name}: error: {missing}: ")
 
 
-def test_the_version_is_that_of_the_code_that_runs(tmp_path: Path) -> None:
-    """Also in a folder that is not installed, whatever else is."""
+def test_version_is_that_of_the_running_code(tmp_path: Path) -> None:
+    """It holds for an uninstalled copy beside an installed version."""
     for package in PACKAGES:
         shutil.copytree(PROJECT / package, tmp_path / package)
     shutil.copy(PROJECT / "ray_job.py", tmp_path)
@@ -65,16 +65,16 @@ def test_the_version_is_that_of_the_code_that_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("given", ["esc50", "recipes/esc50.toml"])
-def test_a_recipe_is_found_by_name_from_any_folder(
+def test_recipe_is_found_by_name_from_any_folder(
     given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # A data set may well have that name.
+    # A data set may have the same name.
     (tmp_path / "esc50").mkdir()
     assert find_recipe(given) == str(FOLDER / "esc50.toml")
 
 
-def test_a_file_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_wins_over_a_recipe_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").mkdir()
     own = tmp_path / "recipes" / "esc50.toml"
@@ -86,14 +86,10 @@ def test_a_file_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     "given", ["esc-50", "esc50.toml", "my/esc50.toml", "../recipes/esc50.toml"]
 )
-def test_an_unknown_recipe_lists_the_known_ones(
+def test_unknown_recipe_gets_a_list_of_recipes(
     given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="no such recipe") as caught:
-        find_recipe(given)
-    message = str(caught.value)
-    assert message.startswith(f"{given}: ")
     assert {"demo", "esc50", "audioset-full"} <= set(recipe_names())
-    assert message.endswith(", ".join(recipe_names()))
-    assert "\n" not in message
+    with refused(given, "no such recipe", remedy=", ".join(recipe_names())):
+        find_recipe(given)

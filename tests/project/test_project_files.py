@@ -20,7 +20,7 @@ def metadata() -> dict[str, Any]:
     return dict(tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"])
 
 
-def test_the_hooks_run_what_make_lint_runs() -> None:
+def test_hooks_run_the_commands_of_make_lint() -> None:
     makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
     (lint,) = re.findall(r"^lint:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
     # Hooks get their files from pre-commit, and may put them into their format.
@@ -29,7 +29,7 @@ def test_the_hooks_run_what_make_lint_runs() -> None:
     assert {f"\t$(BIN)/{hook['entry'].removeprefix('.venv/bin/')}" for hook in hooks} == commands
 
 
-def test_the_workflow_runs_all_checks_on_every_python_of_the_metadata() -> None:
+def test_workflow_checks_every_supported_python() -> None:
     job = read_yaml(".github/workflows/ci.yml")["jobs"]["check"]
     assert "bash .ci/run" in [step.get("run") for step in job["steps"]]
     classified = re.findall(r"Python :: (3\.\d+)", " ".join(metadata()["classifiers"]))
@@ -37,7 +37,7 @@ def test_the_workflow_runs_all_checks_on_every_python_of_the_metadata() -> None:
     assert metadata()["requires-python"] == f">={classified[0]}"
 
 
-def test_issue_forms_have_the_keys_that_are_required_of_them() -> None:
+def test_issue_forms_have_the_required_keys() -> None:
     forms = [read_yaml(f".github/ISSUE_TEMPLATE/{name}.yml") for name in ("bug", "feature")]
     for form in forms:
         assert isinstance(form["name"], str)
@@ -48,7 +48,7 @@ def test_issue_forms_have_the_keys_that_are_required_of_them() -> None:
         assert len(ids) == len(set(ids)) > 0
 
 
-def test_the_citation_has_the_version_and_licence_of_the_package() -> None:
+def test_citation_has_the_version_and_licence_of_the_package() -> None:
     citation = read_yaml("CITATION.cff")
     assert citation["version"] == VERSION
     assert citation["license"] == metadata()["license"] == "MIT"

@@ -1,4 +1,4 @@
-"""The wheel: the files that a job would be sent, and what it says of itself."""
+"""The wheel: it holds the files that a job is sent, and its metadata."""
 
 import email
 import email.message
@@ -27,8 +27,7 @@ print(build_wheel(sys.argv[1]))
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy: setuptools leaves files in the folder that it builds from, and uses those
-    of an earlier build."""
+    """Built from a copy, as setuptools leaves files in its source folder and reuses them."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for package in PACKAGES:
         shutil.copytree(PROJECT / package, source / package)
@@ -49,7 +48,7 @@ def metadata(wheel: Path) -> email.message.Message:
     return email.message_from_string(read(wheel, "METADATA"))
 
 
-def test_it_holds_the_program_and_its_recipes_and_nothing_else(wheel: Path) -> None:
+def test_wheel_holds_only_the_program_and_its_recipes(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
     typed = {f"{package}/py.typed" for package in ("cluster", "pipeline", "trainer")}
@@ -57,20 +56,20 @@ def test_it_holds_the_program_and_its_recipes_and_nothing_else(wheel: Path) -> N
     assert {"recipes/esc50.toml", "pipeline/pages/style.css"} <= files
 
 
-def test_it_says_who_may_use_it_and_how_it_is_run(wheel: Path) -> None:
+def test_metadata_has_licence_and_command(wheel: Path) -> None:
     assert wheel.name == f"ast_ray-{VERSION}-py3-none-any.whl"
-    found = metadata(wheel)
-    assert (found["Name"], found["Version"]) == ("ast-ray", VERSION)
-    assert (found["License-Expression"], found["License-File"]) == ("MIT", "LICENSE")
+    fields = metadata(wheel)
+    assert (fields["Name"], fields["Version"]) == ("ast-ray", VERSION)
+    assert (fields["License-Expression"], fields["License-File"]) == ("MIT", "LICENSE")
     assert read(wheel, "licenses/LICENSE") == (PROJECT / "LICENSE").read_text(encoding="utf-8")
-    assert found["Requires-Python"] == ">=3.11"
-    assert found.get_all("Project-URL") is None
+    assert fields["Requires-Python"] == ">=3.11"
+    assert fields.get_all("Project-URL") is None
     points = ConfigParser()
     points.read_string(read(wheel, "entry_points.txt"))
     assert dict(points["console_scripts"]) == {"ast-ray": "ray_job:main"}
 
 
-def test_its_recipes_are_found_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
+def test_recipes_are_found_where_the_wheel_is_installed(wheel: Path, tmp_path: Path) -> None:
     installed, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
     elsewhere.mkdir()
     with zipfile.ZipFile(wheel) as archive:

@@ -1,4 +1,4 @@
-"""`prepare` against a storage that fails now and then, or from some moment on for ever."""
+"""`prepare` against a storage that fails now and then, or permanently from some moment on."""
 
 import re
 import signal
@@ -35,11 +35,11 @@ def slow(*values: object) -> Any:
 
 @pytest.fixture
 def proxy(s3: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """What this process reaches the bucket `s3` through; passes all on at first."""
-    with faulty_proxy(s3_endpoint) as found:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", found.endpoint)
+    """The proxy between this process and the bucket `s3`; at first it passes everything on."""
+    with faulty_proxy(s3_endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         storage.file_system(s3).clear_instance_cache()
-        yield found
+        yield proxy
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def manifest(s3: str, tmp_path: Path) -> Manifest:
-    """20 clips in files of their own, 4 in a tar and 4 in Parquet, all in the bucket."""
+    """20 clips in single files, 4 in a tar and 4 in Parquet, all in the bucket."""
     clips = []
     for clip in write_clips(tmp_path / "audio", 20):
         uri = f"{s3}/{Path(clip.uri).name}"
@@ -63,11 +63,11 @@ def manifest(s3: str, tmp_path: Path) -> Manifest:
     storage.write_bytes(table, (tmp_path / "a.parquet").read_bytes())
     for number, content in enumerate(contents[:4]):
         size = len(content)
-        place: dict[str, Any] = {"offset_bytes": number * size, "size_bytes": size}
-        clips.append(Clip(id=f"tar {number}", uri=tar, labels=("dog",), **place))
+        location: dict[str, Any] = {"offset_bytes": number * size, "size_bytes": size}
+        clips.append(Clip(id=f"tar {number}", uri=tar, labels=("dog",), **location))
     for number in range(4):
-        place = {"row_group": number // 2, "row": number % 2}
-        clips.append(Clip(id=f"row {number}", uri=table, labels=("rain",), **place))
+        location = {"row_group": number // 2, "row": number % 2}
+        clips.append(Clip(id=f"row {number}", uri=table, labels=("rain",), **location))
     return from_clips(clips, LABELS)
 
 
@@ -82,7 +82,7 @@ def reference(manifest: Manifest, tmp_path: Path) -> dict[str, bytes]:
 
 @pytest.mark.usefixtures("short_pauses")
 @pytest.mark.parametrize("seed", [4, slow(5)])
-def test_faults_in_passing_change_nothing(
+def test_passing_faults_change_nothing(
     seed: int, s3: str, proxy: FaultyProxy, manifest: Manifest, reference: dict[str, bytes]
 ) -> None:
     proxy.spoil(Faults(share=0.15, seed=seed))
@@ -94,7 +94,7 @@ def test_faults_in_passing_change_nothing(
 
 
 @pytest.mark.usefixtures("short_pauses")
-def test_every_operation_is_tried_again(s3: str, proxy: FaultyProxy) -> None:
+def test_every_operation_is_retried(s3: str, proxy: FaultyProxy) -> None:
     path = f"{s3}/some/file"
     operations: list[tuple[Callable[[], object], object]] = [
         (lambda: storage.write_bytes(path, b"content"), None),
@@ -112,7 +112,7 @@ def test_every_operation_is_tried_again(s3: str, proxy: FaultyProxy) -> None:
 
 
 @pytest.mark.usefixtures("short_pauses")
-def test_what_is_cut_is_never_taken_for_whole(s3: str, proxy: FaultyProxy) -> None:
+def test_truncated_responses_never_count_as_whole(s3: str, proxy: FaultyProxy) -> None:
     rng = np.random.default_rng(0)
     written = {f"{s3}/{number}": rng.bytes(1 + 7_000 * number) for number in range(20)}
     for path, content in written.items():
@@ -132,18 +132,18 @@ def test_what_is_cut_is_never_taken_for_whole(s3: str, proxy: FaultyProxy) -> No
 
 @pytest.mark.usefixtures("short_pauses")
 @pytest.mark.parametrize(
-    ("kind", "line"),
+    ("kind", "fault"),
     [
-        ("expired", r"access refused \((ExpiredToken|400)\); check AWS_ACCESS_KEY_ID"),
-        ("slow down", r"the storage at {endpoint} answered (SlowDown|503), also after retries"),
-        slow("expired 403", r"access refused \((ExpiredToken|403)\); check AWS_ACCESS_KEY_ID"),
-        slow("reset", 'closed before we received a valid response from endpoint URL: "{endpoint}/'),
-        slow("cut", "closed before we received a valid res|responses of {endpoint} stay truncated"),
+        ("expired", r"\b(ExpiredToken|400)\b.*\bAWS_ACCESS_KEY_ID\b"),
+        ("slow down", r"\b(SlowDown|503)\b"),
+        slow("expired 403", r"\b(ExpiredToken|403)\b.*\bAWS_ACCESS_KEY_ID\b"),
+        slow("reset", r"\bclosed\b"),
+        slow("cut", r"\b(closed|truncated)\b"),
     ],
 )
-def test_a_storage_that_fails_for_ever_is_one_line_and_the_job_goes_on_later(
+def test_lasting_fault_is_one_line_and_the_job_resumes_later(
     kind: str,
-    line: str,
+    fault: str,
     s3: str,
     proxy: FaultyProxy,
     manifest: Manifest,
@@ -156,10 +156,11 @@ def test_a_storage_that_fails_for_ever_is_one_line_and_the_job_goes_on_later(
     proxy.spoil(Faults(share=1.0, kinds=(kind,), after=60))
     with pytest.raises(UserError) as caught:
         prepare(manifest, f"{s3}/out", max_reject_share=0.0)
-    told = str(caught.value)
-    assert re.search(line.replace("{endpoint}", re.escape(proxy.endpoint)), told), told
-    assert told.startswith(f"{s3}/")
-    assert "\n" not in told
+    message = str(caught.value)
+    assert re.search(fault, message), message
+    assert proxy.endpoint in message
+    assert caught.value.where.startswith(f"{s3}/")
+    assert "\n" not in message
     assert proxy.injected[kind] >= 1
     proxy.spoil(Faults())
     finished = storage.list_files(f"{s3}/out/_work/parts")
@@ -171,7 +172,7 @@ def test_a_storage_that_fails_for_ever_is_one_line_and_the_job_goes_on_later(
     assert contents(f"{s3}/out") == reference
 
 
-def test_waiting_for_the_storage_is_not_taken_for_a_decoder_that_hangs(
+def test_waiting_for_storage_does_not_count_as_decoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = []
@@ -187,7 +188,7 @@ def test_waiting_for_the_storage_is_not_taken_for_a_decoder_that_hangs(
 
     monkeypatch.setattr(build, "fetch_ahead", fetch)
     monkeypatch.setattr(build, "decode_audio", decode)
-    before = signal.setitimer(signal.ITIMER_REAL, 1_000)  # anyone's who calls this
+    before = signal.setitimer(signal.ITIMER_REAL, 1_000)  # a timer of the caller
     prepare(from_clips(write_clips(tmp_path / "audio", 5), LABELS), tmp_path / "out")
     signal.setitimer(signal.ITIMER_REAL, *before)
     assert decoded == pytest.approx([build.MAX_DECODE_S] * 5, abs=5)
@@ -195,7 +196,7 @@ def test_waiting_for_the_storage_is_not_taken_for_a_decoder_that_hangs(
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_faults_in_passing_on_ray(
+def test_passing_faults_change_nothing_on_ray(
     s3: str,
     proxy: FaultyProxy,
     manifest: Manifest,
@@ -214,8 +215,8 @@ def test_faults_in_passing_on_ray(
             "--max-reject-share=0",
         ]
     ) as step:
-        _, told = step.communicate(timeout=600)
-    assert step.returncode == 0, told
+        _, stderr = step.communicate(timeout=600)
+    assert step.returncode == 0, stderr
     assert set(proxy.injected) == set(KINDS)
     proxy.spoil(Faults())
     assert contents(f"{s3}/out") == reference

@@ -91,7 +91,7 @@ def finished(output: Path) -> dict[str, int]:
     return {path.stem: path.stat().st_mtime_ns for path in parts}
 
 
-def test_a_node_that_is_killed_costs_nothing(
+def test_killed_node_costs_nothing(
     clips: list[Clip],
     manifest: Path,
     reference: dict[str, bytes],
@@ -114,7 +114,7 @@ def test_a_node_that_is_killed_costs_nothing(
     assert without_pages(tmp_path / "out") == reference
 
 
-def test_workers_that_are_killed_or_hang_cost_at_most_their_clip(
+def test_killed_or_hanging_workers_cost_at_most_their_clip(
     clips: list[Clip],
     manifest: Path,
     tmp_path: Path,
@@ -123,8 +123,8 @@ def test_workers_that_are_killed_or_hang_cost_at_most_their_clip(
     deeds = {clips[31].uri: "die()", clips[77].uri: "hang()", clips[150].uri: "once(die)"}
     command = prepare_command(manifest, tmp_path / "out", "--address", "local")
     with sabotaged(tmp_path, deeds, max_decode_s=MAX_DECODE_S) as note, started(command) as step:
-        _, told = step.communicate(timeout=600)
-    assert step.returncode == 0, told
+        _, stderr = step.communicate(timeout=600)
+    assert step.returncode == 0, stderr
     assert note.exists()
     rejects = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
     assert {row["id"]: f"{row['stage']}: {row['reason']}" for row in rejects} == {
@@ -146,7 +146,7 @@ def test_workers_that_are_killed_or_hang_cost_at_most_their_clip(
     assert without_pages(tmp_path / "out") == files(tmp_path / "undisturbed")
 
 
-def test_a_driver_that_is_killed_costs_the_shards_in_flight(
+def test_killed_driver_costs_only_the_shards_in_flight(
     clips: list[Clip],
     manifest: Path,
     reference: dict[str, bytes],
@@ -166,9 +166,9 @@ def test_a_driver_that_is_killed_costs_the_shards_in_flight(
         before = finished(output)
         assert 5 <= len(before) < NUM_SHARDS
         with started(command) as step:
-            printed, told = step.communicate(timeout=600)
-    assert step.returncode == 0, told
-    assert json.loads(printed.splitlines()[-1])["num_shards_built"] == NUM_SHARDS - len(before)
+            stdout, stderr = step.communicate(timeout=600)
+    assert step.returncode == 0, stderr
+    assert json.loads(stdout.splitlines()[-1])["num_shards_built"] == NUM_SHARDS - len(before)
     assert {name: finished(output)[name] for name in before} == before
     assert without_pages(output) == reference
 

@@ -364,7 +364,7 @@ def open_remote(path: str, folder: Path) -> AbstractContextManager[OpenPage]:
     return open_page(folder / "page.html")
 
 
-def test_the_coverage_is_exactly_what_was_put_there(rehearsal: Rehearsal, tmp_path: Path) -> None:
+def test_coverage_counts_exactly_the_written_clips(rehearsal: Rehearsal, tmp_path: Path) -> None:
     clips, labels = rehearsal.clips, rehearsal.labels
     coverage = storage.read_json(f"{OUTPUT}.coverage.json")
     expected = {
@@ -428,7 +428,7 @@ def shown(counts: dict[str, int]) -> list[str]:
     return [f"{counts[name]:,}" for name in ("found", "missing", "unreadable", "listed")]
 
 
-def test_the_plan_foretold_it(rehearsal: Rehearsal) -> None:
+def test_plan_predicts_the_data_set(rehearsal: Rehearsal) -> None:
     plan, summary = rehearsal.plan, storage.read_json(f"{OUTPUT}/prepare_summary.json")
     assert plan["num_clips"] == count(rehearsal.clips, lambda clip: clip.is_found)
     assert plan["num_shards"] == summary["num_shards"]
@@ -437,7 +437,7 @@ def test_the_plan_foretold_it(rehearsal: Rehearsal) -> None:
     assert plan["written_bytes"] == pytest.approx(summary["size_bytes"], rel=0.05)
 
 
-def test_every_clip_is_prepared_or_named_with_a_node_that_died(
+def test_every_clip_is_prepared_or_rejected_despite_a_lost_node(
     rehearsal: Rehearsal, tmp_path: Path
 ) -> None:
     clips = rehearsal.clips
@@ -480,7 +480,7 @@ def test_scores_name_the_common_subset(rehearsal: Rehearsal) -> None:
     assert f"on {num_common} clips" in rehearsal.printed["evaluate"]
 
 
-def test_undisturbed_on_a_disk_it_is_the_same_and_takes_late_clips(
+def test_local_data_set_is_the_same_and_takes_late_clips(
     rehearsal: Rehearsal, tmp_path: Path
 ) -> None:
     manifest, settings = read_manifest(MANIFEST), PrepareSettings()

@@ -27,7 +27,7 @@ def read_metrics(run_path: str, name: str) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_demo_learns_its_sounds_and_draws_a_report(tmp_path: Path) -> None:
+def test_demo_learns_its_sounds_and_draws_a_report(tmp_path: Path) -> None:
     run_script("demo.sh", DEMO_FOLDER=str(tmp_path))
 
     card = open_dataset(str(tmp_path / "dataset")).card
