@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import reprlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.errors import UserError
@@ -84,11 +85,17 @@ def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
 
 
 def _faults(error: ValidationError) -> str:
-    faults = error.errors(include_url=False, include_context=False, include_input=False)
-    shown = [
-        ".".join(map(str, fault["loc"])) + f": {fault['msg']}" if fault["loc"] else fault["msg"]
-        for fault in faults[:_NUM_FAULTS_SHOWN]
-    ]
+    faults = error.errors(include_url=False, include_context=False)
+    shown = []
+    for fault in faults[:_NUM_FAULTS_SHOWN]:
+        path = ".".join(map(str, fault["loc"]))
+        what = fault["msg"]
+        if fault["type"] == "value_error":
+            # What `__post_init__` raises says which field it is about, and its value.
+            what = what.removeprefix("Value error, ")
+        elif fault["type"] != "missing":
+            what += f", got {reprlib.repr(fault['input'])}"
+        shown.append(f"{path}: {what}" if path else what)
     more = len(faults) - len(shown)
     return "; ".join(shown) + (f"; and {more} more" if more else "")
 

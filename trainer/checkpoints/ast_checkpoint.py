@@ -10,11 +10,11 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import SettingValueError, UserError
 from pipeline.fbank_settings import PUBLISHED_NORMS, FbankSettings
 from trainer.checkpoints.checkpoint import load_last
 from trainer.checkpoints.fit import check_values
@@ -26,6 +26,8 @@ from trainer.checkpoints.names import (
 )
 from trainer.checkpoints.patch_grid import patches_along, shortest_axis
 from trainer.checkpoints.state_files import State, read_metadata, read_state
+
+Document = TypeVar("Document")
 
 METADATA_KEY = "ast_ray"
 """Where the header of an `ast.safetensors` holds what is known of the model, as JSON."""
@@ -48,22 +50,6 @@ _LENGTHS = (1024, 512, 128)
 _NUM_AUDIOSET = 527
 _HEAD_NDIMS = {"pos_embed": 3, "head.weight": 2, "head.bias": 1}
 """What tells a whole AST from a backbone, and of how many dimensions each is."""
-_GRID = ("patch_frequency", "patch_time", "stride_frequency", "stride_time", "num_frames")
-_FACTS = {"num_mels": int, "labels": list, "mean": float, "std": float, "loss": str, "model": dict}
-"""What our own checkpoints tell, and of which kind each is."""
-_CONFIG: dict[str, Any] = {
-    "hidden_size": 768,
-    "num_attention_heads": 12,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-12,
-    "patch_size": _PATCH,
-    "frequency_stride": 10,
-    "time_stride": 10,
-    "max_length": 1024,
-    "num_mel_bins": _NUM_MELS,
-    "id2label": {},
-}
-"""Of a config of transformers what is used here, with its defaults."""
 # fmt: off
 _SPEECH_COMMANDS = (
     "backward", "follow", "five", "bed", "zero", "on", "learn", "two", "house", "tree", "dog",
@@ -73,6 +59,116 @@ _SPEECH_COMMANDS = (
 )
 """Order of the classes in the authors' Speech Commands model (their class_labels_indices)."""
 # fmt: on
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _PatchGrid:
+    """Of `ModelSettings`, what decides the number of patches."""
+
+    patch_frequency: int
+    patch_time: int
+    stride_frequency: int
+    stride_time: int
+    num_frames: int
+
+    def __post_init__(self) -> None:
+        _check_positive(asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Exported:
+    """What the header of an `ast.safetensors` tells, as `metadata` writes it."""
+
+    format_version: int = 1
+    model: dict[str, Any]
+    num_mels: int
+    labels: list[str]
+    mean: float
+    std: float
+    loss: str
+
+    def __post_init__(self) -> None:
+        _check_positive({"num_mels": self.num_mels})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _RunData:
+    num_mels: int = _NUM_MELS
+    labels: list[str]
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _RunSettings:
+    model: dict[str, Any]
+    train: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Run:
+    """Of a run's `run.json`, what its checkpoints do not tell themselves."""
+
+    data: _RunData
+    settings: _RunSettings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Config:
+    """Of a `config.json` of transformers, what is used here, with its defaults."""
+
+    hidden_size: int = 768
+    num_attention_heads: int = 12
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    patch_size: int = _PATCH
+    frequency_stride: int = 10
+    time_stride: int = 10
+    max_length: int = 1024
+    num_mel_bins: int = _NUM_MELS
+    id2label: dict[str, Any] = field(default_factory=dict)
+    problem_type: Any = None
+
+    def __post_init__(self) -> None:
+        _check_positive(
+            {name: value for name, value in asdict(self).items() if isinstance(value, int)}
+        )
+        # Neither shows in the shape of a weight.
+        width, heads = self.hidden_size, self.num_attention_heads
+        if width != heads * _HEAD_WIDTH or self.hidden_act != "gelu":
+            raise ValueError(
+                f"must have hidden_act gelu and an attention head for each {_HEAD_WIDTH} of "
+                f"hidden_size, as DeiT has; got {self.hidden_act}, {heads} and {width}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Features:
+    """Of a `preprocessor_config.json` of transformers, what is used here."""
+
+    sampling_rate: int = 16_000
+    do_normalize: bool = True
+    mean: float | None = None
+    std: float | None = None
+
+    def __post_init__(self) -> None:
+        ours = FbankSettings().sample_rate_hz
+        if self.sampling_rate != ours:
+            raise ValueError(
+                f"the model was trained at {self.sampling_rate} Hz, the data is at {ours} Hz"
+            )
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(f"needs both mean and std or neither, got {self.mean}, {self.std}")
+        if self.std is not None and self.std <= 0:
+            raise ValueError(f"std: must be above 0, got {self.std}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _ShardIndex:
+    """A `model.safetensors.index.json` of transformers."""
+
+    weight_map: dict[str, str]
+    """The file of each weight."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -169,7 +265,7 @@ def read_weights(path: str, like: Mapping[str, Any]) -> AstCheckpoint | State:
     if is_transformers_state(state):
         return _from_transformers(path, state, path.rpartition("/")[0])
     if "head_norm.weight" in state:
-        return _from_facts(path, state, _exported_facts(path), path)
+        return _from_own(path, state, _exported(path), path)
     return state
 
 
@@ -183,39 +279,33 @@ def metadata(
     loss: str,
 ) -> dict[str, str]:
     """What the header of an `ast.safetensors` says."""
-    facts = {
-        "format_version": 1,
-        "model": dict(model),
-        "num_mels": num_mels,
-        "labels": list(labels),
-        "mean": mean,
-        "std": std,
-        "loss": loss,
-    }
-    return {METADATA_KEY: json.dumps(facts)}
+    settings = _Exported(
+        model=dict(model), num_mels=num_mels, labels=list(labels), mean=mean, std=std, loss=loss
+    )
+    return {METADATA_KEY: json.dumps(asdict(settings))}
 
 
 def _read_run(path: str) -> AstCheckpoint:
     file = storage.join(path, "run.json")
-    run = storage.read_json_object(file)
+    run = _read(file, _Run)
     saved = load_last(path)
-    _check_kinds(run, {"data": dict, "settings": dict}, file)
-    _check_kinds(run["settings"], {"model": dict, "train": dict}, f"{file}: settings")
-    facts = {
-        "num_mels": _NUM_MELS,
-        **run["data"],
-        "model": run["settings"]["model"],
-        "loss": run["settings"]["train"].get("loss"),
-    }
-    return _from_facts(path, saved.model, facts, file)
+    settings = _Exported(
+        model=run.settings.model,
+        num_mels=run.data.num_mels,
+        labels=run.data.labels,
+        mean=run.data.mean,
+        std=run.data.std,
+        loss=run.settings.train["loss"],
+    )
+    return _from_own(path, saved.model, settings, file)
 
 
 def _read_exported_folder(path: str) -> AstCheckpoint:
     file = storage.join(path, EXPORTED_NAME)
-    return _from_facts(file, read_state(file), _exported_facts(file), file)
+    return _from_own(file, read_state(file), _exported(file), file)
 
 
-def _exported_facts(path: str) -> dict[str, Any]:
+def _exported(path: str) -> _Exported:
     text = None
     if path.lower().endswith(".safetensors"):
         text = read_metadata(path).get(METADATA_KEY)
@@ -226,27 +316,30 @@ def _exported_facts(path: str) -> dict[str, Any]:
             f"give the run folder, or the {EXPORTED_NAME} that `export` writes",
         )
     try:
-        facts = json.loads(text)
-    except ValueError:
-        facts = None
-    if not isinstance(facts, dict):
+        return storage.parse_document(text, _Exported)
+    except storage.DocumentError as error:
         raise UserError(
-            path, f"{METADATA_KEY} in its header is not a JSON object", "export the run again"
-        )
-    return facts
+            path, f"{METADATA_KEY} in its header is damaged: {error}", "export the run again"
+        ) from error
 
 
-def _from_facts(source: str, state: State, facts: Mapping[str, Any], where: str) -> AstCheckpoint:
+def _from_own(source: str, state: State, settings: _Exported, where: str) -> AstCheckpoint:
     _require_head(state, source)
-    _check_kinds(facts, _FACTS, where)
-    _check_kinds(facts["model"], dict.fromkeys(_GRID, int), f"{where}: model")
+    try:
+        storage.conform(settings.model, _PatchGrid)
+    except storage.DocumentError as error:
+        raise UserError(where, f"the settings of its model are damaged: {error}") from error
     # How it was once begun is no part of what it is now.
     begun = ("pretrained", "weights_file", "position_embedding")
     return AstCheckpoint(
         source=source,
         state=state,
-        model={key: value for key, value in facts["model"].items() if key not in begun},
-        **{key: facts[key] for key in ("num_mels", "labels", "mean", "std", "loss")},
+        model={key: value for key, value in settings.model.items() if key not in begun},
+        num_mels=settings.num_mels,
+        labels=settings.labels,
+        mean=settings.mean,
+        std=settings.std,
+        loss=settings.loss,
     )
 
 
@@ -329,11 +422,8 @@ def _read_transformers(path: str) -> AstCheckpoint:
 
 def _read_shards(folder: str, index: str) -> State:
     """A state dict that is spread over several files of a folder."""
-    file_of = storage.read_json_object(index).get("weight_map")
-    if not isinstance(file_of, dict) or not all(isinstance(one, str) for one in file_of.values()):
-        raise UserError(index, "its weight_map does not name a file for each weight")
     state: State = {}
-    for name in sorted(set(file_of.values())):
+    for name in sorted(set(_read(index, _ShardIndex).weight_map.values())):
         state |= read_state(storage.join(folder, name))
     return state
 
@@ -342,8 +432,9 @@ def _from_transformers(source: str, state: State, folder: str) -> AstCheckpoint:
     config = _read_config(folder, source)
     ours = from_transformers_state(state, source)
     _require_head(ours, source)
-    labels = [config["id2label"].get(str(row)) for row in range(len(ours["head.bias"]))]
-    is_named = all(isinstance(label, str) for label in labels)
+    names = [config.id2label.get(str(row)) for row in range(len(ours["head.bias"]))]
+    labels = [name for name in names if isinstance(name, str)]
+    is_named = len(labels) == len(names)
     is_made_up = labels == [f"LABEL_{row}" for row in range(len(labels))]
     mean, std = _read_norm(storage.join(folder, "preprocessor_config.json"))
     losses = {"multi_label_classification": "bce", "single_label_classification": "ce"}
@@ -352,19 +443,19 @@ def _from_transformers(source: str, state: State, folder: str) -> AstCheckpoint:
         state=ours,
         model={
             **_size(ours),
-            **dict.fromkeys(("layer_norm_eps", "head_norm_eps"), config["layer_norm_eps"]),
+            **dict.fromkeys(("layer_norm_eps", "head_norm_eps"), config.layer_norm_eps),
             **_shape(
-                config["patch_size"],
-                config["frequency_stride"],
-                config["time_stride"],
-                config["max_length"],
+                config.patch_size,
+                config.frequency_stride,
+                config.time_stride,
+                config.max_length,
             ),
         },
-        num_mels=config["num_mel_bins"],
+        num_mels=config.num_mel_bins,
         labels=labels if is_named and not is_made_up else None,
         mean=mean,
         std=std,
-        loss=losses.get(str(config.get("problem_type"))),
+        loss=losses.get(str(config.problem_type)),
     )
 
 
@@ -372,42 +463,20 @@ def _read_norm(path: str) -> tuple[float | None, float | None]:
     """Mean and deviation of a `preprocessor_config.json`; None of either: it is not there."""
     if not storage.exists(path):
         return None, None
-    features = storage.read_json_object(path)
-    ours = FbankSettings().sample_rate_hz
-    if features.get("sampling_rate", ours) != ours:
-        raise UserError(
-            path,
-            f"the model was trained at {features['sampling_rate']} Hz, the data is at {ours} Hz",
-        )
-    if features.get("do_normalize") is False:
-        # What makes nothing of (x - mean) / (2 std).
-        return 0.0, 0.5
-    if features.get("mean") is None and features.get("std") is None:
-        return None, None
-    _check_kinds(features, {"mean": float, "std": float}, path)
-    if features["std"] <= 0:
-        raise UserError(path, f"std: must be above 0, got {features['std']}")
-    return features["mean"], features["std"]
+    features = _read(path, _Features)
+    # What makes nothing of (x - mean) / (2 std).
+    return (features.mean, features.std) if features.do_normalize else (0.0, 0.5)
 
 
-def _read_config(folder: str, source: str) -> dict[str, Any]:
-    path = storage.join(folder, "config.json")
+def _read_config(folder: str, source: str) -> _Config:
     try:
-        found = storage.read_json_object(path)
+        return _read(storage.join(folder, "config.json"), _Config)
     except FileNotFoundError as error:
         raise UserError(source, "no config.json beside it", "give the whole folder") from error
-    config = {**_CONFIG, **found}
-    _check_kinds(config, {key: type(value) for key, value in _CONFIG.items()}, path)
-    # Neither shows in the shape of a weight.
-    width, heads = config["hidden_size"], config["num_attention_heads"]
-    if width != heads * _HEAD_WIDTH or config["hidden_act"] != "gelu":
-        raise UserError(
-            path,
-            f"must have hidden_act gelu and an attention head for each {_HEAD_WIDTH} of "
-            "hidden_size, as DeiT has",
-            f"got {config['hidden_act']}, {heads} and {width}",
-        )
-    return config
+
+
+def _read(path: str, kind: type[Document]) -> Document:
+    return storage.read_document(path, kind, "get it anew, whole")
 
 
 def _require_head(state: State, source: str) -> None:
@@ -422,19 +491,10 @@ def _require_head(state: State, source: str) -> None:
         raise UserError(source, "head.weight and head.bias are of different numbers of classes")
 
 
-def _check_kinds(found: Mapping[str, Any], kinds: Mapping[str, type], where: str) -> None:
-    """Refuse a value that is missing or of another kind; whole numbers must be above 0."""
-    words = {int: "a whole number above 0", float: "a finite number", str: "a text"}
-    for key, kind in kinds.items():
-        value: Any = found.get(key)
-        valid = type(value) is kind
-        if kind is int:
-            valid = valid and value >= 1
-        if kind is float:
-            valid = type(value) in (int, float) and math.isfinite(value)
-        if not valid:
-            expected = words.get(kind, f"a JSON {'object' if kind is dict else 'list'}")
-            raise UserError(where, f"{key}: must be {expected}, got {value!r}")
+def _check_positive(values: Mapping[str, int]) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise SettingValueError(name, f"must be above 0, got {value}")
 
 
 def _size(state: State) -> dict[str, Any]:
