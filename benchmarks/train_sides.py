@@ -65,9 +65,9 @@ def random_batch(batch_size: int, num_frames: int, device: torch.device) -> Batc
         num_frames=num_frames,
         audio_fbank=None,
         targets=(torch.rand(batch_size, NUM_CLASSES, device=device) < 0.01).float(),
-        weights=torch.ones(batch_size, device=device),
+        clip_weights=torch.ones(batch_size, device=device),
         num_clips=batch_size,
-        rows=np.arange(batch_size),
+        indices=np.arange(batch_size),
     )
 
 

@@ -1,15 +1,15 @@
 """Training-time augmentation of raw log-mel fbanks, in the order of the published recipe.
 
 In: a batch of raw (not normalised) log-mel fbanks, or of audio, cut or padded to the target length,
-and what was drawn for each clip (`trainer.data.augment_draws`). Steps, in this order, all of them
-for the whole batch and on its device: mixup with partners over what is not padding, of audio the
-fbank, SpecAugment, normalisation, noise and roll. Out: the model's input.
+and the random draws for each clip (`trainer.data.augment_draws`). Steps, in this order, for the
+whole batch and on its device: mixup with partners (never in the padding), the fbank of audio,
+SpecAugment, normalisation, noise and roll. Out: the model's input.
 
 Source: section 3.1 of the AST paper (arXiv 2104.01778) and the data loader its authors released;
-where they differ the data loader is followed. Padding and masks are zeros in the raw log-mel and
-become -mean / (2 std) by the normalisation, +0.467 on AudioSet.
+where they differ this follows the data loader. Padding and masks are zeros in the raw log-mel, and
+normalisation turns them into -mean / (2 std), +0.467 on AudioSet.
 
-B batch, P partners of mixup, T frames, F mels, S samples, C classes.
+B batch, P mixup partners, T frames, F mels, S samples, C classes.
 """
 
 import math
@@ -30,13 +30,13 @@ LOG_MEL_FLOOR = math.log(ENERGY_FLOOR)
 
 
 def mix_log_mel(fbanks: Tensor, num_frames: Tensor, draws: AugmentDraws) -> Tensor:
-    """Mix the B first of raw log-mels with the P others, the partners of those that are mixed.
+    """Mix the first B raw log-mels with the other P, the partners of the clips to mix.
 
-    The recipe mixes waveforms, lambda times the one and 1 - lambda times the other, which adds
-    their amplitudes. Here their powers are added, lambda^2 and (1 - lambda)^2 times, which is
-    the same up to the cross term of the two signals, whose mean is 0.
+    The recipe mixes waveforms, lambda times the clip plus 1 - lambda times its partner, which adds
+    amplitudes. This adds powers, times lambda^2 and (1 - lambda)^2, which is the same up to the
+    cross term of the two signals, whose mean is 0.
 
-    As with waveforms the partner is cut to the clip's length, or adds nothing past its own end.
+    As with waveforms, the partner is cut to the clip's length, or adds nothing past its own end.
     The front end's floor on the power holds for the mix too: two silent clips mix to silence, not
     to something below it.
 
@@ -48,26 +48,25 @@ def mix_log_mel(fbanks: Tensor, num_frames: Tensor, draws: AugmentDraws) -> Tens
     Returns:
         float32 `[B, T, F]`, padded with zeros.
     """
-    mixed = np.flatnonzero(needs_partner(draws))
-    _check_rows(fbanks, len(draws) + len(mixed))
+    indices = np.flatnonzero(needs_partner(draws))
+    _check_shape(fbanks, len(draws) + len(indices))
     x = fbanks[: len(draws)].to(torch.float32, copy=True)
-    if len(mixed) == 0:
+    if len(indices) == 0:
         return x
-    share, rows = draws.mixup_lambda[mixed], on_device(x.device, mixed)
-    partners = fbanks[len(draws) :].float() + _log_power_gain(1 - share, x.device)
+    lambdas, mixed = draws.mixup_lambda[indices], on_device(x.device, indices)
+    partners = fbanks[len(draws) :].float() + _log_power_gain(1 - lambdas, x.device)
     partners.masked_fill_(_past(partners, num_frames[len(draws) :])[:, :, None], -math.inf)
-    sums = torch.logaddexp(x[rows] + _log_power_gain(share, x.device), partners)
-    past = _past(sums, num_frames[rows])[:, :, None]
-    x[rows] = sums.clamp_(min=LOG_MEL_FLOOR).masked_fill_(past, 0.0)
+    sums = torch.logaddexp(x[mixed] + _log_power_gain(lambdas, x.device), partners)
+    past = _past(sums, num_frames[mixed])[:, :, None]
+    x[mixed] = sums.clamp_(min=LOG_MEL_FLOOR).masked_fill_(past, 0.0)
     return x
 
 
 def mix_waveforms(samples: Tensor, num_samples: Tensor, draws: AugmentDraws | None) -> Tensor:
-    """Mix the B first of waveforms with the P others, as the authors' data loader does.
+    """Mix the first B waveforms with the other P, as the authors' data loader does.
 
-    Each is freed of its mean, then lambda times the one and 1 - lambda times the other are added
-    and freed of the mean once more. The partner is cut to the clip's length, or is followed by
-    zeros.
+    Each has its mean subtracted, then lambda times the clip plus 1 - lambda times its partner has
+    its mean subtracted once more. The partner is cut to the clip's length, or padded with zeros.
 
     Args:
         samples: `[B + P, S]` int16, padded with zeros; not changed.
@@ -80,13 +79,13 @@ def mix_waveforms(samples: Tensor, num_samples: Tensor, draws: AugmentDraws | No
     x = _without_mean(samples.float() / FULL_SCALE, num_samples)
     if draws is None:
         return x
-    mixed = np.flatnonzero(needs_partner(draws))
-    _check_rows(x, len(draws) + len(mixed), "samples")
-    if len(mixed) > 0:
-        rows = on_device(x.device, mixed)
-        share = on_device(x.device, draws.mixup_lambda[mixed].astype(np.float32))[:, None]
-        sums = share * x[rows] + (1 - share) * x[len(draws) :]
-        x[rows] = _without_mean(sums, num_samples[rows])
+    indices = np.flatnonzero(needs_partner(draws))
+    _check_shape(x, len(draws) + len(indices), "samples")
+    if len(indices) > 0:
+        mixed = on_device(x.device, indices)
+        lambdas = on_device(x.device, draws.mixup_lambda[indices].astype(np.float32))[:, None]
+        sums = lambdas * x[mixed] + (1 - lambdas) * x[len(draws) :]
+        x[mixed] = _without_mean(sums, num_samples[mixed])
     return x[: len(draws)]
 
 
@@ -96,13 +95,13 @@ def raw_log_mel(
     draws: AugmentDraws | None,
     audio_fbank: FbankSettings | None,
 ) -> Tensor:
-    """What clips are stored as, mixed where `draws` say so, as raw log-mel.
+    """Raw log-mel of stored clips, mixed if there are `draws`.
 
     Args:
         stored: the B clips and P partners, as `mix_log_mel` or `mix_waveforms` takes them.
         lengths: of each without its padding, `[B + P]`.
         draws: of the B clips; None: nothing is mixed.
-        audio_fbank: how the fbank is computed of audio; None where fbanks are stored.
+        audio_fbank: how fbanks are computed from audio; None if fbanks are stored.
 
     Returns:
         float32 `[B, T, F]`, padded with zeros.
@@ -116,36 +115,36 @@ def raw_log_mel(
 
 
 def mix_targets(targets: Tensor, partners: Tensor, draws: AugmentDraws) -> Tensor:
-    """Targets of mixes, `[B, C]`: lambda and 1 - lambda, added where both have the label."""
-    share = torch.from_numpy(draws.mixup_lambda)[:, None]
-    return (share * targets + (1 - share) * partners).float()
+    """Targets of mixed clips, `[B, C]`: lambda times the clip's, 1 - lambda times the partner's."""
+    lambdas = torch.from_numpy(draws.mixup_lambda)[:, None]
+    return (lambdas * targets + (1 - lambdas) * partners).float()
 
 
 def mask_(x: Tensor, draws: AugmentDraws) -> Tensor:
     """Set the masked mels and frames of raw, padded log-mels `[B, T, F]` to 0, in place."""
-    _check_rows(x, len(draws))
+    _check_shape(x, len(draws))
     in_time = _within(x.shape[1], draws.time_start, draws.time_width, x.device)
     in_frequency = _within(x.shape[2], draws.frequency_start, draws.frequency_width, x.device)
     return x.masked_fill_(in_time[:, :, None] | in_frequency[:, None, :], 0.0)
 
 
 def normalise(x: Tensor, mean: float, std: float) -> Tensor:
-    """(x - mean) / (2 std), with the training data's mean and std: mean 0, std 0.5."""
+    """(x - mean) / (2 std): mean 0 and std 0.5 over the training data."""
     return (x - mean) / (2 * std)
 
 
 def add_noise_and_roll(x: Tensor, draws: AugmentDraws, noise: Tensor | None) -> Tensor:
-    """Add each sample's noise to normalised inputs `[B, T, F]`, in place, then roll them in time.
+    """Add each clip's noise to normalised inputs `[B, T, F]`, in place, then roll them in time.
 
     Args:
         x: the inputs.
-        draws: of the B samples.
-        noise: as `draw_noise` gives it, on the device.
+        draws: of the B clips.
+        noise: from `draw_noise`, on the device.
 
     Returns:
-        The rolled inputs, which are `x` itself where nothing is rolled.
+        The rolled inputs; `x` itself if nothing is rolled.
     """
-    _check_rows(x, len(draws))
+    _check_shape(x, len(draws))
     num_frames = x.shape[1]
     if noise is not None:
         noisy = np.flatnonzero(draws.noise_scale)
@@ -168,7 +167,7 @@ def augment_batch(
     mean: float,
     std: float,
 ) -> Tensor:
-    """All of it: clips and partners, as `raw_log_mel` takes them, to the input `[B, T, F]`."""
+    """All steps: clips and partners, as `raw_log_mel` takes them, to the input `[B, T, F]`."""
     x = mask_(raw_log_mel(stored, lengths, draws, audio_fbank), draws)
     return add_noise_and_roll(normalise(x, mean, std), draws, noise)
 
@@ -198,6 +197,6 @@ def _within(size: int, start: IntArray, width: IntArray, device: torch.device) -
     return (index >= first) & (index < end)
 
 
-def _check_rows(x: Tensor, num_rows: int, axes: str = "frames, mels") -> None:
-    if x.ndim != 1 + len(axes.split()) or len(x) != num_rows:
-        raise ValueError(f"x: must be [{num_rows}, {axes}], got {list(x.shape)}")
+def _check_shape(x: Tensor, num_clips: int, axes: str = "frames, mels") -> None:
+    if x.ndim != 1 + len(axes.split()) or len(x) != num_clips:
+        raise ValueError(f"x: must be [{num_clips}, {axes}], got {list(x.shape)}")

@@ -1,14 +1,13 @@
-"""What augmentation draws at random, for clips of an epoch by their positions in it.
+"""Random draws of augmentation, for clips by their positions in an epoch.
 
-In: the settings, the seed, the epoch and the positions of B samples. Out: `AugmentDraws`, and noise
-for those that get any, which `trainer.data.augment` applies on the device.
+In: the settings, the seed, the epoch and the positions of B clips. Out: `AugmentDraws`, and noise
+for some of the clips, which `trainer.data.augment` applies on the device.
 
-What is drawn depends on the seed, the epoch and the position alone and is drawn on the CPU, so it
-is the same for any batch size, any number of ranks or workers, any device, and after a restart. A
-setting that is turned off draws its numbers all the same and ignores them: turning one on leaves
-the others as they were.
+Draws depend only on the seed, the epoch and the position, and are made on the CPU, so they are the
+same for any batch size, number of ranks and device, and after a restart. A setting that is turned
+off draws its numbers too and ignores them: turning it on does not change the other draws.
 
-B batch, Q samples with noise, T frames, F mels.
+B batch, Q clips with noise, T frames, F mels.
 """
 
 from collections.abc import Sequence
@@ -30,15 +29,15 @@ from trainer.data.random_streams import (
 from trainer.data.settings import AugmentSettings
 
 NUM_RAW_DRAWS = 8
-"""Random 64-bit numbers of one sample, apart from those of its mixup lambda."""
+"""Random 64-bit numbers of one clip, apart from those of its mixup lambda."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class AugmentDraws:
-    """What was drawn for B samples; every array is `[B]`."""
+    """The draws for B clips; every array is `[B]`."""
 
     mixup_lambda: FloatArray
-    """Weight of the clip itself, its partner's being 1 - lambda; 1.0 where it is not mixed."""
+    """Weight of the clip itself, its partner's being 1 - lambda; 1.0 if it is not mixed."""
     frequency_start: IntArray
     frequency_width: IntArray
     """The frequency mask covers the mels [start, start + width)."""
@@ -46,13 +45,14 @@ class AugmentDraws:
     time_width: IntArray
     """The time mask covers the frames [start, start + width)."""
     noise_scale: FloatArray
-    """Highest value of the noise; 0.0 where there is none."""
+    """Highest value of the noise; 0.0 for none."""
     noise_seed: NDArray[np.uint64]
     roll: IntArray
     """Frames to roll by, forward in time where positive."""
     crop: FloatArray
     partner_crop: FloatArray
-    """Where a stretch begins, of all places where it can: from 0, the clip's start, to below 1."""
+    """Where the crop begins, as a fraction of all possible starts: from 0, the clip's start, to
+    below 1."""
 
     def __len__(self) -> int:
         return len(self.roll)
@@ -67,24 +67,24 @@ def draw_augmentations(
     num_mels: int,
     num_frames: int,
 ) -> AugmentDraws:
-    """Draw the augmentation of the samples at these positions of an epoch, B of them.
+    """Draw the augmentation of the clips at these B positions of an epoch.
 
     `num_mels` and `num_frames` are the size of the padded input. Raises ValueError if a mask
-    can be larger than it. The mixup lambda is the one draw that relies on a sampler of NumPy's
-    `Generator`, which a NumPy release may change; it is drawn last, so that nothing else would.
+    can be larger than it. Only the mixup lambda relies on a method of NumPy's `Generator`, which a
+    NumPy release may change; it is drawn last, so that nothing else would change.
     """
     _check_masks_fit(settings, num_mels, num_frames)
     raw = np.empty((len(positions), NUM_RAW_DRAWS), dtype=np.uint64)
     mixed_lambda = np.empty(len(positions), dtype=np.float64)
     crops = np.zeros((len(positions), 2))
-    for row, position in enumerate(positions):
+    for item, position in enumerate(positions):
         bits = random_bits(Stream.AUGMENT, seed=seed, epoch=epoch, position=int(position))
-        raw[row] = bits.random_raw(NUM_RAW_DRAWS)
+        raw[item] = bits.random_raw(NUM_RAW_DRAWS)
         generator = np.random.Generator(bits)
-        mixed_lambda[row] = generator.beta(settings.mixup_alpha, settings.mixup_alpha)
+        mixed_lambda[item] = generator.beta(settings.mixup_alpha, settings.mixup_alpha)
         if settings.crop == "random":
-            place = random_bits(Stream.CROP, seed=seed, epoch=epoch, position=int(position))
-            crops[row] = uniform(place, 2)
+            crop_bits = random_bits(Stream.CROP, seed=seed, epoch=epoch, position=int(position))
+            crops[item] = uniform(crop_bits, 2)
     u = to_uniform(raw)
     frequency_start, frequency_width = mask_interval(
         u[:, 1], u[:, 2], max_width=settings.frequency_mask, size=num_mels
@@ -112,9 +112,9 @@ def mask_interval(
 ) -> tuple[IntArray, IntArray]:
     """Starts and widths of SpecAugment masks along an axis, from uniform numbers in [0, 1).
 
-    As `torchaudio.functional.mask_along_axis`: the width is real, uniform in [0, max_width); the
-    start is uniform in [0, size - width); then both are cut down to integers. The widths are
-    hence 0 to max_width - 1, equally likely.
+    Like `torchaudio.functional.mask_along_axis`: the width is real, uniform in [0, max_width); the
+    start is uniform in [0, size - width); then both are rounded down. The integer widths are hence
+    0 to max_width - 1, equally likely.
     """
     width = u_width * max_width
     start = u_start * (size - width)
@@ -122,21 +122,21 @@ def mask_interval(
 
 
 def needs_partner(draws: AugmentDraws) -> NDArray[np.bool_]:
-    """Which of the B samples are mixed, `[B]`: only their partners have to be read."""
+    """Which of the B clips are mixed, `[B]`: only their partners have to be read."""
     return draws.mixup_lambda < 1.0
 
 
 def first_frame(crop: FloatArray, num_frames: IntArray, num_kept: int) -> IntArray:
-    """Where `num_kept` frames of clips begin, `[B]`, by draws in [0, 1): at 0 if it has no more."""
-    num_places = np.maximum(num_frames - num_kept, 0) + 1
-    first: IntArray = np.floor(crop * num_places).astype(np.int64)
+    """First frame of crops of `num_kept` frames by draws in [0, 1), `[B]`; 0 for shorter clips."""
+    num_starts = np.maximum(num_frames - num_kept, 0) + 1
+    first: IntArray = np.floor(crop * num_starts).astype(np.int64)
     return first
 
 
 def draw_noise(draws: AugmentDraws, num_frames: int, num_mels: int) -> Tensor | None:
-    """Noise of the Q samples that get any, float32 `[Q, T, F]` in [0, 1); None: of no sample.
+    """Noise for the Q clips that get any, float32 `[Q, T, F]` in [0, 1); None if Q is 0.
 
-    On the CPU, as all that is drawn; there is so much of it that threads draw it ahead.
+    On the CPU, like all draws; there is so much of it that threads draw it ahead.
     """
     noisy = draws.noise_scale > 0
     if not noisy.any():

@@ -1,9 +1,9 @@
-"""Any clips of a data set, straight from their shards into the rows of a batch.
+"""Reads any clips of a data set straight from their shards into a batch.
 
-In: which clips, and which frames of each. Steps: where a clip's numbers or its FLAC file lie is
-known from the index, so each is one positioned read: of a file that stays open, or of a range of an
-object in S3, many of which are under way at a time; audio is decoded, whole, by the thread that
-read it. Out: the rows of an array that the caller uses again.
+In: indices of clips, and the first frame of each. Steps: the data set's index says where a clip's
+fbank or FLAC file lies, so each is one positioned read, from an open file or from S3, where many
+are in flight; the thread that reads audio also decodes all of it. Out: an array, which the caller
+reuses.
 
 B clips, T frames, F mels, S samples.
 """
@@ -36,7 +36,7 @@ class ClipReader:
     def __init__(
         self, clips: ClipSet, *, cache_bytes: int, shards: ShardCache | None = None
     ) -> None:
-        """`cache_bytes` of memory are for clips that were read, which are not read again."""
+        """`cache_bytes` of memory keep clips that were read, so that they are read once."""
         self.num_frames: IntArray = clips.num_frames
         """Frames of each clip, `[N]`."""
         if clips.audio is None:
@@ -53,89 +53,89 @@ class ClipReader:
     def read(
         self,
         out: Fbank | Samples16,
-        rows: Sequence[int] | IntArray,
+        indices: Sequence[int] | IntArray,
         first_frames: IntArray,
         executor: Executor | None = None,
     ) -> IntArray:
-        """Read clips from some frame on into `out`, as far as it has room.
+        """Fill `out` with clips, each from its given frame on, cut to fit.
 
-        Past a clip's end come zeros. In the raw log-mel they are not silence, but they are what the
-        published models were trained with.
+        Shorter clips are padded with zeros. In the raw log-mel zeros are not silence, but they are
+        what the published models were trained with.
 
         Args:
             out: contiguous; `[B, T, F]` float16, or `[B, S]` int16 where audio is stored.
-            rows: clips of the set, B of them.
-            first_frames: frame of each clip that is read first, `[B]`.
-            executor: reads the clips side by side; without it they are read here, in order.
+            indices: of B clips of the set.
+            first_frames: first frame to read of each clip, `[B]`.
+            executor: reads clips in parallel; without it they are read here, in order.
 
         Returns:
-            The number of frames, or samples, read of each clip, `[B]`.
+            The number of frames, or samples, read from each clip, `[B]`.
 
         Raises:
-            UserError: a clip's shard is not there or ends too early, or its audio is damaged.
+            UserError: a clip's shard is missing or ends too early, or its audio is damaged.
         """
         firsts = first_frames * self._step
-        lengths: IntArray = np.minimum(self._lengths[rows] - firsts, out.shape[1])
-        places = [row[:length] for row, length in zip(out, lengths, strict=True)]
+        lengths: IntArray = np.minimum(self._lengths[indices] - firsts, out.shape[1])
+        targets = [item[:length] for item, length in zip(out, lengths, strict=True)]
         run = map if executor is None else executor.map
         read = self._read_fbank if self._clips.audio is None else self._read_audio
-        for _ in run(read, map(int, rows), firsts.tolist(), places):
+        for _ in run(read, map(int, indices), firsts.tolist(), targets):
             pass
-        for row, length in zip(out, lengths, strict=True):
-            row[length:] = 0
+        for item, length in zip(out, lengths, strict=True):
+            item[length:] = 0
         return lengths
 
-    def _read_fbank(self, row: int, first_frame: int, out: Fbank) -> None:
+    def _read_fbank(self, index: int, first_frame: int, out: Fbank) -> None:
         into = out.data.cast("B")
         skip_bytes = first_frame * NUM_BYTES * self._clips.num_mels
-        clip = self._cached(row)
+        clip = self._cached(index)
         if clip is None:
-            self._read_range(row, skip_bytes, into)
+            self._read_range(index, skip_bytes, into)
         else:
             into[:] = memoryview(clip)[skip_bytes : skip_bytes + len(into)]
 
-    def _read_audio(self, row: int, first_sample: int, out: Samples16) -> None:
-        clip = self._cached(row)
+    def _read_audio(self, index: int, first_sample: int, out: Samples16) -> None:
+        clip = self._cached(index)
         if clip is None:
-            clip = bytearray(int(self._clips.size_bytes[row]))
-            self._read_range(row, 0, memoryview(clip))
+            clip = bytearray(int(self._clips.size_bytes[index]))
+            self._read_range(index, 0, memoryview(clip))
         try:
-            samples = decode_flac(bytes(clip), int(self._lengths[row]))
+            samples = decode_flac(bytes(clip), int(self._lengths[index]))
         except EOFError as error:
             raise UserError(
-                f"{self._clips.shards[row]}",
-                f"the audio of clip {self._clips.ids[row]!r} {error}",
+                f"{self._clips.shards[index]}",
+                f"the audio of clip {self._clips.ids[index]!r} {error}",
                 "the data set is damaged, prepare it again",
             ) from error
         out[:] = samples[first_sample : first_sample + len(out)]
 
-    def _cached(self, row: int) -> bytearray | None:
-        """The whole clip, read now if there is room for it."""
-        if row not in self._cache:
-            size_bytes = int(self._clips.size_bytes[row])
+    def _cached(self, index: int) -> bytearray | None:
+        """The whole clip from the cache, read now if needed; None if it does not fit."""
+        if index not in self._cache:
+            size_bytes = int(self._clips.size_bytes[index])
             with self._cache_lock:
                 if size_bytes > self._cache_left_bytes:
                     return None
                 self._cache_left_bytes -= size_bytes
             clip = bytearray(size_bytes)
-            self._read_range(row, 0, memoryview(clip))
+            self._read_range(index, 0, memoryview(clip))
             with self._cache_lock:
-                if row in self._cache:  # another thread read it meanwhile
+                if index in self._cache:  # another thread read it meanwhile
                     self._cache_left_bytes += size_bytes
-                self._cache[row] = clip
-        return self._cache[row]
+                self._cache[index] = clip
+        return self._cache[index]
 
-    def _read_range(self, row: int, skip_bytes: int, into: memoryview) -> None:
-        shard = self._clips.shards[row]
-        place = self._shard_cache.place(shard) if self._shard_cache else shard
-        read = self._read_remote if storage.is_remote(place) else self._read_local
+    def _read_range(self, index: int, skip_bytes: int, into: memoryview) -> None:
+        shard = self._clips.shards[index]
+        path = self._shard_cache.place(shard) if self._shard_cache else shard
+        read = self._read_remote if storage.is_remote(path) else self._read_local
         try:
-            offset_bytes = int(self._clips.offset_bytes[row]) + skip_bytes
-            storage.with_retries(read, place, offset_bytes, into)
+            offset_bytes = int(self._clips.offset_bytes[index]) + skip_bytes
+            storage.with_retries(read, path, offset_bytes, into)
         except (FileNotFoundError, EOFError) as error:
             raise UserError(
                 shard,
-                f"the shard is missing or too short for clip {self._clips.ids[row]!r}",
+                f"the shard is missing or too short for clip {self._clips.ids[index]!r}",
                 "the data set is damaged, prepare it again",
             ) from error
 
@@ -146,13 +146,13 @@ class ClipReader:
         try:
             self._open(path).read(offset_bytes, into)
         except OSError:
-            # Files on a network drive can go stale: what is tried again opens them again.
+            # Files on a network drive can go stale: a retry opens them again.
             self._open.cache_clear()
             raise
 
 
 class _OpenFile:
-    """Closed when neither the cache nor a thread that reads refers to it any more."""
+    """A file that closes once neither the cache nor a reading thread refers to it."""
 
     def __init__(self, path: str) -> None:
         self._file = -1
@@ -163,7 +163,7 @@ class _OpenFile:
             os.close(self._file)
 
     def read(self, offset_bytes: int, into: memoryview) -> None:
-        """Fill `into`. Raises EOFError where the file ends before."""
+        """Fill `into`. Raises EOFError if the file ends too early."""
         num_read = 0
         while num_read < len(into):
             count = os.preadv(self._file, [into[num_read:]], offset_bytes + num_read)

@@ -21,15 +21,15 @@ from pipeline.fbank_settings import FbankSettings
 from trainer.data.settings import DataSettings, clips_name
 
 NUM_BYTES = np.dtype(np.float16).itemsize
-"""Of a number in a stored fbank."""
+"""Bytes of a number in a stored fbank."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class StoredAudio:
-    """What else is known of clips that are stored as audio."""
+    """What a clip set adds for clips that are stored as audio."""
 
     fbank: FbankSettings
-    """What is computed of them on the training device."""
+    """How fbanks are computed from it, on the training device."""
     num_samples: NDArray[np.int64]
     """`[N]`."""
 
@@ -39,7 +39,7 @@ class ClipSet:
     """N clips of a prepared data set, in the order of its index."""
 
     name: str
-    """What predictions on these clips are called."""
+    """Name of the predictions on these clips."""
     ids: list[str]
     shards: list[str]
     """Path of each clip's tar, `[N]`."""
@@ -48,7 +48,7 @@ class ClipSet:
     label_indices: list[list[int]]
     """Class indices of each clip's labels, `[N]` lists."""
     common: NDArray[np.bool_]
-    """Clips that are also in the subset others scored, `[N]`."""
+    """Which clips are also in the subset that others scored, `[N]`."""
     labels: list[str]
     """The vocabulary, `[C]`."""
     num_mels: int
@@ -67,17 +67,17 @@ class ClipSet:
             return self.size_bytes // (NUM_BYTES * self.num_mels)
         return self.audio.fbank.num_frames(self.audio.num_samples)
 
-    def targets(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """0/1 targets `[B, C]` of some clips."""
-        targets = np.zeros((len(rows), len(self.labels)), dtype=np.float32)
-        for position, row in enumerate(rows):
-            targets[position, self.label_indices[row]] = 1.0
+    def targets(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        """0/1 targets `[B, C]` of the clips at B indices."""
+        targets = np.zeros((len(indices), len(self.labels)), dtype=np.float32)
+        for item, index in enumerate(indices):
+            targets[item, self.label_indices[index]] = 1.0
         return targets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TrainingData:
-    """All that training needs to know of the data."""
+    """The clips to train and evaluate on, and how to normalise them."""
 
     train: ClipSet
     evaluation: ClipSet
@@ -86,11 +86,11 @@ class TrainingData:
 
 
 def make_clip_set(dataset: PreparedDataset, clips: pa.Table, name: str) -> ClipSet:
-    """The clips of some rows of a data set's index."""
+    """The clip set of some rows of a data set's index."""
     class_of = {label: index for index, label in enumerate(dataset.labels)}
     fbank, audio = dataset.audio_fbank, None
     if fbank:
-        num_samples = [fbank.samples_in(one) for one in clips["duration_s"].to_pylist()]
+        num_samples = [fbank.samples_in(seconds) for seconds in clips["duration_s"].to_pylist()]
         audio = StoredAudio(fbank=fbank, num_samples=np.array(num_samples, dtype=np.int64))
     return ClipSet(
         name=name,
@@ -99,7 +99,9 @@ def make_clip_set(dataset: PreparedDataset, clips: pa.Table, name: str) -> ClipS
         offset_bytes=clips["offset_bytes"].to_numpy(),
         size_bytes=clips["size_bytes"].to_numpy(),
         common=clips["common"].to_numpy(),
-        label_indices=[[class_of[one] for one in row] for row in clips["labels"].to_pylist()],
+        label_indices=[
+            [class_of[label] for label in labels] for labels in clips["labels"].to_pylist()
+        ],
         labels=dataset.labels,
         num_mels=dataset.num_mels,
         data_fingerprint=dataset.card.fingerprint,
@@ -119,19 +121,19 @@ def select_training_data(dataset: PreparedDataset, settings: DataSettings) -> Tr
         UserError: a split or fold is not in the data set, or nothing is left to train on.
     """
     try:
-        chosen = dataset.select(settings.train_split, except_fold=settings.fold)
+        training = dataset.select(settings.train_split, except_fold=settings.fold)
         evaluation = select_clips(dataset, *settings.evaluation)
     except UserError as error:
         choice = "data.train_split, data.eval_split and data.fold (0: none) choose the clips"
         remedy = f"{error.remedy}; {choice}" if error.remedy else choice
         raise UserError(error.where, error.what, remedy) from error
-    if chosen.num_rows == 0:
+    if training.num_rows == 0:
         raise UserError(dataset.path, f"no clip outside fold {settings.fold} to train on")
     mean, std = settings.mean, settings.std
     if math.isnan(mean):
-        mean, std = statistics(chosen, dataset.num_mels)
+        mean, std = statistics(training, dataset.num_mels)
     return TrainingData(
-        train=make_clip_set(dataset, chosen, settings.train_split),
+        train=make_clip_set(dataset, training, settings.train_split),
         evaluation=evaluation,
         mean=mean,
         std=std,

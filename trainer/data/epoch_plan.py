@@ -1,7 +1,7 @@
-"""Which clips a rank visits in an epoch, step by step, and with which partners of mixup.
+"""Which clips a rank visits in an epoch, step by step, and with which mixup partners.
 
-In: the number of clips, their weights, the seed, the epoch, the rank. Out: the plan, by the
-sampler's arithmetic alone. Nothing here has state that a restart would need.
+In: the number of clips, their sampling weights, the seed, the epoch, the rank. Out: the plan, a
+pure function of these. Nothing here has state that a restart would need.
 
 N clips.
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from trainer.data.random_streams import IntArray
 from trainer.data.sampler import (
     batch_positions,
-    bucketed_positions,
+    bucketed_order,
     epoch_order,
     mixup_partners,
     steps_per_epoch,
@@ -23,13 +23,13 @@ from trainer.data.sampler import (
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class EpochPlan:
-    """Which clips an epoch of this rank visits, and how they are changed."""
+    """The clips of an epoch, their mixup partners, and what finds this rank's slice of them."""
 
     order: NDArray[np.int64]
-    """Row of the clip set at each position, `[N]`."""
+    """Index of the clip at each position, `[N]`."""
     partners: NDArray[np.int64]
-    """Row of the mixup partner at each position, `[N]`."""
-    places: NDArray[np.int64]
+    """Index of the mixup partner at each position, `[N]`."""
+    position_order: NDArray[np.int64]
     """Positions in the order in which they are computed, `[N]`."""
     epoch: int
     seed: int
@@ -43,8 +43,8 @@ class EpochPlan:
         return steps_per_epoch(len(self.order), self.batch_size)
 
     def positions(self, step: int) -> NDArray[np.int64]:
-        """Those of the global batch at a step of the epoch."""
-        return self.places[batch_positions(step, self.batch_size, len(self.order))]
+        """Positions of the global batch at a step of the epoch."""
+        return self.position_order[batch_positions(step, self.batch_size, len(self.order))]
 
 
 def plan_epoch(
@@ -59,21 +59,21 @@ def plan_epoch(
     padded_frames: IntArray | None = None,
     bucket_batches: int = 1,
 ) -> EpochPlan:
-    """The plan of one epoch for one rank, from pure functions of the arguments.
+    """The plan of one epoch for one rank, a pure function of the arguments.
 
-    `padded_frames`: what each clip is padded to, `[N]`, to compute those of the same together, see
-    `SamplerSettings.bucket_frames`; None: in the order of the epoch.
+    `padded_frames`: frames that each clip is padded to, `[N]`, to batch clips of one length
+    together (see `SamplerSettings.bucket_frames`); None: in the order of the epoch.
     """
     order = epoch_order(seed=seed, epoch=epoch, num_clips=num_clips, weights=weights)
-    places = np.arange(num_clips)
+    position_order = np.arange(num_clips)
     if padded_frames is not None:
-        places = bucketed_positions(
+        position_order = bucketed_order(
             padded_frames[order], seed=seed, epoch=epoch, batch=batch_size, window=bucket_batches
         )
     return EpochPlan(
         order=order,
         partners=mixup_partners(seed=seed, epoch=epoch, num_clips=num_clips),
-        places=places,
+        position_order=position_order,
         epoch=epoch,
         seed=seed,
         batch_size=batch_size,

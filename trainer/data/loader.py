@@ -1,11 +1,11 @@
 """Batches of clips, read ahead of the training step.
 
-In: a clip set and the plan of an epoch. Steps: the plan says which rows this rank takes at each
-step; threads read them into memory that is used again, and draw noise for them. Out: a `Batch` at
-its first stage for each step, in order; `trainer.data.augment` makes the model's input of it on the
-device. Nothing here has state that a restart would need.
+In: a clip set and the plan of an epoch. Steps: the plan says which clips this rank takes at each
+step; threads read them into reused memory and draw noise for them. Out: for each step, in order, a
+`Batch` at its first stage, which `trainer.data.augment` turns into the model's input on the device.
+Nothing here has state that a restart would need.
 
-B rows of this rank, P partners of mixup, T frames, F mels, S samples, C classes.
+B clips of this rank, P mixup partners, T frames, F mels, S samples, C classes.
 """
 
 from collections import deque
@@ -47,7 +47,7 @@ class Loader:
     ) -> None:
         """Clips are cut to `num_frames` and padded to the first of `bucket_frames` that holds them.
 
-        `device` is where the caller copies the batches to, which stay in the CPU's memory.
+        Batches stay in the CPU's memory; `device` is where the caller will copy them.
         """
         self.clips = clips
         self.num_frames = num_frames
@@ -63,7 +63,7 @@ class Loader:
         edges = np.array([*bucket_frames, num_frames])
         kept = np.minimum(self._reader.num_frames, num_frames)
         self.padded_frames: IntArray = edges[np.searchsorted(edges, kept)]
-        """Frames that each clip is padded to, `[N]`, or further beside longer ones."""
+        """Frames that each clip is padded to, `[N]`; more in a batch with longer clips."""
 
     def training_batches(
         self, plan: EpochPlan, augment: AugmentSettings, *, first_step: int = 0
@@ -71,7 +71,7 @@ class Loader:
         """Batches of an epoch from `first_step` on.
 
         Raises:
-            UserError: a clip's shard is not there or ends too early.
+            UserError: a clip's shard is missing or ends too early.
         """
         return self._ahead(
             lambda step, executor: self._training_batch(plan, augment, step, executor),
@@ -79,13 +79,13 @@ class Loader:
         )
 
     def evaluation_batches(self, *, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
-        """All clips once, as they are, `batch_size` on each rank at a time.
+        """All clips once, not augmented, `batch_size` on each rank at a time.
 
-        In batches of one length each, so that no clip is padded further for what stands beside it,
-        and as many on each rank, as they compute together where the model is shared out.
+        Each batch has clips of one length, so that none is padded to a longer neighbour. All ranks
+        get as many batches, since under FSDP they compute together.
 
         Raises:
-            UserError: a clip's shard is not there or ends too early.
+            UserError: a clip's shard is missing or ends too early.
         """
         batches = _split_by_length(self.padded_frames, batch_size * world_size)
         return self._ahead(
@@ -98,8 +98,8 @@ class Loader:
     def _training_batch(
         self, plan: EpochPlan, augment: AugmentSettings, step: int, executor: Executor | None
     ) -> Batch:
-        everyone = plan.positions(step)
-        positions, weights = rank_slice(everyone, plan.rank, plan.world_size)
+        all_positions = plan.positions(step)
+        positions, clip_weights = rank_slice(all_positions, plan.rank, plan.world_size)
         draws = draw_augmentations(
             augment,
             seed=plan.seed,
@@ -108,19 +108,19 @@ class Loader:
             num_mels=self.clips.num_mels,
             num_frames=self.num_frames,
         )
-        rows, partners = plan.order[positions], plan.partners[positions]
+        indices, partners = plan.order[positions], plan.partners[positions]
         mixed = needs_partner(draws)
-        # Of all ranks, so that their number changes nothing.
-        num_frames = int(self.padded_frames[plan.order[everyone]].max())
+        # The longest over all ranks, so that their number changes nothing.
+        num_frames = int(self.padded_frames[plan.order[all_positions]].max())
         buffer, x, lengths = self._read(
-            np.concatenate([rows, partners[mixed]]),
+            np.concatenate([indices, partners[mixed]]),
             np.concatenate([draws.crop, draws.partner_crop[mixed]]),
             executor,
             num_frames=num_frames,
-            max_rows=2 * len(rows) if augment.mixup_share else len(rows),
+            max_clips=2 * len(indices) if augment.mixup_share else len(indices),
         )
         targets = mix_targets(
-            torch.from_numpy(self.clips.targets(rows)),
+            torch.from_numpy(self.clips.targets(indices)),
             torch.from_numpy(self.clips.targets(partners)),
             draws,
         )
@@ -131,81 +131,82 @@ class Loader:
             num_frames=num_frames,
             audio_fbank=self._audio_fbank,
             targets=pinned(targets, self._device),
-            weights=pinned(torch.from_numpy(weights), self._device),
-            num_clips=len(everyone),
-            rows=rows,
+            clip_weights=pinned(torch.from_numpy(clip_weights), self._device),
+            num_clips=len(all_positions),
+            indices=indices,
             draws=draws,
             noise=None if noise is None else pinned(noise, self._device),
             memory=buffer,
         )
 
     def _evaluation_batch(
-        self, rows: IntArray, weights: NDArray[np.float32], executor: Executor | None
+        self, indices: IntArray, clip_weights: NDArray[np.float32], executor: Executor | None
     ) -> Batch:
-        num_frames = int(self.padded_frames[rows].max())
+        num_clips = len(indices)
+        num_frames = int(self.padded_frames[indices].max())
         buffer, x, lengths = self._read(
-            rows, np.zeros(len(rows)), executor, num_frames=num_frames, max_rows=len(rows)
+            indices, np.zeros(num_clips), executor, num_frames=num_frames, max_clips=num_clips
         )
         return Batch(
             x=x,
             lengths=lengths,
             num_frames=num_frames,
             audio_fbank=self._audio_fbank,
-            targets=pinned(torch.from_numpy(self.clips.targets(rows)), self._device),
-            weights=pinned(torch.from_numpy(weights), self._device),
-            num_clips=int(weights.sum()),
-            rows=rows,
+            targets=pinned(torch.from_numpy(self.clips.targets(indices)), self._device),
+            clip_weights=pinned(torch.from_numpy(clip_weights), self._device),
+            num_clips=int(clip_weights.sum()),
+            indices=indices,
             memory=buffer,
         )
 
     def _read(
         self,
-        rows: IntArray,
+        indices: IntArray,
         crops: FloatArray,
         executor: Executor | None,
         *,
         num_frames: int,
-        max_rows: int,
+        max_clips: int,
     ) -> tuple[Buffer, Tensor, Tensor]:
-        """Clips in a buffer, cut to the stretches that `crops` say, and their lengths.
+        """Clips in a buffer, cropped, and their lengths.
 
-        Padded to `num_frames`; a partner of mixup that is longer is cut there, past its clip's end.
+        Padded to `num_frames`, or cut there: a mixup partner may be longer than its clip.
         """
-        buffer = self._take_buffer(max_rows)
+        buffer = self._take_buffer(max_clips)
         fbank = self._audio_fbank
-        x = buffer.first(len(rows), fbank.samples_for(num_frames) if fbank else num_frames)
-        first = first_frame(crops, self._reader.num_frames[rows], self.num_frames)
-        lengths = self._reader.read(x.numpy(), rows, first, executor)
+        x = buffer.first(len(indices), fbank.samples_for(num_frames) if fbank else num_frames)
+        first = first_frame(crops, self._reader.num_frames[indices], self.num_frames)
+        lengths = self._reader.read(x.numpy(), indices, first, executor)
         return buffer, x, pinned(torch.from_numpy(lengths), self._device)
 
-    def _take_buffer(self, num_rows: int) -> Buffer:
+    def _take_buffer(self, num_clips: int) -> Buffer:
         with suppress(IndexError):
             buffer = self._free_buffers.pop()
-            if len(buffer.memory) >= num_rows:
+            if len(buffer.memory) >= num_clips:
                 buffer.wait()
                 return buffer
         if self._audio_fbank is None:
-            shape = (num_rows, self.num_frames, self.clips.num_mels)
+            shape = (num_clips, self.num_frames, self.clips.num_mels)
             return Buffer(shape, torch.float16, self._device)
         num_samples = self._audio_fbank.samples_for(self.num_frames)
-        return Buffer((num_rows, num_samples), torch.int16, self._device)
+        return Buffer((num_clips, num_samples), torch.int16, self._device)
 
     def _ahead(
         self, work: Callable[[int, Executor | None], Batch], items: range
     ) -> Iterator[Batch]:
         """Batches in order, read by threads up to `batches_ahead` before their turn.
 
-        From S3 every batch ahead is under way, the first with the first of the reads in flight.
+        From S3 all batches ahead are read at once; the reads in flight serve the first ones first.
         """
         settings, readers = self._settings, None
         num_threads = settings.threads
         if self._is_remote:
             num_threads = settings.batches_ahead
             readers = ThreadPoolExecutor(settings.reads_in_flight)
-        # Threads begin with the first GPU, whichever one this process works with.
+        # A new thread's current GPU is the first, whichever this process works with.
         is_numbered = self._device.type == "cuda" and self._device.index is not None
-        choose = partial(torch.cuda.set_device, self._device) if is_numbered else None
-        pool = ThreadPoolExecutor(num_threads, initializer=choose)
+        set_device = partial(torch.cuda.set_device, self._device) if is_numbered else None
+        pool = ThreadPoolExecutor(num_threads, initializer=set_device)
         waiting: deque[Future[Batch]] = deque()
         try:
             for item in items:
@@ -216,21 +217,22 @@ class Loader:
                 yield from self._lend(waiting.popleft())
         finally:
             # Also when the caller stops early: do not leave threads reading for nobody.
-            for one in (pool, readers):
-                if one is not None:
-                    one.shutdown(wait=False, cancel_futures=True)
+            for executor in (pool, readers):
+                if executor is not None:
+                    executor.shutdown(wait=False, cancel_futures=True)
 
-    def _lend(self, filled: Future[Batch]) -> Iterator[Batch]:
-        batch = filled.result()
+    def _lend(self, future: Future[Batch]) -> Iterator[Batch]:
+        """The batch, whose memory is free for another once the caller asks for the next."""
+        batch = future.result()
         yield batch
         if batch.memory is not None:
             self._free_buffers.append(batch.memory)
 
 
 def _split_by_length(lengths: IntArray, batch_size: int) -> list[IntArray]:
-    """Rows of each length, in order, in batches of at most `batch_size`."""
+    """Indices of the clips of each length, in order, in batches of at most `batch_size`."""
     batches: list[IntArray] = []
     for length in np.unique(lengths):
-        rows = np.flatnonzero(lengths == length)
-        batches += np.split(rows, range(batch_size, len(rows), batch_size))
+        indices = np.flatnonzero(lengths == length)
+        batches += np.split(indices, range(batch_size, len(indices), batch_size))
     return batches

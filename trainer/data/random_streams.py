@@ -1,9 +1,9 @@
 """Random numbers as pure functions of a seed, a purpose, an epoch and a position.
 
 They come from Philox, a counter-based generator: the seed and the purpose are its key, the epoch
-and the position its counter, so any number is found without drawing those before it. NumPy
-guarantees the bits of Philox for all its versions, not the methods of `Generator`; what has to stay
-the same is therefore made from the bits.
+and the position its counter, so any number can be drawn without those before it. NumPy guarantees
+the bits of Philox for all its versions, but not the methods of `Generator`: whatever has to stay
+the same is computed from the bits.
 """
 
 import enum
@@ -19,7 +19,7 @@ IntArray = NDArray[np.int64]
 
 
 class Stream(enum.IntEnum):
-    """What random numbers are drawn for; each has its own stream. Never renumber them."""
+    """Purposes of random numbers, each with its own stream. Never renumber them."""
 
     ORDER = 0
     MIXUP_PARTNERS = 1
@@ -34,20 +34,20 @@ class Stream(enum.IntEnum):
 def random_bits(
     stream: Stream, *, seed: int, epoch: int = 0, position: int = 0
 ) -> np.random.Philox:
-    """The generator of one stream at one place; streams and places never overlap."""
+    """The generator of one stream at one epoch and position; no two ever overlap."""
     if not 0 <= seed <= MAX_SEED:
         raise SettingValueError("seed", f"must be from 0 to {MAX_SEED}, got {seed}")
     if epoch < 0:
         raise SettingValueError("epoch", f"must be at least 0, got {epoch}")
     if position < 0:
         raise SettingValueError("position", f"must be at least 0, got {position}")
-    # Drawing counts up the first word alone, which leaves 2^66 numbers to each place.
+    # Drawing increments only the first word, which leaves 2^66 numbers for each position.
     counter = np.array([0, position, epoch, 0], dtype=np.uint64)
     return np.random.Philox(counter=counter, key=np.array([seed, stream], dtype=np.uint64))
 
 
 def patchout_seed(seed: int, step: int) -> int:
-    """What the patches of a training step are drawn by, in [0, 2^63); on all ranks the same."""
+    """Seed, in [0, 2^63), that draws the patches of a training step; the same on all ranks."""
     return int(random_bits(Stream.PATCHOUT, seed=seed, position=step).random_raw()) >> 1
 
 
@@ -57,5 +57,5 @@ def uniform(bits: np.random.Philox, size: int) -> FloatArray:
 
 
 def to_uniform(raw: NDArray[np.uint64]) -> FloatArray:
-    """64 random bits to a number uniform in [0, 1) in steps of 2^-53, each."""
+    """Each 64 random bits to a number uniform in [0, 1), in steps of 2^-53."""
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53

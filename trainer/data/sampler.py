@@ -1,10 +1,10 @@
 """Which clips an epoch visits, in which order, and which rank takes which of them.
 
 In: the seed, the epoch (and for balanced sampling the clips' labels). Steps: draw the epoch's
-order of clips, put positions of clips of like length together if asked to, cut them into global
-batches, cut each batch into equal slices, one per rank. Out: positions in the epoch. All are pure
-functions of their arguments: the order knows nothing of the number of ranks or workers, and a
-restart needs only the seed, the epoch and the step.
+order of clips, optionally group positions of clips of equal length, cut them into global batches,
+cut each batch into equal slices, one per rank. Out: positions in the epoch. All are pure functions
+of their arguments: the order does not depend on the number of ranks, and a restart needs only the
+seed, the epoch and the step.
 
 N clips, C classes.
 """
@@ -22,9 +22,9 @@ from trainer.data.settings import SamplerSettings
 def class_balanced_weights(label_indices: Sequence[Sequence[int]], num_classes: int) -> FloatArray:
     """Sampling weights `[N]` of clips with the given label indices.
 
-    A class weighs 1000 / (number of its clips + 0.01), a clip the sum over its labels, as in the
-    script that the AST authors released for AudioSet. A clip without labels weighs 0 and is never
-    drawn. Raises ValueError for an index outside the classes.
+    A class has the weight 1000 / (number of its clips + 0.01), a clip the sum over its labels, as
+    in the script that the AST authors released for AudioSet. A clip without labels has the weight
+    0 and is never drawn. Raises ValueError for an index outside the classes.
     """
     clips = np.repeat(np.arange(len(label_indices)), [len(labels) for labels in label_indices])
     classes = np.array([index for labels in label_indices for index in labels], dtype=np.int64)
@@ -42,10 +42,10 @@ def class_balanced_weights(label_indices: Sequence[Sequence[int]], num_classes: 
     return weights.astype(np.float64)
 
 
-def draw_weights(
+def sampling_weights(
     settings: SamplerSettings, label_indices: Sequence[Sequence[int]], num_classes: int
 ) -> FloatArray | None:
-    """What `epoch_order` takes as weights under these settings: `[N]`, or None to shuffle."""
+    """The weights `[N]` that `epoch_order` draws by, or None to shuffle."""
     if settings.mode == "shuffle":
         return None
     return class_balanced_weights(label_indices, num_classes)
@@ -54,17 +54,17 @@ def draw_weights(
 def epoch_order(*, seed: int, epoch: int, num_clips: int, weights: FloatArray | None) -> IntArray:
     """The clip at each position of an epoch, `[N]`.
 
-    Without weights a permutation. With weights `[N]`, N independent draws with replacement, each
-    clip with a probability in proportion to its weight. Raises ValueError for weights that are
-    not N finite numbers of at least 0, or that are all 0.
+    Without sampling weights, a permutation. With weights `[N]`, N independent draws with
+    replacement, each clip with a probability proportional to its weight. Raises ValueError for
+    weights that are not N finite numbers of at least 0, or that are all 0.
     """
     _check_num_clips(num_clips)
     bits = random_bits(Stream.ORDER, seed=seed, epoch=epoch)
     if weights is None:
         return np.argsort(uniform(bits, num_clips), kind="stable").astype(np.int64)
     _check_weights(weights, num_clips)
-    # Each clip owns the stretch below its edge, which is empty without a weight. The number drawn
-    # stays below the last edge: 1 - 2^-53, the largest that `uniform` gives, times any total
+    # Each clip owns the interval below its edge, which is empty for a weight of 0. The number drawn
+    # stays below the last edge: 1 - 2^-53, the largest that `uniform` returns, times any total
     # rounds to less than the total.
     upper_edges = np.cumsum(weights, dtype=np.float64)
     drawn = uniform(bits, num_clips) * upper_edges[-1]
@@ -75,38 +75,38 @@ def epoch_order(*, seed: int, epoch: int, num_clips: int, weights: FloatArray | 
 def mixup_partners(*, seed: int, epoch: int, num_clips: int) -> IntArray:
     """The clip to mix in at each position of an epoch, `[N]`: uniform, with replacement.
 
-    Uniform also when the order is balanced: the authors found that weighted partners are worse
-    (a comment in their data loader). A clip can be its own partner.
+    Uniform even if the order is balanced: the authors found weighted partners to be worse (a
+    comment in their data loader). A clip can be its own partner.
     """
     _check_num_clips(num_clips)
     bits = random_bits(Stream.MIXUP_PARTNERS, seed=seed, epoch=epoch)
     return np.floor(uniform(bits, num_clips) * num_clips).astype(np.int64)
 
 
-def bucketed_positions(
+def bucketed_order(
     lengths: IntArray, *, seed: int, epoch: int, batch: int, window: int
 ) -> IntArray:
     """Positions of an epoch in the order in which they are computed, `[N]`.
 
-    A permutation within stretches of `window` global batches. In each the positions are sorted by
-    length, those of the same in the order they had, and the batches cut from them are shuffled, so
-    at most one less than there are lengths are mixed. A smaller last batch stays the last one.
+    Positions are permuted within windows of `window` global batches: stably sorted by length, and
+    cut into batches, which are shuffled. With L lengths, at most L - 1 batches in a window mix
+    lengths. A smaller last batch stays last.
 
     Args:
         lengths: frames that the clip at each position is padded to, `[N]`.
         batch: clips in a global batch.
         window: batches.
     """
-    places = np.arange(len(lengths))
+    order = np.arange(len(lengths))
     for start in range(0, len(lengths), window * batch):
-        stretch = places[start : start + window * batch]
-        stretch = stretch[np.argsort(lengths[stretch], kind="stable")]
-        num_full = len(stretch) // batch
+        positions = order[start : start + window * batch]
+        positions = positions[np.argsort(lengths[positions], kind="stable")]
+        num_full = len(positions) // batch
         bits = random_bits(Stream.BUCKETS, seed=seed, epoch=epoch, position=start)
         shuffled = np.argsort(uniform(bits, num_full), kind="stable")
-        full = stretch[: num_full * batch].reshape(num_full, batch)[shuffled]
-        places[start : start + window * batch] = [*full.flatten(), *stretch[num_full * batch :]]
-    return places
+        full = positions[: num_full * batch].reshape(num_full, batch)[shuffled]
+        order[start : start + window * batch] = [*full.flatten(), *positions[num_full * batch :]]
+    return order
 
 
 def steps_per_epoch(num_clips: int, batch: int) -> int:
@@ -125,25 +125,24 @@ def batch_positions(step: int, batch: int, num_clips: int) -> range:
 
 
 def rank_slice(
-    positions: Sequence[int] | IntArray, rank: int, world_size: int
+    items: Sequence[int] | IntArray, rank: int, world_size: int
 ) -> tuple[IntArray, NDArray[np.float32]]:
-    """The rows of one rank, and their weights: 1 for a row that is its own, 0 for filler.
+    """One rank's slice of a batch's items, and their weights: 1, or 0 for filler.
 
-    Every rank gets ceil(rows / world_size) rows, so that all ranks make the same collective
-    calls even where there are fewer rows than ranks. The ranks' own rows, in the order of the
-    ranks, are exactly `positions`: a sum of row times weight over all ranks counts each once.
-    Filler repeats the last position. Raises ValueError without a row or for a rank outside the
-    world.
+    Every rank gets ceil(items / world_size), so that all ranks make the same collective calls
+    even if there are fewer items than ranks. Without filler, the slices in the order of the ranks
+    are exactly `items`: a sum of item times weight over all ranks counts each once. Filler repeats
+    the last item. Raises ValueError without items or for a rank outside the world.
     """
-    if len(positions) == 0:
-        raise SettingValueError("positions", "must be at least one, got none")
+    if len(items) == 0:
+        raise SettingValueError("items", "must be at least one, got none")
     if not 0 <= rank < world_size:
         raise SettingValueError("rank", f"must be from 0 to {world_size - 1}, got {rank}")
-    num_rows = -(-len(positions) // world_size)
-    rows = np.arange(rank * num_rows, (rank + 1) * num_rows)
-    is_own = rows < len(positions)
-    every_position = np.asarray(positions, dtype=np.int64)
-    return every_position[np.minimum(rows, len(positions) - 1)], is_own.astype(np.float32)
+    slice_size = -(-len(items) // world_size)
+    offsets = np.arange(rank * slice_size, (rank + 1) * slice_size)
+    is_item = offsets < len(items)
+    all_items = np.asarray(items, dtype=np.int64)
+    return all_items[np.minimum(offsets, len(items) - 1)], is_item.astype(np.float32)
 
 
 def _check_num_clips(num_clips: int) -> None:

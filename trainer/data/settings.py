@@ -1,4 +1,4 @@
-"""Settings of the way from a prepared data set to a batch: clips, order, augmentation, loading."""
+"""Settings of clips, sampling, augmentation and loading."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ from pipeline.storage.paths import is_remote
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSettings:
-    """Which part of the data set is for what, and how inputs are normalised."""
+    """Which clips to train and evaluate on, and how inputs are normalised."""
 
     train_split: str = "train"
     """Split to train on."""
@@ -20,9 +20,9 @@ class DataSettings:
     fold: int = 0
     """For cross-validation: hold this fold of `train_split` out and evaluate on it; 0: none."""
     mean: float = math.nan
-    """Mean of the raw log-mel; NaN (leave it out): that of the clips trained on."""
+    """Mean of the raw log-mel; NaN or left out: computed from the training clips."""
     std: float = math.nan
-    """Standard deviation of the raw log-mel; NaN (leave it out): that of the clips trained on."""
+    """Standard deviation of the raw log-mel; NaN or left out: computed from the training clips."""
 
     def __post_init__(self) -> None:
         if self.fold < 0:
@@ -36,17 +36,17 @@ class DataSettings:
 
     @property
     def evaluation(self) -> tuple[str, int]:
-        """Split and fold that are evaluated on after each epoch; fold 0: all of the split."""
+        """Split and fold to evaluate on after each epoch; fold 0: the whole split."""
         return (self.train_split, self.fold) if self.fold else (self.eval_split, 0)
 
     @property
     def eval_name(self) -> str:
-        """What predictions on these are called."""
+        """Name of the predictions on the evaluation clips."""
         return clips_name(*self.evaluation)
 
 
 def clips_name(split: str, fold: int) -> str:
-    """What a split, or one fold of it, is called."""
+    """Name of a split, or of one fold of it."""
     return f"{split}-fold{fold}" if fold else split
 
 
@@ -63,18 +63,18 @@ class SamplerSettings:
     mode: SamplingMode = "shuffle"
     """"shuffle": every clip once; "balanced": by class weight, with replacement."""
     bucket_frames: tuple[int, ...] = ()
-    """Shorter inputs than model.num_frames, such as [256, 512]: a clip is padded to the first that
-    holds it, and clips of the same one are computed together, in evaluation too. What is drawn does
-    not change, nor how; a short clip's scores do, and programs that pad all clips alike give it
-    others. Empty: all are padded to model.num_frames."""
+    """Input lengths below model.num_frames, such as [256, 512]. A clip is padded to the shortest
+    that holds it, and clips of one length are batched together, in evaluation too. Sampling and
+    augmentation stay the same, but a short clip's scores change, and differ from those of programs
+    that pad all clips alike. Empty: all are padded to model.num_frames."""
     bucket_batches: int = 32
-    """Batches that clips change places within to be together with clips of their length."""
+    """Batches within which clips are reordered to meet others of their length."""
 
     def __post_init__(self) -> None:
         edges = self.bucket_frames
-        if any(one < 1 for one in edges) or any(a >= b for a, b in itertools.pairwise(edges)):
+        if any(edge < 1 for edge in edges) or any(a >= b for a, b in itertools.pairwise(edges)):
             raise SettingValueError(
-                "bucket_frames", f"must be rising and at least 1, got {list(edges)}"
+                "bucket_frames", f"must be increasing and at least 1, got {list(edges)}"
             )
         if self.bucket_batches < 1:
             raise SettingValueError(
@@ -91,14 +91,14 @@ CropMode = Literal["first", "random"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentSettings:
-    """What is done to training clips; defaults are those of AudioSet."""
+    """How training clips are augmented; the defaults are for AudioSet."""
 
     frequency_mask: int = 48
     """Frequency masks are narrower than this many mel bins; 0 for none."""
     time_mask: int = 192
     """Time masks are shorter than this many frames; 0 for none."""
     mixup_share: float = 0.5
-    """Share of the clips that are mixed with another one; 0 for none."""
+    """Share of the clips that are mixed with another clip; 0 for none."""
     mixup_alpha: float = 10.0
     """The mixing weight is drawn from Beta(alpha, alpha)."""
     noise: bool = False
@@ -106,7 +106,7 @@ class AugmentSettings:
     roll_frames: int = 0
     """The input is rolled in time by -roll_frames to roll_frames - 1 frames; 0 for none."""
     crop: CropMode = "first"
-    """Of longer clips, partners of mixup too: "first": the first frames; "random": any stretch."""
+    """Part of a longer clip or mixup partner to use: its "first" frames, or a "random" stretch."""
 
     def __post_init__(self) -> None:
         if self.crop not in get_args(CropMode):
@@ -126,22 +126,22 @@ class AugmentSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoaderSettings:
-    """How batches get to the training step; none of it changes what they hold."""
+    """How batches are read; no setting changes their contents."""
 
     threads: int = 4
-    """Threads that read batches, in each worker."""
+    """Threads in each worker that read batches."""
     batches_ahead: int = 8
-    """Batches read before they are needed, and noise drawn for them."""
+    """Batches to read, and to draw noise for, before they are needed."""
     reads_in_flight: int = 32
-    """Clips that each worker reads from S3 at a time, of no more than `batches_ahead` batches."""
+    """Clips that each worker reads from S3 at a time, from at most `batches_ahead` batches."""
     cache_mb: int = 1024
-    """Memory of each worker for clips once read, in MB, and as much for those of evaluation; a
-    small data set is read only once."""
+    """Memory in each worker that keeps training clips once read, in MB, and as much again for
+    evaluation clips; a small data set is read only once."""
     cache_gb: float = 0.0
-    """Disk of each machine for whole shards from S3, in GB; 0 for none."""
+    """Disk space on each machine for whole shards from S3, in GB; 0 for none."""
     cache_folder: str = ""
-    """Local folder of each machine for them, which go into its `ast-ray-shards`; it may be that of
-    other runs."""
+    """Local folder on each machine for these shards, in a subfolder `ast-ray-shards`; runs may
+    share it."""
 
     def __post_init__(self) -> None:
         for name in ("threads", "batches_ahead", "reads_in_flight"):
@@ -156,6 +156,6 @@ class LoaderSettings:
         if (self.cache_gb > 0) != bool(self.cache_folder) or is_remote(self.cache_folder):
             raise SettingValueError(
                 "cache_folder",
-                "must be a local folder where cache_gb is above 0 and empty where it is not, "
+                "must be a local folder if cache_gb is above 0, and else empty, "
                 f"got {self.cache_folder!r}",
             )

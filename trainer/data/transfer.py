@@ -1,7 +1,6 @@
-"""From the CPU's memory to the device, while the host goes on.
+"""Copies from the CPU's memory to the device that the host does not wait for.
 
-A GPU copies from page-locked ("pinned") memory without the host waiting; on a CPU all stays where
-it is.
+A GPU copies from page-locked ("pinned") memory while the host goes on; for a CPU nothing is copied.
 """
 
 import math
@@ -13,20 +12,20 @@ from torch import Tensor
 
 
 def pinned(values: Tensor, device: torch.device) -> Tensor:
-    """Values of the CPU where a GPU copies them from while the host goes on; else as they are.
+    """CPU values in pinned memory for a GPU; unchanged for a CPU.
 
-    The memory is not used again before the copies that were asked for are done.
+    PyTorch reuses the memory only after pending copies from it are done.
     """
     return values.pin_memory() if device.type == "cuda" else values
 
 
 def on_device(device: torch.device, array: NDArray[Any]) -> Tensor:
-    """A copy there; does not wait for the work of the device, as a plain `torch.tensor` would."""
+    """A copy on the device; unlike `torch.tensor`, it does not wait for the device's work."""
     return pinned(torch.from_numpy(array), device).to(device, non_blocking=True)
 
 
 class Buffer:
-    """Memory that holds one batch after the other, on the CPU."""
+    """CPU memory that is reused from batch to batch."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
@@ -34,17 +33,17 @@ class Buffer:
         # Blocking: a thread that waits for the device does not keep a core busy.
         self._used = torch.cuda.Event(blocking=True) if on_gpu else None  # type: ignore[no-untyped-call]
 
-    def first(self, num_rows: int, length: int) -> Tensor:
-        """Its beginning as `[num_rows, length, ...]`, contiguous."""
-        shape = (num_rows, length, *self.memory.shape[2:])
+    def first(self, num_clips: int, length: int) -> Tensor:
+        """Its beginning as `[num_clips, length, ...]`, contiguous."""
+        shape = (num_clips, length, *self.memory.shape[2:])
         return self.memory.flatten()[: math.prod(shape)].view(shape)
 
     def mark_used(self) -> None:
-        """Note that all copies to the device have been asked for."""
+        """Record that all copies to the device are enqueued."""
         if self._used is not None:
             self._used.record()
 
     def wait(self) -> None:
-        """Until those copies are done."""
+        """Wait for these copies."""
         if self._used is not None:
             self._used.synchronize()

@@ -77,7 +77,7 @@ def evaluate(
     parts, clips = [], []
     for batch in batches:
         parts.append(_score(model, batch.to_device(world.device), mean, std, settings))
-        clips.append(torch.from_numpy(batch.rows))
+        clips.append(torch.from_numpy(batch.indices))
     model.train(was_training)
     order = world.gather(torch.cat(clips).to(world.device)).cpu().numpy()
     rows = world.gather(torch.cat(parts)).cpu().numpy()
@@ -104,5 +104,5 @@ def _score(
         logits = model(normalise(fbanks, mean, std))
     losses = loss_per_clip(logits, batch.targets, settings.loss)
     return torch.cat(
-        [scores(logits, settings.loss), losses[:, None], batch.weights[:, None]], dim=1
+        [scores(logits, settings.loss), losses[:, None], batch.clip_weights[:, None]], dim=1
     )

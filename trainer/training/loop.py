@@ -42,7 +42,7 @@ from trainer.data.clips import select_training_data
 from trainer.data.epoch_plan import plan_epoch
 from trainer.data.loader import Loader
 from trainer.data.random_streams import Stream, patchout_seed, random_bits
-from trainer.data.sampler import draw_weights
+from trainer.data.sampler import sampling_weights
 from trainer.model.ast import AST
 from trainer.model.build import build_model
 from trainer.model.flops import training_flops
@@ -204,7 +204,7 @@ def make_model(recipe: Recipe, dataset: PreparedDataset, *, fresh: bool) -> AST:
 def _train_epoch(run: Run) -> None:
     """The rest of the epoch in progress."""
     train, progress, clips = run.recipe.train, run.progress, run.data.train
-    weights = draw_weights(run.recipe.sampler, clips.label_indices, len(clips.labels))
+    weights = sampling_weights(run.recipe.sampler, clips.label_indices, len(clips.labels))
     plan = plan_epoch(
         len(clips),
         weights,

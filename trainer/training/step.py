@@ -93,7 +93,7 @@ def _loss(learner: Learner, batch: Batch, part: slice) -> Tensor:
     with autocast(x.device, settings.precision):
         logits = learner.shared(x)
     losses = loss_per_clip(logits, batch.targets[part], settings.loss)
-    return (losses * batch.weights[part]).sum()
+    return (losses * batch.clip_weights[part]).sum()
 
 
 def _sharing_gradients(shared: nn.Module, is_last: bool) -> AbstractContextManager[None]:

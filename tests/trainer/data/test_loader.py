@@ -90,7 +90,7 @@ def assert_same(batches: Sequence[Batch], others: Sequence[Batch]) -> None:
     for one, other in zip(batches, others, strict=True):
         assert torch.equal(one.x, other.x)
         assert torch.equal(one.targets, other.targets)
-        assert torch.equal(one.weights, other.weights)
+        assert torch.equal(one.clip_weights, other.clip_weights)
         assert one.num_clips == other.num_clips
 
 
@@ -108,7 +108,7 @@ def test_batches_equal_a_plain_loop(dataset: PreparedDataset, clips: ClipSet, cr
     position, num_mixed, num_moved = 0, 0, 0
     for batch in training_batches(clips, augment=augment):
         assert batch.num_clips == len(batch.x) == min(BATCH_SIZE, 40 - position)
-        assert batch.weights.tolist() == [1.0] * len(batch.x)
+        assert batch.clip_weights.tolist() == [1.0] * len(batch.x)
         for i in range(len(batch.x)):
             own, partner = clips.ids[plan.order[position]], clips.ids[plan.partners[position]]
             draws = draw_augmentations(
@@ -165,12 +165,12 @@ def test_ranks_split_the_same_global_batches(clips: ClipSet, world_size: int) ->
     ]
     for whole, *shares in zip(training_batches(clips), *ranks, strict=True):
         assert {len(share.x) for share in shares} == {-(-whole.num_clips // world_size)}
-        own = [share.weights > 0 for share in shares]
+        own = [share.clip_weights > 0 for share in shares]
         for name in ("x", "targets"):
             parts = [getattr(share, name)[kept] for share, kept in zip(shares, own, strict=True)]
             assert torch.equal(torch.cat(parts), getattr(whole, name))
         assert all(share.num_clips == whole.num_clips for share in shares)
-        assert sum(float(share.weights.sum()) for share in shares) == whole.num_clips
+        assert sum(float(share.clip_weights.sum()) for share in shares) == whole.num_clips
 
 
 BUCKETS = (56, 62)
@@ -215,7 +215,7 @@ def test_ranks_and_restarts_change_nothing_in_buckets(clips: ClipSet) -> None:
     assert_same(bucketed_batches(clips, first_step=3), whole[3:])
     ranks = [bucketed_batches(clips, rank=rank, world_size=3) for rank in range(3)]
     for batch, *shares in zip(whole, *ranks, strict=True):
-        parts = [share.x[share.weights > 0] for share in shares]
+        parts = [share.x[share.clip_weights > 0] for share in shares]
         assert torch.equal(torch.cat(parts), batch.x)
 
 
@@ -291,9 +291,9 @@ def test_evaluation_covers_each_clip_once(
         counts.add(len(batches))
         for batch in batches:
             assert len(batch.x) <= batch_size
-            assert batch.num_clips == int(batch.weights.sum())
-            for index in np.flatnonzero(batch.weights):
-                row = int(batch.rows[index])
+            assert batch.num_clips == int(batch.clip_weights.sum())
+            for index in np.flatnonzero(batch.clip_weights):
+                row = int(batch.indices[index])
                 assert row not in seen
                 seen[row] = batch.x[index], batch.targets[index]
     assert len(counts) == 1, "ranks with unequal numbers of batches would wait for each other"

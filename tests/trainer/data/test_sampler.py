@@ -13,12 +13,12 @@ from pipeline.errors import SettingValueError
 from tests.support.errors import refused
 from trainer.data.sampler import (
     batch_positions,
-    bucketed_positions,
+    bucketed_order,
     class_balanced_weights,
-    draw_weights,
     epoch_order,
     mixup_partners,
     rank_slice,
+    sampling_weights,
     steps_per_epoch,
 )
 from trainer.data.settings import MAX_SEED, SamplerSettings
@@ -117,7 +117,7 @@ def test_clips_of_equal_length_share_batches(
     seed: int, epoch: int, lengths: list[int], batch: int, window: int
 ) -> None:
     where = {"seed": seed, "epoch": epoch, "batch": batch, "window": window}
-    places = bucketed_positions(np.array(lengths), **where)
+    places = bucketed_order(np.array(lengths), **where)
     for start in range(0, len(lengths), batch * window):
         stretch = places[start : start + batch * window]
         assert sorted(stretch) == list(range(start, start + len(stretch)))
@@ -131,11 +131,11 @@ def test_clips_of_equal_length_share_batches(
 def test_batch_lengths_are_spread_over_the_epoch() -> None:
     lengths = np.arange(160_000) // 10 % 4
     where = {"seed": 3, "batch": 10, "window": 4}
-    places = bucketed_positions(lengths, epoch=1, **where)
+    places = bucketed_order(lengths, epoch=1, **where)
     for nth in range(4):
         counts = np.bincount(lengths[places[nth * 10 :: 40]], minlength=4)
         assert chisquare(counts).pvalue > 0.001
-    assert not np.array_equal(places, bucketed_positions(lengths, epoch=2, **where))
+    assert not np.array_equal(places, bucketed_order(lengths, epoch=2, **where))
 
 
 @pytest.mark.parametrize(
@@ -170,14 +170,14 @@ def test_balanced_weights_equal_a_plain_count(clips: list[set[int]]) -> None:
 
 def test_balanced_epoch_of_single_labels_draws_classes_equally() -> None:
     labels = [[0]] * 9000 + [[1]] * 900 + [[2]] * 100
-    weights = draw_weights(SamplerSettings(mode="balanced"), labels, 3)
+    weights = sampling_weights(SamplerSettings(mode="balanced"), labels, 3)
     order = epoch_order(seed=1, epoch=1, num_clips=10_000, weights=weights)
     drawn = np.array([labels[clip][0] for clip in order])
     assert chisquare(np.bincount(drawn, minlength=3)).pvalue > 0.001
 
 
 def test_shuffling_needs_no_weights() -> None:
-    assert draw_weights(SamplerSettings(mode="shuffle"), [[0], [1]], 2) is None
+    assert sampling_weights(SamplerSettings(mode="shuffle"), [[0], [1]], 2) is None
 
 
 @given(st.integers(1, 300), st.integers(1, 70))
@@ -225,7 +225,7 @@ def test_weighted_sum_over_ranks_equals_the_batch_sum() -> None:
         (lambda: steps_per_epoch(4, 0), "batch", 0),
         (lambda: batch_positions(2, 4, 8), "step", 2),
         (lambda: batch_positions(-1, 4, 8), "step", -1),
-        (lambda: rank_slice([], 0, 1), "positions", "none"),
+        (lambda: rank_slice([], 0, 1), "items", "none"),
         (lambda: rank_slice([1], 2, 2), "rank", 2),
         (lambda: rank_slice([1], -1, 2), "rank", -1),
     ],
