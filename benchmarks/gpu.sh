@@ -4,10 +4,11 @@
 #   sh benchmarks/gpu.sh             every part
 #   sh benchmarks/gpu.sh loop steps  these parts alone
 #
-# Needs torch, torchaudio, timm, transformers, pyarrow, pytest and what the core imports, but neither
-# Ray nor a network; torchao for FP8. Run it in the project's root. Every part has a time limit, and
-# what it had measured by then is kept. At the end all figures stand in one table, in
-# $OUT/figures.json as well (OUT: build/gpu unless set). The exit status is 1 where a part failed.
+# Needs torch, torchaudio, timm, transformers, pyarrow, pytest and what the core imports (pydantic; for
+# audio miniaudio, soundfile, soxr and PyAV), but neither Ray nor a network; torchao for FP8. Run it in
+# the project's root. Every part has a time limit, and what it had measured by then is kept. At the end
+# all figures stand in one table, in $OUT/figures.json as well (OUT: build/gpu unless set). The exit
+# status is 1 where a part failed.
 #
 #   PYTHON   the interpreter (python3)
 #   LIMIT_S  seconds for everything (470); the limits of the parts grow and shrink with it
@@ -54,6 +55,8 @@ part() {
 }
 
 gpu=$("$python" -c 'import torch; print(int(torch.cuda.is_available()))') || exit 1
+"$python" -c 'import pydantic, soxr, soundfile, miniaudio' ||
+    echo "warning: a library is missing: parts that read prepared data or audio will fail" >&2
 if [ "$gpu" = 1 ]; then
     sizes="32 12 96" few="--batch-sizes 32" small=""
 else
