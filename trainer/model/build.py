@@ -1,8 +1,8 @@
-"""An AST with the weights that a recipe asks for: random, ImageNet's, or those of another AST.
+"""An AST with the weights that a recipe asks for: random, ImageNet's, or another AST's.
 
-In: the settings of a model, and its classes. Steps: timm's DeiT or ViT, with its
-weights; or a whole AST, whose positional embedding is fitted to other lengths and strides, and
-whose head is kept where it knows all of the classes. Out: a model to train, or to load into.
+In: the settings of a model, and its classes. Steps: take timm's DeiT or ViT with its weights; or a
+whole AST, adapting its positional embedding to other lengths and strides, and keeping its head if
+it knows all of the classes. Out: a model to train, or to load a checkpoint into.
 """
 
 import difflib
@@ -36,32 +36,32 @@ def build_model(
     num_mels: int,
     labels: Sequence[str] | None = None,
 ) -> AST:
-    """An AST with the first weights that the settings ask for.
+    """An AST with the initial weights that the settings ask for.
 
     The head is random, unless `weights_file` is an AST that knows all of the classes.
 
-    To load a checkpoint into it, build it by `settings.without_weights()`: nothing is fetched then.
+    To load a checkpoint into it, pass `settings.without_weights()`, which downloads nothing.
 
     Args:
-        labels: names of the classes, to find them in the `weights_file` of an AST; None: their
-            order is taken for the same, if they are as many.
+        labels: names of the classes, to match those of an AST in `weights_file`; None: assume the
+            same order if both have as many classes.
 
     Raises:
         UserError: weights that cannot be fetched, read or fitted; a backbone that is no plain
             transformer with class tokens; more blocks than it has; a patch higher than the input.
     """
     settings.grid(num_mels)
-    found: AstCheckpoint | State | None = None
+    weights: AstCheckpoint | State | None = None
     if settings.weights_file:
-        found = read_weights(settings.weights_file, asdict(settings))
-    if isinstance(found, AstCheckpoint):
+        weights = read_weights(settings.weights_file, asdict(settings))
+    if isinstance(weights, AstCheckpoint):
         model = build_model(settings.without_weights(), num_classes=num_classes, num_mels=num_mels)
-        rows = found.head_rows(num_classes, labels)
-        if notice := _head_notice(found, num_classes, labels, rows):
+        rows = weights.head_rows(num_classes, labels)
+        if notice := _head_notice(weights, num_classes, labels, rows):
             _logger.warning("%s", notice)
-        load_ast(model, found, settings, rows=rows)
+        load_ast(model, weights, settings, rows=rows)
         return model
-    backbone = _create_backbone(settings, found)
+    backbone = _create_backbone(settings, weights)
     if settings.depth > len(backbone.blocks):
         raise UserError(
             "model.depth",
@@ -76,15 +76,15 @@ def build_model(
 def load_ast(
     model: AST, checkpoint: AstCheckpoint, settings: ModelSettings, *, rows: list[int] | None
 ) -> None:
-    """Put another AST's weights into a model, in place, fitted to its input and its classes.
+    """Load another AST's weights into a model, adapted to its input and its classes.
 
     Args:
         settings: those the model was built with.
-        rows: the checkpoint's class for each of the model's; None: the model's head stays.
+        rows: row of the checkpoint's head for each class; None: the model's head stays as it is.
 
     Raises:
-        UserError: the weights are not those of such a model, says which names and shapes; or it is
-            of other mel bins or another patch shape.
+        UserError: the names or shapes of the weights differ from the model's; or the mel bins or
+            the patch shape do.
     """
     _check_patches(checkpoint, settings, model.input_shape[1])
     state = dict(checkpoint.state)
@@ -101,7 +101,7 @@ def load_ast(
     else:
         state["pos_embed"] = own["pos_embed"]
     if rows is None:
-        # The authors make a new LayerNorm with it.
+        # As in the authors' code, a new head comes with a new LayerNorm.
         state |= {name: value for name, value in own.items() if name.startswith("head")}
     else:
         state |= {name: state[name][rows] for name in ("head.weight", "head.bias")}
@@ -109,12 +109,12 @@ def load_ast(
 
 
 def _check_patches(checkpoint: AstCheckpoint, settings: ModelSettings, num_mels: int) -> None:
-    """Refuse a model whose patches see other frequencies or times, whatever their number."""
+    """Reject a checkpoint with other mel bins or another patch shape."""
     if checkpoint.num_mels != num_mels:
         raise UserError(
             checkpoint.source,
             f"the model is for {checkpoint.num_mels} mel bins, and the data has {num_mels}",
-            f"take one for {num_mels}",
+            f"use a model for {num_mels}",
         )
     theirs, ours = (
         (shape["patch_frequency"], shape["patch_time"])
@@ -130,8 +130,8 @@ def _check_patches(checkpoint: AstCheckpoint, settings: ModelSettings, num_mels:
 
 def _block(name: str) -> int:
     """Number of the block that a name in a state dict belongs to; -1: none."""
-    found = re.match(r"blocks\.(\d+)\.", name)
-    return int(found[1]) if found else -1
+    match = re.match(r"blocks\.(\d+)\.", name)
+    return int(match[1]) if match else -1
 
 
 def _head_notice(
@@ -140,25 +140,25 @@ def _head_notice(
     labels: Sequence[str] | None,
     rows: list[int] | None,
 ) -> str:
-    """What there is to say of the head's first weights; empty: nothing."""
+    """A warning about the head's initial weights; empty: none needed."""
     if rows is not None:
         unnamed = checkpoint.labels is None and labels is not None
-        guess = "its classes have no names and are taken to be in our order"
-        return f"{checkpoint.source}: {guess}" if unnamed else ""
+        assumption = "its classes have no names; assuming the order of the data set's classes"
+        return f"{checkpoint.source}: {assumption}" if unnamed else ""
     missing = missing_labels(checkpoint, labels or ())
-    why = (
-        f"{len(missing)} of the {num_classes} classes are not among its own, such as {missing[0]!r}"
+    reason = (
+        f"it lacks {len(missing)} of the {num_classes} classes, such as {missing[0]!r}"
         if missing
         else f"it has {len(checkpoint.state['head.bias'])} classes, not {num_classes}"
     )
-    return f"{checkpoint.source}: the head starts from random weights: {why}"
+    return f"{checkpoint.source}: the head starts from random weights: {reason}"
 
 
 def check_backbone(name: str) -> None:
-    """Refuse what is no DeiT or ViT of timm.
+    """Reject all but timm's DeiT and ViT models.
 
     Raises:
-        UserError: says which name is near.
+        UserError: suggests a similar name.
     """
     try:
         timm.get_pretrained_cfg(name, allow_unregistered=False)
@@ -167,11 +167,12 @@ def check_backbone(name: str) -> None:
         is_known = False
     if not is_known:
         # Only the failing path pays for listing all of timm's names.
-        names = [one for family in ("deit_*", "vit_*") for one in timm.list_models(family)]
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f" (near it: {near[0]})" if near else ""
+        names = [model for family in ("deit_*", "vit_*") for model in timm.list_models(family)]
+        close = difflib.get_close_matches(name, names, n=1)
         raise UserError(
-            "model.backbone", f"must be a deit_ or vit_ model of timm{hint}, got {name!r}"
+            "model.backbone",
+            f"must be a deit_ or vit_ model of timm, got {name!r}",
+            f"did you mean {close[0]}?" if close else "",
         )
 
 
@@ -186,7 +187,7 @@ def _create_backbone(settings: ModelSettings, state: State | None) -> VisionTran
             "backbone",
             f"{settings.backbone} is not a plain transformer with class tokens and a learned "
             "positional embedding",
-            "take a DeiT such as deit_base_distilled_patch16_384 or a ViT such as "
+            "use a DeiT such as deit_base_distilled_patch16_384 or a ViT such as "
             "vit_base_patch16_224",
         )
     if state is not None:

@@ -1,25 +1,25 @@
-"""Compiles the blocks of a transformer, a graph for each shape of a batch.
+"""Compiles the blocks of a transformer, a graph for each batch shape.
 
-PyTorch 2.11 has no public settings for how many graphs there may be, nor for whether DDP cuts them:
-both are set in `torch._dynamo.config`, for the process, here and nowhere else.
+PyTorch 2.11 has no public settings for the number of graphs, nor for whether DDP splits them: both
+are set in `torch._dynamo.config`, for the whole process, only here.
 """
 
 import torch
 from torch import nn
 
 MAX_GRAPHS = 256
-"""Shapes of batches that a run may meet: about six of each length bucket, whole and at the end."""
+"""Batch shapes that a run may meet: about six for each length bucket, full and last batches."""
 
 
 def compile_blocks(blocks: nn.Sequential) -> None:
-    """Compile each block in place, so that the names in the state dict stay what they are.
+    """Compile each block in place, which keeps the names in the state dict.
 
-    Without the hooks around it, by which FSDP puts a shared-out block together.
+    Only `forward` is compiled, without the hooks by which FSDP gathers a block's weights.
     """
-    # Each shape gets a graph of its own: one for all sizes, which an epoch's last batch would bring
-    # about, is a slower one.
+    # A graph for each shape: an epoch's last batch would else trigger a graph for any size, which
+    # is slower.
     torch._dynamo.config.recompile_limit = MAX_GRAPHS
-    # DDP shares gradients block by block as it is; this would cut the blocks once more.
+    # DDP already averages gradients block by block; this would split the blocks further.
     torch._dynamo.config.optimize_ddp = False
     for block in blocks:
         block.forward = torch.compile(block.forward, dynamic=False)

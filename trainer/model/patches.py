@@ -1,14 +1,14 @@
-"""The patches of a spectrogram: their projection, their positions, and which a step keeps.
+"""The patches of a spectrogram: projection, positional embedding and patchout.
 
 In: a timm backbone and the settings of a model. Out: its patch projection and its positional
-embedding, made to fit one channel and another patch grid; and draws of patchout (Koutini et al.,
+embedding, adapted to one channel and another patch grid; and draws of patchout (Koutini et al.,
 "Efficient training of audio transformers with patchout", Interspeech 2022).
 
 Where the paper and the code its authors released differ, this follows the code: the weights of
 the three colour channels are summed into one (the paper says averaged).
 
-Shapes: F mels, N patches, P class tokens, D width, M patches that are kept;
-f, t rows and columns of the patch grid.
+Shapes: F mels, N patches, P class tokens, D width, M kept patches; f, t rows and columns of the
+patch grid.
 """
 
 import logging
@@ -27,9 +27,9 @@ _logger = logging.getLogger(__name__)
 def patch_projection(backbone: VisionTransformer, settings: ModelSettings) -> nn.Conv2d:
     """One-channel patch projection, [D, 1, patch_frequency, patch_time].
 
-    It starts from the backbone's weights summed over its three channels, which answers to one
-    channel as the backbone answers to it three times. Without pretrained weights of this patch
-    shape it starts as any convolution of torch, as in the authors' code.
+    It starts from the backbone's weights summed over its three channels, so that one channel gives
+    what three equal channels give in the backbone. Without pretrained weights of this patch shape
+    it has torch's default initialisation, as in the authors' code.
     """
     shape = (settings.patch_frequency, settings.patch_time)
     stride = (settings.stride_frequency, settings.stride_time)
@@ -71,9 +71,9 @@ def adapt_position_embedding(
 ) -> Tensor:
     """Fit a positional embedding to another patch grid, as the authors' code does.
 
-    The class tokens' entries are kept. An axis that has more entries than needed is cut to its
-    middle, one that has fewer is interpolated linearly: ImageNet's 24 x 24 becomes AudioSet's
-    12 x 101 by cutting in frequency and interpolating in time.
+    The class tokens' entries are kept. An axis that is too long is cut to its middle, one that is
+    too short is interpolated linearly: ImageNet's 24 x 24 becomes AudioSet's 12 x 101 by cutting
+    in frequency and interpolating in time.
 
     Args:
         embedding: [1, P + f t, D] for the source grid, frequency first.
@@ -99,10 +99,10 @@ def draw_kept_patches(
     generator: torch.Generator | None,
     device: torch.device,
 ) -> Tensor:
-    """The patches that one training step keeps, as rising places [M] in the flattened grid.
+    """The patches that one training step keeps, as sorted indices [M] into the flattened grid.
 
-    Whole columns (times) and rows (frequencies) go first, then a share of what is left, as in
-    PaSST, which draws one set for all clips of a batch, too.
+    Drops whole columns (times) and rows (frequencies) first, then a share of the rest, as in
+    PaSST, which also draws one set for all clips of a batch.
 
     Args:
         grid: patches in frequency and in time, (f, t).
@@ -121,7 +121,7 @@ def draw_kept_patches(
 def _fit_axis(grid: Tensor, axis: int, size: int) -> Tensor:
     current = grid.shape[axis]
     if size <= current:
-        # Both halves are rounded down, so an odd size leans on an even grid as the authors' does.
+        # Both halves are rounded down, as in the authors' code, which matters for an odd size.
         return grid.narrow(axis, current // 2 - size // 2, size)
     shape = [size if dim == axis else grid.shape[dim] for dim in (2, 3)]
     return functional.interpolate(grid, size=shape, mode="bilinear", align_corners=False)

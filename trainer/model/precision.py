@@ -1,4 +1,4 @@
-"""Number formats that a model computes in; its weights and the optimiser stay float32."""
+"""Mixed precision of a model; its weights and the optimiser stay float32."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -9,13 +9,13 @@ from trainer.model.settings import Precision
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Within it, matrices are multiplied in that format."""
+    """A context that multiplies matrices in that precision."""
     dtype = torch.float16 if precision == "float16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "float32")
 
 
 def in_float32(device: torch.device) -> AbstractContextManager[Any]:
-    """Within it, nothing is computed in another format than its inputs have."""
+    """A context without autocast: results have the precision of their inputs."""
     if device.type == "meta":
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

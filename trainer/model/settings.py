@@ -1,4 +1,4 @@
-"""Settings of the model, and the size of its grid of patches."""
+"""Settings of the model, and the size of its patch grid."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,7 +11,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSettings:
-    """Shape of the model and where its first weights come from.
+    """Shape of the model and source of its initial weights.
 
     Raises:
         ValueError: a value out of range.
@@ -21,45 +21,46 @@ class ModelSettings:
     """timm name of a DeiT (two class tokens if distilled) or ViT (one), with or without a tag."""
     pretrained: bool = True
     """Start from the backbone's ImageNet weights, which timm fetches from Hugging Face's hub or
-    takes from its cache (HF_HUB_OFFLINE=1: only from there); false: from random ones."""
+    takes from its cache (HF_HUB_OFFLINE=1: only from there); false: from random weights."""
     weights_file: str = ""
     """Weights to start from instead of timm's download, local or s3://: the backbone's timm state
-    dict (.safetensors, .pth, .pt); or a whole AST, as a run folder, an exported folder, a folder of
-    transformers or a .pth of the AST authors'. An AST must have as many mel bins, and the same
-    patch_frequency and patch_time; its positional embedding is fitted to other strides and lengths,
-    and its head is kept if it knows all of the classes. Empty: none."""
+    dict (.safetensors, .pth, .pt); or a whole AST: a run folder, an exported folder, a folder of
+    transformers or a .pth of the AST authors. An AST must have as many mel bins, and the same
+    patch_frequency and patch_time; its positional embedding is adapted to other strides and
+    lengths, and its head is kept if it knows all of the classes. Empty: none."""
     patch_frequency: int = 16
-    """Height of a patch in mel bins. Another patch shape than the backbone's has no pretrained
-    weights: the patch projection is then random, all else is not."""
+    """Height of a patch in mel bins. If the patch shape differs from the backbone's, the patch
+    projection starts from random weights; all else stays pretrained."""
     patch_time: int = 16
     """Width of a patch in frames; see `patch_frequency`."""
     stride_frequency: int = 10
-    """Mel bins from one patch to the next; less than the patch: they overlap."""
+    """Mel bins from one patch to the next; patches overlap if it is below patch_frequency."""
     stride_time: int = 10
     """Frames from one patch to the next."""
     num_frames: int = 1024
     """Length of the input in frames of 10 ms (the original's target length)."""
     position_embedding: str = "adapt"
-    """Its start: "adapt" cuts and interpolates the pretrained one, "reinitialise" draws it at
-    random, as in the paper's ablation. Without pretrained weights it is random in both cases."""
+    """Initial positional embedding: "adapt" cuts and interpolates the pretrained one,
+    "reinitialise" draws it at random, as in the paper's ablation. Without pretrained weights it is
+    always random."""
     layer_norm_eps: float = 0.0
     """The eps of the backbone's LayerNorms; 0: the backbone's own, 1e-6 in DeiT."""
     head_norm_eps: float = 1e-5
-    """The eps of the head's LayerNorm; models of transformers have the backbone's here, too."""
+    """The eps of the head's LayerNorm; models of transformers use the backbone's here, too."""
     depth: int = 0
     """Number of transformer blocks, the backbone's first ones; 0: all of them."""
     patchout_time: int = 0
-    """Columns of patches (times) that each training step leaves out, fewer in proportion where its
+    """Columns of patches (times) that each training step leaves out, proportionally fewer if the
     input is shorter than num_frames; 0: none."""
     patchout_frequency: int = 0
     """Rows of patches (frequency bands) that each training step leaves out; 0: none."""
     patchout_share: float = 0.0
-    """Share of the patches then left that each training step leaves out, wherever they are."""
+    """Share of the remaining patches that each training step leaves out, anywhere in the grid."""
     checkpoint_activations: bool = False
-    """Compute each block once more in the backward pass instead of keeping what is within it: less
-    memory, about a third more time."""
+    """Recompute each block in the backward pass instead of keeping its activations: less memory,
+    about a third more time."""
     compile: bool = False
-    """Compile the blocks by torch.compile, which takes a C++ compiler on CPUs and time at first."""
+    """Compile the blocks by torch.compile; needs a C++ compiler on CPUs, and time at the start."""
 
     def __post_init__(self) -> None:
         for name in ("patch_frequency", "patch_time", "num_frames"):
@@ -88,7 +89,7 @@ class ModelSettings:
         _check(0 <= share < 1, "patchout_share", "at least 0 and below 1", share)
 
     def without_weights(self) -> "ModelSettings":
-        """The same model with random weights, such as one that others are loaded into."""
+        """The same model with random weights, such as to load a checkpoint into."""
         return replace(self, pretrained=False, weights_file="")
 
     def grid(self, num_mels: int, num_frames: int | None = None) -> tuple[int, int]:
@@ -96,10 +97,10 @@ class ModelSettings:
 
         Args:
             num_mels: of the input.
-            num_frames: likewise; None: the most, the setting.
+            num_frames: likewise; None: the setting, the maximum.
 
         Raises:
-            UserError: the patch is higher than the input, or no row of patches is left to train on.
+            UserError: the patch is higher than the input, or patchout leaves no row of patches.
         """
         if num_mels < self.patch_frequency:
             raise UserError(
@@ -122,13 +123,13 @@ class ModelSettings:
     def num_kept_patches(self, num_mels: int, num_frames: int | None = None) -> int:
         """Patches of one input that a training step sees. Raises as `grid`."""
         rows, columns = self.grid(num_mels, num_frames)
-        left = (rows - self.patchout_frequency) * (columns - self.num_columns_out(columns))
-        return left - int(self.patchout_share * left)
+        remaining = (rows - self.patchout_frequency) * (columns - self.num_columns_out(columns))
+        return remaining - int(self.patchout_share * remaining)
 
     def num_columns_out(self, columns: int) -> int:
-        """Of so many columns of patches those that a training step leaves out.
+        """How many of `columns` columns of patches a training step leaves out.
 
-        `patchout_time` of the most there can be, the same share of fewer, rounded down.
+        `patchout_time` for an input of num_frames, the same share of fewer columns, rounded down.
         """
         return self.patchout_time * columns // self._columns()
 

@@ -1,4 +1,4 @@
-"""What changes the weights.
+"""Loss, optimiser and learning rate.
 
 In: logits and targets. Out: losses, an optimiser, its learning rate.
 """

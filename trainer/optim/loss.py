@@ -1,4 +1,4 @@
-"""Losses and the scores that belong to them.
+"""Losses, and the scores that go with them.
 
 B batch, C classes.
 """
@@ -14,8 +14,8 @@ def loss_per_clip(logits: Tensor, targets: Tensor, loss: Loss) -> Tensor:
     """Loss of each clip, `[B]`, from logits and targets `[B, C]`.
 
     Targets may be soft (mixup): cross-entropy takes them as a distribution over the classes,
-    rather than truncating them to class numbers as the original does. BCE is the mean over the
-    classes, on the logits.
+    rather than truncating them to class numbers as the authors' code does. BCE is the mean over
+    the classes.
     """
     if loss == "bce":
         return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(
@@ -25,5 +25,5 @@ def loss_per_clip(logits: Tensor, targets: Tensor, loss: Loss) -> Tensor:
 
 
 def scores(logits: Tensor, loss: Loss) -> Tensor:
-    """What a model's outputs mean, `[B, C]` in [0, 1]: sigmoid for BCE, softmax for CE."""
+    """Scores `[B, C]` in [0, 1] from logits: sigmoid for BCE, softmax for CE."""
     return torch.sigmoid(logits) if loss == "bce" else torch.softmax(logits, dim=1)

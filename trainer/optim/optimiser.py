@@ -11,13 +11,13 @@ from trainer.optim.settings import OptimiserSettings
 def make_optimiser(
     parameters: Iterable[Parameter], settings: OptimiserSettings
 ) -> torch.optim.Optimizer:
-    """The optimiser; its learning rate is set before every step, by the schedule.
+    """The optimiser; the schedule sets its learning rate before every step.
 
-    It is fused: one kernel for all parameters, which does nothing where the tensor `found_inf`
-    says so, without the host having to know.
+    It is fused: one kernel updates all parameters, and skips the step on the device if the tensor
+    `found_inf` says so (see `trainer.optim.skip`).
     """
-    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
-    return kind(
+    optimiser = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+    return optimiser(
         parameters,
         lr=0.0,
         betas=(settings.beta1, settings.beta2),

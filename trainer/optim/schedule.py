@@ -1,15 +1,15 @@
 """The learning rate as a pure function of the step and the epoch.
 
-In: the settings, how many optimiser steps were taken and which epoch this is. Out: the learning
-rate of the next step. There is no scheduler object with a state of its own, so nothing of it has
-to be saved, and a resumed run follows the same curve as one that was never interrupted.
+In: the settings, the number of optimiser steps taken, and the epoch. Out: the learning rate of the
+next step. There is no scheduler with state to save, and a resumed run follows the same curve as
+one that was never interrupted.
 """
 
 from trainer.optim.settings import ScheduleSettings
 
 
 def learning_rate(settings: ScheduleSettings, *, step: int, epoch: int) -> float:
-    """Learning rate of the optimiser step after `step` others, in `epoch` (counted from 1).
+    """Learning rate of optimiser step `step`, in `epoch` (counted from 1).
 
     `step` counts from 0 over the whole run. The rate is `lr` times two factors:
 
@@ -19,9 +19,9 @@ def learning_rate(settings: ScheduleSettings, *, step: int, epoch: int) -> float
       Adam's moments already build up in them.
     - decay: `decay_factor` for each epoch of `decay_after_epochs` that is finished.
 
-    In the authors' loop the warm-up sets an absolute rate and so undoes, for good, every decay
-    that fell into it. Theirs never did, for their warm-up lies within epoch 1, and there both
-    rules agree. On data so small that a warm-up outlasts the first decay the product is kept.
+    In the authors' loop the warm-up sets an absolute rate, which would undo any decay during the
+    warm-up. Theirs ends within epoch 1, where both rules agree. On data so small that the warm-up
+    outlasts the first decay, this keeps the product.
 
     Raises ValueError for a negative step or an epoch below 1.
     """

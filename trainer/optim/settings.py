@@ -44,14 +44,14 @@ class OptimiserSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleSettings:
-    """Stepwise warm-up, then a decay after given epochs; defaults are those of full AudioSet."""
+    """Stepwise warm-up, then a decay after given epochs; the defaults are for full AudioSet."""
 
     lr: float = 1e-5
     """Learning rate after the warm-up and before the first decay."""
     warmup_steps: int = 1000
     """Optimiser steps until the warm-up reaches `lr`; 0 for none."""
     warmup_every_steps: int = 50
-    """The warm-up raises the rate every so many steps; 1 gives a linear ramp."""
+    """Steps between two increases of the rate in the warm-up; 1 gives a linear ramp."""
     decay_after_epochs: tuple[int, ...] = (2, 3, 4)
     """The rate decays at the end of each of these epochs, counted from 1; empty for never."""
     decay_factor: float = 0.5
@@ -75,7 +75,7 @@ class ScheduleSettings:
         epochs = self.decay_after_epochs
         if any(epoch < 1 for epoch in epochs) or list(epochs) != sorted(set(epochs)):
             raise SettingValueError(
-                "decay_after_epochs", f"must be rising epoch numbers from 1, got {list(epochs)}"
+                "decay_after_epochs", f"must be increasing epochs from 1, got {list(epochs)}"
             )
         if not 0 < self.decay_factor <= 1:
             raise SettingValueError(

@@ -1,7 +1,7 @@
-"""A step of the optimiser that the device itself skips, so that no step waits for the host.
+"""An optimiser step that the device can skip without waiting for the host.
 
-The fused Adam of PyTorch 2.11 looks at an attribute `found_inf`, which torch's own loss scaler sets
-and which is not documented: it is set here and nowhere else.
+The fused Adam of PyTorch 2.11 reads an undocumented attribute `found_inf`, meant for torch's loss
+scaler. Only this file sets it.
 """
 
 import torch
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def step_unless(optimiser: torch.optim.Optimizer, is_bad: Tensor) -> None:
-    """Make a step unless `is_bad`, a bool on the device; a skipped one changes no state.
+    """Make a step unless `is_bad`; a skipped step changes no state.
 
     Args:
         optimiser: a fused Adam or AdamW.
-        is_bad: `[]`, whether to skip the step.
+        is_bad: `[]`, a bool on the device.
     """
     optimiser.found_inf = is_bad.float()  # type: ignore[attr-defined]
     optimiser.step()

@@ -379,7 +379,7 @@ def test_ranks_split_the_same_clips(dataset: PreparedDataset) -> None:
     ranks = [training(clips, augment, rank=rank, world_size=2) for rank in range(2)]
     for whole, *shares in zip(training(clips, augment), *ranks, strict=True):
         for name in ("x", "lengths", "targets"):
-            parts = [getattr(one, name)[one.weights > 0] for one in shares]
+            parts = [getattr(one, name)[one.clip_weights > 0] for one in shares]
             assert torch.equal(torch.cat(parts), getattr(whole, name))
 
 
