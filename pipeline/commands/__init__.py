@@ -1,4 +1,4 @@
-"""The steps of the pipeline on the command line, one a file.
+"""The steps of the pipeline on the command line, one per file.
 
-In: options. Out: results printed. Heavy libraries are loaded when a step runs.
+In: options. Out: printed results. Heavy libraries are loaded when a step runs.
 """

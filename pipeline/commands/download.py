@@ -1,4 +1,4 @@
-"""`download`: a public data set from its own server."""
+"""`download`: fetch a public data set from its server."""
 
 import argparse
 
@@ -8,8 +8,8 @@ from pipeline.manifest.public_datasets import DATASETS
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", choices=tuple(DATASETS), help="which data set")
-    parser.add_argument("--out", type=path, required=True, help="local folder to make")
-    parser.add_argument("--url", help="address of the same archive elsewhere")
+    parser.add_argument("--out", type=path, required=True, help="local folder to create")
+    parser.add_argument("--url", help="another address of the same archive")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 STEP = Step(
     name="download",
-    summary="Fetch a public data set from its own server and check it. Run the same command again "
+    summary="Fetch a public data set from its server and check it. Run the same command again "
     "to resume.",
     example="speech-commands --out data/speech-commands",
     add_options=add_options,

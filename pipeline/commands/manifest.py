@@ -1,4 +1,4 @@
-"""`manifest`: which clips a data set has."""
+"""`manifest`: list the clips of a data set."""
 
 import argparse
 from typing import get_args, get_type_hints
@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "Parquet files or tars; folder: a folder per class (default: %(default)s)",
     )
     parser.add_argument(
-        "--folds", type=int, help="number the clips into so many folds, class by class"
+        "--folds", type=int, help="assign the clips to this many folds, evenly within each class"
     )
     parser.add_argument(
         "--segments",
@@ -42,14 +42,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--cut",
         choices=get_args(get_type_hints(SourceOptions)["cut"]),
         default=defaults.cut,
-        help="whether AudioSet's files that are named by an id alone are clips cut already; auto: "
+        help="whether AudioSet's files named by an id alone are already cut to clips; auto: decide "
         "by the length of some (default: %(default)s)",
     )
     parser.add_argument(
         "--common-ids",
         type=path,
         metavar="PATH",
-        help="mark these clips as common; a text, one id a line",
+        help="mark these clips as common; a text file, one id per line",
     )
     parser.add_argument(
         "--column",
@@ -57,13 +57,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=COLUMN",
-        help="what a table calls path, labels, id, split, fold, start_s or end_s, or how to make "
-        "one: path=audio/{fname}.wav",
+        help="the table's name for path, labels, id, split, fold, start_s or end_s, or a pattern "
+        "to make it from: path=audio/{fname}.wav",
     )
     parser.add_argument(
         "--separator",
         default=defaults.separator,
-        help="between the labels in a table (default: %(default)s)",
+        help="separator of the labels in a table (default: %(default)s)",
     )
     parser.add_argument(
         "--split",
@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
 STEP = Step(
     name="manifest",
     summary="List a data set's clips, with labels, splits and folds, in a Parquet table. For "
-    "AudioSet, what is missing and a page of the coverage are written beside it.",
+    "AudioSet, also write the missing segments and a page of the coverage beside it.",
     example="s3://sounds/audioset --segments csv/balanced_train_segments.csv --segments "
     "csv/eval_segments.csv --out s3://lab/audioset.parquet",
     add_options=add_options,

@@ -1,4 +1,4 @@
-"""`prepare`: clips to WebDataset shards, an index and a card."""
+"""`prepare`: turn clips into WebDataset shards, an index and a card."""
 
 import argparse
 import json
@@ -13,15 +13,15 @@ from pipeline.shards.settings import READS_AHEAD, PrepareSettings, Store
 
 _BYTES_PER_MB = 1_000_000
 _PLAN_SAMPLE = 64
-"""Clips that `--plan` times."""
+"""Number of clips that `--plan` measures."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     defaults = PrepareSettings()
-    parser.add_argument("manifest", type=path, help="what `manifest` wrote")
+    parser.add_argument("manifest", type=path, help="table written by `manifest`")
     parser.add_argument("--out", type=path, required=True, help="folder of the prepared data set")
     parser.add_argument(
-        "--labels", type=path, help="vocabulary, one label a line (default: the manifest's)"
+        "--labels", type=path, help="vocabulary, one label per line (default: the manifest's)"
     )
     parser.add_argument(
         "--max-reject-share",
@@ -30,14 +30,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="fail if a larger share of the clips cannot be used (default: %(default)s)",
     )
     parser.add_argument(
-        "--retry-rejects", action="store_true", help="try clips again that were rejected before"
+        "--retry-rejects", action="store_true", help="retry clips that were rejected before"
     )
     parser.add_argument(
         "--store",
         choices=get_args(Store),
         default=defaults.store,
-        help="what of a clip to store: its fbank, or 16-bit FLAC, from which training computes the "
-        "fbanks, with mixup of waveforms (default: %(default)s)",
+        help="how to store a clip: as its fbank, or as 16-bit FLAC, from which training computes "
+        "the fbanks, with mixup of waveforms (default: %(default)s)",
     )
     parser.add_argument(
         "--clips-per-shard",
@@ -66,7 +66,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="write nothing; time a sample of the files and say what the data set would take",
+        help="dry run: measure a sample of the files and estimate the cost of the data set",
     )
     parser.add_argument(
         "--json-logs", action="store_true", help="progress and summary as JSON lines"

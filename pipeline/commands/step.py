@@ -1,4 +1,4 @@
-"""A step of the command line: its name, its options and its function; and types of its options."""
+"""A step of the command line: its name, options and function; and types of options."""
 
 import argparse
 import logging
@@ -11,13 +11,13 @@ from pipeline.storage.paths import absolute
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """One step, which a file in a `commands/` folder defines."""
+    """A step, defined by a file in a `commands/` folder."""
 
     name: str
     summary: str
     """One or two sentences for `--help`."""
     example: str
-    """What may follow the name on the command line."""
+    """Example arguments, which follow the name on the command line."""
     add_options: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int | None]
     """Does the work and prints the result; returns the exit status, None for 0."""
@@ -50,7 +50,7 @@ class Step:
 
 
 def path(text: str) -> str:
-    """A path, local or s3://, that means the same in other processes."""
+    """An absolute path, local or s3://."""
     try:
         return absolute(text)
     except UserError as error:

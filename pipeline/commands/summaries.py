@@ -1,4 +1,4 @@
-"""What `manifest` and `prepare` tell the user at the end, as tables for the terminal."""
+"""Results of the pipeline's steps as tables for the terminal."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from pipeline.manifest.manifest import Manifest
 from pipeline.terminal.tables import name_value_table, titled
 from pipeline.terminal.units import duration, size
 
-if TYPE_CHECKING:  # they bring PyTorch and Ray, which `manifest` can do without
+if TYPE_CHECKING:  # they load PyTorch and Ray, which `manifest` does not need
     from pipeline.dataset.prepare_summary import PrepareSummary
     from pipeline.dataset.verify import Fault
     from pipeline.shards.estimate import Estimate
@@ -19,7 +19,7 @@ _FAULTS_SHOWN = 50
 
 
 def manifest_summary(manifest: Manifest, path: str) -> Group:
-    """Clips, labels, splits and folds, and how much was found of what the source lists."""
+    """Clips, labels, splits and folds, and how many of the listed segments were found."""
     clips = manifest.clips
     table = name_value_table()
     table.add_row("clips", f"{clips.num_rows:,}")
@@ -45,7 +45,7 @@ def manifest_summary(manifest: Manifest, path: str) -> Group:
 
 
 def prepare_summary(summary: "PrepareSummary") -> Group:
-    """What is there now, what was rejected and why, and where the time went."""
+    """The data set, the rejected clips by reason, and where the time went."""
     table = name_value_table()
     table.add_row("clips", f"{summary.num_clips:,} ({duration(summary.audio_s)})")
     table.add_row("rejected", f"{summary.num_rejects:,}")
@@ -67,7 +67,7 @@ def prepare_summary(summary: "PrepareSummary") -> Group:
 
 
 def estimate_summary(estimate: "Estimate", output: str) -> Group:
-    """What a data set would take."""
+    """The estimated cost of preparing a data set."""
     table = name_value_table()
     table.add_row("clips", f"{estimate.num_clips:,} (about {duration(3600 * estimate.audio_h)})")
     table.add_row("shards", f"{estimate.num_shards:,}")
@@ -75,22 +75,22 @@ def estimate_summary(estimate: "Estimate", output: str) -> Group:
     table.add_row("to write", f"about {size(estimate.written_bytes)}")
     table.add_row("to compute", f"about {estimate.core_h:,.3g} core-hours like this machine's")
     wait = duration(3600 * estimate.wait_h)
-    table.add_row("to wait", f"about {wait}, less by --reads-ahead and per CPU")
+    table.add_row("to wait", f"about {wait}, divided among --reads-ahead and CPUs")
     for reason, count in estimate.sampled_rejects.items():
         table.add_row("rejected", f"{count} of {estimate.num_sampled} sampled: {reason}")
-    table.add_row("from", f"{estimate.num_sampled} clips taken at random; nothing was written")
+    table.add_row("measured on", f"{estimate.num_sampled} random clips; nothing was written")
     return titled(f"Plan of {output}", table)
 
 
 def faults_summary(faults: "Sequence[Fault]", path: str) -> Group:
-    """What is wrong with a data set, or that nothing is."""
+    """The faults of a data set, or that it has none."""
     table = name_value_table()
     for fault in faults[:_FAULTS_SHOWN]:
         table.add_row(fault.path, fault.what)
     if len(faults) > _FAULTS_SHOWN:
         table.add_row("", f"and {len(faults) - _FAULTS_SHOWN} more")
     if faults:
-        table.add_row("", "run `prepare` again with the same manifest and settings to mend this")
+        table.add_row("", "run `prepare` again with the same manifest and settings to repair this")
     else:
-        table.add_row("checked", "every byte is what the card and the index say")
+        table.add_row("checked", "every byte matches the card and the index")
     return titled(f"Data set {path}", table)

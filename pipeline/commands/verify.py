@@ -1,4 +1,4 @@
-"""`verify`: whether every byte of a prepared data set is what it should be."""
+"""`verify`: check every byte of a prepared data set."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ from cluster.commands.session_options import add_session_options, session
 from pipeline.commands.step import Step, path
 
 FAULTS_FOUND = 3
-"""The exit status where something is wrong with the data set."""
+"""Exit status if the data set is damaged."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
 STEP = Step(
     name="verify",
     summary="Check every byte of a prepared data set against its card and index; exits with 3 if "
-    "something is wrong. Run `prepare` again to repair exactly that.",
+    "it is damaged. Run `prepare` again to repair only the damage.",
     example="s3://lab/esc50",
     add_options=add_options,
     run=run,

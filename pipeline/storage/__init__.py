@@ -1,6 +1,6 @@
-"""Files by path, local or `s3://bucket/key`: the only way to anything that is stored.
+"""Files by path, local or `s3://bucket/key`; all stored data is read and written here.
 
-In: paths and contents. Out: contents and listings; what is written is there whole or not at all.
+In: paths and contents. Out: contents and listings; a file is written whole or not at all.
 """
 
 from pipeline.storage.documents import (

@@ -1,6 +1,6 @@
 """JSON documents and Parquet tables, read and written as a whole.
 
-A document that this program writes is a dataclass, and pydantic checks what is read against it.
+A document that this program writes is a dataclass; pydantic checks it when it is read.
 PyArrow and pydantic are loaded where they are used: `--help` need not wait for them.
 """
 
@@ -26,14 +26,14 @@ _adapters: dict[type[Any], TypeAdapter[Any]] = {}
 
 
 class DocumentError(ValueError):
-    """A document that is not JSON, or whose keys or values are not those of its class."""
+    """A document that is not JSON, or whose keys or values do not match its class."""
 
 
 def parse_document(data: bytes | str, kind: type[Document]) -> Document:
-    """A dataclass from the JSON text of one; keys that the class does not have are ignored.
+    """A dataclass from JSON text; keys unknown to the class are ignored.
 
     Raises:
-        DocumentError: names each key at fault, by its path.
+        DocumentError: names the path of each invalid key.
     """
     from pydantic import ValidationError
     from pydantic_core import from_json
@@ -52,7 +52,7 @@ def conform(value: object, kind: type[Document]) -> Document:
     """A dataclass from dictionaries and lists, such as those of a checkpoint.
 
     Raises:
-        DocumentError: names each key at fault, by its path.
+        DocumentError: names the path of each invalid key.
     """
     from pydantic import ValidationError
 
@@ -64,11 +64,11 @@ def conform(value: object, kind: type[Document]) -> Document:
 
 
 def read_document(path: str, kind: type[Document], remedy: str) -> Document:
-    """Read a JSON document as the dataclass that it was written from.
+    """Read a JSON document as the dataclass it was written from.
 
     Raises:
-        FileNotFoundError: there is none.
-        UserError: it is damaged; says which keys are, and the remedy.
+        FileNotFoundError: no such file.
+        UserError: it is damaged; names the invalid keys and the remedy.
     """
     try:
         return parse_document(read_bytes(path), kind)
@@ -106,22 +106,22 @@ def read_json(path: str) -> Any:
 
 
 def read_json_object(path: str) -> dict[str, Any]:
-    """A JSON document of keys, as a user may have changed it or cut it short.
+    """A JSON object, which a user may have edited or truncated.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not a JSON object.
     """
     try:
         document = read_json(path)
     except ValueError as error:
-        raise UserError(path, f"no whole JSON document ({error})", "restore it") from error
+        raise UserError(path, f"not a whole JSON document ({error})", "restore it") from error
     if not isinstance(document, dict):
         raise UserError(path, f"must hold a JSON object, got {type(document).__name__}")
     return document
 
 
 def write_json(path: str, document: object) -> None:
-    """Write a JSON document, keys in the order given; NaN is an error, not a word in the file."""
+    """Write a JSON document, keys in the given order. Raises ValueError for NaN."""
     write_bytes(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
 
 

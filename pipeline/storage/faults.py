@@ -1,7 +1,6 @@
-"""What goes wrong with a storage: in one line for the user, or tried again where it may pass.
+"""Faults of the storage: temporary ones are retried, others explained to the user in one line.
 
-S3 clients are loaded only where S3 is used, so their errors are known here by the names of their
-classes.
+S3 clients are loaded only where S3 is used, so their errors are recognised by their class names.
 """
 
 import errno
@@ -18,9 +17,9 @@ from pipeline.storage.paths import is_remote
 _logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = (1.0, 5.0, 25.0)
-"""Pauses before a read or write that broke for a passing reason is tried again."""
+"""Pauses before each retry of a read or write that failed temporarily."""
 RETRY_FOR_S = 60.0
-"""No such try starts later than this after the first: those that stalled have waited enough."""
+"""No retry starts later than this after the first try: a stalled one has waited long enough."""
 
 _REFUSED = {
     "AccessDenied",
@@ -32,7 +31,7 @@ _REFUSED = {
     "AuthFailure",
     "Forbidden",
     "403",
-    "400",  # answers to HEAD have no other code: a token that expired
+    "400",  # an expired token: responses to HEAD have no other code
 }
 NO_ANSWER = {
     "botocore.EndpointConnectionError",
@@ -48,11 +47,11 @@ _NO_SUCH_PATH = {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 class TooLargeError(Exception):
-    """A file is larger than the caller wants to hold in memory."""
+    """A file is larger than the caller accepts in memory."""
 
 
 class NoRegularFileError(OSError):
-    """A pipe, a socket or a device, which may never answer or never end."""
+    """A pipe, socket or device, which may block or never end."""
 
 
 def is_a(error: BaseException, kinds: Collection[str]) -> bool:
@@ -62,9 +61,9 @@ def is_a(error: BaseException, kinds: Collection[str]) -> bool:
 
 
 def explain(error: BaseException) -> tuple[str, str] | None:
-    """What is wrong and what to do, for an error that only the user can mend; None for any other.
+    """What is wrong and what to do, for an error that only the user can fix; None for any other.
 
-    A missing file is such another.
+    A missing file is not such an error.
     """
     code = error_code(error)
     if isinstance(error, FileNotFoundError) and "<Code>NoSuchBucket" in str(error):
@@ -91,37 +90,37 @@ def explain(error: BaseException) -> tuple[str, str] | None:
     if is_a(error, {"botocore.BotoCoreError"}) or str(error).startswith("Invalid endpoint"):
         return one_line(error), ""
     if code and not isinstance(error, FileNotFoundError):
-        return f"the storage at {endpoint} answered {code}, also after retries", ""
+        return f"the storage at {endpoint} answered {code}, even after retries", ""
     return None
 
 
 def one_file_fault(error: Exception) -> str | None:
-    """Why one file cannot be read, when the storage as a whole is well; None otherwise."""
+    """Why one file cannot be read, if the storage as a whole works; None otherwise."""
     code = error_code(error)
     if isinstance(error, FileNotFoundError) and code != "NoSuchBucket":
         return "not found"
     if isinstance(error, OSError) and error.errno in _NO_SUCH_PATH and not code:
         return "not found"
-    # S3 answers so for a key that is not there, too, to users who may not list the bucket.
+    # S3 also gives this answer for a missing key if the user may not list the bucket.
     if isinstance(error, PermissionError) and code in ("", "403", "AccessDenied"):
         return "access refused"
     if isinstance(error, IsADirectoryError):
         return "a folder, not a file"
     if isinstance(error, NoRegularFileError):
-        return "no regular file"
+        return "not a regular file"
     if code == "KeyTooLongError" or (isinstance(error, ValueError) and "null" in str(error)):
-        return "a path that no file can have"
+        return "an invalid path"
     return None
 
 
 def with_retries(action: Any, *arguments: object, lasting: Collection[str] = ()) -> Any:
-    """Call again, after the pauses of `RETRY_AFTER_S`, when a read or write broke in passing.
+    """Call, and retry after the pauses of `RETRY_AFTER_S` if a read or write fails temporarily.
 
     Args:
-        action: what to call.
-        arguments: what it takes.
-        lasting: errors that are raised at once, as `is_a` takes them, beside those that asking
-            again cannot help.
+        action: the function to call.
+        arguments: its arguments.
+        lasting: errors, named as for `is_a`, that are raised at once, in addition to those that a
+            retry cannot fix.
     """
     start = time.monotonic()
     for pause_s in RETRY_AFTER_S:
@@ -137,21 +136,21 @@ def with_retries(action: Any, *arguments: object, lasting: Collection[str] = ())
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether asking again may help: no answer, a broken one, or one of an overloaded storage."""
+    """Whether a retry may help: no answer, a broken one, or an overloaded storage."""
     if isinstance(error, UserError):
         return False
     status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if error_code(error):
         return status >= 500 or error_code(error) in _OVERLOADED
     if isinstance(error, OSError):
-        # EIO: a broken disk, or a network drive that has asked again long enough itself.
+        # EIO: a broken disk, or a network drive that has itself retried long enough.
         return one_file_fault(error) is None and error.errno != errno.EIO
     return is_a(error, _BROKEN_CONNECTION | NO_ANSWER)
 
 
 @contextmanager
 def explained(path: str) -> Iterator[None]:
-    """Raise what only the user can mend as a `UserError` that names the path."""
+    """Raise errors that only the user can fix as a `UserError` that names the path."""
     try:
         yield
     except UserError:
@@ -169,7 +168,7 @@ def explained(path: str) -> Iterator[None]:
 
 
 def error_code(error: BaseException) -> str:
-    """The S3 error code behind an exception that s3fs translated, or an empty string."""
+    """The S3 error code behind an exception translated by s3fs, or an empty string."""
     return str(_response(error).get("Error", {}).get("Code", ""))
 
 

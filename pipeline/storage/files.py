@@ -1,13 +1,13 @@
 """Files by path, local or `s3://bucket/key`.
 
-Every artifact of the project is read and written here; contents of S3 come through
-`pipeline.storage.s3_objects`, and through s3fs where that fails. A write is atomic:
-locally a temporary file beside the target and a rename; on S3 one put or, if it is large, one
-upload in parts, which a killed process leaves unfinished for the bucket's lifecycle rules. The S3
-endpoint, region and credentials come from the usual AWS variables (`AWS_ENDPOINT_URL`,
-`AWS_ACCESS_KEY_ID`, ...), so that MinIO and Ceph work as AWS does. What only the user can mend (a
-bucket that does not exist, refused credentials, a full disk) is raised as `UserError`; a missing
-file always as `FileNotFoundError`.
+All files of the project are read and written here. Contents on S3 are read through
+`pipeline.storage.s3_objects`, with s3fs as the fallback. A write is atomic: locally a temporary
+file beside the target and a rename; on S3 one put or, if large, one multipart upload, which a
+killed process leaves unfinished for the bucket's lifecycle rules. The S3 endpoint, region and
+credentials come from the usual AWS variables (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...), so
+that MinIO and Ceph work as AWS does. Errors that only the user can fix (a bucket that does not
+exist, refused credentials, a full disk) are raised as `UserError`; a missing file always as
+`FileNotFoundError`.
 """
 
 import errno
@@ -36,14 +36,14 @@ from pipeline.storage.faults import (
 from pipeline.storage.paths import is_remote
 
 UNFINISHED = re.compile(r"\..+\.\d+\.[0-9a-f]{8}")
-"""Names of local files that are being written; a killed process leaves them."""
+"""Names of local files that are being written; a killed process leaves them behind."""
 
 _PUT_BYTES = 16 * 2**20
 """Larger objects go to S3 in parts of this size, ten at a time."""
 
 
 def exists(path: str) -> bool:
-    """Whether a file is there; an error of the storage is raised, not taken for a no."""
+    """Whether a file exists; an error of the storage is raised, not read as "no"."""
     with explained(path):
         try:
             if not is_remote(path):
@@ -54,13 +54,13 @@ def exists(path: str) -> bool:
 
 
 def read_bytes(path: str) -> bytes:
-    """The whole content. Raises FileNotFoundError when it is not there."""
+    """The whole content. Raises FileNotFoundError if there is no such file."""
     with explained(path):
         return bytes(with_retries(read_file, path))
 
 
 def read_range(path: str, offset_bytes: int, size_bytes: int) -> bytes:
-    """`size_bytes` bytes from `offset_bytes`. Raises EOFError when the file ends before."""
+    """`size_bytes` bytes from `offset_bytes`. Raises EOFError if the file ends earlier."""
     data = read_file(path, offset_bytes, size_bytes)
     if len(data) != size_bytes:
         raise EOFError(f"{path}: {len(data)} bytes from {offset_bytes}, expected {size_bytes}")
@@ -70,10 +70,10 @@ def read_range(path: str, offset_bytes: int, size_bytes: int) -> bytes:
 def read_file(
     path: str, offset_bytes: int = 0, size_bytes: int | None = None, *, max_bytes: int | None = None
 ) -> bytes:
-    """The content or a range of it, cut where the file ends; errors as the storage raises them.
+    """The content or a range of it, up to the end of the file; raises the storage's own errors.
 
     Raises:
-        TooLargeError: the file is larger than `max_bytes`, which is found out before reading it.
+        TooLargeError: the file is larger than `max_bytes`, which is checked before reading it.
     """
     if not is_remote(path):
         _check_size(path, _regular_size(path), max_bytes)
@@ -97,19 +97,17 @@ def read_file(
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Put the content in place as a whole: a reader sees the old file, none, or all of the new."""
+    """Write the content atomically: a reader sees the old file, none, or all of the new one."""
     with new_file(path) as file:
         file.write(data)
         file.commit()
 
 
 class NewFile(ABC):
-    """A file to write into, which `commit` puts in place as a whole.
+    """A file to write into, which `commit` puts in place atomically.
 
-    A `with` block that ends without `commit` leaves no file.
-
-    Raises:
-        UserError: it cannot be written.
+    A `with` block that ends without `commit` leaves no file. Every method raises `UserError` if the
+    file cannot be written.
     """
 
     def __init__(self, path: str) -> None:
@@ -127,11 +125,11 @@ class NewFile(ABC):
 
     @abstractmethod
     def commit(self) -> None:
-        """Put the file in place; nothing is written after that."""
+        """Put the file in place; nothing may be written afterwards."""
 
 
 def new_file(path: str) -> NewFile:
-    """Local files grow beside the target, objects of S3 in memory."""
+    """A new file, which grows beside its target, or in memory if it is on S3."""
     return _NewObject(path) if is_remote(path) else _NewLocalFile(path)
 
 
@@ -163,7 +161,7 @@ class _NewLocalFile(NewFile):
             self._file = self._aside.open("wb")
 
     def __exit__(self, *_: object) -> None:
-        # Closing writes what is still in the buffer, which is of no use now.
+        # Closing writes the rest of the buffer, which may fail and is no longer needed.
         with suppress(OSError):
             self._file.close()
         with self._explained():
@@ -189,10 +187,10 @@ class _NewLocalFile(NewFile):
 
 
 def make_folder(path: str) -> None:
-    """Make a local folder and those above it; S3 has none to make.
+    """Create a local folder and its parents; S3 has no folders.
 
     Raises:
-        UserError: it cannot be made, or a file has its name.
+        UserError: it cannot be created, or a file has its name.
     """
     if not is_remote(path):
         try:
@@ -202,7 +200,7 @@ def make_folder(path: str) -> None:
 
 
 def remove(path: str) -> None:
-    """Delete one file, if it is there."""
+    """Delete a file, if it exists."""
     if exists(path):
         with explained(path):
             if is_remote(path):
@@ -212,37 +210,36 @@ def remove(path: str) -> None:
 
 
 def open_binary(path: str) -> io.IOBase:
-    """A seekable file for reading parts of it, such as one Parquet row group."""
+    """A seekable file, for reading parts of it such as one Parquet row group."""
     with explained(path):
         if not is_remote(path):
             _regular_size(path)
             return cast(io.IOBase, with_retries(partial(Path(path).open, "rb")))
-        # Left to itself s3fs reads 50 MB ahead of every part.
+        # By default s3fs reads 50 MB ahead of every part.
         opened = partial(file_system(path).open, path, "rb", cache_type="none")
         return cast(io.IOBase, with_retries(opened))
 
 
 def check_bucket(path: str) -> None:
-    """Ask S3 for one key under a prefix, to fail early and in one line; nothing for a local path.
+    """Ask S3 for one key under a prefix, to fail early and in one line; ignores local paths.
 
     Raises:
-        UserError: no such bucket, refused or missing credentials, or an endpoint that does not
-            answer.
+        UserError: no such bucket, refused or missing credentials, or no answer from the endpoint.
     """
     if not is_remote(path):
         return
     bucket, _, prefix = path.removeprefix("s3://").partition("/")
     with explained(f"s3://{bucket}"):
         ask = partial(file_system(path).call_s3, "list_objects_v2", Bucket=bucket)
-        # A mistyped endpoint is told of at once.
+        # No retries without an answer, so that a mistyped endpoint is reported at once.
         with_retries(partial(ask, Prefix=prefix, MaxKeys=1), lasting=NO_ANSWER)
 
 
 def check_readable(uris: list[str]) -> None:
     """Read a byte of one of these files of a bucket, to fail early and in one line.
 
-    A file that is not there or empty is no fault of the bucket. Several are tried, because S3
-    answers "access denied" for a missing key to users who may not list the bucket.
+    A missing or empty file does not count as a fault. Several files are tried, because S3 answers
+    "access denied" for a missing key if the user may not list the bucket.
 
     Raises:
         UserError: no such bucket, refused or missing credentials, or no answer.
@@ -263,13 +260,13 @@ def check_readable(uris: list[str]) -> None:
 
 
 def _regular_size(path: str) -> int:
-    """Size in bytes of a local file; what is a folder is left to who opens it."""
+    """Size in bytes of a local file; folders are left to the caller."""
     try:
         status = Path(path).stat()
-    except NotADirectoryError as error:  # a path through a file: there is nothing
+    except NotADirectoryError as error:  # a part of the path is a file
         raise FileNotFoundError(path) from error
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-        raise NoRegularFileError(errno.EINVAL, "no regular file", path)
+        raise NoRegularFileError(errno.EINVAL, "not a regular file", path)
     return status.st_size
 
 
@@ -279,12 +276,12 @@ def _check_size(path: str, size_bytes: int, max_bytes: int | None) -> None:
 
 
 def _read_by_s3fs(path: str, offset_bytes: int, size_bytes: int | None) -> bytes:
-    # Left to itself s3fs asks for the size first, to fetch large files in pieces: two requests.
-    place: dict[str, int] = {"max_concurrency": 1}
+    # By default s3fs asks for the size first, to fetch large files in pieces: two requests.
+    options: dict[str, int] = {"max_concurrency": 1}
     if size_bytes is not None:
-        place = {"start": offset_bytes, "end": offset_bytes + size_bytes}
+        options = {"start": offset_bytes, "end": offset_bytes + size_bytes}
     try:
-        return bytes(file_system(path).cat_file(path, **place))
+        return bytes(file_system(path).cat_file(path, **options))
     except OSError as error:
         if error_code(error) != "InvalidRange":
             raise

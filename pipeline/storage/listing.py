@@ -1,6 +1,6 @@
-"""What is below a folder or prefix, by the thousand: listings of millions of files stream.
+"""Files below a folder or prefix, in batches: listings of millions of files are streamed.
 
-PyArrow is loaded where something is listed: `--help` need not wait for it.
+PyArrow is loaded where it is used: `--help` need not wait for it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def list_files(folder: str) -> list[str]:
-    """Paths of all files below a folder or prefix, sorted; none when it is not there."""
+    """Sorted paths of all files below a folder or prefix; empty if it does not exist."""
     return sorted(path for batch in iter_files(folder) for path in batch["path"].to_pylist())
 
 
 def holds_files(folder: str) -> bool:
-    """Whether there is any file below a folder or prefix."""
+    """Whether a folder or prefix has any file below it."""
     return any(batch.num_rows for batch in iter_files(folder))
 
 
@@ -38,9 +38,9 @@ def file_sizes(folder: str) -> dict[str, int]:
 
 
 def iter_files(folder: str) -> Iterator[pa.RecordBatch]:
-    """All files below a folder or prefix, in no order, in batches: `path` and `size_bytes`.
+    """All files below a folder or prefix, in no order, in batches of `path` and `size_bytes`.
 
-    Listings of millions of files are never held as a whole here. None when it is not there.
+    Never holds a whole listing in memory. Yields nothing if the folder does not exist.
     """
     inside = folder.rstrip("/") + "/"
     check_bucket(folder)
@@ -49,7 +49,7 @@ def iter_files(folder: str) -> Iterator[pa.RecordBatch]:
 
 
 def _list_local(folder: str) -> Iterator[pa.RecordBatch]:
-    """Links are followed, but into no folder twice."""
+    """Follows links, but enters no folder twice."""
     waiting, seen = [folder.rstrip("/")], set()
     while waiting:
         inside = waiting.pop()

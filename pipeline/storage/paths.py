@@ -1,4 +1,4 @@
-"""Paths, local or `s3://bucket/key`, as texts."""
+"""Paths, local or `s3://bucket/key`, as strings."""
 
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -7,12 +7,12 @@ from pipeline.errors import UserError
 
 
 def is_remote(path: str) -> bool:
-    """Whether the path is an object in S3 rather than a local file."""
+    """Whether the path is on S3 rather than local."""
     return path.startswith("s3://")
 
 
 def absolute(path: str) -> str:
-    """A path that means the same in another process: Ray's workers have other working folders.
+    """The absolute path, valid in other processes: Ray's workers have other working folders.
 
     Raises:
         UserError: the path is empty, has a scheme other than `s3://`, or names no bucket.
@@ -27,7 +27,7 @@ def absolute(path: str) -> str:
     if not scheme:
         return str(Path(path).expanduser().resolve())
     if not urlsplit(path).netloc:
-        raise UserError(path, "an s3:// path names a bucket: s3://bucket/key")
+        raise UserError(path, "an s3:// path must name a bucket: s3://bucket/key")
     return path.rstrip("/")
 
 

@@ -1,4 +1,4 @@
-"""S3 as fsspec's file system, by s3fs: writes, single questions, and reads where obstore fails."""
+"""S3 through s3fs, as an fsspec file system: writes, metadata, and reads where obstore fails."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import fsspec
 from pipeline.storage.s3_objects import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
 
 MAX_ATTEMPTS = 2
-"""Tries of one request by botocore, in each of the tries of `pipeline.storage.faults`."""
+"""Tries of a request by botocore, within each try of `pipeline.storage.faults`."""
 
 
 def file_system() -> Any:
@@ -24,6 +24,6 @@ def file_system() -> Any:
             "response_checksum_validation": "when_required",
         },
     )
-    # Its tries multiply with those of botocore, and for reads with themselves.
+    # Retries of s3fs would multiply with botocore's, and for reads with its own.
     remote.retries = 1
     return remote

@@ -1,8 +1,8 @@
-"""Objects of S3 in bulk, through obstore: thousands of small reads, listings of millions of keys.
+"""Bulk access to S3 through obstore: thousands of small reads, listings of millions of keys.
 
-s3fs, which everything else goes through, costs more CPU time for each read than a fbank takes to
-compute. Same variables and credentials as there. What fails here for another reason than a missing
-key is left to `pipeline.storage`, which asks again through s3fs and explains the error.
+Everything else goes through s3fs, where a read costs more CPU time than computing a fbank.
+Variables and credentials are the same. If a request fails for any reason but a missing key,
+`pipeline.storage` repeats it through s3fs and explains the error.
 """
 
 import os
@@ -28,7 +28,7 @@ RETRY_TIMEOUT_S = 15
 _KEYS_PER_PAGE = 1000
 _DOWNLOAD_TIMEOUT = timedelta(hours=1)
 _CREDENTIALS_LAST = timedelta(minutes=5)
-"""How long before botocore, which refreshes temporary credentials, is asked again."""
+"""Credentials are fetched again after this time from botocore, which refreshes temporary ones."""
 
 
 def read_object(uri: str, check_size: Callable[[int], None]) -> bytes:
@@ -39,13 +39,13 @@ def read_object(uri: str, check_size: Callable[[int], None]) -> bytes:
         check_size: called with the size in bytes before the content is read; may raise.
     """
     bucket, key = _split(uri)
-    found = obstore.get(_store(bucket), key)
-    check_size(found.meta["size"])
-    return bytes(found.bytes())
+    response = obstore.get(_store(bucket), key)
+    check_size(response.meta["size"])
+    return bytes(response.bytes())
 
 
 def read_object_range(uri: str, offset_bytes: int, size_bytes: int) -> bytes:
-    """At most `size_bytes` bytes: fewer where the object ends before."""
+    """`size_bytes` bytes, or fewer if the object ends earlier."""
     bucket, key = _split(uri)
     return bytes(obstore.get_range(_store(bucket), key, start=offset_bytes, length=size_bytes))
 
@@ -53,18 +53,18 @@ def read_object_range(uri: str, offset_bytes: int, size_bytes: int) -> bytes:
 def list_objects(uri: str) -> Iterator[tuple[list[str], list[int]]]:
     """Keys below a prefix, page by page: full URIs, and sizes in bytes.
 
-    Left out are empty objects without a suffix: most are no files but marks of folders.
+    Empty objects without a suffix are left out: most are not files but folder markers.
     """
     bucket, prefix = _split(uri)
     for page in _pages(_store(bucket), prefix.rstrip("/")):
-        # A mark of a folder is an empty object with its name and a slash, which is lost here.
+        # A folder marker is an empty object named after it with a slash, which is lost here.
         files = [item for item in page if item["size"] or "." in item["path"].rpartition("/")[2]]
         paths = [f"s3://{bucket}/{item['path']}" for item in files]
         yield paths, [item["size"] for item in files]
 
 
 def _pages(store: S3Store, prefix: str) -> Iterator[Any]:
-    """Pages of a listing; one that is cut short, which obstore leaves so, is asked for again."""
+    """Pages of a listing; truncated pages, which obstore does not retry, are requested again."""
     last, failures = None, 0
     while True:
         try:
@@ -114,10 +114,10 @@ def _connect(bucket: str, endpoint: str | None) -> S3Store:
 
 
 def _credentials(session: Any) -> Any:
-    found = session.get_credentials()
-    if found is None:
+    credentials = session.get_credentials()
+    if credentials is None:
         raise NoCredentialsError
-    frozen = found.get_frozen_credentials()
+    frozen = credentials.get_frozen_credentials()
     return {
         "access_key_id": frozen.access_key,
         "secret_access_key": frozen.secret_key,

@@ -66,7 +66,7 @@ ERRORS = [
     RejectError("decode", "cut short"),
     TooLargeError("a.wav: 3 bytes, at most 2 are read"),
     DocumentError("mean: Field required"),
-    NoRegularFileError(22, "no regular file", "pipe"),
+    NoRegularFileError(22, "not a regular file", "pipe"),
 ]
 
 

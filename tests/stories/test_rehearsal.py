@@ -450,7 +450,7 @@ def test_every_clip_is_prepared_or_rejected_despite_a_lost_node(
     )
     everything = [*index, *rejects, *ids(f"{OUTPUT}.missing.parquet")]
     assert sorted(everything) == sorted(clip.id for clip in clips)
-    assert "every byte is what the card and the index say" in rehearsal.printed["verify"]
+    assert "every byte matches the card and the index" in rehearsal.printed["verify"]
 
     with open_remote(f"{OUTPUT}/dataset.html", tmp_path) as opened:
         headline = opened.page.inner_text("#coverage .headline")

@@ -131,7 +131,7 @@ def test_named_pipe_is_rejected_without_waiting(tmp_path: Path) -> None:
     path = str(tmp_path / "fifo")
     os.mkfifo(path)
     clips = [clip(0, path), clip(1, path, row_group=0, row=0)]
-    assert [reason(content) for content in fetch_ahead(clips, 2)] == ["no regular file"] * 2
+    assert [reason(content) for content in fetch_ahead(clips, 2)] == ["not a regular file"] * 2
 
 
 def test_too_large_file_is_not_read(folder: str) -> None:

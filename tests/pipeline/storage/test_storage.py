@@ -185,8 +185,8 @@ def test_path_through_a_file_is_not_found(tmp_path: Path) -> None:
         ("file/below", "not found"),
         ("x" * 300, "not found"),
         ("", "a folder, not a file"),
-        ("fifo", "no regular file"),
-        ("a\0b", "a path that no file can have"),
+        ("fifo", "not a regular file"),
+        ("a\0b", "an invalid path"),
     ],
 )
 def test_local_file_faults_get_a_reason(tmp_path: Path, name: str, fault: str) -> None:
