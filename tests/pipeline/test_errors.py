@@ -11,6 +11,7 @@ import pytest
 import cluster
 import pipeline
 import trainer
+from cluster.job_server import UnreachableError
 from pipeline.audio.rejects import RejectError
 from pipeline.errors import (
     PassingError,
@@ -65,6 +66,7 @@ ERRORS = [
     DivergedError("runs/a", "the loss is nan", "lower schedule.lr"),
     RejectError("decode", "cut short"),
     TooLargeError("a.wav: 3 bytes, at most 2 are read"),
+    UnreachableError("http://head:8265", "no job server answers", "check --address"),
     DocumentError("mean: Field required"),
     NoRegularFileError(22, "not a regular file", "pipe"),
 ]
