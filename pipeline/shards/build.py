@@ -1,13 +1,13 @@
 """Build one shard: the plan's clips in, a tar and its part file out. Runs without Ray.
 
 Steps: read the shard's row group of the plan; fetch audio ahead of the computation; decode; fbank;
-append to the tar. Then the tar is put in place, and last the part file, which says that the shard
-is done: its rows of the index, its rejects, the tar's checksum. A restart keeps shards whose part
-file is there and builds all others again.
+append to the tar. Then the tar is put in place, and last the part file, which marks the shard as
+done and holds its rows of the index, its rejects and the tar's checksum. A restart keeps shards
+that have a part file and rebuilds all others.
 
-A decoder that crashes or hangs on a clip takes the whole process with it, and the shard is tried
-again. A marker tells of the first try; the second decodes every clip in a process of its own, where
-such a clip is only rejected. Intact files pay nothing for broken ones.
+A decoder that crashes or hangs on a clip takes down the whole process, and the shard is retried. A
+marker records the first try; the second decodes every clip in a separate process, where such a clip
+is only rejected. Intact files pay nothing for broken ones.
 """
 
 import math
@@ -30,7 +30,7 @@ from pipeline.audio.sandbox import DecoderProcess
 from pipeline.audio.stored_audio import encode_flac, to_16_bits, to_waveform
 from pipeline.fbank import fbank
 from pipeline.manifest.manifest import Clip, to_clips
-from pipeline.shards.fetch import fault, fetch_ahead
+from pipeline.shards.fetch import fetch_ahead, fetch_reject
 from pipeline.shards.parts import (
     STAGES,
     Part,
@@ -45,14 +45,14 @@ from pipeline.shards.settings import READS_AHEAD, PrepareSettings
 from pipeline.shards.tar import ShardWriter
 
 MAX_DECODE_S = 60.0
-"""Longest time for decoding one clip; a process that takes longer is ended."""
+"""Longest time for decoding a clip; a process that takes longer is ended."""
 
 Decode = Callable[..., npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildJob:
-    """What all shards of a data set have in common."""
+    """What all shards of a data set share."""
 
     output: str
     """The data set's folder."""
@@ -67,7 +67,7 @@ class BuildJob:
 
 
 class Stages:
-    """Adds up the seconds spent in each stage."""
+    """A clock that sums the seconds spent in each stage."""
 
     def __init__(self, seconds: dict[str, float]) -> None:
         self.seconds = seconds
@@ -85,9 +85,10 @@ def build_shard(spec: ShardSpec, job: BuildJob) -> Part:
     """Build a shard and put it in place.
 
     Raises:
-        UserError: the storage as a whole refuses or does not answer; single files never raise.
+        UserError: the storage as a whole refuses or does not answer; faults of single files only
+            reject clips.
     """
-    # More threads would only fight with the tasks beside this one, and change the rounding.
+    # More threads would only compete with other tasks, and change the rounding.
     torch.set_num_threads(1)
     marker = storage.join(job.work, "started", spec.name)
     was_tried = storage.exists(marker)
@@ -120,7 +121,7 @@ def _build(spec: ShardSpec, job: BuildJob, decode: Decode, writer: ShardWriter, 
                 content = next(contents)
             try:
                 if isinstance(content, Exception):
-                    raise fault(content, clip.uri) from content
+                    raise fetch_reject(content, clip.uri) from content
                 fetched_bytes += len(content)
                 row = build_clip(clip, content, decode, writer, job.settings, clock)
                 rows.append({**row, "shard": name})
@@ -153,8 +154,8 @@ def _sandbox() -> Iterator[Decode]:
 
 
 def _watched(*arguments: Any, **options: Any) -> npt.NDArray[np.float32]:
-    """Decode in this process, which SIGALRM ends when it hangs in a library."""
-    # The kernel's timer needs neither the interpreter, which a library may hold, nor a thread.
+    """Decode in this process, which SIGALRM ends if it hangs in a library."""
+    # The kernel's timer needs no thread, nor the interpreter, which a library may block.
     before = signal.setitimer(signal.ITIMER_REAL, MAX_DECODE_S)
     try:
         return decode_audio(*arguments, **options)
@@ -170,7 +171,7 @@ def build_clip(
     settings: PrepareSettings,
     clock: Stages,
 ) -> dict[str, Any]:
-    """Append a file's fbank, or its audio, to the tar and return its row of the index.
+    """Append a clip's fbank, or its audio, to the tar and return its row of the index.
 
     Raises:
         RejectError: the clip cannot be used.
@@ -197,7 +198,7 @@ def build_clip(
         duration_s = len(waveform) / rate_hz
         stored = numbers.numpy() if samples is None else encode_flac(samples, rate_hz)
         details = {"labels": clip.labels, "split": clip.split, "fold": clip.fold}
-        placed = writer.add(clip.id, {**details, "duration_s": duration_s}, stored)
+        byte_range = writer.add(clip.id, {**details, "duration_s": duration_s}, stored)
     return {
         "id": clip.id,
         "uri": clip.uri,
@@ -205,7 +206,7 @@ def build_clip(
         "fold": clip.fold,
         "labels": clip.labels,
         "common": clip.common,
-        **asdict(placed),
+        **asdict(byte_range),
         "frames": len(numbers),
         "duration_s": duration_s,
         "num_clipped": num_clipped,

@@ -1,7 +1,7 @@
-"""What preparing a manifest would take, by timing a random sample of its real files.
+"""Estimate of what preparing a manifest costs, measured on a random sample of its files.
 
 In: a manifest and settings. Steps: make the plan; fetch, decode and compute fbanks of the sample in
-this process, one thread. Out: clips, shards, bytes and core-hours. Nothing is written.
+one thread of this process. Out: clips, shards, bytes and core-hours. Nothing is written.
 """
 
 import io
@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.fbank import fbank
 from pipeline.manifest.manifest import Manifest, to_clips
 from pipeline.shards.build import Stages, build_clip
-from pipeline.shards.fetch import fault, fetch_ahead
+from pipeline.shards.fetch import fetch_ahead, fetch_reject
 from pipeline.shards.parts import STAGES
 from pipeline.shards.plan import make_plan
 from pipeline.shards.settings import PrepareSettings
@@ -27,7 +27,7 @@ from pipeline.shards.tar import ShardWriter
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """Sums for the whole manifest, from a sample's means."""
+    """Totals for the whole manifest, scaled up from a sample."""
 
     num_clips: int
     num_shards: int
@@ -36,15 +36,15 @@ class Estimate:
     read_bytes: int
     written_bytes: int
     core_h: float
-    """Hours of one core like this machine's, computing; waiting for the storage comes on top."""
+    """Hours of computing on one core like this machine's, without waiting for the storage."""
     wait_h: float
-    """Hours of waiting for one file after the other; reading ahead hides it."""
+    """Hours of waiting if files are read one after another; reading ahead hides them."""
     sampled_rejects: dict[str, int]
-    """Clips of the sample that cannot be used, by reason."""
+    """Number of sampled clips that cannot be used, by reason."""
 
 
 def estimate(manifest: Manifest, settings: PrepareSettings, num_sampled: int) -> Estimate:
-    """Time `num_sampled` random clips and scale up.
+    """Measure `num_sampled` random clips and scale up.
 
     Raises:
         UserError: the storage does not answer, or no clip of the sample can be used.
@@ -59,14 +59,15 @@ def estimate(manifest: Manifest, settings: PrepareSettings, num_sampled: int) ->
     writer = ShardWriter(io.BytesIO())
     audio_s, read_bytes = 0.0, 0
     rejects: Counter[str] = Counter()
-    fbank(torch.zeros(settings.fbank.sample_rate_hz), settings.fbank)  # The first makes constants.
+    # The first call makes the constants.
+    fbank(torch.zeros(settings.fbank.sample_rate_hz), settings.fbank)
     with closing(fetch_ahead(clips, 1, settings.decode.max_file_bytes)) as contents:
         for clip in clips:
             with clock.stage("fetch"):
                 content = next(contents)
             try:
                 if isinstance(content, Exception):
-                    raise fault(content, clip.uri) from content
+                    raise fetch_reject(content, clip.uri) from content
                 read_bytes += len(content)
                 row = build_clip(clip, content, decode_audio, writer, settings, clock)
                 audio_s += row["duration_s"]
@@ -75,8 +76,8 @@ def estimate(manifest: Manifest, settings: PrepareSettings, num_sampled: int) ->
     if writer.num_clips == 0:
         raise UserError(
             "",
-            f"none of {num_sampled} clips taken at random can be used",
-            "commonest: "
+            f"none of {num_sampled} random clips can be used",
+            "most frequent: "
             f"{'; '.join((f'{reason} ({count})' for reason, count in rejects.most_common(3)))}",
         )
     writer.finish()

@@ -1,8 +1,8 @@
-"""Audio of clips, read ahead of the computation: a file each, a byte range, or a row of Parquet.
+"""Audio of clips, read ahead of the computation: from files, byte ranges, or rows of Parquet.
 
-In: rows of the manifest, in the order they are wanted. Up to `num_ahead` reads are under way while
-the caller computes; clips that follow one another in one Parquet row group are one read. Out: the
-bytes or the error of each clip, in the same order.
+In: clips of the manifest. Up to `num_ahead` reads are in flight while the caller computes;
+consecutive clips in one Parquet row group are one read. Out: the bytes or the error of each clip,
+in the same order.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -19,17 +19,17 @@ from pipeline.manifest.layouts.parquet_audio import NoAudioColumnError, read_aud
 from pipeline.manifest.manifest import Clip
 
 _ROW_GROUPS_AHEAD = 1
-"""Row groups hold hundreds of clips: more of them at once would only fill the memory."""
+"""Row groups hold hundreds of clips: reading more ahead would only fill the memory."""
 
 
 def fetch_ahead(
     clips: list[Clip], num_ahead: int, max_bytes: int | None = None
 ) -> Generator[bytes | Exception, None, None]:
-    """Contents in the order given; none larger than `max_bytes`.
+    """Contents in the given order; none larger than `max_bytes`.
 
-    An error is yielded in its place, for `fault` to tell "this clip" from "the storage". The caller
-    closes the generator (`contextlib.closing`): left to the garbage collector, which may run within
-    the start of a thread, waiting here for threads to end waits for ever.
+    An error is yielded in place of the content; `fetch_reject` tells a clip's fault from one of the
+    storage. The caller must close the generator (`contextlib.closing`): the garbage collector may
+    close it during the start of a thread, and then waiting for the threads to end deadlocks.
     """
     ahead = num_ahead if all(clip.row_group is None for clip in clips) else _ROW_GROUPS_AHEAD
     pool = ThreadPoolExecutor(max_workers=num_ahead)
@@ -45,23 +45,23 @@ def fetch_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def fault(error: Exception, uri: str) -> RejectError:
-    """The reject of a clip that could not be read.
+def fetch_reject(error: Exception, uri: str) -> RejectError:
+    """The rejection of a clip that could not be read.
 
     Raises:
-        UserError: it is the storage as a whole that refuses or does not answer.
+        UserError: the storage as a whole refuses or does not answer.
     """
     if isinstance(error, NoAudioColumnError):
-        return RejectError("fetch", "its Parquet file has no column that is the audio")
+        return RejectError("fetch", "its Parquet file has no audio column")
     if isinstance(error, UserError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     reason = storage.one_file_fault(error)
     if reason is None and isinstance(error, pa.ArrowException):
         reason = "its Parquet file is damaged"
     if reason is None and isinstance(error, EOFError):
-        reason = "its container ends before it"
+        reason = "its container ends before the clip"
     if isinstance(error, storage.TooLargeError):
-        reason = "larger than the files that are read"
+        reason = "larger than the limit on files"
     if reason is not None:
         return RejectError("fetch", reason)
     what, remedy = storage.explain(error) or (f"{type(error).__name__}: {error}", "")
@@ -72,14 +72,13 @@ def fault(error: Exception, uri: str) -> RejectError:
 def _reads(
     clips: list[Clip], max_bytes: int | None
 ) -> Iterator[Callable[[], list[bytes | Exception]]]:
-    """One read for each file or range, one for neighbours in a row group."""
+    """A read for each file or range, or for neighbours in a row group."""
 
     def source(clip: Clip) -> object:
         return clip.id if clip.row_group is None else (clip.uri, clip.row_group)
 
     for _, group in groupby(clips, key=source):
-        together = list(group)
-        yield partial(_read_or_errors, together, max_bytes)
+        yield partial(_read_or_errors, list(group), max_bytes)
 
 
 def _read_or_errors(clips: list[Clip], max_bytes: int | None) -> list[bytes | Exception]:
@@ -95,7 +94,7 @@ def _read(clips: list[Clip], max_bytes: int | None) -> list[bytes | Exception]:
     too_large = storage.TooLargeError(f"{first.uri}: audio of more than {max_bytes} bytes")
     if first.row_group is not None:
         with storage.open_binary(first.uri) as file:
-            audio = read_audio(file, first.row_group, [_row(clip) for clip in clips])
+            audio = read_audio(file, first.row_group, [_row_index(clip) for clip in clips])
         return [
             content if len(content) <= (max_bytes or len(content)) else too_large
             for content in (cell or b"" for cell in audio)
@@ -108,6 +107,6 @@ def _read(clips: list[Clip], max_bytes: int | None) -> list[bytes | Exception]:
     return [storage.read_file(first.uri, max_bytes=max_bytes)]
 
 
-def _row(clip: Clip) -> int:
+def _row_index(clip: Clip) -> int:
     assert clip.row is not None  # the manifest has it wherever it has a row group
     return clip.row

@@ -1,7 +1,7 @@
-"""Part files: what is known of a finished shard, and the sign that it is finished.
+"""Part files: the record of a finished shard, whose presence marks the shard as finished.
 
-A Parquet file a shard in `_work/parts`, with the shard's rows of the index; the rest is in its
-metadata. Index, ledger and card are made from them alone.
+Each shard has a Parquet file in `_work/parts` with its rows of the index; its metadata holds the
+rest. Index, ledger and card are made from the part files alone.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ INDEX_SCHEMA = pa.schema(
         ("duration_s", pa.float64()),
         ("level_dbfs", pa.float32()),  # RMS over the clip; -inf: silence
         ("common", pa.bool_()),  # as in the manifest
-        # Of the float16 numbers (of audio those it would give), for exact means of any subset.
+        # Of the float16 fbank (for audio, the one it would give), for exact means of any subset.
         ("fbank_sum", pa.float64()),
         ("fbank_sumsq", pa.float64()),
     ]
@@ -43,7 +43,7 @@ _CHECKSUM_KEY = b"ast_ray.sha256"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TarEntry:
-    """A finished tar, as the card names it."""
+    """A finished tar, as listed in the card."""
 
     name: str
     num_clips: int
@@ -53,22 +53,22 @@ class TarEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """What is known of a finished shard."""
+    """The record of a finished shard."""
 
     fingerprint: str
     tar: TarEntry | None
-    """None when every clip of the shard was rejected: there is no tar then."""
+    """None if every clip of the shard was rejected: then there is no tar."""
     index: pa.Table
     rejects: tuple[Reject, ...]
     stages_s: dict[str, float]
-    """Seconds the task spent waiting for or working on each of `STAGES`."""
+    """Seconds that the task waited for or worked on each of `STAGES`."""
     fetched_bytes: int
     """Size of the audio that was read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Metadata:
-    """What the file's metadata holds beside the index."""
+    """The part file's metadata: all of a `Part` but the index."""
 
     fingerprint: str
     tar: TarEntry | None
@@ -78,34 +78,34 @@ class _Metadata:
 
 
 def index_schema(store: Store) -> pa.Schema:
-    """Columns of the index of a data set that stores this."""
+    """Columns of the index of a data set that stores fbanks or audio."""
     return _AUDIO_SCHEMA if store == "audio" else INDEX_SCHEMA
 
 
 def work_folder(output: str) -> str:
-    """Where a data set keeps what a restart builds on."""
+    """The folder of a data set from which `prepare` resumes."""
     return storage.join(output, "_work")
 
 
 def part_path(output: str, name: str) -> str:
-    """Where a shard's part file stands."""
+    """Path of a shard's part file."""
     return storage.join(work_folder(output), "parts", f"{name}.parquet")
 
 
 def has_parts(output: str) -> bool:
-    """Whether any shard was finished."""
+    """Whether any shard is finished."""
     parts = storage.list_files(storage.join(work_folder(output), "parts"))
-    return any(path.endswith(".parquet") for path in parts)  # not what a killed write left
+    return any(path.endswith(".parquet") for path in parts)  # not leftovers of a killed write
 
 
 def read_part(path: str) -> Part:
-    """A part file, as `build_shard` wrote it; ArrowException or ValueError if it is damaged."""
+    """Read a part file written by `build_shard`; ArrowException or ValueError if it is damaged."""
     table = storage.read_table(path)
     stored = table.schema.metadata or {}
     text = stored.get(_METADATA_KEY, b"")
     is_whole = stored.get(_CHECKSUM_KEY) == _checksum(text, table)
     if not (is_whole and table.schema in (INDEX_SCHEMA, _AUDIO_SCHEMA)):
-        raise ValueError(f"{path}: does not have the checksum it gives itself")
+        raise ValueError(f"{path}: does not match the checksum it contains")
     metadata = storage.parse_document(text, _Metadata)
     return Part(
         fingerprint=metadata.fingerprint,
@@ -118,7 +118,7 @@ def read_part(path: str) -> Part:
 
 
 def write_part(path: str, part: Part) -> None:
-    """Put a part file in place: from then on the shard is done."""
+    """Put a part file in place, which marks the shard as done."""
     document = _Metadata(
         fingerprint=part.fingerprint,
         tar=part.tar,

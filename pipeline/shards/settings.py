@@ -1,4 +1,4 @@
-"""What decides the bytes of a prepared data set."""
+"""Settings that determine the bytes of a prepared data set."""
 
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -8,24 +8,25 @@ from pipeline.errors import SettingValueError
 from pipeline.fbank_settings import FbankSettings
 
 READS_AHEAD = 16
-"""Files that a task fetches at once, ahead of the computation, unless told otherwise."""
+"""Default number of files that a task fetches at once, ahead of the computation."""
 
 Store = Literal["fbank", "audio"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrepareSettings:
-    """What decides the bytes of a prepared data set."""
+    """Settings that determine the bytes of a prepared data set."""
 
     fbank: FbankSettings = field(default_factory=FbankSettings)
     """The features."""
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     """Limits on the audio."""
     clips_per_shard: int = 512
-    """Most clips in a shard; small data sets get smaller shards, so that 16 can run in parallel."""
+    """Most clips in a shard; small data sets get smaller shards, so that 16 can be built at
+    once."""
     store: Store = "fbank"
-    """What of a clip is stored: "fbank" (float16) or "audio" (16-bit FLAC), from which training
-    computes fbanks of waveforms that it mixed."""
+    """What is stored of a clip: "fbank" (float16) or "audio" (16-bit FLAC), from which training
+    mixes waveforms and computes their fbanks."""
 
     def __post_init__(self) -> None:
         if self.store not in get_args(Store):

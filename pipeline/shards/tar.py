@@ -1,9 +1,9 @@
-"""WebDataset tars: plain, deterministic, and with the place of every fbank known.
+"""Plain, deterministic WebDataset tars, in which the offset of every fbank is known.
 
 A clip is two members, `KEY.json` (id, labels, split, fold, duration) and `KEY.npy` (float16
 `[T, F]`, raw log-mel, unpadded) or `KEY.flac` (its audio), which stock `webdataset` and Ray Data
-read without this package. The place of the fbank's numbers, past the tar and NPY headers, or of the
-FLAC file goes into the index, so that any clip is one positioned read.
+read without this package. The index holds the range of the fbank's bytes, past the tar and NPY
+headers, or of the FLAC file, so that one ranged read fetches any clip.
 """
 
 import hashlib
@@ -24,15 +24,15 @@ _MODE = 0o644
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Placed:
-    """Where a fbank's numbers, or a FLAC file, lie in their tar."""
+class ByteRange:
+    """The bytes of a fbank's numbers, or of a FLAC file, in their tar."""
 
     offset_bytes: int
     size_bytes: int
 
 
 class Sink(Protocol):
-    """Where bytes go, one after the other."""
+    """A file to append bytes to."""
 
     def write(self, data: bytes | memoryview, /) -> object: ...
 
@@ -52,13 +52,13 @@ class ShardWriter:
         """Checksum of the bytes written so far, in hexadecimal."""
         return self._hash.hexdigest()
 
-    def add(self, clip_id: str, facts: dict[str, object], stored: Fbank | bytes) -> Placed:
-        """Append a clip as its fbank or the bytes of a FLAC file.
+    def add(self, clip_id: str, metadata: dict[str, object], stored: Fbank | bytes) -> ByteRange:
+        """Append a clip as its fbank or the bytes of a FLAC file; returns their range in the tar.
 
-        `facts` become the JSON member, beside the id.
+        `metadata`, with the id, becomes the JSON member.
         """
         key = shard_key(clip_id)
-        document = json.dumps({"id": clip_id, **facts}, ensure_ascii=False)
+        document = json.dumps({"id": clip_id, **metadata}, ensure_ascii=False)
         self._add_member(f"{key}.json", document.encode())
         if isinstance(stored, bytes):
             header, kind, content = b"", "flac", memoryview(stored)
@@ -67,15 +67,15 @@ class ShardWriter:
             content = np.ascontiguousarray(stored).data.cast("B")
         start = self._add_member(f"{key}.{kind}", header, content)
         self.num_clips += 1
-        return Placed(offset_bytes=start + len(header), size_bytes=len(content))
+        return ByteRange(offset_bytes=start + len(header), size_bytes=len(content))
 
     def finish(self) -> None:
-        """End the tar as the format demands; the writer is done after that."""
+        """Write the end of the tar; nothing may be added afterwards."""
         end = self.size_bytes + 2 * tarfile.BLOCKSIZE
         self._write(bytes(end + -end % tarfile.RECORDSIZE - self.size_bytes))
 
     def _add_member(self, name: str, *content: bytes | memoryview) -> int:
-        """Append a file, all that could vary fixed; returns where its content starts."""
+        """Append a file with fixed time, owner and mode; returns the offset of its content."""
         info = tarfile.TarInfo(name)
         info.size, info.mtime, info.mode = sum(map(len, content)), 0, _MODE
         self._write(info.tobuf(tarfile.PAX_FORMAT))
@@ -92,12 +92,12 @@ class ShardWriter:
 
 
 def shard_key(clip_id: str) -> str:
-    """The member name of a clip: its id, with what would end a WebDataset key percent-encoded."""
+    """Member name of a clip: its id, with characters that would end a WebDataset key encoded."""
     return quote(clip_id, safe="").replace(".", "%2E")
 
 
 def fbank_from_bytes(data: bytes, num_mels: int) -> Fbank:
-    """`[T, F]` from the numbers that a positioned read returned."""
+    """`[T, F]` from the bytes of a ranged read."""
     return np.frombuffer(data, dtype="<f2").reshape(-1, num_mels)
 
 

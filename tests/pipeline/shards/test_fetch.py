@@ -16,7 +16,7 @@ from pipeline import storage
 from pipeline.manifest.layouts.parquet_audio import read_audio
 from pipeline.manifest.manifest import Clip
 from pipeline.shards import fetch
-from pipeline.shards.fetch import fault, fetch_ahead
+from pipeline.shards.fetch import fetch_ahead, fetch_reject
 from tests.support.errors import refused
 
 
@@ -26,7 +26,7 @@ def clip(clip_id: object, uri: str, **columns: int) -> Clip:
 
 def reason(error: object) -> str:
     assert isinstance(error, Exception)
-    return fault(error, "uri").reason
+    return fetch_reject(error, "uri").reason
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -122,7 +122,7 @@ def test_damaged_container_costs_only_its_clips(
     assert [reason(contents[number]) for number in (2, 3, 5)] == [
         "its Parquet file is damaged",
         "not found",
-        "its container ends before it",
+        "its container ends before the clip",
     ]
     assert all(reason(content) for content in contents[6:])
 
@@ -148,14 +148,14 @@ def test_too_large_file_is_not_read(folder: str) -> None:
     contents = list(fetch_ahead(clips, 2, 10))
     assert (contents[1], contents[3]) == (bytes(10), bytes(10))
     for number in (0, 2, 4):
-        assert reason(contents[number]) == "larger than the files that are read"
+        assert reason(contents[number]) == "larger than the limit on files"
     assert list(fetch_ahead(clips[:1], 2, 100)) == [bytes(100)]
 
 
 def test_storage_error_stops_the_job() -> None:
     error = OSError(5, "Input/output error")
     with refused("/a.wav", "Input/output error", remedy="resume"):
-        fault(error, "/a.wav")
+        fetch_reject(error, "/a.wav")
 
 
 def test_closing_ends_the_fetching_threads(folder: str) -> None:

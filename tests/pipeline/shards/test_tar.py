@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.shards.plan import shard_sizes
-from pipeline.shards.tar import Fbank, Placed, ShardWriter, fbank_from_bytes, shard_key
+from pipeline.shards.tar import ByteRange, Fbank, ShardWriter, fbank_from_bytes, shard_key
 
 IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
 AWKWARD_IDS = [
@@ -39,7 +39,7 @@ def random_fbank(num_frames: int, seed: int = 0) -> Fbank:
     return rng.normal(-6, 5, (num_frames, 128)).astype(np.float16)
 
 
-def write_shard(ids: list[str]) -> tuple[bytes, list[Fbank], list[Placed]]:
+def write_shard(ids: list[str]) -> tuple[bytes, list[Fbank], list[ByteRange]]:
     """A tar of a clip an id, their fbanks and where they lie."""
     fbanks = [random_fbank(1 + 13 * number, seed=number) for number in range(len(ids))]
     file = io.BytesIO()
