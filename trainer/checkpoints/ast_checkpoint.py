@@ -1,9 +1,9 @@
-"""Checkpoints of whole ASTs, whoever trained them: found out by looking, read under our names.
+"""Reads checkpoints of whole ASTs, whoever trained them, under our names.
 
 In: a file or folder, local or on S3: the authors' `.pth`, a folder of transformers, a run folder,
-or what `trainer.exchange.export_run` writes. Steps: look which it is, read tensors only, rename,
-find out patch grid, classes and normalisation. Out: an `AstCheckpoint`; or, from a file of a timm
-backbone, its state dict. `trainer.model.build` fits either to the model that a recipe asks for.
+or what `trainer.exchange.export_run` writes. Steps: detect the format, read tensors only, rename
+them, work out patch grid, classes and normalisation. Out: an `AstCheckpoint`; or, from a file of a
+timm backbone, its state dict. `trainer.model.build` fits either to a recipe's model.
 """
 
 import json
@@ -30,7 +30,7 @@ from trainer.checkpoints.state_files import State, read_metadata, read_state
 Document = TypeVar("Document")
 
 METADATA_KEY = "ast_ray"
-"""Where the header of an `ast.safetensors` holds what is known of the model, as JSON."""
+"""Key of the model's description, as JSON, in the header of an `ast.safetensors`."""
 EXPORTED_NAME = "ast.safetensors"
 
 _BACKBONES = {
@@ -46,10 +46,10 @@ _NUM_MELS = 128
 _PATCH = 16
 _STRIDES = (10, 12, 14, 16)
 _LENGTHS = (1024, 512, 128)
-"""Strides and target lengths of the authors' runs: each pair has another number of patches."""
+"""Strides and target lengths of the authors' runs; the number of patches identifies the pair."""
 _NUM_AUDIOSET = 527
 _HEAD_NDIMS = {"pos_embed": 3, "head.weight": 2, "head.bias": 1}
-"""What tells a whole AST from a backbone, and of how many dimensions each is."""
+"""Weights that tell a whole AST from a backbone, with their numbers of dimensions."""
 # fmt: off
 _SPEECH_COMMANDS = (
     "backward", "follow", "five", "bed", "zero", "on", "learn", "two", "house", "tree", "dog",
@@ -63,7 +63,7 @@ _SPEECH_COMMANDS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _PatchGrid:
-    """Of `ModelSettings`, what decides the number of patches."""
+    """The fields of `ModelSettings` that decide the number of patches."""
 
     patch_frequency: int
     patch_time: int
@@ -77,7 +77,7 @@ class _PatchGrid:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Exported:
-    """What the header of an `ast.safetensors` tells, as `metadata` writes it."""
+    """Description of a model in the header of an `ast.safetensors`, as `metadata` writes it."""
 
     format_version: int = 1
     model: dict[str, Any]
@@ -107,7 +107,7 @@ class _RunSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Run:
-    """Of a run's `run.json`, what its checkpoints do not tell themselves."""
+    """The part of a run's `run.json` that describes its model."""
 
     data: _RunData
     settings: _RunSettings
@@ -115,7 +115,7 @@ class _Run:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Config:
-    """Of a `config.json` of transformers, what is used here, with its defaults."""
+    """The fields used of a `config.json` of transformers, with its defaults."""
 
     hidden_size: int = 768
     num_attention_heads: int = 12
@@ -144,7 +144,7 @@ class _Config:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Features:
-    """Of a `preprocessor_config.json` of transformers, what is used here."""
+    """The fields used of a `preprocessor_config.json` of transformers."""
 
     sampling_rate: int = 16_000
     do_normalize: bool = True
@@ -173,27 +173,27 @@ class _ShardIndex:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class AstCheckpoint:
-    """An AST's weights, and what is known of it.
+    """An AST's weights and description.
 
     Raises:
-        UserError: it has not so many positions or classes as its settings say, or values that are
-            no finite floats.
+        UserError: the positional embedding or the head does not fit the settings, or weights are
+            not finite floats.
     """
 
     source: str
-    """Where it was read."""
+    """Path that it was read from."""
     state: State
     """Under the names of `trainer.model.ast.AST`."""
     model: dict[str, Any]
-    """Its `ModelSettings`, as far as it tells; strides, patch and length always."""
+    """Its known `ModelSettings`; strides, patch shape and length always."""
     num_mels: int
     labels: list[str] | None
-    """Names of its classes in order; None: not known."""
+    """Names of its classes in order; None: unknown."""
     mean: float | None
     std: float | None
-    """What its inputs were normalised with; None: not known."""
+    """Normalisation of its inputs; None: unknown."""
     loss: str | None
-    """`bce`, `ce`, or None: not known."""
+    """`bce`, `ce`, or None: unknown."""
 
     def __post_init__(self) -> None:
         check_values(self.state, self.source)
@@ -201,13 +201,13 @@ class AstCheckpoint:
         if self.labels is not None and len(self.labels) != num_classes:
             raise UserError(
                 self.source,
-                f"the head has {num_classes} classes, its settings name {len(self.labels)}",
+                f"the head has {num_classes} classes, but its settings name {len(self.labels)}",
             )
         shape, (rows, columns) = list(self.state["pos_embed"].shape), self.grid
         if shape[:2] != [1, self.num_class_tokens + rows * columns]:
             raise UserError(
                 self.source,
-                f"the positional embedding is {shape}, but its settings make "
+                f"the positional embedding is {shape}, but its settings imply "
                 f"{self.num_class_tokens} class tokens and {rows} x {columns} patches",
             )
 
@@ -222,10 +222,10 @@ class AstCheckpoint:
         return 2 if "dist_token" in self.state else 1
 
     def head_rows(self, num_classes: int, labels: Sequence[str] | None) -> list[int] | None:
-        """Rows of its head that answer to our classes; None: some of ours are none of its.
+        """Row of its head for each of our classes; None if it lacks some of them.
 
-        Classes are matched by name, or where either side has no names by their order, if they are
-        as many: AudioSet's are in the order of its class_labels_indices.csv everywhere.
+        Classes are matched by name; if either side has no names, by their order, if there are as
+        many: everybody has AudioSet's in the order of its class_labels_indices.csv.
         """
         if self.labels is None or labels is None:
             fits = num_classes == len(self.state["head.bias"])
@@ -235,7 +235,7 @@ class AstCheckpoint:
 
 
 def missing_labels(checkpoint: AstCheckpoint, labels: Sequence[str]) -> list[str]:
-    """Those of our classes that the checkpoint does not name; none where it names no class."""
+    """Our classes that the checkpoint does not name; none if it names no classes at all."""
     known = set(labels if checkpoint.labels is None else checkpoint.labels)
     return [label for label in labels if label not in known]
 
@@ -246,11 +246,11 @@ def read_weights(path: str, like: Mapping[str, Any]) -> AstCheckpoint | State:
     Args:
         path: a run folder (its newest checkpoint); a folder of transformers or one that `export`
             wrote; or a `.safetensors`, `.pth`, `.pt` or `.bin` file. Local or `s3://`.
-        like: settings of the recipe's model, for the patch grid of an authors' file that neither
-            its shapes nor its name tell.
+        like: settings of the recipe's model: the patch grid, if neither the shapes nor the name of
+            an authors' file tell it.
 
     Raises:
-        UserError: nothing of the kind is there, it is damaged, or it is of another model.
+        UserError: the path holds no such weights, or they are damaged or of another model.
     """
     for name, read in (
         ("run.json", _read_run),
@@ -278,7 +278,7 @@ def metadata(
     std: float,
     loss: str,
 ) -> dict[str, str]:
-    """What the header of an `ast.safetensors` says."""
+    """Header metadata of an `ast.safetensors`."""
     settings = _Exported(
         model=dict(model), num_mels=num_mels, labels=list(labels), mean=mean, std=std, loss=loss
     )
@@ -329,12 +329,12 @@ def _from_own(source: str, state: State, settings: _Exported, where: str) -> Ast
         storage.conform(settings.model, _PatchGrid)
     except storage.DocumentError as error:
         raise UserError(where, f"the settings of its model are damaged: {error}") from error
-    # How it was once begun is no part of what it is now.
-    begun = ("pretrained", "weights_file", "position_embedding")
+    # How its weights were initialised is no part of a trained model.
+    initial = ("pretrained", "weights_file", "position_embedding")
     return AstCheckpoint(
         source=source,
         state=state,
-        model={key: value for key, value in settings.model.items() if key not in begun},
+        model={key: value for key, value in settings.model.items() if key not in initial},
         num_mels=settings.num_mels,
         labels=settings.labels,
         mean=settings.mean,
@@ -360,16 +360,16 @@ def _from_authors(path: str, state: State, like: Mapping[str, Any]) -> AstCheckp
         labels=list(_SPEECH_COMMANDS) if is_speech else None,
         mean=mean,
         std=std,
-        # Both published data sets were trained with it.
+        # The models of both published data sets were trained with it.
         loss="bce" if num_classes in norms else None,
     )
 
 
 def _authors_grid(state: State, path: str, like: Mapping[str, Any]) -> dict[str, int]:
-    """Strides and length behind the number of positions.
+    """Strides and input length that fit the number of positions.
 
-    By what was published, else by strides in the file's name ("audioset_10_10_0.4593.pth"), else
-    by the recipe.
+    Tries those of the published models, then strides in the file's name
+    ("audioset_10_10_0.4593.pth"), then the recipe's.
     """
     num_patches = state["pos_embed"].shape[1] - 2
     candidates = [_square(stride, length) for stride in _STRIDES for length in _LENGTHS]
@@ -381,7 +381,7 @@ def _authors_grid(state: State, path: str, like: Mapping[str, Any]) -> dict[str,
             return candidate
     raise UserError(
         path,
-        f"cannot tell the strides from its {num_patches} patches",
+        f"cannot infer the strides from its {num_patches} patches",
         "set model.stride_frequency, model.stride_time and model.num_frames to those it was "
         "trained with",
     )
@@ -402,7 +402,7 @@ def _shape(patch: int, stride_frequency: int, stride_time: int, num_frames: int)
 
 
 def _named_grid(stride_frequency: int, stride_time: int, num_patches: int) -> list[dict[str, int]]:
-    """The shortest input of so many patches at these strides, if there is one."""
+    """The shape of the shortest input with `num_patches` at these strides, if there is one."""
     if not (1 <= stride_frequency <= _PATCH and 1 <= stride_time <= _PATCH):
         return []
     columns = num_patches // patches_along(_NUM_MELS, _PATCH, stride_frequency)
@@ -421,7 +421,7 @@ def _read_transformers(path: str) -> AstCheckpoint:
 
 
 def _read_shards(folder: str, index: str) -> State:
-    """A state dict that is spread over several files of a folder."""
+    """A state dict that is split over several files of a folder."""
     state: State = {}
     for name in sorted(set(_read(index, _ShardIndex).weight_map.values())):
         state |= read_state(storage.join(folder, name))
@@ -460,11 +460,11 @@ def _from_transformers(source: str, state: State, folder: str) -> AstCheckpoint:
 
 
 def _read_norm(path: str) -> tuple[float | None, float | None]:
-    """Mean and deviation of a `preprocessor_config.json`; None of either: it is not there."""
+    """Mean and standard deviation in a `preprocessor_config.json`; None of both without one."""
     if not storage.exists(path):
         return None, None
     features = _read(path, _Features)
-    # What makes nothing of (x - mean) / (2 std).
+    # With these, (x - mean) / (2 std) is x.
     return (features.mean, features.std) if features.do_normalize else (0.0, 0.5)
 
 
@@ -476,7 +476,7 @@ def _read_config(folder: str, source: str) -> _Config:
 
 
 def _read(path: str, kind: type[Document]) -> Document:
-    return storage.read_document(path, kind, "get it anew, whole")
+    return storage.read_document(path, kind, "download it again")
 
 
 def _require_head(state: State, source: str) -> None:
@@ -488,7 +488,7 @@ def _require_head(state: State, source: str) -> None:
             shape = list(state[name].shape)
             raise UserError(source, f"{name}: must have {ndim} dimensions, got {shape}")
     if len(state["head.weight"]) != len(state["head.bias"]):
-        raise UserError(source, "head.weight and head.bias are of different numbers of classes")
+        raise UserError(source, "head.weight and head.bias differ in the number of classes")
 
 
 def _check_positive(values: Mapping[str, int]) -> None:
@@ -498,11 +498,11 @@ def _check_positive(values: Mapping[str, int]) -> None:
 
 
 def _size(state: State) -> dict[str, Any]:
-    """Backbone and depth by the shapes."""
+    """Settings of backbone, if known, and depth, from the names and shapes."""
     blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
     backbone = _BACKBONES.get(state["pos_embed"].shape[2])
-    named = {} if backbone is None else {"backbone": backbone}
-    return {**named, "depth": 0 if len(blocks) == _NUM_BLOCKS else len(blocks)}
+    settings = {} if backbone is None else {"backbone": backbone}
+    return {**settings, "depth": 0 if len(blocks) == _NUM_BLOCKS else len(blocks)}
 
 
 def _grid(model: Mapping[str, Any], num_mels: int) -> tuple[int, int]:

@@ -1,8 +1,7 @@
-"""A state dict into a model, whole or not at all.
+"""Loads a state dict into a model, whole or not at all.
 
-In: a state dict and the model it is for. Steps: check every name, every shape and, of weights from
-outside, every value. Out: the model with these weights. A name too many, too few or of another
-shape is an error that says so.
+In: a state dict and a model. Steps: check every name and shape and, of weights from outside, every
+value. Out: the model with these weights. A missing or unexpected name or another shape is an error.
 """
 
 from collections.abc import Mapping
@@ -15,15 +14,15 @@ from trainer.checkpoints.state_files import name_list
 
 
 def load_backbone(backbone: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Put a timm state dict into a timm backbone made without classifier, in place.
+    """Load a timm state dict into a timm backbone without classifier.
 
     Args:
         backbone: made by timm with `num_classes=0`.
-        state: the image classifiers in it (`head`, `head_dist`) are left out.
-        source: where the state dict comes from, for the error.
+        state: its image classifiers (`head`, `head_dist`) are ignored.
+        source: path of the state dict, for the error.
 
     Raises:
-        UserError: its names or shapes are not the backbone's, or its values no finite floats.
+        UserError: names or shapes differ from the backbone's, or values are not finite floats.
     """
     kept = {name: value for name, value in state.items() if not name.startswith(IMAGE_CLASSIFIERS)}
     check_values(kept, source)
@@ -31,13 +30,13 @@ def load_backbone(backbone: nn.Module, state: Mapping[str, Tensor], *, source: s
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Load a state dict of which every name and shape must fit, in place.
+    """Load a state dict whose names and shapes must all match.
 
     Args:
-        source: where the state dict comes from, for the error.
+        source: path of the state dict, for the error.
 
     Raises:
-        UserError: names the missing, the unexpected and those of another shape.
+        UserError: lists missing and unexpected names, and those of another shape.
     """
     expected = module.state_dict()
     problems = [
@@ -53,20 +52,20 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], *, source: str)
 
 
 def check_values(state: Mapping[str, Tensor], source: str) -> None:
-    """Refuse weights that no model computes with.
+    """Reject weights that are not finite floats.
 
     Raises:
         UserError: names the first that is not of floats, or not finite in float32.
     """
     for name, value in state.items():
         if not value.is_floating_point():
-            kind = str(value.dtype).removeprefix("torch.")
-            raise UserError(source, f"{name}: must be of floats, got {kind}", "save it as float32")
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise UserError(source, f"{name}: must be of floats, got {dtype}", "save it as float32")
         if not value.float().isfinite().all():
             raise UserError(
                 source,
                 f"{name}: holds NaN or infinite numbers",
-                "take a checkpoint from before the training diverged",
+                "use a checkpoint from before the training diverged",
             )
 
 

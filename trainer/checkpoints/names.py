@@ -1,7 +1,7 @@
-"""The names that other implementations have for the weights of an AST.
+"""Renames the weights of an AST from and to the names of other implementations.
 
 In: a state dict of the AST authors' code or of transformers. Out: one that `trainer.model.ast.AST`
-loads; and the way back to the names of transformers. Shapes and values are not checked here.
+loads; or the reverse, for transformers. Shapes and values are not checked here.
 """
 
 import re
@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from trainer.checkpoints.state_files import State, name_list
 
 IMAGE_CLASSIFIERS = ("head.", "head_dist.")
-"""Image classifiers of timm's DeiT and ViT: in their files, never in an AST."""
+"""Prefixes of the image classifiers in files of timm's DeiT and ViT, which an AST has not."""
 
 _TRANSFORMERS_PREFIX = "audio_spectrogram_transformer."
 _TRANSFORMERS_EMBEDDINGS = {
@@ -54,10 +54,10 @@ def is_authors_state(state: Mapping[str, Tensor]) -> bool:
 def from_authors_state(state: Mapping[str, Tensor], source: str) -> State:
     """The state dict of `trainer.model.ast.AST` from one of the AST authors' code.
 
-    The image classifiers of DeiT, which their files carry and nothing uses, are left out.
+    Drops DeiT's unused image classifiers.
 
     Raises:
-        UserError: a name that is no part of such a model.
+        UserError: a name that does not belong to such a model.
     """
     unused = tuple(f"v.{name}" for name in IMAGE_CLASSIFIERS)
     used = {name: value for name, value in state.items() if not name.startswith(unused)}
@@ -69,7 +69,7 @@ def from_authors_state(state: Mapping[str, Tensor], source: str) -> State:
     }
     ours, unknown = {}, set()
     for name, value in used.items():
-        prefix = next((one for one in prefixes if name.startswith(one)), None)
+        prefix = next(filter(name.startswith, prefixes), None)
         if prefix is None:
             unknown.add(name)
         else:
@@ -91,13 +91,13 @@ def from_transformers_state(
 ) -> State:
     """The state dict of `trainer.model.ast.AST` from one of `ASTForAudioClassification`.
 
-    Both styles of names are read: those on disk, which are version 4's, and those in memory since
-    version 5. Query, key and value, apart in transformers, become one matrix [3 D, D], as in timm.
-    The shapes are not checked here; the LayerNorm eps is no part of a state dict.
+    Reads both styles of names: those on disk, from version 4, and those in memory since version 5.
+    Separate query, key and value matrices become one [3 D, D], as in timm. Shapes are not checked
+    here; the LayerNorm eps is not part of a state dict.
 
     Raises:
-        UserError: a name that is no part of such a model, the same weight twice, or a block
-            without one of query, key and value.
+        UserError: a name that does not belong to such a model, a duplicate weight, or a block
+            that lacks its query, key or value.
     """
     unknown = {name for name in state if _from_transformers_name(name) is None}
     if unknown:
@@ -109,9 +109,7 @@ def from_transformers_state(
     for name, value in state.items():
         target = cast(str, _from_transformers_name(name))
         if target in ours:
-            raise UserError(
-                source, f"{name}: the same weight is there twice, under two styles of names"
-            )
+            raise UserError(source, f"{name}: the same weight twice, under names of two versions")
         ours[target] = value
     return _fuse_query_key_value(ours, source)
 
@@ -122,7 +120,7 @@ def to_transformers_state(state: Mapping[str, Tensor]) -> State:
     for name, value in state.items():
         if ".attn.qkv." in name:
             for part, matrix in zip("qkv", value.chunk(3), strict=True):
-                # Parts of one tensor share their memory, which safetensors does not write.
+                # Chunks share memory, which safetensors refuses to write.
                 theirs[_to_transformers_name(name.replace("qkv", part))] = matrix.clone()
         else:
             theirs[_to_transformers_name(name)] = value
@@ -138,7 +136,7 @@ def _to_transformers_name(name: str) -> str:
         if module == ours:
             return f"{theirs}.{leaf}"
     _, number, part = module.split(".", 2)
-    # The first of the two names that stand for a part is the one on disk.
+    # The first of a part's two names is the one on disk.
     on_disk = next(key for key, ours in _TRANSFORMERS_BLOCK_MODULES.items() if ours == part)
     return f"{_TRANSFORMERS_PREFIX}encoder.layer.{number}.{on_disk}.{leaf}"
 
@@ -168,7 +166,7 @@ def _fuse_query_key_value(state: State, source: str) -> State:
         missing = [part for part in parts if part not in state]
         if missing:
             raise UserError(
-                source, f"query, key and value belong together: {name_list('missing', missing)}"
+                source, f"incomplete query, key and value: {name_list('missing', missing)}"
             )
         fused[f"{match[1]}.qkv.{match[2]}"] = torch.cat([state[part] for part in parts])
     return fused

@@ -1,7 +1,7 @@
-"""How far a run is, and its curves: what a checkpoint holds beside tensors.
+"""Progress of a run, and its curves: what a checkpoint holds beside tensors.
 
-The three kinds of entries are those of `history.json` and `divergence.jsonl`, too. What an older
-run did not write is None.
+`CurvePoint`, `EpochResult` and `SkippedStep` are also the entries of `history.json` and
+`divergence.jsonl`. A field that older runs did not write is None for them.
 """
 
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CurvePoint:
-    """A point of the training curve: the steps since the point before it."""
+    """A point of the training curve, over the steps since the previous point."""
 
     step: int
     """Steps done in the run, from 1."""
@@ -19,21 +19,21 @@ class CurvePoint:
     lr: float | None = None
     """Of the last step."""
     grad_norm: float | None = None
-    """Of the last step; None where it is not finite."""
+    """Of the last step; None if it is not finite."""
     num_bad_steps: int = 0
-    """Steps that were skipped."""
+    """Skipped steps."""
     clips_per_s: float | None = None
     data_wait_share: float | None = None
     """Share of the time that the first rank waited for batches."""
     peak_memory_bytes: int | None = None
     """Of the first rank's GPU; None without one."""
     mfu: float | None = None
-    """Share of the GPU's peak FLOPs; None where that is not known."""
+    """Model-FLOP utilisation, the share of the GPU's peak FLOPs; None if the peak is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochResult:
-    """A finished epoch and its evaluation; a metric is None where it is undefined."""
+    """A finished epoch and its evaluation; undefined metrics are None."""
 
     epoch: int
     step: int
@@ -45,7 +45,7 @@ class EpochResult:
     d_prime: float | None = None
     accuracy: float | None
     cumulative_mAP: float | None = None  # noqa: N815
-    """Of the mean of the scores of all epochs so far: `cum_` in the authors' logs."""
+    """mAP of the mean scores over all epochs so far: `cum_` in the authors' logs."""
     cumulative_mAUC: float | None = None  # noqa: N815
     cumulative_d_prime: float | None = None
     cumulative_accuracy: float | None = None
@@ -55,45 +55,45 @@ class EpochResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SkippedStep:
-    """A step that was not made: its loss or gradient was not finite, or too large."""
+    """A step that was skipped: its loss or gradient was not finite, or the gradient too large."""
 
     step: int
     epoch: int
     loss: float | str
-    """Text where it is not a finite number: JSON has no other."""
+    """A string if it is not finite: JSON has no NaN or infinity."""
     grad_norm: float | str
     ids: tuple[str, ...] = ()
     """The step's clips."""
     partner_ids: tuple[str, ...] = ()
-    """The clips that they were mixed with."""
+    """Their mixup partners."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Progress:
-    """How far a run is: what is written, and resumed from."""
+    """Progress of a run, as checkpoints save and restore it."""
 
     epoch: int = 1
-    """The epoch in progress, from 1; one past the last when the run is through."""
+    """The epoch in progress, from 1; one past the last once the run is finished."""
     epoch_step: int = 0
-    """Steps done in it."""
+    """Steps done in the epoch."""
     step: int = 0
     """Steps done in the run."""
     loss_sum: float = 0.0
     """Sum of the losses of the epoch's clips so far."""
     num_clips: int = 0
-    """Those clips."""
+    """Clips in that sum."""
     train_s: float = 0.0
     """Seconds trained in the epoch so far."""
     steps: list[CurvePoint] = field(default_factory=list)
     epochs: list[EpochResult] = field(default_factory=list)
     bad_steps: list[SkippedStep] = field(default_factory=list)
     num_bad_in_a_row: int = 0
-    """The last ones of them, if no good step followed."""
+    """Skipped steps since the last good one."""
     has_gone_back: bool = False
-    """Whether the run has diverged and gone back to a checkpoint before."""
+    """Whether the run has diverged and gone back to an earlier checkpoint."""
 
     def copy(self) -> "Progress":
-        """A snapshot; the entries of its lists never change."""
+        """A snapshot; list entries are shared, as they never change."""
         return replace(
             self, steps=[*self.steps], epochs=[*self.epochs], bad_steps=[*self.bad_steps]
         )

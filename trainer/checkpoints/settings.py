@@ -1,4 +1,4 @@
-"""Settings of the averages of weights."""
+"""Settings of weight averages."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,25 +6,25 @@ from typing import Literal
 from pipeline.errors import SettingValueError
 
 Weights = Literal["last", "averaged", "ema", "best"]
-"""Weights of a run by their names; the first are those of the newest checkpoint."""
+"""Names of a run's weights; `last` are those of the newest checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AveragingSettings:
-    """Averages of the weights that are evaluated beside the last ones; none changes the training.
+    """Averages of the weights to evaluate beside the last ones; they do not change the training.
 
     Raises:
         ValueError: a value out of range.
     """
 
     first_epoch: int = 0
-    """The first epoch whose weights at its end are averaged (AudioSet as published: 1, balanced
-    6); 0: none. The weights of each are kept."""
+    """First epoch to average: the weights at the end of each epoch from it on are kept and
+    averaged (as published: 1 for AudioSet, 6 for its balanced set); 0: no average."""
     last_epoch: int = 0
-    """The last such epoch; 0: the last of the run."""
+    """Last epoch to average; 0: the last of the run."""
     ema_decay: float = 0.0
-    """Share of its old value that a moving average of the weights keeps at each step, such as
-    0.9999; 0: no such average."""
+    """Share of its old value that an exponential moving average of the weights keeps at each step,
+    such as 0.9999; 0: no moving average."""
 
     def __post_init__(self) -> None:
         for name in ("first_epoch", "last_epoch"):
@@ -41,7 +41,7 @@ class AveragingSettings:
             )
 
     def epochs(self, num_epochs: int) -> range:
-        """The epochs whose weights are averaged in a run of so many."""
+        """The epochs to average in a run of `num_epochs`."""
         if self.first_epoch == 0:
             return range(0)
         return range(self.first_epoch, (self.last_epoch or num_epochs) + 1)

@@ -1,7 +1,7 @@
 """Files of tensors: `.safetensors`, `.pth`, `.pt` or `.bin`, local or on S3.
 
-In: a path, or tensors by name. Steps: read tensors only, never pickled objects; check them against
-the checksum, where the file has one. Out: a state dict, or the bytes of a file.
+In: a path, or tensors by name. Steps: read tensors only, never pickled objects; verify the
+checksum, if the file has one. Out: a state dict, or the bytes of a file.
 """
 
 import io
@@ -24,13 +24,13 @@ State = dict[str, Tensor]
 
 _NUM_NAMES_SHOWN = 4
 _CHECKSUM_KEY = "crc32"
-"""Where the header of a `.safetensors` file has the checksum of its tensors."""
+"""Key of the tensors' checksum in the header of a `.safetensors` file."""
 _WRAPPERS = ("model", "state_dict")
-"""Where DeiT's files and those of Lightning keep the state dict."""
+"""Keys of the state dict in files of DeiT and of Lightning."""
 _PREFIXES = ("module.", "model.", "net.")
-"""Names of modules that a model is often wrapped in: the first by data-parallel training."""
+"""Prefixes of common wrappers of a model; `module.` is DDP's."""
 _REFUSED = re.compile(r"GLOBAL (\S+) was not an allowed global")
-"""What torch says of an object that it would have to run code for."""
+"""Torch's error for an object that loads by running code."""
 
 
 def encode_state(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -41,8 +41,8 @@ def encode_state(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> by
 
 
 def read_metadata(path: str) -> dict[str, str]:
-    """The texts in the header of a whole `.safetensors` file."""
-    # The safetensors library gives tensors from bytes, but the metadata only of local files.
+    """The metadata in the header of a `.safetensors` file."""
+    # The safetensors library reads tensors from bytes, but metadata only from local files.
     num_bytes = int.from_bytes(storage.read_range(path, 0, 8), "little")
     return _metadata(storage.read_range(path, 8, num_bytes))
 
@@ -50,21 +50,22 @@ def read_metadata(path: str) -> dict[str, str]:
 def read_state(path: str) -> State:
     """Tensors by name from a `.safetensors`, `.pth`, `.pt` or `.bin` file.
 
-    Prefixes that all names have, as `module.`, are left out.
+    Wrapper prefixes such as `module.` are removed if all names have them.
 
     Args:
-        path: local or `s3://`. All but `.safetensors` hold the state dict as torch saves it, or a
-            dict with the state dict under "model" or "state_dict".
+        path: local or `s3://`. Files other than `.safetensors` hold a state dict saved by torch, or
+            a dict with the state dict under "model" or "state_dict".
 
     Raises:
-        UserError: no such file, another suffix, damaged, or with anything but tensors in it.
+        UserError: the file is missing, has another suffix, is damaged, or holds other objects than
+            tensors.
     """
     suffix = PurePosixPath(path).suffix.lower()
     if suffix not in (".safetensors", ".pth", ".pt", ".bin"):
         raise UserError(
             path,
-            "a file of weights ends in .safetensors, .pth, .pt or .bin, and a folder of them "
-            "has a run.json, a config.json or an ast.safetensors",
+            "not weights: a file of weights ends in .safetensors, .pth, .pt or .bin, and a folder "
+            "of weights has a run.json, a config.json or an ast.safetensors",
         )
     data = _read_bytes(path)
     try:
@@ -85,12 +86,12 @@ def read_state(path: str) -> State:
         header = data[8 : 8 + int.from_bytes(data[:8], "little")]
         texts = _metadata(header)
         expected = texts.pop(_CHECKSUM_KEY, None)
-        # Files of others, and of this program's earlier versions, have none.
+        # Files from other programs, and from earlier versions of this one, have none.
         if expected is not None and expected != _checksum(state, texts):
             raise UserError(
                 path,
-                "damaged (it does not have the checksum in its header)",
-                "restore it from a copy, or take other weights of the same run",
+                "damaged (its tensors do not match the checksum in its header)",
+                "restore it from a copy, or use other weights of the same run",
             )
     return state
 
@@ -111,9 +112,9 @@ def _tensors_only(content: Any, path: str) -> State:
     others = {str(name) for name, value in content.items() if not isinstance(value, Tensor)}
     if others:
         raise UserError(path, "expected a state dict", f"{name_list('not tensors', others)}")
-    unnamed = {repr(name) for name in content if not isinstance(name, str)}
-    if unnamed:
-        raise UserError(path, "expected a state dict", f"{name_list('not names', unnamed)}")
+    not_strings = {repr(name) for name in content if not isinstance(name, str)}
+    if not_strings:
+        raise UserError(path, "expected a state dict", f"{name_list('not names', not_strings)}")
     return cast(State, content)
 
 
@@ -136,21 +137,21 @@ def _checksum(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return f"{total:08x}"
 
 
-def name_list(what: str, names: Iterable[str]) -> str:
-    """Names of tensors for a message, `what: a, b`, the first of many; empty if there are none."""
+def name_list(problem: str, names: Iterable[str]) -> str:
+    """Names of tensors for a message, `problem: a, b and 3 more`; empty without names."""
     ordered = sorted(names)
     if not ordered:
         return ""
     rest = len(ordered) - _NUM_NAMES_SHOWN
     more = f" and {rest} more" if rest > 0 else ""
-    return f"{what}: {', '.join(ordered[:_NUM_NAMES_SHOWN])}{more}"
+    return f"{problem}: {', '.join(ordered[:_NUM_NAMES_SHOWN])}{more}"
 
 
 def _why_unreadable(error: Exception) -> str:
-    """Not in torch's words, which advise to run whatever code the file holds."""
+    """The reason; not in torch's words, which advise to run whatever code the file holds."""
     if isinstance(error, SafetensorError):
         return first_line(error)
     refused = _REFUSED.search(str(error))
     if refused:
-        return f"it holds a pickled {refused[1]}, and no code of a file is run"
+        return f"it holds a pickled {refused[1]}, and loading one could run code"
     return "damaged, or not saved by torch.save"

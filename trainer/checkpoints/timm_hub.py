@@ -1,4 +1,4 @@
-"""Published weights from the hub that timm downloads from.
+"""Published weights of timm's models, from Hugging Face's hub.
 
 In: a timm model name. Out: the backbone with its weights.
 """
@@ -18,11 +18,11 @@ def create_from_hub(backbone: str) -> nn.Module:
         backbone: timm model name, with or without a tag ("deit_base_distilled_patch16_384").
 
     Raises:
-        UserError: no weights are published for it, or they could not be fetched.
+        UserError: no weights are published for it, or the download failed.
     """
     client = logging.getLogger("huggingface_hub")
     level = client.level
-    # It tells of every second try; what ends the last of them is said below.
+    # It warns of every retry; the error below reports the last failure.
     client.setLevel(logging.ERROR)
     try:
         return timm.create_model(backbone, pretrained=True, num_classes=0)
@@ -32,8 +32,8 @@ def create_from_hub(backbone: str) -> nn.Module:
         source = (published and published.hf_hub_id) or backbone
         raise UserError(
             "model.pretrained",
-            f"could not fetch the weights {source}: {first_line(error)}",
-            "give model.weights_file a copy of them (.safetensors, .pth or .pt), or set "
+            f"could not download the weights {source}: {first_line(error)}",
+            "set model.weights_file to a copy of them (.safetensors, .pth or .pt), or "
             "model.pretrained=false to train from random weights",
         ) from error
     finally:

@@ -1,4 +1,4 @@
-"""How good a model's outputs are.
+"""Metrics of a model's scores, and the files that hold them.
 
 In: scores and targets. Out: AP, AUC, d-prime; predictions as Parquet.
 """

@@ -1,9 +1,9 @@
-"""Scores to numbers: mAP, mAUC, d-prime, accuracy, and the same per class.
+"""Metrics of scores: mAP, mAUC, d-prime and accuracy; AP, AUC and d-prime of each class.
 
-In: the 0/1 targets and the scores of an evaluation, both `[N, C]`, and the C labels. Steps:
-each class is sorted once, the positives are ranked among all clips, and the average precision
-and the ROC AUC are read from those ranks. Out: a `Metrics`, whose `to_json` is what is written
-beside the predictions. Nothing in it is ever NaN: what is undefined is None.
+In: the 0/1 targets and the scores of an evaluation, both `[N, C]`, and the C labels. Steps: sort
+the scores of each class once, rank its positives among all clips, and compute the average precision
+and the ROC AUC from these ranks. Out: a `Metrics`, whose `to_json` is written beside the
+predictions. It never holds NaN: an undefined metric is None.
 
 N clips, C classes, P positive clips of one class.
 """
@@ -21,7 +21,7 @@ BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.floating[Any]]
 
 METRICS = ("mAP", "mAUC", "d_prime", "accuracy")
-"""Fields of `Metrics` that sum up an evaluation, in the order in which they are shown."""
+"""Fields of `Metrics` that sum up an evaluation, in display order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,17 +48,17 @@ class Metrics:
     mAUC: float | None  # noqa: N815
     """Mean AUC over the classes that have both a positive and a negative clip."""
     d_prime: float | None
-    """Of mAUC, as the paper does; not the mean of the classes' d-primes."""
+    """d-prime of mAUC, as in the paper; not the mean of the classes' d-primes."""
     accuracy: float
     """Share of the clips whose highest-scoring class is among their labels."""
     chance_mAP: float | None  # noqa: N815
-    """What random scores reach: the mean positive share of the classes that count in mAP."""
+    """mAP of random scores: the mean share of positives over the classes that count in mAP."""
     num_classes_left_out: int
     """Classes without a positive clip, which count in neither mean."""
     per_class: tuple[ClassMetrics, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as JSON's own types, undefined values as null."""
+        """As JSON types, undefined values as null."""
         values = asdict(self)
         values["per_class"] = list(values["per_class"])
         return values
@@ -88,8 +88,8 @@ def rank_positives(targets: ArrayLike, scores: ArrayLike) -> PositiveRanks:
     """Rank the positives of one class; targets `[N]` 0/1, scores `[N]` without NaN."""
     values = np.asarray(scores)
     positives = np.sort(values[np.asarray(targets, dtype=bool)])
-    # Sorting the values alone is several times faster than an argsort, and the positives, which
-    # are few, are then found by bisection.
+    # Sorting values is several times faster than an argsort; bisection then finds the few
+    # positives.
     ordered = np.sort(values)
     return PositiveRanks(
         num_clips=len(values),
@@ -102,9 +102,9 @@ def rank_positives(targets: ArrayLike, scores: ArrayLike) -> PositiveRanks:
 def average_precision(ranks: PositiveRanks) -> float | None:
     """Average precision as scikit-learn defines it; None without a positive clip.
 
-    That is the sum over the distinct scores of the recall gained there times the precision
-    there, with no interpolation: clips that score the same enter together. Every positive gains
-    1/P of the recall, so it equals the mean over the positives of the precision at their score.
+    That is the sum over the distinct scores of the gain in recall times the precision, without
+    interpolation: clips with equal scores enter together. Every positive adds 1/P to the recall, so
+    it equals the mean over the positives of the precision at their score.
     """
     if ranks.num_positives == 0:
         return None
@@ -114,8 +114,8 @@ def average_precision(ranks: PositiveRanks) -> float | None:
 def roc_auc(ranks: PositiveRanks) -> float | None:
     """Area under the ROC curve; None without a positive or without a negative clip.
 
-    It is the probability that a positive clip scores above a negative one, ties counting one
-    half: the Mann-Whitney statistic of the positives' midranks.
+    The probability that a positive clip scores above a negative one, ties counting one half: the
+    Mann-Whitney statistic of the positives' midranks.
     """
     num_positives = ranks.num_positives
     num_pairs = num_positives * (ranks.num_clips - num_positives)
@@ -128,8 +128,8 @@ def roc_auc(ranks: PositiveRanks) -> float | None:
 def d_prime(auc: float | None) -> float | None:
     """sqrt(2) * Phi^-1(AUC): the distance, in standard deviations, of two equal Gaussians.
 
-    None where it is infinite (AUC of 0 or 1), for JSON has no infinity and one perfect class
-    would swamp any mean; the AUC beside it says which of the two it was.
+    None where it is infinite (AUC of 0 or 1): JSON has no infinity, and one perfect class would
+    swamp any mean. The AUC beside it tells the two cases apart.
     """
     if auc is None or not 0 < auc < 1:
         return None
@@ -139,7 +139,7 @@ def d_prime(auc: float | None) -> float | None:
 def top1_accuracy(targets: ArrayLike, scores: ArrayLike) -> float:
     """Share of the clips whose highest-scoring class is among their labels; both `[N, C]`.
 
-    On single-label data this is accuracy. Of classes that tie the first one is taken.
+    On single-label data this is accuracy. If classes tie, the first counts.
     """
     positive = np.asarray(targets, dtype=bool)
     best = np.argmax(np.asarray(scores), axis=1)
@@ -149,9 +149,9 @@ def top1_accuracy(targets: ArrayLike, scores: ArrayLike) -> float:
 def evaluate_scores(targets: ArrayLike, scores: ArrayLike, labels: Sequence[str]) -> Metrics:
     """All metrics of one evaluation: targets `[N, C]` of 0 and 1, scores `[N, C]`, C labels.
 
-    The metrics depend on the order of the scores alone, so logits and sigmoid outputs give the
-    same except where float32 saturates. Raises ValueError for shapes that do not fit, for
-    targets other than 0 and 1, and for a NaN score, naming its class.
+    The metrics depend only on the order of the scores, so logits and sigmoid outputs give the same
+    unless float32 saturates. Raises ValueError for shapes that do not fit, for targets other than
+    0 and 1, and for NaN scores, naming the first such class.
     """
     positive, values = _checked(targets, scores, labels)
     per_class = tuple(
@@ -164,15 +164,15 @@ def evaluate_scores(targets: ArrayLike, scores: ArrayLike, labels: Sequence[str]
             strict=True,
         )
     )
-    mean_auc = _mean(one.AUC for one in per_class)
-    scored = [one for one in per_class if one.AP is not None]
+    mean_auc = _mean(metrics.AUC for metrics in per_class)
+    scored = [metrics for metrics in per_class if metrics.AP is not None]
     return Metrics(
         num_clips=len(positive),
-        mAP=_mean(one.AP for one in scored),
+        mAP=_mean(metrics.AP for metrics in scored),
         mAUC=mean_auc,
         d_prime=d_prime(mean_auc),
         accuracy=top1_accuracy(positive, values),
-        chance_mAP=_mean(one.num_positives / len(positive) for one in scored),
+        chance_mAP=_mean(metrics.num_positives / len(positive) for metrics in scored),
         num_classes_left_out=len(per_class) - len(scored),
         per_class=per_class,
     )
@@ -191,7 +191,7 @@ def _class_metrics(label: str, positive: BoolArray, values: FloatArray) -> Class
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """Mean of the values that are defined, None if none is."""
+    """Mean of the defined values, None if none is."""
     defined = [value for value in values if value is not None]
     return math.fsum(defined) / len(defined) if defined else None
 
@@ -199,7 +199,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def _checked(
     targets: ArrayLike, scores: ArrayLike, labels: Sequence[str]
 ) -> tuple[BoolArray, FloatArray]:
-    """The inputs as bool and float arrays, once they are known to fit each other."""
+    """Check that the inputs fit each other; returns them as bool and float arrays."""
     target_array, score_array = np.asarray(targets), np.asarray(scores)
     if target_array.ndim != 2 or 0 in target_array.shape:
         raise ValueError(f"targets: must be [clips, classes], got shape {target_array.shape}")

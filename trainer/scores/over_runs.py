@@ -1,4 +1,4 @@
-"""One score of several runs, seeds or folds, as two numbers."""
+"""Mean and standard deviation of a score over runs, seeds or folds."""
 
 import statistics
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 def mean_and_deviation(values: Sequence[float | None]) -> tuple[float | None, float | None]:
     """Mean and sample standard deviation.
 
-    Both are None where there is no value or one is None; a single value has no deviation.
+    Both are None if there are no values or one is None; a single value has no deviation.
     """
     defined = [value for value in values if value is not None]
     if not defined or len(defined) < len(values):

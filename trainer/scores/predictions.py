@@ -14,42 +14,42 @@ from trainer.data.clips import ClipSet
 from trainer.scores.metrics import Metrics, evaluate_scores
 
 _METADATA_KEY = b"ast_ray"
-_REMEDY = "make it again with `evaluate`"
+_REMEDY = "write it again with `evaluate`"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """Where scores come from; None where it does not apply."""
+    """How scores were computed; a field that does not apply is None."""
 
     loss: str
-    """The kind of loss, and so of scores: sigmoid or softmax outputs."""
+    """`bce` or `ce`: scores are sigmoid or softmax outputs."""
     precision: str | None = None
-    """What the model computed in."""
+    """Precision that the model computed in."""
     checkpoint_step: int | None = None
     """Steps that the weights were trained for."""
     epoch: int | None = None
-    """Of the best epoch's weights."""
+    """Epoch of the `best` weights."""
     weights: str | None = None
     """Which weights of a run; None: the last."""
     num_members: int | None = None
-    """Of an ensemble."""
+    """Members of an ensemble."""
     data_fingerprint: str | None = None
-    """Of the data set."""
+    """Fingerprint of the data set."""
 
     def to_json(self) -> dict[str, Any]:
-        """The keys of a document that apply."""
+        """The fields that apply."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoredClips:
-    """The metrics of predictions, as `predictions/NAME.json` has them."""
+    """The metrics of predictions, as in `predictions/NAME.json`."""
 
     name: str
     source: Source
     metrics: Metrics
     common: Metrics | None
-    """On the clips that are also in the subset others scored; None without any."""
+    """On the clips that are also in the subset that others scored; None without any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -66,7 +66,7 @@ class Predictions:
     scores: NDArray[np.float32]
     """`[N, C]`."""
     common: NDArray[np.bool_]
-    """Clips that are also in the subset others scored, `[N]`."""
+    """Which clips are also in the subset that others scored, `[N]`."""
     source: Source
 
 
@@ -89,17 +89,17 @@ def from_scores(
 
 
 def predictions_name(clips_name: str, weights: str) -> str:
-    """What predictions by a run's weights are called: the last ones' have the clip set's name."""
+    """Name of the predictions by some weights of a run; by the last ones, just the clip set's."""
     return clips_name if weights == "last" else f"{clips_name}-{weights}"
 
 
 def predictions_path(run_path: str, name: str) -> str:
-    """Where the predictions of a run on a clip set stand."""
+    """Path of a run's predictions on a clip set."""
     return storage.join(run_path, "predictions", f"{name}.parquet")
 
 
 def metrics_path(run_path: str, name: str) -> str:
-    """Where their metrics stand."""
+    """Path of their metrics."""
     return storage.join(run_path, "predictions", f"{name}.json")
 
 
@@ -107,7 +107,7 @@ def read_metrics(run_path: str, name: str) -> ScoredClips:
     """The metrics of a run's predictions, as `write_predictions` wrote them.
 
     Raises:
-        UserError: they are not there, or damaged.
+        UserError: they are missing or damaged.
     """
     path = metrics_path(run_path, name)
     try:
@@ -119,7 +119,7 @@ def read_metrics(run_path: str, name: str) -> ScoredClips:
             common=rest.common,
         )
     except FileNotFoundError as error:
-        raise UserError(path, "not there", _REMEDY) from error
+        raise UserError(path, "no such file", _REMEDY) from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,16 +131,17 @@ class _Rest:
 
 
 def write_predictions(run_path: str, predictions: Predictions, metrics: Metrics) -> str:
-    """Write both files, the table last; returns its path.
+    """Write the metrics, then the table; returns the table's path.
 
-    Where clips are of the common subset, the JSON has their metrics, too, under `common`.
+    If clips are in the common subset, the JSON also has their metrics, under `common`.
     """
     labels = np.array(predictions.labels, dtype=object)
     table = pa.table(
         {
             "id": pa.array(predictions.ids, pa.string()),
             "labels": pa.array(
-                [labels[row > 0].tolist() for row in predictions.targets], pa.list_(pa.string())
+                [labels[target > 0].tolist() for target in predictions.targets],
+                pa.list_(pa.string()),
             ),
             "scores": pa.array(list(predictions.scores), pa.list_(pa.float32())),
             "common": pa.array(predictions.common),

@@ -107,7 +107,7 @@ def test_damaged_history_is_an_explained_error(run: str, tmp_path: Path) -> None
 
 
 def test_missing_metrics_are_an_explained_error(tmp_path: Path) -> None:
-    with refused("predictions/eval.json", "not there", remedy="`evaluate`"):
+    with refused("predictions/eval.json", "no such file", remedy="`evaluate`"):
         metrics_summary(str(tmp_path), "eval")
 
 
