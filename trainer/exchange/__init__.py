@@ -1,4 +1,4 @@
-"""Models in and out of run folders.
+"""Imports and exports of trained models.
 
 In: a checkpoint of another program, or a run. Out: a run, or a folder that transformers loads.
 """

@@ -1,11 +1,11 @@
-"""A trained model out of a run folder: `export` of `ray_job.py`.
+"""Exports a run for transformers: the step `export`.
 
-In: a run folder. Out: a folder that transformers loads, which gives the same logits, and in it
+In: a run folder. Out: a folder that transformers loads, with the same logits, and in it
 `ast.safetensors`, the same model for this program.
 
 transformers has one LayerNorm eps for a whole model; ours has 1e-6 in the backbone and 1e-5 in the
-head, as the authors' has. A LayerNorm with eps e of s x is one with e / s^2 of x, so the folder
-says 1e-6 and its final norm, the one before the head's, is scaled by sqrt(0.1): the logits are the
+head, like the authors'. A LayerNorm with eps e of s x equals one with e / s^2 of x, so the folder
+says 1e-6, and its final norm, the one before the head's, is scaled by sqrt(0.1): the logits are the
 same, and only the pooled output is smaller by that factor.
 """
 
@@ -39,16 +39,16 @@ def export_run(run_path: str, output: str, weights: Weights = "last") -> None:
 
     Args:
         run_path: the run.
-        output: folder to write; it must be empty, or not there.
-        weights: which of those that the run has.
+        output: folder to write, empty or new.
+        weights: which of the run's weights.
 
     Raises:
-        UserError: there is no run or no such weights; a model that transformers has no class for;
+        UserError: the run or these weights do not exist; transformers has no class for the model;
             the folder holds files.
     """
     run = read_run(run_path)
     check_empty(output)
-    trained = _read_weights_of(run_path, weights)
+    trained = _read_weights(run_path, weights)
     recipe, data = read_recipe(run), run.data
     num_mels = data.num_mels or FbankSettings().num_mels
     model = build_model(
@@ -58,8 +58,8 @@ def export_run(run_path: str, output: str, weights: Weights = "last") -> None:
     _check_exportable(model, recipe)
     if recipe.sampler.bucket_frames:
         _logger.warning(
-            "%s: was trained and evaluated on clips padded to the next of %s frames; transformers "
-            "pads all to %d, which gives shorter clips other scores",
+            "%s: trained and evaluated on clips padded to the next of %s frames; transformers "
+            "pads all to %d, which changes the scores of shorter clips",
             *(run_path, list(recipe.sampler.bucket_frames), recipe.model.num_frames),
         )
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
@@ -82,7 +82,7 @@ def export_run(run_path: str, output: str, weights: Weights = "last") -> None:
     storage.write_json(storage.join(output, "config.json"), config)
 
 
-def _read_weights_of(run_path: str, weights: Weights) -> State:
+def _read_weights(run_path: str, weights: Weights) -> State:
     if weights != "last":
         check_weights(run_path, weights)
         return read_state(weights_path(run_path, weights))
@@ -94,8 +94,8 @@ def _check_exportable(model: AST, recipe: Recipe) -> None:
     if model.dist_token is None or shape.patch_frequency != shape.patch_time:
         raise UserError(
             "",
-            "transformers has no class for this model: it must have two class tokens (a "
-            f"distilled backbone) and square patches, not {shape.backbone} and "
+            "transformers has no class for this model: it needs two class tokens (a distilled "
+            f"backbone) and square patches, got {shape.backbone} and "
             f"{shape.patch_frequency} x {shape.patch_time}",
         )
 
@@ -141,7 +141,7 @@ def _config(model: AST, recipe: Recipe, labels: Sequence[str], num_mels: int) ->
 
 
 def _feature_extractor(recipe: Recipe, num_mels: int, mean: float, std: float) -> dict[str, Any]:
-    """`preprocessor_config.json`: the same fbanks, which it computes with torchaudio."""
+    """`preprocessor_config.json`: the same fbanks, which transformers computes with torchaudio."""
     return {
         "feature_extractor_type": "ASTFeatureExtractor",
         "feature_size": 1,

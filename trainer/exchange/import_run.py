@@ -1,8 +1,8 @@
-"""A trained model into a run folder: `import` of `ray_job.py`.
+"""Imports a trained model as a run: the step `import`.
 
 In: a checkpoint of a whole AST, whoever trained it, and a data set with classes that it knows.
-Steps: read the checkpoint, take the settings from it, fit it to them. Out: a run folder as training
-leaves it, to evaluate, average and report.
+Steps: read the checkpoint, take the settings from it, adapt it to them. Out: a run folder as
+training leaves it, to evaluate, average and report.
 """
 
 import logging
@@ -33,41 +33,41 @@ _IN_EFFECT = re.compile(
     r"augment\.(frequency|time)_mask|"
     r"model\.(?!pretrained|position_embedding|patchout|checkpoint_activations).*"
 )
-"""Settings that evaluation, ensembles (the seed), the report or the checks of a recipe (masks) look
-at; all others are of training alone."""
+"""Settings that evaluation, ensembles (the seed), the report or the checks of a recipe (masks) use;
+all others concern only training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Imported:
-    """What became of a checkpoint."""
+    """Classes of an imported checkpoint."""
 
     num_classes: int
     """Classes of the run."""
     num_classes_left_out: int
     """Classes of the checkpoint that the data set does not have."""
     by_name: bool
-    """Whether the classes were found by name; else their order was taken for the same."""
+    """Whether classes were matched by name; else by their order."""
 
 
 def import_run(
     source: str, dataset_path: str, run_path: str, recipe_path: str, overrides: Sequence[str]
 ) -> Imported:
-    """Make a finished run of no step from a checkpoint.
+    """Create a finished run with zero steps from a checkpoint.
 
     Args:
         source: see `trainer.checkpoints.ast_checkpoint.read_weights`.
-        recipe_path: settings of the run; what it leaves out, the checkpoint tells; empty: all.
-            Another input length or stride than the checkpoint's is fitted.
-        overrides: see `trainer.recipe.parse.load_recipe`; only of what an untrained model has.
+        recipe_path: settings of the run; empty: none. The checkpoint provides those left out, and
+            is adapted to another input length or stride.
+        overrides: see `trainer.recipe.parse.load_recipe`; not of settings that only training uses.
 
     Raises:
-        UserError: there is no such checkpoint or data set; the data set has classes or a number of
-            mel bins that the checkpoint has not; the folder holds a run already; an override is of
-            no effect.
+        UserError: the checkpoint or the data set does not exist; the data set has classes or a
+            number of mel bins that the checkpoint has not; the folder holds a run already; an
+            override has no effect.
     """
     _check_overrides(overrides)
     check_folder(run_path, own="")
-    # What an import leaves that was stopped.
+    # An interrupted import leaves these.
     check_empty(run_path, but=frozenset({"checkpoints", "history.json"}))
     dataset = open_dataset(dataset_path)
     plain = load_recipe(recipe_path, overrides)
@@ -76,20 +76,20 @@ def import_run(
         raise UserError(
             source,
             "not a whole AST",
-            f"if it is a backbone of timm, train with it by --set model.weights_file={source}",
+            f"if it is a timm backbone, train it by --set model.weights_file={source}",
         )
     rows = _rows(checkpoint, dataset)
-    told = _settings_of(checkpoint)
-    # First by itself, so that what is wrong with the checkpoint is said of it.
-    make_recipe("imported", told, where=checkpoint.source)
+    settings = _settings_of(checkpoint)
+    # First without the recipe, so that an error in the checkpoint names the checkpoint.
+    make_recipe("imported", settings, where=checkpoint.source)
     if not recipe_path:
-        told["model"]["pretrained"] = False
-    recipe = load_recipe(recipe_path, overrides, beneath=told)
+        settings["model"]["pretrained"] = False
+    recipe = load_recipe(recipe_path, overrides, beneath=settings)
     data = select_training_data(dataset, recipe.data)
     check_fit(recipe, data)
     if math.isnan(recipe.data.mean):
         _logger.warning(
-            "%s: does not tell what its inputs were normalised with; taken from the data set: "
+            "%s: does not state its normalisation; using the data set's: "
             "data.mean=%.4f, data.std=%.4f",
             *(source, data.mean, data.std),
         )
@@ -117,17 +117,17 @@ def _check_overrides(overrides: Sequence[str]) -> None:
         name = override.partition("=")[0].strip()
         section, _, key = name.partition(".")
         if name == "model.weights_file":
-            raise UserError(f"--set {override}", "the checkpoint is where the weights come from")
-        # An unknown one gets its message where recipes are read.
+            raise UserError(f"--set {override}", "the weights come from the checkpoint")
+        # `load_recipe` rejects unknown settings.
         is_known = key in getattr(SECTIONS.get(section), "__slots__", ())
         if is_known and not _IN_EFFECT.fullmatch(name):
             raise UserError(
-                f"--set {override}", "has no effect on a model that is not trained", "leave it out"
+                f"--set {override}", "has no effect without training", "drop this --set"
             )
 
 
 def _settings_of(checkpoint: AstCheckpoint) -> dict[str, dict[str, Any]]:
-    """What a checkpoint tells of a recipe."""
+    """The settings that a checkpoint determines."""
     settings: dict[str, dict[str, Any]] = {
         "model": dict(checkpoint.model),
         # Nothing is trained, and masks for AudioSet's length do not fit shorter inputs.
@@ -145,11 +145,11 @@ def _rows(checkpoint: AstCheckpoint, dataset: PreparedDataset) -> list[int]:
     if rows is not None:
         return rows
     missing = missing_labels(checkpoint, dataset.labels)
-    why = (
-        f"{len(missing)} of the data set's {len(dataset.labels)} classes are not among its own: "
+    reason = (
+        f"it lacks {len(missing)} of the data set's {len(dataset.labels)} classes: "
         f"{', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}"
         if missing
         else f"it has {len(checkpoint.state['head.bias'])} classes without names, the data set "
         f"{len(dataset.labels)}"
     )
-    raise UserError(checkpoint.source, f"cannot score {dataset.path}: {why}")
+    raise UserError(checkpoint.source, f"cannot score {dataset.path}: {reason}")

@@ -1,4 +1,4 @@
 """The settings of a run.
 
-In: a TOML file and overrides. Out: a recipe, and warnings about it.
+In: a TOML file and overrides. Out: a recipe, checks and warnings.
 """

@@ -1,4 +1,4 @@
-"""Whether a recipe fits the clips that it is to be trained on."""
+"""Checks that a recipe fits its training and evaluation clips."""
 
 import torch
 
@@ -9,7 +9,7 @@ from trainer.recipe.recipe import Recipe
 
 
 def check_fit(recipe: Recipe, data: TrainingData) -> None:
-    """Refuse settings that these clips cannot be trained with.
+    """Reject settings that do not fit these clips.
 
     Raises:
         UserError: a mask, patch or bucket larger than the input, more blocks than the backbone
@@ -39,7 +39,7 @@ def check_fit(recipe: Recipe, data: TrainingData) -> None:
             f"must be at least model.patch_time ({shortest}) and below model.num_frames "
             f"({recipe.model.num_frames}), got {list(edges)}",
         )
-    # On no device, the model costs neither memory nor a download.
+    # On the meta device, the model costs neither memory nor a download.
     with torch.device("meta"):
         build_model(
             recipe.model.without_weights(),
@@ -58,5 +58,5 @@ def _check_single_label(clips: ClipSet) -> None:
                 "train.loss",
                 f"'ce' is for clips with one label, but clip {clip_id!r} of {clips.name!r} "
                 f"has {len(set(labels))}",
-                "take 'bce'",
+                "set train.loss=bce",
             )

@@ -21,17 +21,17 @@ def load_recipe(
     """Read a recipe file and apply overrides of the form `section.key=value`.
 
     Args:
-        path: the file; empty: none, which is a recipe that sets nothing.
-        overrides: go over what the file sets.
-        beneath: sections of keys for what neither sets, in place of the defaults.
+        path: the file; empty: an empty recipe.
+        overrides: take precedence over the file.
+        beneath: sections of values for keys that neither sets, in place of the defaults.
 
     Raises:
-        UserError: the file is not there or not TOML; a section or key is unknown; a value is of
-            the wrong type or out of range.
+        UserError: the file is missing or not TOML; a section or key is unknown; a value has the
+            wrong type or is out of range.
     """
     document = _read_document(path) if path else {}
     name = path.rpartition("/")[2].removesuffix(".toml") if path else "imported"
-    # First by itself, so that what is wrong with the file is not said of the overrides.
+    # First without overrides, so that an error in the file names the file.
     recipe = make_recipe(name, _over(document, beneath), where=path or name)
     if overrides:
         for override in overrides:
@@ -40,9 +40,9 @@ def load_recipe(
         try:
             recipe = make_recipe(name, _over(document, beneath), where="--set")
         except SettingError as error:
-            where = _named(overrides, error.setting)
+            where = _overrides_of(error.setting, overrides)
             raise SettingError(where, error.what, error.remedy, error.setting) from error
-    # Workers have other working folders.
+    # Workers run in other working directories.
     model, loader = recipe.model, recipe.loader
     if model.weights_file:
         model = replace(model, weights_file=storage.absolute(model.weights_file))
@@ -52,9 +52,9 @@ def load_recipe(
 
 
 def make_recipe(name: str, document: Mapping[str, Any], *, where: str) -> Recipe:
-    """Settings from sections of keys, null standing for NaN; raises as `load_recipe`.
+    """A recipe from sections of keys, with null for NaN; raises as `load_recipe`.
 
-    `where` is what messages call the place the settings come from.
+    `where` names the source of the settings in errors.
     """
     unknown = [section for section in document if section not in SECTIONS]
     if unknown:
@@ -68,13 +68,13 @@ def make_recipe(name: str, document: Mapping[str, Any], *, where: str) -> Recipe
     return Recipe(name=name, **sections)
 
 
-def _named(overrides: Sequence[str], setting: str) -> str:
-    """The overrides of a setting, or else of its section; of one that is there twice the last."""
-    by_key = {one.partition("=")[0].strip(): one for one in overrides}
+def _overrides_of(setting: str, overrides: Sequence[str]) -> str:
+    """The last override of a setting; without one, those of its section, or else all."""
+    by_key = {override.partition("=")[0].strip(): override for override in overrides}
     section = setting.partition(".")[0]
-    of_section = [one for key, one in by_key.items() if key.startswith(f"{section}.")]
+    of_section = [override for key, override in by_key.items() if key.startswith(f"{section}.")]
     chosen = [by_key[setting]] if setting in by_key else of_section or list(overrides)
-    return " ".join(f"--set {one}" for one in chosen)
+    return " ".join(f"--set {override}" for override in chosen)
 
 
 def _read_document(path: str) -> dict[str, Any]:
@@ -88,11 +88,11 @@ def _read_document(path: str) -> dict[str, Any]:
 
 
 def _over(document: Mapping[str, Any], beneath: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The document's keys, and those beneath that it does not have."""
+    """The document, with keys that it lacks filled in from `beneath`."""
     merged = dict(document)
     for section, keys in beneath.items():
         above = merged.get(section, {})
-        # A value where a section should stand is left for the check that says so.
+        # `_make_section` rejects a value in place of a section.
         merged[section] = {**keys, **above} if isinstance(above, Mapping) else above
     return merged
 
@@ -100,7 +100,7 @@ def _over(document: Mapping[str, Any], beneath: Mapping[str, Mapping[str, Any]])
 def _make_section(section: str, kind: type, values: Any, where: str) -> Any:
     if not isinstance(values, Mapping):
         raise SettingError(
-            where, f"{section} is a section, not a value", f"write [{section}]", setting=section
+            where, f"{section} is a section, not a key", f"write [{section}]", setting=section
         )
     hints = get_type_hints(kind)
     arguments = {}
@@ -117,13 +117,13 @@ def _make_section(section: str, kind: type, values: Any, where: str) -> Any:
 
 
 def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
-    """The value as the field's type; nothing is converted but whole numbers to floats."""
+    """The value, checked against the field's type; whole numbers become floats, lists tuples."""
     if hint is float and value is None:
         return math.nan
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if get_origin(hint) is tuple and isinstance(value, list | tuple):
-        return tuple(_convert(one, get_args(hint)[0], where, name) for one in value)
+        return tuple(_convert(item, get_args(hint)[0], where, name) for item in value)
     expected = str if get_origin(hint) is Literal else hint
     if type(value) is expected:
         return value
@@ -131,16 +131,16 @@ def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
 
 
 def _describe(hint: Any) -> str:
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    words = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(repr, get_args(hint)))
     if isinstance(hint, types.GenericAlias):
-        return "a list, each of it " + _describe(get_args(hint)[0])
+        return "a list, each item " + _describe(get_args(hint)[0])
     return words[hint]
 
 
 def _parse_override(override: str) -> tuple[str, str, Any]:
-    """`section.key=value`, the value as TOML would write it, or a bare word for a text."""
+    """`section.key=value`, with a value in TOML; any other value is a string without quotes."""
     path, equals, text = override.partition("=")
     section, dot, key = path.strip().partition(".")
     if not (equals and dot and section and key):
@@ -152,7 +152,7 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
 
 
 def _near(word: str, known: Mapping[str, Any], section: str = "") -> str:
-    """A hint: the same key of another section, the nearest one of this, or all there are."""
+    """A hint: the same key in another section, the closest key of this one, or all of them."""
     if section:
         for name, kind in SECTIONS.items():
             if word in get_type_hints(kind):
@@ -161,4 +161,4 @@ def _near(word: str, known: Mapping[str, Any], section: str = "") -> str:
     close = difflib.get_close_matches(word, known, n=1)
     if close:
         return f"did you mean {prefix}{close[0]}?"
-    return f"there are: {', '.join(known)}"
+    return f"choose from: {', '.join(known)}"

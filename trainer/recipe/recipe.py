@@ -1,7 +1,7 @@
 """A recipe: all settings of a run.
 
-Sections are the settings classes of the stages that own them. What a recipe leaves out has the
-default written there.
+Sections are settings classes, which their stages own. A setting that a recipe leaves out has the
+default from there.
 """
 
 import dataclasses

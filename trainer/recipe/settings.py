@@ -1,4 +1,4 @@
-"""Settings of the training as a whole, and the scores that others published for it."""
+"""Settings of the training loop, and published scores to compare with."""
 
 import math
 from dataclasses import dataclass, fields
@@ -17,37 +17,38 @@ Selection = Literal["", "accuracy", "mAP"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainSettings:
-    """Length of the run, size of its batches, and how often it is looked at and saved."""
+    """Loss, length, batches, precision, FSDP, divergence, logging and checkpoints of a run."""
 
     loss: Loss = "bce"
     """`bce` for multi-label data, `ce` for one label a clip."""
     epochs: int = 5
     """Number of epochs."""
     batch_size: int = 12
-    """Clips in a global batch, shared out among the workers."""
+    """Clips in a global batch, split among the workers."""
     seed: int = 0
-    """Decides the first weights, the order of the clips and every augmentation."""
+    """Decides the initial weights, the order of the clips and every augmentation."""
     precision: Precision = "float32"
     """`bfloat16` or `float16`: autocast, in evaluation too, as in the authors' code; weights,
     optimiser and the head stay float32. `float16` scales the loss and skips the first steps until
-    the scale fits. CPUs without instructions for them are many times slower in either."""
+    the scale fits. CPUs without 16-bit instructions are many times slower in either."""
     micro_batch_size: int = 0
-    """Clips that a worker computes at once, for less memory, in evaluation too; 0: all its share of
-    the batch. The batch, the schedule and the losses stay the same."""
+    """Clips that a worker computes at once, in evaluation too, to save memory; 0: its whole slice
+    of the batch. The batch, the schedule and the losses stay the same."""
     sharding: Sharding = "replicate"
-    """`replicate`: every worker holds the whole model. `shard`: each holds its part of weights,
-    gradients and optimiser, for models that take too much memory. It may change between starts."""
+    """`replicate`: every worker holds the whole model. `shard` (FSDP): each holds a part of the
+    weights, gradients and optimiser state, for models that need too much memory. A resumed run may
+    change it."""
     max_gradient_norm: float = 0.0
-    """A step whose gradient's norm is above this is skipped, as one is that is not finite;
-    0: no limit. Gradients are never clipped."""
+    """Skip steps with a larger gradient norm, as those with one that is not finite; 0: no limit.
+    Gradients are never clipped."""
     max_bad_steps: int = 10
-    """So many skipped steps in a row are a divergence: the run goes back to its last checkpoint
-    once, then it stops; before its first checkpoint it stops at once."""
+    """This many skipped steps in a row are a divergence. The first time, the run goes back to its
+    last checkpoint; without a checkpoint, or the second time, it stops."""
     lr_after_divergence: float = 1.0
-    """What the learning rate is multiplied by once the run has gone back."""
+    """Factor on the learning rate once the run has gone back."""
     select_by: Selection = ""
     """Also keep the weights of the epoch with the highest `accuracy` or `mAP` on the evaluation
-    clips, the first of equal ones, and score them at the end; empty: no epoch is selected."""
+    clips (the first, if tied), and score them at the end; empty: no epoch is selected."""
     log_every_steps: int = 20
     """Steps between two points of the loss curve."""
     checkpoint_every_s: float = 300.0
@@ -83,19 +84,19 @@ class TrainSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishedSettings:
-    """Scores that others published for these settings: `report` draws them beside the run's."""
+    """Published scores for these settings, which `report` draws beside the run's."""
 
     mAP: tuple[float, ...] = ()  # noqa: N815
-    """mAP on the evaluation clips after each epoch; empty: none is published."""
+    """mAP on the evaluation clips after each epoch; empty: none published."""
     mAUC: tuple[float, ...] = ()  # noqa: N815
     """mAUC, likewise."""
     accuracy: tuple[float, ...] = ()
     """Accuracy from 0 to 1, likewise."""
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            values = getattr(self, one.name)
+        for metric in fields(self):
+            values = getattr(self, metric.name)
             if not all(0 <= value <= 1 for value in values):
                 raise SettingValueError(
-                    one.name, f"must be numbers from 0 to 1, got {list(values)}"
+                    metric.name, f"must be numbers from 0 to 1, got {list(values)}"
                 )

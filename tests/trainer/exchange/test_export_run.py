@@ -126,7 +126,7 @@ def test_export_of_a_run_in_buckets_warns_about_padding(
     train(replace(RECIPE, sampler=sampler), dataset, run, world=World())
     with caplog.at_level(logging.WARNING):
         export_run(run, str(tmp_path / "out"))
-    notice = "was trained and evaluated on clips padded to the next of [48, 56] frames"
+    notice = "trained and evaluated on clips padded to the next of [48, 56] frames"
     assert f"{run}: {notice}" in caplog.text
 
 
@@ -319,7 +319,7 @@ def test_unknown_normalisation_comes_from_the_data_with_a_notice(
     assert "normalised" not in caplog.text
     import_run(path, dataset.path, str(tmp_path / "run"), "", [])
     facts = read_run(str(tmp_path / "run")).data
-    notice = "authors.pth: does not tell what its inputs were normalised with; taken from the data"
+    notice = "authors.pth: does not state its normalisation; using the data set's"
     assert notice in caplog.text
     assert f"data.mean={facts.mean:.4f}, data.std={facts.std:.4f}" in caplog.text
 

@@ -154,7 +154,7 @@ def test_unknown_settings_get_a_suggestion(
         ("train.epochs=many", ["whole number", "got 'many'"]),
         ("schedule.lr=true", ["number", "got True"]),
         ("augment.noise=1", ["true or false", "got 1"]),
-        ("data.eval_split=5", ["text", "got 5"]),
+        ("data.eval_split=5", ["string", "got 5"]),
         ("train.loss=5", ["'bce', 'ce'", "got 5"]),
         ("schedule.decay_after_epochs=3", ["list", "got 3"]),
         ("schedule.decay_after_epochs=[1.5]", ["whole number", "got 1.5"]),

@@ -33,12 +33,12 @@ def cropping(changes: dict[str, dict[str, Any]]) -> Recipe:
         ({"augment": {"crop": "first"}}, "model.num_frames: 21 of 40 clips are longer than 64 "),
         (
             {"data": {"fold": 0, "eval_split": "train"}},
-            "data.eval_split: 40 of its 40 clips are trained on",
+            "data.eval_split: 40 of its 40 clips are also trained on",
         ),
         ({"data": {"fold": 1, "eval_split": "nonsense"}}, "data.eval_split: without effect"),
         ({"model": {"position_embedding": "reinitialise"}}, "model.position_embedding: without"),
         ({"model": {"patchout_share": 0.1}}, "model.patchout_share: is less than one of 8 pat"),
-        ({"train": {"batch_size": 41}}, "train.batch_size: only 40 clips"),
+        ({"train": {"batch_size": 41}}, "train.batch_size: there are only 40 training clips"),
         ({"train": {"micro_batch_size": 7}}, "train.micro_batch_size: without effect"),
         (
             {"sampler": {"bucket_frames": [30, 39]}},
@@ -58,7 +58,7 @@ def cropping(changes: dict[str, dict[str, Any]]) -> Recipe:
         ({"loader": {"cache_gb": 1.0, "cache_folder": "cache"}}, "loader.cache_gb: without effect"),
         ({"schedule": {"warmup_steps": 18}}, "schedule.warmup_steps: the run has 18 steps"),
         ({"schedule": {"decay_after_epochs": [3]}}, "schedule.decay_after_epochs: the run has 3"),
-        ({"published": {"mAP": [0.5]}}, "published.mAP: scores of 1 epochs, where the run has 3"),
+        ({"published": {"mAP": [0.5]}}, "published.mAP: scores of 1 epochs, but the run has 3"),
     ],
 )
 def test_odd_settings_are_warned_about(
