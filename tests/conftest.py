@@ -19,7 +19,7 @@ from pipeline import storage
 # Some tests import Ray before they call the program, which does this first.
 skip_lines_of_workers()
 
-# Time limits of single examples say more of the machine's load than of the code.
+# Time limits of single examples depend on the machine's load more than on the code.
 settings.register_profile("ast-ray", deadline=None)
 settings.load_profile("ast-ray")
 
@@ -46,7 +46,7 @@ WITH_RAY = {
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark what `make test` runs one after the other, beside all else, and give it time."""
+    """Mark the tests that `make test` runs serially, beside the rest, and give them time."""
     if item.path.stem in WITH_RAY or "session" in getattr(item, "fixturenames", ()):
         item.add_marker(pytest.mark.ray)
     # What takes seconds takes minutes on a busy machine.
@@ -97,7 +97,7 @@ def esc10(real_data: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """The address of an S3 server of our own, in a process of its own."""
+    """The address of a local S3 server in another process."""
     with _s3_server({}) as endpoint:
         yield endpoint
 
@@ -167,7 +167,7 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def s3_environment(endpoint: str) -> dict[str, str]:
-    """The usual AWS variables for a server of our own."""
+    """The usual AWS variables for a local server."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "test",

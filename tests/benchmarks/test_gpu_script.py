@@ -66,7 +66,7 @@ def run_script(out: Path, *parts: str, **variables: str) -> subprocess.Completed
 
 def values(out: Path) -> dict[tuple[str, str], Any]:
     document = json.loads((out / "figures.json").read_text())
-    return {(one["part"], one["name"]): one["value"] for one in document}
+    return {(entry["part"], entry["name"]): entry["value"] for entry in document}
 
 
 @pytest.mark.slow
@@ -102,7 +102,7 @@ def test_dry_run_works_without_ray_network_and_gpu(tmp_path: Path) -> None:
         assert measured[name] > 0, name
         assert f"{name[1]} " in done.stdout
         assert unit in done.stdout
-    # The count of recompiles hears what the compiler says: the evaluation's graph is one.
+    # The evaluation's graph counts as a recompile.
     assert measured["learning", "recompiles in the first epoch"] > 0
     assert measured["learning", "recompiles after the first epoch"] == 0
     assert measured["learning", "graph breaks"] == 0

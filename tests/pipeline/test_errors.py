@@ -1,4 +1,4 @@
-"""Errors with parts: one line at the terminal, and whole again in another process."""
+"""Errors with parts: one line at the terminal, and equal in another process."""
 
 import importlib
 import pickle
@@ -44,7 +44,7 @@ def test_prefix_is_added_once() -> None:
     other = error.prefixed("s3://lab/runs/a")
     assert str(other) == "s3://lab/runs/a: s3://lab/ds/card.json: no answer; check the network"
     assert isinstance(other, PassingError)
-    # A name that only begins alike is another path.
+    # A name with the same start is another path.
     assert str(UserError("runs/ab", "full").prefixed("runs/a")) == "runs/a: runs/ab: full"
     assert str(UserError("runs/a", "full").prefixed("runs/a")) == "runs/a: full"
 

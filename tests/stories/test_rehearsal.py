@@ -243,8 +243,8 @@ def files_of(clips: list[Listed], recording: Samples) -> Iterator[tuple[str, byt
 def step(*arguments: str) -> str:
     """What a command prints that must succeed."""
     with started(arguments) as process:
-        printed, told = process.communicate()
-    assert process.returncode == 0, told
+        printed, stderr = process.communicate()
+    assert process.returncode == 0, stderr
     return printed
 
 
@@ -304,8 +304,8 @@ def rehearsal(real_data: Path, s3_endpoint: str) -> Iterator[Rehearsal]:
                     assert time.monotonic() < deadline, f"{num_parts} shards within 300 s"
                     time.sleep(0.1)
                 kill()
-                printed["prepare"], told = process.communicate()
-            assert process.returncode == 0, told
+                printed["prepare"], stderr = process.communicate()
+            assert process.returncode == 0, stderr
             printed["verify"] = step("verify", OUTPUT, *joined)
             train(load_recipe(RECIPE, SMALL), open_dataset(OUTPUT), RUN, world=World())
             printed["evaluate"] = step("evaluate", RUN, "--split", "eval", *joined)
@@ -348,8 +348,8 @@ def manifest_command(output: str) -> list[str]:
 
 
 def ids(path: str) -> list[str]:
-    found: list[str] = storage.read_table(path)["id"].to_pylist()
-    return found
+    ids: list[str] = storage.read_table(path)["id"].to_pylist()
+    return ids
 
 
 def table_rows(opened: OpenPage, selector: str) -> dict[str, list[str]]:

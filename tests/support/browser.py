@@ -47,13 +47,13 @@ class OpenPage:
 
 def find_chromium() -> str:
     """Path of the browser. Without one the test is skipped, in CI (CI=true) it fails."""
-    found = next(filter(None, map(shutil.which, PROGRAMS)), None)
-    if found is None:
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    if program is None:
         reason = f"no browser: none of {', '.join(PROGRAMS[:4])} is installed"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
-    return found
+    return program
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def open_browser() -> Iterator[OfflineBrowser]:
 
 @contextmanager
 def open_page(path: Path) -> Iterator[OpenPage]:
-    """Open one local HTML file in a browser of its own."""
+    """Open one local HTML file in a new browser."""
     with open_browser() as browser:
         yield browser.open(path)
 

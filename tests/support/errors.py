@@ -38,8 +38,8 @@ def refused(
     error = caught.value
     assert error.__class__ is type
     assert "\n" not in str(error)
-    place = error.name if isinstance(error, SettingValueError) else error.where
-    assert _is_or_ends_with(place, str(where)), f"about {place!r}: {error}"
+    about = error.name if isinstance(error, SettingValueError) else error.where
+    assert _is_or_ends_with(about, str(where)), f"about {about!r}: {error}"
     advice = "" if isinstance(error, SettingValueError) else error.remedy
     assert_names(f"{error.what}; {advice}", *values)
     if setting is not None:
@@ -71,5 +71,5 @@ def assert_error_line(stderr: str, where: Where, *values: object) -> None:
     assert_names(rest, *values)
 
 
-def _is_or_ends_with(place: str, end: str) -> bool:
-    return place == end or (end != "" and place.endswith(end))
+def _is_or_ends_with(text: str, end: str) -> bool:
+    return text == end or (end != "" and text.endswith(end))

@@ -69,7 +69,7 @@ class FaultyProxy(ThreadingHTTPServer):
         self.spoil(Faults())
 
     def spoil(self, faults: Faults) -> None:
-        """From now on do this, and count again."""
+        """Use these faults from now on and restart the counts."""
         with self._lock:
             self.faults = faults
             self.injected: Counter[str] = Counter()
@@ -110,9 +110,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        place = re.sub("^/[^/?]*", "", self.path)  # the bucket has another name in every run
+        key = re.sub("^/[^/?]*", "", self.path)  # the bucket has another name in every run
         # Not the range: plans and part files hold names and times, so their sizes differ a little.
-        fault = self.server.fault_of(f"{self.command} {place}")
+        fault = self.server.fault_of(f"{self.command} {key}")
         if fault in _ERRORS:
             self._refuse(*_ERRORS[fault])
         elif fault == "reset":

@@ -1,4 +1,4 @@
-"""What is made of one clip, written plainly: the reference for what is done to whole batches.
+"""The augmentation of one clip in plain code: the reference for whole batches.
 
 N samples, T frames, F mels.
 """

@@ -82,22 +82,22 @@ def bad_clips(folder: Path) -> dict[str, Clip]:
         ),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    found = {}
+    clips = {}
     for number, (reason, content) in enumerate(contents.items()):
         path = folder / f"bad-{number}"
         if content is not None:
             path.write_bytes(content)
-        found[reason] = Clip(id=f"bad {number}", uri=str(path), labels=("dog",))
-    return found
+        clips[reason] = Clip(id=f"bad {number}", uri=str(path), labels=("dog",))
+    return clips
 
 
 def die(*_: object, **__: object) -> None:
-    """In the place of a function: what happens when the process is stopped there."""
+    """Replaces a function at which the process is interrupted."""
     raise KeyboardInterrupt
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """What is in a data set, but the times: everything of it must be the same in every run."""
+    """The files of a data set that must be equal in every run, so without times."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
@@ -115,9 +115,9 @@ def contents(folder: str) -> dict[str, bytes]:
 
 
 def planned_ids(plan: Plan) -> list[list[str]]:
-    ids, start, found = plan.clips["id"].to_pylist(), 0, []
+    ids, start, by_shard = plan.clips["id"].to_pylist(), 0, []
     for spec in plan.specs:
-        found.append(ids[start : start + spec.num_clips])
+        by_shard.append(ids[start : start + spec.num_clips])
         start += spec.num_clips
     assert start == len(ids)
-    return found
+    return by_shard

@@ -95,18 +95,18 @@ def make_prepared(
             first = classes_in_turn[number % len(classes_in_turn)]
             classes = sorted({first, *rng.permutation(len(LABELS))[: count - 1]})
             fbank = _fbank(rng, classes, num_mels)
-            facts = {
+            entry = {
                 "split": split,
                 "fold": number % NUM_FOLDS + 1 if split == "train" else 0,
-                "labels": [LABELS[one] for one in classes],
+                "labels": [LABELS[number] for number in classes],
                 "duration_s": len(fbank) / 100,
             }
             clip_id = f"{split}/{number:02d}"
-            placed = writer.add(clip_id, facts, fbank)
+            placed = writer.add(clip_id, entry, fbank)
             exact = fbank.astype(np.float64)
             rows.append(
                 {
-                    **facts,
+                    **entry,
                     "id": clip_id,
                     "uri": f"/audio/{clip_id}.wav",
                     "shard": name,
@@ -136,8 +136,8 @@ def _fbank(rng: np.random.Generator, classes: Sequence[int], num_mels: int) -> F
     num_frames = int(rng.integers(40, 91))
     fbank = rng.normal(-6, 2, (num_frames, num_mels))
     width = num_mels // len(LABELS)
-    for one in classes:
-        fbank[:, one * width : (one + 1) * width] += 3
+    for number in classes:
+        fbank[:, number * width : (number + 1) * width] += 3
     return fbank.astype(np.float16)
 
 

@@ -27,15 +27,15 @@ class Cluster:
 def free_ports(num: int) -> list[int]:
     """Ports that are free now and differ from each other.
 
-    Below those that systems give to whoever asks for any, so that only who names one can take it.
+    They are below the ephemeral range, so that only a process that names one can take it.
     """
-    found: list[int] = []
+    free: list[int] = []
     for port in random.sample(range(20_000, 32_000), 1_000):
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
-            found.append(port)
-        if len(found) == num:
-            return found
+            free.append(port)
+        if len(free) == num:
+            return free
     raise AssertionError(f"no {num} ports are free")
 
 
@@ -80,7 +80,7 @@ def started(folder: str, project: str) -> Iterator[tuple[Cluster, subprocess.Pop
     environment = {k: v for k, v in os.environ.items() if not k.startswith(without)}
     environment["RAY_AUTH_MODE"] = "disabled"
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    # Its output is shown with the tests that fail for want of it.
+    # Its output is shown with the tests that fail without it.
     process = subprocess.Popen(command, env=environment, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{ports['dashboard-port']}"
     try:

@@ -56,7 +56,7 @@ def assert_same_run(run: str, other: str) -> None:
     for number, state in expected.optimiser["state"].items():
         for name, value in state.items():
             assert torch.equal(loaded.optimiser["state"][number][name], value)
-    scores, other_scores = (read_predictions(one, "eval").scores for one in (run, other))
+    scores, other_scores = (read_predictions(path, "eval").scores for path in (run, other))
     assert np.array_equal(scores, other_scores)
 
 
@@ -78,12 +78,12 @@ def assert_close_runs(run: str, other: str) -> None:
             # which Adam blows up to whole steps.
             kept[len(value) // 3 : 2 * len(value) // 3] = False
         torch.testing.assert_close(loaded[name][kept], value[kept], rtol=0, atol=2e-5)
-    scores, other_scores = (read_predictions(one, "eval").scores for one in (run, other))
+    scores, other_scores = (read_predictions(path, "eval").scores for path in (run, other))
     np.testing.assert_allclose(scores, other_scores, atol=1e-5)
 
 
 def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Points of each curve as TensorBoard shows them, without what it was told to hide."""
+    """Points of each curve as TensorBoard shows them, without hidden ones."""
     events = EventAccumulator(str(folder))
     events.Reload()
     return {

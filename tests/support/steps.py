@@ -24,7 +24,7 @@ def ray_folder() -> tempfile.TemporaryDirectory[str]:
 
 @contextmanager
 def started(command: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
-    """`ray_job.py` in a process of its own, which ends with the block, and all it has started."""
+    """`ray_job.py` in a new process, which ends with the block, as do all its children."""
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
     # Workers that may not keep compiled modules compile all of them at every start.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -41,26 +41,26 @@ def started(command: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(step.pid, signal.SIGKILL)
-            # Ray's workers are in groups of their own: they end once they miss their Ray.
+            # Ray's workers are in separate groups and end once their Ray is gone.
             deadline = time.monotonic() + 60
             while is_session_alive(step.pid):
                 assert time.monotonic() < deadline, "processes outlive their step by 60 s"
                 time.sleep(0.05)
 
 
-def own_lines(told: str) -> list[str]:
+def own_lines(stderr: str) -> list[str]:
     """Notes and errors of a command's own; on a busy machine Ray may say more, but not all."""
-    lines = told.splitlines()
-    # Tune ends the processes of its trials by SIGTERM; what that interrupts, Python may tell of.
+    lines = stderr.splitlines()
+    # Tune ends its trials by SIGTERM; Python may report what that interrupts.
     own = [line for line in lines if not line.startswith("\x1b[36m(_trial pid=")]
     unwanted = (
         "Traceback",
         "PreemptionWatcher",
     )
-    # A worker may tell of what it met, but not what the driver has said, nor libraries of all.
+    # A worker may report its own faults, but not repeat the driver's or log what libraries do.
     repeated = re.compile(r"\(RayTrainWorker pid=\d+\)\S* (note: |.*\bINFO\b)")
-    assert not [line for line in own if repeated.search(line)], told
-    assert not [line for line in own if any(words in line for words in unwanted)], told
+    assert not [line for line in own if repeated.search(line)], stderr
+    assert not [line for line in own if any(words in line for words in unwanted)], stderr
     return [line for line in own if line.startswith(("note: ", "warning: ", "ray_job.py: error: "))]
 
 
@@ -77,8 +77,8 @@ def is_session_alive(session: int) -> bool:
     """Whether a process of it still runs; those of `started` are in a session of their own."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            # After the name: state, parent, group, session; nobody may take in what is dead.
-            state, _, _, found, *_ = path.read_text().rpartition(")")[2].split()
-            if int(found) == session and state not in "ZX":
+            # After the name: state, parent, group, session; zombies may not be reaped.
+            state, _, _, session_id, *_ = path.read_text().rpartition(")")[2].split()
+            if int(session_id) == session and state not in "ZX":
                 return True
     return False

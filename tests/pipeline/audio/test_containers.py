@@ -79,7 +79,7 @@ def write_tar(path: Path, members: list[tuple[str, bytes]], **options: Any) -> s
 
 
 def read_place(clip: Mapping[str, Any]) -> bytes | None:
-    """A clip's audio, by the place that the manifest or the listing names."""
+    """A clip's audio, read at the location in the manifest or listing."""
     if clip["row"] is None:
         return storage.read_range(clip["uri"], clip["offset_bytes"], clip["size_bytes"])
     with storage.open_binary(clip["uri"]) as file:
@@ -118,8 +118,8 @@ def test_parquet_returns_the_written_bytes(
     assert [read_place(clip) for clip in listing.to_pylist()] == contents
     with path.open("rb") as file:
         rows = list(reversed(range(min(row_group_size, len(contents)))))
-        found = read_audio(file, 0, rows)
-        assert found == [contents[row] for row in rows]
+        audio = read_audio(file, 0, rows)
+        assert audio == [contents[row] for row in rows]
 
 
 @given(
@@ -135,8 +135,8 @@ def test_tar_returns_the_written_bytes(
     path = write_tar(tmp_path_factory.mktemp("t") / "a.tar", members, kind=kind)
     listing, _ = list_audio(path)
     assert listing.schema == LISTING_SCHEMA
-    found = {clip["name"]: read_place(clip) for clip in listing.to_pylist()}
-    assert found == {f"v1.0/{key}": content for key, content in clips.items()}
+    read = {clip["name"]: read_place(clip) for clip in listing.to_pylist()}
+    assert read == {f"v1.0/{key}": content for key, content in clips.items()}
     assert listing["labels"].to_pylist() == [["x"]] * len(clips)
 
 
@@ -347,7 +347,7 @@ def test_damaged_pages_alone_are_refused(tmp_path: Path) -> None:
 
 def test_only_the_first_faults_are_listed(tmp_path: Path) -> None:
     for number in range(2, 7):
-        columns = {f"audio_{one}": audio_array([b"x"]) for one in range(number)}
+        columns = {f"audio_{column}": audio_array([b"x"]) for column in range(number)}
         write_parquet(tmp_path / f"{number}.parquet", columns)
     with refused(tmp_path, "no clip in 5 .parquet", "2 more") as caught:
         parquet_files.read(str(tmp_path), SourceOptions())

@@ -82,7 +82,7 @@ def test_libsndfile_formats_decode_to_their_samples(
     [
         ("mp4", "aac", 0),
         ("matroska", "aac", 0),
-        ("adts", "aac", 1_024),  # nothing in such a file tells of the encoder's delay
+        ("adts", "aac", 1_024),  # the file does not state the encoder's delay
         ("webm", "libopus", 0),
         ("ogg", "libopus", 0),
         ("mp3", "libmp3lame", 0),
@@ -106,7 +106,7 @@ def test_ffmpeg_formats_decode_to_their_samples(
     assert 0 <= len(decoded) - len(samples) <= 2_048  # codecs fill their last frame
     decoded = decoded[: len(samples)]
     assert np.corrcoef(decoded, samples)[0, 1] > 0.97
-    assert np.corrcoef(decoded[1:], samples[:-1])[0, 1] < 0.97  # a shift by one sample is seen
+    assert np.corrcoef(decoded[1:], samples[:-1])[0, 1] < 0.97  # a shift by a sample is noticed
     if codec.startswith(("pcm_s", "alac", "flac")):
         np.testing.assert_allclose(decoded, samples, atol=2**-15)
 
@@ -115,7 +115,7 @@ def test_ffmpeg_formats_decode_to_their_samples(
     ("container", "codec", "tolerance"),
     [
         ("mp4", "alac", 0),
-        ("mp4", "aac", 1e-2),  # what AAC makes of noise depends on where one begins
+        ("mp4", "aac", 1e-2),  # AAC's output for noise depends on where decoding starts
         ("adts", "aac", 0),
         ("webm", "libopus", 0),
         ("mov", "pcm_s16le", 0),
@@ -363,8 +363,8 @@ def test_dr_flac_equals_libsndfile_or_defers_to_it(
     audio = np.stack([noise(num_frames / rate_hz, rate_hz, seed=s) for s in range(num_channels)], 1)
     data = bytearray(encode(audio, rate_hz, "FLAC", subtype))
     expected, _ = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    for place, bit in flips:
-        data[place % len(data)] ^= 1 << bit
+    for position, bit in flips:
+        data[position % len(data)] ^= 1 << bit
     block = read_flac(bytes(data), 2**20)
     if block is None:
         assert flips
@@ -473,8 +473,8 @@ def test_damaged_bytes_decode_or_are_refused(
 ) -> None:
     data = bytearray(VALID[container])
     end = 100 if in_header else len(data)
-    for place, value in changes:
-        data[int(place * (end - 1))] = value
+    for share, value in changes:
+        data[int(share * (end - 1))] = value
     try:
         decoded: NDArray[np.float32] = decode(bytes(data))
     except RejectError:

@@ -105,8 +105,8 @@ def end_truncated(data: bytes, rng: Rng) -> bytes:
 
 def flipped(data: bytes, rng: Rng, *, num: int = 1, end: int | None = None) -> bytes:
     damaged = bytearray(data)
-    for place in rng.integers(end or len(data), size=num):
-        damaged[place] ^= 1 << rng.integers(8)
+    for position in rng.integers(end or len(data), size=num):
+        damaged[position] ^= 1 << rng.integers(8)
     return bytes(damaged)
 
 
@@ -126,8 +126,8 @@ def deleted(data: bytes, rng: Rng) -> bytes:
 
 
 def inserted(data: bytes, rng: Rng) -> bytes:
-    place = rng.integers(len(data))
-    return data[:place] + rng.bytes(int(rng.integers(1, 500))) + data[place:]
+    position = rng.integers(len(data))
+    return data[:position] + rng.bytes(int(rng.integers(1, 500))) + data[position:]
 
 
 DAMAGES: dict[str, tuple[int, Damage]] = {
@@ -165,7 +165,7 @@ def wav_header(**fields: int) -> bytes:
 
 
 def never_whole() -> Iterator[Case]:
-    """What must be rejected."""
+    """Files that must be rejected."""
     nan = noise(1.0, RATE_HZ)
     nan[500] = np.nan
     flac = encode(noise(1.0, RATE_HZ), RATE_HZ, "FLAC", "PCM_16")
@@ -230,14 +230,14 @@ def judge(case: Case, decode: Decode) -> str:
     assert np.isfinite(decoded).all()
     assert case.original, f"{case.name}: was decoded to {len(decoded)} samples"
     expected = whole(case.original)
-    told = f"{case.name}: {len(decoded)} of {len(expected)} samples"
+    description = f"{case.name}: {len(decoded)} of {len(expected)} samples"
     is_truncated, is_shorter = "truncated" in case.damage, len(decoded) < len(expected)
     if is_truncated and is_shorter and case.format in CUTS_MAY_BE_UNSEEN:
         np.testing.assert_allclose(decoded[:-400], expected[: len(decoded) - 400], atol=1e-3)
         return UNSEEN
     same_header = case.data[:HEADER_BYTES] == case.original[:HEADER_BYTES]
     if is_truncated or (same_header and case.format in HAVE_CHECKSUMS):
-        assert np.array_equal(decoded, expected), told
+        assert np.array_equal(decoded, expected), description
     elif case.damage == "twice":
         is_first = case.format.startswith(FIRST_OF_TWO) and np.array_equal(decoded, expected)
         assert is_first or abs(len(decoded) - 2 * len(expected)) < SHORTER_S * RATE_HZ, case.name
@@ -248,12 +248,12 @@ def judge(case: Case, decode: Decode) -> str:
         if is_shorter and case.format in HAVE_NO_LENGTH:
             return LOST
         differences_s = {abs(len(decoded) / RATE_HZ - length_s) for length_s in lengths_s}
-        assert min(differences_s) < SHORTER_S, f"{told}, not {lengths_s}"
+        assert min(differences_s) < SHORTER_S, f"{description}, not {lengths_s}"
     return "correct"
 
 
 def independent_lengths_s(data: bytes) -> Iterator[float]:
-    """What libsndfile's header and FFmpeg, which forgives all it can, say of a damaged file."""
+    """The lengths of a damaged file by libsndfile's header and by FFmpeg at its most lenient."""
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             yield file.frames / file.samplerate
@@ -316,7 +316,7 @@ def test_sandbox_survives_damaged_real_clips(
 
 
 def measure(files: list[Case]) -> str:
-    """Judge all in the sandbox; a table of what became of them."""
+    """Judge all files in the sandbox; returns a table of the outcomes."""
     counts: Counter[tuple[str, str, bool]] = Counter()
     reasons: Counter[str] = Counter()
     most_mb = most_s = 0.0

@@ -19,12 +19,12 @@ def ogg(request: pytest.FixtureRequest) -> bytes:
 
 
 def test_pages_follow_each_other_to_the_end(ogg: bytes) -> None:
-    found = list(pages(ogg))
-    assert len(found) > 3
-    assert [at for at, _ in found] == [0, *(end for _, end in found[:-1])]
-    assert found[-1][1] == len(ogg)
-    assert all(ogg.startswith(MAGIC, at) for at, _ in found)
-    assert list(pages(ogg + b"TAG" + bytes(125))) == found
+    offsets = list(pages(ogg))
+    assert len(offsets) > 3
+    assert [at for at, _ in offsets] == [0, *(end for _, end in offsets[:-1])]
+    assert offsets[-1][1] == len(ogg)
+    assert all(ogg.startswith(MAGIC, at) for at, _ in offsets)
+    assert list(pages(ogg + b"TAG" + bytes(125))) == offsets
 
 
 def test_checksum_equals_libsndfiles(ogg: bytes) -> None:
@@ -52,5 +52,5 @@ def test_changing_the_serial_number_keeps_the_sound(ogg: bytes) -> None:
     assert fixed != ogg
     assert not has_damaged_pages(fixed)
     assert {fixed[at + 14 : at + 18] for at, _ in pages(fixed)} == {bytes(4)}
-    audio, expected = (soundfile.read(io.BytesIO(one))[0] for one in (fixed, ogg))
+    audio, expected = (soundfile.read(io.BytesIO(data))[0] for data in (fixed, ogg))
     np.testing.assert_array_equal(audio, expected)

@@ -156,14 +156,14 @@ def test_index_and_card_equal_those_of_stored_fbanks(
 ) -> None:
     """For 16-bit sources they are equal, except for what is stored and where."""
     own = {"fingerprint", "plan_fingerprint", "shards", "index_sha256", "store", "clipped"}
-    cards = [one.card.to_json() for one in (dataset, fbank_dataset)]
+    cards = [either.card.to_json() for either in (dataset, fbank_dataset)]
     shared = [{name: card[name] for name in card if name not in own} for card in cards]
     assert shared[0] == shared[1]
     assert dataset.card.store == "audio"
     assert "store" not in cards[1]
-    places = ["offset_bytes", "size_bytes"]
-    facts = dataset.index.drop_columns([*places, "num_clipped"])
-    assert facts.equals(fbank_dataset.index.drop_columns(places))
+    location = ["offset_bytes", "size_bytes"]
+    columns = dataset.index.drop_columns([*location, "num_clipped"])
+    assert columns.equals(fbank_dataset.index.drop_columns(location))
     assert (fbank_dataset.audio_fbank, dataset.audio_fbank) == (None, FbankSettings())
     for row in (0, 27):
         assert np.array_equal(dataset.read_fbank(row), fbank_dataset.read_fbank(row))
@@ -174,8 +174,8 @@ def test_clipping_is_counted(tmp_path: Path) -> None:
     loud[100:103] = 1.2
     (tmp_path / "loud.wav").write_bytes(encode(loud, subtype="FLOAT"))
     (tmp_path / "broken.wav").write_bytes(encode(80 * loud, subtype="FLOAT"))
-    found = [Clip(id=name, uri=f"{tmp_path}/{name}.wav", labels=()) for name in ("loud", "broken")]
-    summary = prepare(from_clips(found, LABELS), tmp_path / "out", AUDIO)
+    clips = [Clip(id=name, uri=f"{tmp_path}/{name}.wav", labels=()) for name in ("loud", "broken")]
+    summary = prepare(from_clips(clips, LABELS), tmp_path / "out", AUDIO)
     made = open_dataset(f"{tmp_path}/out")
     assert made.card.clipped == ClippedAudio(num_clips=1, num_samples=3)
     assert made.index["num_clipped"].to_pylist() == [3]
@@ -300,11 +300,11 @@ def test_evaluation_inputs_equal_those_of_stored_fbanks(
 
 def test_rounding_to_16_bits_barely_changes_the_inputs(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(encode(noise(1.0, 44_100), 44_100, subtype="FLOAT"))
-    found = from_clips([Clip(id="a", uri=f"{tmp_path}/a.wav", labels=("dog",))], LABELS)
+    manifest = from_clips([Clip(id="a", uri=f"{tmp_path}/a.wav", labels=("dog",))], LABELS)
     x, other = [
         evaluation(select_clips(open_dataset(f"{tmp_path}/{settings.store}"), "train"))
         for settings in (AUDIO, FBANKS)
-        if prepare(found, tmp_path / settings.store, settings)
+        if prepare(manifest, tmp_path / settings.store, settings)
     ]
     # The most where a bin happens to be faint.
     torch.testing.assert_close(x, other, atol=5e-3, rtol=0)

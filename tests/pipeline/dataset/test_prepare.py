@@ -236,7 +236,7 @@ def test_ray_data_reads_the_shards(reference: dict[str, bytes], tmp_path: Path) 
 def error_line(
     command: Sequence[str], capfd: pytest.CaptureFixture[str], *, progress: Sequence[str] = ()
 ) -> str:
-    """What a step prints that must fail with an explanation: one line, no traceback."""
+    """The error of a command that must fail: one line, no traceback."""
     capfd.readouterr()
     status = ray_job.main(command)
     captured = capfd.readouterr()
@@ -377,7 +377,7 @@ def test_complete_data_set_is_kept_and_other_settings_refused(
 def test_storage_error_in_a_worker_is_one_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    # A process' memory cannot be read from its beginning: an error such as a broken disk gives.
+    # The start of a process' memory cannot be read, like a file on a broken disk.
     clips = [replace(write_clips(tmp_path / "audio", 1)[0], uri="/proc/self/mem")]
     write_manifest(str(tmp_path / "m.parquet"), from_clips(clips, ["dog", "rain"]))
     command = prepare_command(tmp_path / "m.parquet", tmp_path / "out")

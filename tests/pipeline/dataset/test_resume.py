@@ -431,9 +431,9 @@ def test_row_groups_stay_together(clips: list[Clip], clips_per_shard: int) -> No
     plan = make_plan(from_clips(clips, LABELS), PrepareSettings(clips_per_shard=clips_per_shard))
     for split in SPLITS:
         rows = [row for row in plan.clips.to_pylist() if row["split"] == split]
-        places = [(row["uri"], row["row_group"]) for row in rows]
+        locations = [(row["uri"], row["row_group"]) for row in rows]
         # Each row group or single file once.
-        assert len(list(groupby(places))) == len(set(places))
+        assert len(list(groupby(locations))) == len(set(locations))
 
 
 @settings(max_examples=30)

@@ -52,7 +52,7 @@ def copy(whole: Path, tmp_path: Path) -> Path:
 def test_intact_data_set_has_no_fault(copy: Path, manifest: Manifest) -> None:
     assert verify(copy) == []
     assert prepare(manifest, copy) is None
-    # What is published may lack what only `prepare` needs.
+    # A published data set may lack what only `prepare` needs.
     shutil.rmtree(copy / "_work")
     assert verify(copy) == []
 
@@ -68,7 +68,7 @@ def test_damaged_note_is_an_explained_error(copy: Path, manifest: Manifest, cont
 
 def test_faults_are_listed_if_the_note_cannot_be_written(copy: Path) -> None:
     (copy / TAR).unlink()
-    (copy / "_work/damaged.json").mkdir()  # in the way, as a disk that nobody may write to
+    (copy / "_work/damaged.json").mkdir()  # blocks the note, like a read-only disk
     assert [fault.path for fault in verify(copy)] == ["_work/damaged.json", TAR]
 
 

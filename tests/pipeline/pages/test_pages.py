@@ -220,7 +220,7 @@ def test_rejected_clips_count_as_unreadable() -> None:
     assert coverage.splits["train"] == replace(_counts(100, 74, 15, 11), found_s=700.0)
     assert coverage.splits["eval"] == _counts(40, 0, 10, 30)
     assert coverage.total == replace(_counts(140, 104, 25, 11), found_s=700.0)
-    shares = {one["label"]: one["share"] for one in coverage_section(coverage)["classes"]}
+    shares = {entry["label"]: entry["share"] for entry in coverage_section(coverage)["classes"]}
     assert shares == {"never": 0, "dog": 0.25, "rain": 0.8, "absent": None}
 
 
@@ -362,10 +362,10 @@ def test_bars_are_centred_on_their_axis(num_clips: int) -> None:
     plot = dataset_page.level_plot(np.arange(num_clips, dtype=np.float64) - 40.0)
     assert plot is not None
     low, high = plot.figure["layout"]["xaxis"]["range"]
-    places = plot.figure["data"][0]["x"]
-    assert low < places[0] - 0.5
-    assert places[-1] + 0.5 < high
-    assert low + high == pytest.approx(places[0] + places[-1])
+    positions = plot.figure["data"][0]["x"]
+    assert low < positions[0] - 0.5
+    assert positions[-1] + 0.5 < high
+    assert low + high == pytest.approx(positions[0] + positions[-1])
     assert high - low > 12
 
 

@@ -152,7 +152,7 @@ def test_storage_error_stops_the_task(
 def test_no_thread_outlives_a_task(
     tmp_path: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept: list[object] = []  # so that nothing is closed by going out of sight
+    kept: list[object] = []  # keeps objects from being closed by the garbage collector
 
     def keep(clips: list[Clip], *limits: int) -> Generator[bytes | Exception, None, None]:
         contents = fetch_ahead(clips, *limits)
@@ -225,7 +225,7 @@ def test_stale_part_does_not_vouch_for_a_new_tar(
         patch.setattr(build, "write_part", die)
         with pytest.raises(KeyboardInterrupt):
             prep.build()
-    # Four clips are in the tar now; the part of before would say three, at other places.
+    # The tar now has four clips; the old part lists three, at other offsets.
     assert prep.finished() == set()
 
 

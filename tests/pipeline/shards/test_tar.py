@@ -40,7 +40,7 @@ def random_fbank(num_frames: int, seed: int = 0) -> Fbank:
 
 
 def write_shard(ids: list[str]) -> tuple[bytes, list[Fbank], list[ByteRange]]:
-    """A tar of a clip an id, their fbanks and where they lie."""
+    """A tar with a clip for each id, the fbanks and their locations."""
     fbanks = [random_fbank(1 + 13 * number, seed=number) for number in range(len(ids))]
     file = io.BytesIO()
     writer = ShardWriter(file)

@@ -120,15 +120,15 @@ def test_failed_write_keeps_the_old_file_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == [target]
 
 
-@pytest.mark.parametrize("place", ["local", "s3"])
-def test_new_file_appears_only_when_committed(place: str, tmp_path: Path, s3: str) -> None:
-    folder = str(tmp_path) if place == "local" else s3
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_new_file_appears_only_when_committed(kind: str, tmp_path: Path, s3: str) -> None:
+    folder = str(tmp_path) if kind == "local" else s3
     path = storage.join(folder, "shards", "file")
     storage.write_bytes(path, b"old")
     with storage.new_file(path) as file:
         file.write(b"not committed")
     assert storage.read_bytes(path) == b"old"
-    # More than goes to S3 in one put.
+    # More than fits into one S3 put.
     pieces = [bytes([number]) * 2**20 for number in range(40)]
     with storage.new_file(path) as file:
         for piece in pieces:
@@ -340,7 +340,7 @@ def test_missing_credentials_are_an_explained_error(
 def test_silent_endpoint_is_a_passing_error(
     s3: str, monkeypatch: pytest.MonkeyPatch, fresh_clients: Any
 ) -> None:
-    # Taken, and nobody listens there.
+    # The port is bound, but nobody listens.
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"

@@ -52,7 +52,7 @@ class AuthorsAst(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.v.patch_embed.proj(x.unsqueeze(1).transpose(2, 3)).flatten(2).transpose(1, 2)
-        tokens = [one.expand(len(x), -1, -1) for one in (self.v.cls_token, self.v.dist_token)]
+        tokens = [token.expand(len(x), -1, -1) for token in (self.v.cls_token, self.v.dist_token)]
         x = self.v.norm(self.v.blocks(torch.cat([*tokens, x], dim=1) + self.v.pos_embed))
         logits: Tensor = self.mlp_head((x[:, 0] + x[:, 1]) / 2)
         return logits
@@ -380,12 +380,12 @@ def test_incomplete_transformers_folder_is_refused(tmp_path: Path) -> None:
 # Our own
 
 
-@pytest.mark.parametrize("place", ["local", "s3"])
+@pytest.mark.parametrize("kind", ["local", "s3"])
 def test_run_initialises_training_on_other_data(
-    tmp_path: Path, s3: str, place: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, s3: str, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     dataset = make_prepared(str(tmp_path / "data"))
-    run = f"{s3}/run" if place == "s3" else str(tmp_path / "run")
+    run = f"{s3}/run" if kind == "s3" else str(tmp_path / "run")
     train(tiny_recipe(train={"epochs": 1}), dataset, run, world=World())
     recipe = tiny_recipe(model={"pretrained": True, "weights_file": run, "num_frames": 64})
     model = make_model(recipe, dataset, fresh=True)

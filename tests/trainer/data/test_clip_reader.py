@@ -35,7 +35,7 @@ def memory(num_clips: int, fill: float = 7.0) -> Any:
 
 
 def check_reads(dataset: PreparedDataset, reader: ClipReader, executor: Any = None) -> None:
-    """The frames asked for, then zeros, whatever the memory held."""
+    """The requested frames, then zeros, even in used memory."""
     fbanks = [dataset.read_fbank(row) for row in ROWS]
     first = np.array([0, 3, 1, 8, 0])
     for fill in (7.0, np.nan):
@@ -89,7 +89,7 @@ def test_each_shard_is_opened_once(
 def test_shards_are_closed_above_the_limit_of_open_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clips: ClipSet
 ) -> None:
-    """Those not read for longest are closed, and opened again."""
+    """The least recently read shards are closed and reopened."""
     monkeypatch.setattr(clip_reader, "MAX_OPEN_SHARDS", 2)
     shards = [str(tmp_path / str(number)) for number in range(6)]
     for number, shard in enumerate(shards):
@@ -116,7 +116,7 @@ def test_shards_are_closed_above_the_limit_of_open_files(
 def test_short_reads_are_continued(
     dataset: PreparedDataset, clips: ClipSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As network drives may."""
+    """Network drives may return less than requested."""
     preadv = os.preadv
     monkeypatch.setattr(
         os, "preadv", lambda file, buffers, offset: preadv(file, [buffers[0][:1000]], offset)

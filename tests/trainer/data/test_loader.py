@@ -87,11 +87,11 @@ def evaluation_batches(
 
 def assert_same(batches: Sequence[Batch], others: Sequence[Batch]) -> None:
     assert len(batches) == len(others)
-    for one, other in zip(batches, others, strict=True):
-        assert torch.equal(one.x, other.x)
-        assert torch.equal(one.targets, other.targets)
-        assert torch.equal(one.clip_weights, other.clip_weights)
-        assert one.num_clips == other.num_clips
+    for batch, other in zip(batches, others, strict=True):
+        assert torch.equal(batch.x, other.x)
+        assert torch.equal(batch.targets, other.targets)
+        assert torch.equal(batch.clip_weights, other.clip_weights)
+        assert batch.num_clips == other.num_clips
 
 
 @pytest.mark.parametrize("crop", ["first", "random"])
@@ -191,7 +191,7 @@ def test_buckets_change_only_order_and_padding(clips: ClipSet) -> None:
     plain = training_batches(clips)
     rows = torch.cat([batch.x for batch in plain])
     targets = torch.cat([batch.targets for batch in plain])
-    starts = np.concatenate([one.draws.time_start for one in plain if one.draws is not None])
+    starts = np.concatenate([batch.draws.time_start for batch in plain if batch.draws is not None])
     loader = Loader(clips, LoaderSettings(), num_frames=NUM_FRAMES, bucket_frames=BUCKETS)
     assert set(loader.padded_frames) == {56, 62, 64}
     plan = make_plan(clips, padded_frames=loader.padded_frames, bucket_batches=4)
@@ -301,7 +301,9 @@ def test_evaluation_covers_each_clip_once(
     for row, (x, target) in seen.items():
         # The index has the 40 clips to train on first.
         fbank = torch.from_numpy(dataset.read_fbank(40 + row).copy())
-        length = next(one for one in (*bucket_frames, NUM_FRAMES) if one >= min(len(fbank), len(x)))
+        length = next(
+            size for size in (*bucket_frames, NUM_FRAMES) if size >= min(len(fbank), len(x))
+        )
         assert torch.equal(x, padded(fbank, length))
         assert np.flatnonzero(target).tolist() == sorted(clips.label_indices[row])
 
@@ -389,10 +391,10 @@ def test_stopping_early_ends_all_reads(
     """One batch is read, one has begun, and three wait for their turn."""
     go_on, preadv, before = threading.Event(), os.preadv, set(threading.enumerate())
 
-    def waiting(*place: Any) -> int:
+    def waiting(*location: Any) -> int:
         if len(reads) >= BATCH_SIZE:
             assert go_on.wait(timeout=60)
-        return preadv(*place)
+        return preadv(*location)
 
     monkeypatch.setattr(os, "preadv", waiting)
     loader = make_loader(clips, threads=1, batches_ahead=4, cache_mb=0)

@@ -11,12 +11,12 @@ from trainer.data.settings import MAX_SEED
 
 
 def test_streams_epochs_and_seeds_do_not_repeat_each_other() -> None:
-    places = [(s, e, p) for s in (0, 1, MAX_SEED) for e in (0, 1, 2) for p in (0, 1, 2)]
+    coordinates = [(s, e, p) for s in (0, 1, MAX_SEED) for e in (0, 1, 2) for p in (0, 1, 2)]
     drawn = np.stack(
         [
             uniform(random_bits(stream, seed=seed, epoch=epoch, position=position), 1000)
             for stream in Stream
-            for seed, epoch, position in places
+            for seed, epoch, position in coordinates
         ]
     )
     assert len(np.unique(drawn)) == drawn.size

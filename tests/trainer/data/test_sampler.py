@@ -117,25 +117,25 @@ def test_clips_of_equal_length_share_batches(
     seed: int, epoch: int, lengths: list[int], batch: int, window: int
 ) -> None:
     where = {"seed": seed, "epoch": epoch, "batch": batch, "window": window}
-    places = bucketed_order(np.array(lengths), **where)
+    positions = bucketed_order(np.array(lengths), **where)
     for start in range(0, len(lengths), batch * window):
-        stretch = places[start : start + batch * window]
+        stretch = positions[start : start + batch * window]
         assert sorted(stretch) == list(range(start, start + len(stretch)))
-        found = [
-            {lengths[place] for place in stretch[first : first + batch]}
+        batches = [
+            {lengths[position] for position in stretch[first : first + batch]}
             for first in range(0, len(stretch), batch)
         ]
-        assert sum(len(one) > 1 for one in found) <= len(set(lengths)) - 1
+        assert sum(len(batch_lengths) > 1 for batch_lengths in batches) <= len(set(lengths)) - 1
 
 
 def test_batch_lengths_are_spread_over_the_epoch() -> None:
     lengths = np.arange(160_000) // 10 % 4
     where = {"seed": 3, "batch": 10, "window": 4}
-    places = bucketed_order(lengths, epoch=1, **where)
+    positions = bucketed_order(lengths, epoch=1, **where)
     for nth in range(4):
-        counts = np.bincount(lengths[places[nth * 10 :: 40]], minlength=4)
+        counts = np.bincount(lengths[positions[nth * 10 :: 40]], minlength=4)
         assert chisquare(counts).pvalue > 0.001
-    assert not np.array_equal(places, bucketed_order(lengths, epoch=2, **where))
+    assert not np.array_equal(positions, bucketed_order(lengths, epoch=2, **where))
 
 
 @pytest.mark.parametrize(
@@ -184,8 +184,8 @@ def test_shuffling_needs_no_weights() -> None:
 def test_batches_tile_the_epoch(num_clips: int, batch: int) -> None:
     num_steps = steps_per_epoch(num_clips, batch)
     batches = [batch_positions(step, batch, num_clips) for step in range(num_steps)]
-    assert [position for one in batches for position in one] == list(range(num_clips))
-    assert {len(one) for one in batches[:-1]} <= {batch}
+    assert [position for positions in batches for position in positions] == list(range(num_clips))
+    assert {len(positions) for positions in batches[:-1]} <= {batch}
     assert 1 <= len(batches[-1]) <= batch
 
 

@@ -53,11 +53,11 @@ def test_copies_stay_within_the_limit(
     monkeypatch.setattr(shard_cache, "_PART_BYTES", 300)
     cache = ShardCache(str(tmp_path), max_bytes=max_bytes)
     assert cache.place(shards[0]) == shards[0], "nobody waits for a copy"
-    places = settled(cache, shards)
+    paths = settled(cache, shards)
     assert len(copies(tmp_path)) == num_copies
-    assert sum(shard != place for shard, place in places.items()) == num_copies
-    for shard, place in places.items():
-        assert storage.read_bytes(place) == storage.read_bytes(shard)
+    assert sum(shard != path for shard, path in paths.items()) == num_copies
+    for shard, path in paths.items():
+        assert storage.read_bytes(path) == storage.read_bytes(shard)
 
 
 def test_other_processes_reuse_the_copies(
@@ -71,8 +71,8 @@ def test_other_processes_reuse_the_copies(
 def test_changed_shard_is_copied_again(shards: list[str], tmp_path: Path) -> None:
     settled(ShardCache(str(tmp_path), max_bytes=9000), shards)
     storage.write_bytes(shards[0], b"x" * 1000)
-    places = settled(ShardCache(str(tmp_path), max_bytes=9000), shards)
-    assert Path(places[shards[0]]).read_bytes() == b"x" * 1000
+    paths = settled(ShardCache(str(tmp_path), max_bytes=9000), shards)
+    assert Path(paths[shards[0]]).read_bytes() == b"x" * 1000
     assert len(copies(tmp_path)) == 4
 
 
@@ -86,7 +86,7 @@ def test_leftovers_of_a_killed_process_are_removed(shards: list[str], tmp_path: 
 
 
 def test_other_files_in_the_folder_are_kept(shards: list[str], tmp_path: Path) -> None:
-    """Such as a home folder."""
+    """The folder may be a home folder, for example."""
     others = [tmp_path / ".bashrc", tmp_path / "sub" / ".gitconfig", tmp_path / "ast-ray-shards/.a"]
     for path in others:
         path.parent.mkdir(exist_ok=True)
@@ -103,8 +103,8 @@ def test_truncated_shard_is_not_copied(
     monkeypatch.setattr(
         storage, "read_range", lambda path, start, size: read(path, start, size + 1)
     )
-    places = settled(ShardCache(str(tmp_path), max_bytes=9000), shards)
-    assert places == {shard: shard for shard in shards}
+    paths = settled(ShardCache(str(tmp_path), max_bytes=9000), shards)
+    assert paths == {shard: shard for shard in shards}
     assert copies(tmp_path) == []
 
 

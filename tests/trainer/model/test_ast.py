@@ -601,12 +601,12 @@ def test_removed_patches_do_not_affect_the_logits() -> None:
         torch.testing.assert_close(model.eval()(x), plain(x))
     generator = torch.Generator().manual_seed(3)
     kept = draw_kept_patches(shape, shape.grid(64), generator=generator, device=x.device)
-    places = [0, 1, *(2 + kept).tolist()]
+    positions = [0, 1, *(2 + kept).tolist()]
     few, _, all_tokens = seen
     assert few.shape[1] == 2 + 4 * 3 - int(0.25 * 4 * 3)
-    torch.testing.assert_close(few, all_tokens[:, places])
+    torch.testing.assert_close(few, all_tokens[:, positions])
     with torch.no_grad():
-        expected = plain.blocks(all_tokens[:, places])[:, :2]
+        expected = plain.blocks(all_tokens[:, positions])[:, :2]
         expected = plain.head(plain.head_norm(plain.norm(expected).mean(dim=1)))
     torch.testing.assert_close(logits, expected)
 
@@ -621,7 +621,7 @@ def test_kept_patches_depend_on_the_step_alone() -> None:
         logits.append(model(x))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(logits[0], logits[3])
-    assert len({tuple(one.flatten().tolist()) for one in logits}) == 3
+    assert len({tuple(output.flatten().tolist()) for output in logits}) == 3
     # Without a seed the global one decides, as with dropout.
     model.patchout_seed = None
     assert not torch.equal(model(x), model(x))

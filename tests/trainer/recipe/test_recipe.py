@@ -386,7 +386,7 @@ def test_published_recipes_have_the_published_values(name: str) -> None:
     with torch.device("meta"):
         drawn = replace(model, pretrained=False, weights_file="")
         ast = build_model(drawn, num_classes=2, num_mels=128)
-    norms = [one.eps for one in ast.modules() if isinstance(one, nn.LayerNorm)]
+    norms = [layer.eps for layer in ast.modules() if isinstance(layer, nn.LayerNorm)]
     assert (ast.head_norm.eps, sorted(norms)) == (1e-5, [1e-6] * 25 + [1e-5])
     optimiser = recipe.optimiser
     assert (optimiser.name, optimiser.beta1, optimiser.beta2) == ("adam", 0.95, 0.999)

@@ -1,4 +1,4 @@
-"""What is odd about a recipe on its clips is said, and nothing is said of the others."""
+"""Warnings about recipes that are odd for their clips, and none about others."""
 
 from typing import Any
 
@@ -108,7 +108,7 @@ def test_published_recipes_warn_only_about_the_small_data_set(
 def test_run_with_a_rate_of_0_is_refused(
     dataset: PreparedDataset, every: int, is_refused: bool
 ) -> None:
-    """It has 18 steps."""
+    """The run has 18 steps."""
     recipe = tiny_recipe(schedule={"warmup_steps": 30, "warmup_every_steps": every})
     data = select_training_data(dataset, recipe.data)
     if is_refused:

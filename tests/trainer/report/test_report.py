@@ -221,7 +221,7 @@ def make_predictions(
 
 
 class Text(HTMLParser):
-    """What a page says, and what is in it."""
+    """The text and the elements of a page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -499,7 +499,7 @@ def test_runs_on_other_data_have_no_mean(tmp_path: Path, run: str, data: str) ->
     storage.write_json(f"{other}/run.json", info)
     for path in sorted(Path(other, "predictions").iterdir()):
         path.rename(path.with_stem("train"))
-    assert notice in report(run, other), "one is scored on train"
+    assert notice in report(run, other), "one run is scored on train"
 
 
 def test_mean_scores_of_all_epochs_are_an_evaluation(run: str) -> None:
@@ -651,18 +651,18 @@ def test_runs_and_data_in_a_bucket_are_reported(s3: str) -> None:
 def test_examples_match_the_scores(run: str, data: str) -> None:
     predictions = make_predictions(np.random.default_rng(0), ONE_LABEL, SOUNDS, 2.0)
     shown = examples.make_examples(predictions, open_dataset(data))
-    assert len({one.clip_id for one in shown}) == len(shown) == 12
-    for one in shown:
-        row = predictions.ids.index(one.clip_id)
-        number = int(one.clip_id.removeprefix("clip-"))
-        assert list(one.labels) == ONE_LABEL[number]
-        assert one.spectrogram.duration_s == pytest.approx((FRAMES + number) / 100)
-        assert one.spectrogram.num_mels == NUM_MELS
+    assert len({clip.clip_id for clip in shown}) == len(shown) == 12
+    for clip in shown:
+        row = predictions.ids.index(clip.clip_id)
+        number = int(clip.clip_id.removeprefix("clip-"))
+        assert list(clip.labels) == ONE_LABEL[number]
+        assert clip.spectrogram.duration_s == pytest.approx((FRAMES + number) / 100)
+        assert clip.spectrogram.num_mels == NUM_MELS
         best = SOUNDS[int(predictions.scores[row].argmax())]
-        assert one.tags[0].label == best
-        assert one.tags[0].score == pytest.approx(float(predictions.scores[row].max()))
-        assert one.is_right == (best in ONE_LABEL[number])
-    assert {one.is_right for one in shown} == {True, False}
+        assert clip.tags[0].label == best
+        assert clip.tags[0].score == pytest.approx(float(predictions.scores[row].max()))
+        assert clip.is_right == (best in ONE_LABEL[number])
+    assert {clip.is_right for clip in shown} == {True, False}
 
 
 def test_missed_label_is_shown_with_its_rank() -> None:
@@ -770,7 +770,7 @@ def test_thinned_curves_keep_their_mean(values: list[float | None], max_points: 
     assert len(means) <= max_points
     for number, mean in enumerate(means):
         defined = [
-            one for one in values[number * length : (number + 1) * length] if one is not None
+            value for value in values[number * length : (number + 1) * length] if value is not None
         ]
         if defined:
             assert mean == pytest.approx(statistics.fmean(defined), rel=1e-4, abs=1e-3)
@@ -806,7 +806,7 @@ def logged(schedule: ScheduleSettings, *ends: int, factor: float = 1.0) -> figur
 
 @pytest.mark.parametrize("factor", [1.0, 0.1])
 def test_learning_rate_curve_equals_every_step(factor: float) -> None:
-    """Also where it was logged now and then, and lowered after a divergence."""
+    """It holds for sparse logging and for a rate lowered after a divergence."""
     schedule = ScheduleSettings(
         lr=1e-3, warmup_steps=7, warmup_every_steps=1, decay_after_epochs=(1, 2)
     )
@@ -945,7 +945,7 @@ def test_every_figure_is_drawn(hostile_page: OpenPage) -> None:
         }))"""
     )
     assert set(drawn) >= {"curve-loss", "curve-lr", "curve-mAP", "classes", "confusions"}
-    assert all(one["width"] > 200 and one["height"] > 80 for one in drawn.values())
+    assert all(box["width"] > 200 and box["height"] > 80 for box in drawn.values())
     assert drawn["curve-loss"]["lines"] == 6
     assert drawn["curve-lr"]["lines"] == drawn["curve-mAP"]["lines"] == 2
     assert drawn["classes"]["bars"] == len(HOSTILE)

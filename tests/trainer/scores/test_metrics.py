@@ -51,8 +51,8 @@ def test_means_cover_only_classes_with_a_value(both: tuple[np.ndarray, np.ndarra
     targets, scores = both
     metrics = evaluate(targets, scores)
     for mean, values in (
-        (metrics.mAP, [one.AP for one in metrics.per_class if one.AP is not None]),
-        (metrics.mAUC, [one.AUC for one in metrics.per_class if one.AUC is not None]),
+        (metrics.mAP, [entry.AP for entry in metrics.per_class if entry.AP is not None]),
+        (metrics.mAUC, [entry.AUC for entry in metrics.per_class if entry.AUC is not None]),
         (metrics.chance_mAP, [share for share in targets.mean(axis=0) if share > 0]),
     ):
         assert mean == (pytest.approx(np.mean(values)) if values else None)
@@ -126,7 +126,7 @@ def test_d_prime_is_computed_from_the_mean_auc() -> None:
     targets = [[1, 1], [0, 0], [1, 0], [0, 0]]
     scores = [[0.9, 0.2], [0.3, 0.4], [0.2, 0.1], [0.1, 0.0]]
     metrics = evaluate(targets, scores)
-    assert [one.AUC for one in metrics.per_class] == [0.75, pytest.approx(2 / 3)]
+    assert [entry.AUC for entry in metrics.per_class] == [0.75, pytest.approx(2 / 3)]
     assert metrics.d_prime == d_prime(metrics.mAUC)
 
 

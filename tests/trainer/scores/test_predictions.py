@@ -97,7 +97,7 @@ def test_file_has_the_documented_format(tmp_path: object) -> None:
     assert document["name"] == "train-fold1"
     assert document["num_clips"] == 4
     assert document["checkpoint_step"] == 30
-    assert [one["label"] for one in document["per_class"]] == written.labels
+    assert [entry["label"] for entry in document["per_class"]] == written.labels
     assert {"mAP", "mAUC", "d_prime", "accuracy", "chance_mAP"} <= document.keys()
     assert document["num_classes_left_out"] == 0
 

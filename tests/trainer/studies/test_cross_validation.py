@@ -37,7 +37,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
 
 
 def curve(*accuracies: float) -> list[dict[str, float | None]]:
-    return [{"accuracy": one, "mAP": one / 2} for one in accuracies]
+    return [{"accuracy": value, "mAP": value / 2} for value in accuracies]
 
 
 THREE = CrossValidation(

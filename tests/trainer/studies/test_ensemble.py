@@ -79,7 +79,7 @@ def figures(scores: NDArray[np.float32]) -> dict[str, float]:
 def test_average_is_the_mean_of_the_scores() -> None:
     members = {f"seed-{seed}": make_member(seed) for seed in (1, 2, 3)}
     average = average_predictions(members)
-    expected = np.mean([one.scores.astype(np.float64) for one in members.values()], axis=0)
+    expected = np.mean([member.scores.astype(np.float64) for member in members.values()], axis=0)
     np.testing.assert_allclose(average.scores, expected, atol=1e-7)
     assert average.scores.dtype == np.float32
     assert (average.ids, average.labels) == (members["seed-1"].ids, members["seed-1"].labels)
@@ -129,10 +129,10 @@ def test_seeds_and_variants_get_their_recipes(tmp_path: Path) -> None:
         variants=[["wide", "model.stride_time=12", "train.epochs=3"], ["long", "train.epochs=9"]],
     )
     assert list(members) == ["runs/seed-0", "runs/seed-7", "runs/wide", "runs/long"]
-    seeds = [one.train.seed for one in members.values()]
+    seeds = [member.train.seed for member in members.values()]
     assert seeds == [0, 7, recipe.train.seed, recipe.train.seed]
-    assert [one.train.epochs for one in members.values()] == [5, 5, 3, 9]
-    assert [one.model.stride_time for one in members.values()][2:] == [12, 16]
+    assert [member.train.epochs for member in members.values()] == [5, 5, 3, 9]
+    assert [member.model.stride_time for member in members.values()][2:] == [12, 16]
 
 
 NAME = ["name for its folder", "'.'", "'_'", "'-'"]
@@ -187,15 +187,15 @@ def test_member_without_predictions_is_refused(tmp_path: Path) -> None:
 
 def test_file_and_table_show_members_mean_and_ensemble(tmp_path: Path) -> None:
     members = {f"seed-{seed}": make_member(seed) for seed in (4, 5, 6)}
-    paths = [write_member(tmp_path / name, one) for name, one in members.items()]
+    paths = [write_member(tmp_path / name, member) for name, member in members.items()]
     result = score_ensemble(paths, "eval", str(tmp_path / "all"))
 
     numbers = storage.read_json(f"{tmp_path}/all/ensemble.json")
-    by_hand = {name: figures(one.scores) for name, one in members.items()}
-    mean_scores = np.mean([one.scores for one in members.values()], axis=0)
+    by_hand = {name: figures(member.scores) for name, member in members.items()}
+    mean_scores = np.mean([member.scores for member in members.values()], axis=0)
     assert np.allclose(read_predictions(f"{tmp_path}/all", "eval").scores, mean_scores)
     for figure in ("mAP", "mAUC", "accuracy"):
-        values = [one[figure] for one in by_hand.values()]
+        values = [scores[figure] for scores in by_hand.values()]
         for name, expected in zip(members, values, strict=True):
             assert numbers["members"][name][figure] == pytest.approx(expected, abs=1e-9)
         assert numbers["mean"][figure] == pytest.approx(np.mean(values), abs=1e-9)
@@ -203,7 +203,7 @@ def test_file_and_table_show_members_mean_and_ensemble(tmp_path: Path) -> None:
         expected = figures(mean_scores)[figure]
         assert numbers["ensemble"][figure] == pytest.approx(expected, abs=1e-9)
     # Independent errors average out, or this test could not tell an ensemble from a member.
-    assert numbers["ensemble"]["mAP"] > max(one["mAP"] for one in by_hand.values())
+    assert numbers["ensemble"]["mAP"] > max(values["mAP"] for values in by_hand.values())
 
     text = io.StringIO()
     Console(file=text, width=100).print(make_table(result))

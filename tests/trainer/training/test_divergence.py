@@ -1,4 +1,4 @@
-"""Bad steps: skipped by all ranks, counted, named; a run goes back once and then stops."""
+"""Bad steps are skipped by all ranks, counted and named; a run resumes once and then ends."""
 
 import json
 import math
@@ -160,7 +160,7 @@ def diverges(
 def test_second_divergence_ends_the_run(
     dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also after a restart."""
+    """This also holds after a restart."""
     run = str(tmp_path)
     recipe = tiny_recipe(train=OFTEN | {"max_bad_steps": 2})
     # The fourth and fifth step, and after resuming the first two steps.

@@ -96,7 +96,7 @@ def test_clips_are_padded_to_their_bucket(dataset: PreparedDataset) -> None:
     lengths = set()
     for row in range(9):
         fbank = torch.from_numpy(dataset.read_fbank(40 + row).copy())
-        length = min(one for one in (48, 56, 64) if one >= min(len(fbank), 64))
+        length = min(size for size in (48, 56, 64) if size >= min(len(fbank), 64))
         lengths.add(length)
         x = ((padded(fbank, length) - MEAN) / (2 * STD))[None]
         with torch.inference_mode():
@@ -139,7 +139,7 @@ def test_ranks_together_give_the_same_scores(dataset: PreparedDataset, tmp_path:
 
 
 class Noted(nn.Module):
-    """A model that notes how many clips it computes at once, and in what."""
+    """A model that records its batch sizes and dtypes."""
 
     def __init__(self, model: AST) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ def test_evaluation_uses_the_micro_batch_size_of_training(dataset: PreparedDatas
 
 
 class Constant(nn.Module):
-    """Answers the same to everything, and notes the mode it was asked in."""
+    """Returns constant logits and records the mode it was called in."""
 
     def __init__(self, value: float) -> None:
         super().__init__()

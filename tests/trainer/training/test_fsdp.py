@@ -1,4 +1,4 @@
-"""Models shared out among ranks: the run of a whole model, and either carries the other on."""
+"""Sharded models: runs equal those of a whole model, and each can resume the other."""
 
 from functools import partial
 from pathlib import Path
@@ -78,7 +78,7 @@ def hold_parts(world: World, document: dict[str, Any], data: str) -> None:
     ast = make_model(recipe, open_dataset(data), fresh=True)
     num_parameters = ast.num_parameters()
     make_learner(ast, recipe.optimiser, recipe.train, world)
-    num_held = sum(cast(DTensor, one).to_local().numel() for one in ast.parameters())
+    num_held = sum(cast(DTensor, value).to_local().numel() for value in ast.parameters())
     assert num_held < 0.6 * num_parameters == 0.6 * ast.num_parameters()
     assert world.sum(torch.tensor(num_held)) == num_parameters
 
@@ -99,7 +99,7 @@ def test_sharded_run_equals_an_unsharded_one(dataset: PreparedDataset, tmp_path:
     for run in (together, handed_over, handed_back):
         assert_close_runs(run, alone)
         for name in ("eval-ema", "eval-averaged"):
-            scores, expected = (read_predictions(one, name).scores for one in (run, alone))
+            scores, expected = (read_predictions(path, name).scores for path in (run, alone))
             np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
@@ -125,11 +125,11 @@ def test_float16_skips_the_same_steps_when_sharded(
     }
     run_ranks(2, train_ranks, documents, dataset.path)
     expected, points = (untimed(run)["steps"] for run in documents)
-    bad, expected_bad = ([p["num_bad_steps"] for p in one] for one in (points, expected))
+    bad, expected_bad = ([p["num_bad_steps"] for p in steps] for steps in (points, expected))
     assert bad == expected_bad
     assert sum(bad) < len(bad)
     losses, expected_losses = (
-        [p["loss"] for p in one if p["loss"] is not None] for one in (points, expected)
+        [p["loss"] for p in steps if p["loss"] is not None] for steps in (points, expected)
     )
     assert losses == pytest.approx(expected_losses, rel=1e-2)
     scaler, expected_scaler = (newest(run).scaler for run in documents)

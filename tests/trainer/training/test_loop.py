@@ -94,7 +94,7 @@ def test_run_folder_holds_all_results(dataset: PreparedDataset, tmp_path: Path) 
     assert info.seed == recipe.train.seed
     assert info.versions.keys() >= {"python", "torch", "timm", "ray", "ast-ray"}
     saved = newest(run)
-    assert info.num_parameters == sum(one.numel() for one in saved.model.values())
+    assert info.num_parameters == sum(value.numel() for value in saved.model.values())
     in_fold_1 = dataset.select("train", fold=1).to_pylist()
     num_values = 128 * sum(clip["frames"] for clip in in_fold_1)
     mean = sum(clip["fbank_sum"] for clip in in_fold_1) / num_values
@@ -256,7 +256,7 @@ def test_restart_changes_nothing_in_buckets(dataset: PreparedDataset, tmp_path: 
 
 
 def stopping_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, but its n-th call ends the run instead."""
+    """The function, except that its n-th call ends the run."""
     calls_left = itertools.count(call - 1, -1)
 
     def stopping(*arguments: Any, **others: Any) -> Any:
@@ -285,7 +285,7 @@ def test_run_stopped_between_two_writes_resumes_identically(
     name: str,
     calls: list[int],
 ) -> None:
-    """Also between the last checkpoint and the results. Each start ends with the n-th call."""
+    """Stops also between the last checkpoint and the results; each start ends at the n-th call."""
     run = str(tmp_path)
     for call in calls:
         with monkeypatch.context() as patch:
