@@ -46,7 +46,7 @@ def download(dataset: PublicDataset, output: str, url: str | None = None) -> boo
     storage.make_folder(str(folder.parent))
     try:
         if not archive.exists():
-            fetch_url(source, archive, dataset.about_bytes)
+            fetch_url(source, archive, dataset.approximate_bytes)
         try:
             _check_sum(archive, dataset)
             _unpack(archive, folder, dataset)
@@ -63,7 +63,7 @@ def download(dataset: PublicDataset, output: str, url: str | None = None) -> boo
     return True
 
 
-def fetch_url(url: str, target: Path, about_bytes: int) -> None:
+def fetch_url(url: str, target: Path, approximate_bytes: int) -> None:
     """Fetch one file over HTTP, carrying on with what an earlier call left in `target`.part.
 
     Raises:
@@ -71,7 +71,7 @@ def fetch_url(url: str, target: Path, about_bytes: int) -> None:
     """
     for attempt in range(ATTEMPTS):
         try:
-            _fetch_rest(url, target, about_bytes)
+            _fetch_rest(url, target, approximate_bytes)
             return
         except requests.RequestException as error:
             if error.response is not None and error.response.status_code < 500:
@@ -83,13 +83,13 @@ def fetch_url(url: str, target: Path, about_bytes: int) -> None:
             time.sleep(2**attempt)
 
 
-def _fetch_rest(url: str, target: Path, about_bytes: int) -> None:
+def _fetch_rest(url: str, target: Path, approximate_bytes: int) -> None:
     """One request: the rest of the file where the server still has the same, else all of it."""
     part, tag = target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.etag")
-    have = part.stat().st_size if part.exists() and tag.exists() else 0
+    received_bytes = part.stat().st_size if part.exists() and tag.exists() else 0
     headers = {"Accept-Encoding": "identity"}
-    if have:
-        headers |= {"Range": f"bytes={have}-", "If-Range": tag.read_text()}
+    if received_bytes:
+        headers |= {"Range": f"bytes={received_bytes}-", "If-Range": tag.read_text()}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
         if response.status_code == requests.codes.requested_range_not_satisfiable:
             # Never with a file that changed: that is answered with all of it.
@@ -97,11 +97,11 @@ def _fetch_rest(url: str, target: Path, about_bytes: int) -> None:
             raise requests.ConnectionError("what came in so far is longer than the file")
         response.raise_for_status()
         if response.status_code != requests.codes.partial_content:
-            have = 0
+            received_bytes = 0
             part.unlink(missing_ok=True)
             _keep_validator(tag, response)
         rest = response.headers.get("Content-Length")
-        total_bytes = have + int(rest) if rest else about_bytes
+        total_bytes = received_bytes + int(rest) if rest else approximate_bytes
         with (
             part.open("ab") as file,
             ProgressBar(f"{target.name}, MB", total_bytes >> 20) as bar,
@@ -133,24 +133,24 @@ def _check_sum(archive: Path, dataset: PublicDataset) -> None:
 
 def _unpack(archive: Path, folder: Path, dataset: PublicDataset) -> None:
     """Unpack beside `folder`, check what came out, and give it its name."""
-    aside = folder.with_name(f".{folder.name}.unpacking")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    staging = folder.with_name(f".{folder.name}.unpacking")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
     with ProgressBar(f"unpack {archive.name}, MB", archive.stat().st_size >> 20) as bar:
         for name, content, done_bytes in _members(archive):
-            path = (aside / name).resolve()
-            if not path.is_relative_to(aside.resolve()):
+            path = (staging / name).resolve()
+            if not path.is_relative_to(staging.resolve()):
                 raise UserError("", f"a member leads outside: {name!r}")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
             bar.update(done_bytes >> 20)
     # GitHub's archives have one folder at the top, named after the branch.
-    root = max([aside, *aside.iterdir()], key=lambda path: _num_clips(path, dataset))
+    root = max([staging, *staging.iterdir()], key=lambda path: _num_clips(path, dataset))
     found = _num_clips(root, dataset)
     if found < dataset.num_clips:
         raise UserError("", f"it has {found} clips ({dataset.clips}), expected {dataset.num_clips}")
     root.rename(folder)
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def _members(archive: Path) -> Iterator[tuple[str, bytes, int]]:

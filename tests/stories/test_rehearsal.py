@@ -403,7 +403,7 @@ def test_coverage_counts_exactly_the_written_clips(rehearsal: Rehearsal, tmp_pat
         for clip in clips
         if clip.is_found
     ]
-    assert f"left out {len(STRANGERS)} files that no segment names" in rehearsal.printed["manifest"]
+    assert f"left out {len(STRANGERS)} files of no listed segment" in rehearsal.printed["manifest"]
     assert f"left out {len(OTHERS)} files that are not audio" in rehearsal.printed["manifest"]
 
     with open_remote(f"{OUTPUT}.coverage.html", tmp_path) as opened:

@@ -1,8 +1,8 @@
 """The JSON files of the AST authors' code: `{"data": [{"wav": PATH, "labels": "MID,MID"}]}`.
 
-One is the source itself, further ones come as `SPLIT=PATH` by `segments`. Paths in them are
+The source can be such a file; more are given in `segments` as `SPLIT=PATH`. Paths in them are
 relative to the JSON, or to the source if that is a folder. `class_labels` gives the names and the
-order of the classes; without it the labels are as they stand there, sorted.
+order of the classes; without it the classes are the labels in the files, sorted.
 """
 
 from pathlib import PurePosixPath
@@ -18,18 +18,19 @@ from pipeline.manifest.manifest import Clip, Manifest, from_clips
 
 
 def read(source: str, options: SourceOptions) -> Manifest:
-    """List the clips of one or several JSON files; the id is the file's name without its suffix,
-    or the path where two have the same.
+    """List the clips of one or several JSON files.
+
+    The id is the file's name without its suffix, or the path if two names are equal.
 
     Raises:
         UserError: no JSON is given or one is not such a document, a label is not in
-            `class_labels`, or no clip has one.
+            `class_labels`, or no clip has a label.
     """
-    files = [split_and_path(given) for given in options.segments]
+    files = [split_and_path(argument) for argument in options.segments]
     if source.endswith(".json"):
         files.insert(0, (options.split, source))
     if not files:
-        raise UserError(source, "name a .json file, or some with --segments SPLIT=PATH")
+        raise UserError(source, "name a .json file, or several with --segments SPLIT=PATH")
     entries = [(split, path, *entry) for split, path in files for entry in _read_json(path)]
     names = read_vocabulary(options.class_labels) if options.class_labels else None
     stems = [PurePosixPath(wav).stem for _, _, wav, _ in entries]
@@ -43,7 +44,8 @@ def read(source: str, options: SourceOptions) -> Manifest:
         )
         for clip_id, (split, path, wav, labels) in zip(ids, entries, strict=True)
     ]
-    vocabulary = names.values() if names else sorted({x for clip in clips for x in clip.labels})
+    in_use = {label for clip in clips for label in clip.labels}
+    vocabulary = names.values() if names else sorted(in_use)
     return note_unlabelled(from_clips(clips, list(vocabulary)), source)
 
 

@@ -1,10 +1,10 @@
-"""AudioSet: its segment CSVs joined with whatever audio of it there is.
+"""AudioSet: its segment CSVs joined with the audio that is available.
 
-In: segment CSVs (`segments.py`) and a location of audio (`location.py`), the files of which are
-named after YouTube's id, which may hold `-` and `_`: `ID`, `YID`, `ID_START` or `ID_START_END`,
-START in seconds or milliseconds, with any suffix and in any folder. Steps: read the segments, list
-the location once, tell whole videos from clips cut already, join. Out: a manifest of the segments
-that were found, in the order of the CSVs, with a table of the others and counts of both.
+In: segment CSVs (`segments.py`) and a location of audio (`location.py`), whose files are named
+after YouTube's id, which may contain `-` and `_`: `ID`, `YID`, `ID_START` or `ID_START_END`, START
+in seconds or milliseconds, with any suffix and in any folder. Steps: read the segments, list the
+location once, distinguish whole videos from clips already cut, join. Out: a manifest of the found
+segments, in the order of the CSVs, with a table of the others and counts of both.
 """
 
 import io
@@ -38,9 +38,9 @@ from pipeline.manifest.layouts.segments import (
 from pipeline.manifest.manifest import Manifest, from_columns
 
 WHOLE_S = 12.0
-"""A file that lasts longer is not a segment of 10 s that was cut already."""
+"""A longer file is a whole video, not an already cut segment of 10 s."""
 SAMPLE_SIZE = 32
-"""Files whose headers are read to tell whole videos from clips."""
+"""Files whose headers are read to distinguish whole videos from clips."""
 
 _SUFFIXES = "|".join(suffix[1:] for suffix in sorted(AUDIO_SUFFIXES))
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
@@ -48,8 +48,8 @@ _NAME = (
     rf"(?:^|/)Y?(?P<id>{YOUTUBE_ID})(?:_(?P<start>{_NUMBER})(?:_{_NUMBER})?)?"
     rf"(?i:\.(?:{_SUFFIXES}))?$"
 )
-"""Unambiguous, as ids have 11 characters: what follows one is nothing, a suffix, or `_` and a
-digit, and the first character after a wrongly placed one is none of these."""
+"""Unambiguous, as ids have 11 characters: an id is followed by nothing, a suffix, or `_` and a
+digit, and the first character after a misaligned id is none of these."""
 _TOLERANCE_MS = 1000
 """Starts in names are often whole seconds where the CSV has tenths."""
 
@@ -58,16 +58,16 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Names:
-    """What the names of `F` files say; `N` segments have `I` different ids."""
+    """Ids and starts from the names of `F` files; `N` segments have `I` different ids."""
 
     id_number: Rows
-    """`[F]` which id, -1: none of the CSVs'."""
+    """`[F]` index of the id; -1: no id of the CSVs."""
     start: npt.NDArray[np.float64]
-    """`[F]` START as it stands there, NaN: none."""
+    """`[F]` START as in the name; NaN: none."""
 
     @property
     def without_start(self) -> Mask:
-        """`[F]` named by an id of the CSVs alone."""
+        """`[F]` files named only by an id of the CSVs."""
         return (self.id_number >= 0) & np.isnan(self.start)
 
 
@@ -75,14 +75,14 @@ def read(source: str, options: SourceOptions) -> Manifest:
     """List AudioSet's segments that a location holds.
 
     Raises:
-        UserError: a CSV is not there or broken, the location is empty, or no file there is named
+        UserError: a CSV is missing or broken, the location is empty, or none of its files is named
             after a segment.
     """
     if not options.segments:
         raise UserError("--segments", "the layout audioset needs AudioSet's segment CSVs")
     vocabulary = read_vocabulary(options.class_labels or _class_labels(options.segments[0]))
     segments, notes = read_segments(options.segments, list(vocabulary))
-    # In a fixed order, so that of two files for one segment every run takes the same.
+    # In a fixed order, so that every run picks the same of two files for a segment.
     order = ("name", "uri", "offset_bytes", "row_group", "row")
     listing, left_out = list_audio(source)
     listing = listing.combine_chunks().sort_by([(name, "ascending") for name in order])
@@ -112,7 +112,7 @@ def read(source: str, options: SourceOptions) -> Manifest:
 
 
 def parse_names(names: pa.ChunkedArray, ids: pa.Array) -> Names:
-    """What the names of files say, read against the ids that the CSVs list."""
+    """Parse the names of files, matching them with the ids that the CSVs list."""
     fields = pc.extract_regex(names, _NAME).combine_chunks()
     number = pc.fill_null(pc.index_in(fields.field("id"), ids), -1)
     start = fields.field("start")
@@ -124,23 +124,23 @@ def parse_names(names: pa.ChunkedArray, ids: pa.Array) -> Names:
 
 
 def pair(names: Names, keys: Rows, *, whole: bool) -> tuple[Rows, Rows]:
-    """Rows of files and, alike, of the segments that each may serve.
+    """Pair files with the segments that they can serve: indices of files, and of segments.
 
-    A file with a START serves the segment that starts there, and stands before those without. A
-    whole video serves all segments of its id; a clip without START one, if its id has only one.
+    A file with a START serves the segment that starts there, and precedes files without. A whole
+    video serves all segments of its id; a clip without START serves one, if its id has only one.
 
     Args:
         names: of `F` files.
-        keys: `[N]` ids and starts of the segments, as `segment_keys` numbers them.
+        keys: `[N]` ids and starts of the segments, from `segment_keys`.
         whole: whether files without START are whole videos.
     """
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     timed = np.flatnonzero((names.id_number >= 0) & ~np.isnan(names.start))
     number, start = names.id_number[timed], names.start[timed]
-    place = _nearest(ordered, number, start * 1000)
-    other_unit = place < 0
-    place[other_unit] = _nearest(ordered, number[other_unit], start[other_unit])
+    index = _nearest(ordered, number, start * 1000)
+    other_unit = index < 0
+    index[other_unit] = _nearest(ordered, number[other_unit], start[other_unit])
     untimed = np.flatnonzero(names.without_start)
     number = names.id_number[untimed]
     first = np.searchsorted(ordered, number * SPAN_MS)
@@ -148,39 +148,39 @@ def pair(names: Names, keys: Rows, *, whole: bool) -> tuple[Rows, Rows]:
     if not whole:
         num_served[num_served > 1] = 0
     before = np.cumsum(num_served) - num_served
-    places = np.repeat(first - before, num_served) + np.arange(num_served.sum())
-    file = np.concatenate([timed[place >= 0], np.repeat(untimed, num_served)])
-    return file, order[np.concatenate([place[place >= 0], places])]
+    indices = np.repeat(first - before, num_served) + np.arange(num_served.sum())
+    file = np.concatenate([timed[index >= 0], np.repeat(untimed, num_served)])
+    return file, order[np.concatenate([index[index >= 0], indices])]
 
 
 def choose(pairs: tuple[Rows, Rows], readable: Mask, num_segments: int) -> tuple[Rows, Mask]:
-    """`[N]` the first readable file of each segment (-1: none), and whether it has only others."""
+    """`[N]` the first readable file of each segment (-1: none), and whether all are unreadable."""
     file, segment = pairs
     rows = np.flatnonzero(readable[file])
-    found, first = np.unique(segment[rows], return_index=True)
+    served, first = np.unique(segment[rows], return_index=True)
     chosen = np.full(num_segments, -1)
-    chosen[found] = file[rows[first]]
-    named = np.zeros(num_segments, dtype=bool)
-    named[segment] = True
-    return chosen, named & (chosen < 0)
+    chosen[served] = file[rows[first]]
+    has_file = np.zeros(num_segments, dtype=bool)
+    has_file[segment] = True
+    return chosen, has_file & (chosen < 0)
 
 
 def _class_labels(segments: str) -> str:
     """The label CSV beside the segments."""
     path = storage.join(split_and_path(segments)[1].rpartition("/")[0], CLASS_LABELS)
     if not storage.exists(path):
-        raise UserError(path, "no such file", "say with --class-labels where the labels are")
+        raise UserError(path, "no such file", "give the label CSV with --class-labels")
     return path
 
 
 def _nearest(ordered: Rows, number: Rows, start_ms: npt.NDArray[np.float64]) -> Rows:
-    """Place in `ordered` of the segment of this id that starts there, -1: none does."""
+    """Index in `ordered` of the segment with this id and start; -1: none."""
     key = number * SPAN_MS + np.minimum(np.rint(start_ms), SPAN_MS - 1).astype(np.int64)
     after = np.minimum(np.searchsorted(ordered, key), len(ordered) - 1)
     before = np.maximum(after - 1, 0)
-    place = np.where(np.abs(key - ordered[before]) < np.abs(key - ordered[after]), before, after)
-    near = np.abs(key - ordered[place]) < _TOLERANCE_MS
-    return np.where(near & (ordered[place] // SPAN_MS == number), place, -1)
+    index = np.where(np.abs(key - ordered[before]) < np.abs(key - ordered[after]), before, after)
+    near = np.abs(key - ordered[index]) < _TOLERANCE_MS
+    return np.where(near & (ordered[index] // SPAN_MS == number), index, -1)
 
 
 def _readable(listing: pa.Table) -> Mask:
@@ -190,32 +190,31 @@ def _readable(listing: pa.Table) -> Mask:
 
 
 def _are_whole(listing: pa.Table, unclear: Mask, cut: str) -> tuple[bool, list[str]]:
-    """Whether the unclear files are whole videos, and a note on what decided it.
+    """Whether the unclear files are whole videos, and a note on how that was decided.
 
-    The first file, the last and some evenly between are looked at; all are of the kind that most
-    of these are.
+    The first file, the last and some evenly between are sampled; their majority decides for all.
     """
     rows = np.flatnonzero(unclear)
     if not len(rows) or cut != "auto":
         return cut == "no", []
-    places = np.linspace(0, len(rows) - 1, min(SAMPLE_SIZE, len(rows))).astype(np.int64)
+    indices = np.linspace(0, len(rows) - 1, min(SAMPLE_SIZE, len(rows))).astype(np.int64)
     with ThreadPoolExecutor(max_workers=8) as pool:
-        found = list(pool.map(_duration_s, listing.take(rows[places]).to_pylist()))
-    durations_s = [duration_s for duration_s in found if duration_s is not None]
+        sampled = list(pool.map(_duration_s, listing.take(rows[indices]).to_pylist()))
+    durations_s = [duration_s for duration_s in sampled if duration_s is not None]
     num_long = sum(duration_s > WHOLE_S for duration_s in durations_s)
     whole = num_long > len(durations_s) / 2
-    meaning, other = ("whole videos", "yes") if whole else ("clips cut already", "no")
+    meaning, other = ("whole videos", "yes") if whole else ("already cut clips", "no")
     return whole, [
-        f"{len(rows):,} files named by an id alone are taken as {meaning}: {num_long} of "
+        f"{len(rows):,} files named by an id alone are treated as {meaning}: {num_long} of "
         f"{len(durations_s)} whose length could be read last over {WHOLE_S:g} s; --cut {other} "
-        f"decides otherwise"
+        f"overrides this"
     ]
 
 
 def _duration_s(row: dict[str, Any]) -> float | None:
-    """Length by the header, in seconds; None where it cannot be told."""
+    """Length by the header, in seconds; None if unknown."""
     if row["row"] is not None:
-        return None  # one row of Parquet costs a row group, and nobody keeps whole videos there
+        return None  # reading a row costs its row group, and nobody keeps whole videos in Parquet
     try:
         with storage.open_binary(row["uri"]) as file:
             if row["offset_bytes"] is not None:
@@ -244,7 +243,7 @@ def _manifest(
     keys: Rows,
     labels: Sequence[str],
 ) -> Manifest:
-    """The clips of segments that have a file; `stretches`: `[N]` those that are a part of it."""
+    """The clips of segments that have a file; `stretches`: `[N]` segments to cut out of it."""
     kept = file >= 0
     rows = listing.take(file[kept])
     clips = segments.append_column("clip", _clip_ids(segments, keys)).filter(pa.array(kept))
@@ -261,7 +260,7 @@ def _manifest(
 
 
 def _clip_ids(segments: pa.Table, keys: Rows) -> pa.ChunkedArray:
-    """YouTube's id, with the start in ms where it has several segments."""
+    """YouTube's id, with the start in ms if the id has several segments."""
     number, start_ms = np.divmod(keys, SPAN_MS)
     several = np.bincount(number)[number] > 1
     numbered = pc.binary_join_element_wise(
@@ -286,25 +285,25 @@ def _missing(segments: pa.Table, file: Rows, unreadable: Mask, labels: Sequence[
 
 
 def _notes(listing: pa.Table, pairs: tuple[Rows, Rows], file: Rows) -> list[str]:
-    """What of the listing was left out."""
+    """Notes on files of the listing that were left out."""
     notes = []
     num_double = int(_readable(listing)[pairs[0]].sum() - (file >= 0).sum())
     if num_double:
-        notes.append(f"left out {num_double:,} files of segments that have another")
+        notes.append(f"left out {num_double:,} files of segments that have another file")
     is_extra = np.ones(listing.num_rows, dtype=bool)
     is_extra[pairs[0]] = False
     extra = np.flatnonzero(is_extra)
     if len(extra):
         names = ", ".join(listing["name"].take(extra[:3]).to_pylist())
-        notes.append(f"left out {len(extra):,} files that no segment names, such as {names}")
+        notes.append(f"left out {len(extra):,} files of no listed segment, such as {names}")
     return notes
 
 
 def _nothing_found(source: str, listing: pa.Table) -> UserError:
-    such = f", such as {listing['name'][0]}" if listing.num_rows else ""
+    example = f", such as {listing['name'][0]}" if listing.num_rows else ""
     return UserError(
         source,
-        f"none of {listing.num_rows} audio files holds a listed segment{such}",
+        f"none of {listing.num_rows} audio files holds a listed segment{example}",
         "expected ID.flac, YID.wav, ID_START.wav or ID_START_END.wav, START in seconds or "
         "milliseconds",
     )

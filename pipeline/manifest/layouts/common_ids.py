@@ -1,7 +1,7 @@
-"""The list of ids that others report on, to mark those of its clips that a manifest has.
+"""Mark the clips of a manifest that are in a list of ids on which others report scores.
 
-In: a manifest, and a text file or the first column of a CSV, with ids as they are or as names of
-files. Out: the manifest with the column `common`, and how many of the ids it has.
+In: a manifest, and a text file or the first column of a CSV, with plain ids or names of files. Out:
+the manifest with the column `common`, and how many of the ids it has.
 """
 
 import re
@@ -21,10 +21,10 @@ _HEADERS = {"id", "ytid", "youtube_id", "video_id", "segment_id", "name", "file"
 
 
 def mark_common(manifest: Manifest, path: str) -> Manifest:
-    """Mark the clips whose id, with or without `Y` before or a suffix behind, is in the file.
+    """Mark the clips whose id is in the file, with or without a leading `Y` or a suffix.
 
     Raises:
-        UserError: there is no such file, or no id of it is in the manifest.
+        UserError: there is no such file, or none of its ids is in the manifest.
     """
     listed = _read_ids(path)
     names = pc.replace_substring_regex(manifest.clips["id"], f"(?i:{_SUFFIX.pattern})", "")
@@ -34,12 +34,12 @@ def mark_common(manifest: Manifest, path: str) -> Manifest:
     num_found = sum(name in present or (_has_y(name) and name[1:] in present) for name in listed)
     if not num_found:
         raise UserError(path, f"none of its {len(listed):,} ids is in the manifest")
-    at = SCHEMA.get_field_index("common")
+    column_index = SCHEMA.get_field_index("common")
     notes, coverage = manifest.notes, manifest.coverage
-    notes += (f"{num_found:,} of {len(listed):,} common ids are clips here",)
+    notes += (f"{num_found:,} of {len(listed):,} common ids are clips of this manifest",)
     if coverage is not None:
         coverage = replace(coverage, common=CommonClips(listed=len(listed), found=num_found))
-    clips = manifest.clips.set_column(at, SCHEMA.field(at), common)
+    clips = manifest.clips.set_column(column_index, SCHEMA.field(column_index), common)
     return replace(manifest, clips=clips, notes=notes, coverage=coverage)
 
 
@@ -47,7 +47,7 @@ def _read_ids(path: str) -> set[str]:
     try:
         text = storage.read_bytes(path).decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise UserError(path, "no such file", "it should hold one id a line") from error
+        raise UserError(path, "no such file", "give a file with one id per line") from error
     except UnicodeDecodeError as error:
         raise UserError(path, f"not UTF-8 text ({error.reason})") from error
     cells = [re.split("[,\t]", line, maxsplit=1)[0].strip(' "') for line in text.splitlines()]
@@ -58,5 +58,5 @@ def _read_ids(path: str) -> set[str]:
 
 
 def _has_y(name: str) -> bool:
-    """Whether it may be one of YouTube's ids, which have 11 characters, behind a `Y`."""
+    """Whether it can be a `Y` and one of YouTube's ids, which have 11 characters."""
     return len(name) == 12 and name.startswith("Y")

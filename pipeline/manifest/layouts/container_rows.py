@@ -1,7 +1,7 @@
-"""What data sets in container files share: where their files are, what their fields are called,
-and a manifest of what their rows say.
+"""Shared by data sets in container files: finding the files, naming their fields, and making a
+manifest of their rows.
 
-A row is a clip: its place in a container, and the labels and other facts that stand beside it.
+A row is a clip: its location in a container, with its labels and other metadata.
 """
 
 import re
@@ -38,13 +38,13 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "start_s": ("start_s",),
     "end_s": ("end_s",),
 }
-"""What a clip has beside its audio, and what that may be called, the first found counts."""
+"""Metadata of a clip, and the names it may have; the first that is present counts."""
 THREADS = 16
 """Containers listed at once."""
 
 Problems = Counter[str]
-"""What was wrong in a container, and how often."""
-ListOne = Callable[[str, str, Mapping[str, tuple[str, ...]]], tuple[pa.Table, Problems]]
+"""Problems in a container, and how often each occurred."""
+ListContainer = Callable[[str, str, Mapping[str, tuple[str, ...]]], tuple[pa.Table, Problems]]
 """Lists a container: path, name relative to the source, fields in; a table of `ROW_SCHEMA` out."""
 
 _SPLITS = {**SPLITS, "bal_train": "balanced", "unbal_train": "unbalanced"}
@@ -54,39 +54,39 @@ _SPLIT = re.compile(rf"({'|'.join(_SPLITS)})([-_.]?[0-9].*)?", re.IGNORECASE)
 def list_rows(
     paths: Sequence[str],
     location: str,
-    list_one: ListOne,
+    list_container: ListContainer,
     fields: Mapping[str, tuple[str, ...]] = FIELDS,
 ) -> tuple[pa.Table, list[str]]:
-    """The rows of several containers, in their order, and notes on what was wrong in them."""
+    """The rows of several containers, in order, and notes on problems in them."""
     names = [_below(location, path) for path in paths]
     with ThreadPoolExecutor(max_workers=THREADS) as pool:
-        found = list(pool.map(partial(_list_one, list_one, fields), paths, names))
-    where: dict[str, list[str]] = {}
-    for path, (_, problems) in zip(paths, found, strict=True):
+        listings = list(pool.map(partial(_list_container, list_container, fields), paths, names))
+    files_by_reason: dict[str, list[str]] = {}
+    for path, (_, problems) in zip(paths, listings, strict=True):
         for reason in problems:
-            where.setdefault(reason, []).append(path)
+            files_by_reason.setdefault(reason, []).append(path)
     notes = [
-        f"{reason} ({sum(problems[reason] for _, problems in found)} in {len(files)} files, such "
-        f"as {files[0]})"
-        for reason, files in where.items()
+        f"{reason} ({sum(problems[reason] for _, problems in listings)} in {len(files)} files, "
+        f"such as {files[0]})"
+        for reason, files in files_by_reason.items()
     ]
-    return pa.concat_tables([ROW_SCHEMA.empty_table(), *(table for table, _ in found)]), notes
+    return pa.concat_tables([ROW_SCHEMA.empty_table(), *(table for table, _ in listings)]), notes
 
 
 def read_containers(
-    source: str, suffix: str, list_one: ListOne, options: SourceOptions
+    source: str, suffix: str, list_container: ListContainer, options: SourceOptions
 ) -> Manifest:
-    """The manifest of all containers below a folder, or of one.
+    """The manifest of all containers below a folder, or of one container.
 
     Raises:
-        UserError: there is none, none holds a clip, a label is not in `class_labels`, or labels
-            stand there and all are empty.
+        UserError: there are no containers, none holds a clip, a label is not in `class_labels`, or
+            the containers have labels and all are empty.
     """
     paths = [source] if source.endswith(suffix) else storage.list_files(source)
     paths = [path for path in paths if path.endswith(suffix)]
     if not paths:
-        raise UserError(source, f"no {suffix} file there")
-    rows, notes = list_rows(paths, source, list_one, _field_names(options))
+        raise UserError(source, f"has no {suffix} file")
+    rows, notes = list_rows(paths, source, list_container, _field_names(options))
     if not rows.num_rows:
         more = [f"and {len(notes) - 3} more"] if len(notes) > 3 else []
         why = "; ".join([*notes[:3], *more])
@@ -96,7 +96,7 @@ def read_containers(
             raise UserError(f"--column {ours}={theirs}", f"{source} has no {theirs}")
     ids = rows["name"]
     if pc.count_distinct(ids).as_py() < len(ids):
-        notes.append("ids begin with their file's name: without it some are the same")
+        notes.append("ids start with their file's name: without it some are equal")
         files = [_below(source, path) for path in rows["uri"].to_pylist()]
         ids = pc.binary_join_element_wise(pa.array(files), ids, "/")
     labels, vocabulary = _labels(rows, options)
@@ -107,13 +107,13 @@ def read_containers(
         "split": pc.fill_null(rows["split"], options.split),
         "fold": pc.fill_null(rows["fold"], 0),
     }
-    tells_labels = rows["labels"].null_count < rows.num_rows
-    return note_unlabelled(from_columns(columns, vocabulary, notes), source, required=tells_labels)
+    has_labels = rows["labels"].null_count < rows.num_rows
+    return note_unlabelled(from_columns(columns, vocabulary, notes), source, required=has_labels)
 
 
 def split_of(name: str) -> str | None:
-    """The split that the name of a file or of a folder above it tells, the nearest one's:
-    `data/bal_train/00.parquet`, `test-00000-of-00002.parquet`, `x/eval_07.tar`."""
+    """The split named by a file or the nearest folder above it: `data/bal_train/00.parquet`,
+    `test-00000-of-00002.parquet`, `x/eval_07.tar`; None if none names a split."""
     for part in reversed(name.rpartition(".")[0].split("/")):
         match = _SPLIT.fullmatch(part)
         if match:
@@ -121,29 +121,29 @@ def split_of(name: str) -> str | None:
     return None
 
 
-def choose_fields(there: Sequence[str], fields: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """Our name of a field -> what it is called, of those that are there."""
-    found = {
-        ours: next((name for name in names if name in there), None)
+def choose_fields(present: Sequence[str], fields: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Our name of a field -> its name in the container, for the fields that are present."""
+    chosen = {
+        ours: next((name for name in names if name in present), None)
         for ours, names in fields.items()
     }
-    return {ours: name for ours, name in found.items() if name}
+    return {ours: name for ours, name in chosen.items() if name}
 
 
 def label_list(value: object) -> list[str] | None:
-    """Labels from a list, or from a text that separates them as tables do; None is unknown."""
+    """Labels from a list, or from a text that separates them by `;`; None if unknown."""
     if value is None:
         return None
     parts = value if isinstance(value, list) else str(value).split(";")
     return [text for part in parts if part is not None and (text := str(part).strip())]
 
 
-def _list_one(
-    list_one: ListOne, fields: Mapping[str, tuple[str, ...]], path: str, name: str
+def _list_container(
+    list_container: ListContainer, fields: Mapping[str, tuple[str, ...]], path: str, name: str
 ) -> tuple[pa.Table, Problems]:
     try:
-        found: tuple[pa.Table, Problems] = storage.with_retries(list_one, path, name, fields)
-        return found
+        rows: tuple[pa.Table, Problems] = storage.with_retries(list_container, path, name, fields)
+        return rows
     except Exception as error:
         fault = storage.one_file_fault(error)
         reason = (fault, "") if fault else storage.explain(error)
@@ -161,17 +161,19 @@ def _below(location: str, path: str) -> str:
 def _field_names(options: SourceOptions) -> dict[str, tuple[str, ...]]:
     unknown = sorted(options.columns.keys() - FIELDS.keys())
     if unknown:
-        raise UserError(f"--column {unknown[0]}=...", f"there are only {', '.join(FIELDS)}")
+        raise UserError(
+            f"--column {unknown[0]}=...", f"unknown column; known are {', '.join(FIELDS)}"
+        )
     given = {ours: (theirs,) for ours, theirs in options.columns.items()}
-    # Names for people are better labels than ids, unless there is a list to translate the ids.
+    # Human-readable names are better labels than ids, unless a list translates the ids.
     labels = FIELDS["labels"] if options.class_labels else ("human_labels", *FIELDS["labels"])
     return {**FIELDS, "labels": labels, **given}
 
 
 def _labels(rows: pa.Table, options: SourceOptions) -> tuple[list[list[str]], list[str]]:
     """Labels of each row, and the vocabulary."""
-    labels: list[list[str]] = [these or [] for these in rows["labels"].to_pylist()]
-    used = {label for these in labels for label in these}
+    labels: list[list[str]] = [row_labels or [] for row_labels in rows["labels"].to_pylist()]
+    used = {label for row_labels in labels for label in row_labels}
     if options.class_labels is None:
         return labels, sorted(used)
     names = read_vocabulary(options.class_labels)
@@ -181,4 +183,6 @@ def _labels(rows: pa.Table, options: SourceOptions) -> tuple[list[list[str]], li
         raise UserError(
             options.class_labels, f"{len(unknown)} labels are not in it, such as {unknown[0]!r}"
         )
-    return [[names_of[label] for label in these] for these in labels], list(names.values())
+    return [[names_of[label] for label in row_labels] for row_labels in labels], list(
+        names.values()
+    )

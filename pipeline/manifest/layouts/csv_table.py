@@ -1,10 +1,10 @@
-"""A CSV or TSV table with one row a clip, for any data set that fits no other layout.
+"""A CSV or TSV table with one row per clip, for any data set that fits no other layout.
 
 Columns: `path` (relative to the table, absolute, or `s3://`) and `labels` (separated by `;` or the
-option `separator`); optionally `id` (the path without it; needed where a file has several clips),
-`split`, `fold`, `start_s` and `end_s`. The option `columns` says what a table calls them, or how to
-make one of others: `path=audio/{fname}.wav`. A file `labels.txt` beside the table, a label a line,
-fixes the vocabulary and the order of the classes; without it the labels are sorted.
+option `separator`); optionally `id` (default: the path; required where a file has several clips),
+`split`, `fold`, `start_s` and `end_s`. The option `columns` maps them to the table's names, or to a
+pattern of other columns: `path=audio/{fname}.wav`. A file `labels.txt` beside the table, one label
+per line, fixes the vocabulary and the order of the classes; without it the labels are sorted.
 """
 
 import csv
@@ -28,8 +28,8 @@ def read(source: str, options: SourceOptions) -> Manifest:
     """List the clips of a table.
 
     Raises:
-        UserError: `read_rows` finds fault, a number is none, no clip has a label, or `columns`
-            has a name that is not in `COLUMNS`.
+        UserError: `read_rows` raises it, a number is invalid, no clip has a label, or `columns` has
+            a name that is not in `COLUMNS`.
     """
     base = source.rpartition("/")[0]
     clips = [
@@ -43,11 +43,11 @@ def read(source: str, options: SourceOptions) -> Manifest:
 
 
 def read_rows(path: str, *, required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a CSV (or, by its name, TSV) file, blanks trimmed, each with its line number.
+    """The rows of a CSV (or, by its suffix, TSV) file, blanks trimmed, each with its line number.
 
     Raises:
         UserError: no such file, not text, a quote is left open, a required column is missing, two
-            have one name, or a row has more or fewer cells than the header.
+            have the same name, or a row has more or fewer cells than the header.
     """
     try:
         text = storage.read_bytes(path).decode("utf-8-sig")
@@ -65,23 +65,23 @@ def read_rows(path: str, *, required: Sequence[str]) -> list[tuple[int, dict[str
         raise UserError(
             path, f"no column {', '.join(missing)}", f"it has {', '.join(columns) or 'none'}{hint}"
         )
-    twice = next((name for name in columns if name and columns.count(name) > 1), None)
-    if twice:
-        raise UserError(path, f"two columns are called {twice!r}", "keep or rename one")
+    repeated = next((name for name in columns if name and columns.count(name) > 1), None)
+    if repeated:
+        raise UserError(path, f"two columns are called {repeated!r}", "keep or rename one")
     rows = []
     for line, cells in records:
         if len(cells) != len(columns):
             raise UserError(
                 f"{path}, line {line}",
-                f"{len(cells)} cells, and the header has {len(columns)}",
-                f"a cell with {delimiter!r} in it stands in double quotes",
+                f"{len(cells)} cells, but the header has {len(columns)}",
+                f"put cells that contain {delimiter!r} in double quotes",
             )
         rows.append((line, dict(zip(columns, cells, strict=True))))
     return rows
 
 
 def resolve(path: str, base: str) -> str:
-    """A path as a table in the folder `base` means it."""
+    """A path from a table in the folder `base`, made absolute."""
     if path.startswith("/") or "://" in path:
         return path
     scheme, sign, folder = base.rpartition("://")
@@ -89,7 +89,7 @@ def resolve(path: str, base: str) -> str:
 
 
 def _records(text: str, delimiter: str, path: str) -> Iterator[tuple[int, list[str]]]:
-    """The lines that are not blank as trimmed cells, each with the number of its first line."""
+    """Records that are not blank, as trimmed cells, each with the number of its first line."""
     lines = io.StringIO(text, newline="")
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
     line = 1
@@ -108,10 +108,12 @@ def _records(text: str, delimiter: str, path: str) -> Iterator[tuple[int, list[s
 
 
 def _named_rows(path: str, columns: Mapping[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows, their columns renamed or made as `columns` says."""
+    """The rows, their columns renamed or made from patterns by `columns`."""
     unknown = sorted(columns.keys() - set(COLUMNS))
     if unknown:
-        raise UserError(f"--column {unknown[0]}=...", f"there are only {', '.join(COLUMNS)}")
+        raise UserError(
+            f"--column {unknown[0]}=...", f"unknown column; known are {', '.join(COLUMNS)}"
+        )
     patterns = {
         name: column if _IN_BRACES.search(column) else f"{{{column}}}"
         for name, column in {"path": "path", "labels": "labels", **columns}.items()
@@ -137,7 +139,7 @@ def _clip(row: dict[str, str], base: str, options: SourceOptions, where: str) ->
                 part.strip() for part in row["labels"].split(options.separator) if part.strip()
             ),
             split=row.get("split") or options.split,
-            # Programs that hold a column with empty cells as floats write 1.0.
+            # Programs that store a column with empty cells as floats write 1.0.
             fold=int(row.get("fold", "").removesuffix(".0") or 0),
             start_s=float(row["start_s"]) if row.get("start_s") else None,
             end_s=float(row["end_s"]) if row.get("end_s") else None,

@@ -17,8 +17,8 @@ def read(source: str, options: SourceOptions) -> Manifest:
     """List a folder in ESC-50's layout.
 
     Raises:
-        UserError: `meta/esc50.csv` is missing, lacks a column, has a number that is none, or
-            numbers the classes in two ways.
+        UserError: `meta/esc50.csv` is missing, lacks a column, has an invalid number, or numbers
+            the classes inconsistently.
     """
     meta = storage.join(source, *META_PATH)
     rows = [row for _, row in read_rows(meta, required=_COLUMNS)]

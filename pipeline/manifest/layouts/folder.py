@@ -1,7 +1,7 @@
 """A folder per class: `dog/1.wav`, `rain/2.flac`; or per split and class: `train/dog/1.wav`.
 
-Folders named train, validation, test (or val, valid, dev, eval, evaluation) at the top are splits,
-if there is nothing else there; all others are classes. Deeper folders belong to their class.
+Top-level folders named train, validation, test (or val, valid, dev, eval, evaluation) are splits,
+if there are no others; all others are classes. Deeper folders belong to their class.
 """
 
 from collections import Counter
@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES, nothing_there
+from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES, no_files_error
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
 
@@ -25,7 +25,7 @@ SPLITS = {
     "eval": "eval",
     "evaluation": "eval",
 }
-"""What the folders of splits may be called, in small letters."""
+"""Names that folders of splits may have, in lower case."""
 
 
 def read(source: str, options: SourceOptions) -> Manifest:
@@ -37,7 +37,7 @@ def read(source: str, options: SourceOptions) -> Manifest:
     prefix = source.rstrip("/") + "/"
     relative = [path.removeprefix(prefix) for path in storage.list_files(source)]
     if not relative:
-        raise nothing_there(source)
+        raise no_files_error(source)
     audio = [name for name in relative if PurePosixPath(name).suffix.lower() in AUDIO_SUFFIXES]
     tops = {name.split("/")[0] for name in audio if "/" in name}
     depth = 1 if tops and all(top.lower() in SPLITS for top in tops) else 0

@@ -1,7 +1,7 @@
 """All audio of a location, in one table: plain files, and clips in Parquet and tar files.
 
-In: a folder or prefix, or one container file. Steps: list the files, keep audio by its suffix, let
-`parquet_files` and `tar_files` list what their containers hold. Out: a table of `LISTING_SCHEMA`.
+In: a folder or prefix, or one container file. Steps: list the files, keep audio by its suffix, list
+containers with `parquet_files` and `tar_files`. Out: a table of `LISTING_SCHEMA`.
 """
 
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.manifest.layouts import parquet_files, tar_files
 from pipeline.manifest.layouts.container_rows import list_rows
-from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES, LISTING_SCHEMA, nothing_there
+from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES, LISTING_SCHEMA, no_files_error
 
 _CONTAINERS = {module.SUFFIX: module.list_file for module in (parquet_files, tar_files)}
 _AUDIO = rf"\.({'|'.join(suffix[1:] for suffix in sorted(AUDIO_SUFFIXES))})$"
 
 
 def list_audio(location: str) -> tuple[pa.Table, list[str]]:
-    """List a location, in no particular order, with notes on what is not in the list.
+    """List a location, in no particular order, with notes on what was left out.
 
     Raises:
-        UserError: nothing is there.
+        UserError: the location has no files.
     """
     containers: dict[str, list[str]] = {suffix: [] for suffix in _CONTAINERS}
     tables = [LISTING_SCHEMA.empty_table()]
@@ -37,7 +37,7 @@ def list_audio(location: str) -> tuple[pa.Table, list[str]]:
         for suffix, paths in containers.items():
             paths += others.filter(pc.ends_with(others, suffix)).to_pylist()
     if not num_files:
-        raise nothing_there(location)
+        raise no_files_error(location)
     for suffix, paths in containers.items():
         if paths:
             rows, problems = list_rows(sorted(paths), location, _CONTAINERS[suffix])

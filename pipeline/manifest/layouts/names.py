@@ -10,7 +10,7 @@ LAYOUTS = {
     "webdataset": "tar_files",
     "folder": "folder",
 }
-"""The module of each in this folder, which is loaded when it is used."""
+"""The module of each layout in this folder, loaded when used."""
 
 READ_BY = {
     "segments": ("--segments", ("audioset", "ast-json")),
@@ -19,4 +19,4 @@ READ_BY = {
     "columns": ("--column", ("csv", "parquet", "webdataset")),
     "separator": ("--separator", ("csv",)),
 }
-"""Options that not all layouts read: what the user calls them, and the layouts that do."""
+"""Options that only some layouts read: their flag, and those layouts."""

@@ -1,4 +1,4 @@
-"""What a user may say about a source, beside where it is; each layout reads what it needs."""
+"""Options that describe a source; each layout reads those it needs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,22 +13,20 @@ class SourceOptions:
     """Options of all layouts."""
 
     segments: tuple[str, ...] = ()
-    """AudioSet's segment CSVs, each `SPLIT=PATH`, or a path whose name tells the split."""
+    """AudioSet's segment CSVs, each `SPLIT=PATH`, or a path whose name implies the split."""
     class_labels: str | None = None
     """A label CSV: index, mid, display_name."""
     cut: Literal["auto", "yes", "no"] = "auto"
-    """AudioSet's files that are named by an id alone: clips cut already, or whole videos."""
+    """Whether AudioSet's files named by an id alone are already cut clips, or whole videos."""
     common_ids: str | None = None
     """A text file or CSV with the ids of a subset that others report on."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """For tables: our name of a column -> the table's, or a text with `{COLUMN}` in it."""
     separator: str = ";"
-    """For tables: what stands between the labels of a clip."""
+    """For tables: the separator of a clip's labels."""
     split: str = TRAIN_SPLIT
     """The split of clips whose source names none."""
 
     def __post_init__(self) -> None:
         if not self.separator:
-            raise UserError(
-                "--separator", "must not be empty", "labels are separated by ';' without it"
-            )
+            raise UserError("--separator", "must not be empty", "drop it to separate labels by ';'")

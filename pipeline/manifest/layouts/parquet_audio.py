@@ -11,11 +11,11 @@ from pipeline.errors import UserError
 
 
 class NoAudioColumnError(UserError):
-    """No column of a Parquet file can be told to be the audio."""
+    """A Parquet file has no unambiguous audio column."""
 
 
 def audio_column(schema: pa.Schema) -> str:
-    """The dotted path of the column with the audio: `audio` if it can be, else the only one.
+    """The dotted path of the audio column: `audio` if it holds bytes, else the only one that does.
 
     Raises:
         UserError: there is none, or several others.
@@ -26,8 +26,8 @@ def audio_column(schema: pa.Schema) -> str:
     if len(columns) != 1:
         raise NoAudioColumnError(
             "",
-            f"{len(columns)} columns could be the audio, of {', '.join(schema.names)}",
-            "one called 'audio' should be",
+            f"{len(columns)} columns could be the audio, among {', '.join(schema.names)}",
+            "call the right one 'audio'",
         )
     return columns.popitem()[1]
 
@@ -36,12 +36,12 @@ def read_audio(file: Any, row_group: int, rows: Sequence[int]) -> list[bytes | N
     """The audio in rows of a row group, all by one read; None where a row has none.
 
     Args:
-        file: a seekable binary file, or a `ParquetFile` that is open already.
-        row_group: its number in the file.
-        rows: numbers of rows within the row group.
+        file: a seekable binary file, or an open `ParquetFile`.
+        row_group: its index in the file.
+        rows: indices of rows within the row group.
 
     Raises:
-        UserError: no column is the audio.
+        UserError: there is no audio column.
         ArrowInvalid: the file is damaged or has no such row group.
         EOFError: the row group has no such row.
     """
@@ -61,13 +61,13 @@ def read_audio(file: Any, row_group: int, rows: Sequence[int]) -> list[bytes | N
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether an error means that a file is no sound Parquet, rather than that reading failed."""
-    # Arrow raises bare OSErrors for broken pages; those of the system have a number or a subclass.
+    """Whether an error means that a Parquet file is damaged, rather than that reading failed."""
+    # Arrow raises bare OSErrors for broken pages; system errors have an errno or a subclass.
     return isinstance(error, pa.ArrowException) or (type(error) is OSError and not error.errno)
 
 
 def _binary_path(field: pa.Field) -> str | None:
-    """The path to a column's bytes, if it has such."""
+    """The path to a column's bytes; None if it has none."""
     if pa.types.is_struct(field.type):
         names = [child.name for child in field.type if _is_binary(child.type)]
         return f"{field.name}.bytes" if "bytes" in names else None

@@ -1,7 +1,7 @@
-"""Audio in Parquet files, as Hugging Face's `datasets` writes them: a row a clip.
+"""Audio in Parquet files, as Hugging Face's `datasets` writes them: one row per clip.
 
 The audio is a column `struct<bytes, path>` or of plain bytes; labels are texts, lists of texts, or
-numbers whose names stand in the schema's metadata. Listing reads the small columns and never the
+numbers whose names are in the schema's metadata. Listing reads the small columns and never the
 audio, which `parquet_audio.read_audio` reads later.
 """
 
@@ -33,10 +33,10 @@ SUFFIX = ".parquet"
 
 
 def read(source: str, options: SourceOptions) -> Manifest:
-    """List all Parquet files below a folder, or one.
+    """List all Parquet files below a folder, or one file.
 
     Raises:
-        UserError: there is none, none holds audio, or a label is not in `class_labels`.
+        UserError: there are none, none holds audio, or a label is not in `class_labels`.
     """
     return read_containers(source, SUFFIX, list_file, options)
 
@@ -44,14 +44,14 @@ def read(source: str, options: SourceOptions) -> Manifest:
 def list_file(
     path: str, name: str, fields: Mapping[str, tuple[str, ...]]
 ) -> tuple[pa.Table, Problems]:
-    """The clips of one file; one without audio, or that is damaged, has none and is a problem."""
+    """The clips of a file; a file without audio, or a damaged one, yields a problem instead."""
     with storage.open_binary(path) as file:
         try:
             return _list(pq.ParquetFile(file, pre_buffer=True), path, name, fields), Counter()
         except (pa.ArrowException, OSError, UserError) as error:
             if not isinstance(error, UserError) and not is_damage(error):
                 raise
-            problem = f"left out: no Parquet file of audio ({one_line(error)})"
+            problem = f"left out: not a Parquet file of audio ({one_line(error)})"
             return ROW_SCHEMA.empty_table(), Counter([problem])
 
 
@@ -72,10 +72,10 @@ def _list(
     columns["row_group"] = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     columns["row"] = np.concatenate([np.arange(n, dtype=np.int32) for n in [0, *sizes]])
     columns["uri"] = pa.repeat(path, table.num_rows)
-    places = [f"{g}-{r}" for g, r in zip(columns["row_group"], columns["row"], strict=True)]
+    positions = [f"{g}-{r}" for g, r in zip(columns["row_group"], columns["row"], strict=True)]
     names = [table[chosen["id"]].cast(pa.string())] if "id" in chosen else []
     names += [pc.struct_field(table[audio], "path")] if file_name else []
-    columns["name"] = pc.coalesce(*names, pa.array(places, pa.string()))
+    columns["name"] = pc.coalesce(*names, pa.array(positions, pa.string()))
     if "labels" in chosen:
         columns["labels"] = _labels(table[chosen["labels"]], _class_names(schema, chosen["labels"]))
     split = pa.repeat(pa.scalar(split_of(name), pa.string()), table.num_rows)
@@ -95,18 +95,18 @@ def _labels(column: pa.ChunkedArray, names: list[str] | None) -> list[list[str] 
 
 
 def _named(value: Any, names: list[str]) -> Any:
-    """Names for the numbers of classes; -1 is a clip whose class is not known."""
+    """Class numbers replaced by names; -1 stands for an unknown class."""
     if isinstance(value, list):
         return [_named(item, names) for item in value]
     if not isinstance(value, int):
         return value
     if value >= len(names):
-        raise UserError("", f"a label is {value}, and {len(names)} classes have names")
+        raise UserError("", f"a label is {value}, but only {len(names)} classes have names")
     return names[value] if value >= 0 else None
 
 
 def _class_names(schema: pa.Schema, column: str) -> list[str] | None:
-    """The names of a column's classes, from what `datasets` notes in the schema."""
+    """The names of a column's classes, from the metadata that `datasets` adds to the schema."""
     metadata = (schema.metadata or {}).get(b"huggingface")
     feature = json.loads(metadata)["info"]["features"].get(column) if metadata else None
     while feature and "names" not in feature:

@@ -24,8 +24,8 @@ _BY_SUFFIX = {
 
 
 def detect(source: str, options: SourceOptions | None = None) -> str:
-    """The layout's name, from the options and the file names at the source; a folder per class
-    when in doubt."""
+    """The layout's name, from the options and the file names at the source; by default a folder
+    per class."""
     if options and options.segments:
         return "ast-json" if options.segments[0].endswith(".json") else "audioset"
     suffix = PurePosixPath(source).suffix
@@ -44,7 +44,7 @@ def read_source(
     """List a source in the named layout (`auto` to detect it).
 
     Raises:
-        UserError: nothing is there, or what is there is not in that layout.
+        UserError: the source is empty or not in that layout.
     """
     storage.check_bucket(source)
     options = options or SourceOptions()
@@ -55,7 +55,7 @@ def read_source(
         raise UserError(
             source,
             f"no clip found in the layout {name!r}{why}",
-            f"there are {', '.join(LAYOUTS)}, see `manifest --help`",
+            f"layouts are {', '.join(LAYOUTS)}, see `manifest --help`",
         )
     manifest = replace(manifest, notes=(*manifest.notes, *_without_effect(options, name, manifest)))
     return mark_common(manifest, options.common_ids) if options.common_ids else manifest
@@ -68,7 +68,7 @@ def _reader(layout: str) -> Callable[[str, SourceOptions], Manifest]:
 
 
 def _without_effect(options: SourceOptions, layout: str, manifest: Manifest) -> list[str]:
-    """Notes on options that were given and changed nothing."""
+    """Notes on options that were given but have no effect."""
     default = SourceOptions()
     notes = [
         f"{flag} has no effect: the layout {layout!r} does not read it"
@@ -84,7 +84,7 @@ def _without_effect(options: SourceOptions, layout: str, manifest: Manifest) -> 
 
 
 def _detect_containers(source: str) -> str | None:
-    """The layout of a folder's container files, unless an audio file comes before."""
+    """The layout of a folder's container files; None if an audio file is listed first."""
     for batch in storage.iter_files(source):
         suffixes = {PurePosixPath(path).suffix.lower() for path in batch["path"].to_pylist()}
         if suffixes & AUDIO_SUFFIXES:

@@ -1,8 +1,8 @@
-"""AudioSet's segment CSVs, as published and as they circulate, as one table of columns.
+"""AudioSet's segment CSVs, in the published format and its common variants, as one table.
 
 In: CSVs of `ID, START, END, "MID,MID"`, with or without comments, a header, blanks, quotes and
-decimals, and `class_labels_indices.csv`. Out: a table of `SEGMENTS_SCHEMA`, a segment a row, in the
-order of the files. Millions of segments are read by columns, never a Python object each.
+decimals, and `class_labels_indices.csv`. Out: a table of `SEGMENTS_SCHEMA`, one row per segment, in
+the order of the files. Millions of segments are read by columns, without a Python object for each.
 """
 
 import codecs
@@ -26,7 +26,7 @@ CLASS_LABELS = "class_labels_indices.csv"
 
 YOUTUBE_ID = "[A-Za-z0-9_-]{11}"
 SPAN_MS = 10**9
-"""Later than any segment starts; makes one number of an id's number and a time."""
+"""Later than any segment starts; combines an id's number and a start into one number."""
 
 SEGMENTS_SCHEMA = pa.schema(
     [
@@ -34,7 +34,7 @@ SEGMENTS_SCHEMA = pa.schema(
         pa.field("start_s", pa.float64()),
         pa.field("end_s", pa.float64()),
         pa.field("split", pa.string()),
-        pa.field("classes", pa.list_(pa.int32())),  # places in the vocabulary
+        pa.field("classes", pa.list_(pa.int32())),  # indices into the vocabulary
     ]
 )
 
@@ -44,7 +44,7 @@ _SPLITS = {
     "eval_segments": "eval",
 }
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?"
-# Written so that each character decides: patterns that must look ahead take three times as long.
+# Decides by each character: patterns that look ahead take three times as long.
 _LINE = (
     rf"^(?P<id>[^,.]+)(?:\.[a-z0-9]+)?,(?P<start_s>{_NUMBER}),(?P<end_s>{_NUMBER}),(?P<mids>.+)$"
 )
@@ -65,16 +65,16 @@ def read_vocabulary(path: str) -> dict[str, str]:
     for name in ("index", "mid", "display_name"):
         values = [row[name] for row in rows]
         if len(set(values)) != len(values):
-            twice = next(value for value in values if values.count(value) > 1)
-            raise UserError(path, f"two classes have the {name} {twice!r}")
+            repeated = next(value for value in values if values.count(value) > 1)
+            raise UserError(path, f"two classes have the {name} {repeated!r}")
     return {row["mid"]: row["display_name"] for row in rows}
 
 
 def split_and_path(given: str) -> tuple[str, str]:
-    """The two parts of `SPLIT=PATH`; the split is told by the name of an official file.
+    """The two parts of `SPLIT=PATH`; the name of an official file implies the split.
 
     Raises:
-        UserError: neither tells the split, or it is no name of one.
+        UserError: the split is missing or is not a valid name.
     """
     split, sign, path = given.partition("=")
     if sign and "/" not in split:
@@ -85,31 +85,31 @@ def split_and_path(given: str) -> tuple[str, str]:
         if name.startswith(official):
             return split, storage.absolute(given)
     raise UserError(
-        f"--segments {given}", f"which split are these? Write SPLIT=PATH, such as train={given}"
+        f"--segments {given}", f"the split is missing; write SPLIT=PATH, such as train={given}"
     )
 
 
 def read_segments(given: Sequence[str], mids: Sequence[str]) -> tuple[pa.Table, list[str]]:
     """All segments of several CSVs, each `SPLIT=PATH` or an official file, and notes on them.
 
-    A segment that is listed again keeps its first place.
+    If a segment is listed several times, the first counts.
 
     Raises:
-        UserError: a CSV is not there, a line of it is no segment, or a label is not in `mids`.
+        UserError: a CSV is missing, a line is not a segment, or a label is not in `mids`.
     """
     tables = [_read_csv(path, split, mids) for split, path in map(split_and_path, given)]
     table = pa.concat_tables(tables).combine_chunks()
     _, first = np.unique(segment_keys(table)[0], return_index=True)
-    num_again = table.num_rows - len(first)
-    if not num_again:
+    num_duplicates = table.num_rows - len(first)
+    if not num_duplicates:
         return table, []
-    note = f"{num_again:,} segments are listed again (same id and start); the first counts"
+    note = f"{num_duplicates:,} segments are duplicates (same id and start); the first counts"
     return table.take(pa.array(np.sort(first))), [note]
 
 
 def segment_keys(segments: pa.Table) -> tuple[npt.NDArray[np.int64], pa.Array]:
-    """`[N]` a number for each segment's id and start, `number * SPAN_MS + start`, and the ids that
-    are so numbered."""
+    """`[N]` a number for each segment's id and start, `number * SPAN_MS + start`, and the ids by
+    number."""
     ids = segments["id"].combine_chunks().dictionary_encode()
     start_ms = np.rint(segments["start_s"].to_numpy() * 1000).astype(np.int64)
     return ids.indices.to_numpy().astype(np.int64) * SPAN_MS + start_ms, ids.dictionary
@@ -136,7 +136,7 @@ def _read_csv(path: str, split: str, mids: Sequence[str]) -> pa.Table:
     ids = ids.filter(good).combine_chunks()
     fields = fields.filter(good).combine_chunks()
     if not len(ids):
-        raise UserError(path, "no segment in it")
+        raise UserError(path, "has no segment")
     start_s, end_s = (fields.field(name).cast(pa.float64()) for name in ("start_s", "end_s"))
     _refuse(pc.greater_equal(start_s, SPAN_MS / 1000), ids, path, "starts too late")
     _refuse(pc.less_equal(end_s, start_s), ids, path, "ends before it starts")
@@ -146,18 +146,18 @@ def _read_csv(path: str, split: str, mids: Sequence[str]) -> pa.Table:
 
 
 def _read_lines(path: str) -> pa.ChunkedArray:
-    """A text file's lines, whatever ends them, without a byte order mark."""
+    """The lines of a text file with any line ends, without a byte order mark."""
     try:
         data = storage.read_bytes(path)
     except FileNotFoundError as error:
         raise UserError(path, "no such file") from error
     if not data.removeprefix(codecs.BOM_UTF8):
-        raise UserError(path, "no segment in it")  # Arrow takes it for no CSV
+        raise UserError(path, "has no segment")  # Arrow rejects an empty CSV
     try:
         table = pyarrow.csv.read_csv(
             io.BytesIO(data),
             pyarrow.csv.ReadOptions(column_names=["line"]),
-            # A delimiter that no text holds: each line is one cell.
+            # A delimiter that no text contains: each line is one cell.
             pyarrow.csv.ParseOptions(delimiter="\x01", quote_char=False, ignore_empty_lines=False),
             pyarrow.csv.ConvertOptions(column_types={"line": pa.string()}),
         )
@@ -167,20 +167,20 @@ def _read_lines(path: str) -> pa.ChunkedArray:
 
 
 def _classes(texts: pa.Array, ids: pa.Array, mids: Sequence[str], path: str) -> pa.ListArray:
-    """Places in the vocabulary of comma-separated machine ids."""
+    """Indices into the vocabulary of comma-separated machine ids."""
     lists = pc.split_pattern(texts, ",")
     names = pc.utf8_trim_whitespace(lists.flatten())
-    places = pc.index_in(names, pa.array(mids))
-    if places.null_count:
-        row = int(np.flatnonzero(places.is_null())[0])
+    indices = pc.index_in(names, pa.array(mids))
+    if indices.null_count:
+        row = int(np.flatnonzero(indices.is_null())[0])
         clip = ids[int(np.searchsorted(lists.offsets.to_numpy(), row, side="right")) - 1]
         raise UserError(
             path,
             f"the label {names[row].as_py()!r} of {clip} is not among the {len(mids)} of the "
             "label CSV",
-            "give the one of these segments with --class-labels",
+            "give the matching label CSV with --class-labels",
         )
-    return pa.ListArray.from_arrays(lists.offsets, places)
+    return pa.ListArray.from_arrays(lists.offsets, indices)
 
 
 def _refuse(wrong: pa.Array, ids: pa.Array, path: str, why: str) -> None:

@@ -1,7 +1,7 @@
 """Speech Commands' layout (P. Warden), version 2: a folder per word, and lists of the test clips.
 
 `validation_list.txt` and `testing_list.txt` name clips as `WORD/FILE.wav`; all others are for
-training. The recordings in `_background_noise_` are no word and left out.
+training. The recordings in `_background_noise_` are left out.
 """
 
 from pipeline import storage
@@ -15,10 +15,10 @@ _NOISE = "_background_noise_"
 
 
 def read(source: str, options: SourceOptions) -> Manifest:
-    """List a folder in Speech Commands' layout; a listed clip that is not there is noted.
+    """List a folder in Speech Commands' layout; missing clips of the lists are noted.
 
     Raises:
-        UserError: neither list is there, or a clip is in both.
+        UserError: both lists are missing, or a clip is in both.
     """
     notes = []
     split_of: dict[str, str] = {}
@@ -32,8 +32,8 @@ def read(source: str, options: SourceOptions) -> Manifest:
     if len(notes) == len(LISTS):
         raise UserError(
             source,
-            f"neither {' nor '.join(LISTS.values())} is there",
-            "the folder into which Speech Commands was unpacked has both",
+            f"has neither {' nor '.join(LISTS.values())}",
+            "name the folder into which Speech Commands was unpacked",
         )
     prefix = source.rstrip("/") + "/"
     names = [path.removeprefix(prefix) for path in storage.list_files(source)]
@@ -64,7 +64,7 @@ def _read_list(path: str) -> list[str] | None:
 def _notes(num_noises: int, missing: list[str]) -> list[str]:
     notes = []
     if num_noises:
-        notes.append(f"left out {num_noises} recordings in {_NOISE}, which are no word")
+        notes.append(f"left out {num_noises} recordings in {_NOISE}, which are not words")
     if missing:
-        notes.append(f"{len(missing)} listed clips are not there, such as {missing[0]}")
+        notes.append(f"{len(missing)} listed clips are missing, such as {missing[0]}")
     return notes

@@ -260,7 +260,7 @@ def test_repeated_names_are_prefixed_with_their_file(tmp_path: Path) -> None:
     assert sorted(by_id(manifest)) == [
         f"{name}.parquet/{row}.flac" for name in ("test", "train") for row in (0, 1)
     ]
-    assert manifest.notes == ("ids begin with their file's name: without it some are the same",)
+    assert manifest.notes == ("ids start with their file's name: without it some are equal",)
 
 
 def test_listing_reads_no_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,10 +329,10 @@ def test_unusable_parquet_files_are_noted(tmp_path: Path) -> None:
     assert manifest.clips["uri"].to_pylist() == [path] * 3
     assert len(manifest.notes) == 4
     for note, name in zip(manifest.notes, "bcde", strict=True):
-        assert note.startswith("left out: no Parquet file of audio (")
+        assert note.startswith("left out: not a Parquet file of audio (")
         assert note.endswith(f"(1 in 1 files, such as {tmp_path}/{name}.parquet)")
     assert "0 columns could be the audio" in manifest.notes[2]
-    assert "a label is 5, and 1 classes have names" in manifest.notes[3]
+    assert "a label is 5, but only 1 classes have names" in manifest.notes[3]
 
 
 def test_damaged_pages_alone_are_refused(tmp_path: Path) -> None:
@@ -429,7 +429,7 @@ def test_other_tar_members_are_skipped_and_noted(tmp_path: Path) -> None:
     where = f"(1 in 1 files, such as {path})"
     assert manifest.notes == (
         f"left out: further audio under the same key {where}",
-        f"JSON members that are none; their clips have no labels {where}",
+        f"invalid JSON members; their clips have no labels {where}",
         f"left out: links, sparse files and devices {where}",
         f"left out: clips whose fold, start_s or end_s is not a number {where}",
         "2 clips have no label",

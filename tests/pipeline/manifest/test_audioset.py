@@ -150,7 +150,7 @@ def test_a_segment_listed_again_counts_once(tmp_path: Path) -> None:
     table, notes = read_segments(given, MIDS)
     assert table["id"].to_pylist() == [IDS[1], *IDS]
     assert set(table["split"].to_pylist()) == {"eval"}
-    assert notes == ["5 segments are listed again (same id and start); the first counts"]
+    assert notes == ["5 segments are duplicates (same id and start); the first counts"]
 
 
 @pytest.mark.parametrize(
@@ -353,8 +353,8 @@ def test_long_files_are_cut_as_whole_videos(source: Path) -> None:
         (IDS[3], None, None),
     ]
     assert manifest.notes == (
-        "3 files named by an id alone are taken as whole videos: 2 of 2 whose length could be "
-        "read last over 12 s; --cut yes decides otherwise",
+        "3 files named by an id alone are treated as whole videos: 2 of 2 whose length could be "
+        "read last over 12 s; --cut yes overrides this",
     )
     assert read(source, cut="yes").clips["start_s"].null_count == 4
     assert read(source, cut="yes").notes == ()
@@ -366,7 +366,7 @@ def test_short_files_count_as_cut_already(source: Path) -> None:
     write(source, f"{IDS[2]}.wav", content=encode(tone(13, 4000), 4000))
     manifest = read(source)
     assert manifest.clips["start_s"].null_count == 3
-    assert "clips cut already: 1 of 3 whose length could be read" in manifest.notes[0]
+    assert "already cut clips: 1 of 3 whose length could be read" in manifest.notes[0]
     assert rows(read(source, cut="no"), "start_s") == [(30.0,), (0.0,), (239.8,)]
 
 
@@ -384,7 +384,7 @@ def test_segments_of_one_video_get_distinct_ids(source: Path) -> None:
     # The id alone does not say which of the two segments a clip is.
     cut = read(source, segments=segments, cut="yes")
     assert cut.clips["id"].to_pylist() == [f"{IDS[0]}_500000", IDS[1]]
-    assert f"left out 1 files that no segment names, such as {IDS[0]}.wav" in cut.notes
+    assert f"left out 1 files of no listed segment, such as {IDS[0]}.wav" in cut.notes
 
 
 # --- counts --------------------------------------------------------------------------------------
@@ -401,8 +401,8 @@ def test_coverage_counts_every_segment_and_file(source: Path) -> None:
     ]
     assert manifest.notes == (
         "left out 1 files that are not audio",
-        "left out 1 files of segments that have another",
-        "left out 2 files that no segment names, such as other.wav, zzzzzzzzzzz_30.wav",
+        "left out 1 files of segments that have another file",
+        "left out 2 files of no listed segment, such as other.wav, zzzzzzzzzzz_30.wav",
     )
     assert manifest.missing is not None
     assert manifest.missing.to_pylist() == [
@@ -437,7 +437,7 @@ def test_common_ids_mark_their_clips(source: Path, listed: str) -> None:
     assert rows(manifest, "common") == [(True,), (False,), (False,), (True,)]
     assert manifest.coverage is not None
     assert manifest.coverage.common == CommonClips(listed=3, found=2)
-    assert manifest.notes == ("2 of 3 common ids are clips here",)
+    assert manifest.notes == ("2 of 3 common ids are clips of this manifest",)
     path.write_text("zzzzzzzzzzz")
     with refused(path, "none of its 1 ids"):
         read(source, common_ids=str(path))

@@ -116,7 +116,7 @@ TAR = tar_gz_bytes({f"./{name}": content for name, content in CLIPS.items()})
 def dataset(server: Server, content: bytes, *, sha256: str | None = None) -> PublicDataset:
     server.content = content
     return PublicDataset(
-        url=server.url, about_bytes=1_000_000, clips="audio/*.wav", num_clips=5, sha256=sha256
+        url=server.url, approximate_bytes=1_000_000, clips="audio/*.wav", num_clips=5, sha256=sha256
     )
 
 

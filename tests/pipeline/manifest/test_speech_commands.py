@@ -41,7 +41,7 @@ def check_whole(source: str) -> None:
     assert clips["zero/2.wav"]["uri"] == f"{source}/zero/2.wav"
     assert clips["zero/2.wav"]["labels"] == ["zero"]
     assert manifest.labels == ("bed", "zero")
-    assert manifest.notes == ("left out 1 recordings in _background_noise_, which are no word",)
+    assert manifest.notes == ("left out 1 recordings in _background_noise_, which are not words",)
 
 
 def test_lists_decide_the_splits(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_missing_listed_clips_are_noted(tmp_path: Path) -> None:
     gone = {"testing_list.txt": "zero/2.wav\nzero/9.wav\nbird/1.wav\n"}
     manifest = read_source(make(str(tmp_path), LISTS | gone), "auto")
     assert manifest.clips.num_rows == 5
-    assert manifest.notes[-1] == "2 listed clips are not there, such as bird/1.wav"
+    assert manifest.notes[-1] == "2 listed clips are missing, such as bird/1.wav"
 
 
 def test_missing_list_is_noted(tmp_path: Path) -> None:

@@ -221,5 +221,7 @@ def test_command_line_explains_mistakes(tmp_path: Path, capsys: pytest.CaptureFi
     assert stopped.value.code == 2
     assert_error_line(capsys.readouterr().err, "num_train", 10, "got 3")
     assert not (tmp_path / "clips").exists()
-    assert main(["s3://bucket/clips"]) == 1
+    with pytest.raises(SystemExit) as stopped:
+        main(["s3://bucket/clips"])
+    assert stopped.value.code == 1
     assert_error_line(capsys.readouterr().err, "s3://bucket/clips", "local")
