@@ -105,21 +105,6 @@ def read_json(path: str) -> Any:
     return json.loads(read_bytes(path))
 
 
-def read_json_object(path: str) -> dict[str, Any]:
-    """A JSON object, which a user may have edited or truncated.
-
-    Raises:
-        UserError: it is not a JSON object.
-    """
-    try:
-        document = read_json(path)
-    except ValueError as error:
-        raise UserError(path, f"not a whole JSON document ({error})", "restore it") from error
-    if not isinstance(document, dict):
-        raise UserError(path, f"must hold a JSON object, got {type(document).__name__}")
-    return document
-
-
 def write_json(path: str, document: object) -> None:
     """Write a JSON document, keys in the given order. Raises ValueError for NaN."""
     write_bytes(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())

@@ -159,7 +159,8 @@ def test_interrupted_follower_leaves_the_job_running(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call = f"print_logs('sleeper', address='{cluster.url}', follow=True)"
-    code = f"from cluster import jobs; exit(jobs.{call})"
+    code = f"from pipeline.terminal import log; log.set_up({logging.INFO});"
+    code += f"from cluster import jobs; exit(jobs.{call})"
     follower = subprocess.Popen(
         [sys.executable, "-c", code], cwd=PROJECT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,

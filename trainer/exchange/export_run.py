@@ -19,10 +19,10 @@ import safetensors.torch
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.fbank_settings import FbankSettings
-from trainer.checkpoints.ast_checkpoint import EXPORTED_NAME, metadata
 from trainer.checkpoints.averaging import check_weights, weights_path
 from trainer.checkpoints.checkpoint import load_last
 from trainer.checkpoints.fit import load_exactly
+from trainer.checkpoints.from_own import EXPORTED_NAME, metadata
 from trainer.checkpoints.names import to_transformers_state
 from trainer.checkpoints.settings import Weights
 from trainer.checkpoints.state_files import State, encode_state, read_state

@@ -14,9 +14,10 @@ from typing import Any
 
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.errors import UserError
-from trainer.checkpoints.ast_checkpoint import AstCheckpoint, missing_labels, read_weights
+from trainer.checkpoints.ast_checkpoint import AstCheckpoint, missing_labels
 from trainer.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from trainer.checkpoints.progress import Progress
+from trainer.checkpoints.read_weights import read_weights
 from trainer.data.clips import select_training_data
 from trainer.model.build import build_model, load_ast
 from trainer.optim.optimiser import make_optimiser
@@ -55,7 +56,7 @@ def import_run(
     """Create a finished run with zero steps from a checkpoint.
 
     Args:
-        source: see `trainer.checkpoints.ast_checkpoint.read_weights`.
+        source: see `trainer.checkpoints.read_weights`.
         recipe_path: settings of the run; empty: none. The checkpoint provides those left out, and
             is adapted to another input length or stride.
         overrides: see `trainer.recipe.parse.load_recipe`; not of settings that only training uses.

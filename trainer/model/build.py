@@ -18,8 +18,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from pipeline.errors import UserError
-from trainer.checkpoints.ast_checkpoint import AstCheckpoint, missing_labels, read_weights
+from trainer.checkpoints.ast_checkpoint import AstCheckpoint, missing_labels
 from trainer.checkpoints.fit import load_backbone, load_exactly
+from trainer.checkpoints.read_weights import read_weights
 from trainer.checkpoints.state_files import State
 from trainer.checkpoints.timm_hub import create_from_hub
 from trainer.model.ast import AST

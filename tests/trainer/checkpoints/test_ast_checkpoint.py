@@ -17,7 +17,9 @@ from pipeline import storage
 from tests.support.errors import refused
 from tests.support.prepared import LABELS, make_prepared, tiny_recipe
 from tests.support.runs import newest
-from trainer.checkpoints.ast_checkpoint import AstCheckpoint, metadata, read_weights
+from trainer.checkpoints.ast_checkpoint import AstCheckpoint
+from trainer.checkpoints.from_own import metadata
+from trainer.checkpoints.read_weights import read_weights
 from trainer.checkpoints.state_files import read_metadata
 from trainer.model.ast import AST
 from trainer.model.build import build_model

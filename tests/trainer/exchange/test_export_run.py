@@ -25,8 +25,9 @@ from tests.support.errors import assert_error_line, refused
 from tests.support.prepared import LABELS, make_prepared, tiny_recipe, write_recipe
 from tests.support.runs import newest
 from tests.trainer.checkpoints.test_ast_checkpoint import AuthorsAst, transformers_model
-from trainer.checkpoints.ast_checkpoint import EXPORTED_NAME, read_weights
 from trainer.checkpoints.averaging import weights_path, write_weights
+from trainer.checkpoints.from_own import EXPORTED_NAME
+from trainer.checkpoints.read_weights import read_weights
 from trainer.data.augment import normalise
 from trainer.exchange.export_run import export_run
 from trainer.exchange.import_run import import_run

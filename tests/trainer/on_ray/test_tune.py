@@ -22,7 +22,7 @@ from trainer.data.clips import select_training_data
 from trainer.on_ray import tune as ray_tune
 from trainer.recipe.parse import load_recipe
 from trainer.run.history import is_finished
-from trainer.run.run_folder import describe_run
+from trainer.run.run_folder import describe_run, write_run
 from trainer.scores.predictions import read_predictions
 from trainer.studies.ensemble import with_seed
 from trainer.training.loop import train
@@ -124,7 +124,7 @@ def test_failed_trials_are_one_line_each_and_spare_the_others(
     for seed in (1, 3):
         recipe, run = with_seed(load_recipe(recipe_file), seed), output / f"seed-{seed}"
         description = describe_run(recipe, dataset, select_training_data(dataset, recipe.data), 1)
-        storage.write_json(f"{run}/run.json", description)
+        write_run(str(run), description)
         damaged.append(run / "checkpoints" / "step-00000006.pt")
         storage.write_bytes(str(damaged[-1]), b"")
     command = ensemble_command(recipe_file, dataset, output, 1, 2, 3)
