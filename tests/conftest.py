@@ -16,7 +16,7 @@ from hypothesis import settings
 from cluster.quiet_ray import skip_lines_of_workers
 from pipeline import storage
 
-# Some tests import Ray before they call the program, which does this first.
+# The program does this first, but some tests import Ray before they call it.
 skip_lines_of_workers()
 
 # Time limits of single examples depend on the machine's load more than on the code.
@@ -69,7 +69,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
-    """Put back what a step of the program decided on what it says."""
+    """Restore the log level and handlers that a step has set."""
     yield
     for name in ("pipeline", "trainer", "cluster"):
         logger = logging.getLogger(name)
@@ -104,7 +104,7 @@ def s3_endpoint() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def strict_s3_endpoint() -> Iterator[str]:
-    """The address of an S3 server that asks for a key and knows none."""
+    """The address of an S3 server that rejects every key."""
     with _s3_server({"INITIAL_NO_AUTH_ACTION_COUNT": "0"}) as endpoint:
         yield endpoint
 

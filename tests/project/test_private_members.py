@@ -1,4 +1,4 @@
-"""What is used of Ray and PyTorch without their promise is still there, and does what it did.
+"""Private members of Ray and PyTorch that we use still exist and work as before.
 
 Each stands in one file; a new version of a library that moves it fails here first.
 """
@@ -41,7 +41,7 @@ PRIVATE = {
 
 
 @pytest.mark.parametrize("path", PRIVATE)
-def test_a_private_member_stands_in_one_file(path: str) -> None:
+def test_each_private_member_is_used_in_one_file(path: str) -> None:
     sources = [
         source
         for folder in ("pipeline", "trainer", "cluster")
@@ -56,7 +56,7 @@ def test_a_private_member_stands_in_one_file(path: str) -> None:
         assert users == [path], member
 
 
-def test_the_job_client_goes_through_the_methods_that_we_override() -> None:
+def test_job_client_calls_the_methods_we_override() -> None:
     assert issubclass(JobServer, JobSubmissionClient)
     for name in ("_do_request", "_raise_error"):
         ours, theirs = getattr(JobServer, name), getattr(SubmissionClient, name)
@@ -69,7 +69,7 @@ def test_the_job_client_goes_through_the_methods_that_we_override() -> None:
         assert f"self.{name} = " in sources
 
 
-def test_the_trainer_has_a_helper_less() -> None:
+def test_trainer_leaves_out_its_helper() -> None:
     assert PlacementGroupCleanerCallback.__name__ == UNWANTED
 
     def kinds(kind: type[TorchTrainer]) -> set[str]:
@@ -79,11 +79,11 @@ def test_the_trainer_has_a_helper_less() -> None:
     assert kinds(TorchTrainer) - kinds(Trainer) == {UNWANTED}
 
 
-def test_the_head_node_has_a_resource_of_its_own(session: None) -> None:
+def test_head_node_has_a_resource_for_it_alone(session: None) -> None:
     assert ray.cluster_resources()[HEAD_NODE] == 1.0
 
 
-def test_graphs_are_limited_by_a_setting_that_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_that_limits_graphs_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda forward, **options: forward)
     config = torch._dynamo.config
     with config.patch(recompile_limit=8, optimize_ddp=True):
@@ -93,7 +93,7 @@ def test_graphs_are_limited_by_a_setting_that_exists(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("is_bad", [False, True])
-def test_the_fused_optimiser_skips_a_bad_step(is_bad: bool) -> None:
+def test_fused_optimiser_skips_a_bad_step(is_bad: bool) -> None:
     model = nn.Linear(3, 2)
     optimiser = make_optimiser(model.parameters(), OptimiserSettings())
     for group in optimiser.param_groups:
@@ -108,7 +108,7 @@ def test_the_fused_optimiser_skips_a_bad_step(is_bad: bool) -> None:
     assert all(int(state["step"]) == 1 - is_bad for state in optimiser.state.values())
 
 
-def test_ray_reads_which_lines_to_skip_when_it_is_imported() -> None:
+def test_ray_reads_the_lines_to_skip_on_import() -> None:
     code = (
         "from cluster.quiet_ray import skip_lines_of_workers; skip_lines_of_workers();"
         "from ray._private import ray_logging;"

@@ -69,7 +69,7 @@ def manifest(clips: list[Clip], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def reference(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The data set, undisturbed."""
+    """The data set, prepared without faults."""
     folder = tmp_path_factory.mktemp("reference")
     prepare(read_manifest(str(manifest)), folder, SETTINGS)
     assert len(tars(folder)) == NUM_SHARDS

@@ -78,7 +78,7 @@ SMALL = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Listed:
-    """A segment of the CSVs and what there is of it."""
+    """A segment of the CSVs and the state of its audio."""
 
     id: str
     start_s: float
@@ -93,7 +93,7 @@ class Listed:
 
     @property
     def is_found(self) -> bool:
-        """Whether a listing shows that it is there; Parquet does not say how long a cell is."""
+        """Whether a listing shows it; Parquet does not say how long a cell is."""
         return self.fate != "missing" and not self.is_unreadable
 
     @property
@@ -107,7 +107,7 @@ class Listed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rehearsal:
-    """What was put into the bucket, and what the commands said."""
+    """The content of the bucket and the output of the commands."""
 
     clips: list[Listed]
     labels: dict[str, str]
@@ -133,7 +133,7 @@ def cut_csv(path: Path, num_segments: int) -> tuple[str, list[list[str]]]:
 
 
 def list_clips(rows: dict[str, list[list[str]]]) -> list[Listed]:
-    """What is to be there of each segment, always the same."""
+    """The state of each segment's audio, the same in every run."""
     rng = random.Random(0)
     num_rows = sum(map(len, rows.values()))
     fates = [fate for fate, num in FATES.items() for _ in range(num)]
@@ -165,7 +165,7 @@ def one_recording(esc10: Path) -> Samples:
 
 
 def audio_file(samples: Samples, kind: str, fate: str) -> bytes:
-    """A file, or what is left of it."""
+    """A file, or a damaged version of it."""
     if fate == "empty":
         return b""
     if fate == "web page":
@@ -241,7 +241,7 @@ def files_of(clips: list[Listed], recording: Samples) -> Iterator[tuple[str, byt
 
 
 def step(*arguments: str) -> str:
-    """What a command prints that must succeed."""
+    """The output of a command, which must succeed."""
     with started(arguments) as process:
         printed, stderr = process.communicate()
     assert process.returncode == 0, stderr
@@ -320,7 +320,7 @@ def rehearsal(real_data: Path, s3_endpoint: str) -> Iterator[Rehearsal]:
 
 
 def fill_bucket(real_data: Path) -> tuple[list[Listed], dict[str, str]]:
-    """Put into the bucket what somebody has; the listed clips, and the labels' names."""
+    """Fill the bucket with audio and CSVs; returns the listed clips and the labels' names."""
     rows = {}
     for split, (name, num_segments) in CSVS.items():
         text, rows[split] = cut_csv(real_data / "audioset" / name, num_segments)
@@ -424,7 +424,7 @@ def by_split(clips: list[Listed]) -> dict[str, list[Listed]]:
 
 
 def shown(counts: dict[str, int]) -> list[str]:
-    """As pages show it."""
+    """Counts as pages show them."""
     return [f"{counts[name]:,}" for name in ("found", "missing", "unreadable", "listed")]
 
 
@@ -514,7 +514,7 @@ def test_local_data_set_is_the_same_and_takes_late_clips(
 
 
 def digests(folder: str) -> dict[str, str]:
-    """Hashes of what must be the same in every run, by the names of the files."""
+    """Hashes of the files that must be equal in every run, by name."""
     names = (path.removeprefix(f"{folder}/") for path in storage.list_files(folder))
     return {
         name: hashlib.sha256(storage.read_bytes(f"{folder}/{name}")).hexdigest()

@@ -34,7 +34,7 @@ LOAD_TIMEOUT_S = 120
 
 @dataclass(kw_only=True)
 class OpenPage:
-    """A page in the browser, with what it asked for and complained about."""
+    """A page in the browser, with its requests and errors."""
 
     page: Page
     requests: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Cards and summaries of data sets that no run of `prepare` made."""
+"""Invented cards and summaries of data sets, made without `prepare`."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from pipeline.shards.plan import FORMAT_VERSION
 
 
 def make_card(num_mels: int, **changes: Any) -> Card:
-    """A card; what `changes` leaves out is made up."""
+    """A card with invented values, except for `changes`."""
     defaults = {
         "format_version": FORMAT_VERSION,
         "fbank": FbankSettings(num_mels=num_mels),
@@ -40,7 +40,7 @@ def split_entry(num_clips: int, duration_s: float) -> SplitEntry:
 
 
 def make_summary(output: str, **changes: Any) -> PrepareSummary:
-    """What a run of `prepare` did; what `changes` leaves out is made up."""
+    """The summary of a run of `prepare` with invented values, except for `changes`."""
     defaults: dict[str, Any] = {
         "output": output,
         "num_clips": 12,

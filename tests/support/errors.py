@@ -64,7 +64,7 @@ def assert_error_line(stderr: str, where: Where, *values: object) -> None:
     messages = re.findall(r"^(?:.*: )?error: (.*)$", stderr, re.MULTILINE)
     assert len(messages) == 1, stderr
     message = messages[0]
-    # A path is shown whole, so its end stands before the colon.
+    # `where` may be the end of a path, which is printed whole before the colon.
     head, colon, rest = message.partition(f"{where}: ") if str(where) else ("", ": ", message)
     assert colon, f"not about {str(where)!r}: {message}"
     assert " " not in head, f"not about {str(where)!r}: {message}"

@@ -1,4 +1,4 @@
-"""A proxy in front of an S3 server that spoils a share of the answers, the same ones in every run.
+"""A proxy to an S3 server that spoils a share of the responses, the same ones in every run.
 
 Which request is spoiled how depends on the seed, the request and how often it was asked, not on the
 order in which threads and processes ask.
@@ -38,7 +38,7 @@ _PASSED_ON = (
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """What is done to how many of the requests."""
+    """Which faults hit how many of the requests."""
 
     share: float = 0.0
     kinds: tuple[str, ...] = KINDS
@@ -88,7 +88,7 @@ class FaultyProxy(ThreadingHTTPServer):
             return fault
 
     def handle_error(self, *_: object) -> None:
-        """Clients that hang up are no news."""
+        """Ignore clients that hang up."""
 
 
 @contextmanager

@@ -31,13 +31,13 @@ def golden(waveform: Tensor) -> Tensor:
 
 
 def cut(fbank: Tensor, crop: float, num_frames: int) -> Tensor:
-    """The stretch of a longer clip `[T, F]` that a draw in [0, 1) says."""
+    """The crop of a longer clip `[T, F]` for a draw in [0, 1)."""
     first = math.floor(crop * (max(len(fbank) - num_frames, 0) + 1))
     return fbank[first : first + num_frames]
 
 
 def padded(fbank: Tensor, num_frames: int) -> Tensor:
-    """With rows of zeros, `[num_frames, F]` float32."""
+    """Padded with rows of zeros to `[num_frames, F]` float32."""
     result = torch.zeros(num_frames, fbank.shape[1])
     result[: len(fbank)] = fbank[:num_frames]
     return result
@@ -98,7 +98,7 @@ def augmented(
 def finished(
     x: Tensor, draws: AugmentDraws, row: int, *, num_frames: int, mean: float, std: float
 ) -> Tensor:
-    """What follows upon mixup, of raw log-mels `[T, F]`."""
+    """The steps after mixup, for raw log-mels `[T, F]`."""
     x = padded(x, num_frames)
     mel, frame = int(draws.frequency_start[row]), int(draws.time_start[row])
     x[:, mel : mel + int(draws.frequency_width[row])] = 0

@@ -1,4 +1,4 @@
-"""Preparing a data set step by step in the process of the test, without Ray."""
+"""Prepare a data set step by step in the test's process, without Ray."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,7 +106,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def contents(folder: str) -> dict[str, bytes]:
-    """Every file of a data set that must be the same in every run, by its name."""
+    """The files of a data set that must be equal in every run, by name."""
     return {
         path.removeprefix(f"{folder}/"): storage.read_bytes(path)
         for path in storage.list_files(folder)

@@ -1,4 +1,4 @@
-"""What tests compare runs by."""
+"""Comparisons of runs."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +15,7 @@ from trainer.scores.predictions import read_predictions
 
 
 def untimed(run: str) -> dict[str, Any]:
-    """The run's curves without what the clock says."""
+    """The run's curves without timings."""
     history = read_history(run)
     timings = {"clips_per_s", "data_wait_share", "train_s", "eval_s"}
     return {
@@ -28,7 +28,7 @@ def untimed(run: str) -> dict[str, Any]:
 
 
 def known(value: float | None) -> float:
-    """A figure that the run must have."""
+    """The value, which must not be None."""
     assert value is not None
     return value
 
@@ -39,14 +39,14 @@ def train_losses(run: str) -> list[float]:
 
 
 def newest(run: str) -> Checkpoint:
-    """The newest checkpoint, which must be there."""
+    """The newest checkpoint, which must exist."""
     loaded = load_newest(run)
     assert loaded is not None
     return loaded
 
 
 def assert_same_run(run: str, other: str) -> None:
-    """Bit by bit: curves, weights, optimiser and predictions."""
+    """Curves, weights, optimiser and predictions are equal bit by bit."""
     assert is_finished(run)
     assert untimed(run) == untimed(other)
     loaded, expected = newest(run), newest(other)
@@ -61,7 +61,7 @@ def assert_same_run(run: str, other: str) -> None:
 
 
 def assert_close_runs(run: str, other: str) -> None:
-    """Equal up to the order of float sums."""
+    """The runs are equal up to the order of float sums."""
     assert is_finished(run)
     curves, expected = untimed(run), untimed(other)
     for name, keys in (("steps", ("loss", "grad_norm")), ("epochs", ("train_loss", "eval_loss"))):

@@ -1,4 +1,4 @@
-"""Processes in which the decoding of some clips is deadly, or hangs.
+"""Processes in which decoding some clips kills the process or hangs.
 
 A `sitecustomize` in the `PYTHONPATH` of such a process does it; nothing in the project knows of it.
 """
@@ -72,7 +72,7 @@ sys.meta_path.insert(0, Finder())
 def sabotaged(
     folder: Path, deeds: Mapping[str, str], *, max_decode_s: float = 600.0
 ) -> Iterator[Path]:
-    """Says what decoding a file does in processes that are started in the block.
+    """Set what decoding a file does in processes started in the block.
 
     Yields where a process leaves the id of its node before it does what it does only `once`.
     """

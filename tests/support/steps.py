@@ -1,4 +1,4 @@
-"""Steps of `ray_job.py` run as a user runs them: as processes that can be stopped."""
+"""Steps of `ray_job.py` as a user runs them: as processes that can be stopped."""
 
 import os
 import re
@@ -18,7 +18,7 @@ PROJECT = Path(ray_job.__file__).parent
 
 
 def ray_folder() -> tempfile.TemporaryDirectory[str]:
-    """For Ray's temporary files: the sockets among them have paths of limited length."""
+    """A short folder for Ray's temporary files, as paths of sockets are limited in length."""
     return tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
 
 
@@ -49,7 +49,7 @@ def started(command: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
 
 
 def own_lines(stderr: str) -> list[str]:
-    """Notes and errors of a command's own; on a busy machine Ray may say more, but not all."""
+    """The command's own notes and errors; on a busy machine Ray may print some more lines."""
     lines = stderr.splitlines()
     # Tune ends its trials by SIGTERM; Python may report what that interrupts.
     own = [line for line in lines if not line.startswith("\x1b[36m(_trial pid=")]
@@ -74,7 +74,7 @@ def wait_for_step(process: "subprocess.Popen[str]", run: Path, step: int) -> Non
 
 
 def is_session_alive(session: int) -> bool:
-    """Whether a process of it still runs; those of `started` are in a session of their own."""
+    """Whether any of its processes still runs; those of `started` have their own session."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             # After the name: state, parent, group, session; zombies may not be reaped.

@@ -1,4 +1,4 @@
-"""`prepare` and `verify` in the process of the test: one shard after the other."""
+"""`prepare` and `verify` in the test's process: one shard after the other."""
 
 from contextlib import nullcontext
 from pathlib import Path

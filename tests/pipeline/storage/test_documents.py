@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import UserError
 from pipeline.shards.settings import PrepareSettings
 from pipeline.storage import DocumentError, conform, parse_document, read_document
+from tests.support.errors import refused
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,12 +41,12 @@ curves = st.builds(
 
 
 @given(curve=curves)
-def test_a_document_reads_as_it_was_written(curve: Curve) -> None:
+def test_document_round_trips(curve: Curve) -> None:
     assert parse_document(json.dumps(asdict(curve)), Curve) == curve
     assert conform(asdict(curve), Curve) == curve
 
 
-def test_unknown_keys_are_ignored_and_missing_ones_get_their_default() -> None:
+def test_unknown_keys_are_ignored_and_missing_keys_default() -> None:
     assert parse_document('{"step": 3, "later": true}', Point) == Point(step=3)
 
 
@@ -63,14 +63,14 @@ def test_unknown_keys_are_ignored_and_missing_ones_get_their_default() -> None:
         ("null", []),
     ],
 )
-def test_each_key_at_fault_is_named_with_its_path(text: str, keys: list[str]) -> None:
-    with pytest.raises(DocumentError) as refused:
+def test_faulty_keys_are_named_with_their_path(text: str, keys: list[str]) -> None:
+    with pytest.raises(DocumentError) as caught:
         parse_document(text, Curve)
-    named = [part.partition(": ")[0] for part in str(refused.value).split("; ")]
+    named = [part.partition(": ")[0] for part in str(caught.value).split("; ")]
     assert named == keys or not keys
 
 
-def test_many_faults_are_cut_short() -> None:
+def test_long_lists_of_faults_are_shortened() -> None:
     text = json.dumps({"name": "a", "points": [{}] * 50, "by_split": {}})
     with pytest.raises(DocumentError, match=r"and 47 more$"):
         parse_document(text, Curve)
@@ -85,17 +85,15 @@ def test_text_that_is_not_json_is_refused(text: str) -> None:
 
 
 def test_settings_check_their_ranges() -> None:
-    with pytest.raises(DocumentError) as refused:
+    with pytest.raises(DocumentError) as caught:
         parse_document('{"clips_per_shard": 0, "fbank": {"num_mels": 1}}', PrepareSettings)
-    assert "num_mels" in str(refused.value)
+    assert "num_mels" in str(caught.value)
 
 
-def test_a_damaged_file_is_an_error_with_its_remedy(tmp_path: Path) -> None:
+def test_damaged_file_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     path = tmp_path / "point.json"
     path.write_text('{"loss": 1.0}')
-    with pytest.raises(UserError) as refused:
+    with refused(path, "step", remedy="write it again"):
         read_document(str(path), Point, "write it again")
-    assert (refused.value.where, refused.value.remedy) == (str(path), "write it again")
-    assert "step" in refused.value.what
     with pytest.raises(FileNotFoundError):
         read_document(str(tmp_path / "none.json"), Point, "write it again")

@@ -1,4 +1,4 @@
-"""What the program says of itself: one line a message, from the chosen level on."""
+"""Log messages of the program: one line each, from the chosen level on."""
 
 import logging
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def say(level: int) -> None:
         (logging.WARNING, ["warning: odd", "error: lost"]),
     ],
 )
-def test_messages_from_the_level_on_are_shown_once(
+def test_messages_at_or_above_the_level_are_shown_once(
     level: int, shown: Sequence[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     log.set_up(logging.INFO)
@@ -36,7 +36,7 @@ def test_messages_from_the_level_on_are_shown_once(
     assert (printed.out, printed.err.splitlines()) == ("", shown)
 
 
-def test_workers_do_not_hand_messages_on_to_the_handlers_of_ray(
+def test_messages_of_workers_skip_rays_handlers(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log.set_up(logging.INFO, is_worker=True)

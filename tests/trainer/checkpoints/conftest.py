@@ -1,4 +1,4 @@
-"""What several tests of weights need."""
+"""Fixtures for tests of weights."""
 
 import pytest
 import timm

@@ -39,7 +39,7 @@ LIKE = {
 
 
 class AuthorsAst(nn.Module):
-    """The model of the authors' code, two blocks of it: timm's DeiT whole, and a head beside it."""
+    """The model of the authors' code with two blocks: timm's whole DeiT and a separate head."""
 
     def __init__(self, num_classes: int, *, stride: int = 16, num_frames: int = 128) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Averages of weights and of scores: what they are means of, and that training sees nothing."""
+"""Averages of weights and scores: they are the right means, and training is unaffected."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -142,7 +142,7 @@ def test_epoch_scores_are_averaged(dataset: PreparedDataset, averaged: str) -> N
 
 
 class Stopped(Exception):  # noqa: N818 (no error of the code)
-    """What the test ends a run with."""
+    """Ends a run in a test."""
 
 
 def test_averaging_is_unaffected_by_restarts_and_leaves_training_alone(

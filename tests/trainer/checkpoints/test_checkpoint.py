@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, the newest that is intact, and never code."""
+"""Checkpoints: atomic, the newest intact one is loaded, and no code of theirs is run."""
 
 import io
 import pickle

@@ -1,4 +1,4 @@
-"""Weights from files; every way they can be wrong."""
+"""Weights from files, and errors for every fault."""
 
 from pathlib import Path
 from typing import Any, Never
@@ -79,7 +79,7 @@ def test_damaged_file_is_refused(
 
 
 class Unsafe:
-    """What a pickle may hold and a file of weights may not."""
+    """An object that a pickle may hold but a file of weights may not."""
 
 
 def test_pickled_objects_are_refused(tmp_path: Path) -> None:

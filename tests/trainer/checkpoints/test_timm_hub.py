@@ -21,7 +21,7 @@ from trainer.model.settings import ModelSettings
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers as the hub does: the file's hash and commit in the header, then its bytes."""
+    """Responds like the hub: the file's hash and commit in the header, then its bytes."""
 
     files: dict[str, bytes] = {}  # noqa: RUF012  (set for each server in a subclass)
 

@@ -349,7 +349,7 @@ def test_masks_move_with_the_roll() -> None:
 
 
 def mix(clip: Tensor, partner: Tensor, share: float) -> Tensor:
-    """Of two clips, without what is past the first one's frames."""
+    """For two clips, without frames past the end of the first."""
     draws = dataclasses.replace(draw(num=1), mixup_lambda=np.array([share]))
     return mix_log_mel(*stack([clip, partner]), draws)[0, : len(clip)]
 

@@ -1,4 +1,4 @@
-"""Any clip by one read, into memory of the caller's, local and from a bucket."""
+"""Clips are read one at a time into the caller's memory, locally and from a bucket."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""What `train` and `evaluate` say at the end: scores, skipped steps, damaged files."""
+"""The summary after `train` and `evaluate`: scores, skipped steps, damaged files."""
 
 import io
 from pathlib import Path

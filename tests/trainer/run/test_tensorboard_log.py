@@ -42,7 +42,7 @@ def a_clock_of_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_curves_are_complete_after_restarts(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """No point is missing or there twice, though steps were done twice."""
+    """No point is missing or repeated, although steps were."""
     dataset = make_prepared(str(tmp_path_factory.mktemp("data")))
     recipe = tiny_recipe(train={"log_every_steps": 1, "epochs": 2, "checkpoint_every_s": 0.01})
     steps = [2, 5, 6, 9]

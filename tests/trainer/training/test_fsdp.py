@@ -32,7 +32,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
 
 
 def full_recipe(**changes: Any) -> Recipe:
-    """With all that looks at weights or gradients, or that ranks may see unequally much of."""
+    """With every setting that involves weights, gradients or unequal shares of ranks."""
     often = {"epochs": 2, "log_every_steps": 1, "checkpoint_every_s": 0, "micro_batch_size": 2}
     return tiny_recipe(
         model={"checkpoint_activations": True, "depth": 2},
@@ -43,7 +43,7 @@ def full_recipe(**changes: Any) -> Recipe:
 
 
 class Stopped(Exception):  # noqa: N818 (no error of the code)
-    """What the tests end a run with."""
+    """Ends a run in a test."""
 
 
 def stop_at(progress: RunProgress, step: int) -> None:

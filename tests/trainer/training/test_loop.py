@@ -63,7 +63,7 @@ def multi_label(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
 
 
 class Stopped(Exception):  # noqa: N818 (no error of the code)
-    """What the tests end a run with."""
+    """Ends a run in a test."""
 
 
 @pytest.mark.parametrize("loss", ["bce", "ce"])
@@ -381,7 +381,7 @@ def test_missed_checkpoints_do_not_end_a_run(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The last checkpoint is needed; a new start writes it."""
+    """The last checkpoint is required; a restart writes it."""
     run = str(tmp_path)
     failing = {2, 6, 18}
 
