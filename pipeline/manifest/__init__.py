@@ -1,4 +1,4 @@
-"""Which clips there are.
+"""The list of a data set's clips.
 
-In: a data set in one of many layouts. Out: a manifest, one clip a row, in Parquet.
+In: a data set in one of many layouts. Out: a manifest in Parquet, one row per clip.
 """

@@ -1,6 +1,6 @@
-"""What makes a manifest valid, and what its user is told of it.
+"""Validation of manifests.
 
-In: a manifest. Out: nothing, or a note, or an error that names the first clip at fault.
+In: a manifest. Out: nothing, a note, or an error that names the first invalid clip.
 """
 
 from collections.abc import Sequence
@@ -22,15 +22,15 @@ def check(manifest: Manifest, path: str) -> None:
     """Refuse an invalid manifest.
 
     Raises:
-        UserError: it names no clip, an id is empty or stands there twice, a URI means nothing in
-            another process or has control characters, a label is outside the vocabulary, a split
-            cannot name shards, a stretch is none, or a fold or a place in a container is negative
-            or half there. `path` is what the message calls it.
+        UserError: the manifest has no clip, an id is empty or repeated, a URI is not absolute or
+            has control characters, a label is outside the vocabulary, a split cannot name shards, a
+            stretch is invalid, a fold is negative, or the location in a container is negative or
+            incomplete. The message starts with `path`.
     """
     clips = manifest.clips
     if clips.num_rows == 0:
-        raise UserError(path, "the manifest names no clip")
-    # First, as messages name clips by their ids, which often are their paths.
+        raise UserError(path, "the manifest has no clip")
+    # URIs first: other messages name clips by their ids, which often are their paths.
     named = pc.match_substring_regex(clips["uri"], _URI)
     expected = "an absolute path or s3://bucket/key, without file://"
     _refuse(clips, pc.invert(named), "uri", expected, path)
@@ -56,11 +56,11 @@ def note_unlabelled(manifest: Manifest, source: str, *, required: bool = True) -
 
     Args:
         manifest: clips of a source.
-        source: what the message calls it.
-        required: whether at least one has to have one.
+        source: the source, for the message.
+        required: whether at least one clip must have a label.
 
     Raises:
-        UserError: none has one, nor is there a vocabulary.
+        UserError: a label is required, but no clip has any and there is no vocabulary.
     """
     num_clips = manifest.clips.num_rows
     is_bare = pc.equal(pc.list_value_length(manifest.clips["labels"]), 0)
@@ -83,11 +83,11 @@ def _check_ids(ids: pa.ChunkedArray, path: str) -> None:
         names = ", ".join(str(item["values"]) for item in repeated[:3].to_pylist())
         raise UserError(
             path,
-            f"{len(repeated)} ids stand there twice or more, such as {names}",
-            "give every clip one of its own (to a table add a column id)",
+            f"{len(repeated)} duplicate ids, such as {names}",
+            "give every clip a unique id (in a table, add a column id)",
         )
     if pc.any(pc.equal(ids, "")).as_py():
-        raise UserError(path, "a clip has an empty id", "give every clip one of its own")
+        raise UserError(path, "a clip has an empty id", "give every clip a unique id")
 
 
 def _check_labels(clips: pa.Table, labels: Sequence[str], path: str) -> None:
@@ -107,12 +107,12 @@ def _check_labels(clips: pa.Table, labels: Sequence[str], path: str) -> None:
 
 
 def _outside(column: pa.ChunkedArray, low: float, high: float) -> pa.ChunkedArray:
-    """Where a number is not from `low` to `high`; NaN is not."""
+    """Where a number is outside `low` to `high`, or NaN."""
     return pc.invert(pc.and_(pc.greater_equal(column, low), pc.less_equal(column, high)))
 
 
 def _refuse(clips: pa.Table, wrong: pa.ChunkedArray, name: str, expected: str, path: str) -> None:
-    """Raise if any row is wrong in a column, with the first as the example."""
+    """Raise if any row has a wrong value in a column; the message shows the first."""
     rows = clips.filter(wrong)
     if rows.num_rows:
         row = rows.slice(0, 1).to_pylist()[0]

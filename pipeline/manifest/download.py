@@ -1,8 +1,8 @@
-"""Public data sets from their own servers, in the layout that `ray_job.py manifest` reads.
+"""Download of public data sets from their servers, in a layout that `ray_job.py manifest` reads.
 
-In: a data set's name and a folder. Steps: fetch the archive beside the folder (what came in so far
-is a `.part` file, which a restart carries on with, if the server still has the same file); check
-it; unpack it into a hidden folder; rename that. Out: the folder, whole or not at all.
+In: a data set's name and a folder. Steps: fetch the archive beside the folder (into a `.part` file,
+from which a restart resumes if the server still has the same file); check it; unpack it into a
+hidden folder; rename that. Out: the folder, whole or not at all.
 """
 
 import hashlib
@@ -24,15 +24,15 @@ from pipeline.terminal.progress import ProgressBar
 CHUNK_BYTES = 1 << 16
 TIMEOUT_S = 30
 ATTEMPTS = 5
-"""Tries of one transfer that breaks, each going on where the last stopped."""
+"""Tries of a transfer that breaks; each resumes where the last stopped."""
 
 
 def download(dataset: PublicDataset, output: str, url: str | None = None) -> bool:
-    """Fetch, check and unpack; False if the folder is there already.
+    """Fetch, check and unpack; returns False if the folder is already complete.
 
     Raises:
-        UserError: the folder holds something else or is not local, the server refuses or breaks
-            off, or the archive is not the one expected.
+        UserError: the folder holds other files or is not local, the server refuses or breaks off,
+            or the archive is not the expected one.
     """
     if storage.is_remote(output):
         raise UserError(output, "download to a local folder, then copy that to the bucket")
@@ -40,7 +40,7 @@ def download(dataset: PublicDataset, output: str, url: str | None = None) -> boo
     if _num_clips(folder, dataset) >= dataset.num_clips:
         return False
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(output, "holds something else", "name a folder that is not there yet")
+        raise UserError(output, "holds other files", "name a new folder")
     source = url or dataset.url
     archive = folder.with_name(f"{folder.name}.archive")
     storage.make_folder(str(folder.parent))
@@ -55,7 +55,7 @@ def download(dataset: PublicDataset, output: str, url: str | None = None) -> boo
             raise UserError(
                 source,
                 error.what,
-                "what was fetched is deleted, try again or another --url",
+                "the archive was deleted; try again, or give another --url",
             ) from error
         archive.unlink()
     except OSError as error:
@@ -64,7 +64,7 @@ def download(dataset: PublicDataset, output: str, url: str | None = None) -> boo
 
 
 def fetch_url(url: str, target: Path, approximate_bytes: int) -> None:
-    """Fetch one file over HTTP, carrying on with what an earlier call left in `target`.part.
+    """Fetch a file over HTTP, resuming from what an earlier call left in `target`.part.
 
     Raises:
         UserError: the server refuses, or the transfer breaks `ATTEMPTS` times.
@@ -75,7 +75,7 @@ def fetch_url(url: str, target: Path, approximate_bytes: int) -> None:
             return
         except requests.RequestException as error:
             if error.response is not None and error.response.status_code < 500:
-                raise UserError(url, f"{error}", "is there another address (--url)?") from error
+                raise UserError(url, f"{error}", "give another address with --url") from error
             if attempt == ATTEMPTS - 1:
                 raise UserError(
                     url, f"the transfer broke ({error})", "run the same command again to resume"
@@ -84,7 +84,7 @@ def fetch_url(url: str, target: Path, approximate_bytes: int) -> None:
 
 
 def _fetch_rest(url: str, target: Path, approximate_bytes: int) -> None:
-    """One request: the rest of the file where the server still has the same, else all of it."""
+    """One request: the rest of the file if it is unchanged on the server, else all of it."""
     part, tag = target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.etag")
     received_bytes = part.stat().st_size if part.exists() and tag.exists() else 0
     headers = {"Accept-Encoding": "identity"}
@@ -92,9 +92,9 @@ def _fetch_rest(url: str, target: Path, approximate_bytes: int) -> None:
         headers |= {"Range": f"bytes={received_bytes}-", "If-Range": tag.read_text()}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
         if response.status_code == requests.codes.requested_range_not_satisfiable:
-            # Never with a file that changed: that is answered with all of it.
+            # Never for a changed file: the server then sends all of it.
             part.unlink()
-            raise requests.ConnectionError("what came in so far is longer than the file")
+            raise requests.ConnectionError("the partial download is longer than the file")
         response.raise_for_status()
         if response.status_code != requests.codes.partial_content:
             received_bytes = 0
@@ -114,7 +114,7 @@ def _fetch_rest(url: str, target: Path, approximate_bytes: int) -> None:
 
 
 def _keep_validator(tag: Path, response: requests.Response) -> None:
-    """Note what tells this file from a later one; without it the transfer starts again."""
+    """Store the validator of this version of the file; without one the transfer cannot resume."""
     etag = response.headers.get("ETag", "W/")
     validator = response.headers.get("Last-Modified") if etag.startswith("W/") else etag
     tag.unlink(missing_ok=True)
@@ -126,13 +126,13 @@ def _check_sum(archive: Path, dataset: PublicDataset) -> None:
     if dataset.sha256 is None:
         return
     with archive.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != dataset.sha256:
-        raise UserError("", f"not the file expected (SHA-256 {found}, expected {dataset.sha256})")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != dataset.sha256:
+        raise UserError("", f"not the expected file (SHA-256 {digest}, expected {dataset.sha256})")
 
 
 def _unpack(archive: Path, folder: Path, dataset: PublicDataset) -> None:
-    """Unpack beside `folder`, check what came out, and give it its name."""
+    """Unpack beside `folder`, check the result, and rename it to `folder`."""
     staging = folder.with_name(f".{folder.name}.unpacking")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
@@ -146,19 +146,21 @@ def _unpack(archive: Path, folder: Path, dataset: PublicDataset) -> None:
             bar.update(done_bytes >> 20)
     # GitHub's archives have one folder at the top, named after the branch.
     root = max([staging, *staging.iterdir()], key=lambda path: _num_clips(path, dataset))
-    found = _num_clips(root, dataset)
-    if found < dataset.num_clips:
-        raise UserError("", f"it has {found} clips ({dataset.clips}), expected {dataset.num_clips}")
+    num_clips = _num_clips(root, dataset)
+    if num_clips < dataset.num_clips:
+        raise UserError(
+            "", f"it has {num_clips} clips ({dataset.clips}), expected {dataset.num_clips}"
+        )
     root.rename(folder)
     shutil.rmtree(staging, ignore_errors=True)
 
 
 def _members(archive: Path) -> Iterator[tuple[str, bytes, int]]:
-    """Name and content of each file in a zip or tar, and how much of the archive is read.
+    """Name and content of each file in a zip or tar, and how many bytes of the archive are read.
 
-    Files only: a link could lead what follows it anywhere. `tarfile`'s own extraction with
-    `filter="data"` admits links, takes an absolute name for a relative one, and leaves a full disk
-    and a broken archive the same kind of error.
+    Files only: a link could redirect later members anywhere. `tarfile`'s extraction with
+    `filter="data"` accepts links, treats an absolute name as relative, and raises the same kind of
+    error for a full disk and a broken archive.
     """
     try:
         with archive.open("rb") as raw:
@@ -177,7 +179,7 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes, int]]:
                     elif not member.isdir():
                         raise UserError("", f"{member.name!r} is neither a file nor a folder")
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise UserError("", f"it is no archive, or broken ({error})") from error
+        raise UserError("", f"it is not an archive, or damaged ({error})") from error
 
 
 def _num_clips(folder: Path, dataset: PublicDataset) -> int:

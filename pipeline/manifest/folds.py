@@ -16,8 +16,8 @@ from pipeline.manifest.manifest import SCHEMA, Manifest
 def assign_folds(manifest: Manifest, num_folds: int) -> Manifest:
     """Number the clips 1 to `num_folds`, evenly within each class and the same in every run.
 
-    A clip's class is its first label; the order within a class is by a hash of the id, so that
-    neighbouring files (often cuts of one recording) are not dealt out in turn by their names.
+    A clip's class is its first label. Clips of a class are ordered by a hash of the id, so that
+    neighbouring files, often cuts of one recording, are not assigned in turn by name.
     """
     if not 2 <= num_folds <= 100:
         raise UserError("--folds", f"must be from 2 to 100, got {num_folds}")
@@ -26,11 +26,11 @@ def assign_folds(manifest: Manifest, num_folds: int) -> Manifest:
         range(len(clips)), key=lambda i: (clips[i]["labels"][:1], _hash(clips[i]["id"]))
     )
     folds = [0] * len(clips)
-    for position, row in enumerate(ordered):
-        folds[row] = position % num_folds + 1
+    for index, row_index in enumerate(ordered):
+        folds[row_index] = index % num_folds + 1
     sizes = Counter(label for clip in clips for label in clip["labels"][:1])
     small = [label for label in manifest.labels if 0 < sizes[label] < num_folds]
-    note = f"{len(small)} classes have fewer than {num_folds} clips, so not one in each fold: "
+    note = f"{len(small)} classes have fewer than {num_folds} clips, so some folds lack them: "
     notes = (*manifest.notes, note + ", ".join(small[:5])) if small else manifest.notes
     column = pa.array(folds, pa.int32())
     table = manifest.clips.set_column(SCHEMA.get_field_index("fold"), SCHEMA.field("fold"), column)

@@ -1,20 +1,20 @@
-"""Public data sets that `download` fetches: where they are, and how a whole one is known."""
+"""Public data sets for `download`: their addresses, and how to check that they are complete."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublicDataset:
-    """Where a data set is published, and how to know that it came over whole."""
+    """Where a data set is published, and how to check that a download is complete."""
 
     url: str
     approximate_bytes: int
-    """Roughly how large the archive is, for servers that do not tell."""
+    """Approximate size of the archive, for servers that do not give it."""
     clips: str
-    """A pattern of its clips' paths."""
+    """Pattern of the clips' paths."""
     num_clips: int
     sha256: str | None = None
-    """Of the archive, where it is the same file for ever."""
+    """Checksum of the archive, if it never changes."""
 
 
 DATASETS = {

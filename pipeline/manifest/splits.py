@@ -9,7 +9,7 @@ TRAIN_SPLIT = "train"
 
 
 def check_split(split: str, where: str) -> None:
-    """Refuse a split that cannot be part of a file name; `where` is what the message begins with.
+    """Refuse a split that cannot be part of a file name; the message starts with `where`.
 
     Raises:
         UserError: it is empty, or has other characters.

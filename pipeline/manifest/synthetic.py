@@ -1,13 +1,12 @@
 """A small built-in data set, so that every step can be tried without downloading anything.
 
-In: a local folder and `SyntheticSettings`. Each clip is a mix of one to three of ten kinds of
-sound (`synthetic_sounds`), at the clip's own sample rate, over a light noise floor, and encoded as
-WAV, FLAC or OGG Vorbis. A few broken files of the kinds met in AudioSet downloads are listed with
-them.
+In: a local folder and `SyntheticSettings`. Each clip is a mix of one to three of ten kinds of sound
+(`synthetic_sounds`), at its own sample rate, over a light noise floor, encoded as WAV, FLAC or OGG
+Vorbis. A few broken files, of kinds found in AudioSet downloads, are listed, too.
 
-Out: `audio/*.{wav,flac,ogg}`, `labels.txt` (the vocabulary, one label a line) and, last,
+Out: `audio/*.{wav,flac,ogg}`, `labels.txt` (the vocabulary, one label per line) and, last,
 `clips.csv` (`id,path,labels,split`; paths relative to the folder, labels joined by `;`). The set
-is complete when `clips.csv` is there. Nothing is resumed: a second call writes everything again.
+is complete once `clips.csv` exists. Nothing is resumed: a second call rewrites everything.
 
 The same settings give the same bytes with the same library versions, OGG included: the stream
 serial number and the WAV time stamp that libsndfile adds are overwritten. A clip depends only on
@@ -52,9 +51,9 @@ class SyntheticSettings:
     num_eval: int = 160
     """Clips in the evaluation split that can be decoded."""
     num_broken: int = 5
-    """Listed clips that cannot be used, beside those above; the kinds in `BROKEN` take turns."""
+    """Additional listed clips that cannot be used; they cycle through the kinds in `BROKEN`."""
     seed: int = 0
-    """Start of all random draws."""
+    """Seed of all random draws."""
     min_duration_s: float = 1.0
     """Shortest clip, in seconds."""
     max_duration_s: float = 3.0
@@ -111,10 +110,10 @@ def _mix(
     num_channels: int,
     rng: np.random.Generator,
 ) -> Signal:
-    """The labelled sounds at 0 to -9 dB, each with its onset and place, and noise: `[N, H]`."""
+    """The labelled sounds at 0 to -9 dB, each with its onset and panning, and noise: `[N, H]`."""
     floor_db = rng.uniform(-45, -35)
     mix = 10 ** (floor_db / 20) * rng.standard_normal((num_samples, num_channels))
-    shortest = min(num_samples, int(0.6 * sample_rate_hz))  # less, and a siren is one tone
+    shortest = min(num_samples, int(0.6 * sample_rate_hz))  # a shorter siren would be a single tone
     for number, label in enumerate(labels):
         length = max(shortest, int(rng.uniform(0.6, 1.0) * num_samples))
         onset = int(rng.integers(num_samples - length + 1))
@@ -156,14 +155,14 @@ def _encode(audio: Signal, sample_rate_hz: int, container: str, subtype: str) ->
 
 
 def _without_time_stamp(wav: bytes) -> bytes:
-    """Zero the second of writing, which libsndfile puts in the PEAK chunk of a float WAV."""
+    """Zero the time of writing, which libsndfile puts in the PEAK chunk of a float WAV."""
     peak = wav.index(b"PEAK", 0, 128)
     stamp = peak + 12  # after the chunk's name, size and version
     return wav[:stamp] + bytes(4) + wav[stamp + 4 :]
 
 
 def _truncated_flac() -> bytes:
-    """A download that ended inside the stream header, which is 42 bytes long."""
+    """A download that ended within the stream header of 42 bytes."""
     return _encode(np.zeros((16000, 1)), 16000, "FLAC", "PCM_16")[:30]
 
 
@@ -182,7 +181,7 @@ BROKEN: tuple[tuple[str, str, Callable[[], bytes | None]], ...] = (
 
 
 def _make_broken(number: int) -> _Row:
-    # The kind follows from the number, so an earlier set never leaves a file at a missing path.
+    # The number determines the kind, so an earlier set never leaves a file at a missing path.
     _, extension, contents = BROKEN[number % len(BROKEN)]
     return _Row(
         id=f"broken-{number:05d}",
@@ -203,9 +202,9 @@ def _rows(settings: SyntheticSettings) -> Iterator[_Row]:
 
 
 def _open_folder(folder: str | Path) -> Path:
-    """Make the folder ready for writing: `audio/` is there, `clips.csv` is not."""
+    """Prepare the folder for writing: create `audio/`, remove `clips.csv`."""
     if "://" in str(folder):
-        raise UserError(str(folder), "synthetic clips are written to a local folder", "give one")
+        raise UserError(str(folder), "synthetic clips need a local folder", "give one")
     try:
         (Path(folder) / "audio").mkdir(parents=True, exist_ok=True)
         (Path(folder) / "clips.csv").unlink(missing_ok=True)
@@ -219,8 +218,8 @@ def _open_folder(folder: str | Path) -> Path:
 def write_synthetic(folder: str | Path, settings: SyntheticSettings) -> int:
     """Write the data set into a local folder; return the number of clips listed.
 
-    Broken clips are listed too. Files of an earlier set that have the same name are replaced,
-    others stay and are not listed. Raises UserError where the folder is remote or not writable.
+    Broken clips are listed, too. Files of an earlier set with the same name are replaced; others
+    stay but are not listed. Raises UserError if the folder is remote or not writable.
     """
     root = _open_folder(folder)
     table = io.StringIO()
@@ -256,10 +255,10 @@ def _parser() -> argparse.ArgumentParser:
         "--num-broken",
         type=int,
         default=defaults.num_broken,
-        help="clips that cannot be used, listed beside the others: "
+        help="additional listed clips that cannot be used: "
         + ", ".join(kind for kind, _, _ in BROKEN),
     )
-    add("--seed", type=int, default=defaults.seed, help="start of all random draws")
+    add("--seed", type=int, default=defaults.seed, help="seed of all random draws")
     return parser
 
 

@@ -1,7 +1,7 @@
-"""Ten kinds of sound, each a class of the built-in data set.
+"""Ten kinds of sound, the classes of the built-in data set.
 
-In: a class, a length, a sample rate and a random generator. Out: one sound, the same for the same
-generator. What tells the classes apart is below `HIGHEST_HZ`, so every sample rate shows it.
+In: a class, a length, a sample rate and a random generator. Out: a sound, the same for the same
+generator. The classes differ below `HIGHEST_HZ`, so every sample rate preserves the difference.
 
 Shapes: N samples.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Signal = NDArray[np.float64]
 
-# What tells a sound apart stays below this, so that an 8 kHz file shows it too.
+# The features that distinguish sounds stay below this, so that an 8 kHz file has them, too.
 HIGHEST_HZ = 3400.0
 
 
@@ -134,10 +134,10 @@ LABELS = tuple(_SOUNDS)
 def synthesise(
     label: str, num_samples: int, sample_rate_hz: int, rng: np.random.Generator
 ) -> Signal:
-    """One sound of class `label`, `[N]`, scaled so that its loudest 10 ms have RMS 1.
+    """A sound of class `label`, `[N]`, scaled so that its loudest 10 ms have RMS 1.
 
-    The loudest moment, not the mean, is the reference: a train of clicks would otherwise be made
-    many times higher than the tones mixed with it. Raises KeyError for a label not in `LABELS`.
+    The reference is the loudest moment, not the mean: otherwise a train of clicks would become many
+    times louder than the tones mixed with it. Raises KeyError for a label not in `LABELS`.
     """
     sound = _SOUNDS[label](num_samples, sample_rate_hz, rng)
     fade = np.minimum(1.0, (np.arange(num_samples) + 1) / (0.005 * sample_rate_hz))

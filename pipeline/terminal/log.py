@@ -1,9 +1,9 @@
-"""What the program says of itself, on standard error: one short line a message.
+"""Messages about the program's work, on standard error: one short line each.
 
-Modules log to `logging.getLogger(__name__)`: what a user should act on as a warning, what goes on
-as info, details as debug. `set_up` decides what is shown, in the program and in each process of
-Ray's, which gets the level of the program. Results are printed and errors end a step: neither is
-logged. Libraries log as they do anywhere.
+Modules log to `logging.getLogger(__name__)`: warnings for what a user should act on, info for
+progress, debug for details. `set_up` sets the level that is shown, in the program and in Ray's
+processes, which get the same level. Results are printed and errors end a step: neither is logged.
+Logs of libraries are left as they are.
 """
 
 import logging
@@ -14,7 +14,7 @@ _NAMES = {logging.DEBUG: "debug", logging.INFO: "note", logging.WARNING: "warnin
 
 
 class _StandardError(logging.Handler):
-    """Prints to what is standard error at that moment."""
+    """Prints to the current standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         name = _NAMES.get(record.levelno, "error")
@@ -25,11 +25,11 @@ _HANDLER = _StandardError()
 
 
 def set_up(level: int, *, is_worker: bool = False) -> None:
-    """Show what the program says from this level on.
+    """Show the program's messages from this level on.
 
     Args:
         level: WARNING for --quiet, INFO, or DEBUG for --verbose.
-        is_worker: whether this is a process of Ray's, whose root logger has handlers of its own.
+        is_worker: whether this is a process of Ray, whose root logger already has handlers.
     """
     for name in _PACKAGES:
         logger = logging.getLogger(name)
@@ -40,7 +40,7 @@ def set_up(level: int, *, is_worker: bool = False) -> None:
 
 
 def level() -> int:
-    """The level that `set_up` was given, to hand on to other processes."""
+    """The level set by `set_up`, to pass on to other processes."""
     return logging.getLogger(_PACKAGES[0]).level or logging.INFO
 
 

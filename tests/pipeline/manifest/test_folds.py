@@ -51,7 +51,7 @@ def _of_class(folds: dict[str, int], labels: list[list[str]], name: str) -> list
 def test_class_smaller_than_the_number_of_folds_is_noted() -> None:
     clips = [Clip(id=str(i), uri="/x", labels=("dog" if i else "rain",)) for i in range(6)]
     assert assign_folds(from_clips(clips, ["dog", "rain"]), 5).notes == (
-        "1 classes have fewer than 5 clips, so not one in each fold: rain",
+        "1 classes have fewer than 5 clips, so some folds lack them: rain",
     )
 
 
