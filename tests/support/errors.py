@@ -1,7 +1,7 @@
 """Errors checked by their parts, so that a better word in a message breaks no test."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 
@@ -57,6 +57,12 @@ def assert_names(text: str, *values: object) -> None:
         value for value in values if not re.search(rf"(?<!\w){re.escape(str(value))}(?!\w)", text)
     ]
     assert not missing, f"{missing} not in: {text}"
+
+
+def assert_notes(notes: Iterable[str], *expected: Sequence[object]) -> None:
+    """Check that each note, in order, names its values."""
+    for note, values in zip(notes, expected, strict=True):
+        assert_names(note, *values)
 
 
 def assert_error_line(stderr: str, where: Where, *values: object) -> None:

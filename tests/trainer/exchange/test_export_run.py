@@ -127,8 +127,7 @@ def test_export_of_a_run_in_buckets_warns_about_padding(
     train(replace(RECIPE, sampler=sampler), dataset, run, world=World())
     with caplog.at_level(logging.WARNING):
         export_run(run, str(tmp_path / "out"))
-    notice = "trained and evaluated on clips padded to the next of [48, 56] frames"
-    assert f"{run}: {notice}" in caplog.text
+    assert_names(caplog.text, run, "[48, 56] frames")
 
 
 def test_head_norm_eps_survives_the_export(
