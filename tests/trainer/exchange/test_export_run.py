@@ -21,7 +21,7 @@ from pipeline.dataset.prepared import PreparedDataset
 from pipeline.errors import SettingError, UserError
 from pipeline.fbank import fbank
 from pipeline.fbank_settings import FbankSettings
-from tests.support.errors import assert_error_line, refused
+from tests.support.errors import assert_error_line, assert_names, refused
 from tests.support.prepared import LABELS, make_prepared, tiny_recipe, write_recipe
 from tests.support.runs import newest
 from tests.trainer.checkpoints.test_ast_checkpoint import AuthorsAst, transformers_model
