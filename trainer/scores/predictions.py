@@ -111,15 +111,18 @@ def read_metrics(run_path: str, name: str) -> ScoredClips:
     """
     path = metrics_path(run_path, name)
     try:
-        rest = storage.read_document(path, _Rest, _REMEDY)
+        data = storage.read_bytes(path)
+        rest = storage.parse_document(data, _Rest)
         return ScoredClips(
             name=rest.name,
-            source=storage.read_document(path, Source, _REMEDY),
-            metrics=storage.read_document(path, Metrics, _REMEDY),
+            source=storage.parse_document(data, Source),
+            metrics=storage.parse_document(data, Metrics),
             common=rest.common,
         )
     except FileNotFoundError as error:
-        raise UserError(path, "no such file", _REMEDY) from error
+        raise UserError(path, "not there", _REMEDY) from error
+    except storage.DocumentError as error:
+        raise UserError(path, f"damaged: {error}", _REMEDY) from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
