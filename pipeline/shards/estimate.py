@@ -53,8 +53,8 @@ def estimate(manifest: Manifest, settings: PrepareSettings, num_sampled: int) ->
     plan = make_plan(manifest, settings)
     num_clips = plan.clips.num_rows
     num_sampled = min(num_sampled, num_clips)
-    rows = np.random.default_rng(0).choice(num_clips, num_sampled, replace=False)
-    clips = to_clips(plan.clips.take(np.sort(rows)))
+    row_indices = np.random.default_rng(0).choice(num_clips, num_sampled, replace=False)
+    clips = to_clips(plan.clips.take(np.sort(row_indices)))
     clock = Stages(dict.fromkeys(STAGES, 0.0))
     writer = ShardWriter(io.BytesIO())
     audio_s, read_bytes = 0.0, 0

@@ -53,14 +53,14 @@ digit, and the first character after a misaligned id is none of these."""
 _TOLERANCE_MS = 1000
 """Starts in names are often whole seconds where the CSV has tenths."""
 
-Rows = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Names:
     """Ids and starts from the names of `F` files; `N` segments have `I` different ids."""
 
-    id_number: Rows
+    id_number: Indices
     """`[F]` index of the id; -1: no id of the CSVs."""
     start: npt.NDArray[np.float64]
     """`[F]` START as in the name; NaN: none."""
@@ -123,7 +123,7 @@ def parse_names(names: pa.ChunkedArray, ids: pa.Array) -> Names:
     )
 
 
-def pair(names: Names, keys: Rows, *, whole: bool) -> tuple[Rows, Rows]:
+def pair(names: Names, keys: Indices, *, whole: bool) -> tuple[Indices, Indices]:
     """Pair files with the segments that they can serve: indices of files, and of segments.
 
     A file with a START serves the segment that starts there, and precedes files without. A whole
@@ -153,13 +153,15 @@ def pair(names: Names, keys: Rows, *, whole: bool) -> tuple[Rows, Rows]:
     return file, order[np.concatenate([index[index >= 0], indices])]
 
 
-def choose(pairs: tuple[Rows, Rows], readable: Mask, num_segments: int) -> tuple[Rows, Mask]:
-    """`[N]` the first readable file of each segment (-1: none), and whether all are unreadable."""
+def choose(
+    pairs: tuple[Indices, Indices], readable: Mask, num_segments: int
+) -> tuple[Indices, Mask]:
+    """`[N]` first readable file of each segment (-1: none), and whether it has only unreadable."""
     file, segment = pairs
-    rows = np.flatnonzero(readable[file])
-    served, first = np.unique(segment[rows], return_index=True)
+    usable = np.flatnonzero(readable[file])
+    served, first = np.unique(segment[usable], return_index=True)
     chosen = np.full(num_segments, -1)
-    chosen[served] = file[rows[first]]
+    chosen[served] = file[usable[first]]
     has_file = np.zeros(num_segments, dtype=bool)
     has_file[segment] = True
     return chosen, has_file & (chosen < 0)
@@ -173,7 +175,7 @@ def _class_labels(segments: str) -> str:
     return path
 
 
-def _nearest(ordered: Rows, number: Rows, start_ms: npt.NDArray[np.float64]) -> Rows:
+def _nearest(ordered: Indices, number: Indices, start_ms: npt.NDArray[np.float64]) -> Indices:
     """Index in `ordered` of the segment with this id and start; -1: none."""
     key = number * SPAN_MS + np.minimum(np.rint(start_ms), SPAN_MS - 1).astype(np.int64)
     after = np.minimum(np.searchsorted(ordered, key), len(ordered) - 1)
@@ -194,18 +196,19 @@ def _are_whole(listing: pa.Table, unclear: Mask, cut: str) -> tuple[bool, list[s
 
     The first file, the last and some evenly between are sampled; their majority decides for all.
     """
-    rows = np.flatnonzero(unclear)
-    if not len(rows) or cut != "auto":
+    file_indices = np.flatnonzero(unclear)
+    if not len(file_indices) or cut != "auto":
         return cut == "no", []
-    indices = np.linspace(0, len(rows) - 1, min(SAMPLE_SIZE, len(rows))).astype(np.int64)
+    sampled = np.linspace(0, len(file_indices) - 1, min(SAMPLE_SIZE, len(file_indices)))
+    files = listing.take(file_indices[sampled.astype(np.int64)]).to_pylist()
     with ThreadPoolExecutor(max_workers=8) as pool:
-        sampled = list(pool.map(_duration_s, listing.take(rows[indices]).to_pylist()))
-    durations_s = [duration_s for duration_s in sampled if duration_s is not None]
+        lengths = list(pool.map(_duration_s, files))
+    durations_s = [duration_s for duration_s in lengths if duration_s is not None]
     num_long = sum(duration_s > WHOLE_S for duration_s in durations_s)
     whole = num_long > len(durations_s) / 2
     meaning, other = ("whole videos", "yes") if whole else ("already cut clips", "no")
     return whole, [
-        f"{len(rows):,} files named by an id alone are treated as {meaning}: {num_long} of "
+        f"{len(file_indices):,} files named by an id alone are treated as {meaning}: {num_long} of "
         f"{len(durations_s)} whose length could be read last over {WHOLE_S:g} s; --cut {other} "
         f"overrides this"
     ]
@@ -238,9 +241,9 @@ def _header_duration_s(file: io.IOBase) -> float | None:
 def _manifest(
     segments: pa.Table,
     listing: pa.Table,
-    file: Rows,
+    file: Indices,
     stretches: Mask,
-    keys: Rows,
+    keys: Indices,
     labels: Sequence[str],
 ) -> Manifest:
     """The clips of segments that have a file; `stretches`: `[N]` segments to cut out of it."""
@@ -259,7 +262,7 @@ def _manifest(
     return from_columns(columns, labels)
 
 
-def _clip_ids(segments: pa.Table, keys: Rows) -> pa.ChunkedArray:
+def _clip_ids(segments: pa.Table, keys: Indices) -> pa.ChunkedArray:
     """YouTube's id, with the start in ms if the id has several segments."""
     number, start_ms = np.divmod(keys, SPAN_MS)
     several = np.bincount(number)[number] > 1
@@ -275,7 +278,9 @@ def _label_lists(segments: pa.Table, labels: Sequence[str]) -> pa.ListArray:
     return pa.ListArray.from_arrays(classes.offsets, names)
 
 
-def _missing(segments: pa.Table, file: Rows, unreadable: Mask, labels: Sequence[str]) -> pa.Table:
+def _missing(
+    segments: pa.Table, file: Indices, unreadable: Mask, labels: Sequence[str]
+) -> pa.Table:
     """The segments without a clip: id, split, labels, reason."""
     absent = file < 0
     rows = segments.filter(pa.array(absent))
@@ -284,7 +289,7 @@ def _missing(segments: pa.Table, file: Rows, unreadable: Mask, labels: Sequence[
     return pa.table({**columns, "reason": reason})
 
 
-def _notes(listing: pa.Table, pairs: tuple[Rows, Rows], file: Rows) -> list[str]:
+def _notes(listing: pa.Table, pairs: tuple[Indices, Indices], file: Indices) -> list[str]:
     """Notes on files of the listing that were left out."""
     notes = []
     num_double = int(_readable(listing)[pairs[0]].sum() - (file >= 0).sum())

@@ -124,14 +124,14 @@ def _read_csv(path: str, split: str, mids: Sequence[str]) -> pa.Table:
         pc.match_substring_regex(ids, "^Y.{11}$"), pc.utf8_slice_codeunits(ids, 1), ids
     )
     good = pc.fill_null(pc.match_substring_regex(ids, f"^{YOUTUBE_ID}$"), False)
-    rows = np.flatnonzero(pc.invert(pc.or_(good, pc.match_substring_regex(bare, "^(#|$)"))))
-    if len(rows) and not re.search("[0-9]", lines[int(rows[0])].as_py()):
-        rows = rows[1:]  # a header
-    if len(rows):
-        text = lines[int(rows[0])].as_py()[:80]
+    bad_lines = np.flatnonzero(pc.invert(pc.or_(good, pc.match_substring_regex(bare, "^(#|$)"))))
+    if len(bad_lines) and not re.search("[0-9]", lines[int(bad_lines[0])].as_py()):
+        bad_lines = bad_lines[1:]  # a header
+    if len(bad_lines):
+        text = lines[int(bad_lines[0])].as_py()[:80]
         raise UserError(
-            f"{path}, line {rows[0] + 1}",
-            f'not YTID, START, END, "LABELS": {text!r} ({len(rows)} such lines)',
+            f"{path}, line {bad_lines[0] + 1}",
+            f'not YTID, START, END, "LABELS": {text!r} ({len(bad_lines)} such lines)',
         )
     ids = ids.filter(good).combine_chunks()
     fields = fields.filter(good).combine_chunks()
@@ -184,6 +184,8 @@ def _classes(texts: pa.Array, ids: pa.Array, mids: Sequence[str], path: str) -> 
 
 
 def _refuse(wrong: pa.Array, ids: pa.Array, path: str, why: str) -> None:
-    rows = np.flatnonzero(wrong)
-    if len(rows):
-        raise UserError(path, f"segment {ids[int(rows[0])]} {why} ({len(rows)} such segments)")
+    indices = np.flatnonzero(wrong)
+    if len(indices):
+        raise UserError(
+            path, f"segment {ids[int(indices[0])]} {why} ({len(indices)} such segments)"
+        )
