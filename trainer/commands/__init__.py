@@ -1,4 +1,4 @@
-"""The steps of the trainer on the command line, one a file.
+"""The trainer's steps on the command line, one file each.
 
-In: options. Out: results printed. Heavy libraries are loaded when a step runs.
+In: options. Out: printed results. Heavy libraries are loaded when a step runs.
 """

@@ -1,4 +1,4 @@
-"""`cross-validate`: a run for each fold of a data set, and mean and deviation of their scores."""
+"""`cross-validate`: a run for each fold of a data set, with mean and deviation of their scores."""
 
 import argparse
 import logging
@@ -13,7 +13,7 @@ _logger = logging.getLogger(__name__)
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--folds", type=positive, nargs="+", default=[], help="train only these (default: all)"
+        "--folds", type=positive, nargs="+", default=[], help="folds to hold out (default: all)"
     )
     add_training_options(parser, "folder of the runs and of the table")
 
@@ -35,8 +35,8 @@ def run(arguments: argparse.Namespace) -> None:
 STEP = Step(
     name="cross-validate",
     summary="Train a recipe once for each fold of the data set, holding that fold out, as many "
-    "runs at a time as fit; show each score, mean and deviation. Run the same command again to "
-    "resume.",
+    "runs at a time as fit; show the scores, their mean and deviation. Run the same command again "
+    "to resume.",
     example="esc50 --data data/esc50 --out runs/esc50",
     add_options=add_options,
     run=run,

@@ -1,4 +1,4 @@
-"""`ensemble`: seeds and variants of a recipe, and the scores of their mean."""
+"""`ensemble`: trains seeds and variants of a recipe and scores their mean output."""
 
 import argparse
 import logging
@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar=("NAME", "SECTION.KEY=VALUE"),
-        help="train the recipe with other settings, too, in the folder of that name",
+        help="also train the recipe with these settings, in a folder of that name",
     )
     parser.add_argument(
         "--runs",
@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="RUN",
-        help="finished runs that are members, too",
+        help="finished runs to include as members",
     )
     add_training_options(
         parser, "folder of the runs and of the ensemble's predictions", must_train=False
@@ -69,9 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 STEP = Step(
     name="ensemble",
-    summary="Train a recipe with several seeds and in variants, as many runs at a time as fit; "
-    "score the mean of their outputs, with those of other runs if you name any. Run the same "
-    "command again to resume.",
+    summary="Train a recipe with several seeds and in variants, as many runs at a time as fit, and "
+    "score the mean of their outputs and those of --runs. Run the same command again to resume.",
     example="esc50 --seeds 0 1 2 --data data/esc50 --out runs/esc50x3",
     add_options=add_options,
     run=run,

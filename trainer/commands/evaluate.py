@@ -1,4 +1,4 @@
-"""`evaluate`: scores of a run's weights on a split."""
+"""`evaluate`: scores a split with a run's weights."""
 
 import argparse
 from typing import get_args
@@ -12,12 +12,12 @@ from trainer.model.settings import Precision
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="run", type=path, help="folder of the run")
     parser.add_argument("--split", required=True, help="split to score")
-    parser.add_argument("--fold", type=int, default=0, help="only this fold of it")
-    parser.add_argument("--data", type=path, help="prepared data set (default: the one trained on)")
+    parser.add_argument("--fold", type=int, default=0, help="score only this fold of the split")
+    parser.add_argument("--data", type=path, help="prepared data set (default: the training data)")
     parser.add_argument(
         "--precision",
         choices=get_args(Precision),
-        help="what the model computes in (default: what it was trained in)",
+        help="precision that the model computes in (default: that of the training)",
     )
     add_weights_option(parser)
     add_worker_options(parser)
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 STEP = Step(
     name="evaluate",
-    summary="Score a split with weights of a run: mAP, mAUC, d-prime, accuracy, per class.",
+    summary="Score a split with a run's weights: mAP, mAUC, d-prime and accuracy, and per class.",
     example="runs/esc50 --split train --fold 1",
     add_options=add_options,
     run=run,

@@ -1,4 +1,4 @@
-"""`export`: weights of a run as a folder that transformers loads."""
+"""`export`: writes a run's weights as a folder that transformers loads."""
 
 import argparse
 
@@ -21,8 +21,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 STEP = Step(
     name="export",
-    summary="Write weights of a run as a folder that transformers loads, and as ast.safetensors in "
-    "it, which `import` and model.weights_file read.",
+    summary="Write a run's weights as a folder that transformers loads; its ast.safetensors can be "
+    "read by `import` and model.weights_file.",
     example="runs/esc50 --out models/esc50",
     add_options=add_options,
     run=run,

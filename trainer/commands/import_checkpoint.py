@@ -1,4 +1,4 @@
-"""`import`: a trained AST as a run."""
+"""`import`: makes a run of a trained AST."""
 
 import argparse
 
@@ -11,9 +11,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=path, help="file or folder of the trained model")
     parser.add_argument("--data", type=path, required=True, help="folder of the prepared data set")
     parser.add_argument("--out", type=path, required=True, help="folder of the run")
-    parser.add_argument(
-        "--recipe", help=f"{RECIPE_HELP} (default: the checkpoint's, where it tells)"
-    )
+    parser.add_argument("--recipe", help=f"{RECIPE_HELP} (default: the checkpoint's own settings)")
     add_set_option(parser)
 
 

@@ -1,4 +1,4 @@
-"""Options that several steps of the trainer have."""
+"""Options shared by several of the trainer's steps."""
 
 import argparse
 from typing import get_args
@@ -14,7 +14,7 @@ RECIPE_HELP = "settings of the run: path of a .toml file, or a name such as esc5
 def add_training_options(
     parser: argparse.ArgumentParser, out_help: str, *, must_train: bool = True
 ) -> None:
-    """Options of a step that trains; `must_train`: it always does."""
+    """Options of a step that trains; recipe and data are optional unless `must_train`."""
     parser.add_argument("recipe", nargs=None if must_train else "?", help=RECIPE_HELP)
     parser.add_argument(
         "--data", type=path, required=must_train, help="folder of the prepared data set"
@@ -40,7 +40,7 @@ def add_weights_option(parser: argparse.ArgumentParser) -> None:
         "--weights",
         choices=choices,
         default=choices[0],
-        help="the last checkpoint's, or others that the recipe asked for (default: %(default)s)",
+        help="weights to use: the last, or others that the recipe kept (default: %(default)s)",
     )
 
 
@@ -50,19 +50,19 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=positive,
         default=defaults.num,
-        help="processes of a run (default: %(default)s)",
+        help="worker processes of each run (default: %(default)s)",
     )
     parser.add_argument(
         "--cpus-per-worker",
         type=positive,
         default=defaults.cpus,
-        help="CPUs of each, and its threads (default: %(default)s)",
+        help="CPUs, and threads, of each worker (default: %(default)s)",
     )
     parser.add_argument(
         "--gpu",
         action=argparse.BooleanOptionalAction,
         default=defaults.use_gpu,
-        help="give each a GPU (default: if the cluster has any)",
+        help="give each worker a GPU (default: if the cluster has any)",
     )
     add_session_options(parser)
 

@@ -1,4 +1,4 @@
-"""What `ensemble` and `cross-validate` share: training what is not finished yet."""
+"""Trains the unfinished runs of `ensemble` and `cross-validate`."""
 
 import argparse
 
@@ -9,7 +9,7 @@ from trainer.recipe.recipe import Recipe
 
 
 def train_all(recipes: dict[str, Recipe], arguments: argparse.Namespace) -> None:
-    """Train the runs; each one that fails is named, the last by the error that is raised."""
+    """Train the runs; print the error of each run that fails, but raise the last."""
     from cluster.worker_errors import unwrap_each
     from trainer.on_ray.tune import train_unfinished
 

@@ -1,4 +1,4 @@
-"""`train`: one run of a recipe on a prepared data set."""
+"""`train`: trains a recipe on a prepared data set."""
 
 import argparse
 import logging
@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> None:
     from trainer.recipe.parse import load_recipe
 
     data, output = arguments.data, arguments.out
-    # What a user gets wrong most often is told before PyTorch is loaded, which takes seconds.
+    # The most common mistakes are reported before PyTorch is loaded, which takes seconds.
     recipe = load_recipe(find_recipe(arguments.recipe), arguments.set)
     open_dataset(data)
 

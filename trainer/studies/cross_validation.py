@@ -1,10 +1,10 @@
-"""Scores over the folds of a data set: each fold held out once, by a run of its own.
+"""Cross-validation over the folds of a data set: one run for each held-out fold.
 
-In: a recipe and a data set with folds; then the folds' finished runs. Steps: a recipe and a run
-folder for each fold; the runs' scores after each epoch, side by side. Out: a table, and
+In: a recipe and a data set with folds; then the folds' finished runs. Steps: make a recipe and a
+run folder for each fold; collect the runs' scores after each epoch. Out: a table, and
 `cross_validation.json`: each fold, mean and standard deviation, after the last epoch and after the
-epoch with the best mean. The latter is how AST's scores on ESC-50 were picked (the authors' script
-does so): on the very clips that are reported, which flatters them, so it is labelled.
+epoch with the best mean. The authors' script picks AST's scores on ESC-50 in the latter way, on the
+very clips that are reported, which flatters them; so it is labelled.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,9 +32,9 @@ class CrossValidation:
     """Scores of the fold that each run held out."""
 
     metric: str
-    """What an epoch is picked by."""
+    """Metric that picks the epoch."""
     folds: dict[int, list[Figures]]
-    """Of each fold its scores after every epoch; all have the same number of epochs."""
+    """Scores of each fold after every epoch; all have the same number of epochs."""
 
     @property
     def num_epochs(self) -> int:
@@ -43,7 +43,7 @@ class CrossValidation:
 
     @property
     def picked_epoch(self) -> int:
-        """The first of the epochs with the best mean over the folds, counted from 1."""
+        """The epoch with the best mean over the folds (the first, if tied), counted from 1."""
         means = [
             self.after(epoch).mean[self.metric] or 0.0 for epoch in range(1, self.num_epochs + 1)
         ]
@@ -79,7 +79,7 @@ class EpochScores:
     std: Figures
 
     def to_json(self) -> dict[str, Any]:
-        """The part of `cross_validation.json`."""
+        """The entry of `cross_validation.json`."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -88,9 +88,9 @@ class FoldPlan:
     """Recipes of folds by their run folders."""
 
     recipes: dict[str, Recipe]
-    """Of the folds that were asked for."""
+    """Of the requested folds."""
     scored: dict[str, Recipe]
-    """Of those, and of the folds whose runs were finished before."""
+    """Of the requested folds and of those whose runs are already finished."""
     left_out: list[str]
     """Run folders of the data set's other folds."""
 
@@ -98,30 +98,30 @@ class FoldPlan:
 def plan_folds(
     recipe_path: str, overrides: Sequence[str], data_path: str, output: str, folds: Sequence[int]
 ) -> FoldPlan:
-    """What to train and to score; no `folds`: all that there are.
+    """What to train and to score; no `folds`: all of them.
 
     Raises:
-        UserError: as `load_recipe`, `open_dataset`, `fold_recipes` and `with_finished`; the fold is
-            set by the overrides; the output folder holds something else.
+        UserError: as `load_recipe`, `open_dataset`, `fold_recipes` and `with_finished`; an override
+            sets the fold; the output folder holds something else.
     """
     refuse_override(overrides, "data.fold", "--folds")
     check_folder(output, "cross_validation.json")
     recipe, dataset = load_recipe(recipe_path, overrides), open_dataset(data_path)
     recipes = fold_recipes(recipe, dataset, output, folds)
-    every = fold_recipes(recipe, dataset, output, ())
-    scored = with_finished(recipes, every, dataset)
+    all_recipes = fold_recipes(recipe, dataset, output, ())
+    scored = with_finished(recipes, all_recipes, dataset)
     return FoldPlan(
-        recipes=recipes, scored=scored, left_out=[run for run in every if run not in scored]
+        recipes=recipes, scored=scored, left_out=[run for run in all_recipes if run not in scored]
     )
 
 
 def fold_recipes(
     recipe: Recipe, dataset: PreparedDataset, output: str, folds: Sequence[int]
 ) -> dict[str, Recipe]:
-    """The recipe of each fold by the run folder it gets; no `folds`: all that there are.
+    """The recipe of each fold by its run folder; no `folds`: all of them.
 
     Raises:
-        UserError: the data set has no such split or folds, or one is named twice.
+        UserError: the data set lacks the split or the folds, or one is named twice.
     """
     split = recipe.data.train_split
     known = sorted(set(dataset.select(split)["fold"].to_pylist()) - {0})
@@ -129,7 +129,7 @@ def fold_recipes(
         raise UserError(
             dataset.path,
             f"the clips of split {split!r} have no folds",
-            "`manifest --folds 5` numbers them",
+            "`manifest --folds 5` assigns them",
         )
     wanted = list(folds) or known
     if len(set(wanted)) < len(wanted) or not set(wanted) <= set(known):
@@ -145,18 +145,18 @@ def fold_recipes(
 
 
 def with_finished(
-    chosen: Mapping[str, Recipe], every: Mapping[str, Recipe], dataset: PreparedDataset
+    requested: Mapping[str, Recipe], all_recipes: Mapping[str, Recipe], dataset: PreparedDataset
 ) -> dict[str, Recipe]:
-    """The chosen ones of every fold's recipe, and those whose runs were finished before.
+    """Recipes of the requested folds, and of those whose runs are already finished.
 
     Raises:
-        UserError: the run of a fold that is not chosen has other settings or other data, so that
-            one table cannot have both.
+        UserError: the run of another fold has other settings or data, so one table cannot hold
+            both.
     """
     return {
         path: recipe
-        for path, recipe in every.items()
-        if path in chosen or (check_same_run(path, recipe, dataset) and is_finished(path))
+        for path, recipe in all_recipes.items()
+        if path in requested or (check_same_run(path, recipe, dataset) and is_finished(path))
     }
 
 
@@ -182,16 +182,16 @@ def score_folds(recipes: Mapping[str, Recipe], output: str) -> CrossValidation:
 
 
 def make_table(result: CrossValidation) -> Table:
-    """Each fold, mean and standard deviation, after the last and after the picked epoch."""
+    """Scores of each fold, mean and standard deviation, after the last and the picked epoch."""
     last, picked = result.last, result.picked
     table = Table(
         title=f"Cross-validation over {len(result.folds)} fold{'s' * (len(result.folds) > 1)}",
         caption=f"Picked: epoch {picked.epoch}, {picked.picked_by}.",
     )
     table.add_column("held out")
-    for what in (f"epoch {last.epoch} (last)", f"epoch {picked.epoch} (picked)"):
+    for epoch in (f"epoch {last.epoch} (last)", f"epoch {picked.epoch} (picked)"):
         for name in FIGURES:
-            table.add_column(f"{name}\n{what}", justify="right")
+            table.add_column(f"{name}\n{epoch}", justify="right")
     for fold in result.folds:
         of_last, of_picked = (table_cells(scores.folds[str(fold)]) for scores in (last, picked))
         table.add_row(f"fold {fold}", *of_last, *of_picked)
@@ -202,8 +202,8 @@ def make_table(result: CrossValidation) -> Table:
 
 
 def _read_curve(run_path: str) -> list[Figures]:
-    """A finished run's figures after each epoch."""
+    """A finished run's scores after each epoch."""
     results = read_history(run_path).epochs
     if not results:
-        raise UserError(f"{run_path}/history.json", "has no scores", "remove it, and train again")
+        raise UserError(f"{run_path}/history.json", "has no scores", "remove it and train again")
     return [{name: getattr(result, name) for name in FIGURES} for result in results]

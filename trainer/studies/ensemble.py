@@ -1,11 +1,11 @@
-"""Several models of one data set, the mean of their scores, and a table of both.
+"""Ensembles: models of one data set whose scores are averaged.
 
-In: a recipe, seeds and variants of it; then the finished runs. Steps: a recipe and a run folder for
-each member; the members' scores on the same clips, averaged. Out: the mean as predictions, a table,
-and `ensemble.json`.
+In: a recipe, seeds and variants of it; then the finished runs. Steps: make a recipe and a run
+folder for each member; average the members' scores on the same clips. Out: the mean as predictions,
+a table, and `ensemble.json`.
 
-An ensemble's score is the mean of its members' sigmoid (or softmax) outputs at their last, not
-weight-averaged, checkpoints (paper section 3.1; the authors' `ensemble.py`).
+An ensemble's scores are the mean of its members' sigmoid (or softmax) outputs, with the weights of
+their last checkpoints, not averaged ones (paper section 3.1; the authors' `ensemble.py`).
 """
 
 import re
@@ -41,14 +41,14 @@ _VARIANT_NAME = re.compile(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnsemblePlan:
-    """Who the members are."""
+    """Members of an ensemble."""
 
     recipes: dict[str, Recipe]
-    """Of those to train, by their run folders."""
+    """Recipes of members to train, by their run folders."""
     runs: list[str]
-    """The run folders of all members."""
+    """Run folders of all members."""
     name: str
-    """The clip set that they are scored on."""
+    """Name of the clip set to score them on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,9 +56,9 @@ class EnsembleResult:
     """Members and their ensemble on one clip set: the document `ensemble.json`."""
 
     runs: list[str]
-    """The members' run folders, from that of the ensemble."""
+    """The members' run folders, relative to the ensemble's if inside it."""
     name: str
-    """The clip set."""
+    """Name of the clip set."""
     members: dict[str, Figures]
     """Scores of each member, by the name of its run."""
     mean: Figures
@@ -76,15 +76,15 @@ def plan_ensemble(
     variants: Sequence[Sequence[str]] = (),
     runs: Sequence[str] = (),
 ) -> EnsemblePlan:
-    """Members to train, which takes a recipe and data, those that are there already, or both.
+    """Plan an ensemble of members to train (with a recipe and data), finished runs, or both.
 
     Args:
         overrides, seeds, variants: as for `member_recipes`.
-        runs: finished runs that are members, too.
+        runs: finished runs to include.
 
     Raises:
-        UserError: as `member_recipes` and `check_finished`; arguments that do not go together; the
-            output folder holds something else.
+        UserError: as `member_recipes` and `check_finished`; incompatible arguments; the output
+            folder holds something else.
     """
     _check_members(
         recipe_path,
@@ -110,15 +110,15 @@ def member_recipes(
     seeds: Sequence[int] = (),
     variants: Sequence[Sequence[str]] = (),
 ) -> dict[str, Recipe]:
-    """The recipe with each seed, and each variant of it, by the run folder it gets.
+    """The recipe with each seed, and each variant of it, by its run folder.
 
     Args:
         overrides: settings of all members, `section.key=value`.
-        variants: of each its name, and the settings in which it differs.
+        variants: for each, its name and the settings in which it differs.
 
     Raises:
-        UserError: as `load_recipe`; a seed is out of range, or set by the overrides, too; a name
-            cannot be a folder's; a seed or name is there twice.
+        UserError: as `load_recipe`; a seed is out of range; an override sets the seed, too; a name
+            is no valid folder name; duplicate seeds or names.
     """
     if seeds:
         refuse_override(overrides, "train.seed", "--seeds")
@@ -131,12 +131,12 @@ def member_recipes(
         if not _VARIANT_NAME.fullmatch(name):
             raise UserError(
                 where,
-                "first comes a name for its folder, of letters, digits, '.', '_' and '-', "
+                "must start with a name for its folder, of letters, digits, '.', '_' and '-', "
                 "but not seed-..., tune or predictions",
-                "then its settings",
+                "then give its settings",
             )
         if not settings:
-            raise UserError(where, "name the settings it differs in, such as train.epochs=10")
+            raise UserError(where, "no settings", "add some after the name: train.epochs=10")
         try:
             variant = load_recipe(recipe_path, [*overrides, *settings])
         except UserError as error:
@@ -159,15 +159,15 @@ def with_seed(recipe: Recipe, seed: int) -> Recipe:
 
 
 def average_predictions(members: Mapping[str, Predictions]) -> Predictions:
-    """The mean of the members' scores; members are given by their names.
+    """The mean of the scores of members, by their names.
 
     Raises:
-        UserError: the members were not scored on the same clips with the same labels and targets,
-            or not with the same loss, by which scores are sigmoid or softmax outputs.
+        UserError: the members differ in clips, labels or targets, or in the loss, which decides
+            whether scores are sigmoid or softmax outputs.
     """
     (first_name, first), *others = members.items()
     for name, other in others:
-        for what, equal in (
+        for aspect, equal in (
             ("clips", other.ids == first.ids),
             ("labels", other.labels == first.labels),
             ("targets", np.array_equal(other.targets, first.targets)),
@@ -177,35 +177,35 @@ def average_predictions(members: Mapping[str, Predictions]) -> Predictions:
                 raise UserError(
                     "",
                     f"{first_name} and {name}: their predictions on {first.name!r} cannot be "
-                    f"averaged, as they are of different {what}",
+                    f"averaged, as they have different {aspect}",
                 )
-    stacked = np.stack([one.scores for one in members.values()])
+    stacked = np.stack([member.scores for member in members.values()])
     mean: NDArray[np.float32] = stacked.mean(axis=0, dtype=np.float64).astype(np.float32)
     source = Source(loss=first.source.loss, num_members=len(members))
     return replace(first, scores=mean, source=source)
 
 
 def former_members(run_paths: Sequence[str], output: str) -> list[str]:
-    """Members of the result in `output`, if one is there, that are not among these runs."""
-    before = read_runs(storage.join(output, "ensemble.json"))
-    return [run for run in before if run not in run_paths]
+    """Members of an earlier result in `output`, if any, that are not among these runs."""
+    former = read_runs(storage.join(output, "ensemble.json"))
+    return [run for run in former if run not in run_paths]
 
 
 def score_ensemble(run_paths: Sequence[str], name: str, output: str) -> EnsembleResult:
     """Average the runs' predictions on a clip set and write the result to `output`.
 
     Raises:
-        UserError: a run lacks these predictions, or they do not fit together.
+        UserError: a run lacks these predictions, or they cannot be averaged.
     """
     if len(set(run_paths)) < len(run_paths):
-        raise UserError("", f"each run may be a member once, got {' '.join(run_paths)}")
+        raise UserError("", f"a run can be a member only once, got {' '.join(run_paths)}")
     names = [path.rpartition("/")[2] for path in run_paths]
     if len(set(names)) < len(names):
         names = list(run_paths)
     paths = dict(zip(names, run_paths, strict=True))
     members = {member: read_predictions(path, name) for member, path in paths.items()}
     average = average_predictions(members)
-    scores = {member: _figures(_metrics(one)) for member, one in members.items()}
+    scores = {name: _figures(_metrics(member)) for name, member in members.items()}
     metrics = _metrics(average)
     mean, std = mean_and_std(list(scores.values()))
     result = EnsembleResult(
@@ -227,12 +227,12 @@ def read_result(path: str) -> EnsembleResult:
     Raises:
         UserError: it is damaged.
     """
-    remedy = "the command of the ensemble makes it again"
+    remedy = "run the ensemble's command again"
     return storage.read_document(path, EnsembleResult, remedy)
 
 
 def make_table(result: EnsembleResult) -> Table:
-    """Each member, their mean and standard deviation, and the ensemble."""
+    """Scores of each member, their mean and standard deviation, and the ensemble's."""
     table = Table(title=f"Ensemble of {len(result.members)} on {result.name}")
     table.add_column("model")
     for name in METRICS:
@@ -249,11 +249,11 @@ def make_table(result: EnsembleResult) -> Table:
 
 
 def check_finished(run_paths: Sequence[str], name: str) -> None:
-    """Find out before others are trained whether runs can be members.
+    """Check, before others are trained, that runs can be members.
 
     Raises:
-        UserError: there is no such run, it is of other classes than the first, is not finished or
-            has learned nothing, or it lacks the predictions on a clip set.
+        UserError: a run does not exist, has other classes than the first, is not finished, has
+            learned nothing, or lacks predictions on the clip set.
     """
     first: list[str] | None = None
     for path in run_paths:
@@ -264,10 +264,10 @@ def check_finished(run_paths: Sequence[str], name: str) -> None:
                 path,
                 f"has other classes ({', '.join(labels[:3])}, ...) than {run_paths[0]} "
                 f"({', '.join(first[:3])}, ...)",
-                "members of an ensemble have the same, in one order",
+                "members of an ensemble must have the same classes in the same order",
             )
         if not is_finished(path):
-            raise UserError(path, "the run is not finished", "train it to its end first")
+            raise UserError(path, "the run is not finished", "train it to the end first")
         check_learned(path)
         read_predictions(path, name)
 
@@ -275,11 +275,11 @@ def check_finished(run_paths: Sequence[str], name: str) -> None:
 def _check_members(
     recipe_path: str | None, to_train: Mapping[str, object], runs: Sequence[str]
 ) -> None:
-    """Refuse arguments that do not go together; those of members to train by their options."""
+    """Reject incompatible arguments; `to_train` has the options for members to train."""
     if recipe_path is None:
         for option, value in to_train.items():
             if value:
-                raise UserError(option, "is for members to train, and no recipe is named")
+                raise UserError(option, "is for members to train, which need a recipe")
         if not runs:
             raise UserError("ensemble", "name a recipe with --seeds or --variant, or --runs")
     elif not to_train["--data"]:

@@ -1,7 +1,7 @@
-"""What ensembles and cross-validations share: several runs of one recipe, and one result.
+"""Shared parts of ensembles and cross-validations: runs of one recipe, and one result.
 
 In: overrides, run folders, and the scores of each run. Out: an error for an override that conflicts
-with an option; the runs as a result's JSON names them; mean and standard deviation; table cells.
+with an option; run folders as a result's JSON names them; mean and standard deviation; table cells.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ Figures = dict[str, float | None]
 
 
 def refuse_override(overrides: Sequence[str], setting: str, option: str) -> None:
-    """Refuse an override of a setting that differs from run to run.
+    """Reject an override of a setting that differs from run to run.
 
     Raises:
-        UserError: one of the overrides, `section.key=value`, is of that setting.
+        UserError: one of the overrides, `section.key=value`, sets it.
     """
     for override in overrides:
         if override.partition("=")[0].strip() == setting:
@@ -29,14 +29,14 @@ def refuse_override(overrides: Sequence[str], setting: str, option: str) -> None
 
 
 def runs_to_json(run_paths: Sequence[str], output: str) -> list[str]:
-    """Run folders as a result in `output` names them: from there, where they are inside."""
+    """Run folders as a result in `output` names them: relative to it if inside."""
     return [path.removeprefix(f"{output}/") for path in run_paths]
 
 
 def read_runs(result_path: str) -> list[str]:
-    """The run folders that `ensemble.json` or `cross_validation.json` tells of.
+    """The run folders that `ensemble.json` or `cross_validation.json` names.
 
-    An empty list where there is no such file, or one that does not tell.
+    Empty if the file is missing or names none.
     """
     try:
         names = storage.parse_document(storage.read_bytes(result_path), _Members).runs
@@ -50,21 +50,21 @@ def read_runs(result_path: str) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Members:
-    """What is read again of a result."""
+    """The run folders in a result."""
 
     runs: list[str]
 
 
 def mean_and_std(runs: Sequence[Figures]) -> tuple[Figures, Figures]:
-    """Mean and sample standard deviation of each figure over the runs.
+    """Mean and sample standard deviation of each score over the runs.
 
-    None where a run has none; a single run has no deviation.
+    None if a run lacks the score; a single run has no deviation.
     """
-    over = {name: mean_and_deviation([figures[name] for figures in runs]) for name in runs[0]}
-    means = {name: mean for name, (mean, _) in over.items()}
-    return means, {name: deviation for name, (_, deviation) in over.items()}
+    both = {name: mean_and_deviation([figures[name] for figures in runs]) for name in runs[0]}
+    means = {name: mean for name, (mean, _) in both.items()}
+    return means, {name: deviation for name, (_, deviation) in both.items()}
 
 
 def table_cells(figures: Figures) -> list[str]:
-    """The figures of a row of a table."""
+    """The scores as cells of a table row."""
     return ["-" if value is None else f"{value:.4f}" for value in figures.values()]
