@@ -1,4 +1,4 @@
 """The HTML page of one or more runs.
 
-In: run folders. Out: one page that needs nothing from elsewhere.
+In: run folders. Out: one self-contained page.
 """

@@ -1,9 +1,8 @@
-"""Predictions of an evaluation to what is shown of single clips: examples and confusions.
+"""The report's confusion matrix and example clips.
 
-In: predictions and the data set they were made on. Steps: count what was taken for what; choose
-the clips that are most surely right and most surely wrong, spread over the classes; draw their
-fbanks as PNG images. Out: `Example`s and a confusion matrix. The same predictions always give the
-same choice.
+In: predictions and the data set they were made on. Steps: count true against predicted classes;
+choose the most confident right and wrong clips, spread over the classes; draw their fbanks as PNG
+images. Out: `Example`s and a confusion matrix. The choice depends only on the predictions.
 
 Shapes: N clips, C classes, T frames, F mel bins.
 """
@@ -28,14 +27,14 @@ NUM_TOP = 5
 """Predicted tags shown with a clip."""
 
 NUM_EXTRA = 3
-"""True labels shown with a clip that are not among the top tags, at most."""
+"""Most true labels shown with a clip in addition to the top tags."""
 
 NUM_CONFUSIONS = 12
 """Rows in the table of the most frequent confusions."""
 
 _SHADES = [
-    # Shades of one colour over no colour, so that the page's own background is the zero; steep at
-    # first, so that rare confusions are seen.
+    # Shades of one colour over the page's background, which shows zero; steep at first, so that
+    # rare confusions are visible.
     [0, "rgba(63,116,209,0)"],
     [0.01, "rgba(63,116,209,0.16)"],
     [0.25, "rgba(63,116,209,0.42)"],
@@ -47,7 +46,7 @@ MAX_NAMED_CLASSES = 60
 
 Counts = NDArray[np.int64]
 Section = dict[str, Any]
-"""What the page's template needs for one of its sections."""
+"""Data of one section, for the page's template."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +62,7 @@ class Tag:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """A clip as it is shown."""
+    """A clip as the page shows it."""
 
     clip_id: str
     is_right: bool
@@ -74,15 +73,15 @@ class Example:
 
 
 def confusion_section(names: Sequence[str], scored: Iterable[Predictions | None]) -> Section:
-    """The confusion matrix, added up over the runs that have the same classes.
+    """The confusion matrix, summed over the runs that have the same classes.
 
     Args:
         names: of the runs.
-        scored: each run's clips, None for one without predictions.
+        scored: predictions of each run, or None.
 
     Returns:
-        `plot`, `pairs` (the most frequent confusions), `left_out` (classes), `names` (runs added
-        up); without a plot, the `reason` why there is none.
+        `plot`, `pairs` (the most frequent confusions), `left_out` (classes), `names` (summed runs);
+        without a plot, the `reason`.
     """
     total: Counts | None = None
     vocabulary: list[str] = []
@@ -93,15 +92,14 @@ def confusion_section(names: Sequence[str], scored: Iterable[Predictions | None]
         counts = confusion_counts(clips)
         if counts is None:
             return _no_confusions(
-                "Clips have several labels or none, so that there is no one true class to set "
-                "against the predicted one: a confusion matrix is drawn for data with exactly "
-                "one label a clip."
+                "Some clips have no label or several, so there is no single true class to compare "
+                "with the predicted one: a confusion matrix needs exactly one label per clip."
             )
         total, vocabulary = counts if total is None else total + counts, clips.labels
         added.append(name)
     if total is None:
         return _no_confusions("There are no predictions.")
-    # Classes that no clip has and none was taken for would be empty rows and columns.
+    # Classes that are neither true nor predicted would be empty rows and columns.
     used = np.flatnonzero(total.sum(axis=0) + total.sum(axis=1))
     labels = [vocabulary[number] for number in used]
     counts = total[np.ix_(used, used)]
@@ -117,17 +115,17 @@ def confusion_section(names: Sequence[str], scored: Iterable[Predictions | None]
 def example_section(
     name: str, clips: Predictions | None, dataset: PreparedDataset | None, problem: str
 ) -> Section:
-    """Single clips of one run.
+    """Example clips of one run.
 
     Args:
         name: of the run.
-        clips: those it was evaluated on, None without predictions.
-        dataset: what it was evaluated on, None if that cannot be read.
-        problem: why there are no predictions, or why it cannot be read.
+        clips: its predictions, or None.
+        dataset: that it was evaluated on; None if it cannot be read.
+        problem: why predictions or data set are missing.
 
     Returns:
         `run`, `examples`, `colours` and `range` of the spectrograms; without examples, the
-        `reason` why there are none.
+        `reason`.
     """
     section: Section = {"run": name, "examples": [], "colours": COLOURS, "range": None}
     if clips is None or dataset is None:
@@ -200,12 +198,11 @@ def confusion_plot(counts: Counts, labels: Sequence[str]) -> Plot:
 
 
 def choose_rows(clips: Predictions, *, num_right: int, num_wrong: int) -> list[int]:
-    """Rows of the most surely wrong clips, then of the most surely right ones.
+    """Rows of the most confident wrong clips, then of the most confident right ones.
 
-    Sureness is the distance between the best score of a true label and the best of another. One
-    clip per predicted class comes first, then the others; clips that tie are taken by their id. A
-    clip without a label, or with all of them, is not chosen. Fewer of one kind make room for more
-    of the other.
+    Confidence is the margin between the best scores of a true label and of any other. One clip per
+    predicted class comes first, then the others; ties are ordered by id. Clips without labels, or
+    with all of them, are not chosen. If there are too few of one kind, the other gets more.
     """
     targets = clips.targets > 0
     if clips.scores.size == 0:
@@ -216,7 +213,7 @@ def choose_rows(clips: Predictions, *, num_right: int, num_wrong: int) -> list[i
     usable = [int(row) for row in np.flatnonzero(np.isfinite(margins))]
     order = sorted(usable, key=lambda row: (float(margins[row]), clips.ids[row]))
     predicted = clips.scores.argmax(axis=1)
-    # A tie between a true label and another is settled as accuracy does: by the first class.
+    # Of tied classes the first counts as predicted, as in `top1_accuracy`.
     is_right = targets[np.arange(len(predicted)), predicted]
     wrong = _spread([row for row in order if not is_right[row]], predicted)
     right = _spread([row for row in reversed(order) if is_right[row]], predicted)
@@ -226,20 +223,20 @@ def choose_rows(clips: Predictions, *, num_right: int, num_wrong: int) -> list[i
 
 
 def make_examples(clips: Predictions, dataset: PreparedDataset) -> list[Example]:
-    """The chosen clips with their spectrograms; one that the data set does not have is left out.
+    """The chosen clips with their spectrograms, without those that the data set lacks.
 
     Raises:
-        OSError, EOFError: the data set's shards are not there, or not whole.
+        OSError, EOFError: the data set's shards are missing or truncated.
     """
     rows = choose_rows(clips, num_right=NUM_RIGHT, num_wrong=NUM_WRONG)
-    places = pc.index_in(
+    indices = pc.index_in(
         pa.array([clips.ids[row] for row in rows], pa.string()),
         value_set=dataset.index["id"].combine_chunks(),
     ).to_pylist()
     return [
-        _example(clips, row, draw(dataset.read_fbank(place), dataset.card))
-        for row, place in zip(rows, places, strict=True)
-        if place is not None
+        _example(clips, row, draw(dataset.read_fbank(index), dataset.card))
+        for row, index in zip(rows, indices, strict=True)
+        if index is not None
     ]
 
 
@@ -255,7 +252,7 @@ def _example(clips: Predictions, row: int, spectrogram: Spectrogram) -> Example:
 
 
 def _tags(clips: Predictions, row: int) -> tuple[Tag, ...]:
-    """The top tags, then true labels that are not among them."""
+    """The top tags, then true labels not among them."""
     scores = clips.scores[row]
     true = set(np.flatnonzero(clips.targets[row]))
     ranked = [
@@ -272,7 +269,7 @@ def _tags(clips: Predictions, row: int) -> tuple[Tag, ...]:
 
 
 def _spread(rows: Sequence[int], predicted: NDArray[np.int64]) -> list[int]:
-    """The same rows, the first of each predicted class before all others."""
+    """The rows reordered: the first of each predicted class before all others."""
     seen: set[int] = set()
     first: list[int] = []
     others: list[int] = []
@@ -304,7 +301,7 @@ def _frequent_confusions(counts: Counts, labels: Sequence[str]) -> list[Section]
 
 
 def _unique_names(labels: Sequence[str]) -> list[str]:
-    """Labels as the names of categories, which must differ for plotly.js."""
+    """Labels as category names, which plotly.js needs to be unique."""
     names: dict[str, None] = {}
     for number, label in enumerate(labels):
         name = short_label(label, 60) or " "

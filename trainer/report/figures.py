@@ -1,7 +1,7 @@
-"""Numbers of training runs to interactive figures, as plain data that plotly.js draws.
+"""Interactive figures of training runs, as plain data that plotly.js draws.
 
-In: histories, metrics per class, durations. Out: `Plot`s; run names and labels in them are what
-somebody called their files, and pass through `plotly_text`.
+In: histories, metrics per class, durations. Out: `Plot`s. Run names and labels are untrusted text
+and pass through `plotly_text`.
 
 Shapes: R runs.
 """
@@ -25,7 +25,7 @@ from trainer.optim.settings import ScheduleSettings
 from trainer.scores.metrics import METRICS
 
 MAX_POINTS = 800
-"""Points of a curve over single steps; a longer history is averaged in equal stretches."""
+"""Most points of a curve over steps; longer histories are averaged over equal intervals."""
 
 CURVE_HEIGHT_PX = 250
 
@@ -43,15 +43,15 @@ _GREY = "rgb(138,143,152)"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunCurves:
-    """What one run logged."""
+    """Curves that one run logged."""
 
     name: str
     steps: Sequence[CurvePoint]
     epochs: Sequence[EpochResult]
     published: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Scores after each epoch, by metric, that the run's recipe says are published."""
+    """Published scores after each epoch, by metric, from the run's recipe."""
     schedule: ScheduleSettings | None = None
-    """What its learning rate follows, if that is known."""
+    """Schedule of its learning rate; None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,41 +60,40 @@ class ClassRow:
 
     label: str
     positives: str
-    """How many positive clips it has; a range where the runs' evaluations differ."""
+    """Number of positive clips, or a range if the runs' evaluations differ."""
     chance: float
-    """AP that random scores reach: the class's share of the clips."""
+    """AP of random scores: the class's share of the clips."""
     values: tuple[float | None, ...]
     """AP in each run, None where undefined."""
 
     @property
     def mean(self) -> float | None:
-        """Mean AP over the runs where it is defined."""
+        """Mean AP over the runs that define it."""
         defined = [value for value in self.values if value is not None]
         return math.fsum(defined) / len(defined) if defined else None
 
 
 def history_plots(runs: Sequence[RunCurves]) -> list[Plot]:
-    """Loss, learning rate and each metric that some epoch has, all runs in each figure."""
+    """Figures of loss, learning rate and each metric that was logged, with all runs in each."""
     metrics = [_metric_plot(runs, key) for key in METRICS]
     plots = [_loss_plot(runs), _lr_plot(runs), *metrics]
     return [plot for plot in plots if plot.figure["data"]]
 
 
 def class_plot(rows: Sequence[ClassRow], run_names: Sequence[str]) -> Plot:
-    """Average precision per class, best first; classes without one must be left out before."""
+    """Average precision per class, best first; every row must have a mean."""
     ordered = sorted(rows, key=lambda row: (-(row.mean or 0.0), row.label))
-    places = list(range(len(ordered)))
     bars = {
         "type": "bar",
         "orientation": "h",
         "x": [rounded(row.mean) for row in ordered],
-        "y": places,
+        "y": list(range(len(ordered))),
         "marker": {"color": _BLUE if len(run_names) == 1 else "rgba(138,143,152,0.45)"},
         "customdata": [[plotly_text(row.label), row.positives] for row in ordered],
         "hovertemplate": "<b>%{customdata[0]}</b><br>AP %{x:.4f}<br>"
         "%{customdata[1]} positive clips<extra></extra>",
     }
-    # In a column of their own, the numbers are in nobody's way.
+    # A column right of the bars, where the numbers hide nothing.
     numbers = _marks("text", [1.02] * len(ordered)) | {
         "text": [f"{row.mean:.3f}" for row in ordered],
         "textposition": "middle right",
@@ -124,7 +123,7 @@ def class_plot(rows: Sequence[ClassRow], run_names: Sequence[str]) -> Plot:
 
 
 def duration_plot(runs: Sequence[RunCurves]) -> Plot | None:
-    """Seconds of training and evaluation: by epoch for one run, in all for several."""
+    """Seconds of training and evaluation: by epoch for one run, totals for several."""
     timed = [run for run in runs if run.epochs]
     if not timed:
         return None
@@ -135,13 +134,13 @@ def duration_plot(runs: Sequence[RunCurves]) -> Plot | None:
     parts = (("training", "train_s", _BLUE), ("evaluation", "eval_s", _ORANGE))
     if is_single:
         layout = _curve_layout("epoch") | {"barmode": "stack", "bargap": 0.35}
-        places = [result.epoch for result in timed[0].epochs]
-        # Room for eight, so that one or two epochs are not drawn as walls.
-        layout["xaxis"] |= _epoch_ticks(runs) | {"range": [0.4, max(8, *places) + 0.6]}
+        positions = [result.epoch for result in timed[0].epochs]
+        # Room for at least eight epochs keeps the bars of one or two narrow.
+        layout["xaxis"] |= _epoch_ticks(runs) | {"range": [0.4, max(8, *positions) + 0.6]}
     else:
         layout = bar_layout([run.name for run in timed]) | {"barmode": "stack"}
-        places = list(range(len(timed)))
-    data = [_duration_bars(part, places, groups, is_upright=is_single) for part in parts]
+        positions = list(range(len(timed)))
+    data = [_duration_bars(part, positions, groups, is_upright=is_single) for part in parts]
     return Plot(
         key="durations",
         title="Seconds of each epoch" if is_single else "Seconds of each run",
@@ -154,9 +153,9 @@ def duration_plot(runs: Sequence[RunCurves]) -> Plot | None:
 
 
 def thinned(values: Sequence[float | None], max_points: int) -> tuple[list[float | None], int]:
-    """Means over stretches of equal length (the last may be shorter), and that length.
+    """Means over intervals of equal length (the last may be shorter), and that length.
 
-    A stretch without any number is None.
+    The mean of an interval without any number is None.
     """
     length = max(1, math.ceil(len(values) / max_points))
     means: list[float | None] = []
@@ -168,13 +167,13 @@ def thinned(values: Sequence[float | None], max_points: int) -> tuple[list[float
 
 def _loss_plot(runs: Sequence[RunCurves]) -> Plot:
     data: list[dict[str, Any]] = []
-    stretch = 1
+    longest = 1
     for number, run in enumerate(runs):
         losses, length = thinned([point.loss for point in run.steps], MAX_POINTS)
-        # A mean stands at the last of its steps; the last stretch may be cut short.
+        # A mean is drawn at its last step; the last interval may be shorter.
         ends = [*run.steps[length - 1 :: length], *run.steps[-1:]]
         steps = [point.step for point in ends][: len(losses)]
-        stretch = max(stretch, length)
+        longest = max(longest, length)
         if any(loss is not None for loss in losses):
             faint = _line(run.name, number, steps, losses, mode="lines") | {
                 "opacity": 0.35,
@@ -182,9 +181,9 @@ def _loss_plot(runs: Sequence[RunCurves]) -> Plot:
             }
             faint["line"]["width"] = 1
             data.append(faint)
-        for key, what, dash in (("train_loss", "training", "solid"), ("eval_loss", "eval", "dot")):
-            data += _epoch_line(run, number, "step", key, f"{run.name}, {what}", dash=dash)
-    per_point = f" (means of {stretch})" if stretch > 1 else ""
+        for key, label, dash in (("train_loss", "training", "solid"), ("eval_loss", "eval", "dot")):
+            data += _epoch_line(run, number, "step", key, f"{run.name}, {label}", dash=dash)
+    per_point = f" (means of {longest})" if longest > 1 else ""
     return _curve_plot(
         "loss",
         "Loss",
@@ -196,10 +195,10 @@ def _loss_plot(runs: Sequence[RunCurves]) -> Plot:
 
 
 def step_rates(run: RunCurves) -> list[tuple[int, float]]:
-    """The learning rate where it changes and at the last step, by steps counted from 1.
+    """The learning rate at each change and at the last step, by steps counted from 1.
 
-    Between two points of the history the rate is that of the schedule, times what it was lowered by
-    where the run has gone back after a divergence. Without a schedule: the points that were logged.
+    Between two points of the history the rate follows the schedule, times the factor by which a
+    divergence lowered it. Without a schedule: the logged points.
     """
     logged = [(point, point.lr) for point in run.steps if point.lr is not None]
     if run.schedule is None:
@@ -222,16 +221,16 @@ def _lr_plot(runs: Sequence[RunCurves]) -> Plot:
     data: list[dict[str, Any]] = []
     for number, run in enumerate(runs):
         rates = step_rates(run)
-        # Every k-th value as it was: means would blur the steps of the schedule.
+        # Every k-th value, not a mean, which would blur the steps of the schedule.
         length = max(1, math.ceil(len(rates) / MAX_POINTS))
         if kept := rates[-1::-length][::-1]:
             steps, values = zip(*kept, strict=True)
             line = _line(run.name, number, steps, values, mode="lines")
-            # Between points that were only logged, nothing is known.
+            # Without a schedule, rates between logged points are unknown.
             line["line"]["shape"] = "hv" if run.schedule else "linear"
             data.append(line | {"hovertemplate": "%{y:.3g}"})
     are_exact = all(run.schedule for run in runs)
-    caption = "At each step." if are_exact else "At the steps that were logged."
+    caption = "At each step." if are_exact else "At the logged steps."
     plot = _curve_plot("lr", "Learning rate", caption, data, x_title="step")
     plot.figure["layout"]["yaxis"] |= {"tickformat": "~e", "rangemode": "tozero"}
     return plot
@@ -247,7 +246,7 @@ def _metric_plot(runs: Sequence[RunCurves], key: str) -> Plot:
     plot = _curve_plot(name, title, caption, data, x_title="epoch")
     plot.figure["layout"]["xaxis"] |= _epoch_ticks(runs)
     if key != "d_prime":
-        # All others lie in [0, 1]; a little more, so that marks on the edge are whole.
+        # All others lie in [0, 1]; the margin keeps markers on the edge whole.
         bounds = {"clipmin": -0.02, "clipmax": 1.02}
         plot.figure["layout"]["yaxis"] |= {"autorangeoptions": bounds}
     return plot
@@ -291,18 +290,18 @@ def _epoch_line(
     values = [rounded(getattr(result, y_key)) for result in run.epochs]
     if all(value is None for value in values):
         return []
-    # With many epochs the markers would hide the line; a single epoch is nothing but a marker.
+    # With many epochs, markers would hide the line; a single epoch is only a marker.
     mode = "lines+markers" if len(values) <= 40 else "lines"
-    places = [getattr(result, x_key) for result in run.epochs]
-    line = _line(name, number, places, values, mode=mode)
+    xs = [getattr(result, x_key) for result in run.epochs]
+    line = _line(name, number, xs, values, mode=mode)
     line["line"]["dash"] = dash
     return [line | {"hovertemplate": "%{y:.4f}"}]
 
 
 def _published_line(values: Sequence[float]) -> dict[str, Any]:
-    """Published scores, once however many runs have their recipe."""
-    places = list(range(1, len(values) + 1))
-    line = _line("published", 0, places, values, mode="lines+markers")
+    """Published scores of a recipe, drawn once for all its runs."""
+    epochs = list(range(1, len(values) + 1))
+    line = _line("published", 0, epochs, values, mode="lines+markers")
     return line | {
         "legendgroup": "published",
         "line": {"color": _GREY, "width": 2, "dash": "dash"},
@@ -326,7 +325,7 @@ def _line(
 
 
 def _run_dots(rows: Sequence[ClassRow], run_names: Sequence[str]) -> list[dict[str, Any]]:
-    """One dot per class and run; nothing for a single run, whose value is the bar."""
+    """One dot per class and run; none for a single run, whose value is the bar."""
     if len(run_names) == 1:
         return []
     return [
@@ -341,7 +340,7 @@ def _run_dots(rows: Sequence[ClassRow], run_names: Sequence[str]) -> list[dict[s
 
 
 def _marks(mode: str, x: Sequence[float | None]) -> dict[str, Any]:
-    """Marks or texts over horizontal bars, one a row."""
+    """Markers or texts over horizontal bars, one per row."""
     return {
         "type": "scatter",
         "mode": mode,
@@ -353,7 +352,7 @@ def _marks(mode: str, x: Sequence[float | None]) -> dict[str, Any]:
 
 def _duration_bars(
     part: tuple[str, str, str],
-    places: Sequence[int],
+    positions: Sequence[int],
     groups: Sequence[list[EpochResult]],
     *,
     is_upright: bool,
@@ -365,7 +364,7 @@ def _duration_bars(
         "type": "bar",
         "orientation": "v" if is_upright else "h",
         "name": name,
-        along: list(places),
+        along: list(positions),
         across: sums,
         "marker": {"color": colour},
         "hovertemplate": f"%{{{across}:.1f}} s<extra>{name}</extra>",

@@ -1,7 +1,7 @@
-"""Run folders, as the report reads them.
+"""Reads run folders for the report.
 
-In: run folders, or those of ensembles and cross-validations, local or s3://, finished or not.
-Out: a `Run` of each, without its checkpoints and predictions, under a short name of its own, and
+In: folders of runs, ensembles and cross-validations, local or s3://, finished or not. Out: a
+`ReportedRun` for each run, with a short unique name but without checkpoints and predictions, and
 the scores of ensembles. A folder that is no run and a damaged file are errors.
 """
 
@@ -27,7 +27,7 @@ from trainer.studies.ensemble import read_result
 from trainer.studies.shared import read_runs
 
 _OF_TRAINING = {"augment", "sampler", "schedule", "optimiser", "averaging", "train"}
-"""Sections whose settings, but for train.loss, say nothing of a model that was imported."""
+"""Sections whose settings, except train.loss, had no effect on an imported model."""
 
 Row = dict[str, Any]
 """Plain data for the template."""
@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """A row of results; None where a score is undefined or not known."""
+    """A row of results; undefined or unknown scores are None."""
 
     num_clips: int | None = None
     mAP: float | None = None  # noqa: N815 (the field's name for it)
@@ -45,16 +45,16 @@ class Scores:
     chance_mAP: float | None = None  # noqa: N815
     per_class: tuple[ClassMetrics, ...] = ()
     epoch: int | None = None
-    """Of the best epoch's weights."""
+    """Epoch of the `best` weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportedRun:
-    """What one run folder holds."""
+    """Contents of one run folder."""
 
     path: str
     name: str
-    """Short, and unlike that of any other run of the page."""
+    """Short, and unique on the page."""
     info: RunInfo
     steps: tuple[CurvePoint, ...]
     epochs: tuple[EpochResult, ...]
@@ -65,18 +65,18 @@ class ReportedRun:
 
     @property
     def data(self) -> DataInfo:
-        """What it was trained and evaluated on."""
+        """The data that it was trained and evaluated on."""
         return self.info.data
 
     @property
     def main_evaluation(self) -> str | None:
-        """The predictions that stand for the run: those on its own evaluation clips, if any."""
-        wanted = [self.data.eval_name, *self.evaluations]
-        return next((name for name in wanted if name in self.evaluations), None)
+        """Name of the predictions that represent the run, preferably on its evaluation clips."""
+        preferred = [self.data.eval_name, *self.evaluations]
+        return next((name for name in preferred if name in self.evaluations), None)
 
     @property
     def final(self) -> Scores:
-        """Of the main evaluation; of the last epoch, if any, where there is none."""
+        """Scores of the main evaluation; without one, of the last epoch, if any."""
         if self.main_evaluation is not None:
             return self.evaluations[self.main_evaluation]
         num_clips = self.data.num_eval_clips
@@ -88,7 +88,7 @@ class ReportedRun:
 
     @property
     def all_evaluations(self) -> dict[str, Scores]:
-        """Of all predictions, and of the mean of the epochs' scores, by what the page calls it."""
+        """Scores of all predictions, and of the mean over the epochs, by their titles."""
         evaluations = {
             f"{name} (epoch {scores.epoch})" if scores.epoch else name: scores
             for name, scores in self.evaluations.items()
@@ -116,7 +116,7 @@ class ReportedRun:
         )
 
     def setting(self, section: str, key: str) -> str | None:
-        """A setting as text, a dash if it came later than the run; None if it was of no effect."""
+        """A setting as text, or a dash if the run is older than it; None if it had no effect."""
         if self.info.imported_from is not None and section in _OF_TRAINING and key != "loss":
             return None
         settings = self.info.settings.get(section, {})
@@ -127,15 +127,15 @@ class ReportedRun:
         try:
             return read_recipe(self.info).schedule
         except (UserError, LookupError):
-            # Of an older run, whose settings are no longer known.
+            # An older run may have settings that no longer exist.
             return None
 
     @property
     def no_evaluation(self) -> str:
-        """Why there are no predictions, and how to make them."""
+        """Why there are no predictions, and how to get them."""
         if not self.is_finished:
             return (
-                "There are no predictions yet; they are written with the last evaluation, at the "
+                "There are no predictions yet; they are written after the last evaluation, at the "
                 "end of the run."
             )
         fold = f" --fold {self.data.eval_fold}" if self.data.eval_fold else ""
@@ -146,12 +146,12 @@ class ReportedRun:
 
     @property
     def published(self) -> dict[str, list[float]]:
-        """Scores after each epoch, by metric, that the recipe says are published."""
+        """Published scores after each epoch, by metric, from the recipe."""
         return dict(self.info.settings.get("published", {}))
 
     @property
     def published_epochs(self) -> list[Row]:
-        """The same, epoch by epoch."""
+        """Published scores, a row per epoch."""
         given = {key: values for key, values in self.published.items() if values}
         rows = itertools.zip_longest(*given.values())
         return [dict(zip(given, row, strict=True)) for row in rows]
@@ -161,7 +161,7 @@ def load_run(path: str, name: str) -> ReportedRun:
     """Read a run folder, except for its checkpoints and predictions.
 
     Raises:
-        UserError: it is not the folder of a run, or a file of it is damaged.
+        UserError: the folder is no run, or a file in it is damaged.
     """
     info, history = read_run(path), read_history(path)
     files = storage.list_files(storage.join(path, "predictions"))
@@ -191,20 +191,20 @@ def _scores(scored: ScoredClips) -> Scores:
 
 
 def member_paths(folder: str) -> list[str]:
-    """The runs that a folder stands for: itself, or those of an ensemble or a cross-validation."""
+    """The runs of a folder: itself, or those of an ensemble or a cross-validation."""
     if storage.exists(storage.join(folder, "run.json")):
         return [folder]
     results = [storage.join(folder, f"{name}.json") for name in ("ensemble", "cross_validation")]
     if scored := list(dict.fromkeys(itertools.chain.from_iterable(map(read_runs, results)))):
         return scored
     # Not scored yet.
-    found = storage.list_files(folder)
-    runs = [path.removesuffix("/run.json") for path in found if path.endswith("/run.json")]
+    files = storage.list_files(folder)
+    runs = [path.removesuffix("/run.json") for path in files if path.endswith("/run.json")]
     return [run for run in runs if run.rpartition("/")[0] == folder] or [folder]
 
 
 def run_names(paths: Sequence[str]) -> list[str]:
-    """The last parts of each path, as many as tell the runs apart."""
+    """Short unique names: the last parts of each path, as few as tell the runs apart."""
     parts = [path.removeprefix("s3://").strip("/").split("/") for path in paths]
     for length in range(1, max(map(len, parts), default=0) + 1):
         names = ["/".join(part[-length:]) for part in parts]
@@ -214,12 +214,12 @@ def run_names(paths: Sequence[str]) -> list[str]:
 
 
 def read_ensembles(folders: Sequence[str]) -> list[Row]:
-    """What the `ensemble.json` of each folder that has one says of the members' mean scores.
+    """Title, clip set and scores of each folder with an `ensemble.json`.
 
     Raises:
         UserError: such a file is damaged.
     """
-    scored = [one for one in folders if storage.exists(storage.join(one, "ensemble.json"))]
+    scored = [folder for folder in folders if storage.exists(storage.join(folder, "ensemble.json"))]
     ensembles = []
     for folder, name in zip(scored, run_names(scored), strict=True):
         path = storage.join(folder, "ensemble.json")

@@ -1,8 +1,8 @@
-"""What the report says of runs, section by section, as plain data for its template.
+"""Sections of the report, as plain data for its template.
 
-In: runs, and the data set of the first, if it can still be read. Steps: put numbers side by side;
-draw figures (`figures`) and single clips (`examples`). Out: what `page.html.jinja` shows. What is
-missing is said in a sentence.
+In: runs, and the data set of the first, if it can still be read. Steps: compare numbers; draw
+figures (`figures`) and example clips (`examples`). Out: data for `page.html.jinja`, with a sentence
+for each part that is missing.
 """
 
 import itertools
@@ -26,10 +26,10 @@ from trainer.scores.predictions import Predictions, predictions_path, read_predi
 
 
 def make_sections(runs: Sequence[ReportedRun]) -> Row:
-    """What the page says of these runs, by the names in its template."""
+    """All sections, by their names in the template."""
     dataset, data_problem = _open(runs[0])
     first = _predictions(runs[0])
-    # One after the other: the scores of all runs need not fit into memory together.
+    # Read lazily: the scores of all runs need not fit into memory together.
     scored = itertools.chain([first], map(_predictions, runs[1:]))
     return {
         "runs": [{"run": run, "colour": series_colour(number)} for number, run in enumerate(runs)],
@@ -55,7 +55,7 @@ def make_sections(runs: Sequence[ReportedRun]) -> Row:
 
 
 def make_tiles(runs: Sequence[ReportedRun]) -> list[Row]:
-    """The headline numbers: label, value, and what to read it by."""
+    """The headline numbers: label, value and details."""
     tiles: list[Row] = []
     for key, title in figures.METRIC_TITLES.items():
         mean, spread = _over_runs(runs, key)
@@ -94,7 +94,7 @@ def make_tiles(runs: Sequence[ReportedRun]) -> list[Row]:
 
 
 def have_one_mean(runs: Sequence[ReportedRun]) -> bool:
-    """Whether all are scored on one split of one data set, be it on several folds of it."""
+    """Whether a mean over the runs makes sense: all are scored on one split, or folds of it."""
     if len(runs) == 1:
         return True
     are_own = all(run.main_evaluation in (None, run.data.eval_name) for run in runs)
@@ -102,14 +102,14 @@ def have_one_mean(runs: Sequence[ReportedRun]) -> bool:
 
 
 def _over_runs(runs: Sequence[ReportedRun], key: str) -> tuple[float | None, float | None]:
-    """Mean and sample standard deviation of a final metric, where they say something."""
+    """Mean and sample standard deviation of a final metric; None if a mean makes no sense."""
     if not have_one_mean(runs):
         return None, None
     return mean_and_deviation([getattr(run.final, key) for run in runs])
 
 
 def _counts(values: Sequence[int | None]) -> str:
-    """The count that all have, or the smallest and the largest."""
+    """The count, or a range if the runs differ."""
     known = [value for value in values if value is not None]
     if not known:
         return units.count(None)
@@ -131,7 +131,7 @@ def settings_rows(runs: Sequence[ReportedRun]) -> list[Row]:
     sections = dict.fromkeys(name for run in runs for name in run.info.settings)
     for section in sections:
         settings = [run.info.settings.get(section, {}) for run in runs]
-        for key in dict.fromkeys(key for one in settings for key in one):
+        for key in dict.fromkeys(itertools.chain.from_iterable(settings)):
             values = [run.setting(section, key) for run in runs]
             differs = len(set(values) - {None}) > 1
             shown = ["–" if value is None else value for value in values]
@@ -140,7 +140,7 @@ def settings_rows(runs: Sequence[ReportedRun]) -> list[Row]:
 
 
 def class_section(runs: Sequence[ReportedRun]) -> Row:
-    """Average precision per class over the runs that have the first one's classes."""
+    """Average precision per class, over the runs with the same classes as the first."""
     tables = [(run, _by_label(run.final)) for run in runs if run.final.per_class]
     if not tables:
         reason = runs[0].no_evaluation
@@ -161,7 +161,7 @@ def class_section(runs: Sequence[ReportedRun]) -> Row:
 
 
 def data_section(runs: Sequence[ReportedRun], dataset: PreparedDataset | None, problem: str) -> Row:
-    """What the first run was trained on, and which runs had something else."""
+    """The first run's data set, and the runs with another."""
     data = runs[0].data
     others = [run for run in runs if run.data.fingerprint != data.fingerprint]
     section: Row = {"run": data, "other_runs": others, "problem": problem, "card": None}
@@ -180,7 +180,7 @@ def data_section(runs: Sequence[ReportedRun], dataset: PreparedDataset | None, p
 
 
 def duration_section(runs: Sequence[ReportedRun], dataset: PreparedDataset | None) -> Row:
-    """Seconds of preparing the data, of training and of evaluation."""
+    """Seconds of data preparation, training and evaluation."""
     summary = None if dataset is None else read_summary(dataset.path)
     rows = [
         {
@@ -203,17 +203,17 @@ def _open(run: ReportedRun) -> tuple[PreparedDataset | None, str]:
     try:
         return open_dataset(run.data.path), ""
     except (UserError, OSError, ValueError) as error:
-        return None, f"The data set cannot be read any more: {error}"
+        return None, f"The data set can no longer be read: {error}"
     except Exception as error:
-        # A storage that is out of reach raises exceptions of its client's own.
+        # An unreachable storage raises its client's exceptions.
         reason = storage.explain(error)
         if reason is None:
             raise
-        return None, f"The data set {run.data.path} cannot be read any more: {reason[0]}"
+        return None, f"The data set {run.data.path} can no longer be read: {reason[0]}"
 
 
 def _predictions(run: ReportedRun) -> Predictions | None:
-    """Those of the main evaluation, if they are there."""
+    """Predictions of the main evaluation, if there are any."""
     name = run.main_evaluation
     if name is None or not storage.exists(predictions_path(run.path, name)):
         return None

@@ -1,10 +1,9 @@
-"""Run folders to one self-contained HTML page.
+"""Writes the report of runs, one self-contained HTML page.
 
-In: run folders, or those of ensembles and cross-validations, local or s3://. Steps: read what each
-run wrote (`runs`); put it side by side (`sections`); render `page.html.jinja`. Out: one file that
-needs no network.
+In: folders of runs, ensembles and cross-validations, local or s3://. Steps: read the runs (`runs`);
+compare them (`sections`); render `page.html.jinja`. Out: one file that needs no network.
 
-The page is a function of what was read: no clock, so the same runs give the same bytes.
+The page depends only on these folders, not on a clock, so the same runs give the same bytes.
 """
 
 import itertools
@@ -24,24 +23,22 @@ def write_report(runs: list[str], *, output: str | None = None) -> str:
     """Write the report of one or more runs.
 
     Args:
-        runs: run folders, local or s3://, or those of ensembles and cross-validations, which
-            stand for their runs; the first one's examples and data set are shown.
-        output: the page to write, a path that ends with .html; `report.html` in the first folder
-            by default.
+        runs: folders of runs, or of ensembles and cross-validations for all their runs, local or
+            s3://; the page shows examples and the data set of the first run.
+        output: path of the page, which ends with .html; by default `report.html` in the first
+            folder.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: no run was given, a folder is not one of a run, a file of it is damaged, or
-            `output` is no place for a page.
+        UserError: no runs are given, a folder is no run, a file in it is damaged, or `output` does
+            not end with .html.
     """
     if not runs:
         raise UserError("report", "no run was given", "name one or more run folders")
     if output and not output.endswith(".html"):
-        raise UserError(
-            "--out", f"{output}: must end with .html", "give the page a file of its own"
-        )
+        raise UserError("--out", f"{output}: must end with .html", "name a file for the page")
     folders = list(dict.fromkeys(storage.absolute(path) for path in runs))
     paths = list(dict.fromkeys(itertools.chain.from_iterable(map(member_paths, folders))))
     loaded = [load_run(path, name) for path, name in zip(paths, run_names(paths), strict=True)]
@@ -52,6 +49,6 @@ def write_report(runs: list[str], *, output: str | None = None) -> str:
 
 
 def _plots(sections: Row) -> list[Plot | None]:
-    """Every figure of the page."""
+    """All figures of the page."""
     names = ("classes", "confusions", "data", "durations")
     return [*sections["curves"], *(sections[name].get("plot") for name in names)]

@@ -429,7 +429,7 @@ def test_multi_label_data_has_no_confusion_matrix(tmp_path: Path) -> None:
     data = write_data(str(tmp_path / "data"), clips, labels)
     run = write_run(str(tmp_path / "run"), data, clips, labels)
     text = report(run)
-    assert "Clips have several labels or none" in text
+    assert "Some clips have no label or several" in text
     assert "do not count in mAP (2): never heard, nor this." in text
     plots = shown_figures([run])
     assert "confusions" not in plots
@@ -451,7 +451,7 @@ def test_unfinished_run_says_what_is_missing(tmp_path: Path, data: str) -> None:
     assert "run is not finished: its numbers are those of 1 epoch so far." in text
     assert "With one epoch there is one point per metric" in text
     assert "Accuracy is undefined in every epoch" in text
-    assert "There are no predictions yet; they are written with the last evaluation" in text
+    assert "There are no predictions yet; they are written after the last evaluation" in text
     assert "No clips can be shown. There are no predictions yet" in text
     assert "last epoch" in text
 
@@ -468,8 +468,8 @@ def test_run_without_a_finished_epoch_is_reported(tmp_path: Path, data: str) -> 
 def test_missing_data_set_is_stated(tmp_path: Path, run: str, data: str) -> None:
     Path(data).rename(tmp_path / "elsewhere")
     text = report(run)
-    assert f"The data set cannot be read any more: {data}: no complete data set there" in text
-    assert "No clips can be shown. The data set cannot be read any more" in text
+    assert f"The data set can no longer be read: {data}: no complete data set there" in text
+    assert "No clips can be shown. The data set can no longer be read" in text
     assert "How long the data took to prepare is not known" in text
     assert "confusions" in shown_figures([run])
 
@@ -827,7 +827,7 @@ def test_learning_rate_curve_equals_every_step(factor: float) -> None:
 def test_logged_rates_are_connected_without_a_schedule(run: str) -> None:
     line = shown_figures([run])["curve-lr"]["data"][0]
     assert (line["line"]["shape"], len(line["x"])) == ("linear", 60)
-    assert "At the steps that were logged." in report(run)
+    assert "At the logged steps." in report(run)
     info = storage.read_json(f"{run}/run.json")
     info["settings"] = tiny_recipe().to_json()
     storage.write_json(f"{run}/run.json", info)
