@@ -120,7 +120,7 @@ def read_metrics(run_path: str, name: str) -> ScoredClips:
             common=rest.common,
         )
     except FileNotFoundError as error:
-        raise UserError(path, "not there", _REMEDY) from error
+        raise UserError(path, "no such file", _REMEDY) from error
     except storage.DocumentError as error:
         raise UserError(path, f"damaged: {error}", _REMEDY) from error
 
