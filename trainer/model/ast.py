@@ -2,14 +2,13 @@
 
 Gong, Chung and Glass, "AST: Audio Spectrogram Transformer", Interspeech 2021, section 2, built
 from the modules of a timm DeiT or ViT. Steps: cut the spectrogram into overlapping patches,
-project each linearly, put the class tokens before them, add the positional embedding, run the
-transformer's blocks, average the class tokens, normalise, project to the classes.
-In training some of the patches can be left out of a step (Koutini et al., "Efficient training of
-audio transformers with patchout", Interspeech 2022), the same of all clips in it.
-Out: one logit a class; sigmoid or softmax is the loss's affair. Initialisation draws from torch's
-global seed only.
+project each linearly, prepend the class tokens, add the positional embedding, run the transformer's
+blocks, average the class tokens, normalise, project to the classes. Patchout can drop patches in
+training steps, the same ones for all clips of a step (Koutini et al., "Efficient training of audio
+transformers with patchout", Interspeech 2022). Out: one logit per class; the loss applies sigmoid
+or softmax. Initialisation draws only from torch's global seed.
 
-Where the paper and the code its authors released differ, this follows the code: the head is a
+Where the paper and the code its authors released differ, this follows the code: the head has a
 LayerNorm before the Linear; see `trainer.model.patches` for the other difference.
 
 Shapes: B batch, T frames, F mels, N patches, P class tokens, D width, C classes.
@@ -51,7 +50,7 @@ class AST(nn.Module):
         self.settings = settings
         self.input_shape = (settings.num_frames, num_mels)
         self.patchout_seed: int | None = None
-        """What the patches of the next training step are drawn by; None: torch's global seed."""
+        """Seed of patchout in the next training step; None: torch's global seed."""
         self.num_class_tokens = 1 if dist_token is None else 2
         self.patch_embed = patch_projection(backbone, settings)
         self.cls_token = cast(nn.Parameter, backbone.cls_token)
@@ -67,8 +66,8 @@ class AST(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, C] of normalised log-mel spectrograms [B, T, F]; raises as `embed`.
 
-        In float32 whatever the blocks compute in: bfloat16 has so few numbers that many clips would
-        have the same score, which costs mAP.
+        The head always computes in float32: bfloat16 is so coarse that many clips would tie, which
+        costs mAP.
         """
         embeddings = self.embed(x)
         with in_float32(x.device):
@@ -78,8 +77,8 @@ class AST(nn.Module):
         """Clip embeddings [B, D]: the mean of the class tokens after the final norm.
 
         Args:
-            x: normalised log-mel spectrograms [B, T, F]; of fewer frames than the model was built
-                for they get the first of its positions in time.
+            x: normalised log-mel spectrograms [B, T, F]; inputs shorter than the model's maximum
+                get the first of its positions in time.
 
         Raises:
             ValueError: T is more than the model was built for or less than a patch; another F.
@@ -93,17 +92,17 @@ class AST(nn.Module):
                 f"another num_frames"
             )
         grid = self.settings.grid(mels, x.shape[1])
-        # Frequency is the image's height, [B, 1, F, T], so that patches are in order of frequency.
+        # Frequency is the image's height, [B, 1, F, T], so patches are ordered by frequency first.
         patches = self.patch_embed(x.transpose(1, 2).unsqueeze(1)).flatten(2).transpose(1, 2)
         tokens = torch.cat([*self._class_tokens(len(x)), patches], dim=1) + self._positions(grid)
         if self.training and self.settings.leaves_patches_out():
             tokens = tokens.index_select(1, self._kept_tokens(grid, tokens.device))
-        # The norm works on each token alone, so those that are not used need none.
+        # The norm treats each token separately, so only the class tokens need it.
         class_tokens = self._run_blocks(tokens)[:, : self.num_class_tokens]
         return cast(Tensor, self.norm(class_tokens).mean(dim=1))
 
     def num_parameters(self) -> int:
-        """All trained numbers of the model."""
+        """Number of trained parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
@@ -116,7 +115,7 @@ class AST(nn.Module):
         return torch.cat([class_entries, first_columns], dim=1)
 
     def _kept_tokens(self, grid: tuple[int, int], device: torch.device) -> Tensor:
-        """Places of the class tokens and of the patches drawn for this step."""
+        """Indices of the class tokens and of the patches kept in this step."""
         generator = None
         if self.patchout_seed is not None:
             generator = torch.Generator(device).manual_seed(self.patchout_seed)
@@ -133,5 +132,5 @@ class AST(nn.Module):
 
     def _class_tokens(self, num_clips: int) -> list[Tensor]:
         tokens = [self.cls_token] if self.dist_token is None else [self.cls_token, self.dist_token]
-        # Flattened, so that the gradients get the plain strides that DDP wants.
+        # Flattened, so that gradients get the contiguous strides that DDP expects.
         return [token.flatten().expand(num_clips, 1, -1) for token in tokens]

@@ -1,4 +1,4 @@
 """The training loop.
 
-In: a recipe, a prepared data set and a world of ranks. Out: a trained model in a run folder.
+In: a recipe, a prepared data set and the ranks. Out: a trained model in a run folder.
 """

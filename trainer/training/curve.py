@@ -1,8 +1,8 @@
-"""Points of the training curve, and what a progress bar shows of them.
+"""Points of the training curve, and the state of a progress bar.
 
-In: the steps since the last point. Steps: read their figures from the device together, count and
-write down those that were skipped. Out: a point in the run's progress and in TensorBoard, and an
-error where too many steps in a row were skipped.
+In: the steps since the last point. Steps: read their results from the device together; count and
+record the skipped ones. Out: a point in the run's progress and in TensorBoard, and an error after
+too many skipped steps in a row.
 """
 
 import math
@@ -22,7 +22,7 @@ from trainer.training.window import StepFacts, Window
 
 
 def add_point(run: Run, window: Window, plan: EpochPlan, lr: float) -> None:
-    """Add a point to the training curve; all ranks see the same numbers but for the clock's.
+    """Add a point to the training curve; all ranks get the same values, except for times.
 
     Raises:
         DivergedError: too many steps in a row were skipped.
@@ -30,13 +30,13 @@ def add_point(run: Run, window: Window, plan: EpochPlan, lr: float) -> None:
     progress, world = run.progress, run.world
     steps = window.read()
     _note_bad_steps(run, plan, steps)
-    loss_sum = math.fsum(one.loss_sum for one in steps if not one.is_bad)
-    num_good_clips = sum(one.num_clips for one in steps if not one.is_bad)
+    loss_sum = math.fsum(step.loss_sum for step in steps if not step.is_bad)
+    num_good_clips = sum(step.num_clips for step in steps if not step.is_bad)
     elapsed_s = time.monotonic() - window.start_s
     progress.loss_sum += loss_sum
     progress.num_clips += num_good_clips
     progress.train_s += elapsed_s
-    clips_per_s = sum(one.num_clips for one in steps) / elapsed_s
+    clips_per_s = sum(step.num_clips for step in steps) / elapsed_s
     peak = peak_flops(world.device, run.recipe.train.precision)
     norm = steps[-1].gradient_norm
     point = CurvePoint(
@@ -45,7 +45,7 @@ def add_point(run: Run, window: Window, plan: EpochPlan, lr: float) -> None:
         loss=loss_sum / num_good_clips if num_good_clips else None,
         lr=lr,
         grad_norm=norm if math.isfinite(norm) else None,
-        num_bad_steps=sum(one.is_bad for one in steps),
+        num_bad_steps=sum(step.is_bad for step in steps),
         clips_per_s=clips_per_s,
         data_wait_share=window.waited_s / elapsed_s,
         peak_memory_bytes=_peak_memory_bytes(world.device),
@@ -61,7 +61,7 @@ def add_point(run: Run, window: Window, plan: EpochPlan, lr: float) -> None:
 
 
 def _note_bad_steps(run: Run, plan: EpochPlan, steps: list[StepFacts]) -> None:
-    """Count the skipped steps among the last ones, and write down the clips of each."""
+    """Count the skipped steps since the last point, and record the clips of each."""
     progress, ids = run.progress, run.data.train.ids
     for ago, step in zip(range(len(steps) - 1, -1, -1), steps, strict=True):
         progress.num_bad_in_a_row = progress.num_bad_in_a_row + 1 if step.is_bad else 0
@@ -72,8 +72,8 @@ def _note_bad_steps(run: Run, plan: EpochPlan, steps: list[StepFacts]) -> None:
                 epoch=progress.epoch,
                 loss=_number(step.loss_sum / step.num_clips),
                 grad_norm=_number(step.gradient_norm),
-                ids=tuple(ids[row] for row in plan.order[positions]),
-                partner_ids=tuple(ids[row] for row in plan.partners[positions]),
+                ids=tuple(ids[index] for index in plan.order[positions]),
+                partner_ids=tuple(ids[index] for index in plan.partners[positions]),
             )
             progress.bad_steps.append(skipped)
     if run.world.is_first and any(step.is_bad for step in steps):
@@ -81,7 +81,7 @@ def _note_bad_steps(run: Run, plan: EpochPlan, steps: list[StepFacts]) -> None:
 
 
 def _number(value: float) -> float | str:
-    """As it stands in JSON, where NaN and the infinite are not numbers but texts."""
+    """The value for JSON, which has no NaN or infinity: these become strings."""
     return value if math.isfinite(value) else str(value)
 
 

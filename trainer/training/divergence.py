@@ -1,8 +1,8 @@
-"""Steps that must not be made: a loss or a gradient that is not finite, or explodes.
+"""Bad steps, which are skipped: a loss or a gradient that is not finite, or explodes.
 
-In: the loss and the gradient's norm of a step, the same on every rank. Such a step is skipped by
-the fused optimiser on the device itself (its `found_inf`), so that no step waits for the host; the
-host learns of it at the next point of the curve. Out: an error where too many follow one another.
+In: the loss and the gradient's norm of a step, the same on every rank. The fused optimiser skips a
+bad step on the device (see `trainer.optim.skip`), so that no step waits for the host, which learns
+of it at the next point of the curve. Out: an error after too many in a row.
 """
 
 import torch
@@ -17,25 +17,25 @@ _ANEW = "and remove the run or give another --out"
 
 
 class DivergedError(UserError):
-    """The training has diverged: going on from here is of no use."""
+    """The training has diverged, so further steps would be useless."""
 
 
 def gradient_norm(model: nn.Module) -> Tensor:
     """The norm of all gradients together, on their device."""
-    gradients = [one.grad for one in model.parameters() if one.grad is not None]
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
     return gathered(torch.nn.utils.get_total_norm(gradients))
 
 
 def is_bad(loss: Tensor, norm: Tensor, max_norm: float) -> Tensor:
-    """Whether a step is to be skipped, a bool on the device; `max_norm` 0: no limit."""
+    """Whether to skip a step, a bool on the device; `max_norm` 0: no limit."""
     bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
     return bad | (norm > max_norm) if max_norm else bad
 
 
 def diverged(run_path: str, last: SkippedStep, num_in_a_row: int) -> DivergedError:
-    """The error for a run whose last steps, as many as are allowed, were all skipped."""
+    """The error for a run that skipped too many steps in a row."""
     change = _LOWER
-    # A number that is not finite is a text there.
+    # Numbers that are not finite are strings there.
     if not any(isinstance(value, str) for value in (last.loss, last.grad_norm)):
         change = f"raise train.max_gradient_norm, or {change}"
     return DivergedError(
@@ -47,7 +47,7 @@ def diverged(run_path: str, last: SkippedStep, num_in_a_row: int) -> DivergedErr
 
 
 def not_finite(run_path: str, clips_name: str) -> DivergedError:
-    """The error for a model whose outputs are no finite numbers."""
+    """The error for a model with outputs that are not finite."""
     return DivergedError(
         run_path,
         f"the model's outputs on {clips_name!r} are not finite numbers: the training has diverged",

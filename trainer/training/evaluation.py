@@ -1,7 +1,7 @@
 """A model's scores on a clip set, computed by all ranks together.
 
-In: a model and a clip set. Steps: each rank scores its share, every clip exactly once; the shares
-are gathered. Out: scores, targets and the mean loss, the same on every rank.
+In: a model and a clip set. Steps: the ranks score their slices, every clip exactly once, and gather
+them. Out: scores, targets and the mean loss, the same on every rank.
 
 N clips, C classes.
 """
@@ -27,7 +27,7 @@ from trainer.training.world import World
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Evaluation:
-    """What a model makes of a clip set."""
+    """A model's results on a clip set."""
 
     targets: NDArray[np.float32]
     """`[N, C]`, 0 or 1."""
@@ -54,13 +54,13 @@ def evaluate(
     """Score every clip of the loader's set once.
 
     Args:
-        model: not wrapped for training; its mode is left as it was.
+        model: not wrapped by DDP; keeps its training mode.
         loader: reads the clips.
         mean: of the raw log-mel, for normalisation.
         std: likewise.
-        settings: the kind of loss, and so of scores; what is computed at once, and how precisely.
-        world: the ranks that share the work.
-        run_path: the run whose model it is, for the error.
+        settings: decide loss and scores, batch size and precision.
+        world: the ranks that split the work.
+        run_path: the model's run, for the error.
 
     Raises:
         DivergedError: the model's outputs are not finite numbers.
@@ -68,11 +68,11 @@ def evaluate(
     start = time.monotonic()
     was_training = model.training
     model.eval()
-    share = max(1, settings.batch_size // world.size)
+    slice_size = max(1, settings.batch_size // world.size)
     batches = loader.evaluation_batches(
         rank=world.rank,
         world_size=world.size,
-        batch_size=min(share, settings.micro_batch_size or share),
+        batch_size=min(slice_size, settings.micro_batch_size or slice_size),
     )
     parts, clips = [], []
     for batch in batches:
@@ -98,7 +98,7 @@ def evaluate(
 def _score(
     model: nn.Module, batch: Batch, mean: float, std: float, settings: TrainSettings
 ) -> Tensor:
-    """Of a batch on the device, `[B, C + 2]`: scores, then the loss and the weight of each clip."""
+    """Scores, loss and clip weight of each clip of a batch on the device, `[B, C + 2]`."""
     fbanks = raw_log_mel(batch.x, batch.lengths, None, batch.audio_fbank)
     with autocast(fbanks.device, settings.precision):
         logits = model(normalise(fbanks, mean, std))

@@ -1,14 +1,13 @@
 """The training loop: epochs of steps, an evaluation after each, checkpoints. Runs without Ray.
 
-In: a recipe, a prepared data set, a run folder, and the world of ranks. If the run folder has a
-checkpoint, the loop carries on from it, within an epoch too. Out: the run folder with curves,
-checkpoints, and predictions on the evaluation clips of the last weights, of averages and of the
-epoch that is selected.
+In: a recipe, a prepared data set, a run folder, and the ranks. The loop resumes from a checkpoint
+in the run folder, within an epoch too. Out: the run folder with curves, checkpoints, and
+predictions on the evaluation clips by the last weights, their averages and the selected epoch's.
 
-Every rank computes the same global batch's share; the sum over ranks of weighted losses, divided
-by the clips in the global batch, is what is minimised, whatever the number of ranks and of clips
-computed at once. A step whose loss or gradient is not finite, or too large a one, is skipped
-by all ranks; where too many follow one another, the run goes back to its last checkpoint, once.
+Each rank computes its slice of one global batch. The loss is the sum of weighted losses over all
+ranks, divided by the clips in the global batch, whatever the number of ranks and the micro-batch
+size. All ranks skip a step whose loss or gradient is not finite, or whose gradient is too large;
+after too many in a row, the run goes back to its last checkpoint, once.
 """
 
 import logging
@@ -75,11 +74,11 @@ def train(
     world: World,
     report: Report = lambda progress: None,
 ) -> None:
-    """Run a recipe to its end, from its last checkpoint if there is one.
+    """Train a recipe to the end, resuming from the last checkpoint if there is one.
 
     Raises:
-        UserError: the data lacks what the recipe names, weights cannot be had, or the loss is no
-            longer a finite number.
+        UserError: the data set lacks a split or fold of the recipe, its settings do not fit the
+            data, weights cannot be loaded, or the training has diverged.
     """
     run = _set_up(recipe, dataset, run_path, world, report)
     try:
@@ -92,7 +91,7 @@ def train(
                 _go_back(run, error)
             else:
                 _finish_epoch(run, evaluation)
-        # A restart between the last checkpoint and the predictions has nothing left but this.
+        # A run that stopped between the last checkpoint and the predictions resumes here.
         _write_results(run, evaluation or _evaluate(run))
     finally:
         run.background.close()
@@ -114,7 +113,7 @@ def _set_up(
     _check_ranks_agree(world, run_path, 0 if saved is None else saved.progress.step)
     ast = make_model(recipe, dataset, fresh=saved is None)
     if world.is_first:
-        # At each start, as some settings may change between them.
+        # At each start, since a resumed run may change some settings.
         write_run(run_path, describe_run(recipe, dataset, data, ast.num_parameters()))
     learner = make_learner(ast, recipe.optimiser, recipe.train, world)
     start = ast.state_dict() if recipe.averaging.ema_decay else {}
@@ -147,9 +146,9 @@ def _set_up(
 
 
 def _go_back(run: Run, error: DivergedError) -> None:
-    """Carry on from the last checkpoint, as a restart does; raises the error where that is no use.
+    """Resume from the last checkpoint; raises the error without one, and the second time.
 
-    What is known of the bad steps is kept.
+    Keeps the record of bad steps.
     """
     _wait_for_writes(run)
     saved = None if run.progress.has_gone_back else load_newest(run.path)
@@ -170,7 +169,7 @@ def _go_back(run: Run, error: DivergedError) -> None:
 
 
 def _wait_for_writes(run: Run) -> None:
-    """Until the first rank's files are there for all ranks."""
+    """Wait until all ranks can see the first rank's files."""
     run.background.wait()
     _wait_for_all(run.world)
 
@@ -180,19 +179,19 @@ def _wait_for_all(world: World) -> None:
 
 
 def _check_ranks_agree(world: World, run_path: str, step: int) -> None:
-    """Refuse ranks that would carry on from different places: a local folder of another machine."""
+    """Reject ranks that would resume from different steps, as from local folders of machines."""
     steps = world.gather(torch.tensor([step], device=world.device)).tolist()
     if len(set(steps)) > 1:
         raise UserError(
             run_path,
-            f"the workers find checkpoints of different steps there ({steps})",
-            "it must be a folder that all of their machines share, such as one on S3, in "
-            "which nothing else trains",
+            f"the workers see checkpoints of different steps there ({steps})",
+            "use a folder that all of their machines share, such as one on S3, and that no other "
+            "training writes to",
         )
 
 
 def make_model(recipe: Recipe, dataset: PreparedDataset, *, fresh: bool) -> AST:
-    """The recipe's model; `fresh` with the first weights it asks for, else to be loaded into."""
+    """The recipe's model, with its initial weights if `fresh`, else to load a checkpoint into."""
     settings = recipe.model
     if not fresh:
         settings = settings.without_weights()
@@ -243,7 +242,7 @@ def _train_epoch(run: Run) -> None:
 
 
 def _seed_model(run: Run) -> None:
-    """What the model draws, such as dropout, is a function of the position, as all else is."""
+    """Make the model's random draws, such as dropout, a function of the position in the epoch."""
     progress, world = run.progress, run.world
     position = progress.epoch_step * world.size + world.rank
     seed = run.recipe.train.seed
@@ -285,7 +284,7 @@ def _evaluate(run: Run) -> Evaluation:
 
 
 def _finish_epoch(run: Run, evaluation: Evaluation) -> None:
-    """Note the epoch's results, then save: from here on the next epoch is in progress."""
+    """Record the epoch's results and start the next epoch, then save."""
     progress, metrics = run.progress, evaluation.metrics
     scores = torch.from_numpy(evaluation.scores)
     run.score_sum = scores if run.score_sum is None else run.score_sum + scores
@@ -319,15 +318,15 @@ def _finish_epoch(run: Run, evaluation: Evaluation) -> None:
         run.log.add(progress.step, {f"eval/{name}": getattr(result, name) for name in names})
     needed_epochs = _needed_epochs(run)
     is_last = progress.epoch > run.recipe.train.epochs
-    # A later checkpoint makes up for any other that could not be written.
+    # If any other checkpoint cannot be written, a later one makes up for it.
     save(run, needed_epochs, is_needed=is_last or bool(needed_epochs))
 
 
 def _needed_epochs(run: Run) -> set[int]:
-    """The epochs whose weights the end of the run takes.
+    """The epochs whose weights the end of the run needs.
 
-    Of those selected also the one before the last epoch: the older checkpoint, which a restart
-    falls back to, knows no other.
+    Includes the epoch that was best before the last one: a run that resumes from the previous
+    checkpoint still needs its weights.
     """
     train, results = run.recipe.train, run.progress.epochs
     needed = set(run.recipe.averaging.epochs(train.epochs))
@@ -338,11 +337,11 @@ def _needed_epochs(run: Run) -> set[int]:
 
 
 def _write_results(run: Run, evaluation: Evaluation) -> None:
-    """Predictions and metrics of the last weights and of the others; then the run is finished."""
+    """Write predictions and metrics of all weights, then mark the run as finished."""
     _wait_for_writes(run)
     _write_predictions(run, evaluation, "last")
     for name, state in _other_weights(run):
-        # No step follows that would need the weights as they were.
+        # No later step needs the last weights in the model.
         load_model(run.ast, state)
         whole = whole_copy(state, keep=run.world.is_first)
         if run.world.is_first:
@@ -357,7 +356,7 @@ def _write_results(run: Run, evaluation: Evaluation) -> None:
 
 
 def _other_weights(run: Run) -> Iterator[tuple[Weights, State]]:
-    """The weights that the recipe asks for beside the last, by their names."""
+    """The weights that the recipe asks for beside the last, with their names."""
     if epochs := run.recipe.averaging.epochs(run.recipe.train.epochs):
         yield "averaged", average_epochs(run.path, epochs)
     if run.ema:
@@ -365,7 +364,7 @@ def _other_weights(run: Run) -> Iterator[tuple[Weights, State]]:
     if run.recipe.train.select_by:
         epoch = best_epoch(run.progress.epochs, run.recipe.train.select_by).epoch
         path = weights_path(run.path, epoch_name(epoch))
-        # Of a run that was finished before, only the copy is left.
+        # Once the run was finished, only the copy is left.
         yield "best", read_state(path if storage.exists(path) else weights_path(run.path, "best"))
 
 
@@ -381,7 +380,7 @@ def _write_predictions(run: Run, evaluation: Evaluation, weights: Weights) -> No
 
 
 def scores_source(recipe: Recipe, progress: Progress, weights: Weights) -> Source:
-    """Where scores by these weights of a run come from."""
+    """The source of scores by these weights of a run."""
     source = Source(
         loss=recipe.train.loss,
         precision=recipe.train.precision,

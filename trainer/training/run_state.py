@@ -1,7 +1,7 @@
-"""A run in progress: its parts, and the checkpoints that it is carried on from.
+"""A run in progress: its parts, and saving and restoring its checkpoints.
 
-In: what the loop has put together. Steps: a copy of all that a restart needs is written in the
-background, now and then. Out: checkpoints, curves and kept weights in the run folder.
+In: the parts that the loop has set up. Steps: copy all that a resumed run needs and write it in the
+background. Out: checkpoints, curves and kept weights in the run folder.
 """
 
 import logging
@@ -34,12 +34,12 @@ from trainer.training.world import World
 _logger = logging.getLogger(__name__)
 
 Report = Callable[[RunProgress], None]
-"""Called by the first rank after every step, with what a progress bar shows."""
+"""Called by the first rank after every step, for a progress bar."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Run:
-    """The parts of a run, put together once."""
+    """The parts of a run in progress."""
 
     recipe: Recipe
     path: str
@@ -51,9 +51,9 @@ class Run:
     train_loader: Loader
     eval_loader: Loader
     log: TensorBoardLog | None
-    """Of the first rank."""
+    """On the first rank."""
     token: str
-    """What the first rank is known by as the one that writes into the run folder."""
+    """Identifies the first rank as the writer of the run folder."""
     report: Report
     saved_at: float
     score_sum: Tensor | None = None
@@ -68,12 +68,12 @@ class Run:
 
     @property
     def world(self) -> World:
-        """Who trains."""
+        """The ranks."""
         return self.learner.world
 
 
 def restore(run: Run, saved: Checkpoint) -> None:
-    """Put the run where the checkpoint is."""
+    """Restore the run's state from a checkpoint."""
     load_model(run.ast, saved.model)
     load_optimiser(run.learner.optimiser, saved.optimiser)
     run.learner.scaler.load_state_dict(saved.scaler)
@@ -82,31 +82,31 @@ def restore(run: Run, saved: Checkpoint) -> None:
 
 
 def save_if_due(run: Run, plan: EpochPlan) -> None:
-    """A checkpoint within the epoch; at its end there is one anyway, after the evaluation.
+    """Save a checkpoint within an epoch if one is due; each epoch ends with one anyway.
 
-    None while steps are skipped: where to go back to is before them.
+    Not while steps are being skipped: the checkpoint to go back to must precede them.
     """
     waited_s = time.monotonic() - run.saved_at
     at_end = run.progress.epoch_step == plan.num_steps
     is_due = waited_s >= run.recipe.train.checkpoint_every_s and not at_end
-    # All ranks take part where the model is shared out: the first one's clock is what counts.
+    # Under FSDP all ranks take part in a checkpoint, so the first rank's clock decides for all.
     votes = torch.tensor(float(is_due and run.world.is_first), device=run.world.device)
     if run.world.sum(votes) and not run.progress.num_bad_in_a_row:
         save(run, is_needed=False)
 
 
 def save(run: Run, needed_epochs: Collection[int] = (), *, is_needed: bool = True) -> None:
-    """Write a checkpoint and the curves in the background, from a copy of what they hold.
+    """Write a checkpoint and the curves in the background, from a copy of the state.
 
-    The first rank does, which has all the weights or gathers them.
+    The first rank writes; under FSDP it gathers the state.
 
     Args:
         run: the run.
-        needed_epochs: at an epoch's end, those whose weights are to be there from now on.
-        is_needed: whether a storage that does not answer is an error; else training goes on.
+        needed_epochs: at an epoch's end, the epochs whose weights to keep.
+        is_needed: whether an unreachable storage is an error; else training goes on.
     """
     run.saved_at = time.monotonic()
-    # No two copies at a time: each takes three times the memory of the model.
+    # One copy at a time: each takes three times the memory of the model.
     run.background.wait()
     copy = partial(whole_copy, keep=run.world.is_first)
     checkpoint = Checkpoint(
@@ -131,7 +131,7 @@ def _try_to_write(run: Run, saved: Checkpoint, needed_epochs: Collection[int]) -
 
 
 def _write(run: Run, saved: Checkpoint, needed_epochs: Collection[int]) -> None:
-    """What a restart builds on must be there before the checkpoint is: curves, kept weights."""
+    """Write kept weights and logs first: a resumed run expects them beside its checkpoint."""
     with writing(run.path, run.token):
         if saved.progress.epoch - 1 in needed_epochs:
             write_weights(run.path, epoch_name(saved.progress.epoch - 1), saved.model)

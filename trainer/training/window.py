@@ -1,7 +1,7 @@
-"""The steps between two points of the training curve, from the device to the host at once.
+"""The steps between two points of the training curve, read from the device all at once.
 
-In: for each step its loss, gradient norm and whether it was skipped, as a tensor that nobody waits
-for. Steps: read them together at the point. Out: sums over the good steps, and the bad ones.
+In: a tensor for each step, with its loss, gradient norm and whether it was skipped, which the host
+does not wait for. Steps: read them together at the next point. Out: the steps, good and bad.
 """
 
 import time
@@ -15,7 +15,7 @@ from torch import Tensor
 from trainer.data.batch import Batch
 
 MAX_STEPS_BEHIND = 2
-"""Steps that wait on a GPU while the next is asked for: it never runs out of work."""
+"""Steps queued on a GPU while the host waits for the next batch: it never runs out of work."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,13 +38,13 @@ class Window:
     waited_s: float = 0.0
     """Seconds that this rank waited for batches."""
     flops: int = 0
-    """Of the model for all clips of the global batches."""
+    """FLOPs of the model for all clips of the global batches."""
     start_s: float = field(default_factory=time.monotonic)
     _facts: list[Tensor] = field(default_factory=list)
     _num_clips: list[int] = field(default_factory=list)
 
     def add(self, facts: Tensor, num_clips: int, flops_per_clip: int) -> None:
-        """A step: `[3]` on the device, loss sum, gradient norm and 1 if it was skipped."""
+        """Add a step: `[3]` on the device, loss sum, gradient norm, and 1 if it was skipped."""
         self._facts.append(facts)
         self._num_clips.append(num_clips)
         self.flops += num_clips * flops_per_clip
@@ -62,10 +62,10 @@ class Window:
 
 
 def timed(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple[Batch, float]]:
-    """Each batch with the seconds it was waited for.
+    """Each batch with the seconds that the loop waited for it.
 
-    A GPU, which works later than it is asked to, is at most `MAX_STEPS_BEHIND` steps behind then:
-    else the batches' memory, in which it still reads, would be what is waited for.
+    First lets a GPU, which works asynchronously, catch up to `MAX_STEPS_BEHIND` steps: otherwise
+    the time would include waiting for buffers that it still reads.
     """
     behind: deque[torch.cuda.Event] = deque()
     while True:

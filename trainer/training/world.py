@@ -1,6 +1,6 @@
-"""Who else trains: this process's rank, and the few collectives that training needs.
+"""This process's rank, and the few collectives that training needs.
 
-All are the identity in a world of one, so that nothing else has to ask.
+In a world of one, all are the identity, so that callers need no special case.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this rank writes what is written once."""
+        """Whether this is the rank that writes files."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
