@@ -18,7 +18,7 @@ from trainer.run.run_progress import RunProgress
 from trainer.run.skipped_steps import write_bad_steps
 from trainer.training.divergence import diverged
 from trainer.training.run_state import Run
-from trainer.training.window import StepFacts, Window
+from trainer.training.window import StepResult, Window
 
 
 def add_point(run: Run, window: Window, plan: EpochPlan, lr: float) -> None:
@@ -60,7 +60,7 @@ def add_point(run: Run, window: Window, plan: EpochPlan, lr: float) -> None:
         raise diverged(run.path, progress.bad_steps[-1], progress.num_bad_in_a_row)
 
 
-def _note_bad_steps(run: Run, plan: EpochPlan, steps: list[StepFacts]) -> None:
+def _note_bad_steps(run: Run, plan: EpochPlan, steps: list[StepResult]) -> None:
     """Count the skipped steps since the last point, and record the clips of each."""
     progress, ids = run.progress, run.data.train.ids
     for ago, step in zip(range(len(steps) - 1, -1, -1), steps, strict=True):

@@ -19,7 +19,7 @@ MAX_STEPS_BEHIND = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StepFacts:
+class StepResult:
     """One step, as all ranks see it."""
 
     loss_sum: float
@@ -40,23 +40,23 @@ class Window:
     flops: int = 0
     """FLOPs of the model for all clips of the global batches."""
     start_s: float = field(default_factory=time.monotonic)
-    _facts: list[Tensor] = field(default_factory=list)
+    _results: list[Tensor] = field(default_factory=list)
     _num_clips: list[int] = field(default_factory=list)
 
-    def add(self, facts: Tensor, num_clips: int, flops_per_clip: int) -> None:
+    def add(self, result: Tensor, num_clips: int, flops_per_clip: int) -> None:
         """Add a step: `[3]` on the device, loss sum, gradient norm, and 1 if it was skipped."""
-        self._facts.append(facts)
+        self._results.append(result)
         self._num_clips.append(num_clips)
         self.flops += num_clips * flops_per_clip
 
     def __len__(self) -> int:
-        return len(self._facts)
+        return len(self._results)
 
-    def read(self) -> list[StepFacts]:
+    def read(self) -> list[StepResult]:
         """The steps in order; waits for the device."""
-        rows = torch.stack(self._facts).tolist()
+        rows = torch.stack(self._results).tolist()
         return [
-            StepFacts(loss_sum=loss, num_clips=clips, gradient_norm=norm, is_bad=bad > 0)
+            StepResult(loss_sum=loss, num_clips=clips, gradient_norm=norm, is_bad=bad > 0)
             for (loss, norm, bad), clips in zip(rows, self._num_clips, strict=True)
         ]
 
