@@ -127,7 +127,7 @@ class ClipReader:
 
     def _read_range(self, index: int, skip_bytes: int, into: memoryview) -> None:
         shard = self._clips.shards[index]
-        path = self._shard_cache.place(shard) if self._shard_cache else shard
+        path = self._shard_cache.path(shard) if self._shard_cache else shard
         read = self._read_remote if storage.is_remote(path) else self._read_local
         try:
             offset_bytes = int(self._clips.offset_bytes[index]) + skip_bytes

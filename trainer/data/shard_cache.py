@@ -1,13 +1,12 @@
-"""Whole shards of S3 on the disk of this machine, as many as there is room for.
+"""Copies of shards on S3 on the local disk, as many as the cache may hold.
 
-In: a folder that all workers of the machine share, and its bound. Steps: the first read of a shard
-asks for a copy, one of which is made at a time while reads go on by ranges; copies stay, for
-epochs and runs to come, until someone empties the folder between runs. Out: where to read a shard
-from.
+In: a folder that all workers of a machine use, and a limit. Steps: the first read of a shard starts
+a copy, one at a time, and reads go on by ranges meanwhile. Copies stay for later epochs and runs,
+until the folder is emptied between runs. Out: the path to read a shard from.
 
-The reads run ahead of the training in the order of the epoch's plan, and so do the copies they ask
-for. An epoch reads every shard as often as any other, so nothing is gained by exchanging copies:
-what came first stays, and the shards that found no room are read by ranges.
+Reads and copies run ahead of the training, in the order of the epoch's plan. An epoch reads all
+shards equally often, so replacing copies would gain nothing: the first ones stay, and shards for
+which there is no room are read by ranges.
 """
 
 import hashlib
@@ -21,7 +20,7 @@ from filelock import FileLock
 from pipeline import storage
 
 _SUBFOLDER = "ast-ray-shards"
-"""Of the folder that is given, which may hold anything."""
+"""In the given folder, which may hold other files."""
 _LOCK_NAME = "lock"
 _COPY = re.compile(r"[0-9a-f]{64}\.tar")
 _UNFINISHED = re.compile(rf"\.{_COPY.pattern}\..*")
@@ -30,20 +29,20 @@ _PARTS_AT_ONCE = 8
 
 
 class ShardCache:
-    """May be used by several threads, and the folder by several processes."""
+    """Safe for several threads; several processes may use the folder."""
 
     def __init__(self, folder: str, *, max_bytes: int) -> None:
         self._folder = storage.join(folder, _SUBFOLDER)
         storage.make_folder(self._folder)
         self._max_bytes = max_bytes
-        self._places: dict[str, str] = {}
+        self._paths: dict[str, str] = {}
         self._copying: Future[tuple[str, str]] | None = None
         self._lock = Lock()
         # One copy at a time and none in a queue: a run that ends waits for no more than that.
         self._pool = ThreadPoolExecutor(1)
 
-    def place(self, shard: str) -> str:
-        """Where to read a shard from now: its copy, or itself while or because there is none.
+    def path(self, shard: str) -> str:
+        """The path to read a shard from: its copy, or the shard itself as long as it has none.
 
         Raises:
             UserError: a copy, of this shard or of another, cannot be written.
@@ -51,40 +50,40 @@ class ShardCache:
         with self._lock:
             if self._copying is not None and self._copying.done():
                 done, self._copying = self._copying, None
-                copied, place = done.result()
-                self._places[copied] = place
-            if shard not in self._places and self._copying is None:
+                copied, path = done.result()
+                self._paths[copied] = path
+            if shard not in self._paths and self._copying is None:
                 self._copying = self._pool.submit(self._copy, shard)
-            return self._places.get(shard, shard)
+            return self._paths.get(shard, shard)
 
     def _copy(self, shard: str) -> tuple[str, str]:
-        """The shard and where to read it from; a copy of another process' will do."""
+        """The shard and the path to read it from; another process may have made the copy."""
         try:
-            facts = storage.with_retries(storage.file_system(shard).info, shard)
+            info = storage.with_retries(storage.file_system(shard).info, shard)
         except FileNotFoundError:
             return shard, shard  # reading it says so, with the clip's name
-        # A data set that is prepared again has other shards under the same names.
-        version = f"{shard} {facts['size']} {facts['ETag']}"
+        # A data set that is prepared again may have other shards of the same names.
+        version = f"{shard} {info['size']} {info['ETag']}"
         copy = storage.join(self._folder, f"{hashlib.sha256(version.encode()).hexdigest()}.tar")
         with storage.explained(self._folder), self._alone():
             if Path(copy).exists():
                 return shard, copy
-            if self._num_bytes() + facts["size"] > self._max_bytes:
+            if self._num_bytes() + info["size"] > self._max_bytes:
                 return shard, shard
             try:
                 with storage.explained(shard):
-                    data = _read_whole(shard, facts["size"])
+                    data = _read_whole(shard, info["size"])
             except EOFError:
                 return shard, shard  # it has changed; reading it says so, with the clip's name
             storage.write_bytes(copy, data)
         return shard, copy
 
     def _alone(self) -> FileLock:
-        """Only one process of the machine at a time; the lock ends with it, however it ends."""
+        """Locks out the other processes of the machine; the lock ends with this process."""
         return FileLock(storage.join(self._folder, _LOCK_NAME), fallback_to_soft=False)
 
     def _num_bytes(self) -> int:
-        """The size of the copies; those that a process left unfinished are deleted."""
+        """Total size of the copies; deletes those that a killed process left unfinished."""
         total = 0
         for path in Path(self._folder).iterdir():
             if _UNFINISHED.fullmatch(path.name):
@@ -95,10 +94,10 @@ class ShardCache:
 
 
 def _read_whole(path: str, num_bytes: int) -> bytes:
-    """An object, in parts side by side: S3 sends a single one at a fraction of the network's rate.
+    """An object, in parallel parts: S3 sends a single stream at a fraction of the network's rate.
 
     Raises:
-        EOFError: it is shorter.
+        EOFError: the object is shorter.
     """
 
     def read(start: int) -> bytes:

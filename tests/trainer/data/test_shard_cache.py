@@ -32,10 +32,10 @@ def settled(cache: ShardCache, shards: list[str]) -> dict[str, str]:
     """Where the shards are read from once no copy is being made."""
     for _ in range(2 * len(shards)):
         for shard in shards:
-            cache.place(shard)
+            cache.path(shard)
         if cache._copying is not None:
             cache._copying.exception()
-    return {shard: cache.place(shard) for shard in shards}
+    return {shard: cache.path(shard) for shard in shards}
 
 
 def copies(folder: Path) -> list[Path]:
@@ -52,7 +52,7 @@ def test_copies_stay_within_the_limit(
 ) -> None:
     monkeypatch.setattr(shard_cache, "_PART_BYTES", 300)
     cache = ShardCache(str(tmp_path), max_bytes=max_bytes)
-    assert cache.place(shards[0]) == shards[0], "nobody waits for a copy"
+    assert cache.path(shards[0]) == shards[0], "nobody waits for a copy"
     paths = settled(cache, shards)
     assert len(copies(tmp_path)) == num_copies
     assert sum(shard != path for shard, path in paths.items()) == num_copies
@@ -141,7 +141,7 @@ def test_clips_are_the_same_before_and_after_the_copy(s3: str, tmp_path: Path) -
             reader.read(out, rows, first, executor)
         read.append(out)
         settled(cache, clips.shards[:1])
-    assert not storage.is_remote(cache.place(clips.shards[0]))
+    assert not storage.is_remote(cache.path(clips.shards[0]))
     assert np.array_equal(read[0][0, :40], dataset.read_fbank(0)[:40])
     assert np.array_equal(read[1], read[0])
     storage.remove(clips.shards[0])
