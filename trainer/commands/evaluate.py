@@ -28,8 +28,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     from trainer.on_ray.train import run_evaluation
     from trainer.run.checks import check_evaluation
+    from trainer.run.result_table import result_table
     from trainer.run.run_folder import read_run
-    from trainer.run.summary import metrics_summary
     from trainer.scores.predictions import predictions_path
 
     folder = arguments.run_folder
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     name = check_evaluation(*clips, arguments.weights)
     with session(arguments):
         run_evaluation(*clips, workers(arguments), arguments.weights, arguments.precision)
-    Console().print(metrics_summary(folder, name))
+    Console().print(result_table(folder, name))
     print(predictions_path(folder, name))
 
 

@@ -28,8 +28,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     from trainer.checkpoints.checkpoint import checkpoint_paths
     from trainer.run.checks import check_training
+    from trainer.run.history import check_learned
+    from trainer.run.result_table import result_table
     from trainer.run.run_folder import read_run
-    from trainer.run.summary import check_learned, metrics_summary
     from trainer.scores.predictions import predictions_path
 
     is_finished, warnings = check_training(recipe, data, output)
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
         with session(arguments):
             run_training(recipe, data, output, workers(arguments))
     name = read_run(output).data.eval_name
-    Console().print(metrics_summary(output, name))
+    Console().print(result_table(output, name))
     print(predictions_path(output, name))
     check_learned(output)
 

@@ -24,7 +24,7 @@ from trainer.on_ray.workers import fit_workers, note_workers
 from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.run.checks import check_training
-from trainer.run.summary import check_learned
+from trainer.run.history import check_learned
 
 _logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Checks, before Ray starts, that a run or an evaluation can succeed.
 
-In: a recipe or a run folder, and a prepared data set. Out: an error that explains a mistake, or
-what the step needs to know of the run so far.
+In: a recipe or a run folder, and a prepared data set. Out: an error that explains a mistake; else
+the state of the run, or the name of its predictions.
 """
 
 from pipeline import storage
@@ -23,37 +23,37 @@ def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> tuple[bo
     """Check, before Ray starts, that a run can succeed.
 
     Returns:
-        Whether it is finished already; if not, warnings about its settings or its folder.
+        Whether the run is finished; if not, also warnings about its settings or its folder.
 
     Raises:
-        UserError: there is no such data set, split, fold or weights; settings do not fit the data
-            or would learn nothing; the folder holds something else or is not writable.
+        UserError: the data set, split, fold or weights do not exist; settings do not fit the data,
+            or would learn nothing; the folder holds other files or is not writable.
     """
     dataset = open_dataset(dataset_path)
     data = select_training_data(dataset, recipe.data)
     check_fit(recipe, data)
-    odd = list[str]()
+    warnings = list[str]()
     is_begun = check_same_run(run_path, recipe, dataset)
     if is_begun and is_finished(run_path):
         name = data.evaluation.name
         results = (predictions_path(run_path, name), metrics_path(run_path, name))
-        lost = [path for path in results if not storage.exists(path)]
-        if not lost:
+        missing = [path for path in results if not storage.exists(path)]
+        if not missing:
             return True, []
         if read_run(run_path).imported_from is not None:
             raise UserError(
                 run_path,
-                "an imported model, which has no training to carry on",
-                "`evaluate` makes its predictions, and `train` with another --out and --set "
-                f"model.weights_file={run_path} trains on from it",
+                "an imported model, whose training cannot be resumed",
+                "score it with `evaluate`, or fine-tune it with `train`, another --out and --set "
+                f"model.weights_file={run_path}",
             )
-        odd += [f"{path}: is missing and will be regenerated" for path in lost]
+        warnings += [f"{path}: is missing and will be regenerated" for path in missing]
     check_rate(recipe, data)
     weights = recipe.model.weights_file
     if weights and not (is_begun or storage.exists(weights) or storage.list_files(weights)):
-        raise UserError("model.weights_file", f"{weights} is not there")
+        raise UserError("model.weights_file", f"{weights} does not exist")
     storage.make_folder(run_path)
-    return False, odd + recipe_warnings(recipe, data)
+    return False, warnings + recipe_warnings(recipe, data)
 
 
 def check_evaluation(
@@ -62,15 +62,15 @@ def check_evaluation(
     """Check, before Ray starts, that a run can be evaluated; returns the name of the predictions.
 
     Raises:
-        UserError: there is no such run, data set, split or fold; the vocabulary differs; the run
+        UserError: the run, data set, split or fold does not exist; the vocabulary differs; the run
             has no checkpoint yet, or not these weights.
     """
     run, dataset = read_run(run_path), open_dataset(dataset_path)
     if dataset.labels != run.data.labels:
         raise UserError(
             dataset_path,
-            f"has {len(dataset.labels)} classes that are not, or not in the order of, the "
-            f"{len(run.data.labels)} classes of the run {run_path}",
+            f"its {len(dataset.labels)} classes differ from the {len(run.data.labels)} classes of "
+            f"the run {run_path}, or their order does",
         )
     if weights != "last":
         check_weights(run_path, weights)
@@ -82,7 +82,7 @@ def check_evaluation(
 def evaluation_name(
     run: RunInfo, dataset: PreparedDataset, clips: ClipSet, weights: Weights
 ) -> str:
-    """The name of the predictions; those on other data never replace the run's own."""
+    """The name of the predictions; on other data it never equals that of the run's own."""
     if clips.data_fingerprint == run.data.fingerprint:
         return predictions_name(clips.name, weights)
     other = f"{dataset.path.rpartition('/')[2]}-{clips.data_fingerprint[:8]}"

@@ -57,5 +57,22 @@ def is_finished(run_path: str) -> bool:
         return False
 
 
+def check_learned(run_path: str) -> None:
+    """Refuse a finished run that has learned nothing.
+
+    Raises:
+        UserError: every step was skipped.
+    """
+    history = read_history(run_path)
+    num_skipped = sum(point.num_bad_steps for point in history.steps)
+    if history.finished and num_skipped and num_skipped == history.num_steps:
+        raise UserError(
+            run_path,
+            f"all {num_skipped} steps were skipped, so the model has learned nothing",
+            "divergence.jsonl there has their losses and gradients: raise "
+            "train.max_gradient_norm or lower schedule.lr, and give another --out",
+        )
+
+
 def _path(run_path: str) -> str:
     return storage.join(run_path, "history.json")

@@ -31,7 +31,7 @@ _MAY_DIFFER = {
     "train.log_every_steps",
     "train.checkpoint_every_s",
 }
-"""What may change between the starts of a run: it changes the result by rounding errors at most."""
+"""Settings that may change when a run is resumed: they change the result by rounding at most."""
 _KINDS = {
     "run.json": "a run",
     "ensemble.json": "an ensemble",
@@ -39,19 +39,19 @@ _KINDS = {
     "card.json": "a prepared data set",
     "ast.safetensors": "an exported model",
 }
-"""What a folder is of, by a file in it."""
+"""What a folder holds, by the file that marks it."""
 _BEFORE_RUN = frozenset({"writer.json", "ray"})
-"""What stands in a run's folder before its `run.json`, at the top."""
+"""Names in a run's folder before its `run.json` is written."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataInfo:
-    """What a run is trained and evaluated on. What an older run did not write is None."""
+    """The data that a run is trained and evaluated on. None: an older run did not write it."""
 
     path: str
     """The prepared data set."""
     fingerprint: str
-    """Of the data set."""
+    """Of the card."""
     labels: list[str]
     num_mels: int | None = None
     num_train_clips: int | None = None
@@ -61,7 +61,7 @@ class DataInfo:
     eval_split: str | None = None
     eval_fold: int | None = None
     mean: float
-    """What the inputs are normalised with."""
+    """Of the log-mels, for normalisation; so is `std`."""
     std: float
 
 
@@ -73,13 +73,13 @@ class RunInfo:
     recipe: str
     """Its name."""
     settings: dict[str, dict[str, Any]]
-    """By section, as the run was started with them."""
+    """By section, as the run was started."""
     versions: dict[str, str] = field(default_factory=dict)
     seed: int
     num_parameters: int
     data: DataInfo
     imported_from: str | None = None
-    """The checkpoint of a model that was not trained here."""
+    """The checkpoint that an imported model came from."""
 
     def to_json(self) -> dict[str, Any]:
         """The document."""
@@ -92,7 +92,7 @@ class RunInfo:
 def describe_run(
     recipe: Recipe, dataset: PreparedDataset, data: TrainingData, num_parameters: int
 ) -> RunInfo:
-    """What a run is, for its `run.json`."""
+    """The content of a run's `run.json`."""
     eval_split, eval_fold = recipe.data.evaluation
     return RunInfo(
         recipe=recipe.name,
@@ -129,7 +129,7 @@ def read_run(run_path: str) -> RunInfo:
     """
     storage.check_bucket(run_path)
     path = storage.join(run_path, "run.json")
-    remedy = "put it back, or remove the run and start it again"
+    remedy = "restore it, or remove the run and start it again"
     try:
         version = storage.read_document(path, _Version, remedy).format_version
         if version == FORMAT_VERSION:
@@ -152,27 +152,27 @@ def read_recipe(run: RunInfo) -> Recipe:
 
 
 def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> bool:
-    """Whether a run is there to be carried on; False if the folder is free.
+    """Whether the folder holds a run to resume; False if it is empty.
 
     Raises:
-        UserError: a run with other settings or other data is there, or what is left of one; or
-            anything else.
+        UserError: the folder holds a run with other settings or other data, the remains of one, or
+            other files.
     """
     check_folder(run_path, "run.json")
     if not storage.exists(storage.join(run_path, "run.json")):
         if checkpoint_paths(run_path):
             raise UserError(
                 run_path,
-                "has checkpoints of a run, but no run.json to say what it is of",
-                "put it back, or give another --out",
+                "has checkpoints, but no run.json with their settings",
+                "restore it, or give another --out",
             )
         check_empty(run_path, but=_BEFORE_RUN)
         return False
     run = read_run(run_path)
-    remedy = "give another --out, or remove that one"
+    remedy = "give another --out, or remove this run"
     if run.data.fingerprint != dataset.card.fingerprint:
         raise UserError(run_path, "the run was trained on other data", remedy)
-    # A setting that came later had its default before.
+    # Settings that are newer than the run had their defaults.
     before, now = read_recipe(run).to_json(), recipe.to_json()
     for section in now:
         for key, value in now[section].items():
@@ -187,29 +187,29 @@ def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> b
 
 
 def check_folder(path: str, own: str) -> None:
-    """Refuse to write among the files of something else; `own` is the file that marks one's own.
+    """Refuse a folder that holds another kind of result; `own` is the file that marks this kind.
 
     Raises:
-        UserError: says what is there.
+        UserError: names what the folder holds.
     """
     storage.check_bucket(path)
     for name, kind in _KINDS.items():
         if name != own and storage.exists(storage.join(path, name)):
-            raise UserError(path, f"{kind} is there ({name})", "give another --out")
+            raise UserError(path, f"holds {kind} ({name})", "give another --out")
 
 
 def check_empty(folder: str, but: frozenset[str] = frozenset()) -> None:
-    """Refuse a folder that holds anything but hidden files and these names at its top.
+    """Refuse a folder that holds anything but hidden files and the names in `but`.
 
     Raises:
-        UserError: names a file of it.
+        UserError: names a file in it.
     """
     for batch in storage.iter_files(folder):
         for path in batch["path"].to_pylist():
             name = path.removeprefix(folder).lstrip("/")
             top = name.partition("/")[0]
             if top not in but and not top.startswith("."):
-                raise UserError(folder, f"not empty, {name} is there already", "give another --out")
+                raise UserError(folder, f"not empty: it holds {name}", "give another --out")
 
 
 def _versions() -> dict[str, str]:
@@ -218,6 +218,6 @@ def _versions() -> dict[str, str]:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            # A machine for training alone may have no Ray.
+            # Training alone needs no Ray.
             versions[name] = "not installed"
     return versions

@@ -9,26 +9,26 @@ from pipeline import storage
 
 
 class TensorBoardLog:
-    """Writes TensorBoard's event files; for a run on S3 locally first, then up with each flush."""
+    """Writes TensorBoard's event files; for a run on S3 to a local folder that `flush` uploads."""
 
     def __init__(self, run_path: str, step: int) -> None:
-        """`step`: steps done so far, which is where the curves go on."""
-        from torch.utils.tensorboard import SummaryWriter  # loads S3 clients where there are any
+        """`step`: steps done so far, where the curves resume."""
+        from torch.utils.tensorboard import SummaryWriter  # it imports S3 clients
 
         self._target = storage.join(run_path, "tensorboard")
         self._remote = storage.is_remote(run_path)
         self._folder = tempfile.mkdtemp(prefix="tensorboard-") if self._remote else self._target
-        # Points past the step that a restart goes back to are hidden from the curves.
+        # Hides points after the step that a restart resumes from.
         self._writer = SummaryWriter(self._folder, purge_step=step + 1)
 
     def add(self, step: int, values: dict[str, Any]) -> None:
-        """Add a point to each of several curves; values that are None are left out."""
+        """Add a point to each curve; skips values that are None."""
         for name, value in values.items():
             if value is not None:
                 self._writer.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Make what was added readable where the run is."""
+        """Write out all points; for a run on S3, upload the files."""
         self._writer.flush()
         if self._remote:
             for path in sorted(Path(self._folder).iterdir()):

@@ -1,4 +1,4 @@
-"""Who writes into a run folder: one process at a time, on a local disk and on S3."""
+"""One process at a time writes into a run folder, on a local disk or on S3."""
 
 import logging
 import os
@@ -19,12 +19,12 @@ _logger = logging.getLogger(__name__)
 
 @contextmanager
 def alone_in(run_path: str) -> Iterator[None]:
-    """Keep other processes of this machine from training in a local run folder at the same time.
+    """Lock a local run folder against other processes of this machine.
 
-    The lock ends with the process that holds it. There is none for S3.
+    The lock ends with its process. Folders on S3 are not locked.
 
     Raises:
-        UserError: another process is at work there, or the folder cannot be written.
+        UserError: another process holds the lock, or the folder cannot be written.
     """
     if storage.is_remote(run_path):
         yield
@@ -39,8 +39,8 @@ def alone_in(run_path: str) -> Iterator[None]:
                 run_path, "another process trains there", "wait for it, or give another --out"
             ) from error
         except OSError as error:
-            # Buckets that are mounted as a folder often have no locks, or open no file for reading
-            # and writing at once, as filelock does; what cannot be written at all is an error.
+            # A bucket mounted as a folder often has no locks, or opens no file for reading and
+            # writing at once, as filelock does. A folder that cannot be written is an error.
             _check_writable(path)
             _logger.warning("%s: not locked (%s)", run_path, error.strerror)
         yield
@@ -54,9 +54,9 @@ def _check_writable(path: Path) -> None:
 
 
 def take_over(run_path: str) -> str:
-    """Make this process the one that writes into the run folder; returns what it is known by.
+    """Make this process the writer of the run folder; returns its token.
 
-    A lock cannot do it on S3, where one of a killed process would stay.
+    On S3 this replaces a lock, which would outlive a killed process.
     """
     token = secrets.token_hex(8)
     writer = _Writer(token=token, host=socket.gethostname(), process=os.getpid())
@@ -77,29 +77,29 @@ def check_writer(run_path: str, token: str) -> None:
     """Refuse to write once another process has taken the run folder over.
 
     Raises:
-        UserError: another has, and goes on with the run.
+        UserError: names the other process.
     """
     try:
         data = storage.read_bytes(storage.join(run_path, "writer.json"))
         writer = storage.parse_document(data, _Writer)
     except (FileNotFoundError, storage.DocumentError):
-        return  # gone or damaged: nobody says that it is another
+        return  # missing or damaged: no sign of another process
     if writer.token != token:
         raise UserError(
             run_path,
-            f"another `train` has begun there (process {writer.process} on {writer.host}) and goes "
-            "on from the last checkpoint",
-            "this one ends",
+            f"another `train` (process {writer.process} on {writer.host}) has taken the run over "
+            "and resumes it from the last checkpoint",
+            "this one stops",
         )
 
 
 @contextmanager
 def writing(run_path: str, token: str) -> Iterator[None]:
-    """Within it files of the run are written.
+    """Guard a block that writes files of the run.
 
     Raises:
-        UserError: another process has taken the run folder over, before or in the meantime: it
-            deletes what it finds unfinished, so that the writing fails.
+        UserError: another process has taken the run folder over, before the block or during it; it
+            deletes unfinished files, so that writing them fails.
     """
     check_writer(run_path, token)
     try:
@@ -111,7 +111,7 @@ def writing(run_path: str, token: str) -> Iterator[None]:
 
 
 def remove_unfinished(run_path: str) -> None:
-    """Delete what a killed process was writing to a local disk: checkpoints of a GB or more."""
+    """Delete files that a killed process left unfinished on a local disk: a GB or more each."""
     if not storage.is_remote(run_path):
         for pattern in (".*", "checkpoints/.*", "epochs/.*"):
             for path in Path(run_path).glob(pattern):

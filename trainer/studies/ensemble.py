@@ -20,9 +20,8 @@ from pipeline import storage
 from pipeline.errors import SettingValueError, UserError
 from trainer.recipe.parse import load_recipe
 from trainer.recipe.recipe import Recipe
-from trainer.run.history import is_finished
+from trainer.run.history import check_learned, is_finished
 from trainer.run.run_folder import check_folder, read_run
-from trainer.run.summary import check_learned
 from trainer.scores.metrics import METRICS, Metrics, evaluate_scores
 from trainer.scores.predictions import Predictions, Source, read_predictions, write_predictions
 from trainer.studies.shared import (

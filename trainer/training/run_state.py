@@ -27,7 +27,7 @@ from trainer.run.history import write_history
 from trainer.run.run_progress import RunProgress
 from trainer.run.tensorboard_log import TensorBoardLog
 from trainer.run.writer import writing
-from trainer.training.fsdp import load_model, load_optimiser, shared_out, whole_copy
+from trainer.training.fsdp import load_model, load_optimiser, shard_like, whole_copy
 from trainer.training.step import Learner
 from trainer.training.world import World
 
@@ -77,7 +77,7 @@ def restore(run: Run, saved: Checkpoint) -> None:
     load_model(run.ast, saved.model)
     load_optimiser(run.learner.optimiser, saved.optimiser)
     run.learner.scaler.load_state_dict(saved.scaler)
-    run.ema = shared_out(saved.ema, run.ast.state_dict())
+    run.ema = shard_like(saved.ema, run.ast.state_dict())
     run.progress, run.score_sum = saved.progress, saved.score_sum
 
 

@@ -1,10 +1,10 @@
-"""One step of the optimiser: a batch on the device to changed weights, and nothing waits for it.
+"""One step of the optimiser, from a batch on the device to new weights; the host never waits.
 
-In: this rank's batch with the model's input. Steps: loss and gradients, in parts where memory
-is short; their sums over the ranks; the optimiser's step, unless the loss or the gradient is no
-finite number or too large a one. Out: the weights, and three figures that stay on the device.
+In: this rank's slice of a batch. Steps: loss and gradients, in micro-batches where memory is short;
+their sums over the ranks; the optimiser's step, unless the loss or the gradient is not finite or
+too large. Out: the weights, and three figures that stay on the device.
 
-B rows of this rank, T frames, F mels, C classes.
+B clips of this rank, T frames, F mels, C classes.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -24,20 +24,20 @@ from trainer.optim.settings import OptimiserSettings
 from trainer.optim.skip import step_unless
 from trainer.recipe.settings import TrainSettings
 from trainer.training.divergence import gradient_norm, is_bad
-from trainer.training.fsdp import shard
+from trainer.training.fsdp import apply_fsdp
 from trainer.training.world import World
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Learner:
-    """A model and what changes its weights."""
+    """A model with what trains it."""
 
     ast: AST
-    shared: nn.Module
-    """The model as training calls it: it averages gradients over the ranks."""
+    wrapped: nn.Module
+    """The model as training calls it: wrapped to average gradients over the ranks."""
     optimiser: torch.optim.Optimizer
     scaler: GradScaler
-    """Of the loss in float16; else it does nothing."""
+    """Scales the loss in float16; does nothing in other precisions."""
     settings: TrainSettings
     world: World
 
@@ -45,12 +45,12 @@ class Learner:
 def make_learner(
     ast: AST, optimiser: OptimiserSettings, settings: TrainSettings, world: World
 ) -> Learner:
-    """All that a step takes, on this rank's device."""
-    is_sharded = settings.sharding == "shard" and world.size > 1
-    shared = shard(ast, world) if is_sharded else world.share(ast)
+    """The model on this rank's device, with its optimiser."""
+    use_fsdp = settings.sharding == "shard" and world.size > 1
+    wrapped = apply_fsdp(ast, world) if use_fsdp else world.replicate(ast)
     return Learner(
         ast=ast,
-        shared=shared,
+        wrapped=wrapped,
         optimiser=make_optimiser(ast.parameters(), optimiser),
         scaler=GradScaler(world.device.type, enabled=settings.precision == "float16"),
         settings=settings,
@@ -59,7 +59,7 @@ def make_learner(
 
 
 def make_step(learner: Learner, batch: Batch, lr: float) -> Tensor:
-    """One optimiser step on a batch with the model's input (stage 3), unless it is a bad one.
+    """Make an optimiser step on a batch with the model's input (stage 3), unless it is a bad one.
 
     Returns `[3]` on the device, the same on every rank: the sum of the global batch's losses, the
     gradient's norm, and 1 if the step was skipped.
@@ -67,12 +67,12 @@ def make_step(learner: Learner, batch: Batch, lr: float) -> Tensor:
     optimiser, scaler, world = learner.optimiser, learner.scaler, learner.world
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     optimiser.zero_grad(set_to_none=True)
-    num_rows = len(batch.x)
-    size = learner.settings.micro_batch_size or num_rows
-    for start in range(0, num_rows, size):
-        with _sharing_gradients(learner.shared, start + size >= num_rows):
+    num_clips = len(batch.x)
+    size = learner.settings.micro_batch_size or num_clips
+    for start in range(0, num_clips, size):
+        with _averaging_gradients(learner.wrapped, start + size >= num_clips):
             loss = _loss(learner, batch, slice(start, start + size))
-            # Gradients are averaged over the ranks, so each rank scales its loss by their number.
+            # The ranks' gradients are averaged, so each rank scales its loss by the world size.
             scaled = scaler.scale(loss * (world.size / batch.num_clips))
             scaled.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
@@ -88,19 +88,19 @@ def make_step(learner: Learner, batch: Batch, lr: float) -> Tensor:
 
 
 def _loss(learner: Learner, batch: Batch, part: slice) -> Tensor:
-    """The sum of the losses of some rows."""
+    """The sum of the losses of a micro-batch."""
     settings, x = learner.settings, batch.x[part]
     with autocast(x.device, settings.precision):
-        logits = learner.shared(x)
+        logits = learner.wrapped(x)
     losses = loss_per_clip(logits, batch.targets[part], settings.loss)
     return (losses * batch.clip_weights[part]).sum()
 
 
-def _sharing_gradients(shared: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Gradients are averaged over the ranks once a step, with its last backward pass.
+def _averaging_gradients(wrapped: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """Average gradients over the ranks once a step, with the last micro-batch.
 
-    Not so those of a model that is shared out: a rank has no room for whole gradients.
+    FSDP averages them with each one: a rank has no room for whole gradients.
     """
-    if is_last or not isinstance(shared, DistributedDataParallel):
+    if is_last or not isinstance(wrapped, DistributedDataParallel):
         return nullcontext()
-    return shared.no_sync()
+    return wrapped.no_sync()

@@ -31,14 +31,14 @@ class World:
         return values
 
     def gather(self, rows: Tensor) -> Tensor:
-        """`[size * R, ...]`: the `[R, ...]` of all ranks, in their order; R must be equal."""
+        """`[size * R, ...]`: the `[R, ...]` of all ranks, in rank order; R must be equal."""
         if self.size == 1:
             return rows
         everyone = [torch.empty_like(rows) for _ in range(self.size)]
         torch.distributed.all_gather(everyone, rows.contiguous())
         return torch.cat(everyone)
 
-    def share(self, model: nn.Module) -> nn.Module:
-        """The model on this rank's device, its gradients averaged over the ranks."""
+    def replicate(self, model: nn.Module) -> nn.Module:
+        """The model on this rank's device; DDP averages its gradients over the ranks."""
         model = model.to(self.device)
         return DistributedDataParallel(model) if self.size > 1 else model

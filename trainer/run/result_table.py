@@ -1,11 +1,10 @@
-"""What `train` and `evaluate` tell the user at the end, as tables for the terminal, or an error."""
+"""The table of a run's results that `train` and `evaluate` print at the end."""
 
 from typing import get_args
 
 from rich.console import Group
 
 from pipeline import storage
-from pipeline.errors import UserError
 from pipeline.terminal.tables import name_value_table, titled
 from trainer.checkpoints.settings import Weights
 from trainer.run.history import read_history
@@ -16,11 +15,11 @@ from trainer.scores.predictions import ScoredClips, predictions_name, prediction
 _NUM_SHOWN = 5
 
 
-def metrics_summary(run_path: str, name: str) -> Group:
-    """The metrics of a run's predictions on a clip set, with its best and worst classes.
+def result_table(run_path: str, name: str) -> Group:
+    """The metrics of a run's predictions on a clip set, with the best and worst classes.
 
     Raises:
-        UserError: they are not there, or a file of the run is damaged.
+        UserError: the run has no such predictions, or one of its files is damaged.
     """
     scored = read_metrics(run_path, name)
     metrics, common = scored.metrics, scored.common
@@ -54,23 +53,6 @@ def metrics_summary(run_path: str, name: str) -> Group:
         share = f"{num_skipped} of {history.num_steps} steps"
         table.add_row("skipped", f"{share}, see divergence.jsonl")
     return titled(f"{run_path} on {name}", table)
-
-
-def check_learned(run_path: str) -> None:
-    """Refuse a run that is through and has learned nothing.
-
-    Raises:
-        UserError: every step was skipped.
-    """
-    history = read_history(run_path)
-    num_skipped = sum(point.num_bad_steps for point in history.steps)
-    if history.finished and num_skipped and num_skipped == history.num_steps:
-        raise UserError(
-            run_path,
-            f"all {num_skipped} steps were skipped, so the model has learned nothing",
-            "divergence.jsonl there has their losses and gradients: raise "
-            "train.max_gradient_norm or lower schedule.lr, and give another --out",
-        )
 
 
 def _classes(classes: list[tuple[float, str]]) -> str:

@@ -12,8 +12,8 @@ from pipeline.dataset.prepared import PreparedDataset
 from tests.support.errors import assert_error_line, refused
 from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
 from trainer.recipe.recipe import Recipe
+from trainer.run.result_table import result_table
 from trainer.run.skipped_steps import read_bad_steps
-from trainer.run.summary import metrics_summary
 from trainer.training.loop import train
 from trainer.training.world import World
 
@@ -36,7 +36,7 @@ def run(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> s
 
 def shown(run: str) -> str:
     file = io.StringIO()
-    Console(file=file, width=200).print(metrics_summary(run, "eval"))
+    Console(file=file, width=200).print(result_table(run, "eval"))
     return file.getvalue()
 
 
@@ -95,7 +95,7 @@ def test_run_with_all_steps_skipped_is_an_error(
 def test_damaged_metrics_are_an_explained_error(tmp_path: Path, content: str) -> None:
     storage.write_bytes(f"{tmp_path}/predictions/eval.json", content.encode())
     with refused("predictions/eval.json", "damaged", remedy="`evaluate`"):
-        metrics_summary(str(tmp_path), "eval")
+        result_table(str(tmp_path), "eval")
 
 
 def test_damaged_history_is_an_explained_error(run: str, tmp_path: Path) -> None:
@@ -103,12 +103,12 @@ def test_damaged_history_is_an_explained_error(run: str, tmp_path: Path) -> None
     storage.write_bytes(f"{tmp_path}/predictions/eval.json", metrics)
     storage.write_bytes(f"{tmp_path}/history.json", b"{}")
     with refused(tmp_path / "history.json", "damaged", remedy="command"):
-        metrics_summary(str(tmp_path), "eval")
+        result_table(str(tmp_path), "eval")
 
 
 def test_missing_metrics_are_an_explained_error(tmp_path: Path) -> None:
     with refused("predictions/eval.json", "no such file", remedy="`evaluate`"):
-        metrics_summary(str(tmp_path), "eval")
+        result_table(str(tmp_path), "eval")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"step": 1}', "\xff"])
