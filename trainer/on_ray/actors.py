@@ -1,7 +1,7 @@
-"""What Ray Train runs for a training in processes of their own, beside the workers.
+"""What runs in processes of Ray beside the workers of a training.
 
-Apart from `trainer.on_ray.train`, so that these processes start without torch and timm: the workers
-wait for them.
+These processes must start fast, as the workers wait for them: this module loads neither PyTorch nor
+timm.
 """
 
 import logging
@@ -16,29 +16,28 @@ from trainer.run.run_progress import RunProgress
 _logger = logging.getLogger(__name__)
 
 MAX_RESTARTS_IN_PLACE = 3
-"""Times a run starts again in a row without getting further before it gives up."""
+"""Restarts in a row without a new checkpoint before a run gives up."""
 
 
 class Board:
-    """An actor that holds the latest progress of each run, for the driver to look at."""
+    """An actor that holds the latest progress of each run for the driver."""
 
     def __init__(self) -> None:
         self._runs: dict[str, RunProgress] = {}
 
     def put(self, progress: RunProgress) -> None:
-        """Note what `trainer.training.loop.train` reports."""
+        """Store what `trainer.training.loop.train` reports."""
         self._runs[progress.run] = progress
 
     def get(self) -> list[RunProgress]:
-        """The latest of each run."""
+        """The latest progress of each run."""
         return list(self._runs.values())
 
 
 class Failures(UserCallback):  # type: ignore[misc]
-    """Decides, in Ray Train's controller, which failures of workers a new start can mend.
+    """Decides, in Ray Train's controller, which failures of workers a restart can repair.
 
-    A run of days may lose any number of workers; one that fails over and over at the same place
-    does not get further.
+    A long run may lose any number of workers, as long as new checkpoints appear between them.
     """
 
     def __init__(self, run_path: str, log_level: int) -> None:
@@ -48,7 +47,7 @@ class Failures(UserCallback):  # type: ignore[misc]
         self._num_in_place = 0
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called before Ray Train starts the workers again; what is raised here ends the run."""
+        """Called before Ray Train restarts the workers; an error raised here ends the run."""
         log.set_up(self._log_level, is_worker=True)
         for error in worker_exceptions.values():
             if isinstance(error, UserError) and not isinstance(error, PassingError):
@@ -59,17 +58,15 @@ class Failures(UserCallback):  # type: ignore[misc]
         rank, error = next(iter(worker_exceptions.items()))
         if self._num_in_place > MAX_RESTARTS_IN_PLACE:
             if not isinstance(error, UserError):
-                # Ray Train's own error has no traceback of the worker.
+                # Ray Train's error lacks the traceback of the worker.
                 _logger.error("%s", "\n".join(getattr(error, "__notes__", ())))
             raise error
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        _logger.warning(
-            "worker %d failed (%s); starting again from the last checkpoint", rank, reason
-        )
+        _logger.warning("worker %d failed (%s); resuming from the last checkpoint", rank, reason)
 
     def _newest_checkpoint(self) -> str:
-        """Its path, by which they are in order; empty without one."""
-        # Only now: the workers wait for this process to start.
+        """Its path, which grows with the step; empty without one."""
+        # Imported here, so that this process starts fast.
         from pipeline import storage
 
         try:

@@ -1,6 +1,6 @@
 """The head node of a cluster as a resource that a task can ask for.
 
-Ray 2.60 has no public name for it; its documentation uses this one.
+Ray 2.60 has the name in a private module only (`ray._common.constants`).
 """
 
 HEAD_NODE = "node:__internal_head__"

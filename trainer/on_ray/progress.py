@@ -1,4 +1,4 @@
-"""The progress of runs in other processes: a board that workers report to, and a bar."""
+"""The progress of runs in other processes: a board that workers report to, and a progress bar."""
 
 import logging
 import threading
@@ -17,7 +17,7 @@ from trainer.run.run_progress import RunProgress
 _logger = logging.getLogger(__name__)
 
 REPORT_EVERY_S = 0.5
-"""Workers report no more often, and the bar is drawn again as often."""
+"""Shortest time between two reports of a run, and between two updates of the bar."""
 _SAY_WAITING_AFTER_S = 60.0
 _FIGURES: dict[str, Callable[[float], str]] = {
     "clips_per_s": lambda value: f"{value:.0f} clips/s",
@@ -27,12 +27,12 @@ _FIGURES: dict[str, Callable[[float], str]] = {
     "grad_norm": lambda value: f"gradient {value:.2g}",
     "num_bad_steps": lambda value: f"{value} steps skipped",
 }
-"""Words of the progress line; what is not known, or 0, is left out."""
+"""Parts of the progress line; unknown figures and zeros are left out."""
 
 
 @contextmanager
 def progress_board(num_runs: int) -> Iterator[Any]:
-    """A board for workers to report to, and a bar over the steps of all runs while it exists."""
+    """A board for workers to report to; a bar shows the steps of all runs while it exists."""
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     stop = threading.Event()
     thread = threading.Thread(
@@ -48,8 +48,8 @@ def progress_board(num_runs: int) -> Iterator[Any]:
 
 
 def _show_progress(board: Any, num_runs: int, stop: threading.Event) -> None:
-    """What the progress thread does."""
-    # When the session ends below the thread, those who wait for the run say why.
+    """The progress thread."""
+    # When the session ends during a run, the caller of the run says why.
     with suppress(ray.exceptions.RayError):
         runs: list[RunProgress] = []
         waiting_since = time.monotonic()
@@ -75,13 +75,13 @@ def _show_progress(board: Any, num_runs: int, stop: threading.Event) -> None:
 
 
 def _num_steps(runs: list[RunProgress], num_runs: int) -> int:
-    """Steps of all runs; one that has not begun is taken to have as many as the first."""
+    """Steps of all runs; assumes that a run without a report has as many as the first."""
     num_waiting = num_runs - len(runs)
     return sum(run.num_steps for run in runs) + num_waiting * runs[0].num_steps
 
 
 def _note(runs: list[RunProgress], num_runs: int) -> str:
-    """The words behind the bar: of one run its epoch and last figures, of several their epochs."""
+    """The text after the bar: epoch and newest figures of one run, or the epochs of several."""
     if num_runs > 1:
         return ", ".join(
             f"{run.run.rpartition('/')[2]} "

@@ -1,4 +1,4 @@
-"""The processes of a run, as a user asks for them."""
+"""The processes that a user asks for, for each run."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,8 @@ class Workers:
     """The processes of a run."""
 
     num: int = 1
-    """How many."""
+    """Number of processes."""
     cpus: int = 1
-    """CPUs of each, and threads of torch where there is no GPU."""
+    """CPUs of each; without a GPU also its number of PyTorch threads."""
     use_gpu: bool | None = None
-    """Whether each has a GPU; None: if the cluster has any."""
+    """Whether each gets a GPU; None: if the cluster has any."""

@@ -1,8 +1,8 @@
 """Training and evaluation on Ray Train: the loop in every worker, its progress on the driver.
 
-Ray Train starts the workers, joins them in a process group (gloo on CPUs, NCCL on GPUs) and starts
-them again when one is lost. Checkpoints are the loop's own, in the run folder, so that a new start,
-after a lost worker or by the same command, carries on from the newest one.
+Ray Train starts the workers, joins them in a process group (gloo on CPUs, NCCL on GPUs) and
+restarts them when one is lost. The loop writes its checkpoints into the run folder; a restart,
+whether after a lost worker or by the same command, resumes from the newest one.
 """
 
 import logging
@@ -54,11 +54,11 @@ from trainer.training.world import World
 
 
 def run_training(recipe: Recipe, dataset_path: str, run_path: str, workers: Workers) -> None:
-    """Train, or carry on, on a connected Ray; shows a progress bar.
+    """Train or resume a run on a connected Ray; shows a progress bar.
 
     Raises:
-        UserError: see `check_training` and `trainer.training.loop.train`; Ray's own errors wrap it
-            where it comes from a worker.
+        UserError: see `check_training` and `trainer.training.loop.train`; one of a worker is
+            wrapped in Ray's own errors.
     """
     workers, _ = fit_workers(workers)
     note_workers([recipe], workers)
@@ -69,7 +69,7 @@ def run_training(recipe: Recipe, dataset_path: str, run_path: str, workers: Work
 def fit_training(
     recipe: Recipe, dataset_path: str, run_path: str, workers: Workers, board: Any
 ) -> None:
-    """One Ray Train run, from the newest checkpoint on; its progress goes to the board."""
+    """Train or resume one run with Ray Train; its progress goes to the board."""
     config = {
         "recipe": (recipe.name, recipe.to_json()),
         "dataset": dataset_path,
@@ -93,8 +93,8 @@ def run_evaluation(
     """Score a split with weights of a run and write the predictions into the run.
 
     Args:
-        weights: which of those that the run has.
-        precision: what the model computes in; None: what it was trained in.
+        weights: which of the run's weights.
+        precision: what the model computes in; None: as in training.
     """
     workers, _ = fit_workers(workers)
     recipe = read_recipe(read_run(run_path))
@@ -133,11 +133,11 @@ def _fit(
             name="ray",
             storage_path=path,
             storage_filesystem=file_system,
-            # `Failures` ends a run that does not get further.
+            # `Failures` ends a run that makes no progress.
             failure_config=ray.train.FailureConfig(max_failures=-1),
             callbacks=[Failures(run_path, log.level())],
-            # Ray Train tells of every start of its workers, and of every error again and again:
-            # once by the exception that `fit` raises is enough. Its log files have it all.
+            # Ray Train logs each start of its workers, and each error several times; the exception
+            # that `fit` raises is enough. Its log files have it all.
             logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),
         ),
     )
@@ -148,7 +148,7 @@ def _fit(
 def _traced(
     worker: Callable[[dict[str, Any]], None], log_level: int, config: dict[str, Any]
 ) -> None:
-    """Run a worker; an error takes its traceback along, which is lost between processes."""
+    """Run a worker; add the traceback to an error, as processes do not hand it on."""
     log.set_up(log_level, is_worker=True)
     try:
         worker(config)
@@ -159,7 +159,7 @@ def _traced(
 
 @contextmanager
 def _ctrl_c_interrupts() -> Iterator[None]:
-    """Make Ctrl-C what it is elsewhere: Ray Train's handler ends the process as if it were done."""
+    """Raise KeyboardInterrupt on Ctrl-C: Ray Train's handler exits as if the run were finished."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -171,7 +171,7 @@ def _ctrl_c_interrupts() -> Iterator[None]:
 
 
 def ray_storage(run_path: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
-    """Where Ray Train keeps its own few files: in the run folder, through s3fs on S3."""
+    """Path and file system for Ray Train's few files: the run folder, through s3fs on S3."""
     if not storage.is_remote(run_path):
         return run_path, None
     handler = pyarrow.fs.FSSpecHandler(storage.file_system(run_path))
@@ -179,8 +179,8 @@ def ray_storage(run_path: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
 
 
 def _world(threads: int) -> World:
-    """This worker's place, once Ray Train has set up the process group."""
-    # Ray Train lets through to the terminal what any library logs at INFO, such as botocore.
+    """This worker's rank and device, once Ray Train has set up the process group."""
+    # Ray Train prints what any library logs at INFO, such as botocore.
     logging.getLogger().setLevel(logging.WARNING)
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
@@ -216,7 +216,7 @@ def _evaluate_worker(config: dict[str, Any]) -> None:
     recipe = make_recipe(name, settings, where="recipe")
     dataset = open_dataset(config["dataset"])
     weights = config["weights"]
-    state, progress = _trained(config["run"], weights)
+    state, progress = _trained_weights(config["run"], weights)
     model = make_model(recipe, dataset, fresh=False).to(world.device)
     model.load_state_dict(state)
     clips = select_clips(dataset, config["split"], config["fold"])
@@ -242,8 +242,8 @@ def _evaluate_worker(config: dict[str, Any]) -> None:
         write_predictions(config["run"], predictions, evaluation.metrics)
 
 
-def _trained(run_path: str, weights: Weights) -> tuple[State, Progress]:
-    """Weights of a run that has them, and how far it was; those at its end need no checkpoint."""
+def _trained_weights(run_path: str, weights: Weights) -> tuple[State, Progress]:
+    """Weights of a run and its progress; all but the last weights need no checkpoint."""
     if weights == "last":
         saved = load_last(run_path)
         return saved.model, saved.progress

@@ -1,8 +1,8 @@
-"""Several runs side by side on Ray Tune, each trial a Ray Train run of its own.
+"""Several runs in parallel on Ray Tune; each trial is a Ray Train run.
 
-A trial only starts and follows its run, whose workers take the resources; so many trials run at a
-time as their workers fit into the cluster. Each run has its folder, named after what sets it apart:
-the same command again carries on the runs that were interrupted and leaves the finished ones alone.
+A trial only starts and follows its run; the run's workers take the resources. As many trials run at
+once as the cluster has room for their workers. Each run has its own folder, so the same command
+resumes interrupted runs and skips finished ones.
 """
 
 import io
@@ -29,9 +29,9 @@ from trainer.run.history import check_learned
 _logger = logging.getLogger(__name__)
 
 _TUNE_VARIABLES = {
-    # Otherwise `fit` returns after Ctrl-C as if all were done.
+    # Otherwise `fit` returns after Ctrl-C as if all runs were finished.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # What its own logs of each trial would hold is in the run folders.
+    # The run folders hold what its own logs of each trial would.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 
@@ -44,17 +44,17 @@ def train_unfinished(
     *,
     session: AbstractContextManager[None],
 ) -> dict[str, Exception]:
-    """Train those of the recipes, by their run folders, whose runs are not finished yet.
+    """Train the recipes, given by their run folders, whose runs are not finished.
 
     Args:
-        output: where Ray Tune keeps its own few files.
-        session: a Ray session, which is entered only if there is something to train.
+        output: folder for Ray Tune's few files.
+        session: a Ray session, entered only if a run needs training.
 
     Returns:
-        What ended each run that failed, by its folder, and why one that is through is of no use.
+        The error of each run that failed or learned nothing, by its folder.
 
     Raises:
-        UserError: as `check_training`; not even one run fits into the cluster.
+        UserError: as `check_training`; or the cluster has no room for even one run.
     """
     failures: dict[str, Exception] = {}
     if waiting := unfinished(recipes, dataset_path):
@@ -69,15 +69,15 @@ def train_unfinished(
 
 
 def unfinished(recipes: Mapping[str, Recipe], dataset_path: str) -> dict[str, Recipe]:
-    """Those of the recipes, by their run folders, whose runs are not finished yet.
+    """The recipes, by their run folders, whose runs are not finished.
 
-    What is odd about their settings goes to standard error, each once, with the runs it is said of.
+    Logs each warning about their settings once, with the runs it is about.
 
     Raises:
         UserError: as `check_training`.
     """
     waiting: dict[str, Recipe] = {}
-    told: dict[str, list[str]] = {}
+    runs_warned: dict[str, list[str]] = {}
     for run_path, recipe in recipes.items():
         name = run_path.rpartition("/")[2]
         try:
@@ -87,35 +87,35 @@ def unfinished(recipes: Mapping[str, Recipe], dataset_path: str) -> dict[str, Re
         if not is_finished:
             waiting[run_path] = recipe
         for warning in warnings:
-            told.setdefault(warning, []).append(name)
-    for warning, names in told.items():
-        whose = "" if len(names) == len(waiting) else f"{', '.join(names)}: "
-        _logger.warning("%s%s", whose, warning)
+            runs_warned.setdefault(warning, []).append(name)
+    for warning, names in runs_warned.items():
+        prefix = "" if len(names) == len(waiting) else f"{', '.join(names)}: "
+        _logger.warning("%s%s", prefix, warning)
     return waiting
 
 
 def run_recipes(
     recipes: Mapping[str, Recipe], dataset_path: str, output: str, workers: Workers
 ) -> dict[str, Exception]:
-    """Train recipes, given by their run folders, on a connected Ray, as many at a time as fit.
+    """Train recipes, given by their run folders, on a connected Ray, as many at once as fit.
 
     Args:
-        output: where Ray Tune keeps its own few files.
+        output: folder for Ray Tune's few files.
 
     Returns:
-        What ended each run that failed, by its folder, once the others are through.
+        The error of each run that failed, by its folder, once the others are finished.
 
     Raises:
-        UserError: not even one run fits into the cluster.
+        UserError: the cluster has no room for even one run.
     """
     workers, num_at_once = fit_workers(workers, runs=len(recipes))
     note_workers(list(recipes.values()), workers)
-    # Tune logs each error with its traceback; once by the exception below is enough.
+    # Tune logs each error with its traceback; the exception below is enough.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     path, file_system = ray_storage(output)
     with progress_board(len(recipes)) as board:
         constants = {
-            "recipes": {path: (one.name, one.to_json()) for path, one in recipes.items()},
+            "recipes": {path: (recipe.name, recipe.to_json()) for path, recipe in recipes.items()},
             "dataset": dataset_path,
             "workers": workers,
             "board": board,
@@ -123,7 +123,7 @@ def run_recipes(
         }
         trial = tune.with_resources(
             tune.with_parameters(_trial, constants=constants),
-            # Next to nothing, and on the head: the workers' resources are Ray Train's to ask for.
+            # Almost nothing, on the head node: Ray Train asks for the workers' resources.
             {HEAD_NODE: 0.001},
         )
         tuner = tune.Tuner(
@@ -134,17 +134,17 @@ def run_recipes(
                 name="tune", storage_path=path, storage_filesystem=file_system, verbose=0
             ),
         )
-        # It announces the experiment and its trials on standard output whatever `verbose` says.
+        # Tune prints the experiment and its trials whatever `verbose` says.
         with _environment(_TUNE_VARIABLES), redirect_stdout(io.StringIO()):
             results = tuner.fit()
     # Trials are in the order of the grid.
     ended = zip(recipes, results, strict=True)  # type: ignore[call-overload]
-    return {run_path: one.error for run_path, one in ended if one.error is not None}
+    return {run_path: result.error for run_path, result in ended if result.error is not None}
 
 
 @contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set variables that Ray Tune reads, where the user has not, and take them back."""
+    """Set variables that Ray Tune reads, unless the user has set them, and unset them again."""
     added = variables.keys() - os.environ.keys()
     os.environ.update({name: variables[name] for name in added})
     try:

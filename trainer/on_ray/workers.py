@@ -1,4 +1,4 @@
-"""The processes of a run: how many, with what, and whether they fit into the cluster."""
+"""Whether the workers of runs fit into the cluster, and how many runs at once."""
 
 import logging
 import math
@@ -16,24 +16,24 @@ _logger = logging.getLogger(__name__)
 
 
 def fit_workers(workers: Workers, *, runs: int = 1) -> tuple[Workers, int]:
-    """Decide on GPUs, and how many of `runs` runs fit into the connected cluster side by side.
+    """Decide on GPUs, and how many of `runs` runs fit into the connected cluster at once.
 
     Raises:
-        UserError: not even one does; Ray would wait for ever.
+        UserError: there is no room for even one; Ray would wait for ever.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus, gpus = (int(sum(node.get(name, 0) for node in nodes)) for name in ("CPU", "GPU"))
     if workers.use_gpu is None:
         workers = replace(workers, use_gpu=gpus > 0)
-    # A worker is on one node, so what is left over on several nodes makes no place for another.
-    places = [
+    # A worker needs one node: leftovers of several nodes do not add up to one.
+    workers_per_node = [
         min(
             node.get("CPU", 0) // workers.cpus,
             node.get("GPU", 0) if workers.use_gpu else math.inf,
         )
         for node in nodes
     ]
-    fits = int(sum(places)) // workers.num
+    fits = int(sum(workers_per_node)) // workers.num
     if fits < 1:
         kind = "a GPU" if workers.use_gpu else "no GPU"
         raise UserError(
@@ -47,29 +47,26 @@ def fit_workers(workers: Workers, *, runs: int = 1) -> tuple[Workers, int]:
 
 
 def note_workers(recipes: Collection[Recipe], workers: Workers) -> None:
-    """Tell of what does not suit the workers: half precision on CPUs, which recipes for GPUs have.
-
-    And of one worker that has nobody to share a model with, or several whose shares of a batch are
-    small anyway.
-    """
-    for size, micro in sorted({(x.train.batch_size, x.train.micro_batch_size) for x in recipes}):
-        share = math.ceil(size / workers.num)
-        if share <= micro < size:
+    """Warn of settings that have no effect with these workers, or are slow on CPUs."""
+    sizes = {(recipe.train.batch_size, recipe.train.micro_batch_size) for recipe in recipes}
+    for size, micro in sorted(sizes):
+        slice_size = math.ceil(size / workers.num)
+        if slice_size <= micro < size:
             _logger.warning(
-                "train.micro_batch_size: without effect, as each of %d workers computes no more "
+                "train.micro_batch_size: has no effect, as each of %d workers computes no more "
                 "than %d clips of a batch",
-                *(workers.num, share),
+                *(workers.num, slice_size),
             )
-    if workers.num == 1 and any(one.train.sharding == "shard" for one in recipes):
-        _logger.warning("train.sharding: without effect, as there is one worker")
-    note_precision({one.train.precision for one in recipes}, workers, "train.precision")
+    if workers.num == 1 and any(recipe.train.sharding == "shard" for recipe in recipes):
+        _logger.warning("train.sharding: has no effect with one worker")
+    note_precision({recipe.train.precision for recipe in recipes}, workers, "train.precision")
 
 
 def note_precision(precisions: set[Precision], workers: Workers, setting: str) -> None:
-    """Tell of half precision on CPUs; `setting` is what asked for it."""
-    found = sorted(precisions - {"float32"})
-    if found and not workers.use_gpu:
+    """Warn of half precision on CPUs; `setting` asked for it."""
+    half = sorted(precisions - {"float32"})
+    if half and not workers.use_gpu:
         _logger.warning(
             "%s: %s on CPUs, many of which are far faster with float32",
-            *(setting, " and ".join(found)),
+            *(setting, " and ".join(half)),
         )
