@@ -1,8 +1,8 @@
 """From finished shards to a complete data set: index, ledger, card, summary. Runs without Ray.
 
-Everything is made from the part files alone, in the order of the plan, so that it does not matter
-who built which shard when. The card is written last. The part files stay: they are what a later run
-carries on from when it is to try rejected clips again.
+Everything comes from the part files, in the order of the plan, so the result does not depend on
+who built which shard, or when. The card is written last. The part files stay, so that a later run
+can retry rejected clips.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ from pipeline.shards.parts import INDEX_SCHEMA, STAGES, Part, index_schema, part
 from pipeline.shards.plan import Plan, ShardSpec
 
 _READERS = 16
-_OUR_TAR = re.compile(r"[A-Za-z0-9_-]+-\d{5,}\.tar")
+_SHARD_TAR = re.compile(r"[A-Za-z0-9_-]+-\d{5,}\.tar")
 
 
 def read_card(output: str) -> Card | None:
-    """The card, if a complete data set is there; none that is damaged: it can be made again."""
+    """The card of a complete data set; None if it is missing, or damaged and so to be rewritten."""
     path = card_path(output)
     try:
         data = storage.read_bytes(path)
@@ -46,12 +46,12 @@ def read_card(output: str) -> Card | None:
 
 
 def is_intact(card: Card, output: str) -> bool:
-    """Whether all that the card names is there in full size, as far as a listing can tell."""
+    """Whether a listing has the index, the ledger and each shard of the card at its full size."""
     sizes = storage.file_sizes(output)
-    named = {"index.parquet", "rejects.parquet"} <= {
+    has_tables = {"index.parquet", "rejects.parquet"} <= {
         path.removeprefix(f"{output}/") for path in sizes
     }
-    return named and all(
+    return has_tables and all(
         sizes.get(storage.join(output, tar.name)) == tar.size_bytes for tar in card.shards
     )
 
@@ -59,13 +59,13 @@ def is_intact(card: Card, output: str) -> bool:
 def finished_parts(
     plan: Plan, output: str, *, retry_rejects: bool = False, damaged: frozenset[str] = frozenset()
 ) -> dict[str, Part]:
-    """Parts of the plan that need not be built: same clips and settings, and the tar is there.
+    """Parts of shards that need not be rebuilt: same clips and settings, and the tar exists.
 
     Args:
-        plan: what is to be built.
+        plan: the shards.
         output: the data set's folder.
-        retry_rejects: take a shard with rejected clips as not finished.
-        damaged: shards that `verify` found fault with.
+        retry_rejects: treat shards with rejected clips as unfinished.
+        damaged: shards that `verify` found damaged.
     """
     sizes = storage.file_sizes(output)
     paths = {spec: part_path(output, spec.name) for spec in plan.specs}
@@ -76,7 +76,7 @@ def finished_parts(
         try:
             part = read_part(paths[spec])
         except (pa.ArrowException, KeyError, TypeError, ValueError, OSError):
-            return None  # Damaged: the shard is built again.
+            return None  # Damaged: the shard is rebuilt.
         if part.fingerprint != spec.fingerprint or (retry_rejects and part.rejects):
             return None
         if part.tar and sizes.get(storage.join(output, part.tar.name)) != part.tar.size_bytes:
@@ -97,23 +97,24 @@ def assemble(
     max_reject_share: float,
     elapsed_s: Callable[[], float],
 ) -> PrepareSummary:
-    """Write the ledger, check the share of rejects, then write the index and the card.
+    """Write the ledger, check the share of rejected clips, then write the index and the card.
 
     Args:
         plan: all its shards must be finished.
         manifest: what the plan was made from.
-        job: where it was built, and with which settings.
+        job: the output folder and the settings.
         built: names of the shards that this run built.
         max_reject_share: the largest share of clips that may be rejected.
         elapsed_s: how long the run has taken.
 
     Raises:
-        UserError: too many clips were rejected. The ledger is there then, the card is not.
+        UserError: a shard is missing; or too many clips were rejected: then there is a ledger, but
+            no card.
     """
     parts = finished_parts(plan, job.output)
     missing = [spec.name for spec in plan.specs if spec.name not in parts]
     if missing:
-        raise UserError(job.output, f"shards {missing[:3]} are not there", "run prepare again")
+        raise UserError(job.output, f"shards {missing[:3]} are missing", "run prepare again")
     ordered = [parts[spec.name] for spec in plan.specs]
     rejects = [reject for part in ordered for reject in part.rejects]
     reasons = count_reasons(rejects)
@@ -149,10 +150,11 @@ def assemble(
 
 
 def _with_common(index: pa.Table, manifest: Manifest) -> pa.Table:
-    """The index with the common subset of the manifest, which may be later than the parts."""
-    rows = pc.index_in(index["id"], manifest.clips["id"])
-    place = INDEX_SCHEMA.get_field_index("common")
-    return index.set_column(place, INDEX_SCHEMA.field(place), manifest.clips["common"].take(rows))
+    """The index with the common subset of the manifest, which may be newer than the parts."""
+    indices = pc.index_in(index["id"], manifest.clips["id"])
+    column = INDEX_SCHEMA.get_field_index("common")
+    common = manifest.clips["common"].take(indices)
+    return index.set_column(column, INDEX_SCHEMA.field(column), common)
 
 
 def _summary(
@@ -181,5 +183,5 @@ def _remove_strays(output: str, parts: list[Part]) -> None:
     """Remove tars of an earlier plan that was never completed."""
     kept = {storage.join(output, part.tar.name) for part in parts if part.tar}
     for path in storage.list_files(storage.join(output, "shards")):
-        if path not in kept and _OUR_TAR.fullmatch(path.rpartition("/")[2]):
+        if path not in kept and _SHARD_TAR.fullmatch(path.rpartition("/")[2]):
             storage.remove(path)

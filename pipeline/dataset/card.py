@@ -1,7 +1,7 @@
 """The data-set card: what a prepared data set holds, as one JSON document, written last.
 
-That it is there says that the data set is complete. It holds nothing that differs between two
-preparations of the same manifest with the same settings: no times, no paths of the output.
+A data set is complete once it has a card. The same manifest and settings always give the same
+card: it holds no times and no output paths.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ class SplitEntry:
     num_frames: int
     duration_s: float
     mean: float
-    """Of every number in the clips' fbanks."""
+    """Over all values of the clips' fbanks."""
     std: float
 
 
@@ -49,7 +49,7 @@ class RejectedClips:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClippedAudio:
-    """Audio that went beyond full scale and was cut off there."""
+    """Audio that exceeded full scale and was clipped to it."""
 
     num_clips: int
     num_samples: int
@@ -69,7 +69,7 @@ class Card:
     num_clips: int
     splits: dict[str, SplitEntry]
     mean: float
-    """Of the split `train`, or of all clips without one."""
+    """Over the split `train`; over all clips if there is no such split."""
     std: float
     class_counts: dict[str, dict[str, int]]
     """Clips of each label, by split."""
@@ -84,10 +84,10 @@ class Card:
     rejects_sha256: str
     """Of the ledger."""
     fingerprint: str = ""
-    """Hash of all the rest."""
+    """Hash of all other fields."""
 
     def to_json(self) -> dict[str, Any]:
-        """The document; one of fbanks has neither `store` nor `clipped`."""
+        """The document; without `store` and `clipped` if fbanks are stored."""
         document = asdict(self) | {"coverage": self.coverage and self.coverage.to_json()}
         if self.store == "fbank":
             del document["store"], document["clipped"]
@@ -112,12 +112,12 @@ def make_card(
     Args:
         settings: what it was prepared with.
         labels: the vocabulary, in the order of the classes.
-        index: all clips, with the columns that `index_schema` says.
+        index: all clips, with the columns of `index_schema`.
         reasons: rejected clips by reason.
         tars: the shards.
         plan_fingerprint: hash of the manifest and settings it was prepared from.
-        coverage: what the manifest's source lists and what of it was found, if it says so.
-        common_fingerprint: of the manifest's common subset.
+        coverage: how many of the clips that the source lists were found; None if it has no list.
+        common_fingerprint: hash of the manifest's common subset.
         index_sha256: checksum of the index.
         rejects_sha256: checksum of the ledger.
     """
@@ -147,10 +147,10 @@ def make_card(
 
 
 def decode_card(data: bytes, path: str) -> Card:
-    """The card in the content of a `card.json`.
+    """Parse the content of a `card.json`.
 
     Raises:
-        UserError: it is damaged, or of another format version.
+        UserError: it is damaged, or has another format version.
     """
     try:
         version = storage.parse_document(data, _Version).format_version
@@ -171,34 +171,34 @@ class _Version:
 
 
 def common_fingerprint(manifest: Manifest) -> str:
-    """Hash of the ids in the common subset, which may change without anything being built."""
+    """Hash of the ids in the common subset, which may change without a rebuild."""
     ids = manifest.clips["id"].filter(manifest.clips["common"]).to_pylist()
     return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
 def fingerprint(document: Mapping[str, Any]) -> str:
-    """Hash of all that a card's document says, but for this hash itself."""
+    """Hash of a card's document, without the hash in it."""
     hashed = {name: value for name, value in document.items() if name != "fingerprint"}
     canonical = json.dumps(hashed, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def checksum_fault(data: bytes) -> str | None:
-    """What is wrong with the content of a `card.json`; None if it is as it was written."""
+    """What is wrong with the content of a `card.json`; None if it is unchanged."""
     try:
         document = json.loads(data)
     except ValueError as error:
         return f"is not JSON ({error})"
     if not isinstance(document, dict):
         return "is not a card"
-    is_whole = document.get("fingerprint") == fingerprint(document)
-    return None if is_whole else "does not have the checksum it gives itself"
+    is_unchanged = document.get("fingerprint") == fingerprint(document)
+    return None if is_unchanged else "does not match its own checksum"
 
 
 def statistics(clips: pa.Table, num_mels: int) -> tuple[float, float]:
-    """Exact mean and standard deviation over every stored number of the clips' fbanks.
+    """Exact mean and standard deviation over all values of the clips' fbanks.
 
-    Sums are carried without rounding (`math.fsum`), so the order of the clips does not matter.
+    Sums are exact (`math.fsum`), so the order of the clips does not matter.
     """
     num_values = pc.sum(clips["frames"]).as_py() * num_mels
     mean = math.fsum(clips["fbank_sum"].to_pylist()) / num_values

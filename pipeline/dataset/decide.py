@@ -1,8 +1,8 @@
-"""What of an earlier preparation may stand: decided before anything is written.
+"""Decide what of an earlier preparation to keep, before anything is written.
 
 In: a manifest, settings and the folder of a data set. Steps: compare them with the card, the plan
-and the note of `verify` that are there. Out: the plan to build by; or nothing, if the data set is
-complete; or an error that says why the two cannot go together.
+and the note of `verify` in the folder. Out: the plan to build; None, if the data set is complete;
+or an error that says why the folder cannot be used for it.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.dataset.assemble import is_intact, read_card
 from pipeline.dataset.card import common_fingerprint
-from pipeline.dataset.resume import check_carries_on, check_place, read_damaged
+from pipeline.dataset.resume import check_output, check_resumable, read_damaged
 from pipeline.errors import UserError
 from pipeline.manifest.manifest import Manifest
 from pipeline.shards.build import BuildJob
@@ -24,34 +24,34 @@ _SAMPLES_PER_BUCKET = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """A data set that is not complete."""
+    """What is left to do for an incomplete data set."""
 
     plan: Plan
     before: Plan | None
-    """The plan of the shards that are there; None if there are none, or it is lost."""
+    """The plan of the existing shards; None if there are none, or it is lost."""
     damaged_shards: frozenset[str]
-    """Shards that `verify` found damaged, to be built again."""
+    """Shards that `verify` found damaged: to be rebuilt."""
 
 
 def decide(manifest: Manifest, job: BuildJob, *, retry_rejects: bool) -> Work | None:
-    """Decide what there is to do for a data set, and read only.
+    """Decide what there is to do for a data set. Writes nothing.
 
     Args:
         manifest: the clips.
         job: the output and the settings.
-        retry_rejects: build shards again that have rejected clips.
+        retry_rejects: rebuild shards that have rejected clips.
 
     Returns:
         The work, or None if the data set is complete.
 
     Raises:
-        UserError: the output or the audio's bucket cannot be used, something else or another data
-            set is there, or clips of it were removed or changed.
+        UserError: the output or the audio's bucket cannot be used, the output holds other files or
+            another data set, or clips of it were removed or changed.
     """
     output, settings = job.output, job.settings
     card, damaged = read_card(output), read_damaged(job.work)
     if not card:
-        check_place(output)
+        check_output(output)
 
     def is_complete(fingerprint: str | None) -> bool:
         return (
@@ -67,14 +67,14 @@ def decide(manifest: Manifest, job: BuildJob, *, retry_rejects: bool) -> Work | 
     if is_complete(planned_fingerprint(job.work, manifest, settings)):
         return None
     _check_buckets(manifest)
-    # A plan of which nothing was built binds nobody.
+    # A plan with no shard built yet can be replaced.
     before, lost = None, None
     try:
         before = read_plan(job.work) if card or damaged or has_parts(output) else None
     except DamagedPlanError as error:
         lost = error
     if before:
-        check_carries_on(before, manifest, settings, output)
+        check_resumable(before, manifest, settings, output)
     plan = make_plan(manifest, settings, before)
     if lost and plan.fingerprint not in (lost.fingerprint, card and card.plan_fingerprint):
         raise lost
@@ -96,5 +96,5 @@ def _check_buckets(manifest: Manifest) -> None:
     remote = uris.filter(pc.starts_with(uris, "s3://"))
     buckets = pc.replace_substring_regex(remote, r"^(s3://[^/]+/).*", r"\1")
     for bucket in pc.unique(buckets).to_pylist():
-        inside = remote.filter(pc.equal(buckets, bucket)).slice(0, _SAMPLES_PER_BUCKET)
-        storage.check_readable(inside.to_pylist())
+        samples = remote.filter(pc.equal(buckets, bucket)).slice(0, _SAMPLES_PER_BUCKET)
+        storage.check_readable(samples.to_pylist())

@@ -1,7 +1,7 @@
-"""Manifest to prepared data set: decide what may stand, build what is not finished, assemble.
+"""From manifest to prepared data set: decide what to keep, build unfinished shards, assemble.
 
-One item is one shard's specification, and one task builds one shard: names are stable, so a restart
-skips what is finished, and no audio passes between processes.
+Each task builds one shard. Names of shards are stable, so a restart skips finished ones; no audio
+passes between processes.
 """
 
 import logging
@@ -27,7 +27,7 @@ from pipeline.terminal.progress import ProgressBar, Rate
 _logger = logging.getLogger(__name__)
 
 _TASK_MEMORY_PER_CLIP_BYTES = 600_000
-"""On its way to S3 a shard is held in memory as a tar; this leaves room for a copy of it."""
+"""A tar on its way to S3 is held in memory; this leaves room for a copy of it."""
 
 
 def prepare(
@@ -41,24 +41,24 @@ def prepare(
     reads_ahead: int = READS_AHEAD,
     json_logs: bool = False,
 ) -> PrepareSummary | None:
-    """Prepare a data set, or carry on where an earlier run was stopped.
+    """Prepare a data set, or resume an earlier run.
 
     Args:
         manifest: the clips.
         output: the data set's folder, local or on S3.
-        settings: what decides its bytes.
-        session: entered only if there is a shard to build: connects to Ray.
+        settings: everything that determines its bytes.
+        session: connects to Ray; entered only if there is a shard to build.
         max_reject_share: the largest share of clips that may be rejected, 0 to 1.
-        retry_rejects: build shards again that have rejected clips.
+        retry_rejects: rebuild shards that have rejected clips.
         reads_ahead: files each task fetches at once.
-        json_logs: tell of the progress in JSON lines.
+        json_logs: report progress as JSON lines.
 
     Returns:
-        What was done, or None if the data set was complete already.
+        What was done, or None if the data set is already complete.
 
     Raises:
-        UserError: the output or the audio's bucket cannot be used, something else or another data
-            set is there, clips of it were removed or changed, or too many clips were rejected.
+        UserError: the output or the audio's bucket cannot be used, the output holds other files or
+            another data set, clips of it were removed or changed, or too many clips were rejected.
     """
     start = time.monotonic()
     storage.check_bucket(output)
@@ -66,26 +66,26 @@ def prepare(
     work = decide(manifest, job, retry_rejects=retry_rejects)
     if work is None:
         return None
-    # From here until the new card is there, tars may change under the old index.
+    # Until the new card is written, tars may differ from the old index.
     storage.remove(card_path(output))
     write_plan(work.plan, job.work, manifest, work.before)
     finished = finished_parts(
         work.plan, output, retry_rejects=retry_rejects, damaged=work.damaged_shards
     )
-    waiting = [spec for spec in work.plan.specs if spec.name not in finished]
+    unfinished = [spec for spec in work.plan.specs if spec.name not in finished]
     _logger.debug("%d of %d shards are finished", len(finished), len(work.plan.specs))
-    if waiting:
-        # Stopped between a new tar and its part file, an earlier part would vouch for the tar.
-        discard_parts(waiting, output)
-        # Before the first task, as disks may be nearly full.
+    if unfinished:
+        # After a stop between a new tar and its part file, the old part would vouch for the tar.
+        discard_parts(unfinished, output)
+        # Before the first task, since the disk may be nearly full.
         remove_unfinished(output)
         with session:
-            _build(waiting, work.plan, job, json_logs=json_logs)
+            _build(unfinished, work.plan, job, json_logs=json_logs)
     summary = assemble(
         work.plan,
         manifest,
         job,
-        built={spec.name for spec in waiting},
+        built={spec.name for spec in unfinished},
         max_reject_share=max_reject_share,
         elapsed_s=lambda: time.monotonic() - start,
     )
@@ -94,12 +94,12 @@ def prepare(
 
 
 def _build(specs: list[ShardSpec], plan: Plan, job: BuildJob, *, json_logs: bool) -> None:
-    """Build shards in Ray tasks and show how it goes."""
-    largest = max(spec.num_clips for spec in specs)
+    """Build shards in Ray tasks and show progress."""
+    max_clips = max(spec.num_clips for spec in specs)
     tasks = run_tasks(
         [asdict(spec) for spec in specs],
         partial(_task, job=job),
-        memory_bytes=TASK_MEMORY_BYTES + largest * _TASK_MEMORY_PER_CLIP_BYTES,
+        memory_bytes=TASK_MEMORY_BYTES + max_clips * _TASK_MEMORY_PER_CLIP_BYTES,
     )
     total = plan.clips.num_rows
     done = total - sum(spec.num_clips for spec in specs)
@@ -107,15 +107,15 @@ def _build(specs: list[ShardSpec], plan: Plan, job: BuildJob, *, json_logs: bool
     num_rejects = 0
     with ProgressBar("clips", total, json_lines=json_logs) as bar:
         bar.update(done)
-        for row in tasks:
-            done += row["num_clips"]
-            num_rejects += row["num_rejects"]
-            rate.add(row["num_clips"], row["fetched_bytes"])
+        for result in tasks:
+            done += result["num_clips"]
+            num_rejects += result["num_rejects"]
+            rate.add(result["num_clips"], result["fetched_bytes"])
             bar.update(done, figures={**rate.figures(total - done), "rejected": num_rejects})
 
 
-def _task(row: dict[str, Any], job: BuildJob) -> dict[str, Any]:
-    spec = ShardSpec(**row)
+def _task(fields: dict[str, Any], job: BuildJob) -> dict[str, Any]:
+    spec = ShardSpec(**fields)
     part = build_shard(spec, job)
     return {
         "num_clips": spec.num_clips,

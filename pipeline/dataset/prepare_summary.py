@@ -1,6 +1,6 @@
 """What the last run of `prepare` did: `prepare_summary.json`, beside the card.
 
-Apart from the card, which holds nothing that differs between two preparations.
+Kept apart from the card, which is the same whenever and wherever it is written.
 """
 
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ class PrepareSummary:
     num_rejects: int
     rejects_by_reason: dict[str, int]
     num_clipped_clips: int
-    """Clips stored as audio that went beyond full scale; the index has the samples of each."""
+    """Clips stored as audio that exceeded full scale; the index has the samples of each."""
     num_shards: int
     num_shards_built: int
     """Shards built by this run; the others were finished before."""
@@ -32,7 +32,7 @@ class PrepareSummary:
     clips_per_s: float
     """Clips built by this run (rejected ones too) over its wall time."""
     stages_s: dict[str, float]
-    """Seconds of tasks in each stage, all shards added up."""
+    """Task seconds in each stage, summed over all shards."""
 
 
 def write_summary(summary: PrepareSummary) -> None:

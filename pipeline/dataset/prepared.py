@@ -27,7 +27,7 @@ class PreparedDataset:
 
     @property
     def labels(self) -> list[str]:
-        """The vocabulary; a label's place in it is its class index."""
+        """The vocabulary, in the order of the classes."""
         return self.card.labels
 
     @property
@@ -37,11 +37,11 @@ class PreparedDataset:
 
     @property
     def audio_fbank(self) -> FbankSettings | None:
-        """How fbanks are computed from the audio that is stored; None: they are what is stored."""
+        """How to compute fbanks from the stored audio; None if fbanks are stored."""
         return self.card.fbank if self.card.store == "audio" else None
 
     def select(self, split: str, *, fold: int = 0, except_fold: int = 0) -> pa.Table:
-        """Rows of the index: one split, or of it one fold, or all folds but one.
+        """Rows of the index: a split, one of its folds, or all its folds but one.
 
         Raises:
             UserError: the data set has no such split or fold.
@@ -49,22 +49,22 @@ class PreparedDataset:
         chosen = self.index.filter(pc.equal(self.index["split"], split))
         if chosen.num_rows == 0:
             known = ", ".join(self.card.splits)
-            raise UserError(self.path, f"no split {split!r}", f"there are: {known}")
+            raise UserError(self.path, f"no split {split!r}", f"choose from: {known}")
         wanted = fold or except_fold
         if wanted:
             folds = sorted(pc.unique(chosen["fold"]).to_pylist())
             if wanted not in folds:
-                known = f"only {folds}" if folds != [0] else "as it has none"
+                known = f"only {folds}" if folds != [0] else "it has none"
                 raise UserError(self.path, f"split {split!r} has no fold {wanted}, {known}")
             keep = pc.equal if fold else pc.not_equal
             chosen = chosen.filter(keep(chosen["fold"], wanted))
         return chosen
 
     def read_fbank(self, row: int) -> Fbank:
-        """`[T, F]` float16 of one row of the whole index, by one positioned read.
+        """The fbank `[T, F]` float16 of a clip, given by its row of the index, in one ranged read.
 
         Raises:
-            OSError, EOFError: the shard is not there, or not whole.
+            OSError, EOFError: the shard is missing or truncated.
         """
         clip = self.index.slice(row, 1).to_pylist()[0]
         path = storage.join(self.path, clip["shard"])
@@ -72,7 +72,7 @@ class PreparedDataset:
         settings = self.audio_fbank
         if settings is None:
             return fbank_from_bytes(data, self.num_mels)
-        import torch  # only to compute; opening a data set takes no second
+        import torch  # slow to import, and not needed to open a data set
 
         from pipeline.fbank import fbank
 
@@ -82,12 +82,12 @@ class PreparedDataset:
 
 
 def card_path(path: str) -> str:
-    """Where a data set's card stands."""
+    """Path of a data set's card."""
     return storage.join(path, "card.json")
 
 
 def read_index_rows(path: str, start: int, end: int) -> pa.Table:
-    """Rows `start` to `end` of the index, without reading the others (but their neighbours)."""
+    """Rows `start` to `end` of the index; only their row groups are read."""
     with storage.open_binary(storage.join(path, "index.parquet")) as file:
         index = pq.ParquetFile(file)
         first = start // INDEX_ROWS_PER_GROUP
@@ -100,8 +100,8 @@ def open_dataset(path: str) -> PreparedDataset:
     """Open a prepared data set.
 
     Raises:
-        UserError: there is no card, so no complete data set; or it is damaged, or of another format
-            version.
+        UserError: there is no card, so no complete data set; or the card is damaged, or has another
+            format version.
     """
     path = storage.absolute(path)
     storage.check_bucket(path)
@@ -109,7 +109,7 @@ def open_dataset(path: str) -> PreparedDataset:
         data = storage.read_bytes(card_path(path))
     except FileNotFoundError as error:
         raise UserError(
-            path, "no complete data set there (no card.json)", "finish `prepare` first"
+            path, "not a complete data set (no card.json)", "finish `prepare` first"
         ) from error
     card = decode_card(data, path)
     index = storage.read_table(storage.join(path, "index.parquet"))

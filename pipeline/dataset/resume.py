@@ -1,4 +1,4 @@
-"""What an earlier run of `prepare` left, and what of it may stand."""
+"""What an earlier run of `prepare` left, and whether this one can resume it."""
 
 import re
 from dataclasses import asdict, dataclass
@@ -11,31 +11,35 @@ from pipeline.shards.plan import Plan, ShardSpec, differences
 from pipeline.shards.settings import PrepareSettings
 
 _UNFINISHED_TAR = re.compile(r"\.[A-Za-z0-9_-]+-\d{5,}\.tar\.\d+\.[0-9a-f]{8}")
-_NAMED = 5
-"""Ids that a message names."""
+_MAX_IDS_SHOWN = 5
+"""Ids in a message."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Damaged:
-    """What `verify` found fault with: `prepare` makes it again."""
+    """What `verify` found damaged, for `prepare` to rebuild."""
 
     shards: list[str]
-    """Shards to be built again; index, ledger and card are made again in any case."""
+    """Names of shards; index, ledger and card are rewritten in any case."""
 
 
-def check_place(output: str) -> None:
-    """Refuse to write a data set among other things.
+def check_output(output: str) -> None:
+    """Refuse to write a data set among other files.
 
     Raises:
-        UserError: a file is there, or a folder with files and nothing that `prepare` writes first
-            or last.
+        UserError: the output is a file, or a folder with files but none of those that `prepare`
+            writes first or last.
     """
     if storage.exists(output):
         raise UserError(output, "is a file", "give the folder of a data set as --out")
-    ours = any(
+    is_dataset = any(
         storage.exists(storage.join(output, name)) for name in ("card.json", "prepare_summary.json")
     )
-    if not ours and not storage.holds_files(work_folder(output)) and storage.holds_files(output):
+    if (
+        not is_dataset
+        and not storage.holds_files(work_folder(output))
+        and storage.holds_files(output)
+    ):
         raise UserError(output, "is not empty and holds no data set", "give another --out")
 
 
@@ -47,7 +51,7 @@ def read_damaged(work: str) -> Damaged | None:
     """
     path = _damaged_path(work)
     try:
-        return storage.read_document(path, Damaged, "run `verify` again, which writes it again")
+        return storage.read_document(path, Damaged, "run `verify` again to rewrite it")
     except FileNotFoundError:
         return None
 
@@ -58,12 +62,12 @@ def write_damaged(work: str, damaged: Damaged) -> None:
 
 
 def clear_damaged(work: str) -> None:
-    """Remove the note: all it named is mended."""
+    """Remove the note, once all it names is rebuilt."""
     storage.remove(_damaged_path(work))
 
 
 def discard_parts(specs: list[ShardSpec], output: str) -> None:
-    """Remove the part files of shards that will be built again."""
+    """Remove the part files of shards that will be rebuilt."""
     present = set(storage.list_files(storage.join(work_folder(output), "parts")))
     for spec in specs:
         if part_path(output, spec.name) in present:
@@ -71,32 +75,32 @@ def discard_parts(specs: list[ShardSpec], output: str) -> None:
 
 
 def remove_unfinished(output: str) -> None:
-    """Remove what processes that were killed left of shards: on S3 nothing, locally a tar each."""
+    """Remove partial tars that killed processes left; on S3 there are none."""
     if not storage.is_remote(output):
         for path in storage.list_files(storage.join(output, "shards")):
             if _UNFINISHED_TAR.fullmatch(path.rpartition("/")[2]):
                 storage.remove(path)
 
 
-def check_carries_on(
+def check_resumable(
     before: Plan, manifest: Manifest, settings: PrepareSettings, output: str
 ) -> None:
-    """Refuse to mix what does not belong together: a data set may only get new clips.
+    """Refuse to mix different data: a data set may only get new clips.
 
     Raises:
-        UserError: settings or the vocabulary differ from those of the plan that is there, or clips
-            of it were removed or changed.
+        UserError: settings or the vocabulary differ from those of the earlier plan, or clips of it
+            were removed or changed.
     """
-    found = differences(before, manifest, settings)
-    told = list(found.settings)
-    for what, ids in (("removed", found.removed_ids), ("changed", found.changed_ids)):
+    changes = differences(before, manifest, settings)
+    reasons = list(changes.settings)
+    for change, ids in (("removed", changes.removed_ids), ("changed", changes.changed_ids)):
         if ids:
-            more = ", ..." if len(ids) > _NAMED else ""
-            told.append(f"{len(ids)} clips were {what} ({', '.join(ids[:_NAMED])}{more})")
-    if told:
+            shown = ", ".join(ids[:_MAX_IDS_SHOWN]) + (", ..." if len(ids) > _MAX_IDS_SHOWN else "")
+            reasons.append(f"{len(ids)} clips were {change} ({shown})")
+    if reasons:
         raise UserError(
             output,
-            f"holds shards of another manifest or other settings: {'; '.join(told)}. Only "
+            f"holds shards of another manifest or other settings: {'; '.join(reasons)}. Only "
             "new clips can be added",
             "give another --out, or remove it",
         )

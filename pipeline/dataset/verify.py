@@ -1,11 +1,11 @@
-"""Check a prepared data set against itself: is every byte what the card and the index say?
+"""Check that every byte of a prepared data set agrees with its card and index.
 
-In: a data set. Per shard: the tar's checksum; its members in pairs, whole and in the order of the
-index; the JSON against the index; the numbers where the index says, finite, as many as frames, or
-the FLAC there, with as many samples; the part file that `prepare` carries on from. For the whole:
-index and ledger against the card's checksums, the card against its own, labels against the
-vocabulary, the plan's clips against its fingerprints. Out: what is wrong, by name, and a note for
-`prepare`, which then mends just that.
+In: a data set. Per shard: the tar's checksum; its members, in pairs and in the order of the index;
+each clip's JSON against the index; its fbank at the offset in the index, finite and with as many
+frames, or its FLAC there, with as many samples; the part file that `prepare` resumes from. For the
+whole: index and ledger against the card's checksums, the card against its own, labels against the
+vocabulary, the plan's clips against its fingerprints. Out: the faults, by file, and a note for
+`prepare`, which then rebuilds only what is damaged.
 """
 
 import hashlib
@@ -36,39 +36,40 @@ from pipeline.shards.plan import DamagedPlanError, read_plan
 from pipeline.shards.tar import fbank_from_bytes, shard_key
 from pipeline.terminal.progress import ProgressBar
 
-_FACTS = ("labels", "split", "fold", "duration_s")
+_METADATA_FIELDS = ("labels", "split", "fold", "duration_s")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fault:
-    """One thing that is wrong."""
+    """A fault in a file."""
 
     path: str
     """The file, relative to the data set."""
     what: str
     shard: str | None = None
-    """Name of the shard that has to be built again for it."""
+    """Name of the shard to rebuild, if it is a shard's fault."""
 
 
 def verify(
     path: str, *, session: AbstractContextManager[None], json_logs: bool = False
 ) -> list[Fault]:
-    """Check a data set and leave a note of what is wrong for `prepare`.
+    """Check a data set, and leave a note for `prepare` of what is damaged.
 
     Args:
         path: the data set.
-        session: entered to check the shards: connects to Ray.
-        json_logs: tell of the progress in JSON lines.
+        session: connects to Ray; entered to check the shards.
+        json_logs: report progress as JSON lines.
 
     Returns:
-        All faults; none if the data set is as it should be.
+        All faults, by path; empty if the data set is intact.
 
     Raises:
         UserError: there is no data set to check.
     """
     faults = [*document_faults(path), *plan_faults(path)]
     if any(fault.path in ("card.json", "index.parquet") for fault in faults):
-        faults.append(Fault(path="shards", what="were not checked; run `verify` again after that"))
+        what = "were not checked; run `verify` again after `prepare`"
+        faults.append(Fault(path="shards", what=what))
     else:
         dataset = open_dataset(path)
         items = _items(dataset)
@@ -78,8 +79,8 @@ def verify(
         )
         with session, ProgressBar("shards", len(items), json_lines=json_logs) as bar:
             task = partial(_task, path=path, audio_fbank=dataset.audio_fbank)
-            for row in run_tasks(items, task, memory_bytes=memory_bytes):
-                faults += [Fault(**fault) for fault in row["faults"]]
+            for result in run_tasks(items, task, memory_bytes=memory_bytes):
+                faults += [Fault(**fault) for fault in result["faults"]]
                 done += 1
                 bar.update(done, figures={"faults": len(faults)})
     work = work_folder(path)
@@ -88,7 +89,7 @@ def verify(
         try:
             write_damaged(work, Damaged(shards=shards))
         except UserError as error:
-            what = f"cannot be written, so `prepare` would mend nothing ({error})"
+            what = f"cannot be written, so `prepare` would rebuild nothing ({error})"
             faults.append(Fault(path="_work/damaged.json", what=what))
     else:
         clear_damaged(work)
@@ -106,8 +107,8 @@ def shard_faults(
     Args:
         path: the data set.
         tar: the card's entry.
-        rows: the index's rows of this tar, in its order.
-        audio_fbank: how fbanks are computed where audio is stored; None where it is not.
+        rows: the index's rows of this tar, in order.
+        audio_fbank: how to compute fbanks from the stored audio; None if fbanks are stored.
     """
     shard = tar.name.removeprefix("shards/").removesuffix(".tar")
     faults = [
@@ -120,15 +121,15 @@ def shard_faults(
 
 
 def _items(dataset: PreparedDataset) -> list[dict[str, Any]]:
-    """A task a tar: the card's entry, and which rows of the index are its. They are neighbours."""
+    """One item per tar: the card's entry and its rows of the index, which are contiguous."""
     codes = dataset.index["shard"].combine_chunks().dictionary_encode().indices.to_numpy()
     starts = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
     names = dataset.index["shard"].take(starts[:-1]).to_pylist() if len(codes) else []
-    rows_of = dict(zip(names, pairwise(starts), strict=False))
+    ranges = dict(zip(names, pairwise(starts), strict=False))
     return [
         {"tar": asdict(tar), "start": start, "end": end}
         for tar in dataset.card.shards
-        for start, end in [rows_of.get(tar.name, (0, 0))]
+        for start, end in [ranges.get(tar.name, (0, 0))]
     ]
 
 
@@ -148,7 +149,7 @@ def document_faults(path: str) -> list[Fault]:
         data = storage.read_bytes(card_path(path))
     except FileNotFoundError as error:
         raise UserError(
-            path, "no complete data set there (no card.json)", "finish `prepare` first"
+            path, "not a complete data set (no card.json)", "finish `prepare` first"
         ) from error
     if what := checksum_fault(data):
         return [Fault(path="card.json", what=what)]
@@ -162,12 +163,12 @@ def document_faults(path: str) -> list[Fault]:
             faults.append(Fault(path=file, what="is missing"))
             continue
         if digest != checksum:
-            faults.append(Fault(path=file, what="does not have the checksum the card gives"))
+            faults.append(Fault(path=file, what="does not match the card's checksum"))
     return faults or _index_faults(card, storage.read_table(storage.join(path, "index.parquet")))
 
 
 def plan_faults(path: str) -> list[Fault]:
-    """What is wrong with the plan; neither it nor parts need be there, to read the data set."""
+    """What is wrong with the plan. Reading a data set needs neither plan nor parts."""
     try:
         what = None if read_plan(work_folder(path)) or not has_parts(path) else "is missing"
         return [Fault(path="_work/plan.json", what=what)] if what else []
@@ -177,23 +178,23 @@ def plan_faults(path: str) -> list[Fault]:
 
 def _index_faults(card: Card, index: pa.Table) -> list[Fault]:
     unknown = set(pc.unique(pc.list_flatten(index["labels"])).to_pylist()) - set(card.labels)
-    faults = [f"has the label {label!r}, which the card does not" for label in sorted(unknown)]
+    faults = [f"has the label {label!r}, which the card lacks" for label in sorted(unknown)]
     if index.num_rows != card.num_clips:
-        faults.append(f"has {index.num_rows} clips, the card {card.num_clips}")
+        faults.append(f"has {index.num_rows} clips, the card has {card.num_clips}")
     if pc.count_distinct(index["id"]).as_py() != index.num_rows:
-        faults.append("has an id twice")
+        faults.append("has duplicate ids")
     return [Fault(path="index.parquet", what=what) for what in faults]
 
 
 def _part_fault(path: str, shard: str, tar: TarEntry) -> str | None:
-    """What is wrong with a shard's part file; it need not be there, to read the data set."""
+    """What is wrong with a shard's part file. Reading a data set does not need it."""
     try:
         part = read_part(part_path(path, shard))
     except FileNotFoundError:
         return None
     except (pa.ArrowException, ValueError):
         return "is damaged"
-    return None if part.tar == tar else "is that of another tar"
+    return None if part.tar == tar else "belongs to another tar"
 
 
 def _tar_faults(
@@ -208,9 +209,9 @@ def _tar_faults(
         yield "is missing"
         return
     if len(data) != tar.size_bytes:
-        yield f"has {len(data)} bytes, the card says {tar.size_bytes}"
+        yield f"has {len(data)} bytes, {tar.size_bytes} in the card"
     elif hashlib.sha256(data).hexdigest() != tar.sha256:
-        yield "does not have the checksum the card gives"
+        yield "does not match the card's checksum"
     if len(rows) != tar.num_clips:
         yield f"has {len(rows)} clips in the index, {tar.num_clips} in the card"
     try:
@@ -220,45 +221,45 @@ def _tar_faults(
                 for member in archive.getmembers()
             }
     except tarfile.TarError as error:
-        yield f"is not a whole tar ({error})"
+        yield f"is not a complete tar ({error})"
         return
     stored = "flac" if audio_fbank else "npy"
     expected = [f"{shard_key(row['id'])}.{kind}" for row in rows for kind in ("json", stored)]
     if list(members) != expected:
-        wrong = sorted(set(expected) ^ set(members)) or ["in another order"]
-        yield f"has other members than the index: {', '.join(wrong[:3])}"
+        differing = sorted(set(expected) ^ set(members)) or ["in another order"]
+        yield f"its members differ from the index: {', '.join(differing[:3])}"
         return
     for row in rows:
         key = shard_key(row["id"])
-        place = data[row["offset_bytes"] : row["offset_bytes"] + row["size_bytes"]]
+        stored_bytes = data[row["offset_bytes"] : row["offset_bytes"] + row["size_bytes"]]
         try:
-            facts = json.loads(members[f"{key}.json"])
+            metadata = json.loads(members[f"{key}.json"])
             if audio_fbank:
-                what = _audio_fault(row, members[f"{key}.flac"], place, audio_fbank)
+                what = _audio_fault(row, members[f"{key}.flac"], stored_bytes, audio_fbank)
             else:
-                what = _fbank_fault(row, members[f"{key}.npy"], place)
+                what = _fbank_fault(row, members[f"{key}.npy"], stored_bytes)
         except (ValueError, EOFError) as error:
             yield f"clip {row['id']}: cannot be read ({error})"
             continue
-        if facts != {"id": row["id"], **{name: row[name] for name in _FACTS}}:
+        if metadata != {"id": row["id"], **{name: row[name] for name in _METADATA_FIELDS}}:
             yield f"clip {row['id']}: its JSON differs from the index"
         if what:
             yield f"clip {row['id']}: {what}"
 
 
-def _fbank_fault(row: dict[str, Any], npy: bytes, place: bytes) -> str | None:
+def _fbank_fault(row: dict[str, Any], npy: bytes, stored_bytes: bytes) -> str | None:
     array = np.load(io.BytesIO(npy), allow_pickle=False)
-    if array.ndim != 2 or len(array) != row["frames"] or array.tobytes() != place:
-        return "its numbers are not where the index says"
-    numbers = fbank_from_bytes(place, array.shape[1]).astype(np.float32)
-    return None if np.isfinite(numbers).all() else "numbers that are not finite"
+    if array.ndim != 2 or len(array) != row["frames"] or array.tobytes() != stored_bytes:
+        return "its fbank is not at the offset in the index"
+    numbers = fbank_from_bytes(stored_bytes, array.shape[1]).astype(np.float32)
+    return None if np.isfinite(numbers).all() else "its fbank has values that are not finite"
 
 
 def _audio_fault(
-    row: dict[str, Any], flac: bytes, place: bytes, settings: FbankSettings
+    row: dict[str, Any], flac: bytes, stored_bytes: bytes, settings: FbankSettings
 ) -> str | None:
     num_samples = settings.samples_in(row["duration_s"])
     decode_flac(flac, num_samples)
-    if flac != place or settings.num_frames(num_samples) != row["frames"]:
-        return "its audio is not where the index says"
+    if flac != stored_bytes or settings.num_frames(num_samples) != row["frames"]:
+        return "its audio is not at the offset in the index"
     return None

@@ -1,11 +1,11 @@
-"""Which clip goes into which shard: a pure function of manifest, settings and what was there.
+"""Which clip goes into which shard: a pure function of manifest, settings and earlier plan.
 
-Within a split the clips are ordered by a hash of their ids, so that a shard holds a fair mix of
-classes, and cut into shards of nearly equal size. Clips of one Parquet row group stay together, so
-that it is read once. Clips that come later go into further shards: a plan only grows.
+Within a split the clips are ordered by a hash of their ids, so that every shard mixes the classes,
+and cut into shards of nearly equal size. Clips of one Parquet row group stay together, so that it
+is read once. Clips added later go into new shards: a plan only grows.
 
-On storage a plan is a JSON document with its shards, and the clips in Parquet files of up to
-`_SHARDS_PER_FILE` row groups, one a shard: a task reads its own row group and a small footer.
+On storage a plan is a JSON document that lists its shards, and Parquet files with the clips, of up
+to `_SHARDS_PER_FILE` row groups, one per shard: a task reads its row group and a small footer.
 """
 
 import hashlib
@@ -39,14 +39,14 @@ _SHARDS_PER_FILE = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardSpec:
-    """One task: the shard's name and where its clips stand in the plan."""
+    """A shard to build: its name, and where the plan's files hold its clips."""
 
     name: str
     plan_file: int
     row_group: int
     num_clips: int
     fingerprint: str
-    """Hash of the shard's clips and of the settings: a finished shard with another is not this."""
+    """Hash of the shard's clips and the settings: a finished shard with another one is outdated."""
 
     @property
     def split(self) -> str:
@@ -56,27 +56,27 @@ class ShardSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Basis:
-    """What all shards of a data set share: those of another basis do not belong with them."""
+    """What all shards of a data set have in common; shards of another basis never join them."""
 
     format_version: int
     settings: PrepareSettings
     labels: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """The document. Fbanks are what is stored unless it says otherwise."""
+        """The document; without `store` if fbanks are stored."""
         document = asdict(self)
         if self.settings.store == "fbank":
             del document["settings"]["store"]
         return document
 
     def canonical(self) -> str:
-        """The text that fingerprints are hashes of."""
+        """The text that goes into fingerprints."""
         return json.dumps(self.to_json(), sort_keys=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """All tasks, and the clips in the order of the tasks."""
+    """All shards, and the clips in the order of the shards."""
 
     specs: tuple[ShardSpec, ...]
     clips: pa.Table
@@ -84,22 +84,22 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that decides the data set."""
+        """Hash of everything that determines the data set."""
         return _sha256(self.basis.canonical(), *[spec.fingerprint for spec in self.specs])
 
 
 class DamagedPlanError(UserError):
-    """A plan was written, and it or a part of it cannot be read."""
+    """A plan was written, but one of its files is missing or damaged."""
 
     def __init__(self, path: str, error: Exception, fingerprint: str | None = None) -> None:
         is_missing = isinstance(error, FileNotFoundError)
         self.fault = "is missing" if is_missing else f"is damaged ({error})"
         self.fingerprint = fingerprint
-        """Of the plan as it was, where that much is known."""
+        """Of the plan as it was written; None if unknown."""
         super().__init__(
             path,
             f"the plan of this data set {self.fault}, and this manifest does not reproduce it",
-            "restore the file, take the one manifest that the data set was made from, or give "
+            "restore the file, use the manifest that the data set was made from, or give "
             "another --out",
         )
         self.args = (path, error, fingerprint)
@@ -107,7 +107,7 @@ class DamagedPlanError(UserError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Differences:
-    """What keeps a manifest from carrying on a data set."""
+    """Why a manifest and settings cannot extend a data set."""
 
     settings: tuple[str, ...]
     """Each as "name was, now is"."""
@@ -120,20 +120,20 @@ def make_plan(manifest: Manifest, settings: PrepareSettings, before: Plan | None
 
     Args:
         manifest: the clips.
-        settings: what they are to be prepared with.
-        before: a plan of the same basis; its shards stay, clips it does not have get further ones.
+        settings: how to prepare them.
+        before: a plan of the same basis; its shards stay, and clips it lacks go into new ones.
 
     Raises:
         UserError: a split's name cannot be part of a file name.
     """
     basis = _basis(manifest, settings)
     specs = list(before.specs) if before else []
-    parts = [before.clips] if before else []
+    tables = [before.clips] if before else []
     clips = manifest.clips
     if before:
         clips = clips.filter(pc.invert(pc.is_in(clips["id"], before.clips["id"])))
     num_shards = Counter(spec.split for spec in specs)
-    first = len(specs)
+    num_kept = len(specs)
     first_file = specs[-1].plan_file + 1 if specs else 0
     for split in sorted(pc.unique(clips["split"]).to_pylist()):
         check_split(split, "the manifest")
@@ -141,50 +141,49 @@ def make_plan(manifest: Manifest, settings: PrepareSettings, before: Plan | None
         start = 0
         sizes = shard_sizes(ordered.num_rows, settings.clips_per_shard)
         for number, num_clips in enumerate(sizes, start=num_shards[split]):
-            place = len(specs) - first
-            part = ordered.slice(start, num_clips)
+            new_index = len(specs) - num_kept
+            shard_clips = ordered.slice(start, num_clips)
             spec = ShardSpec(
                 name=f"{split}-{number:05d}",
-                plan_file=first_file + place // _SHARDS_PER_FILE,
-                row_group=place % _SHARDS_PER_FILE,
+                plan_file=first_file + new_index // _SHARDS_PER_FILE,
+                row_group=new_index % _SHARDS_PER_FILE,
                 num_clips=num_clips,
-                fingerprint=_shard_fingerprint(basis, part),
+                fingerprint=_shard_fingerprint(basis, shard_clips),
             )
             specs.append(spec)
             start += num_clips
-        parts.append(ordered)
-    return Plan(specs=tuple(specs), clips=pa.concat_tables(parts).combine_chunks(), basis=basis)
+        tables.append(ordered)
+    return Plan(specs=tuple(specs), clips=pa.concat_tables(tables).combine_chunks(), basis=basis)
 
 
 def differences(before: Plan, manifest: Manifest, settings: PrepareSettings) -> Differences:
-    """What of a plan's clips and settings is not in the manifest as it was; new clips are not."""
-    basis = _flat(_basis(manifest, settings))
-    old = _flat(before.basis)
-    names = [name for name in {**old, **basis} if old.get(name) != basis.get(name)]
-    rows = pc.index_in(before.clips["id"], manifest.clips["id"])
-    there = _what_is_built(before.clips.filter(pc.is_valid(rows)))
-    now = _what_is_built(manifest.clips.take(pc.drop_null(rows)))
+    """How a manifest and settings differ from a plan, apart from new clips."""
+    old, new = _flat(before.basis), _flat(_basis(manifest, settings))
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    indices = pc.index_in(before.clips["id"], manifest.clips["id"])
+    old_clips = _without_index_columns(before.clips.filter(pc.is_valid(indices)))
+    new_clips = _without_index_columns(manifest.clips.take(pc.drop_null(indices)))
     changed: list[str] = []
-    for start in range(0, there.num_rows, 1000):
-        one, other = there.slice(start, 1000), now.slice(start, 1000)
-        if content_hash(one) != content_hash(other):
-            pairs = zip(one.to_pylist(), other.to_pylist(), strict=True)
-            changed += [row["id"] for row, new in pairs if row != new]
+    for start in range(0, old_clips.num_rows, 1000):
+        old_rows, new_rows = old_clips.slice(start, 1000), new_clips.slice(start, 1000)
+        if content_hash(old_rows) != content_hash(new_rows):
+            pairs = zip(old_rows.to_pylist(), new_rows.to_pylist(), strict=True)
+            changed += [old_row["id"] for old_row, new_row in pairs if old_row != new_row]
     return Differences(
-        settings=tuple(f"{name} was {old.get(name)}, now {basis.get(name)}" for name in names),
-        removed_ids=tuple(before.clips["id"].filter(pc.is_null(rows)).to_pylist()),
+        settings=tuple(f"{name} was {old.get(name)}, now {new.get(name)}" for name in names),
+        removed_ids=tuple(before.clips["id"].filter(pc.is_null(indices)).to_pylist()),
         changed_ids=tuple(changed),
     )
 
 
 def write_plan(plan: Plan, folder: str, manifest: Manifest, before: Plan | None = None) -> None:
-    """Write a plan; the document that names the shards last, and only files that are new.
+    """Write the files of a plan that are new, and last the document that lists the shards.
 
     Args:
         plan: what to write.
-        folder: where to.
+        folder: where to write it.
         manifest: what the plan was made from, for `planned_fingerprint`.
-        before: the plan that is there and that this one carries on.
+        before: the plan already written there, which this one extends.
     """
     num_specs = len(before.specs) if before else 0
     start = sum(spec.num_clips for spec in plan.specs[:num_specs])
@@ -198,7 +197,7 @@ def write_plan(plan: Plan, folder: str, manifest: Manifest, before: Plan | None 
                 rows = plan.clips.slice(start, spec.num_clips)
                 writer.write_table(rows, row_group_size=spec.num_clips)
                 start += spec.num_clips
-        storage.write_bytes(_file(folder, specs[0].plan_file), buffer.getvalue())
+        storage.write_bytes(_clips_path(folder, specs[0].plan_file), buffer.getvalue())
     document = {
         "basis": plan.basis.to_json(),
         "manifest": content_hash(manifest.clips),
@@ -209,7 +208,7 @@ def write_plan(plan: Plan, folder: str, manifest: Manifest, before: Plan | None 
 
 
 def planned_fingerprint(folder: str, manifest: Manifest, settings: PrepareSettings) -> str | None:
-    """The fingerprint of the plan there if it was made from just this, without making it again."""
+    """The written plan's fingerprint if it was made from these; saves planning again."""
     try:
         document = _read_document(folder)
     except DamagedPlanError:
@@ -221,26 +220,26 @@ def planned_fingerprint(folder: str, manifest: Manifest, settings: PrepareSettin
 
 
 def read_plan(folder: str) -> Plan | None:
-    """The plan that was written there; None if there is none.
+    """The plan written there; None if there is none.
 
     Raises:
-        DamagedPlanError: a file of it is missing, or not as it was written.
+        DamagedPlanError: a file of it is missing or damaged.
     """
     document = _read_document(folder)
     if document is None:
         return None
     tables = []
-    for number, inside in groupby(document.specs, key=lambda spec: spec.plan_file):
-        path = _file(folder, number)
+    for number, specs in groupby(document.specs, key=lambda spec: spec.plan_file):
+        path = _clips_path(folder, number)
         try:
             tables.append(storage.read_table(path))
-            _check_clips(tables[-1], list(inside), document.basis)
+            _check_clips(tables[-1], list(specs), document.basis)
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise DamagedPlanError(path, error, document.fingerprint) from error
     clips = pa.concat_tables(tables).combine_chunks()
     plan = Plan(specs=document.specs, clips=clips, basis=document.basis)
     if plan.fingerprint != document.fingerprint:
-        fault = ValueError("another fingerprint than it gives")
+        fault = ValueError("does not match its fingerprint")
         raise DamagedPlanError(_document_path(folder), fault)
     return plan
 
@@ -249,13 +248,13 @@ def _check_clips(clips: pa.Table, specs: list[ShardSpec], basis: Basis) -> None:
     start = 0
     for spec in specs:
         if _shard_fingerprint(basis, clips.slice(start, spec.num_clips)) != spec.fingerprint:
-            raise ValueError(f"other clips of {spec.name} than were planned")
+            raise ValueError(f"the clips of {spec.name} do not match their fingerprint")
         start += spec.num_clips
 
 
 def read_shard_clips(folder: str, spec: ShardSpec) -> pa.Table:
     """The clips of one shard, from the written plan."""
-    path = _file(folder, spec.plan_file)
+    path = _clips_path(folder, spec.plan_file)
     with storage.explained(path):
         return storage.with_retries(_read_row_group, path, spec.row_group)
 
@@ -268,8 +267,8 @@ def _read_row_group(path: str, row_group: int) -> pa.Table:
 def shard_sizes(num_clips: int, clips_per_shard: int) -> list[int]:
     """Clips in each shard: at most `clips_per_shard`, differing by at most one.
 
-    A small data set is cut finer, into up to 16 shards of at least 25 clips: the number must not
-    depend on the CPUs at hand, and one shard would be built by one of them.
+    A small data set is cut finer, into up to 16 shards of at least 25 clips, so that several CPUs
+    can build it; the number must not depend on how many CPUs there are.
     """
     num_shards = max(
         -(-num_clips // clips_per_shard), min(_MIN_SHARDS, num_clips // _MIN_CLIPS_PER_SHARD), 1
@@ -278,20 +277,21 @@ def shard_sizes(num_clips: int, clips_per_shard: int) -> list[int]:
 
 
 def _in_hash_order(clips: pa.Table) -> pa.Table:
-    order = _hashes(clips["id"])
-    place = order
+    """Clips ordered by hashes of their ids; those of one Parquet row group by a hash of that."""
+    id_hashes = _hashes(clips["id"])
+    group_hashes = id_hashes
     if clips["row_group"].null_count < clips.num_rows:
         groups = pc.binary_join_element_wise(
             clips["uri"], pc.cast(clips["row_group"], pa.string()), "#"
         )
-        together = pc.is_valid(groups).to_numpy()[:, None]
-        place = np.where(together, _hashes(pc.fill_null(groups, "")), order)
-    keys = (order[:, 1], order[:, 0], place[:, 1], place[:, 0])
+        in_group = pc.is_valid(groups).to_numpy()[:, None]
+        group_hashes = np.where(in_group, _hashes(pc.fill_null(groups, "")), id_hashes)
+    keys = (id_hashes[:, 1], id_hashes[:, 0], group_hashes[:, 1], group_hashes[:, 0])
     return clips.take(pa.array(np.lexsort(keys)))
 
 
 def _hashes(texts: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
-    """`[N, 2]`: 128 bits a text."""
+    """`[N, 2]`: 128 bits per text."""
     digests = (
         hashlib.blake2b(text.encode(), digest_size=16).digest()
         for chunk in texts.chunks
@@ -301,11 +301,11 @@ def _hashes(texts: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
 
 
 def _shard_fingerprint(basis: Basis, clips: pa.Table) -> str:
-    return _sha256(basis.canonical(), content_hash(_what_is_built(clips)))
+    return _sha256(basis.canonical(), content_hash(_without_index_columns(clips)))
 
 
-def _what_is_built(clips: pa.Table) -> pa.Table:
-    """The clips without what is only in the index, which is made again from any manifest."""
+def _without_index_columns(clips: pa.Table) -> pa.Table:
+    """The clips without columns that only the index has: they may change without a rebuild."""
     return clips.drop_columns(["common"])
 
 
@@ -314,7 +314,7 @@ def _basis(manifest: Manifest, settings: PrepareSettings) -> Basis:
 
 
 def _flat(basis: Basis) -> dict[str, Any]:
-    """The basis with one name for each thing that may differ."""
+    """The basis as one flat mapping, to compare it name by name."""
     flat: dict[str, Any] = {"format_version": basis.format_version}
     for name, value in asdict(basis.settings).items():
         flat.update(value if isinstance(value, dict) else {name: value})
@@ -347,12 +347,12 @@ def _read_document(folder: str) -> _Document | None:
         raise DamagedPlanError(path, error) from error
 
 
-def _file(folder: str, number: int) -> str:
+def _clips_path(folder: str, number: int) -> str:
     return storage.join(folder, "plan", f"{number:05d}.parquet")
 
 
 def content_hash(clips: pa.Table) -> str:
-    """Hash of every cell of a table of `SCHEMA`, the same however its columns lie in memory."""
+    """Hash of every cell of a table of `SCHEMA`, whatever its layout in memory."""
     digest = hashlib.sha256()
     for column in clips.columns:
         _hash_column(digest, column.combine_chunks())

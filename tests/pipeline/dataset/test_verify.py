@@ -128,21 +128,25 @@ def index(folder: Path) -> list[dict[str, Any]]:
     return list(pq.read_table(folder / "index.parquet").to_pylist())
 
 
-CHECKSUM = "does not have the checksum the card gives"
+CHECKSUM = "does not match the card's checksum"
 UNCHECKED = ("shards", "were not checked")
 DAMAGES: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]], int]] = {
     "numbers": (change_numbers, [(TAR, CHECKSUM)], 1),
     "JSON": (change_json, [(TAR, "clip train/"), (TAR, CHECKSUM)], 1),
-    "header": (lambda f: flip(f / TAR, 3), [(TAR, CHECKSUM), (TAR, "is not a whole tar (bad")], 1),
+    "header": (
+        lambda f: flip(f / TAR, 3),
+        [(TAR, CHECKSUM), (TAR, "is not a complete tar (bad")],
+        1,
+    ),
     "tar cut": (
         lambda f: cut(f / TAR, 20_000),
-        [(TAR, "has "), (TAR, "is not a whole tar (unexpected end of data)")],
+        [(TAR, "has "), (TAR, "is not a complete tar (unexpected end of data)")],
         1,
     ),
     "tar cut in its padding": (lambda f: cut(f / TAR), [(TAR, "has ")], 1),
     "tar empty": (
         lambda f: (f / TAR).write_bytes(b""),
-        [(TAR, "has 0 bytes, the card says "), (TAR, "is not a whole tar (empty")],
+        [(TAR, "has 0 bytes, "), (TAR, "is not a complete tar (empty")],
         1,
     ),
     "tar missing": (lambda f: (f / TAR).unlink(), [(TAR, "is missing")], 1),
@@ -150,9 +154,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]], int]] 
         swap,
         [
             (TAR, CHECKSUM),
-            (TAR, "has other members than the index: "),
+            (TAR, "its members differ from the index: "),
             ("shards/train-00002.tar", CHECKSUM),
-            ("shards/train-00002.tar", "has other members than the index: "),
+            ("shards/train-00002.tar", "its members differ from the index: "),
         ],
         2,
     ),
@@ -175,7 +179,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]], int]] 
     ),
     "card changed": (
         change_card,
-        [("card.json", "does not have the checksum it gives itself"), UNCHECKED],
+        [("card.json", "does not match its own checksum"), UNCHECKED],
         0,
     ),
     "card cut": (lambda f: cut(f / "card.json"), [("card.json", "is not JSON ("), UNCHECKED], 0),
@@ -188,7 +192,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]], int]] 
     "part cut": (lambda f: cut(f / PART), [(PART, "is damaged")], 1),
     "part swapped": (
         lambda f: shutil.copy(f / "_work/parts/train-00002.parquet", f / PART),
-        [(PART, "is that of another tar")],
+        [(PART, "belongs to another tar")],
         1,
     ),
 }

@@ -468,7 +468,7 @@ def test_run_without_a_finished_epoch_is_reported(tmp_path: Path, data: str) -> 
 def test_missing_data_set_is_stated(tmp_path: Path, run: str, data: str) -> None:
     Path(data).rename(tmp_path / "elsewhere")
     text = report(run)
-    assert f"The data set can no longer be read: {data}: no complete data set there" in text
+    assert f"The data set can no longer be read: {data}: not a complete data set" in text
     assert "No clips can be shown. The data set can no longer be read" in text
     assert "How long the data took to prepare is not known" in text
     assert "confusions" in shown_figures([run])
