@@ -120,8 +120,8 @@ def load_last(run_path: str) -> Checkpoint:
 
 def checkpoint_paths(run_path: str) -> list[str]:
     """All checkpoints of a run, the oldest first."""
-    found = storage.list_files(_folder(run_path))
-    return [path for path in found if re.search(r"/step-\d{8}\.pt$", path)]
+    files = storage.list_files(_folder(run_path))
+    return [path for path in files if re.search(r"/step-\d{8}\.pt$", path)]
 
 
 def _decode(data: bytes) -> Checkpoint:
