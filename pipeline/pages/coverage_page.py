@@ -1,8 +1,8 @@
-"""Coverage to a page: how much of what a source lists was found, and what that means for scores.
+"""The page of a source's coverage: how many listed clips were found, and what it means for scores.
 
 In: the counts that a manifest carries (`Manifest.coverage`): clips listed, found, missing and
-unreadable, in each split and in all, and per class. Steps: shares, an order, worst first. Out: one
-HTML file that needs no network, or a section of the page of a data set.
+unreadable, by split, in total and by class. Steps: compute shares; sort the classes, worst first.
+Out: one HTML file that needs no network, or a section of the page of a data set.
 """
 
 from dataclasses import asdict
@@ -16,14 +16,14 @@ from pipeline.terminal import units
 _TEMPLATE = Path(__file__).with_name("coverage_page.html.jinja")
 
 _KINDS = (("found", "#3f74d1"), ("missing", "#c3c8cf"), ("unreadable", "#d5702b"))
-"""What becomes of a listed clip, and its colour."""
+"""What can become of a listed clip, with a colour for each."""
 
 _NUM_AUDIOSET_CLASSES = 527
-_TRAINED = ("train", "balanced")
-"""What is in the names of splits that models are trained on, and so not scored on."""
+_TRAINING_SPLITS = ("train", "balanced")
+"""Parts of the names of splits that models are trained on, and so not scored on."""
 
 Section = dict[str, Any]
-"""What the templates need."""
+"""Values for a template."""
 
 
 def write_coverage_page(path: str, coverage: Coverage, title: str) -> None:
@@ -53,7 +53,9 @@ def coverage_section(coverage: Coverage) -> Section:
         "source": coverage.source,
         "kinds": _KINDS,
         "rows": rows,
-        "scored": [row for row in rows if not any(part in row["name"] for part in _TRAINED)],
+        "scored": [
+            row for row in rows if not any(part in row["name"] for part in _TRAINING_SPLITS)
+        ],
         "total": _row("All", coverage.total),
         "classes": classes,
         "num_listed": len(listed),
@@ -74,8 +76,8 @@ def _tiles(coverage: Coverage, section: Section) -> list[Section]:
     total, common = coverage.total, coverage.common
     tiles = [
         ("Found", units.percent(total.share), f"{units.count(total.found)} clips"),
-        ("Missing", units.count(total.missing), "listed, not there"),
-        ("Unreadable", units.count(total.unreadable), "there, of no use"),
+        ("Missing", units.count(total.missing), "listed, but no file"),
+        ("Unreadable", units.count(total.unreadable), "empty files"),
         ("Audio found", units.duration(total.found_s), ""),
     ]
     if section["classes"]:

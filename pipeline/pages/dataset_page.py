@@ -1,7 +1,7 @@
-"""A prepared data set to a page: what is in it, what is not, and what single clips look like.
+"""The page of a prepared data set: its clips, what was rejected, and spectrograms of some clips.
 
 In: the folder that `prepare` wrote, local or on S3. Steps: read the card, columns of the index, the
-ledger of rejected clips and how the last run went; count in bins; draw twenty clips. Out:
+ledger of rejected clips and the summary of the last run; count in bins; draw twenty clips. Out:
 `dataset.html` in that folder, one file that needs no network. Its size does not grow with the
 number of clips.
 
@@ -34,7 +34,7 @@ from pipeline.terminal import units
 
 NUM_EXAMPLES = 20
 NUM_REJECT_EXAMPLES = 5
-"""Ids shown of the clips that were rejected for one reason, at most."""
+"""Most ids shown of the clips rejected for one reason."""
 
 _LEVEL_STEP_DB = 2
 _MAX_BINS = 50
@@ -43,7 +43,7 @@ _TEMPLATE = Path(__file__).with_name("dataset_page.html.jinja")
 
 FloatArray = NDArray[np.float64]
 Section = dict[str, Any]
-"""What the template needs for one of its sections."""
+"""Values for a section of the template."""
 
 
 def write_dataset_page(dataset_path: str) -> str:
@@ -90,7 +90,7 @@ def write_dataset_page(dataset_path: str) -> str:
 
 
 def norms(mean: float, std: float) -> list[Section]:
-    """Published mean and deviation of each data set, and what this one's become by them."""
+    """Published mean and deviation of each data set, and this one's when normalised by them."""
     return [
         {
             "name": name,
@@ -107,7 +107,7 @@ def prepared_coverage(coverage: Coverage, card: Card) -> Coverage | None:
     """The coverage with clips that `prepare` rejected counted as unreadable instead of found.
 
     Returns:
-        None if the data set is not of the clips that were counted.
+        None if the data set does not hold the clips that were counted.
     """
     splits = {}
     for name, counts in coverage.splits.items():
@@ -131,7 +131,7 @@ def prepared_coverage(coverage: Coverage, card: Card) -> Coverage | None:
 
 
 def duration_plot(durations_s: FloatArray) -> Plot:
-    """Histogram of the clips' durations `[N]`, in octaves where some are far longer than most."""
+    """Histogram of the clips' durations `[N]`, in octaves if some are far longer than most."""
     shortest_s, longest_s = float(durations_s.min()), float(durations_s.max())
     median_s = float(np.median(durations_s))
     if longest_s > 20 * median_s:
@@ -154,16 +154,16 @@ def duration_plot(durations_s: FloatArray) -> Plot:
 
 
 def level_plot(levels_dbfs: FloatArray) -> Plot | None:
-    """Histogram of the clips' levels `[N]`, silence in a bin of its own; None without any level."""
-    heard = levels_dbfs[np.isfinite(levels_dbfs)]
+    """Histogram of the clips' levels `[N]`, silence in a separate bin; None if none is known."""
+    audible = levels_dbfs[np.isfinite(levels_dbfs)]
     num_silent = int(np.isneginf(levels_dbfs).sum())
     names, counts, ticks, notes = [], [], [], []
     if num_silent:
-        # A gap after it: it is no level that other bins come close to.
+        # Set apart by a gap: silence is not next to any level.
         names, counts, ticks = ["silence", "", ""], [num_silent, 0, 0], [(0.0, "−∞")]
         notes = [f"{num_silent:,} clips are silent throughout (−∞)."]
-    if len(heard):
-        low, high = (math.floor(level / _LEVEL_STEP_DB) for level in (heard.min(), heard.max()))
+    if len(audible):
+        low, high = (math.floor(level / _LEVEL_STEP_DB) for level in (audible.min(), audible.max()))
         edges = [float(_LEVEL_STEP_DB * number) for number in range(low, high + 2)]
         ticks += [
             (len(counts) + number - 0.5, _signed(edge))
@@ -171,11 +171,11 @@ def level_plot(levels_dbfs: FloatArray) -> Plot | None:
             if edge % 10 == 0 or len(edges) < 6
         ]
         names += _bin_names(edges, "dB")
-        counts += np.histogram(heard, edges)[0].tolist()
-        notes = [f"Median {units.number(float(np.median(heard)), 1)} dB.", *notes]
-    num_unknown = len(levels_dbfs) - len(heard) - num_silent
+        counts += np.histogram(audible, edges)[0].tolist()
+        notes = [f"Median {units.number(float(np.median(audible)), 1)} dB.", *notes]
+    num_unknown = len(levels_dbfs) - len(audible) - num_silent
     if num_unknown:
-        notes.append(f"Of {num_unknown:,} clips it is not known.")
+        notes.append(f"Level unknown for {num_unknown:,} clips.")
     if not counts:
         return None
     return _histogram(
@@ -195,21 +195,21 @@ def reject_rows(dataset: PreparedDataset) -> list[Section]:
         return []
     ledger = storage.read_table(storage.join(dataset.path, "rejects.parquet"))
     groups = ledger.group_by(["stage", "reason"], use_threads=False)
-    rows = groups.aggregate([("id", "count"), ("id", "list")]).to_pylist()
-    found = [
+    counted = groups.aggregate([("id", "count"), ("id", "list")]).to_pylist()
+    rows = [
         {
             "stage": row["stage"],
             "reason": row["reason"],
             "num": row["id_count"],
             "ids": row["id_list"][:NUM_REJECT_EXAMPLES],
         }
-        for row in rows
+        for row in counted
     ]
-    return sorted(found, key=lambda row: (-row["num"], row["stage"], row["reason"]))
+    return sorted(rows, key=lambda row: (-row["num"], row["stage"], row["reason"]))
 
 
 def choose_rows(num_clips: int, fingerprint: str) -> list[int]:
-    """Rows of random clips, always the same of one data set."""
+    """Rows of random clips, the same for the same data set."""
     wanted = min(NUM_EXAMPLES, num_clips)
     return sorted(random.Random(fingerprint).sample(range(num_clips), wanted))
 
@@ -217,19 +217,19 @@ def choose_rows(num_clips: int, fingerprint: str) -> list[int]:
 def _examples(dataset: PreparedDataset) -> Section:
     """The chosen clips, or the `reason` why none can be shown."""
     rows = choose_rows(dataset.index.num_rows, dataset.card.fingerprint)
-    facts = dataset.index.select(["id", "labels", "duration_s"]).take(rows).to_pylist()
+    chosen = dataset.index.select(["id", "labels", "duration_s"]).take(rows).to_pylist()
     try:
         drawn = [draw(dataset.read_fbank(row), dataset.card) for row in rows]
     except (OSError, EOFError) as error:
         return {"clips": [], "reason": f"The data set's shards cannot be read: {error}"}
     clips = [
-        clip | {"spectrogram": spectrogram} for clip, spectrogram in zip(facts, drawn, strict=True)
+        clip | {"spectrogram": spectrogram} for clip, spectrogram in zip(chosen, drawn, strict=True)
     ]
     return {"clips": clips, "reason": ""}
 
 
 def _coverage(card: Card) -> tuple[Coverage | None, bool]:
-    """What is known of the coverage, and whether it counts what `prepare` rejected."""
+    """The coverage, if known, and whether it accounts for clips that `prepare` rejected."""
     prepared = prepared_coverage(card.coverage, card) if card.coverage else None
     return prepared or card.coverage, prepared is not None
 
@@ -250,7 +250,7 @@ def _class_plot(dataset: PreparedDataset) -> Plot | None:
 
 
 def _preparation(dataset: PreparedDataset) -> Section | None:
-    """How long the last run took, and the share of each stage; None if it is not known."""
+    """How long the last run took, and the share of each stage; None if unknown."""
     summary = read_summary(dataset.path)
     if summary is None:
         return None
@@ -315,9 +315,9 @@ def _histogram(
     ticks: Sequence[tuple[float, str]],
     x_title: str,
 ) -> Plot:
-    """Bars at the places 0, 1, ...; `ticks` are places and texts between them."""
+    """Bars at x = 0, 1, ...; `ticks` are positions on that axis and their texts."""
     present = [count for count in counts if count]
-    # One bin that dwarfs the others would be all there is to see.
+    # Otherwise a bin that dwarfs the others would hide them.
     is_log = max(present) > 100 * statistics.median(present)
     y_axis: Section = {"title": {"text": "clips", "standoff": 8}, "automargin": True}
     if is_log:
@@ -332,7 +332,7 @@ def _histogram(
         "customdata": list(names),
         "hovertemplate": "%{customdata}<br>%{y:,} clips<extra></extra>",
     }
-    # Room for twelve, so that one or two are not drawn as walls, and as much on either side.
+    # Room for twelve bars, in the middle: one or two alone would be drawn as wide as the page.
     spare = max(0, 12 - len(counts)) / 2
     layout = {
         "height": _HEIGHT_PX,
@@ -340,7 +340,7 @@ def _histogram(
         "xaxis": {
             "title": {"text": x_title, "standoff": 8},
             "tickmode": "array",
-            "tickvals": [rounded(place) for place, _ in ticks],
+            "tickvals": [rounded(position) for position, _ in ticks],
             "ticktext": [text for _, text in ticks],
             "tickangle": 0,
             "range": [-0.7 - spare, len(counts) - 0.3 + spare],

@@ -29,7 +29,7 @@
   const repaint = () => boxes.forEach((box) => Plotly.relayout(box, { template: template() }));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
 
-  // Paper is narrower than the window, and a figure does not shrink by itself while printing.
+  // Paper is narrower than the window, and plotly.js does not resize figures for printing.
   matchMedia("print").addEventListener("change", (media) => boxes.forEach((box) => Plotly.relayout(
     box, { template: template(), autosize: !media.matches, width: media.matches ? box.clientWidth : null },
   )));
@@ -45,7 +45,7 @@
     });
   });
 
-  // The button of a column sorts its table, a second time the other way around.
+  // The button of a column sorts the table by it; a second click reverses the order.
   document.querySelectorAll("button[data-sort]").forEach((button) => {
     button.addEventListener("click", () => {
       const head = button.closest("th");

@@ -1,8 +1,8 @@
-"""Templates and figures to one HTML page that holds everything it needs.
+"""Render a template and figures as one self-contained HTML page.
 
 In: a template that extends `base.html.jinja`, its values, and the figures it shows. Steps: render,
-with every value escaped; embed plotly.js, if there is a figure. Out: the page's text, a function of
-what came in: no clock, so the same values give the same bytes.
+with every value escaped; embed plotly.js, if there is a figure. Out: the page. It shows no time of
+writing, so the same values give the same bytes.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ _FOLDER = Path(__file__).parent
 def write_page(
     path: str, template: Path, values: dict[str, Any], plots: Iterable[Plot | None] = ()
 ) -> None:
-    """Render a page and put it in place.
+    """Render a page and write it.
 
     Args:
         path: the page, local or s3://.
         template: a file that extends `base.html.jinja`.
         values: what it shows, by the names in the template.
-        plots: its figures; None stands for one that there is no data for.
+        plots: its figures; None in place of a figure without data.
     """
     figures = {plot.key: plot.figure for plot in plots if plot is not None}
     environment = Environment(
@@ -54,17 +54,17 @@ def write_page(
         figure_json=_script_json(figures),
         plotly_js=get_plotlyjs() if figures else "",
     )
-    # Only scripts that carry it run: unforeseeable to whoever chose the labels.
+    # Only scripts with the nonce run; whoever chose the labels cannot predict it.
     nonce = hashlib.sha256(draw(nonce="").encode(errors="replace")).hexdigest()[:32]
     storage.write_bytes(path, draw(nonce=nonce).encode(errors="replace"))
 
 
 def training_first(by_split: dict[str, Any]) -> dict[str, Any]:
-    """The same, the training split before the others."""
+    """The same mapping, the training split first."""
     return dict(sorted(by_split.items(), key=lambda item: (item[0] != TRAIN_SPLIT, item[0])))
 
 
 def _script_json(document: object) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """JSON that cannot close the script element around it."""
     text = json.dumps(document, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

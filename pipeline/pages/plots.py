@@ -1,10 +1,10 @@
-"""What the figures of all pages share, and the figure of clips per class.
+"""Parts that the figures of all pages use, and the figure of clips per class.
 
 A `Plot` holds the `data` and `layout` that `Plotly.newPlot` of plotly.js takes, as plain data.
-Colours of text, grid and background are left to the page, which knows whether it is light or dark.
+The page sets the colours of text, grid and background, since it knows whether it is light or dark.
 
-Labels, clip and run names are whatever somebody called their files. plotly.js reads some HTML in
-texts, so each of them passes through `plotly_text`.
+Labels, clip and run names can be any text. plotly.js interprets some HTML in texts, so each of them
+passes through `plotly_text`.
 """
 
 import html
@@ -22,10 +22,10 @@ SERIES_COLOURS = (
     "#c5504f",
     "#4c93b3",
 )
-"""Of runs or splits, in their order, then from the start: readable on white and on near-black."""
+"""Of runs or splits, in order, then from the start: readable on white and on near-black."""
 
 MAX_LABEL_CHARS = 24
-"""Characters of a label beside an axis; the full label is shown on hovering."""
+"""Longest label beside an axis; hovering shows it in full."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,25 +37,25 @@ class Plot:
     title: str
     caption: str
     summary: str
-    """What it shows, for those who do not see it."""
+    """Text alternative, for screen readers."""
     figure: dict[str, Any]
     """`data` and `layout` of plotly.js."""
     height_px: int
     min_width_px: int = 0
-    """Where the page is narrower, the figure scrolls sideways."""
+    """On a narrower page the figure scrolls sideways."""
     legend: tuple[tuple[str, str], ...] = field(default=())
-    """Name and colour of what is drawn, shown above the figure."""
+    """Names and colours of the series, shown above the figure."""
 
 
 def plotly_text(text: str) -> str:
-    """A text that plotly.js shows as it is, tags and entities included."""
+    """A text escaped so that plotly.js shows it literally, tags and entities included."""
     return html.escape(text, quote=False)
 
 
 def short_label(label: str, max_chars: int = MAX_LABEL_CHARS) -> str:
-    """A label cut to fit beside an axis, for plotly.js."""
-    cut = label if len(label) <= max_chars else label[: max_chars - 1].rstrip() + "…"
-    return plotly_text(cut)
+    """A label shortened to fit beside an axis, for plotly.js."""
+    short = label if len(label) <= max_chars else label[: max_chars - 1].rstrip() + "…"
+    return plotly_text(short)
 
 
 def series_colour(index: int) -> str:
@@ -74,7 +74,7 @@ def counts_plot(counts: dict[str, dict[str, int]], labels: Sequence[str]) -> Plo
             "type": "bar",
             "orientation": "h",
             "name": plotly_text(split),
-            # A logarithmic axis has no place for a zero.
+            # A logarithmic axis cannot show a zero.
             "x": [split_counts.get(label, 0) or None for label in ordered],
             "y": list(range(len(ordered))),
             "marker": {"color": series_colour(number)},
@@ -97,7 +97,7 @@ def counts_plot(counts: dict[str, dict[str, int]], labels: Sequence[str]) -> Plo
 
 
 def bar_layout(labels: Sequence[str], *, per_row_px: int = 22) -> dict[str, Any]:
-    """Horizontal bars at the places 0 to len - 1, the first on top, the scale above them."""
+    """Horizontal bars at y = 0 to len - 1, the first on top, the scale above them."""
     return {
         "height": 44 + len(labels) * per_row_px,
         "bargap": 0.28,
@@ -108,7 +108,7 @@ def bar_layout(labels: Sequence[str], *, per_row_px: int = 22) -> dict[str, Any]
             "ticktext": [short_label(label) for label in labels],
             "range": [len(labels) - 0.5, -0.5],
             "automargin": True,
-            # Without these two, plotly.js compares every label with every other: 500 take 5 s.
+            # Without these two, plotly.js compares every pair of labels: 5 s for 500 labels.
             "tickangle": 0,
             "ticklabeloverflow": "allow",
             "ticklabelstandoff": 6,
@@ -121,5 +121,5 @@ def bar_layout(labels: Sequence[str], *, per_row_px: int = 22) -> dict[str, Any]
 
 
 def rounded(value: float | None) -> float | None:
-    """A number with the digits that a figure can show: it keeps the page small."""
+    """A number with no more digits than a figure can show, to keep the page small."""
     return None if value is None else float(f"{value:.6g}")

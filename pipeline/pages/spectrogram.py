@@ -1,4 +1,4 @@
-"""Fbanks as pictures: log-mel energy by time and mel bin, as PNG images within the page.
+"""Fbanks as pictures: log-mel energy by time and mel bin, as PNG images embedded in the page.
 
 Shapes: T frames, F mel bins.
 """
@@ -23,7 +23,7 @@ COLOURS: tuple[str, ...] = tuple(plotly.colors.sequential.Magma)
 """The colour scale of spectrograms, from low to high: perceptually even."""
 
 _NUM_LEVELS = 64
-"""Shades in an image: as many as can be told apart, at half the bytes of 256."""
+"""Shades in an image: as many as the eye can tell apart, at half the bytes of 256."""
 
 
 FloatArray = NDArray[np.float32]
@@ -38,11 +38,11 @@ class Spectrogram:
     duration_s: float
     num_mels: int
     ticks: tuple[tuple[float, str], ...]
-    """Of the time axis: place in percent of the width, and seconds."""
+    """Of the time axis: position in percent of the width, and seconds."""
 
 
 def draw(fbank: Fbank, card: Card) -> Spectrogram:
-    """The picture of a clip's fbank `[T, F]`; its shades are the same for all of a data set."""
+    """The picture of a clip's fbank `[T, F]`; all clips of a data set use the same scale."""
     low, high = energy_range(card)
     duration_s = len(fbank) * card.fbank.frame_shift_ms / 1000
     png = spectrogram_png(fbank.astype(np.float32), low=low, high=high)
@@ -65,8 +65,8 @@ def spectrogram_png(fbank: FloatArray, *, low: float, high: float) -> bytes:
     starts = np.arange(0, len(fbank), stretch)
     lengths = np.diff(np.append(starts, len(fbank)))
     columns = np.add.reduceat(fbank, starts, axis=0) / lengths[:, None]
-    shares = np.clip((columns - low) / max(high - low, 1e-6), 0, 1)
-    levels = np.round(shares * (_NUM_LEVELS - 1)).astype(np.uint8)
+    brightness = np.clip((columns - low) / max(high - low, 1e-6), 0, 1)
+    levels = np.round(brightness * (_NUM_LEVELS - 1)).astype(np.uint8)
     image = Image.fromarray(np.ascontiguousarray(levels.T[::-1]))
     image.putpalette(_palette())
     buffer = io.BytesIO()
@@ -75,7 +75,7 @@ def spectrogram_png(fbank: FloatArray, *, low: float, high: float) -> bytes:
 
 
 def time_ticks(duration_s: float) -> tuple[tuple[float, str], ...]:
-    """Round times along a clip, four to eight of them: place in percent, and seconds."""
+    """Round times along a clip, four to eight of them: position in percent, and seconds."""
     steps = [10.0**power * digit for power in range(-3, 5) for digit in (1, 2, 5)]
     step = next((step for step in steps if duration_s / step <= 6), steps[-1])
     ticks = [number * step for number in range(int(duration_s / step + 1e-9) + 1)]
@@ -85,6 +85,6 @@ def time_ticks(duration_s: float) -> tuple[tuple[float, str], ...]:
 def _palette() -> list[int]:
     """Red, green and blue of each shade, interpolated between `COLOURS`."""
     anchors = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in COLOURS])
-    places = np.linspace(0, len(anchors) - 1, _NUM_LEVELS)
-    channels = [np.interp(places, np.arange(len(anchors)), anchors[:, i]) for i in range(3)]
+    positions = np.linspace(0, len(anchors) - 1, _NUM_LEVELS)
+    channels = [np.interp(positions, np.arange(len(anchors)), anchors[:, i]) for i in range(3)]
     return [round(float(value)) for shade in zip(*channels, strict=True) for value in shade]

@@ -190,7 +190,7 @@ def test_clipping_is_counted(tmp_path: Path) -> None:
     assert values[0] == "1 (0.5 s)"
     assert "kB), 1 built by this run" in str(values)
     page = Path(write_dataset_page(f"{tmp_path}/out")).read_text()
-    assert "3 samples of 1 clips" in page
+    assert "3 samples in 1 clips" in page
 
 
 def test_damaged_audio_is_named_and_rebuilt(
@@ -208,7 +208,7 @@ def test_damaged_audio_is_named_and_rebuilt(
     assert faults == [
         f"clip {row['id']}: cannot be read (does not give "
         f"{FbankSettings().samples_in(row['duration_s'])} samples of one channel)",
-        "does not have the checksum the card gives",
+        "does not match the card's checksum",
     ]
     damaged = open_dataset(str(copy))
     with pytest.raises(EOFError):

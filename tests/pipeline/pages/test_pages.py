@@ -175,8 +175,8 @@ def test_coverage_page_counts_found_segments(tmp_path: Path) -> None:
     assert "train 80.0 % 80 15 5 100 13 min eval 75.0 % 30 10 0 40 5 min 0 s" in text
     assert "All 78.6 % 110 25 5 140 18 min" in text
     assert "never 0 % 0 7 dog 50.0 % 20 40 rain 90.0 % 90 100 absent – 0 0" in text
-    assert "Half of the 3 classes that are listed have at least 50.0 % of their clips" in text
-    assert "Classes of which no clip was found (1): never." in text
+    assert "Half of the 3 listed classes have at least 50.0 % of their clips" in text
+    assert "Classes without a clip (1): never." in text
     assert "(30 of 40 in the split eval)" in text
     assert "Of the 36 clips that others scored (the common subset), 27 were found, 75.0 %" in text
     assert "0.459" not in text
@@ -191,9 +191,9 @@ def test_scrolling_table_says_so(tmp_path: Path) -> None:
 def test_audioset_coverage_shows_published_scores(tmp_path: Path) -> None:
     classes = [_class(f"{i}", 9, 8) for i in range(527)]
     text = said(written_coverage(tmp_path, classes=classes, common=None))
-    assert "mAP 0.459 for one model, 0.485 for an ensemble" in text
+    assert "mAP 0.459 for one model and 0.485 for an ensemble" in text
     assert "common subset" not in text
-    assert "Classes of which no clip was found" not in text
+    assert "Classes without a clip" not in text
 
 
 def test_complete_and_unlabelled_sources_have_a_page(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_rejected_clips_count_as_unreadable() -> None:
 def test_coverage_of_other_clips_is_marked(tmp_path: Path) -> None:
     data = plain_data(str(tmp_path / "data"), coverage=make_coverage())
     text = said(write_dataset_page(data))
-    assert "the data set holds other clips than were counted" in text
+    assert "The data set holds other clips than were counted" in text
     assert "Found 110 of 140 clips" in text
 
 
@@ -256,8 +256,8 @@ def test_page_of_a_minimal_data_set_is_complete(tmp_path: Path) -> None:
     assert "The data set has no labels." in text
     assert "No clip was rejected." in text
     assert "The index holds no levels." in text
-    assert "there is no coverage to show" in text
-    assert "How long it took is not known" in text
+    assert "Coverage unknown" in text
+    assert "Duration unknown" in text
     assert "one 16 mel 0" in text
     assert "no label ·" in text
 
@@ -354,7 +354,7 @@ def test_every_level_falls_into_a_bin_with_silence_apart(levels: list[float]) ->
     counts = dict(zip(bars["customdata"], bars["y"], strict=True))
     assert sum(count or 0 for count in counts.values()) == num_known
     assert counts.get("silence", 0) == levels.count(-math.inf)
-    assert ("not known" in plot.caption) == (num_known < len(levels))
+    assert ("unknown" in plot.caption) == (num_known < len(levels))
 
 
 @pytest.mark.parametrize("num_clips", [1, 4, 40])
