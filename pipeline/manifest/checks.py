@@ -14,8 +14,8 @@ from pipeline.manifest.manifest import Manifest, labels_in_use
 from pipeline.manifest.splits import check_split
 
 _URI = r"^(/|s3://[^/]+/)."
-_FAR_S = 1e9
-"""Later than any recording ends."""
+_MAX_S = 1e9
+"""Longer than any recording."""
 
 
 def check(manifest: Manifest, path: str) -> None:
@@ -31,18 +31,18 @@ def check(manifest: Manifest, path: str) -> None:
     if clips.num_rows == 0:
         raise UserError(path, "the manifest has no clip")
     # URIs first: other messages name clips by their ids, which often are their paths.
-    named = pc.match_substring_regex(clips["uri"], _URI)
+    is_absolute = pc.match_substring_regex(clips["uri"], _URI)
     expected = "an absolute path or s3://bucket/key, without file://"
-    _refuse(clips, pc.invert(named), "uri", expected, path)
+    _refuse(clips, pc.invert(is_absolute), "uri", expected, path)
     unprintable = pc.match_substring_regex(clips["uri"], "[[:cntrl:]]")
     _refuse(clips, unprintable, "uri", "without line ends and other control characters", path)
     _check_ids(clips["id"], path)
     _check_labels(clips, manifest.labels, path)
     for split in pc.unique(clips["split"]).to_pylist():
         check_split(split, path)
-    start_s, end_s = pc.fill_null(clips["start_s"], 0.0), pc.fill_null(clips["end_s"], _FAR_S)
-    _refuse(clips, _outside(start_s, 0.0, _FAR_S), "start_s", "seconds, 0 or more", path)
-    _refuse(clips, _outside(end_s, 0.0, _FAR_S), "end_s", "seconds, above start_s", path)
+    start_s, end_s = pc.fill_null(clips["start_s"], 0.0), pc.fill_null(clips["end_s"], _MAX_S)
+    _refuse(clips, _outside(start_s, 0.0, _MAX_S), "start_s", "seconds, 0 or more", path)
+    _refuse(clips, _outside(end_s, 0.0, _MAX_S), "end_s", "seconds, above start_s", path)
     _refuse(clips, pc.less_equal(end_s, start_s), "end_s", "seconds, above start_s", path)
     for name in ("fold", "offset_bytes", "size_bytes", "row_group", "row"):
         _refuse(clips, pc.less(clips[name], 0), name, "0 or more", path)
@@ -63,24 +63,24 @@ def note_unlabelled(manifest: Manifest, source: str, *, required: bool = True) -
         UserError: a label is required, but no clip has any and there is no vocabulary.
     """
     num_clips = manifest.clips.num_rows
-    is_bare = pc.equal(pc.list_value_length(manifest.clips["labels"]), 0)
-    num_bare = pc.sum(is_bare).as_py()
-    if not num_bare:
+    is_unlabelled = pc.equal(pc.list_value_length(manifest.clips["labels"]), 0)
+    num_unlabelled = pc.sum(is_unlabelled).as_py()
+    if not num_unlabelled:
         return manifest
-    if required and num_bare == num_clips and not manifest.labels:
+    if required and num_unlabelled == num_clips and not manifest.labels:
         raise UserError(
             source,
             f"none of {num_clips:,} clips has a label",
             "fill them in, or name the column that holds them with --column labels=NAME",
         )
-    return replace(manifest, notes=(*manifest.notes, f"{num_bare:,} clips have no label"))
+    return replace(manifest, notes=(*manifest.notes, f"{num_unlabelled:,} clips have no label"))
 
 
 def _check_ids(ids: pa.ChunkedArray, path: str) -> None:
     counts = pc.value_counts(ids)
     repeated = counts.filter(pc.greater(pc.struct_field(counts, "counts"), 1))
     if len(repeated):
-        names = ", ".join(str(item["values"]) for item in repeated[:3].to_pylist())
+        names = ", ".join(str(entry["values"]) for entry in repeated[:3].to_pylist())
         raise UserError(
             path,
             f"{len(repeated)} duplicate ids, such as {names}",

@@ -20,7 +20,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ListedClips:
-    """Listed clips of a split, or of all splits, by what became of them."""
+    """Listed clips of a split, or of all splits: how many were found, and how many were not."""
 
     listed: int
     found: int
@@ -31,7 +31,7 @@ class ListedClips:
 
     @property
     def share(self) -> float | None:
-        """Share of the listed clips that was found; None where none is listed."""
+        """Share of the listed clips that was found; None if none is listed."""
         return self.found / self.listed if self.listed else None
 
 
@@ -44,7 +44,7 @@ class ListedClass:
     """Listed clips."""
     found: int
     share: float
-    """`found` of `official`; 1 for a class without listed clips, which misses none."""
+    """`found` / `official`; 1 for a class without listed clips, since none is missing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,13 +56,13 @@ class CommonClips:
 
     @property
     def share(self) -> float | None:
-        """Share of the listed ids that was found; None where none is listed."""
+        """Share of the listed ids that was found; None if none is listed."""
         return self.found / self.listed if self.listed else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Coverage:
-    """What was found of all that a source lists."""
+    """How many of the clips that a source lists were found."""
 
     source: str
     """Where the audio was looked for."""
@@ -95,8 +95,8 @@ def count_coverage(
         duration_s: `[N]` lengths of the clips, in seconds.
         classes: `[N]` lists of indices into `labels`.
         labels: the vocabulary.
-        found: `[N]` whether there is a file for it.
-        unreadable: `[N]` whether there is only an empty file.
+        found: `[N]` whether the clip has a file with content.
+        unreadable: `[N]` whether its only file is empty.
     """
     names = sorted(pc.unique(split).to_pylist())
     masks = {name: pc.equal(split, name).to_numpy(zero_copy_only=False) for name in names}
@@ -117,13 +117,16 @@ def count_classes(
     """Clips of each class that are listed and found, the smallest share first."""
     indices = classes.flatten().to_numpy()
     official = np.bincount(indices, minlength=len(labels))
-    kept = np.bincount(
+    num_found = np.bincount(
         indices[np.repeat(found, classes.value_lengths().to_numpy())], minlength=len(labels)
     )
-    share = np.where(official > 0, kept / np.maximum(official, 1), 1.0)
+    share = np.where(official > 0, num_found / np.maximum(official, 1), 1.0)
     return tuple(
         ListedClass(
-            label=labels[i], official=int(official[i]), found=int(kept[i]), share=float(share[i])
+            label=labels[i],
+            official=int(official[i]),
+            found=int(num_found[i]),
+            share=float(share[i]),
         )
         for i in np.argsort(share, kind="stable")
     )

@@ -48,7 +48,7 @@ def download(dataset: PublicDataset, output: str, url: str | None = None) -> boo
         if not archive.exists():
             fetch_url(source, archive, dataset.approximate_bytes)
         try:
-            _check_sum(archive, dataset)
+            _check_sha256(archive, dataset)
             _unpack(archive, folder, dataset)
         except UserError as error:
             archive.unlink()
@@ -122,7 +122,7 @@ def _keep_validator(tag: Path, response: requests.Response) -> None:
         tag.write_text(validator)
 
 
-def _check_sum(archive: Path, dataset: PublicDataset) -> None:
+def _check_sha256(archive: Path, dataset: PublicDataset) -> None:
     if dataset.sha256 is None:
         return
     with archive.open("rb") as file:
@@ -140,7 +140,7 @@ def _unpack(archive: Path, folder: Path, dataset: PublicDataset) -> None:
         for name, content, done_bytes in _members(archive):
             path = (staging / name).resolve()
             if not path.is_relative_to(staging.resolve()):
-                raise UserError("", f"a member leads outside: {name!r}")
+                raise UserError("", f"a member would be written outside the folder: {name!r}")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
             bar.update(done_bytes >> 20)
@@ -179,7 +179,7 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes, int]]:
                     elif not member.isdir():
                         raise UserError("", f"{member.name!r} is neither a file nor a folder")
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise UserError("", f"it is not an archive, or damaged ({error})") from error
+        raise UserError("", f"it is not an archive, or it is damaged ({error})") from error
 
 
 def _num_clips(folder: Path, dataset: PublicDataset) -> int:

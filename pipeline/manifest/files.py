@@ -34,7 +34,7 @@ def write_manifest(path: str, manifest: Manifest) -> None:
     """Check the manifest, then write it.
 
     Raises:
-        UserError: `check` finds fault, or the path does not end in `.parquet`.
+        UserError: the manifest is invalid, or the path does not end in `.parquet`.
     """
     if not path.endswith(".parquet"):
         raise UserError(path, "a manifest is a Parquet file", "give it a name ending in .parquet")
@@ -50,12 +50,12 @@ def read_manifest(path: str) -> Manifest:
 
     Raises:
         UserError: there is no such file, it is not Parquet, a column is missing or of another
-            type, or `check` finds fault.
+            type, or the manifest is invalid.
     """
     try:
         table = storage.read_table(path)
     except FileNotFoundError as error:
-        raise UserError(path, "no manifest there", "write one with `manifest`") from error
+        raise UserError(path, "no manifest here", "write one with `manifest`") from error
     except (pa.ArrowException, OSError, UserError) as error:
         if isinstance(error, UserError) and not isinstance(error.__cause__, IsADirectoryError):
             raise
@@ -70,8 +70,8 @@ def read_manifest(path: str) -> Manifest:
         try:
             metadata = storage.parse_document(text, _Metadata)
         except storage.DocumentError as error:
-            what = f"its metadata ({_METADATA_KEY.decode()}) is damaged: {error}"
-            raise UserError(path, what, "write the manifest again") from error
+            fault = f"its metadata ({_METADATA_KEY.decode()}) is damaged: {error}"
+            raise UserError(path, fault, "write the manifest again") from error
     manifest = Manifest(clips=clips, labels=metadata.labels, coverage=metadata.coverage)
     check(manifest, path)
     return manifest
@@ -87,13 +87,13 @@ def read_labels(path: str) -> tuple[str, ...]:
         raise UserError(path, f"not UTF-8 text ({error.reason})") from error
     labels = tuple(line.strip() for line in lines if line.strip())
     if len(set(labels)) != len(labels):
-        twice = next(label for label in labels if labels.count(label) > 1)
-        raise UserError(path, f"the label {twice!r} stands there twice")
+        repeated = next(label for label in labels if labels.count(label) > 1)
+        raise UserError(path, f"the label {repeated!r} is listed twice", "list each label once")
     return labels
 
 
 def _conform(table: pa.Table, path: str) -> pa.Table:
-    """The table with exactly `SCHEMA`'s columns and types."""
+    """The table with exactly the columns and types of `SCHEMA`."""
     columns = []
     for field in SCHEMA:
         if field.name in table.column_names:

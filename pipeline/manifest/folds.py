@@ -26,8 +26,8 @@ def assign_folds(manifest: Manifest, num_folds: int) -> Manifest:
         range(len(clips)), key=lambda i: (clips[i]["labels"][:1], _hash(clips[i]["id"]))
     )
     folds = [0] * len(clips)
-    for index, row_index in enumerate(ordered):
-        folds[row_index] = index % num_folds + 1
+    for index, clip_index in enumerate(ordered):
+        folds[clip_index] = index % num_folds + 1
     sizes = Counter(label for clip in clips for label in clip["labels"][:1])
     small = [label for label in manifest.labels if 0 < sizes[label] < num_folds]
     note = f"{len(small)} classes have fewer than {num_folds} clips, so some folds lack them: "

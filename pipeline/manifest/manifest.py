@@ -1,6 +1,6 @@
-"""The manifest: which clips there are, one row a clip, as a Parquet table.
+"""The manifest: the clips of a data set, one per row of a Parquet table.
 
-A clip is an audio file or a stretch of one, with its labels, split and fold. The file may lie in
+A clip is an audio file or a stretch of one, with its labels, split and fold. The file may be inside
 another: a member of a tar (`offset_bytes`, `size_bytes`) or a row of a Parquet file (`row_group`,
 `row`). The order of the labels in the vocabulary is the order of the classes.
 """
@@ -37,7 +37,7 @@ _DEFAULTS = {"split": TRAIN_SPLIT, "fold": 0, "common": False}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """One row of the manifest, as sources make it."""
+    """One row of the manifest, as a layout reads it."""
 
     id: str
     uri: str
@@ -55,16 +55,16 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """The clips (a table of `SCHEMA`), the vocabulary, and what the source had to say."""
+    """The clips (a table of `SCHEMA`), the vocabulary, and notes on the source."""
 
     clips: pa.Table
     labels: tuple[str, ...]
     notes: tuple[str, ...] = ()
     """What was left out and why, one line each, for the user."""
     coverage: Coverage | None = None
-    """How many of the clips that the source lists were found; None of a source without a list."""
+    """How many of the clips that the source lists were found; None if it has no list."""
     missing: pa.Table | None = None
-    """What the source lists and was not found, where it tells; not written with the clips."""
+    """Listed clips that were not found, if the source has a list; not written to the file."""
 
 
 def from_clips(clips: Sequence[Clip], labels: Sequence[str], notes: Sequence[str] = ()) -> Manifest:
@@ -84,7 +84,7 @@ def from_columns(
 ) -> Manifest:
     """Build a manifest of millions of clips from columns of `SCHEMA`, lists or Arrow arrays.
 
-    `id`, `uri` and `labels` must be there; others that are absent get their defaults.
+    `id`, `uri` and `labels` are required; other columns have defaults.
     """
     num_clips = len(columns["id"])
     filled = {
@@ -101,7 +101,7 @@ def to_clips(table: pa.Table) -> list[Clip]:
 
 
 def labels_in_use(clips: pa.Table) -> list[str]:
-    """The labels that a table of `SCHEMA` has, sorted."""
+    """The labels of all clips in a table of `SCHEMA`, sorted."""
     return sorted(pc.unique(pc.list_flatten(clips["labels"])).to_pylist())
 
 

@@ -12,7 +12,7 @@ def check_split(split: str, where: str) -> None:
     """Refuse a split that cannot be part of a file name; the message starts with `where`.
 
     Raises:
-        UserError: it is empty, or has other characters.
+        UserError: it is empty, or has characters other than letters, digits, `-` and `_`.
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", split):
         raise UserError(

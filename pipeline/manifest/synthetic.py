@@ -218,8 +218,8 @@ def _open_folder(folder: str | Path) -> Path:
 def write_synthetic(folder: str | Path, settings: SyntheticSettings) -> int:
     """Write the data set into a local folder; return the number of clips listed.
 
-    Broken clips are listed, too. Files of an earlier set with the same name are replaced; others
-    stay but are not listed. Raises UserError if the folder is remote or not writable.
+    Broken clips are listed, too. Files of an earlier set are replaced if they have the same name;
+    others stay, but are not listed. Raises UserError if the folder is remote or not writable.
     """
     root = _open_folder(folder)
     table = io.StringIO()
