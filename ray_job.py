@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Every step of ast-ray, here or on a Ray cluster: `ray_job.py STEP --help` explains each.
+"""Runs the steps of ast-ray, here or on a Ray cluster; `ray_job.py STEP --help` explains each.
 
-A step is one file in a `commands/` folder: its options, and the function that does the work.
+A step is a file in a `commands/` folder: its options, and the function that does the work.
 """
 
 import argparse
@@ -49,12 +49,12 @@ STEPS = (
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line; `run` is the function of the step."""
+    """The parser of the command line; it sets `run` to the function of the step."""
     parser = argparse.ArgumentParser(
         prog=program_name(),
         description="Train Audio Spectrogram Transformers: from audio in a folder or bucket to a "
-        "report. Paths are local or s3://bucket/key (endpoint and credentials by the usual AWS "
-        "variables).",
+        "report. Paths are local or s3://bucket/key (endpoint and credentials come from the usual "
+        "AWS variables).",
     )
     parser.add_argument("--version", action="version", version=f"ast-ray {VERSION}")
     steps = parser.add_subparsers(title="steps", dest="command", required=True, metavar="STEP")
@@ -67,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one step.
 
     Returns:
-        The exit status: 0; 1 for an explained error; 130 for Ctrl-C; or what the step returns. A
-        refused argument ends the program with 2.
+        The exit status: 0; 1 after an explained error; 130 after Ctrl-C; or what the step returns.
+        An invalid argument exits with 2.
     """
     skip_lines_of_workers()
     arguments = make_parser().parse_args(argv)

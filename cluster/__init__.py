@@ -1,1 +1,1 @@
-"""How steps are called, and where Ray runs: a session of this process, or jobs of a cluster."""
+"""The steps of the command line on Ray: a session in this process, or jobs on a cluster."""

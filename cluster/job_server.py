@@ -1,7 +1,7 @@
-"""A cluster's job server as Ray's client for it, with time limits and one line for each refusal.
+"""Ray's client of a cluster's job server, with time limits and one-line errors.
 
-`JobSubmissionClient` of Ray 2.60 has no public hooks for either: it waits for ever, and raises a
-RuntimeError with a traceback as its text. Its private `_do_request`, `_raise_error`, `_address` and
+`JobSubmissionClient` of Ray 2.60 has no public hooks for either: it waits forever, and raises a
+RuntimeError whose text is a traceback. Its private `_do_request`, `_raise_error`, `_address` and
 `_ssl_context` are used here and nowhere else.
 """
 
@@ -17,24 +17,24 @@ from pipeline.errors import UserError
 CONNECT_TIMEOUT_S = 5.0
 """Longest wait for a connection to the job server."""
 VERSION_TIMEOUT_S = 10.0
-"""Longest wait for its version, which is asked first and costs it nothing."""
+"""Longest wait for its version, which is requested first and costs it nothing."""
 READ_TIMEOUT_S = 60.0
-"""Longest wait for any other answer."""
+"""Longest wait for any other response."""
 
 
 class UnreachableError(UserError):
-    """The job server does not answer; it may later."""
+    """The job server does not respond; retrying may help."""
 
 
 class JobServer(JobSubmissionClient):
-    """Ray's client with time limits, and with one line for every way the server says no."""
+    """Ray's client with time limits, and with a one-line error for each refusal of the server."""
 
     _ssl_context: Any
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
         if self._ssl_context is None:
-            # What Ray takes for the default is deprecated in aiohttp, whose default is True.
+            # Ray passes None, which aiohttp has deprecated; its default is True.
             self._ssl_context = True
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
@@ -53,7 +53,7 @@ class JobServer(JobSubmissionClient):
 
     def _refusal(self, text: str) -> UserError:
         if text.startswith("Authentication required"):
-            return UserError(self._address, "the server wants a token", TOKEN_HINT)
+            return UserError(self._address, "the server requires a token", TOKEN_HINT)
         return UserError(
             self._address,
             "access refused",
@@ -68,9 +68,9 @@ class JobServer(JobSubmissionClient):
 
 
 def reason(error: BaseException) -> str:
-    """The text of an error, or of its innermost cause, in one line of bearable length."""
+    """The text of an error, or of its innermost cause, in one line of at most 200 characters."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
-    text = "".join(letter if letter.isprintable() else " " for letter in str(error))
+    text = "".join(char if char.isprintable() else " " for char in str(error))
     text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."

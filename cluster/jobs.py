@@ -4,13 +4,13 @@ In: the command line after `ray_job.py`, the program's folder, variables for the
 the program (`upload`) to the cluster's job server (Ray's dashboard, port 8265), start
 `python ray_job.py ...` there, print its log as it grows. Out: the job's exit status.
 
-A job belongs to the cluster: it goes on when the connection drops (the log is picked up again
-where it stopped, no line twice, none lost) and when the follower is interrupted; only `stop` ends
-it. Nothing is kept here: the job's id is all one needs to come back.
+A job belongs to the cluster: it keeps running when the connection drops (the log resumes where it
+stopped, without repeated or lost lines) and when following is interrupted; only `stop` ends it. No
+state is kept on this machine: the job's id is enough to return to it.
 
-Server: the address given, else `RAY_API_SERVER_ADDRESS`, else `RAY_ADDRESS` if it is an http(s)
-one, else http://127.0.0.1:8265. A server with token authentication wants `RAY_AUTH_MODE=token` and
-`RAY_AUTH_TOKEN` (or `RAY_AUTH_TOKEN_PATH`, or `~/.ray/auth_token`) set here; Ray sends the token.
+Server: the given address, else `RAY_API_SERVER_ADDRESS`, else `RAY_ADDRESS` if it is an http(s)
+URL, else http://127.0.0.1:8265. For a server with token authentication, set `RAY_AUTH_MODE=token`
+and `RAY_AUTH_TOKEN` (or `RAY_AUTH_TOKEN_PATH`, or `~/.ray/auth_token`); Ray sends the token.
 """
 
 import asyncio
@@ -48,25 +48,25 @@ PLAIN_VARIABLES = (
     "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION",
     "AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION",
 )  # fmt: skip
-"""Sent with every job if they are set: which storage, but no secret."""
+"""Sent with every job if they are set: they name the storage, but are no secrets."""
 
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-"""Sent only on request: whoever can see the job server can read a job's variables."""
+"""Sent only on request: everyone with access to the job server can read a job's variables."""
 
 INTERRUPTED = 130
-"""Exit status of a job that was stopped, and of following one until Ctrl-C, as shells have it."""
+"""Exit status of a stopped job, and of following one until Ctrl-C, as in shells."""
 
 LOST_S = 120.0
-"""A follower gives up after the server has not answered for this long."""
+"""Following a job ends after the server has not responded for this long."""
 SILENCE_S = 300.0
-"""A log that says nothing for this long is connected to again: the connection may be dead."""
+"""A log that is silent for this long is reconnected, since the connection may be dead."""
 STOP_S = 30.0
 """Longest wait for a stopped job to end; Ray kills it after 3 s."""
 MAX_PAUSE_S = 30.0
-"""Longest pause between two tries to follow a log."""
+"""Longest pause between two attempts to follow a log."""
 
-_WHY_PENDING = (
-    "still waits for its CPUs; it ends as soon as it gets them, or 15 minutes after its submission"
+_PENDING_REASON = (
+    "still waits for CPUs; it stops as soon as it gets them, or 15 minutes after its submission"
 )
 
 
@@ -82,17 +82,17 @@ def submit(
 ) -> int:
     """Start `python ray_job.py <arguments>` on a cluster.
 
-    With `wait` the job's log goes to stdout and everything else to stderr; without, stdout is the
-    job's id alone. Ctrl-C while following leaves the job running and says how to come back to it.
+    With `wait` the job's log goes to stdout and everything else to stderr; without it, stdout has
+    only the job's id. Ctrl-C while following leaves the job running and says how to return to it.
 
     Args:
         arguments: The command line after `ray_job.py`, one item per argument.
-        working_dir: The folder that holds `ray_job.py`; of it the program's files are uploaded.
-        recipe: The one of `arguments` that is a recipe in a local file: it is uploaded, and the job
-            gets its path there.
+        working_dir: The folder that holds `ray_job.py`; the program's files in it are uploaded.
+        recipe: The argument that is the path of a local recipe: the file is uploaded, and the job
+            gets its path on the cluster.
         address: URL of the job server; see the module's docstring for the default.
         environment: Variables for the job, as `forwarded_environment` gives them.
-        submission_id: Name of the job; one that was used before is refused, so that a repeated
+        submission_id: Name of the job; a name that was used before is refused, so that a repeated
             submission does not start the same work twice. None: Ray chooses.
         wait: Whether to follow the log until the job ends.
 
@@ -101,7 +101,8 @@ def submit(
         interrupted; 0 without `wait`.
 
     Raises:
-        UserError: no server, refused by it, a used id, or files that cannot be uploaded.
+        UserError: the server cannot be reached or refuses, the id was used before, or files cannot
+            be uploaded.
     """
     if not arguments:
         raise UserError("submit", "give the command to run after --, such as: submit -- train ...")
@@ -127,17 +128,17 @@ def submit(
 def forwarded_environment(
     items: Sequence[str], *, credentials: bool, environ: Mapping[str, str]
 ) -> dict[str, str]:
-    """The variables that go with a job: `PLAIN_VARIABLES` that are set, and what is asked for.
+    """The variables sent with a job: `PLAIN_VARIABLES` that are set, and those requested.
 
     Args:
-        items: `NAME` to send a variable as it is here, or `NAME=VALUE`.
-        credentials: Whether to send `CREDENTIALS` too. Off by default: nodes normally have a role
-            of their own, and a job's variables can be read by all who can see the job server.
+        items: `NAME` to send a variable with its value here, or `NAME=VALUE`.
+        credentials: Whether to send `CREDENTIALS` too. Off by default: nodes normally have their
+            own role, and everyone with access to the job server can read a job's variables.
         environ: The variables here, normally `os.environ`.
 
     Raises:
-        UserError: an item is neither form, names a variable that is not set here, or there are no
-            credentials to send.
+        UserError: an item has neither form or names a variable that is not set here, or there are
+            no credentials to send.
     """
     names = [*PLAIN_VARIABLES, *(CREDENTIALS if credentials else ())]
     variables = {name: environ[name] for name in names if environ.get(name)}
@@ -155,7 +156,7 @@ def forwarded_environment(
 
 
 def list_jobs(*, address: str | None = None) -> None:
-    """Print a table of the server's submitted jobs, the newest last.
+    """Print a table of the jobs submitted to the server, the newest last.
 
     Raises:
         UserError: the server cannot be reached or refuses.
@@ -171,7 +172,7 @@ def list_jobs(*, address: str | None = None) -> None:
     table.add_column("ENTRYPOINT", overflow="fold")
     for job in sorted(jobs, key=lambda job: job.start_time or 0):
         table.add_row(*(Text(cell) for cell in _row(job)))
-    # Text in a pipe is for programs: lines are not to be folded at 80 columns.
+    # Output in a pipe is for programs: do not fold lines at 80 columns.
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)
 
 
@@ -194,10 +195,11 @@ def print_logs(job_id: str, *, address: str | None = None, follow: bool = False)
 
 
 def stop(job_id: str, *, address: str | None = None) -> None:
-    """Stop a job and wait until it has ended; one that had ended already is left as it is.
+    """Stop a job and wait until it has ended; a job that has already ended stays as it is.
 
     Raises:
-        UserError: the server cannot be reached or refuses, has no such job, or the job goes on.
+        UserError: the server cannot be reached or refuses, has no such job, or the job does not
+            end.
     """
     job_id = _checked_id(job_id)
     server = _connect(address)
@@ -205,15 +207,15 @@ def stop(job_id: str, *, address: str | None = None) -> None:
     deadline = time.monotonic() + STOP_S
     while not (details := server.get_job_info(job_id)).status.is_terminal():
         if time.monotonic() > deadline:
-            why = _WHY_PENDING if details.status == JobStatus.PENDING else "still running"
-            raise UserError(job_id, why)
+            fault = _PENDING_REASON if details.status == JobStatus.PENDING else "still running"
+            raise UserError(job_id, fault)
         time.sleep(0.5)
-    before = "" if stopping else "had ended already, "
+    before = "" if stopping else "had already ended, "
     _logger.info("job %s: %s%s", job_id, before, details.status.value)
 
 
 class _Log:
-    """The log of one job on its way to stdout: knows how much of it is printed."""
+    """Prints a job's log to stdout, and counts how much of it is printed."""
 
     def __init__(self, server: JobServer, job_id: str) -> None:
         self._server = server
@@ -225,15 +227,15 @@ class _Log:
         """Print the log as it grows; the server sends it from its start at every connection.
 
         Returns:
-            Whether the server closed it in good order.
+            Whether the server ended the stream without an error.
         """
-        position = 0
+        start = 0
         stream = cast(AsyncGenerator[str, None], self._server.tail_job_logs(self._job_id))
         try:
             while True:
                 text = await asyncio.wait_for(anext(stream), SILENCE_S)
-                self._print(position, text)
-                position += len(text)
+                self._print(start, text)
+                start += len(text)
         except StopAsyncIteration:
             return True
         except (OSError, RuntimeError, aiohttp.ClientError):
@@ -242,15 +244,16 @@ class _Log:
             await stream.aclose()
 
     def catch_up(self) -> bool:
-        """Print the rest of what there is now. Returns whether it could be read."""
+        """Print the rest of the log so far. Returns whether it could be read."""
         try:
             self._print(0, self._server.get_job_logs(self._job_id))
         except UserError:
             return False
         return True
 
-    def _print(self, position: int, text: str) -> None:
-        new = text[max(0, self.num_printed - position) :]
+    def _print(self, start: int, text: str) -> None:
+        """Print what is new in a text that begins after `start` characters of the log."""
+        new = text[max(0, self.num_printed - start) :]
         print(new, end="", flush=True)
         self.num_printed += len(new)
 
@@ -292,7 +295,7 @@ def _follow(server: JobServer, job_id: str) -> Any:
                     error.where, error.what, f"{error.remedy}; job {job_id} may still be running"
                 ) from error
         else:
-            # A tail also ends in good order when the node that has the log is lost.
+            # The stream also ends without an error if the node with the log is lost.
             complete = log.catch_up() or closed
             if details.status.is_terminal():
                 if not complete:
@@ -311,7 +314,7 @@ def _start(server: JobServer, **request: Any) -> str:
 
 
 def _replaced(arguments: Sequence[str], old: str, new: str) -> list[str]:
-    """The arguments with one value in place of another, also in the form `--option=value`."""
+    """The arguments with a value replaced, also where it stands in `--option=value`."""
     changed = []
     for argument in arguments:
         option, equals, value = argument.partition("=")
@@ -324,12 +327,12 @@ def _connect(address: str | None) -> JobServer:
     url = _server_url(address, os.environ)
     quiet_loggers()
     before = os.environ.get("RAY_API_SERVER_ADDRESS")
-    # Ray lets this variable and RAY_ADDRESS win over the address that it is given.
+    # In Ray, this variable and RAY_ADDRESS override the address that is passed.
     os.environ["RAY_API_SERVER_ADDRESS"] = url
     try:
         return JobServer(url)
     except AuthenticationError as error:
-        raise UserError(url, "RAY_AUTH_MODE is token, but there is none", TOKEN_HINT) from error
+        raise UserError(url, "RAY_AUTH_MODE is token, but no token is set", TOKEN_HINT) from error
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise UserError(url, f"not a Ray job server ({reason(error)})") from error
     finally:
@@ -340,30 +343,33 @@ def _connect(address: str | None) -> JobServer:
 
 
 def _server_url(address: str | None, environ: Mapping[str, str]) -> str:
-    """The job server's URL, without a slash at its end.
+    """The job server's URL, without a trailing slash.
 
     Raises:
         UserError: it is not an http(s) URL.
     """
-    joined = environ.get("RAY_ADDRESS", "")
-    # Otherwise it is a cluster's host:port, of which a job server knows nothing.
-    from_joined = joined if joined.startswith(("http://", "https://")) else ""
-    url = address or environ.get("RAY_API_SERVER_ADDRESS") or from_joined or DEFAULT_ADDRESS
+    ray_address = environ.get("RAY_ADDRESS", "")
+    if not ray_address.startswith(("http://", "https://")):
+        ray_address = ""  # A cluster's host:port, where no job server listens.
+    url = address or environ.get("RAY_API_SERVER_ADDRESS") or ray_address or DEFAULT_ADDRESS
     url = (url if "://" in url else f"http://{url}").rstrip("/")
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        usable = False
-    if not usable:
+        is_valid = False
+    if not is_valid:
         raise UserError(url, f"a job server's address is a URL such as {DEFAULT_ADDRESS}")
     return url
 
 
 def _checked_id(job_id: str) -> str:
-    # It becomes part of a URL and of a file's name on the cluster.
+    # It becomes part of a URL and of a file name on the cluster.
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", job_id):
-        raise UserError(f"{job_id!r}", "a job's id has letters, digits and _.- only")
+        raise UserError(
+            f"{job_id!r}",
+            "a job's id may hold only letters, digits and _.-, and starts with a letter or digit",
+        )
     return job_id
 
 
@@ -376,5 +382,5 @@ def _row(job: Any) -> tuple[str, str, str, str, str]:
 
 
 def _how_to_return(server: JobServer, job_id: str) -> str:
-    name, end = program_name(), f"{job_id} --address {server.get_address()}"
-    return f"follow it: {name} logs --follow {end}; end it: {name} stop {end}"
+    name, job = program_name(), f"{job_id} --address {server.get_address()}"
+    return f"to follow it: {name} logs --follow {job}; to stop it: {name} stop {job}"

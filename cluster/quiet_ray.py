@@ -1,18 +1,18 @@
-"""Keep off the terminal what Ray says of itself that means nothing to the user.
+"""Keep Ray's messages about itself off the terminal where they do not help the user.
 
-It stays in the session's log files. Loggers are silenced by name: Ray 2.60 has no other switch.
+They remain in the session's log files. Loggers are silenced by name: Ray 2.60 has no other switch.
 """
 
 import logging
 import os
 
 _SKIPPED_LINES = "Actor with class name: 'PreemptionWatcher'"
-"""A warning of Ray Train about one of its own actors, at every start of a training."""
+"""A warning of Ray Train about one of its own actors, at the start of every training run."""
 
 _LEVELS = {
-    # That it has turned authentication on, at every start: as it should, see `cluster.session`.
+    # Says at every start that authentication is on, as intended: see `cluster.session`.
     "ray._private.authentication": logging.ERROR,
-    # Every connection to a job server, and every folder that an upload leaves out.
+    # Report every connection to a job server, and every folder that an upload leaves out.
     "ray.dashboard.modules.dashboard_sdk": logging.WARNING,
     "ray.dashboard.modules.job.sdk": logging.WARNING,
     "ray._private.runtime_env.packaging": logging.WARNING,
@@ -21,7 +21,7 @@ _LEVELS = {
 
 
 def skip_lines_of_workers() -> None:
-    """Drop lines of Ray's own actors; call it before `ray` is first imported, which reads it."""
+    """Drop lines of Ray's own actors. Call it before `ray` is imported, which reads the setting."""
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", _SKIPPED_LINES)
 
 

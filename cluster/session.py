@@ -1,18 +1,18 @@
-"""A Ray session around a block of code: an embedded one on this machine, or a cluster's.
+"""A Ray session for a block of code: a local one on this machine, or a cluster's.
 
 In: an address (the argument, else `RAY_ADDRESS`, which Ray sets inside a submitted job) or none.
-Steps: join that cluster, or start Ray inside this process' machine; hand over; shut down, also
-after an error or Ctrl-C. Out: nothing but a session that `ray.data`, `ray.train` and `ray.tune`
-find by themselves. Errors of workers are unwrapped in `cluster.worker_errors`.
+Steps: join that cluster, or start Ray on this machine; run the block; shut down, also after an
+error or Ctrl-C. Out: a session that `ray.data`, `ray.train` and `ray.tune` use. Errors of workers
+are unwrapped in `cluster.worker_errors`.
 
-Who may talk to an embedded session: Ray's ports listen on every network interface and whoever
-reaches them can run code, so Ray authenticates by a token, which by default it writes to
-`~/.ray/auth_token`. Here the token is random, made once per process and handed to Ray's processes
-through their environment: nothing to set up, and nothing is written. An explicit `RAY_AUTH_MODE`,
-`RAY_AUTH_TOKEN` or `RAY_AUTH_TOKEN_PATH` of the user stands.
+Access to a local session: Ray's ports listen on every network interface, and whoever reaches them
+can run code. So Ray authenticates by a token, which by default it writes to `~/.ray/auth_token`.
+Here the token is random, created once per process, and passed to Ray's processes through their
+environment: nothing to set up, and nothing is written. `RAY_AUTH_MODE`, `RAY_AUTH_TOKEN` and
+`RAY_AUTH_TOKEN_PATH` of the user take precedence.
 
-What workers can import: the installed package. For code that is not installed Ray passes on the
-folder of the script that was run, the working folder and `PYTHONPATH`, but no other `sys.path`.
+Workers can import the installed package. For code that is not installed, Ray passes on the folder
+of the script that was run, the working folder and `PYTHONPATH`, but nothing else of `sys.path`.
 """
 
 import logging
@@ -36,7 +36,7 @@ CONNECT_TIMEOUT_S = 5.0
 """Longest wait for the cluster's address to accept a connection."""
 
 TOKEN_HINT = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-"""What a user does about a server with token authentication; Ray reads the three itself."""
+"""Remedy for a server with token authentication; Ray reads the three variables."""
 
 _TOKEN = secrets.token_hex(32)
 
@@ -48,12 +48,12 @@ def connect(*, address: str | None = None, num_cpus: int | None = None) -> Itera
     A session that this process already has is used as it is and left running.
 
     Args:
-        address: `host:port` of a cluster this machine is a node of, `auto` for the one that runs
-            here, `local` for an embedded session. None: `RAY_ADDRESS`, else embedded.
-        num_cpus: CPUs an embedded session schedules on; None: all of the machine.
+        address: `host:port` of a cluster that this machine is a node of, `auto` for the one that
+            runs here, `local` for a local session. None: `RAY_ADDRESS`, else local.
+        num_cpus: CPUs of a local session; None: all of the machine.
 
     Raises:
-        UserError: the cluster cannot be reached or refuses, or an argument does not fit.
+        UserError: the cluster cannot be reached or refuses, or an argument is invalid.
     """
     if ray.is_initialized():
         yield
@@ -97,19 +97,19 @@ def _start(num_cpus: int | None) -> None:
             logging_level=logging.WARNING,
         )
     except Exception as error:
-        # Ray has no type of its own for it; what goes wrong here is the machine's doing.
+        # Ray has no error type for this; the cause is the machine.
         folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
         if "AF_UNIX" in str(error):
-            reason = "too long a path for Ray's sockets; set RAY_TMPDIR to a short one, as /tmp"
+            reason = "path too long for Ray's sockets; set RAY_TMPDIR to a short one, such as /tmp"
         else:
-            said = one_line(error).rstrip(".")
-            reason = f"Ray cannot start ({said}); see ray/session_latest/logs in it"
+            text = one_line(error).rstrip(".")
+            reason = f"Ray cannot start ({text}); see ray/session_latest/logs in this folder"
         raise UserError(folder, reason) from error
 
 
 def _join(address: str, num_cpus: int | None) -> None:
     if num_cpus is not None:
-        raise UserError("--num-cpus", "is for an embedded session", "a cluster has the CPUs it has")
+        raise UserError("--num-cpus", "applies only to a local Ray", "leave it out for a cluster")
     if address != "auto":
         _check_reachable(address)
     try:
@@ -119,7 +119,7 @@ def _join(address: str, num_cpus: int | None) -> None:
 
 
 def _check_reachable(address: str) -> None:
-    """Fail in seconds: Ray's own attempts take many minutes and end in a traceback.
+    """Fail within seconds: Ray's own attempts take many minutes and end in a traceback.
 
     Raises:
         UserError: not `host:port`, or nothing accepts a connection there.
@@ -150,20 +150,19 @@ def _check_reachable(address: str) -> None:
 def _refusal(address: str, error: BaseException) -> UserError:
     text = " ".join(str(link) for link in links(error))
     if isinstance(error, AuthenticationError) or "InvalidAuthToken" in text:
-        return UserError(address, "the cluster wants a token", TOKEN_HINT)
-    said = one_line(error).rstrip(".")
+        return UserError(address, "the cluster requires a token", TOKEN_HINT)
+    reason = one_line(error).rstrip(".")
     return UserError(
         address,
-        f"cannot join the Ray cluster ({said})",
-        "run this on one of its nodes with its version of Ray, or send it there with the submit "
-        "command",
+        f"cannot join the Ray cluster ({reason})",
+        "run this on one of its nodes with its version of Ray, or use the submit command",
     )
 
 
 def _session_environment(target: str) -> dict[str, str]:
     """Variables that Ray reads, for the length of a session."""
     if target != "local":
-        # Attempts to reach the cluster's control service, each of about a second when the service
+        # Number of attempts to reach the cluster's control service, about a second each if it
         # refuses; 20 by default.
         return {"RAY_gcs_server_port_wait_time_s": "3"}
     given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
@@ -173,7 +172,7 @@ def _session_environment(target: str) -> dict[str, str]:
 
 @contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set variables that are not set yet, and put back what Ray and we changed."""
+    """Set variables that are not set yet; restore what Ray and we changed at the end."""
     names = [*variables, "RAY_AUTH_MODE"]
     before = {name: os.environ.get(name) for name in names}
     for name, value in variables.items():

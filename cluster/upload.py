@@ -1,9 +1,8 @@
-"""What a job needs of the program, copied into a folder that Ray uploads.
+"""Copy the program into a temporary folder, which Ray uploads for a job.
 
 In: the folder that holds `ray_job.py` (a checkout, or the site-packages of an installed wheel) and
-a recipe that was given by path. Steps: list the program's own files; copy them and the recipe. Out:
-a temporary folder in which `python ray_job.py STEP` runs on any node that has the packages of
-pyproject.toml.
+a recipe given by path. Steps: list the program's files; copy them and the recipe. Out: a temporary
+folder in which `python ray_job.py STEP` runs on any node that has the packages of pyproject.toml.
 """
 
 import shutil
@@ -17,23 +16,23 @@ from pipeline.errors import UserError
 PROGRAM = "ray_job.py"
 PACKAGES = ("pipeline", "trainer", "cluster", "recipes")
 SUFFIXES = (".py", ".jinja", ".css", ".js", ".toml")
-"""Of the files in the packages; whatever else lies there is no part of the program."""
+"""Of the program's files; others in its packages are not uploaded."""
 RECIPE_FOLDER = "recipe"
-"""Where in a job a recipe stands that is none of the program's own."""
+"""Folder, in a job, of a recipe that does not come with the program."""
 
 
 def program_files(root: Path) -> list[Path]:
-    """The files of the program below `root`, relative to it, in order.
+    """The files of the program in `root`, relative to it, sorted.
 
     Raises:
         UserError: `root` does not hold the program.
     """
     if not (root / PROGRAM).is_file():
-        raise UserError(str(root), f"no {PROGRAM} in it", "give the project's folder")
-    inside = (path.relative_to(root) for name in PACKAGES for path in (root / name).rglob("*"))
+        raise UserError(str(root), f"it has no {PROGRAM}", "give the project's folder")
+    candidates = (path.relative_to(root) for name in PACKAGES for path in (root / name).rglob("*"))
     files = {
         path
-        for path in inside
+        for path in candidates
         if path.suffix in SUFFIXES
         and not any(part.startswith(".") for part in path.parts)
         and (root / path).is_file()
@@ -42,9 +41,9 @@ def program_files(root: Path) -> list[Path]:
 
 
 def path_in_job(recipe: Path, root: Path) -> Path:
-    """Where a local recipe file stands in the job's working folder."""
-    is_own = recipe.resolve().parent == (root / "recipes").resolve()
-    return Path("recipes" if is_own else RECIPE_FOLDER) / recipe.name
+    """Path of a local recipe in the job's working folder."""
+    is_built_in = recipe.resolve().parent == (root / "recipes").resolve()
+    return Path("recipes" if is_built_in else RECIPE_FOLDER) / recipe.name
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Draws docs/report.png, the picture in the README: the top of a report, as a browser shows it.
 
-In: the report of the demo. Steps: open it in Chromium; leave out the table that repeats the
-headline numbers, three of the curves and the path of the run; take the picture, down to the
-classes; reduce its colours.
+In: the report of the demo. Steps: open it in Chromium; hide the table that repeats the headline
+numbers, some of the curves and the path of the run; take a screenshot down to the classes; reduce
+its colours.
 
     make demo
     .venv/bin/python docs/draw_report.py build/demo/run/report.html docs/report.png
@@ -20,19 +20,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.support.browser import open_browser, wait_until
 
 WIDTH_PX = 1100
-"""The least at which the headline numbers and three curves each stand in one row."""
+"""The smallest width at which the headline numbers, and three curves, fit in one row."""
 SCALE = 2
-"""Pixels of the picture for each of the page, so that small text stays sharp."""
+"""Pixels of the picture per pixel of the page, so that small text stays sharp."""
 NUM_COLOURS = 64
 MAX_BYTES = 300_000
 
-SHORTENED = """
+HIDING = """
 .runs .path, nav, #results, details, #curves .card:has([data-figure=curve-lr]),
 #curves .card:has([data-figure=curve-mAUC]), #curves .card:has([data-figure=curve-d-prime]) {
     display: none !important;
 }
 """
-"""Not in the picture. The path would name the machine that drew it."""
+"""Style that hides parts of the page. The path would show the machine that drew it."""
 
 
 def draw(report: Path) -> bytes:
@@ -43,7 +43,7 @@ def draw(report: Path) -> bytes:
         )
         page.goto(report.resolve().as_uri())
         wait_until(page, "document.documentElement.dataset.drawn > 0")
-        page.add_style_tag(content=SHORTENED)
+        page.add_style_tag(content=HIDING)
         bottom_px = page.evaluate(
             "document.querySelector('#classes .card').getBoundingClientRect().bottom + scrollY"
         )
@@ -54,7 +54,7 @@ def draw(report: Path) -> bytes:
 
 
 def with_few_colours(png: bytes) -> bytes:
-    """The same picture with a palette, which takes far fewer bytes."""
+    """The picture with a palette, which takes far fewer bytes."""
     out = io.BytesIO()
     image = Image.open(io.BytesIO(png)).convert("RGB")
     image.quantize(NUM_COLOURS, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)

@@ -38,7 +38,7 @@ def make_page() -> str:
 
 
 def field_texts(kind: type) -> dict[str, str]:
-    """The sentence under each field of a settings class."""
+    """The docstring of each field of a settings class."""
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
     texts = {}
     for field, text in itertools.pairwise(body):

@@ -1,6 +1,6 @@
 """The recipes that come with the program, in the checkout and in the wheel.
 
-In: what a user gives as a recipe. Out: the path of the file to read.
+In: the recipe that a user named. Out: the path of its file.
 """
 
 import re
@@ -21,8 +21,8 @@ def find_recipe(given: str) -> str:
     """The absolute path of a recipe.
 
     Args:
-        given: path of a file, local or s3://; or the name of a recipe in this folder, as `esc50` or
-            `recipes/esc50.toml`. A local file wins over a name.
+        given: path of a file, local or s3://; or the name of a recipe in this folder, such as
+            `esc50` or `recipes/esc50.toml`. A local file takes precedence over a name.
 
     Raises:
         UserError: neither a file nor a name.

@@ -1,4 +1,4 @@
-"""Options of every step that asks a job server."""
+"""Options of every step that talks to a job server."""
 
 import argparse
 

@@ -8,7 +8,7 @@ from pipeline.commands.step import Step
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", help="the job's id")
-    parser.add_argument("--follow", action="store_true", help="go on until the job ends")
+    parser.add_argument("--follow", action="store_true", help="keep printing until the job ends")
     add_server_option(parser)
 
 

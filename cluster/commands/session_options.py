@@ -1,4 +1,4 @@
-"""Options of every step that runs on Ray, and the session that they ask for."""
+"""Options of every step that runs on Ray, and the session for them."""
 
 import argparse
 from contextlib import AbstractContextManager
@@ -16,7 +16,7 @@ def add_session_options(parser: argparse.ArgumentParser) -> None:
 
 
 def session(arguments: argparse.Namespace) -> AbstractContextManager[None]:
-    """A connection to Ray, made when it is entered."""
+    """A Ray session, which connects when it is entered."""
     from cluster.session import connect
 
     return connect(address=arguments.address, num_cpus=arguments.num_cpus)

@@ -13,7 +13,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def submit_step(parse: Callable[[Sequence[str]], argparse.Namespace]) -> Step:
-    """The step; `parse` takes the options of the step to run, and ends the program if it cannot."""
+    """The step; `parse` parses the command of the step to run, and exits if it is invalid."""
 
     def run(arguments: argparse.Namespace) -> int:
         from cluster import jobs
@@ -21,7 +21,7 @@ def submit_step(parse: Callable[[Sequence[str]], argparse.Namespace]) -> Step:
         command = arguments.step[1:] if arguments.step[:1] == ["--"] else arguments.step
         recipe = None
         if command:
-            # A mistake in the step's own options is better found here than on the cluster.
+            # Mistakes in the step's options are reported here, before anything runs on the cluster.
             recipe = _recipe_to_upload(getattr(parse(command), "recipe", None))
         return jobs.submit(
             command,
@@ -36,8 +36,8 @@ def submit_step(parse: Callable[[Sequence[str]], argparse.Namespace]) -> Step:
 
     return Step(
         name="submit",
-        summary="Run a step on a Ray cluster through its job server; follows the log and ends with "
-        "the job's exit status.",
+        summary="Run a step on a Ray cluster through its job server; follow the log, and exit with "
+        "the job's status.",
         example="--address http://head:8265 -- prepare s3://lab/esc50.parquet --out s3://lab/esc50",
         add_options=_add_options,
         run=run,
@@ -53,22 +53,27 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME[=VALUE]",
-        help="pass this variable to the job, too",
+        help="also pass this environment variable to the job",
     )
     parser.add_argument(
         "--forward-credentials",
         action="store_true",
-        help="pass the AWS keys to the job; whoever can see the job server can then see them",
+        help="pass the AWS keys to the job; everyone with access to the job server can see them",
     )
-    parser.add_argument("step", nargs=argparse.REMAINDER, metavar="-- STEP ...", help="what to run")
+    parser.add_argument(
+        "step",
+        nargs=argparse.REMAINDER,
+        metavar="-- STEP ...",
+        help="the step to run, with its options",
+    )
     add_server_option(parser)
 
 
 def _recipe_to_upload(given: str | None) -> str | None:
-    """The recipe of a job if it is a local file; one that is known by name is uploaded anyway.
+    """The recipe of a job if it is a local file; named recipes are uploaded with the program.
 
     Raises:
-        UserError: neither a file nor a name. An absolute path may be one of the cluster's.
+        UserError: neither a file nor a name. An absolute path may exist on the cluster only.
     """
     if given is None or given.startswith("s3://"):
         return None
