@@ -1,8 +1,8 @@
-"""Seconds and memory of what `prepare` does beside the shards, for as many clips as AudioSet has.
+"""Seconds and memory of `prepare` apart from building shards, for as many clips as AudioSet has.
 
-In: a number of clips. Steps: make a manifest and its plan; write for every shard the part file that
-a task would leave, and a tar of the right size that holds nothing; assemble index, ledger and card
-from them; ask `prepare` again, which finds everything done. Out: a table.
+In: a number of clips. Steps: make a manifest and its plan; for every shard, write the part file
+that a task would leave, and an empty tar of the right size; assemble index, ledger and card from
+them; call `prepare` again, which finds everything complete. Out: a table.
 
     .venv/bin/python benchmarks/assemble_at_scale.py --clips 2084320
 """
@@ -51,7 +51,7 @@ def main() -> None:
         assemble(plan, manifest, job, built=set(), max_reject_share=0.0, elapsed_s=lambda: 1.0)
         start = show("index, ledger and card", start)
         again = prepare(manifest, output, settings, session=nullcontext(), max_reject_share=0.0)
-        show("prepare again, nothing to do", start)
+        show("prepare again, all complete", start)
         assert again is None
 
 
@@ -63,7 +63,7 @@ def show(name: str, start: float) -> float:
 
 
 def make_manifest(num_clips: int) -> Manifest:
-    """Clips with two labels each, named and placed as AudioSet's are."""
+    """Clips with two labels each, with ids and paths like AudioSet's."""
     labels = [f"label {number}" for number in range(NUM_LABELS)]
     codes = np.random.default_rng(0).integers(0, NUM_LABELS, 2 * num_clips, dtype=np.int32)
     texts = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(labels)).cast(pa.string())
@@ -79,7 +79,7 @@ def make_manifest(num_clips: int) -> Manifest:
 
 
 def write_parts(plan: Plan, output: str) -> None:
-    """What the tasks would have left."""
+    """Write the part files and tars that the tasks would have left."""
     (Path(output) / "shards").mkdir()
     start = 0
     for spec in plan.specs:
@@ -106,7 +106,7 @@ def write_parts(plan: Plan, output: str) -> None:
 
 def _index(clips: pa.Table, tar_name: str) -> pa.Table:
     num_clips = clips.num_rows
-    same = {
+    constants = {
         "shard": tar_name,
         "size_bytes": FRAMES * MELS * 2,
         "frames": FRAMES,
@@ -115,7 +115,7 @@ def _index(clips: pa.Table, tar_name: str) -> pa.Table:
         "fbank_sum": -500_000.0,
         "fbank_sumsq": 4_500_000.0,
     }
-    columns = {name: pa.repeat(pa.scalar(value), num_clips) for name, value in same.items()}
+    columns = {name: pa.repeat(pa.scalar(value), num_clips) for name, value in constants.items()}
     columns["offset_bytes"] = pa.array(np.arange(num_clips) * 257_536)
     for name in ("id", "uri", "split", "fold", "labels", "common"):
         columns[name] = clips[name]

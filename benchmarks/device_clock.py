@@ -1,7 +1,7 @@
-"""What a device does, and how fast: timing, memory, and a trace of its kernels.
+"""Timing, memory and kernel traces of a device.
 
-A GPU works later than it is asked to, so everything here waits for it before a clock is read. On a
-CPU the same functions time its operators, so that a benchmark can be tried without a GPU.
+A GPU works asynchronously, so everything here waits for it before reading a clock. On a CPU the
+same functions time its operators, so that a benchmark can be tried without a GPU.
 """
 
 import json
@@ -18,19 +18,19 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 KERNELS = {"cuda": ("kernel", "gpu_memcpy", "gpu_memset"), "cpu": ("cpu_op",)}
-"""What counts as work of a device, by the categories of a trace."""
+"""Categories of a trace that count as work of the device."""
 
 MARK = "recorded"
-"""Names the stretch of a trace between the recording's start and its end."""
+"""Name of the span of a trace from the recording's start to its end."""
 
 SYNCHRONISATIONS = ("cudaStreamSynchronize", "cudaDeviceSynchronize")
-"""Calls with which the host waits for all that a GPU has to do. Waiting for a single event, as the
-loop does to stay at most some steps ahead, is another call."""
+"""Calls by which the host waits for all work of a GPU. Waiting for a single event, as the loop does
+to limit how many steps it is ahead, is another call."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trace:
-    """What a device did for some time."""
+    """What a device did during a recording."""
 
     span_s: float
     """From the start of the first kernel to the end of the last."""
@@ -46,15 +46,15 @@ class Trace:
         """Share of the span in which the device did nothing."""
         return 1 - self.busy_s / self.span_s
 
-    def show(self, most: int = 12) -> None:
+    def show(self, max_kernels: int = 12) -> None:
         """Print the kernels that take the most time."""
         total_s = sum(self.kernel_s.values())
-        for name, seconds in list(self.kernel_s.items())[:most]:
+        for name, seconds in list(self.kernel_s.items())[:max_kernels]:
             print(f"  {seconds / total_s:6.1%}  {1000 * seconds:9.2f} ms  {name[:100]}")
 
 
 class Recording:
-    """A profiler that is started and stopped by hand, as in a callback of a loop."""
+    """A profiler with explicit start and stop, for use in a callback of a loop."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -70,7 +70,7 @@ class Recording:
         self._mark.__enter__()  # type: ignore[no-untyped-call]
 
     def stop(self) -> Trace:
-        """Ends the recording, in the thread that started it, and waits for the device."""
+        """End the recording, in the thread that started it, and wait for the device."""
         self._mark.__exit__(None, None, None)
         synchronise(self._device)
         self._profile.stop()
@@ -90,7 +90,7 @@ def read_trace(path: Path, device_type: str) -> Trace:
     for kernel in kernels:
         seconds[kernel["name"]] += kernel["dur"] / 1e6
     intervals = [(kernel["ts"] / 1e6, (kernel["ts"] + kernel["dur"]) / 1e6) for kernel in kernels]
-    # Before and after the mark the profiler and the recording wait for the device themselves.
+    # Outside the mark, the profiler and the recording wait for the device themselves.
     mark = next(event for event in events if event["name"] == MARK)
     num_waits = sum(
         event["name"] in SYNCHRONISATIONS
@@ -108,21 +108,21 @@ def read_trace(path: Path, device_type: str) -> Trace:
 
 def covered(intervals: list[tuple[float, float]]) -> float:
     """Length of the union of intervals (start, end)."""
-    total, reached = 0.0, -float("inf")
+    total, covered_until = 0.0, -float("inf")
     for start, end in sorted(intervals):
-        total += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
+        total += max(0.0, end - max(start, covered_until))
+        covered_until = max(covered_until, end)
     return total
 
 
 def median_s(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Median time of a piece of work, after one turn that is not counted."""
+    """Median time of `work`, after one call to warm up."""
     work()
     return statistics.median(seconds(work, device) for _ in range(repeats))
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Time from asking for the work until the device has done it."""
+    """Time from the call until the device has finished the work."""
     synchronise(device)
     start_s = time.perf_counter()
     work()
@@ -133,7 +133,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 def matmul_flops_per_s(
     device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int], repeats: int = 20
 ) -> float:
-    """FLOP/s of a product of random matrices [M, K] x [K, N], the median of some."""
+    """Median FLOP/s of products of random matrices [M, K] x [K, N]."""
     rows, inner, columns = shape
     a = torch.randn(rows, inner, device=device, dtype=dtype)
     b = torch.randn(inner, columns, device=device, dtype=dtype)
@@ -147,27 +147,27 @@ def matmul_flops_per_s(
 
 
 def ceiling_shape(device: torch.device) -> tuple[int, int, int]:
-    """Of the product of matrices that shares are given of: large enough to fill the device."""
+    """M, K and N of the reference matrix product: large enough to fill the device."""
     size = 8192 if device.type == "cuda" else 512
     return size, size, size
 
 
 def allocated_bytes(device: torch.device) -> int:
-    """Memory of a GPU that tensors take now; 0 on a CPU."""
+    """GPU memory that tensors take now; 0 on a CPU."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until a GPU has done all that it was asked for."""
+    """Wait until a GPU has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def default_device() -> torch.device:
-    """The first GPU, or the CPU where there is none."""
+    """The first GPU, or the CPU if there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def device_name(device: torch.device) -> str:
-    """Of the GPU, or of the CPU's architecture."""
+    """Name of the GPU, or of the CPU's architecture."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()

@@ -1,8 +1,8 @@
-"""Clips a second when a model scores a clip set: `evaluate` on one device, from local shards.
+"""Clips per second when a model scores a clip set: `evaluate` on one device, from local shards.
 
-In: data sets that `prepared_sets` made. Steps: a model of random weights scores the split `eval`, a
-few times, as after each epoch and in the step `evaluate`; the forward pass alone, on one batch that
-stays on the device, is timed in the same process. Out: figures (see `figures`).
+In: data sets that `prepared_sets` made. Steps: a model with random weights scores the split `eval`
+a few times, as after each epoch and in the step `evaluate`; the forward pass alone, on one batch
+that stays on the device, is timed in the same process. Out: figures (see `figures`).
 
     python benchmarks/prepared_sets.py FOLDER
     python benchmarks/evaluation_throughput.py FOLDER
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--batch-size", type=int, default=48 if has_gpu else 4)
-    parser.add_argument("--rounds", type=int, default=3, help="the best of so many is shown")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the best is shown")
     arguments = parser.parse_args()
     device = default_device()
     settings = ModelSettings(
@@ -56,7 +56,7 @@ def main() -> None:
         model = build_model(
             settings, num_classes=len(dataset.labels), num_mels=dataset.num_mels
         ).to(device)
-        # Nothing is kept in memory: a set that is scored once is read once.
+        # No cache: a set that is scored once is read once.
         loader = Loader(
             clips, LoaderSettings(cache_mb=0), num_frames=settings.num_frames, device=device
         )
@@ -72,7 +72,7 @@ def main() -> None:
             )
             for _ in range(1 + arguments.rounds)  # the first compiles
         ]
-        best_s = min(one.wall_s for one in rounds[1:])
+        best_s = min(result.wall_s for result in rounds[1:])
         print(record(part, "evaluate", len(clips) / best_s, "clips/s"))
         bare = arguments.batch_size / forward_s(model, arguments.batch_size, precision, device)
         print(record(part, "forward pass alone", bare, "clips/s"))

@@ -1,8 +1,8 @@
-"""Milliseconds a clip for the fbank alone: ours and torchaudio's, in one run.
+"""Milliseconds per clip for the fbank alone: ours and torchaudio's, in one run.
 
 In: 10 s clips of noise at 16 kHz. Steps: one clip at a time on one CPU thread, the sides in turns;
-where there is a GPU, clips in batches there, too, with the copy to the GPU and without. Out: a
-table, and figures (see `figures`).
+with a GPU, also batches of clips there, with and without the copy to the GPU. Out: a table, and
+figures (see `figures`).
 
     .venv/bin/python benchmarks/fbank_throughput.py
 """
@@ -33,7 +33,7 @@ PART = "fbank"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=200, help="turns of each side on the CPU")
-    parser.add_argument("--batch-size", type=int, default=128, help="clips at once on a GPU")
+    parser.add_argument("--batch-size", type=int, default=128, help="clips per batch on a GPU")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(
@@ -44,7 +44,7 @@ def main() -> None:
     for waveform in waveforms:
         times["torchaudio"].append(seconds(partial(reference, waveform), CPU))
         times["ours"].append(seconds(partial(ours, waveform), CPU))
-    cpu_s = {name: statistics.median(taken) for name, taken in times.items()}
+    cpu_s = {name: statistics.median(samples) for name, samples in times.items()}
     for name, clip_s in cpu_s.items():
         show(f"{name}, 1 CPU thread", clip_s)
     print(record(PART, "torchaudio / ours, 1 CPU thread", cpu_s["torchaudio"] / cpu_s["ours"]))
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def measure_gpu(waveforms: Tensor) -> None:
-    """The sides on the GPU: torchaudio's takes a clip at a time, ours a batch."""
+    """Time the sides on the GPU: torchaudio takes a clip at a time, ours a batch."""
     device = torch.device("cuda")
     print(device_name(device))
     batch = waveforms.pin_memory()
@@ -77,7 +77,7 @@ def ours(waveform: Tensor) -> Tensor:
 
 
 def reference(waveform: Tensor) -> Tensor:
-    found: Tensor = torchaudio.compliance.kaldi.fbank(
+    features: Tensor = torchaudio.compliance.kaldi.fbank(
         (waveform - waveform.mean())[None],
         htk_compat=True,
         sample_frequency=RATE_HZ,
@@ -87,7 +87,7 @@ def reference(waveform: Tensor) -> Tensor:
         dither=0.0,
         frame_shift=10,
     )
-    return found
+    return features
 
 
 def show(name: str, clip_s: float) -> None:

@@ -1,7 +1,7 @@
-"""Figures that benchmarks measure: written down one by one, shown as one table at the end.
+"""Figures that benchmarks measure: recorded one by one, printed as one table at the end.
 
 A benchmark calls `record`, which appends a line of JSON to the file that FIGURES names, so that
-what a benchmark had measured is there though it was killed. Then
+figures measured before a benchmark was killed are kept. Then
 
     python benchmarks/figures.py show build/gpu/figures.jsonl --json build/gpu/figures.json
 
@@ -20,12 +20,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 VARIABLE = "FIGURES"
-"""Names the file that figures are appended to; unset or empty: they are not kept."""
+"""Environment variable with the file to append figures to; unset or empty: none are kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
-    """One thing that was measured, or what kept it from being measured."""
+    """A measured value, or the reason why there is none."""
 
     part: str
     """The benchmark, or the part of one, that measured it."""
@@ -34,7 +34,7 @@ class Figure:
     value: int | float | str
     unit: str = ""
     aim: float | None = None
-    """The value to reach, at least; None where there is none."""
+    """The least value to reach; None without an aim."""
 
     def is_reached(self) -> bool | None:
         """Whether the aim is reached; None without an aim or without a number."""
@@ -43,7 +43,7 @@ class Figure:
         return self.value >= self.aim
 
     def line(self, name_width: int) -> str:
-        """In columns: the name, the value with its unit, and the aim."""
+        """One line of columns: the name, the value with its unit, and the aim."""
         words = [f"{self.name:{name_width}}", f"{_shown(self.value):>12}", self.unit]
         if self.aim is not None:
             verdict = {True: "reached", False: "NOT REACHED", None: "not measured"}
@@ -57,7 +57,7 @@ class Figure:
 def record(
     part: str, name: str, value: int | float | str, unit: str = "", *, aim: float | None = None
 ) -> Figure:
-    """Append a figure to the file that FIGURES names, if it names one; returns it for print."""
+    """Append a figure to the file that FIGURES names, if set; returns it, to print."""
     figure = Figure(part=part, name=name, value=value, unit=unit, aim=aim)
     if path := os.environ.get(VARIABLE):
         with Path(path).open("a") as file:
@@ -84,7 +84,7 @@ def table(figures: list[Figure]) -> str:
 
 
 def _shown(value: int | float | str) -> str:
-    """Four significant digits, without an exponent where the number can be read without one."""
+    """Four significant digits, without an exponent for numbers of a readable size."""
     if isinstance(value, int | str):
         return str(value)
     if value and math.isfinite(value) and 1e-3 <= abs(value) < 1e7:
@@ -98,7 +98,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     show = commands.add_parser("show", help="print a file of figures as a table")
     show.add_argument("figures", type=Path)
-    show.add_argument("--json", type=Path, help="also write them here, as one document")
+    show.add_argument("--json", type=Path, help="also write them to this file, as one document")
     show.set_defaults(run=_show)
     add = commands.add_parser("add", help="record a figure that is a text")
     for name in ("part", "name", "value"):
@@ -112,7 +112,9 @@ def _show(arguments: argparse.Namespace) -> None:
     figures = read(arguments.figures) if arguments.figures.exists() else []
     print(table(figures))
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(one) for one in figures], indent=1) + "\n")
+        arguments.json.write_text(
+            json.dumps([asdict(figure) for figure in figures], indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
 #!/bin/sh
-# All that a GPU can tell, in under 8 minutes on an H100 or H200, the most important first.
+# All GPU benchmarks, in under 8 minutes on an H100 or H200, the most important first.
 #
 #   sh benchmarks/gpu.sh             every part
 #   sh benchmarks/gpu.sh loop steps  these parts alone
 #
 # Needs torch, torchaudio, timm, transformers, pyarrow, pytest and what the core imports (pydantic; for
 # audio miniaudio, soundfile, soxr and PyAV), but neither Ray nor a network; torchao for FP8. Run it in
-# the project's root. Every part has a time limit, and what it had measured by then is kept. At the end
-# all figures stand in one table, in $OUT/figures.json as well (OUT: build/gpu unless set). The exit
-# status is 1 where a part failed.
+# the project's root. Every part has a time limit; figures measured by then are kept. At the end all
+# figures are printed as one table and written to $OUT/figures.json (OUT: build/gpu unless set). The
+# exit status is 1 if a part failed.
 #
 #   PYTHON   the interpreter (python3)
-#   LIMIT_S  seconds for everything (470); the limits of the parts grow and shrink with it
+#   LIMIT_S  seconds for everything (470); the limits of the parts scale with it
 #
 # Without a GPU the same parts run on the CPU at small sizes, to try the script.
 set -u
@@ -65,7 +65,7 @@ else
     echo "no GPU here: small sizes on the CPU"
 fi
 
-# Data sets are prepared beside the first two parts, which leave most cores alone.
+# Data sets are prepared during the first two parts, which leave most cores idle.
 case " $wanted " in *" loop "* | *" evaluation "* | *" learning "*)
     # shellcheck disable=SC2086
     timeout --kill-after=10 $((150 * limit_s / 470)) \
@@ -94,7 +94,7 @@ part extras 60 "$python" benchmarks/train_throughput.py $few --seconds 45 --titl
 }
 for backend in flash_attention cudnn_attention efficient_attention; do
     [ "$gpu" = 1 ] || break
-    # A compiler's cache of its own: it does not see which back-end was asked for.
+    # A separate compiler cache for each: its keys do not include the chosen back-end.
     export TORCHINDUCTOR_CACHE_DIR="$sets/$backend"
     # shellcheck disable=SC2086
     part extras 45 "$python" benchmarks/train_throughput.py $few --sides ours \

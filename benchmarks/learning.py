@@ -1,10 +1,10 @@
-"""A real run on one device: does the loss fall, and does the loop stay free of hidden costs?
+"""A real run on one device: does the loss fall, and does the loop avoid hidden costs?
 
 In: the data set `sounds` that `prepared_sets` made, 5 s clips of ten classes stored as audio.
-Steps: `train` without Ray, the base model from random weights in bfloat16, mixup, masks and noise
-on, until --seconds are over or all epochs are done. PyTorch tells of each graph that the compiler
-breaks off or compiles again; CUDA raises where a step would wait for the device. Out: figures (see
-`figures`); the exit status is 1 where the loss did not fall or a cost was found.
+Steps: `train` without Ray, the base model from random weights in bfloat16, with mixup, masks and
+noise, until --seconds have passed or all epochs are done. PyTorch logs graph breaks and recompiles;
+CUDA raises if a step would wait for the device. Out: figures (see `figures`); the exit status is 1
+if the loss did not fall or a hidden cost was found.
 
     python benchmarks/prepared_sets.py FOLDER
     python benchmarks/learning.py FOLDER
@@ -40,7 +40,7 @@ from trainer.training.world import World
 
 PART = "learning"
 FALL = 0.8
-"""The last epoch's training loss is to be at most this share of the first one's."""
+"""The last epoch's training loss must be at most this share of the first epoch's."""
 
 
 class TimeIsUpError(Exception):
@@ -48,7 +48,7 @@ class TimeIsUpError(Exception):
 
 
 class CompilerLog(logging.Handler):
-    """Keeps what the compiler says of graphs, apart for the first epoch and later ones."""
+    """Collects the compiler's messages on graphs, the first epoch apart from later ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,8 +121,8 @@ def main() -> None:
     wall_s = time.monotonic() - start_s
     epochs, points = history.epochs, history.steps
     if len(epochs) < 2:
-        sys.exit(f"{PART}: {len(epochs)} epochs in {wall_s:.0f} s are too few to see the loss fall")
-    # NaN where every step of the epoch was skipped: that is no fall.
+        sys.exit(f"{PART}: {len(epochs)} epochs in {wall_s:.0f} s are too few to judge the loss")
+    # NaN if every step of the epoch was skipped, which does not count as a fall.
     first, last = (
         math.nan if epoch.train_loss is None else epoch.train_loss
         for epoch in (epochs[0], epochs[-1])
@@ -135,7 +135,7 @@ def main() -> None:
     print(record(PART, "mAP after the first epoch", epochs[0].mAP or 0.0))
     print(record(PART, "mAP after the last epoch", epochs[-1].mAP or 0.0))
     print(record(PART, "graph breaks", len(compiler.graph_breaks)))
-    # A batch that is not full and the evaluation have graphs of their own.
+    # An incomplete batch and the evaluation each need another graph.
     print(record(PART, "recompiles in the first epoch", len(compiler.early_recompiles)))
     print(record(PART, "recompiles after the first epoch", len(compiler.late_recompiles)))
     print(record(PART, "steps in which a wait for the device would have raised", waits.num_steps))
@@ -144,11 +144,11 @@ def main() -> None:
     if not last <= FALL * first:
         sys.exit(f"{PART}: the loss fell from {first:.4f} to {last:.4f}, not to {FALL:.0%} of it")
     if compiler.graph_breaks or compiler.late_recompiles:
-        sys.exit(f"{PART}: the compiler broke graphs off or compiled them again, see above")
+        sys.exit(f"{PART}: graph breaks or late recompiles, see above")
 
 
 def watch_compiler() -> CompilerLog:
-    """Have PyTorch tell of broken and recompiled graphs, and count what it says."""
+    """Make PyTorch log graph breaks and recompiles, and collect them."""
     torch._logging.set_logs(graph_breaks=True, recompiles=True)  # type: ignore[attr-defined]
     handler = CompilerLog()
     for name in list(logging.root.manager.loggerDict):
@@ -158,9 +158,9 @@ def watch_compiler() -> CompilerLog:
 
 
 class WaitWatch:
-    """Has CUDA raise RuntimeError where a training step would wait for the device.
+    """Makes CUDA raise RuntimeError if a training step would wait for the device.
 
-    From the second epoch on: in the first the compiler times its kernels.
+    From the second epoch on, since the compiler times its kernels in the first.
     """
 
     def __init__(self, device: torch.device, compiler: CompilerLog) -> None:
@@ -169,7 +169,7 @@ class WaitWatch:
         self._compiler = compiler
         self._on_gpu = device.type == "cuda"
         if self._on_gpu:
-            # The first one copies its filters there, which the host waits for.
+            # The first fbank copies its filters to the device, and the host waits for that.
             fbank(torch.zeros(1, 16_000, device=device), FbankSettings())
 
     def watch(self, step: Callable[..., Tensor]) -> Callable[..., Tensor]:

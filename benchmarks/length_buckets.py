@@ -1,7 +1,7 @@
-"""What length buckets save: an epoch of a recipe with and without them, by turns on one thread.
+"""What length buckets save: an epoch of a recipe with and without them, in turns on one thread.
 
-In: a recipe and a prepared data set. Steps: train an epoch with each, several times. Out: clips a
-second of CPU time, the best of each, and their loss, which tells whether both learn alike.
+In: a recipe and a prepared data set. Steps: train an epoch with each, several times. Out: the best
+clips per second of CPU time of each, and its loss, which shows whether both learn alike.
 
     .venv/bin/python benchmarks/length_buckets.py recipes/demo.toml build/demo/dataset 128 192
 """
@@ -39,29 +39,29 @@ def main() -> None:
         (): recipe,
         edges: replace(recipe, sampler=replace(recipe.sampler, bucket_frames=edges)),
     }
-    found: dict[tuple[int, ...], list[tuple[float, float]]] = {side: [] for side in sides}
+    results: dict[tuple[int, ...], list[tuple[float, float]]] = {side: [] for side in sides}
     for _ in range(arguments.rounds):
-        for side, one in sides.items():
-            found[side].append(time_epoch(one, dataset))
-    plain = max(rate for rate, _ in found[()])
-    for side, results in found.items():
-        rate, loss = max(results)
+        for side, side_recipe in sides.items():
+            results[side].append(time_epoch(side_recipe, dataset))
+    plain = max(rate for rate, _ in results[()])
+    for side, epochs in results.items():
+        rate, loss = max(epochs)
         name = f"buckets {[*side, recipe.model.num_frames]}"
         print(f"{name:32}{rate:8.1f} clips/s{rate / plain:8.2f} times   loss {loss:.4f}")
     print(f"load average {os.getloadavg()[0]:.1f}")
 
 
 def time_epoch(recipe: Recipe, dataset: PreparedDataset) -> tuple[float, float]:
-    """Clips a second of CPU time, from the first step on, and the mean loss of the epoch."""
-    moments = []
+    """Clips per second of CPU time, after the first step, and the mean loss of the epoch."""
+    times: list[tuple[int, float]] = []
 
     def note(progress: RunProgress) -> None:
-        moments.append((progress.step, time.process_time()))
+        times.append((progress.step, time.process_time()))
 
     with tempfile.TemporaryDirectory() as run:
         train(recipe, dataset, run, world=World(), report=note)
         loss = read_history(run).epochs[0].train_loss or math.nan
-    (first, start_s), (last, end_s) = moments[0], moments[-1]
+    (first, start_s), (last, end_s) = times[0], times[-1]
     return (last - first) * recipe.train.batch_size / (end_s - start_s), loss
 
 

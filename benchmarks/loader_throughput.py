@@ -1,11 +1,10 @@
-"""Clips a second from shards to ready batches: this loader beside webdataset's stream.
+"""Clips per second from shards to ready batches: this loader and webdataset's stream.
 
-In: nothing. Steps: write 16 tars of 998 x 128 clips of noise (2 GB), as `prepare` does, and as many
-of 10 s of audio (1.5 GB), and read them once into the page cache. On one core, by turns: stock
-webdataset reads the tars from front to back, decodes and stacks; the loader reads single clips in
-random order. Both end with float32 batches. Then the same tars from a local S3 server with 20 ms of
-latency (see `s3_server`), which shares the cores, by processes of their own that each take a rank's
-share of an epoch. Out: tables.
+Steps: write 16 tars of 998 x 128 clips of noise (2 GB), as `prepare` does, and as many of 10 s of
+audio (1.5 GB); read them once into the page cache. On one core, in turns: stock webdataset reads
+the tars sequentially, decodes and stacks; the loader reads single clips in random order. Both end
+with float32 batches. Then separate processes, one per rank, read the same tars from a local S3
+server with 20 ms of latency (see `s3_server`), which runs on the same cores. Out: tables.
 
     .venv/bin/python benchmarks/loader_throughput.py
 """
@@ -47,18 +46,18 @@ Batches = Callable[[], Iterable[Tensor]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=8192)
-    parser.add_argument("--processes", type=int, default=2, help="that read from S3")
+    parser.add_argument("--processes", type=int, default=2, help="processes that read from S3")
     parser.add_argument("--latency-ms", type=float, default=20.0, help="added to each request")
-    parser.add_argument("--rounds", type=int, default=3, help="the best of so many is shown")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the best is shown")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, serve_s3(Path(folder)) as latency_s:
         rng = np.random.default_rng(0)
         fbanks = rng.normal(-4, 4, (64, NUM_FRAMES, NUM_MELS)).astype(np.float16)
         clips = make_shards(f"{folder}/bucket", arguments.clips, list(fbanks))
-        # So loud that a clip takes the 180 KB that those of ESC-10 take.
+        # Loud enough for the 180 KB per clip that ESC-10 takes.
         waveforms = rng.normal(0, 120, (64, NUM_SAMPLES)).astype(np.int16)
-        flacs = [encode_flac(one, FbankSettings().sample_rate_hz) for one in waveforms]
+        flacs = [encode_flac(waveform, FbankSettings().sample_rate_hz) for waveform in waveforms]
         audio = make_shards(f"{folder}/audio", arguments.clips, flacs)
         print(f"{len(clips)} clips in {NUM_SHARDS} tars, best of {arguments.rounds}, {machine()}")
         compare_local(clips, audio, arguments.rounds)
@@ -73,7 +72,7 @@ def main() -> None:
 
 
 def make_shards(folder: str, num_clips: int, stored: Sequence[Fbank | bytes]) -> ClipSet:
-    """Tars in a folder, of the same few clips over and over, and the set of their clips."""
+    """Write tars that repeat the same few clips; returns the set of their clips."""
     is_audio = isinstance(stored[0], bytes)
     num_samples = np.full(num_clips, NUM_SAMPLES)
     shards, offsets, sizes = [], [], []
@@ -106,12 +105,12 @@ def make_shards(folder: str, num_clips: int, stored: Sequence[Fbank | bytes]) ->
 
 def move(clips: ClipSet, old: str, new: str) -> ClipSet:
     """The same clips under another path."""
-    facts = {name: getattr(clips, name) for name in ClipSet.__slots__}
-    return ClipSet(**facts | {"shards": [one.replace(old, new) for one in clips.shards]})
+    fields = {name: getattr(clips, name) for name in ClipSet.__slots__}
+    return ClipSet(**fields | {"shards": [shard.replace(old, new) for shard in clips.shards]})
 
 
 def compare_local(clips: ClipSet, audio: ClipSet, rounds: int) -> None:
-    """Print the rates of one core, all from the page cache."""
+    """Print the rates on one core, reading from the page cache."""
     sides: dict[str, Batches] = {
         "webdataset, from front to back": lambda: stream(clips),
         "loader, random order": lambda: (batch.x.float() for batch in read(clips)),
@@ -123,14 +122,14 @@ def compare_local(clips: ClipSet, audio: ClipSet, rounds: int) -> None:
         for name, batches in sides.items():
             rates[name].append(clips_per_cpu_s(batches(), len(clips)))
     # The first round reads into the page cache.
-    best = {name: max(found[1:]) for name, found in rates.items()}
+    best = {name: max(round_rates[1:]) for name, round_rates in rates.items()}
     stock = best["webdataset, from front to back"]
     for name, rate in best.items():
         print(f"{name:34}{rate:8.0f} clips/s a core{rate / stock:8.1f} times")
 
 
 def stream(clips: ClipSet) -> Iterator[Tensor]:
-    """Batches of stock webdataset, padded as AST wants them, float32."""
+    """Batches of stock webdataset, padded to the input of AST, float32."""
     paths = sorted(set(clips.shards))
     stored = webdataset.WebDataset(paths, shardshuffle=False).decode().to_tuple("npy")
     for (fbanks,) in stored.batched(BATCH_SIZE):
@@ -140,7 +139,7 @@ def stream(clips: ClipSet) -> Iterator[Tensor]:
 
 
 def read(clips: ClipSet) -> Iterator[Batch]:
-    """Batches of an epoch, nothing of which is kept in memory."""
+    """Batches of an epoch, without a cache."""
     return make_loader(clips).training_batches(make_plan(clips), PLAIN)
 
 
@@ -169,33 +168,34 @@ def clips_per_cpu_s(batches: Iterable[Tensor], num_clips: int) -> float:
 def epochs_from_s3(
     clips: ClipSet, num_epochs: int, num_processes: int
 ) -> list[tuple[float, float]]:
-    """Of each epoch clips a second of all processes, and milliseconds of their CPU time a clip."""
+    """For each epoch: clips per second of all processes, and ms of their CPU time per clip."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(num_processes) as pool:
         tasks = [(clips, rank, num_processes, num_epochs) for rank in range(num_processes)]
-        shares = pool.starmap(read_share, tasks, chunksize=1)
+        ranks = pool.starmap(read_rank, tasks, chunksize=1)
     rates = []
-    for found in zip(*shares, strict=True):
-        start, end = min(one[0] for one in found), max(one[1] for one in found)
-        num_read = sum(one[2] for one in found)
-        cpu_ms = 1000 * sum(one[3] for one in found) / num_read
+    for epoch in zip(*ranks, strict=True):
+        starts, ends, counts, cpu_s = zip(*epoch, strict=True)
+        start, end = min(starts), max(ends)
+        num_read = sum(counts)
+        cpu_ms = 1000 * sum(cpu_s) / num_read
         rates.append((num_read / (end - start), cpu_ms))
     return rates
 
 
-def read_share(
+def read_rank(
     clips: ClipSet, rank: int, world_size: int, num_epochs: int
 ) -> list[tuple[float, float, int, float]]:
-    """Of each epoch when it began and ended, clips read, and seconds of CPU time."""
+    """For each epoch of a rank: its start and end, clips read, and seconds of CPU time."""
     torch.set_num_threads(1)
-    loader, found = make_loader(clips), []
+    loader, epochs = make_loader(clips), []
     for epoch in range(num_epochs):
-        # By a clock that all processes share.
+        # A clock that all processes share.
         start, start_cpu_s = time.monotonic(), time.process_time()
         batches = loader.training_batches(make_plan(clips, epoch, rank, world_size), PLAIN)
         num_read = sum(len(batch.x.float()) for batch in batches)
-        found.append((start, time.monotonic(), num_read, time.process_time() - start_cpu_s))
-    return found
+        epochs.append((start, time.monotonic(), num_read, time.process_time() - start_cpu_s))
+    return epochs
 
 
 def machine() -> str:

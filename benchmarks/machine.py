@@ -1,11 +1,11 @@
-"""What a device is and reaches at best: its name, versions, a matrix product and a copy.
+"""A device's name, versions and best speed: of matrix products, and of a copy.
 
-In: nothing. Steps: ask the driver; time products of random matrices, one that fills the device and
+Steps: query the driver; time products of random matrices, one that fills the device and
 those of a transformer block, and a copy within the device. Out: lines, and figures (see `figures`).
 
     .venv/bin/python benchmarks/machine.py
 
-Shares of a device's speed in other benchmarks are of the large product here, not of a data sheet.
+Other benchmarks give their speed as a share of the large product here, not of a data sheet.
 """
 
 import os
@@ -31,10 +31,10 @@ PART = "machine"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
-    """How much is computed; small on a CPU, where the code is only tried."""
+    """How much to compute; little on a CPU, only to try the code."""
 
     tokens: int
-    """Rows of a block's matrix products: clips times tokens of each."""
+    """Rows of a block's matrix products: clips times tokens per clip."""
     copied_bytes: int
     repeats: int
 
@@ -42,7 +42,7 @@ class Sizes:
 ON_GPU = Sizes(tokens=32 * 1214, copied_bytes=4 << 30, repeats=20)
 ON_CPU = Sizes(tokens=256, copied_bytes=64 << 20, repeats=3)
 WIDTH = 768
-"""Of the base model."""
+"""Width of the base model."""
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def show(device: torch.device) -> None:
-    """The device, the machine around it, and the versions that matter."""
+    """Print the device, its machine, and the versions that matter."""
     print(record(PART, "device", device_name(device)), flush=True)
     print(record(PART, "CPUs", float(os.cpu_count() or 0)), flush=True)
     print(record(PART, "Python", platform.python_version()), flush=True)
@@ -85,10 +85,10 @@ def show(device: torch.device) -> None:
         print(record(PART, "CUDA", str(torch.version.cuda)), flush=True)
         print(record(PART, "cuDNN", str(torch.backends.cudnn.version())), flush=True)  # type: ignore[no-untyped-call]
     if nvidia_smi := shutil.which("nvidia-smi"):
-        asked = "driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit"
-        command = [nvidia_smi, f"--query-gpu={asked}", "--format=csv,noheader"]
+        fields = "driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit"
+        command = [nvidia_smi, f"--query-gpu={fields}", "--format=csv,noheader"]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-        print(record(PART, asked, answer.stdout.strip() or answer.stderr.strip()), flush=True)
+        print(record(PART, fields, answer.stdout.strip() or answer.stderr.strip()), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Seconds and peak memory of `manifest` and of the plan of `prepare` for all of AudioSet.
 
-In: AudioSet's real segment CSVs. Steps: repeat their lines with other ids until there are as many
-segments as asked for; list a file for most of them: in batches made in memory, with `--files` real
-files of a folder, with `--s3` a local S3 server that lists them, a thousand a page; write the
-manifest; read it and plan its shards. Each step runs in a process of its own. Out: a table.
+In: AudioSet's real segment CSVs. Steps: repeat their lines with other ids up to the requested
+number of segments; list a file for most of them: from batches in a Parquet file, with `--files`
+from real files in a folder, with `--s3` from a local S3 server, a thousand per page; write the
+manifest; read it and plan its shards. Each step runs in a separate process. Out: a table.
 
     .venv/bin/python benchmarks/manifest_at_scale.py data/audioset/*_segments.csv \
         --class-labels data/audioset/class_labels_indices.csv
@@ -34,7 +34,7 @@ from pipeline.manifest.layouts import audioset
 from pipeline.manifest.layouts.options import SourceOptions
 
 NUM_AUDIOSET = 2_084_320
-FOUND_OF_TEN = 9
+FILES_PER_TEN_SEGMENTS = 9
 BATCH_SIZE = 10_000
 FILES_PER_FOLDER = 10_000
 
@@ -48,8 +48,8 @@ def main() -> None:
     parser.add_argument("--class-labels", required=True, help="class_labels_indices.csv")
     parser.add_argument("--clips", type=int, default=NUM_AUDIOSET, help="segments to list")
     listed = parser.add_mutually_exclusive_group()
-    listed.add_argument("--files", action="store_true", help="make real files and list those")
-    listed.add_argument("--s3", action="store_true", help="list them by a local S3 server")
+    listed.add_argument("--files", action="store_true", help="create real files and list them")
+    listed.add_argument("--s3", action="store_true", help="list them from a local S3 server")
     arguments = parser.parse_args()
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def write_segments(sources: list[Path], target: Path, num_clips: int, audio: str) -> list[str]:
-    """Write a CSV of so many segments, and say which files there should be."""
+    """Write a CSV of `num_clips` segments; returns the paths of the files for them."""
     lines = [line for path in sources for line in path.read_text().splitlines() if line[0] != "#"]
     paths = []
     with target.open("w") as file:
@@ -90,13 +90,13 @@ def write_segments(sources: list[Path], target: Path, num_clips: int, audio: str
             digest = blake2b(str(number).encode(), digest_size=9).digest()
             clip_id = urlsafe_b64encode(digest).decode()[:11]
             file.write(clip_id + lines[number % len(lines)][11:] + "\n")
-            if number % 10 < FOUND_OF_TEN:
+            if number % 10 < FILES_PER_TEN_SEGMENTS:
                 paths.append(f"{audio}/{number // FILES_PER_FOLDER:04d}/Y{clip_id}.flac")
     return paths
 
 
 def make_files(paths: list[str]) -> None:
-    """Files of a byte, which take no block of the disk."""
+    """Create files of one byte, which take no disk block."""
     for folder in {path.rpartition("/")[0] for path in paths}:
         Path(folder).mkdir(parents=True)
     for path in paths:
@@ -105,7 +105,7 @@ def make_files(paths: list[str]) -> None:
 
 
 def stored_batches(listing: str, folder: str) -> Iterator[pa.RecordBatch]:
-    """What `storage.iter_files` would give, from a Parquet file."""
+    """Batches like those of `storage.iter_files`, from a Parquet file."""
     batches: Iterator[pa.RecordBatch] = pq.ParquetFile(listing).iter_batches(BATCH_SIZE)
     return batches
 

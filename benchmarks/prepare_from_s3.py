@@ -1,9 +1,9 @@
-"""What reading from S3 costs `prepare`: without and with latency, by obstore and by s3fs.
+"""What reading from S3 costs `prepare`, with and without latency, with obstore and s3fs.
 
 In: a folder of audio, such as ESC-50's `audio/`. Steps: cut it into 10 s FLAC files of 16 kHz in a
-bucket of a server on this machine (see `s3_server`); build a shard of them in this process, from
-local files, through s3fs and through obstore; then `prepare` on Ray, its workers started before.
-Sides take turns, and the best round of each is kept. Out: a table, with the seconds of each stage
+bucket on a local server (see `s3_server`); build a shard of them in this process, from local files,
+through s3fs and through obstore; then run `prepare` on Ray, with its workers already started. The
+sides take turns, and the best round of each is kept. Out: a table, with the seconds of each stage
 summed over all tasks.
 
     .venv/bin/python benchmarks/prepare_from_s3.py AUDIO_FOLDER --clips 4000
@@ -43,12 +43,12 @@ class Timing:
     num_clips: int
     seconds: float
     cpu_s: float | None
-    """CPU time of this process; None where others do the work."""
+    """CPU time of this process; None if other processes do the work."""
     stages_s: dict[str, float]
 
 
 Side = Callable[[str], Timing]
-"""What is timed, given a folder for its output."""
+"""A function to time; it takes a folder for its output."""
 
 Key = tuple[str, float]
 """A side's name, and the latency in milliseconds."""
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=4000, help="clips for prepare")
     parser.add_argument("--latency-ms", type=float, default=20.0, help="added to each request")
     parser.add_argument("--reads-ahead", type=int, nargs="+", default=[8])
-    parser.add_argument("--rounds", type=int, default=2, help="the best of so many is shown")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds, of which the best is shown")
     parser.add_argument("--cpus", type=int, default=os.cpu_count(), help="CPUs for prepare")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, serve_s3(Path(folder)) as latency_s:
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def make_manifest(names: list[str], num_clips: int, folder: str) -> Manifest:
-    """Clips whose files are in a folder, again and again until there are enough."""
+    """`num_clips` clips that repeat the files in a folder."""
     uris = [f"{folder}/{names[number % len(names)]}" for number in range(num_clips)]
     clips = [Clip(id=str(number), uri=uri, labels=("any",)) for number, uri in enumerate(uris)]
     return from_clips(clips, ["any"])
@@ -99,7 +99,7 @@ def take_turns(
     """The fastest round of each side."""
     best: dict[Key, Timing] = {}
     for number in range(rounds):
-        # To and fro, so that none always runs when other work has just begun.
+        # Back and forth, so that no side always runs first.
         for key, side in list(sides.items())[:: -1 if number % 2 else 1]:
             latency_s.value = key[1] / 1000
             with tempfile.TemporaryDirectory() as output:
@@ -110,7 +110,7 @@ def take_turns(
 
 
 def time_shard(manifest: Manifest, read: Reader, reads_ahead: int, output: str) -> Timing:
-    """Build the first shard of a plan in this process, reading objects as told."""
+    """Build the first shard of a plan in this process, reading objects with `read`."""
     plan = make_plan(manifest, PrepareSettings())
     job = BuildJob(output=output, settings=PrepareSettings(), reads_ahead=reads_ahead)
     write_plan(plan, job.work, manifest)
@@ -127,7 +127,7 @@ def time_shard(manifest: Manifest, read: Reader, reads_ahead: int, output: str) 
 
 
 def time_prepare(manifest: Manifest, reads_ahead: int, output: str) -> Timing:
-    """All of `prepare`, in the session of Ray that is there."""
+    """Run `prepare` in the current Ray session."""
     summary = prepare(
         manifest,
         output,

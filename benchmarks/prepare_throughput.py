@@ -1,12 +1,12 @@
-"""Clips per second of `prepare`, beside two plain loops over the same files, in one run.
+"""Clips per second of `prepare` and of two plain loops over the same files, in one run.
 
-In: a folder of audio, such as ESC-50's `audio/`. Steps: cut it into 10 s FLAC files of 16 kHz, as
-AudioSet's clips are; list them in a manifest as often as it takes. Time the path of most scripts
+In: a folder of audio, such as ESC-50's `audio/`. Steps: cut it into 10 s FLAC files of 16 kHz, like
+AudioSet's clips; repeat them in a manifest up to the number of clips. Time what most scripts do
 (soundfile, `torchaudio.compliance.kaldi.fbank`, `np.save`, webdataset's `TarWriter`) in one process
 per CPU; the functions of `prepare` in a plain loop, without Ray, over a few clips in one process
-and over all in one process per CPU; `prepare` from starting Ray to the finished card; and the one
-loop again. Out: a table, and the memory that the workers of Ray took after the first thousand clips
-and at the end.
+and over all in one process per CPU; `prepare` from starting Ray to the finished card; and the first
+loop again. Out: a table, and the memory of Ray's workers after the first thousand clips and at the
+end.
 
     .venv/bin/python benchmarks/prepare_throughput.py AUDIO_FOLDER --clips 20000
 """
@@ -87,20 +87,19 @@ def main() -> None:
 
 
 def show(name: str, num_clips: int, seconds: float) -> float:
-    """Print a row; returns clips a second."""
+    """Print a row; returns clips per second."""
     print(f"{name:44}{num_clips:8}{seconds:10.1f}{num_clips / seconds:10.1f}", flush=True)
     return num_clips / seconds
 
 
 def show_loop(paths: list[str], folder: str) -> float:
-    some = paths[:LOOP_CLIPS]
+    first_paths = paths[:LOOP_CLIPS]
     name = "prepare's functions in a loop, 1 process"
-    return show(name, len(some), time_loop(some, f"{folder}/loop"))
+    return show(name, len(first_paths), time_loop(first_paths, f"{folder}/loop"))
 
 
 def make_clips(source: Path, folder: Path) -> list[Path]:
-    """Write up to `NUM_FILES` FLAC files of `CLIP_S` seconds, cut from the source one after the
-    other."""
+    """Write up to `NUM_FILES` FLAC files of `CLIP_S` seconds, cut from the source in order."""
     samples: list[np.ndarray] = []
     files: list[Path] = []
     for path in sorted(source.iterdir()):
@@ -118,11 +117,11 @@ def make_clips(source: Path, folder: Path) -> list[Path]:
 
 
 def time_script(paths: list[str], num_processes: int, folder: str) -> float:
-    """Seconds of the usual script, its processes' start included."""
+    """Seconds of the usual script, including the start of its processes."""
     start = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(num_processes) as pool:
-        shares = [(paths[i::num_processes], f"{folder}/{i}") for i in range(num_processes)]
-        pool.starmap(script, shares)
+        tasks = [(paths[i::num_processes], f"{folder}/{i}") for i in range(num_processes)]
+        pool.starmap(script, tasks)
     seconds = time.monotonic() - start
     for number in range(num_processes):
         shutil.rmtree(f"{folder}/{number}")
@@ -130,7 +129,7 @@ def time_script(paths: list[str], num_processes: int, folder: str) -> float:
 
 
 def script(paths: list[str], folder: str) -> None:
-    """What one writes first: read, fbank, save into tars."""
+    """The usual script: read audio, compute fbanks, save them in tars."""
     torch.set_num_threads(1)
     Path(folder).mkdir()
     for first in range(0, len(paths), CLIPS_PER_SHARD):
@@ -140,8 +139,8 @@ def script(paths: list[str], folder: str) -> None:
                 fbank = reference(torch.from_numpy(audio))
                 buffer = io.BytesIO()
                 np.save(buffer, fbank.numpy().astype(np.float16))
-                facts = {"id": str(number), "labels": ["any"]}
-                writer.write({"__key__": f"{number:08d}", "json": facts, "npy": buffer.getvalue()})
+                sample = {"json": {"id": str(number), "labels": ["any"]}, "npy": buffer.getvalue()}
+                writer.write({"__key__": f"{number:08d}", **sample})
 
 
 def make_manifest(paths: list[str]) -> Manifest:
@@ -150,16 +149,16 @@ def make_manifest(paths: list[str]) -> Manifest:
 
 
 def time_loops(paths: list[str], num_processes: int, folder: str) -> float:
-    """Seconds of as many loops at once, their processes' start included."""
+    """Seconds of several loops in parallel, including the start of their processes."""
     start = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(num_processes) as pool:
-        shares = [(paths[i::num_processes], f"{folder}/loop{i}") for i in range(num_processes)]
-        pool.starmap(time_loop, shares)
+        tasks = [(paths[i::num_processes], f"{folder}/loop{i}") for i in range(num_processes)]
+        pool.starmap(time_loop, tasks)
     return time.monotonic() - start
 
 
 def time_loop(paths: list[str], output: str) -> float:
-    """Seconds of building all shards one after the other in this process, without Ray."""
+    """Seconds of building all shards in sequence in this process, without Ray."""
     manifest, settings = make_manifest(paths), PrepareSettings(clips_per_shard=CLIPS_PER_SHARD)
     job = BuildJob(output=output, settings=settings)
     plan = make_plan(manifest, settings)
@@ -173,7 +172,7 @@ def time_loop(paths: list[str], output: str) -> float:
 
 
 def time_prepare(paths: list[str], num_cpus: int, folder: str) -> float:
-    """Seconds of `prepare`, Ray's start included."""
+    """Seconds of `prepare`, including the start of Ray."""
     manifest = make_manifest(paths)
     start = time.monotonic()
     prepare(
@@ -187,11 +186,11 @@ def time_prepare(paths: list[str], num_cpus: int, folder: str) -> float:
 
 
 class MemoryWatch:
-    """The largest resident set of any worker process of Ray, looked at twice a second."""
+    """The largest resident set of any worker process of Ray, sampled twice a second."""
 
     peak_bytes = 0
     early_bytes = 0
-    """Until the parts of 1,000 clips were there."""
+    """Up to the first 1,000 clips."""
 
     def __init__(self, parts: Path) -> None:
         self._parts = parts
@@ -212,9 +211,9 @@ class MemoryWatch:
                 with suppress(OSError):
                     if (process / "cmdline").read_bytes().startswith(b"ray::"):
                         status = (process / "status").read_text()
-                        found = re.search(r"VmRSS:\s+(\d+) kB", status)
-                        if found:
-                            self.peak_bytes = max(self.peak_bytes, 1024 * int(found[1]))
+                        resident = re.search(r"VmRSS:\s+(\d+) kB", status)
+                        if resident:
+                            self.peak_bytes = max(self.peak_bytes, 1024 * int(resident[1]))
             if len(list(self._parts.glob("*.parquet"))) * CLIPS_PER_SHARD <= EARLY_CLIPS:
                 self.early_bytes = self.peak_bytes
 

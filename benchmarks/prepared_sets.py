@@ -1,11 +1,11 @@
-"""Prepared data sets for benchmarks of training, made of synthetic sounds, without Ray.
+"""Prepared data sets of synthetic sounds for training benchmarks, made without Ray.
 
-In: nothing. Steps: synthesise audio files; build the shards of each data set in processes, with the
+Steps: synthesise audio files; build the shards of each data set in parallel processes, with the
 functions that `prepare` calls. Out: in a local folder
 
-    fbank/   10 s clips, fbanks stored: a few files over and over under other ids
+    fbank/   10 s clips, stored as fbanks: a few files repeated under other ids
     audio/   the same clips, stored as 16-bit FLAC
-    sounds/  5 s clips of ten classes, each one another, stored as FLAC: something to learn
+    sounds/  5 s clips of ten classes, all different, stored as FLAC: something to learn
 
     python benchmarks/prepared_sets.py FOLDER
 """
@@ -29,17 +29,17 @@ from pipeline.shards.settings import PrepareSettings, Store
 
 STORES: tuple[Store, ...] = ("fbank", "audio")
 NUM_FILES = 48
-"""Audio files that the clips of `fbank` and `audio` are made of."""
+"""Audio files that the clips of `fbank` and `audio` repeat."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--clips", type=int, default=4096, help="of fbank and audio, for training")
-    parser.add_argument("--eval-clips", type=int, default=1024, help="of them, for evaluation")
-    parser.add_argument("--clip-s", type=float, default=10.0, help="length of these")
-    parser.add_argument("--sounds", type=int, default=360, help="of sounds, for training")
-    parser.add_argument("--sound-s", type=float, default=5.0, help="length of these")
+    parser.add_argument("--clips", type=int, default=4096, help="training clips of fbank and audio")
+    parser.add_argument("--eval-clips", type=int, default=1024, help="their evaluation clips")
+    parser.add_argument("--clip-s", type=float, default=10.0, help="seconds of each")
+    parser.add_argument("--sounds", type=int, default=360, help="training clips of sounds")
+    parser.add_argument("--sound-s", type=float, default=5.0, help="seconds of each")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     start_s = time.monotonic()
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def synthetic(folder: Path, num_train: int, duration_s: float) -> Manifest:
-    """Sounds of ten classes, one of four in the split `eval`, or one of each class at least."""
+    """Sounds of ten classes; the split `eval` gets a quarter as many, and at least ten."""
     settings = SyntheticSettings(
         num_train=num_train,
         num_eval=max(10, num_train // 4),
@@ -67,7 +67,7 @@ def synthetic(folder: Path, num_train: int, duration_s: float) -> Manifest:
 
 
 def repeat(manifest: Manifest, num_clips: dict[str, int]) -> Manifest:
-    """So many clips of each split, of the same few files."""
+    """`num_clips` clips of each split, which repeat the clips of the manifest."""
     rows = manifest.clips.to_pylist()
     clips = [
         Clip(
@@ -85,7 +85,7 @@ def repeat(manifest: Manifest, num_clips: dict[str, int]) -> Manifest:
 def prepare(
     manifest: Manifest, output: Path, store: Store, pool: multiprocessing.pool.Pool
 ) -> None:
-    """A prepared data set, as the step `prepare` writes it."""
+    """Write a prepared data set, as the step `prepare` does."""
     start_s = time.monotonic()
     job = BuildJob(output=str(output), settings=PrepareSettings(store=store, clips_per_shard=256))
     plan = make_plan(manifest, job.settings)

@@ -1,7 +1,7 @@
-"""A local S3 server that has nothing but names: it lists millions of keys, a thousand a page.
+"""A local S3 server that only lists: millions of keys, a thousand per page.
 
-In: a Parquet file with a column of keys. Out: `AWS_*` variables that lead to the server, which runs
-in a process of its own. Every object has one byte, and none can be read.
+In: a Parquet file with a column of keys. Out: `AWS_*` variables that point to the server, which
+runs in a separate process. Every object has one byte, and none can be read.
 """
 
 import multiprocessing

@@ -1,8 +1,8 @@
-"""Reads of small S3 objects a second, and client CPU time for each, by several clients in one run.
+"""Small S3 objects read per second, and CPU time for each, with several clients in one run.
 
-In: nothing. Steps: serve a bucket of 200 KB objects on this machine (see `s3_server`); read them
-from 1, 8 and 32 threads with s3fs, pyarrow and obstore (as `pipeline.storage.s3_objects` uses it),
-without and with added latency a request; keep the best of several rounds. Out: a table.
+Steps: serve a bucket of 200 KB objects on this machine (see `s3_server`); read them from 1, 8 and
+32 threads with s3fs, pyarrow and obstore (as `pipeline.storage.s3_objects` uses it), with and
+without added latency per request; keep the best of several rounds. Out: a table.
 
     .venv/bin/python benchmarks/s3_reads.py
 """
@@ -29,13 +29,13 @@ OBJECT_BYTES = 200_000
 NUM_OBJECTS = 200
 IN_FLIGHT = (1, 8, 32)
 MIN_READS = 100
-READS_PER_FLIGHT = 40
+READS_PER_THREAD = 40
 
 Reader = Callable[[str], bytes]
 
 
 def read_by_s3fs(uri: str) -> bytes:
-    """By one request, as `pipeline.storage` asks where obstore fails."""
+    """In one request, as `pipeline.storage` does if obstore fails."""
     return bytes(storage.file_system(uri).cat_file(uri, max_concurrency=1))
 
 
@@ -65,7 +65,7 @@ READERS: dict[str, Reader] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--latency-ms", type=float, default=20.0, help="added to each request")
-    parser.add_argument("--rounds", type=int, default=3, help="the best of so many is shown")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the best is shown")
     arguments = parser.parse_args()
     print(f"objects of {OBJECT_BYTES} bytes, best of {arguments.rounds}, {describe_machine()}")
     print(f"{'':10}{'latency':>10}{'in flight':>11}{'objects/s':>11}{'CPU ms':>9}")
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def make_objects(folder: Path) -> list[str]:
-    """Write objects to a bucket and name them."""
+    """Write objects to a bucket; returns their URIs."""
     (folder / "bucket").mkdir()
     generator = random.Random(0)
     for number in range(NUM_OBJECTS):
@@ -89,21 +89,21 @@ def make_objects(folder: Path) -> list[str]:
 
 
 def measure(uris: list[str], in_flight: int, rounds: int) -> dict[str, tuple[float, float]]:
-    """The highest rate of each reader, and its lowest CPU time an object."""
-    num_reads = max(MIN_READS, READS_PER_FLIGHT * in_flight)
-    asked = [uris[number % len(uris)] for number in range(num_reads)]
+    """The highest rate of each reader, and its lowest CPU time per object."""
+    num_reads = max(MIN_READS, READS_PER_THREAD * in_flight)
+    requested = [uris[number % len(uris)] for number in range(num_reads)]
     results: dict[str, list[tuple[float, float]]] = {name: [] for name in READERS}
     for _ in range(rounds):
         for name, read in READERS.items():
-            results[name].append(time_reads(read, asked, in_flight))
+            results[name].append(time_reads(read, requested, in_flight))
     return {
-        name: (max(rate for rate, _ in found), min(cpu_ms for _, cpu_ms in found))
-        for name, found in results.items()
+        name: (max(rate for rate, _ in timings), min(cpu_ms for _, cpu_ms in timings))
+        for name, timings in results.items()
     }
 
 
 def time_reads(read: Reader, uris: list[str], in_flight: int) -> tuple[float, float]:
-    """Objects a second and milliseconds of this process' CPU time an object."""
+    """Objects per second, and milliseconds of this process' CPU time per object."""
     with ThreadPoolExecutor(in_flight) as pool:
         # Opens the connections.
         list(pool.map(read, uris[:in_flight]))

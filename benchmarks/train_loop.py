@@ -1,16 +1,16 @@
-"""The whole training loop on one device beside the bare step: what loading and augmenting cost.
+"""The whole training loop on one device and the bare step: what loading and augmenting cost.
 
-In: data sets that `prepared_sets` made. Steps: for each store (fbanks, and audio that is decoded,
-mixed and turned into fbanks on the way) `train` runs without Ray; the bare step, on one batch that
-stays on the device, is timed before and after it in the same process. Some steps of the second
-epoch are recorded by PyTorch's profiler. Out: figures (see `figures`): clips a second, the share of
-the bare step's, the time that the loop waited for data, and that the device had nothing to do.
+In: data sets that `prepared_sets` made. Steps: for each store (fbanks, or audio that is decoded,
+mixed and turned into fbanks during training) run `train` without Ray; time the bare step, on one
+batch that stays on the device, before and after it in the same process; record some steps of the
+second epoch with PyTorch's profiler. Out: figures (see `figures`): clips per second, their share of
+the bare step's, and the shares of time that the loop waited for data and that the device was idle.
 
     python benchmarks/prepared_sets.py FOLDER
     python benchmarks/train_loop.py FOLDER
 
-The clips a second are the median over the points of the curve after the first epoch, in which
-graphs are compiled, without the point that was recorded.
+Clips per second are the median over the points of the curve after the first epoch, in which graphs
+are compiled, without the recorded point.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from trainer.training.world import World
 
 STORES = ("fbank", "audio")
 AIM_SHARE = 0.95
-"""Of the bare step's clips a second, on a GPU."""
+"""Share of the bare step's clips per second to reach on a GPU."""
 POINT_STEPS = 8
 """Steps between two points of the curve."""
 
@@ -57,7 +57,7 @@ def main() -> None:
                 "num_frames": 1024 if has_gpu else 128,
                 "compile": True,
             },
-            # Clips are read from the shards in each epoch, as those of a large data set are.
+            # Clips are read from the shards in each epoch, as with a large data set.
             "loader": {"cache_mb": 0},
             "augment": {"time_mask": 192 if has_gpu else 24},
             "train": {
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def measure(part: str, recipe: Recipe, dataset: PreparedDataset, device: torch.device) -> None:
-    """One run of the loop between two timings of the bare step."""
+    """Run the loop, between two timings of the bare step."""
     before_s = bare_step_s(recipe, device)
     with tempfile.TemporaryDirectory() as run:
         recorder = Recorder(device)
@@ -100,7 +100,7 @@ def measure(part: str, recipe: Recipe, dataset: PreparedDataset, device: torch.d
 
 
 def bare_step_s(recipe: Recipe, device: torch.device) -> float:
-    """Seconds of a step on a batch that is on the device already, the median of five turns."""
+    """Seconds per step on a batch that is already on the device, the median of five turns."""
     batch = random_batch(recipe.train.batch_size, recipe.model.num_frames, device)
     side = ours(Task(settings=recipe.model, batch=batch, precision=recipe.train.precision))
     for _ in range(3):
@@ -132,12 +132,12 @@ class Recorder:
             self._recording = Recording(self._device)
             self._recording.start()
         elif self._recording and (step + 1) % POINT_STEPS == 0:
-            # Before the point, which waits for the device to read the losses.
+            # Before the curve's point, since reading the losses waits for the device.
             self.trace = self._recording.stop()
             self._last_step = step
 
     def has_slowed(self, step: int) -> bool:
-        """Whether a point at this step is of steps that were recorded, or of the export after."""
+        """Whether the point at this step covers recorded steps, or the trace's export."""
         return self._first_step <= step <= self._last_step + POINT_STEPS
 
 

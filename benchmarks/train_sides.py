@@ -1,7 +1,7 @@
 """Ways of making one training step: ours with its variants, transformers', and the AST authors'.
 
-In: the model's size and a batch that is on the device already. Out: a function that makes a step,
-and the FLOPs of a clip. All sides are timm's or transformers' blocks of the same size, with random
+In: the model's size and a batch that is already on the device. Out: a function that makes a step,
+and the FLOPs per clip. All sides use timm's or transformers' blocks of the same size, with random
 weights.
 """
 
@@ -54,11 +54,11 @@ class Side:
 
     step: Step
     flops: int
-    """Of a clip's forward and backward pass."""
+    """FLOPs of a clip's forward and backward pass."""
 
 
 def random_batch(batch_size: int, num_frames: int, device: torch.device) -> Batch:
-    """A batch as a step takes it, of noise, each clip in few classes, as AudioSet's."""
+    """A batch of noise for a step, each clip with few labels, like AudioSet's."""
     return Batch(
         x=torch.randn(batch_size, num_frames, NUM_MELS, device=device),
         lengths=torch.full((batch_size,), num_frames, device=device),
@@ -81,7 +81,7 @@ def not_compiled(task: Task) -> Side:
 
 
 def whole_model(task: Task) -> Side:
-    """The whole model compiled as one graph, in place of each block by itself."""
+    """The whole model compiled as one graph, not each block separately."""
     learner = _learner(task)
     learner.ast.compile(dynamic=False)
     return _side(task, learner)
@@ -91,7 +91,7 @@ def graphs(task: Task) -> Side:
     """Forward and backward pass recorded once and replayed, so that the host launches nothing."""
     learner = _learner(task, compile=True)
     if task.batch.x.is_cuda:
-        # The graphs keep the weights' copies in 16 bits in step themselves: no cache across them.
+        # The graphs update the 16-bit copies of the weights: autocast must not cache them.
         device_type, dtype = task.batch.x.device.type, getattr(torch, task.precision)
         with torch.autocast(device_type, dtype, cache_enabled=False):
             _loss(learner, task).backward()  # type: ignore[no-untyped-call]
@@ -101,20 +101,20 @@ def graphs(task: Task) -> Side:
 
 
 def patchout(task: Task) -> Side:
-    """As PaSST-S on AudioSet, without 4 of 12 bands and 40 of 101 times, or as large a share."""
+    """As PaSST-S on AudioSet: 4 of 12 rows, 40 of 101 columns dropped, or as large a share."""
     rows, columns = task.settings.grid(NUM_MELS)
     changes = {"patchout_frequency": rows // 3, "patchout_time": round(columns * 40 / 101)}
     return _side(task, _learner(task, compile=True, **changes))
 
 
 def checkpointed(task: Task) -> Side:
-    """Activations computed again in the backward pass."""
+    """Activations recomputed in the backward pass."""
     return _side(task, _learner(task, compile=True, checkpoint_activations=True))
 
 
 def float8(task: Task) -> Side:
     """The blocks' linear layers in 8 bits, scaled by rows, by torchao; emulated on a CPU."""
-    # Optional: the other sides run without it.
+    # Optional: the other sides run without torchao.
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     learner = _learner(task, compile=True)
@@ -141,18 +141,18 @@ def compiled_loss(task: Task) -> Side:
 def unfolded_patches(task: Task) -> Side:
     """The patch projection as a product of matrices in place of a convolution."""
     learner = _learner(task, compile=True)
-    # A setting of the model's own if it should turn out to be worth it.
+    # This becomes a setting of the model only if it proves worthwhile.
     learner.ast.patch_embed = UnfoldedPatches(learner.ast.patch_embed)  # type: ignore[assignment]
     return _side(task, learner)
 
 
 def transformers(task: Task) -> Side:
-    """As fast as its users get it: SDPA, autocast, `torch.compile`, a fused optimiser."""
-    same, batch = _model(task), task.batch
-    block: Any = same.blocks[0]
+    """With all that makes it fast: SDPA, autocast, `torch.compile`, a fused optimiser."""
+    model_of_ours, batch = _model(task), task.batch
+    block: Any = model_of_ours.blocks[0]
     config = ASTConfig(
-        hidden_size=same.head.in_features,
-        num_hidden_layers=len(same.blocks),
+        hidden_size=model_of_ours.head.in_features,
+        num_hidden_layers=len(model_of_ours.blocks),
         num_attention_heads=block.attn.num_heads,
         intermediate_size=block.mlp.fc1.out_features,
         frequency_stride=task.settings.stride_frequency,
@@ -173,13 +173,13 @@ def transformers(task: Task) -> Side:
         _bce(logits.float(), batch.targets).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
 
-    return Side(step=step, flops=training_flops(same.train()))
+    return Side(step=step, flops=training_flops(model_of_ours.train()))
 
 
 def authors(task: Task) -> Side:
-    """As their training script does it: float16, softmax(q k^T) v, Adam's default kernels.
+    """As in their training script: float16, softmax(q k^T) v, Adam's default kernels.
 
-    The loss is read at every step. The task's precision is not theirs.
+    The loss is read at every step. The task's precision is ignored.
     """
     batch, device = task.batch, task.batch.x.device
     model = _model(task).to(device).train()

@@ -1,14 +1,15 @@
 """Training steps on one device: ours, transformers', and the AST authors' as published, in one run.
 
-In: a batch of noise that is on the device already. Steps: every side makes steps until it is warm,
-compilers too; then the sides take turns. Out: for each batch size a table of medians, beside what a
-matrix product reaches on the device in the same run, the ratios that are aimed at, and the kernels
-that take our step's time; and figures (see `figures`).
+In: a batch of noise that is already on the device. Steps: every side makes a few steps to warm up
+and compile; then the sides take turns. Out: for each batch size, a table of medians with their
+share of the FLOP/s of a matrix product in the same run, the ratios with their aims, and the kernels
+that take the most time of our step; and figures (see `figures`).
 
     .venv/bin/python benchmarks/train_throughput.py
 
-On a GPU that is the base model at stride 10 on 10 s clips; on a CPU a small one, to try the code.
-The sides are in `train_sides`. A side that does not fit into memory, or into --seconds, is named.
+On a GPU this is the base model at stride 10 on 10 s clips; on a CPU a small one, to try the code.
+The sides are in `train_sides`. A side that does not fit into memory, or into --seconds, is
+reported.
 """
 
 import argparse
@@ -40,21 +41,21 @@ from train_sides import NUM_MELS, SIDES, Side, Step, Task, random_batch
 from trainer.model.settings import ModelSettings
 
 AIMS = {"transformers": 1.5, "authors": 4.0}
-"""How many times our clips a second are to be theirs, on a GPU."""
+"""Ratio of our clips per second to theirs to reach on a GPU."""
 AIM_SHARE = 0.5
-"""Of the matrix product's FLOP/s, for our step on a GPU."""
+"""Share of the matrix product's FLOP/s for our step to reach on a GPU."""
 PROFILED_STEPS = 3
 
 
 @dataclass(kw_only=True)
 class Measured:
-    """A side, warm, and what its turns took."""
+    """A warmed-up side, and the time and memory of its turns."""
 
     side: Side
     resident_bytes: int
     """Weights, gradients and optimiser on the GPU."""
     peak_bytes: int = 0
-    """The most during a step."""
+    """Largest during a step."""
     step_s: list[float] = field(default_factory=list)
 
     @property
@@ -64,7 +65,7 @@ class Measured:
 
 def main() -> None:
     arguments = parse_arguments()
-    # What a time limit sends: what was measured is shown before the end.
+    # Sent at a time limit: exit normally, to print what was measured.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(124))
     device = torch.device(arguments.device)
     deadline_s = time.monotonic() + arguments.seconds
@@ -108,19 +109,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--turn-s", type=float, default=0.4 if has_gpu else 0.0, help="seconds of a turn, at least"
     )
-    parser.add_argument("--seconds", type=float, default=3600.0, help="begin nothing after these")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="start nothing after these")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument(
         "--attention",
         choices=[name.lower() for name in SDPBackend.__members__],
-        help="compute it by this back-end of PyTorch alone",
+        help="use only this back-end of PyTorch for it",
     )
-    parser.add_argument("--title", default="", help="what to add to the name of these figures")
+    parser.add_argument("--title", default="", help="text to add to the name of these figures")
     return parser.parse_args()
 
 
 def attention(backend: str | None) -> contextlib.AbstractContextManager[None]:
-    """Within it attention is computed by one back-end; None: by the one that PyTorch chooses."""
+    """A context that restricts attention to a back-end; None: PyTorch chooses."""
     if backend is None:
         return contextlib.nullcontext()
     return sdpa_kernel(SDPBackend.__members__[backend.upper()])
@@ -133,7 +134,7 @@ def compare(
     arguments: argparse.Namespace,
     deadline_s: float,
 ) -> bool:
-    """Measure sides by turns and show them, also when time is up; returns whether one failed."""
+    """Measure sides in turns and print them, also when time is up; returns whether one failed."""
     print(f"\n{part}")
     device = task.batch.x.device
     measured: dict[str, Measured] = {}
@@ -171,20 +172,20 @@ def take_turns(
         except ModuleNotFoundError as error:
             record(part, name, f"not measured: {error}")
         except Exception as error:
-            # The other sides are measured all the same.
+            # The other sides are still measured.
             has_failed = True
             measured.pop(name, None)
             lines = str(error).strip().splitlines() or [type(error).__name__]
             record(part, name, f"failed: {type(error).__name__}: {lines[0]}")
         free_memory(device)
     for _ in range(arguments.rounds - 1):
-        for one in measured.values():
-            take_turn(one, arguments.turn_s, device)
+        for timing in measured.values():
+            take_turn(timing, arguments.turn_s, device)
     return has_failed
 
 
 def warmed_up(make: Callable[[Task], Side], task: Task) -> Measured:
-    """A side after some steps, which compile it and make its optimiser's state."""
+    """A side after some steps, which compile it and create its optimiser's state."""
     device = task.batch.x.device
     before, start_s = allocated_bytes(device), time.perf_counter()
     side = make(task)
@@ -196,7 +197,7 @@ def warmed_up(make: Callable[[Task], Side], task: Task) -> Measured:
 
 
 def take_turn(measured: Measured, turn_s: float, device: torch.device) -> None:
-    """Time some steps, at least one and for at least `turn_s`, and note the memory they took."""
+    """Time steps for about `turn_s`, at least one, and note their peak memory."""
     before = allocated_bytes(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -213,35 +214,36 @@ def take_turn(measured: Measured, turn_s: float, device: torch.device) -> None:
         measured.peak_bytes = max(measured.peak_bytes, peak_bytes)
 
 
-def show(part: str, sides: dict[str, Measured], task: Task, ceiling: float) -> None:
-    """The table, and the ratios beside their aims."""
+def show(part: str, measured: dict[str, Measured], task: Task, ceiling: float) -> None:
+    """Print the table; record its figures, and the ratios with their aims."""
     size, on_gpu = len(task.batch.x), task.batch.x.is_cuda
     print(
         f"{'':24}{'clips/s':>9}{'ms/step':>9}{'GFLOP/clip':>12}{'TFLOP/s':>9}{'share':>7}{'GB':>7}"
     )
-    for name, one in sides.items():
-        flops_per_s = one.side.flops * size / one.median_s
-        gb = f"{one.peak_bytes / 1e9:7.1f}" if one.peak_bytes else f"{'-':>7}"
+    for name, timing in measured.items():
+        flops_per_s = timing.side.flops * size / timing.median_s
+        gb = f"{timing.peak_bytes / 1e9:7.1f}" if timing.peak_bytes else f"{'-':>7}"
         print(
-            f"{name:24}{size / one.median_s:9.1f}{1000 * one.median_s:9.1f}"
-            f"{one.side.flops / 1e9:12.1f}{flops_per_s / 1e12:9.3g}{flops_per_s / ceiling:7.0%}{gb}"
+            f"{name:24}{size / timing.median_s:9.1f}{1000 * timing.median_s:9.1f}"
+            f"{timing.side.flops / 1e9:12.1f}{flops_per_s / 1e12:9.3g}"
+            f"{flops_per_s / ceiling:7.0%}{gb}"
         )
-    for name, one in sides.items():
-        share = one.side.flops * size / one.median_s / ceiling
+    for name, timing in measured.items():
+        share = timing.side.flops * size / timing.median_s / ceiling
         aim = AIM_SHARE if name == "ours" and on_gpu else None
-        record(part, name, size / one.median_s, "clips/s")
+        record(part, name, size / timing.median_s, "clips/s")
         record(part, f"{name}: share of the matrix product's FLOP/s", share, aim=aim)
-        record(part, f"{name}: a step", 1000 * one.median_s, "ms")
-        if one.peak_bytes:
-            record(part, f"{name}: peak memory", one.peak_bytes / 1e9, "GB")
-    for name, one in sides.items():
-        if "ours" in sides and name in AIMS:
-            ratio = one.median_s / sides["ours"].median_s
+        record(part, f"{name}: a step", 1000 * timing.median_s, "ms")
+        if timing.peak_bytes:
+            record(part, f"{name}: peak memory", timing.peak_bytes / 1e9, "GB")
+    for name, timing in measured.items():
+        if "ours" in measured and name in AIMS:
+            ratio = timing.median_s / measured["ours"].median_s
             record(part, f"ours / {name}, clips/s", ratio, aim=AIMS[name] if on_gpu else None)
 
 
 def profile(step: Step, part: str, device: torch.device) -> None:
-    """Show what a step spends its time on, by kernels."""
+    """Print which kernels take the most time of a step."""
     recording = Recording(device)
     recording.start()
     for _ in range(PROFILED_STEPS):
@@ -254,7 +256,7 @@ def profile(step: Step, part: str, device: torch.device) -> None:
 
 
 def free_memory(device: torch.device) -> None:
-    """What the sides that are gone held."""
+    """Free the memory of sides that are no longer used."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
