@@ -34,7 +34,7 @@ class Work:
 
 
 def decide(manifest: Manifest, job: BuildJob, *, retry_rejects: bool) -> Work | None:
-    """Decide what there is to do for a data set. Writes nothing.
+    """Decide what is left to do for a data set. Writes nothing.
 
     Args:
         manifest: the clips.

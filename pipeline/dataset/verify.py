@@ -68,8 +68,8 @@ def verify(
     """
     faults = [*document_faults(path), *plan_faults(path)]
     if any(fault.path in ("card.json", "index.parquet") for fault in faults):
-        what = "were not checked; run `verify` again after `prepare`"
-        faults.append(Fault(path="shards", what=what))
+        problem = "were not checked; run `verify` again after `prepare`"
+        faults.append(Fault(path="shards", what=problem))
     else:
         dataset = open_dataset(path)
         items = _items(dataset)
@@ -89,8 +89,8 @@ def verify(
         try:
             write_damaged(work, Damaged(shards=shards))
         except UserError as error:
-            what = f"cannot be written, so `prepare` would rebuild nothing ({error})"
-            faults.append(Fault(path="_work/damaged.json", what=what))
+            problem = f"cannot be written, so `prepare` would rebuild nothing ({error})"
+            faults.append(Fault(path="_work/damaged.json", what=problem))
     else:
         clear_damaged(work)
     return sorted(faults, key=lambda fault: (fault.path, fault.what))
@@ -112,11 +112,11 @@ def shard_faults(
     """
     shard = tar.name.removeprefix("shards/").removesuffix(".tar")
     faults = [
-        Fault(path=tar.name, what=what, shard=shard)
-        for what in _tar_faults(path, tar, rows, audio_fbank)
+        Fault(path=tar.name, what=problem, shard=shard)
+        for problem in _tar_faults(path, tar, rows, audio_fbank)
     ]
-    if what := _part_fault(path, shard, tar):
-        faults.append(Fault(path=f"_work/parts/{shard}.parquet", what=what, shard=shard))
+    if problem := _part_fault(path, shard, tar):
+        faults.append(Fault(path=f"_work/parts/{shard}.parquet", what=problem, shard=shard))
     return faults
 
 
@@ -151,8 +151,8 @@ def document_faults(path: str) -> list[Fault]:
         raise UserError(
             path, "not a complete data set (no card.json)", "finish `prepare` first"
         ) from error
-    if what := checksum_fault(data):
-        return [Fault(path="card.json", what=what)]
+    if problem := checksum_fault(data):
+        return [Fault(path="card.json", what=problem)]
     card = decode_card(data, path)
     faults = []
     checksums = {"index.parquet": card.index_sha256, "rejects.parquet": card.rejects_sha256}
@@ -170,8 +170,8 @@ def document_faults(path: str) -> list[Fault]:
 def plan_faults(path: str) -> list[Fault]:
     """What is wrong with the plan. Reading a data set needs neither plan nor parts."""
     try:
-        what = None if read_plan(work_folder(path)) or not has_parts(path) else "is missing"
-        return [Fault(path="_work/plan.json", what=what)] if what else []
+        problem = None if read_plan(work_folder(path)) or not has_parts(path) else "is missing"
+        return [Fault(path="_work/plan.json", what=problem)] if problem else []
     except DamagedPlanError as error:
         return [Fault(path=error.where.removeprefix(f"{path}/"), what=error.fault)]
 
@@ -183,7 +183,7 @@ def _index_faults(card: Card, index: pa.Table) -> list[Fault]:
         faults.append(f"has {index.num_rows} clips, the card has {card.num_clips}")
     if pc.count_distinct(index["id"]).as_py() != index.num_rows:
         faults.append("has duplicate ids")
-    return [Fault(path="index.parquet", what=what) for what in faults]
+    return [Fault(path="index.parquet", what=problem) for problem in faults]
 
 
 def _part_fault(path: str, shard: str, tar: TarEntry) -> str | None:
@@ -235,16 +235,16 @@ def _tar_faults(
         try:
             metadata = json.loads(members[f"{key}.json"])
             if audio_fbank:
-                what = _audio_fault(row, members[f"{key}.flac"], stored_bytes, audio_fbank)
+                problem = _audio_fault(row, members[f"{key}.flac"], stored_bytes, audio_fbank)
             else:
-                what = _fbank_fault(row, members[f"{key}.npy"], stored_bytes)
+                problem = _fbank_fault(row, members[f"{key}.npy"], stored_bytes)
         except (ValueError, EOFError) as error:
             yield f"clip {row['id']}: cannot be read ({error})"
             continue
         if metadata != {"id": row["id"], **{name: row[name] for name in _METADATA_FIELDS}}:
             yield f"clip {row['id']}: its JSON differs from the index"
-        if what:
-            yield f"clip {row['id']}: {what}"
+        if problem:
+            yield f"clip {row['id']}: {problem}"
 
 
 def _fbank_fault(row: dict[str, Any], npy: bytes, stored_bytes: bytes) -> str | None:

@@ -24,7 +24,7 @@ _METADATA_KEY = b"ast_ray.manifest"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Metadata:
-    """What the table's schema metadata holds beside the clips."""
+    """What the table's schema metadata holds besides the clips."""
 
     labels: tuple[str, ...]
     coverage: Coverage | None = None
@@ -46,7 +46,7 @@ def write_manifest(path: str, manifest: Manifest) -> None:
 
 
 def read_manifest(path: str) -> Manifest:
-    """Read and check a manifest; columns beside `id`, `uri` and `labels` may be absent.
+    """Read and check a manifest; columns other than `id`, `uri` and `labels` are optional.
 
     Raises:
         UserError: there is no such file, it is not Parquet, a column is missing or of another
