@@ -1,7 +1,10 @@
 """The program's name, and how it prints an error."""
 
 import sys
+import traceback
 from pathlib import Path
+
+from pipeline.errors import UserError
 
 
 def program_name() -> str:
@@ -10,5 +13,8 @@ def program_name() -> str:
 
 
 def print_error(error: BaseException) -> None:
-    """Print an error as the last line of the program."""
-    print(f"{program_name()}: error: {error}", file=sys.stderr)
+    """Print an error as one line; one that is not explained with its traceback and notes."""
+    if isinstance(error, UserError):
+        print(f"{program_name()}: error: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)

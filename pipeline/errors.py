@@ -1,5 +1,6 @@
 """Exceptions that users see as one line, not as a traceback, and any exception as one line."""
 
+import copy
 from typing import Self
 
 
@@ -7,7 +8,7 @@ class UserError(Exception):
     """The user's input is wrong, or the storage or cluster that it names does not work.
 
     `ray_job.py` prints it as one line, `where: what; remedy`, and exits with status 1, even if it
-    was raised in a Ray worker. Subclasses take the same three arguments, so that all pickle.
+    was raised in a Ray worker. All subclasses pickle: `args` are those of their constructor.
     """
 
     def __init__(self, where: str, what: str, remedy: str = "") -> None:
@@ -30,7 +31,9 @@ class UserError(Exception):
         if self.where == path or self.where.startswith((f"{path}/", f"{path},")):
             return self
         what = f"{self.where}: {self.what}" if self.where else self.what
-        return type(self)(path, what, self.remedy)
+        error = copy.copy(self)
+        error.where, error.what = path, what
+        return error
 
 
 class PassingError(UserError):
@@ -48,10 +51,10 @@ class SettingError(UserError):
 
 
 class SettingValueError(ValueError):
-    """An invalid value for a field of a settings class."""
+    """An invalid value for a setting, or for an argument that comes from one."""
 
     def __init__(self, name: str, what: str) -> None:
-        """`name`: of the field; `what`: the values it may have, and the value it has."""
+        """`name`: of the setting; `what`: the values it may have, and the value it has."""
         super().__init__(name, what)
         self.name, self.what = name, what
 

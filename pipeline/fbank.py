@@ -1,8 +1,8 @@
 """Kaldi-compatible log-mel filter banks, as AST computes them.
 
-In: mono waveforms in [-1, 1] at 16 kHz. Steps: remove the clip's mean; cut into 25 ms frames every
-10 ms; per frame remove the mean, pre-emphasise, apply the Hann window, take the power spectrum;
-mel filters; natural log. Out: `[T, F]` raw log-mels, neither padded nor normalised.
+In: mono waveforms in [-1, 1], 16 kHz by default. Steps: remove the clip's mean; cut into 25 ms
+frames every 10 ms; per frame remove the mean, pre-emphasise, apply the Hann window, take the power
+spectrum; mel filters; natural log. Out: `[T, F]` raw log-mels, neither padded nor normalised.
 
 The golden reference is `torchaudio.compliance.kaldi.fbank` with the arguments of the AST authors'
 `dataloader.py` (`htk_compat=True, use_energy=False, window_type="hanning", num_mel_bins=128,

@@ -1,4 +1,5 @@
-"""Bytes of an audio file to a waveform, without any notion of clips.
+"""Bytes of an audio file to a waveform; knows nothing of manifests and labels.
 
-In: the bytes of a file. Out: 16 kHz mono samples, or the reason why the file cannot be used.
+In: the bytes of a file and a stretch of it. Out: mono samples at the wanted rate, or the reason why
+the file cannot be used.
 """

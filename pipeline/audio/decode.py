@@ -42,7 +42,7 @@ MIN_FILE_RATE_HZ = 1_000
 MAX_FILE_RATE_HZ = 768_000
 
 _BLOCK_VALUES = 2**22
-"""Decoded at once: fits in memory, yet holds usual clips whole, as each block costs a seek."""
+"""Samples of a block: few enough for memory, enough for usual clips: each block costs a seek."""
 _FRAMES_UNKNOWN = 2**63 - 1
 """Length that libsndfile reports for a FLAC file that was written as a stream."""
 _SNDFILE_KINDS: tuple[Kind, ...] = ("wav", "aiff", "caf", "au", "w64", "flac", "ogg", "mp3")

@@ -31,7 +31,7 @@ _FORMATS: dict[Kind, str] = {
     "mp4": "mov",
     "matroska": "matroska",
 }
-_ESTIMATE_THEIR_LENGTH: tuple[Kind, ...] = ("mp3", "adts")
+_KINDS_WITHOUT_LENGTH: tuple[Kind, ...] = ("mp3", "adts")
 _STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
 
 _BLOCK_VALUES = 2**18
@@ -40,11 +40,11 @@ _SEEK_AHEAD_S = 1.0
 _MISSING_S = 0.1
 """A stream may be this much shorter than its header says: headers count padding, too."""
 _GAP_FRAMES = 0.75
-"""A larger jump of the timestamps, in frames, is a lost packet rather than rounding..."""
+"""A larger jump of the timestamps, in frames, is a lost packet, if it is longer than `_GAP_S`."""
 _GAP_S = 0.003
-"""... unless it is shorter than this."""
+"""Shorter jumps of the timestamps are rounding."""
 
-_PLANES_READ_WRONGLY = 8
+_MISREAD_FROM_CHANNELS = 8
 """From this many channels on, PyAV 18 reads past the list of a frame's planes, and crashes."""
 
 
@@ -63,7 +63,7 @@ def read_blocks(data: bytes, kind: Kind, start_s: float, end_s: float | None) ->
             io.BytesIO(data), "r", format=_FORMATS[kind], metadata_errors="ignore"
         ) as container:
             stream = _audio_stream(container)
-            if kind not in _ESTIMATE_THEIR_LENGTH:
+            if kind not in _KINDS_WITHOUT_LENGTH:
                 declared_s = _declared_s(container, stream)
             origin_s = None
             # Only MP4 has the exact time of each packet: other kinds are decoded from the start.
@@ -150,7 +150,7 @@ def _numbered_frames(
 def _samples(frame: Any) -> npt.NDArray[np.float32]:
     """`[N, channels]` samples of a frame, nominally in [-1, 1]."""
     num_channels = frame.layout.nb_channels
-    if frame.format.is_planar and num_channels >= _PLANES_READ_WRONGLY:
+    if frame.format.is_planar and num_channels >= _MISREAD_FROM_CHANNELS:
         (frame,) = av.AudioResampler(format="flt").resample(frame)
     values = frame.to_ndarray()
     values = values.T if frame.format.is_planar else values.reshape(-1, num_channels)

@@ -31,15 +31,15 @@ class Step:
             epilog=f"example: %(prog)s {self.example}",
         )
         self.add_options(parser)
-        talk = parser.add_mutually_exclusive_group()
-        talk.add_argument(
+        verbosity = parser.add_mutually_exclusive_group()
+        verbosity.add_argument(
             "--quiet",
             dest="log_level",
             action="store_const",
             const=logging.WARNING,
             help="show warnings, errors and results, but no notes and no progress",
         )
-        talk.add_argument(
+        verbosity.add_argument(
             "--verbose",
             dest="log_level",
             action="store_const",

@@ -96,6 +96,20 @@ def read_index_rows(path: str, start: int, end: int) -> pa.Table:
     return rows.slice(start - first * INDEX_ROWS_PER_GROUP, end - start)
 
 
+def read_card_bytes(path: str) -> bytes:
+    """The content of a data set's `card.json`.
+
+    Raises:
+        UserError: there is no card, so no complete data set.
+    """
+    try:
+        return storage.read_bytes(card_path(path))
+    except FileNotFoundError as error:
+        raise UserError(
+            path, "not a complete data set (no card.json)", "finish `prepare` first"
+        ) from error
+
+
 def open_dataset(path: str) -> PreparedDataset:
     """Open a prepared data set.
 
@@ -105,12 +119,6 @@ def open_dataset(path: str) -> PreparedDataset:
     """
     path = storage.absolute(path)
     storage.check_bucket(path)
-    try:
-        data = storage.read_bytes(card_path(path))
-    except FileNotFoundError as error:
-        raise UserError(
-            path, "not a complete data set (no card.json)", "finish `prepare` first"
-        ) from error
-    card = decode_card(data, path)
+    card = decode_card(read_card_bytes(path), card_path(path))
     index = storage.read_table(storage.join(path, "index.parquet"))
     return PreparedDataset(path=path, card=card, index=index)

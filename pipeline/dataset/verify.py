@@ -26,7 +26,13 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.audio.stored_audio import decode_flac
 from pipeline.dataset.card import Card, checksum_fault, decode_card
-from pipeline.dataset.prepared import PreparedDataset, card_path, open_dataset, read_index_rows
+from pipeline.dataset.prepared import (
+    PreparedDataset,
+    card_path,
+    open_dataset,
+    read_card_bytes,
+    read_index_rows,
+)
 from pipeline.dataset.resume import Damaged, clear_damaged, write_damaged
 from pipeline.errors import UserError
 from pipeline.fbank_settings import FbankSettings
@@ -145,15 +151,10 @@ def document_faults(path: str) -> list[Fault]:
     Raises:
         UserError: there is no card, so no data set.
     """
-    try:
-        data = storage.read_bytes(card_path(path))
-    except FileNotFoundError as error:
-        raise UserError(
-            path, "not a complete data set (no card.json)", "finish `prepare` first"
-        ) from error
+    data = read_card_bytes(path)
     if problem := checksum_fault(data):
         return [Fault(path="card.json", what=problem)]
-    card = decode_card(data, path)
+    card = decode_card(data, card_path(path))
     faults = []
     checksums = {"index.parquet": card.index_sha256, "rejects.parquet": card.rejects_sha256}
     for file, checksum in checksums.items():

@@ -56,7 +56,7 @@ class ShardSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Basis:
-    """What all shards of a data set have in common; shards of another basis never join them."""
+    """What all shards of a data set have in common: it never mixes shards of two bases."""
 
     format_version: int
     settings: PrepareSettings
@@ -352,7 +352,7 @@ def _clips_path(folder: str, number: int) -> str:
 
 
 def content_hash(clips: pa.Table) -> str:
-    """Hash of every cell of a table of `SCHEMA`, whatever its layout in memory."""
+    """Hash of every cell of a table of clips, whatever its layout in memory."""
     digest = hashlib.sha256()
     for column in clips.columns:
         _hash_column(digest, column.combine_chunks())

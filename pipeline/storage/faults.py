@@ -61,7 +61,7 @@ def is_a(error: BaseException, kinds: Collection[str]) -> bool:
 
 
 def explain(error: BaseException) -> tuple[str, str] | None:
-    """What is wrong and what to do, for an error that only the user can fix; None for any other.
+    """What is wrong and what to do, for an error to explain to the user; None for any other.
 
     A missing file is not such an error.
     """

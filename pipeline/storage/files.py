@@ -5,8 +5,8 @@ All files of the project are read and written here. Contents on S3 are read thro
 file beside the target and a rename; on S3 one put or, if large, one multipart upload, which a
 killed process leaves unfinished for the bucket's lifecycle rules. The S3 endpoint, region and
 credentials come from the usual AWS variables (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...), so
-that MinIO and Ceph work as AWS does. Errors that only the user can fix (a bucket that does not
-exist, refused credentials, a full disk) are raised as `UserError`; a missing file always as
+that MinIO and Ceph work as AWS does. Errors to explain to the user (a bucket that does not exist,
+refused credentials, a full disk, no answer) are raised as `UserError`; a missing file always as
 `FileNotFoundError`.
 """
 

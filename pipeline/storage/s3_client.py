@@ -24,6 +24,6 @@ def file_system() -> Any:
             "response_checksum_validation": "when_required",
         },
     )
-    # Retries of s3fs would multiply with botocore's, and for reads with its own.
+    # Retries of s3fs would multiply with botocore's, and for reads with its own second loop.
     remote.retries = 1
     return remote

@@ -1,9 +1,9 @@
 """Messages about the program's work, on standard error: one short line each.
 
 Modules log to `logging.getLogger(__name__)`: warnings for what a user should act on, info for
-progress, debug for details. `set_up` sets the level that is shown, in the program and in Ray's
-processes, which get the same level. Results are printed and errors end a step: neither is logged.
-Logs of libraries are left as they are.
+progress, debug for details. `set_up` sets the level that is shown; Ray's processes are given that
+of the program. Results are printed and errors end a step: neither is logged. Logs of libraries are
+left as they are.
 """
 
 import logging

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from trainer.checkpoints.progress import Progress
 
 _logger = logging.getLogger(__name__)
@@ -47,25 +47,25 @@ _TENSOR_FIELDS = ("model", "optimiser", "ema", "scaler", "score_sum")
 
 
 class Background:
-    """Work done by a thread, one piece after the other, none left behind."""
+    """Runs work in one thread, in order; the next call raises the error of the work before it."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._last: Future[None] | None = None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Begin the work once the last one is done; raises what that one raised."""
+        """Start work once the work before it is done; raises the error of that."""
         self.wait()
         self._last = self._pool.submit(work)
 
     def wait(self) -> None:
-        """Until the work is done; raises what it raised."""
+        """Wait until the work is done; raises its error."""
         last, self._last = self._last, None
         if last is not None:
             last.result()
 
     def close(self) -> None:
-        """Let the work come to its end, whatever it is."""
+        """Wait until the work is done; drops its error."""
         self._pool.shutdown()
 
 
@@ -95,11 +95,11 @@ def load_newest(run_path: str) -> Checkpoint | None:
             return _decode(data)
         # The content alone is at fault, and garbage makes unpickling raise nearly anything.
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            reason = f"{type(error).__name__}: {first_line(error)}"
             _logger.warning("%s: damaged, trying the one before (%s)", path, reason)
     if paths:
         raise UserError(
-            f"{_folder(run_path)}",
+            _folder(run_path),
             f"all {len(paths)} checkpoints are damaged",
             "remove the run and start it again",
         )

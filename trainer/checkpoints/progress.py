@@ -65,7 +65,7 @@ class SkippedStep:
     ids: tuple[str, ...] = ()
     """The step's clips."""
     partner_ids: tuple[str, ...] = ()
-    """Their mixup partners."""
+    """The clips drawn as their mixup partners, mixed or not."""
 
 
 @dataclass(kw_only=True, slots=True)

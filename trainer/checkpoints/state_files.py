@@ -43,8 +43,10 @@ def encode_state(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> by
 def read_metadata(path: str) -> dict[str, str]:
     """The metadata in the header of a `.safetensors` file."""
     # The safetensors library reads tensors from bytes, but metadata only from local files.
-    num_bytes = int.from_bytes(storage.read_range(path, 0, 8), "little")
-    return _metadata(storage.read_range(path, 8, num_bytes))
+    with storage.explained(path):
+        size = storage.with_retries(storage.read_range, path, 0, 8)
+        num_bytes = int.from_bytes(size, "little")
+        return _metadata(storage.with_retries(storage.read_range, path, 8, num_bytes))
 
 
 def read_state(path: str) -> State:
@@ -111,10 +113,10 @@ def _tensors_only(content: Any, path: str) -> State:
         raise UserError(path, f"expected a state dict, found {type(content).__name__}")
     others = {str(name) for name, value in content.items() if not isinstance(value, Tensor)}
     if others:
-        raise UserError(path, "expected a state dict", f"{name_list('not tensors', others)}")
+        raise UserError(path, f"expected a state dict; {name_list('not tensors', others)}")
     not_strings = {repr(name) for name in content if not isinstance(name, str)}
     if not_strings:
-        raise UserError(path, "expected a state dict", f"{name_list('not names', not_strings)}")
+        raise UserError(path, f"expected a state dict; {name_list('not names', not_strings)}")
     return cast(State, content)
 
 

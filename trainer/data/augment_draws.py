@@ -3,9 +3,10 @@
 In: the settings, the seed, the epoch and the positions of B clips. Out: `AugmentDraws`, and noise
 for some of the clips, which `trainer.data.augment` applies on the device.
 
-Draws depend only on the seed, the epoch and the position, and are made on the CPU, so they are the
-same for any batch size, number of ranks and device, and after a restart. A setting that is turned
-off draws its numbers too and ignores them: turning it on does not change the other draws.
+Draws depend only on the settings, the seed, the epoch and the position, and are made on the CPU, so
+they are the same for any batch size, number of ranks and device, and after a restart. Masks, mixup
+and shifts that are turned off draw their numbers too and ignore them, and crops and noise have
+streams of their own: turning one on does not change the other draws.
 
 B batch, Q clips with noise, T frames, F mels.
 """
@@ -29,7 +30,7 @@ from trainer.data.random_streams import (
 from trainer.data.settings import AugmentSettings
 
 NUM_RAW_DRAWS = 8
-"""Random 64-bit numbers of one clip, apart from those of its mixup lambda."""
+"""Random 64-bit numbers of one clip, apart from those of its mixup lambda, crop and noise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -23,7 +23,7 @@ from trainer.data.sampler import (
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class EpochPlan:
-    """The clips of an epoch, their mixup partners, and what finds this rank's slice of them."""
+    """The clips of an epoch, their mixup partners, and what selects this rank's slices of them."""
 
     order: NDArray[np.int64]
     """Index of the clip at each position, `[N]`."""

@@ -85,7 +85,7 @@ def import_run(
     make_recipe("imported", settings, where=checkpoint.source)
     if not recipe_path:
         settings["model"]["pretrained"] = False
-    recipe = load_recipe(recipe_path, overrides, beneath=settings)
+    recipe = load_recipe(recipe_path, overrides, defaults=settings)
     data = select_training_data(dataset, recipe.data)
     check_fit(recipe, data)
     if math.isnan(recipe.data.mean):

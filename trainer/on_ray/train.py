@@ -24,13 +24,7 @@ import torch
 from pipeline import storage
 from pipeline.dataset.prepared import open_dataset
 from pipeline.terminal import log
-from trainer.checkpoints.averaging import weights_path
-from trainer.checkpoints.checkpoint import load_last
-from trainer.checkpoints.progress import Progress
 from trainer.checkpoints.settings import Weights
-from trainer.checkpoints.state_files import State, read_state
-from trainer.data.clips import select_clips
-from trainer.data.loader import Loader
 from trainer.model.settings import Precision
 from trainer.on_ray.actors import Failures
 from trainer.on_ray.progress import REPORT_EVERY_S, progress_board
@@ -39,17 +33,11 @@ from trainer.on_ray.trainer import Trainer
 from trainer.on_ray.workers import fit_workers, note_precision, note_workers
 from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
-from trainer.run.checks import evaluation_name
-from trainer.run.history import read_history
 from trainer.run.run_folder import read_recipe, read_run
 from trainer.run.run_progress import RunProgress
 from trainer.run.writer import alone_in
-from trainer.scores.predictions import (
-    from_scores,
-    write_predictions,
-)
-from trainer.training.evaluation import evaluate
-from trainer.training.loop import make_model, scores_source, train
+from trainer.training.evaluate_run import evaluate_run
+from trainer.training.loop import train
 from trainer.training.world import World
 
 
@@ -210,43 +198,13 @@ def _train_worker(config: dict[str, Any]) -> None:
 
 
 def _evaluate_worker(config: dict[str, Any]) -> None:
-    world = _world(config["threads"])
-    run = read_run(config["run"])
     name, settings = config["recipe"]
-    recipe = make_recipe(name, settings, where="recipe")
-    dataset = open_dataset(config["dataset"])
-    weights = config["weights"]
-    state, progress = _trained_weights(config["run"], weights)
-    model = make_model(recipe, dataset, fresh=False).to(world.device)
-    model.load_state_dict(state)
-    clips = select_clips(dataset, config["split"], config["fold"])
-    evaluation = evaluate(
-        model,
-        Loader(
-            clips,
-            recipe.loader,
-            num_frames=recipe.model.num_frames,
-            bucket_frames=recipe.sampler.bucket_frames,
-            device=world.device,
-        ),
-        mean=run.data.mean,
-        std=run.data.std,
-        settings=recipe.train,
-        world=world,
-        run_path=config["run"],
+    evaluate_run(
+        config["run"],
+        make_recipe(name, settings, where="recipe"),
+        open_dataset(config["dataset"]),
+        split=config["split"],
+        fold=config["fold"],
+        weights=config["weights"],
+        world=_world(config["threads"]),
     )
-    if world.is_first:
-        source = scores_source(recipe, progress, weights)
-        predictions = from_scores(clips, evaluation.targets, evaluation.scores, source)
-        predictions = replace(predictions, name=evaluation_name(run, dataset, clips, weights))
-        write_predictions(config["run"], predictions, evaluation.metrics)
-
-
-def _trained_weights(run_path: str, weights: Weights) -> tuple[State, Progress]:
-    """Weights of a run and its progress; all but the last weights need no checkpoint."""
-    if weights == "last":
-        saved = load_last(run_path)
-        return saved.model, saved.progress
-    history = read_history(run_path)
-    state = read_state(weights_path(run_path, weights))
-    return state, Progress(step=history.epochs[-1].step, epochs=[*history.epochs])

@@ -1,9 +1,10 @@
-"""Checks that a recipe fits its training and evaluation clips."""
+"""Checks that a recipe fits its clips, and that a run of it would learn anything."""
 
 import torch
 
 from pipeline.errors import UserError
 from trainer.data.clips import ClipSet, TrainingData
+from trainer.data.sampler import steps_per_epoch
 from trainer.model.build import build_model
 from trainer.recipe.recipe import Recipe
 
@@ -60,3 +61,24 @@ def _check_single_label(clips: ClipSet) -> None:
                 f"has {len(set(labels))}",
                 "set train.loss=bce",
             )
+
+
+def check_rate(recipe: Recipe, data: TrainingData) -> None:
+    """Reject a run that ends within the first stage of its warm-up, at a learning rate of 0.
+
+    Raises:
+        UserError: the run is that short.
+    """
+    schedule, steps = recipe.schedule, num_steps(recipe, data)
+    if schedule.warmup_steps and steps <= schedule.warmup_every_steps:
+        raise UserError(
+            "schedule.warmup_every_steps",
+            f"the run has {steps} steps, and the first {schedule.warmup_every_steps} have "
+            "a learning rate of 0",
+            "lower it, or set schedule.warmup_steps=0",
+        )
+
+
+def num_steps(recipe: Recipe, data: TrainingData) -> int:
+    """Steps of the whole run."""
+    return recipe.train.epochs * steps_per_epoch(len(data.train), recipe.train.batch_size)

@@ -16,14 +16,17 @@ _NOTHING: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({})
 
 
 def load_recipe(
-    path: str, overrides: Sequence[str] = (), *, beneath: Mapping[str, Mapping[str, Any]] = _NOTHING
+    path: str,
+    overrides: Sequence[str] = (),
+    *,
+    defaults: Mapping[str, Mapping[str, Any]] = _NOTHING,
 ) -> Recipe:
     """Read a recipe file and apply overrides of the form `section.key=value`.
 
     Args:
         path: the file; empty: an empty recipe.
         overrides: take precedence over the file.
-        beneath: sections of values for keys that neither sets, in place of the defaults.
+        defaults: sections of values for keys that neither sets, in place of the defaults.
 
     Raises:
         UserError: the file is missing or not TOML; a section or key is unknown; a value has the
@@ -32,13 +35,13 @@ def load_recipe(
     document = _read_document(path) if path else {}
     name = path.rpartition("/")[2].removesuffix(".toml") if path else "imported"
     # First without overrides, so that an error in the file names the file.
-    recipe = make_recipe(name, _over(document, beneath), where=path or name)
+    recipe = make_recipe(name, _filled_in(document, defaults), where=path or name)
     if overrides:
         for override in overrides:
             section, key, value = _parse_override(override)
             document.setdefault(section, {})[key] = value
         try:
-            recipe = make_recipe(name, _over(document, beneath), where="--set")
+            recipe = make_recipe(name, _filled_in(document, defaults), where="--set")
         except SettingError as error:
             where = _overrides_of(error.setting, overrides)
             raise SettingError(where, error.what, error.remedy, error.setting) from error
@@ -87,10 +90,12 @@ def _read_document(path: str) -> dict[str, Any]:
         raise UserError(path, f"not a TOML file ({error})") from error
 
 
-def _over(document: Mapping[str, Any], beneath: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The document, with keys that it lacks filled in from `beneath`."""
+def _filled_in(
+    document: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The document, with keys that it lacks filled in from `defaults`."""
     merged = dict(document)
-    for section, keys in beneath.items():
+    for section, keys in defaults.items():
         above = merged.get(section, {})
         # `_make_section` rejects a value in place of a section.
         merged[section] = {**keys, **above} if isinstance(above, Mapping) else above

@@ -1,16 +1,14 @@
 """Warnings about a recipe on its clips, which do not stop a run.
 
-In: a recipe and its clips. Out: a line for each setting without effect and each doubtful score; an
-error if nothing at all would be learned.
+In: a recipe and its clips. Out: a line for each setting without effect and each doubtful score.
 """
 
 from dataclasses import fields, replace
 
 from pipeline import storage
-from pipeline.errors import UserError
 from trainer.data.clips import TrainingData
-from trainer.data.sampler import steps_per_epoch
 from trainer.data.settings import DataSettings, SamplerSettings
+from trainer.recipe.fit import num_steps
 from trainer.recipe.recipe import Recipe
 
 _SMALL_SHARE = 0.005
@@ -25,22 +23,6 @@ def recipe_warnings(recipe: Recipe, data: TrainingData) -> list[str]:
         *_on_batches(recipe, data),
         *_on_schedule(recipe, data),
     ]
-
-
-def check_rate(recipe: Recipe, data: TrainingData) -> None:
-    """Reject a run that ends within the first stage of its warm-up, at a learning rate of 0.
-
-    Raises:
-        UserError: the run is that short.
-    """
-    schedule, num_steps = recipe.schedule, _num_steps(recipe, data)
-    if schedule.warmup_steps and num_steps <= schedule.warmup_every_steps:
-        raise UserError(
-            "schedule.warmup_every_steps",
-            f"the run has {num_steps} steps, and the first {schedule.warmup_every_steps} have "
-            "a learning rate of 0",
-            "lower it, or set schedule.warmup_steps=0",
-        )
 
 
 def _on_data(recipe: Recipe, data: TrainingData) -> list[str]:
@@ -107,10 +89,10 @@ def _on_batches(recipe: Recipe, data: TrainingData) -> list[str]:
 
 def _on_schedule(recipe: Recipe, data: TrainingData) -> list[str]:
     schedule, epochs, warnings = recipe.schedule, recipe.train.epochs, []
-    num_steps = _num_steps(recipe, data)
-    if schedule.warmup_steps >= num_steps:
+    steps = num_steps(recipe, data)
+    if schedule.warmup_steps >= steps:
         warnings.append(
-            f"schedule.warmup_steps: the run has {num_steps} steps, so the learning rate never "
+            f"schedule.warmup_steps: the run has {steps} steps, so the learning rate never "
             f"reaches schedule.lr"
         )
     if schedule.decay_after_epochs and schedule.decay_after_epochs[0] >= epochs:
@@ -127,7 +109,3 @@ def _on_schedule(recipe: Recipe, data: TrainingData) -> list[str]:
                 f"published.{metric.name}: scores of {num_values} epochs, but the run has {epochs}"
             )
     return warnings
-
-
-def _num_steps(recipe: Recipe, data: TrainingData) -> int:
-    return recipe.train.epochs * steps_per_epoch(len(data.train), recipe.train.batch_size)

@@ -11,9 +11,9 @@ from trainer.checkpoints.averaging import check_weights
 from trainer.checkpoints.checkpoint import checkpoint_paths
 from trainer.checkpoints.settings import Weights
 from trainer.data.clips import ClipSet, select_clips, select_training_data
-from trainer.recipe.fit import check_fit
+from trainer.recipe.fit import check_fit, check_rate
 from trainer.recipe.recipe import Recipe
-from trainer.recipe.warnings import check_rate, recipe_warnings
+from trainer.recipe.warnings import recipe_warnings
 from trainer.run.history import is_finished
 from trainer.run.run_folder import RunInfo, check_same_run, read_run
 from trainer.scores.predictions import metrics_path, predictions_name, predictions_path

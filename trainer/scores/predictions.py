@@ -75,10 +75,11 @@ def from_scores(
     targets: NDArray[np.float32],
     scores: NDArray[np.float32],
     source: Source,
+    name: str,
 ) -> Predictions:
     """Predictions on a clip set."""
     return Predictions(
-        name=clips.name,
+        name=name,
         ids=clips.ids,
         labels=clips.labels,
         targets=targets,

@@ -20,7 +20,13 @@ from trainer.recipe.parse import load_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.run.history import is_finished, read_history
 from trainer.run.run_folder import check_folder, check_same_run
-from trainer.studies.shared import Figures, mean_and_std, refuse_override, runs_to_json, table_cells
+from trainer.studies.shared import (
+    Figures,
+    figures_over_runs,
+    refuse_override,
+    runs_to_json,
+    table_cells,
+)
 
 FIGURES = ("accuracy", "mAP")
 PICKED_BY = "the best mean over the folds, which is a choice made on the test clips"
@@ -63,7 +69,7 @@ class CrossValidation:
     def after(self, epoch: int) -> "EpochScores":
         """Scores of each fold after an epoch, their mean and their standard deviation."""
         folds = {str(fold): curve[epoch - 1] for fold, curve in self.folds.items()}
-        mean, std = mean_and_std(list(folds.values()))
+        mean, std = figures_over_runs(list(folds.values()))
         return EpochScores(epoch=epoch, folds=folds, mean=mean, std=std)
 
 

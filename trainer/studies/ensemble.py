@@ -26,7 +26,7 @@ from trainer.scores.metrics import METRICS, Metrics, evaluate_scores
 from trainer.scores.predictions import Predictions, Source, read_predictions, write_predictions
 from trainer.studies.shared import (
     Figures,
-    mean_and_std,
+    figures_over_runs,
     read_runs,
     refuse_override,
     runs_to_json,
@@ -206,7 +206,7 @@ def score_ensemble(run_paths: Sequence[str], name: str, output: str) -> Ensemble
     average = average_predictions(members)
     scores = {name: _figures(_metrics(member)) for name, member in members.items()}
     metrics = _metrics(average)
-    mean, std = mean_and_std(list(scores.values()))
+    mean, std = figures_over_runs(list(scores.values()))
     result = EnsembleResult(
         runs=runs_to_json(run_paths, output),
         name=name,

@@ -55,7 +55,7 @@ class _Members:
     runs: list[str]
 
 
-def mean_and_std(runs: Sequence[Figures]) -> tuple[Figures, Figures]:
+def figures_over_runs(runs: Sequence[Figures]) -> tuple[Figures, Figures]:
     """Mean and sample standard deviation of each score over the runs.
 
     None if a run lacks the score; a single run has no deviation.

@@ -91,7 +91,7 @@ def train(
                 _go_back(run, error)
             else:
                 _finish_epoch(run, evaluation)
-        # A run that stopped between the last checkpoint and the predictions resumes here.
+        # A resumed run that had no epoch left to train has no evaluation yet.
         _write_results(run, evaluation or _evaluate(run))
     finally:
         run.background.close()
@@ -146,9 +146,9 @@ def _set_up(
 
 
 def _go_back(run: Run, error: DivergedError) -> None:
-    """Resume from the last checkpoint; raises the error without one, and the second time.
+    """Resume from the last checkpoint, keeping the record of bad steps.
 
-    Keeps the record of bad steps.
+    Raises the error if there is no checkpoint, or if the run has gone back before.
     """
     _wait_for_writes(run)
     saved = None if run.progress.has_gone_back else load_newest(run.path)
@@ -371,10 +371,9 @@ def _other_weights(run: Run) -> Iterator[tuple[Weights, State]]:
 def _write_predictions(run: Run, evaluation: Evaluation, weights: Weights) -> None:
     if run.world.is_first:
         source = scores_source(run.recipe, run.progress, weights)
-        predictions = from_scores(
-            run.data.evaluation, evaluation.targets, evaluation.scores, source
-        )
-        predictions = replace(predictions, name=predictions_name(predictions.name, weights))
+        clips = run.data.evaluation
+        name = predictions_name(clips.name, weights)
+        predictions = from_scores(clips, evaluation.targets, evaluation.scores, source, name)
         with writing(run.path, run.token):
             write_predictions(run.path, predictions, evaluation.metrics)
 

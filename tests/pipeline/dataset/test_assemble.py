@@ -261,7 +261,7 @@ def test_fingerprint_covers_the_whole_card(dataset: PreparedDataset) -> None:
 
 def test_data_set_of_another_format_is_refused(tmp_path: Path) -> None:
     storage.write_json(f"{tmp_path}/card.json", {"format_version": 99})
-    with refused(tmp_path, 99, 2):
+    with refused("card.json", 99, 2):
         open_dataset(str(tmp_path))
 
 

@@ -145,8 +145,8 @@ def test_failed_trials_are_one_line_each_and_spare_the_others(
 @pytest.mark.parametrize(
     ("options", "where", "values"),
     [
-        (["--seeds", "1"], "--seeds", ["no recipe"]),
-        (["--runs", "a", "--data", "d"], "--data", ["no recipe"]),
+        (["--seeds", "1"], "--seeds", ["recipe"]),
+        (["--runs", "a", "--data", "d"], "--data", ["recipe"]),
         ([], "ensemble", ["recipe", "--seeds", "--variant", "--runs"]),
         (["demo", "--seeds", "1"], "--data", ["data set"]),
         (["demo", "--data", "d"], "ensemble", ["members", "--seeds", "--variant"]),
@@ -194,10 +194,14 @@ def test_every_failed_run_is_named(
         f"ray_job.py: error: {runs[2]}: {runs[3]}: damaged",
         f"ray_job.py: error: {runs[3]}: full",
     ]
-    failures[runs[3]] = ZeroDivisionError()
+    failures |= {runs[0]: ZeroDivisionError("first"), runs[3]: ZeroDivisionError()}
     with pytest.raises(ZeroDivisionError) as caught:
         ray_job.main(command)
     assert caught.value.__notes__ == [f"This ended the run {runs[3]}"]
+    # One that is not explained keeps its traceback, wherever it stands.
+    printed = capsys.readouterr().err
+    assert printed.startswith("ZeroDivisionError: first\n")
+    assert f"This ended the run {runs[0]}\n" in printed
 
 
 def test_only_the_seed_differs() -> None:

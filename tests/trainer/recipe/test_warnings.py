@@ -8,9 +8,10 @@ from pipeline.dataset.prepared import PreparedDataset
 from tests.support.errors import assert_names, refused
 from tests.support.prepared import make_prepared, tiny_recipe
 from trainer.data.clips import select_training_data
+from trainer.recipe.fit import check_rate
 from trainer.recipe.parse import load_recipe
 from trainer.recipe.recipe import Recipe
-from trainer.recipe.warnings import check_rate, recipe_warnings
+from trainer.recipe.warnings import recipe_warnings
 
 PLAIN = ("data.train_split=train", "data.eval_split=eval", "data.fold=0")
 RECIPES = ("audioset-balanced", "audioset-full", "esc50", "esc50-from-audioset", "speech-commands")

@@ -105,7 +105,7 @@ def test_file_has_the_documented_format(tmp_path: object) -> None:
 def test_predictions_hold_the_ids_and_targets_of_a_clip_set(tmp_path: object) -> None:
     clips = select_clips(make_prepared(str(tmp_path), max_labels=2), "train", 2)
     targets = clips.targets(np.arange(len(clips)))
-    written = from_scores(clips, targets, targets * 0.5, Source(loss="bce"))
+    written = from_scores(clips, targets, targets * 0.5, Source(loss="bce"), clips.name)
     write(str(tmp_path), written)
     read = read_predictions(str(tmp_path), "train-fold2")
     assert read.ids == clips.ids
