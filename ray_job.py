@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from cluster.commands import list_jobs, logs, stop
 from cluster.commands.submit import submit_step
 from cluster.program import print_error, program_name
-from cluster.quiet_ray import skip_lines_of_workers
+from cluster.ray_noise import skip_lines_of_workers
 from pipeline.commands import download, manifest, prepare, verify
 from pipeline.errors import UserError
 from pipeline.terminal import log

@@ -1,7 +1,7 @@
 """Small S3 objects read per second, and CPU time for each, with several clients in one run.
 
 Steps: serve a bucket of 200 KB objects on this machine (see `s3_server`); read them from 1, 8 and
-32 threads with s3fs, pyarrow and obstore (as `pipeline.storage.s3_objects` uses it), with and
+32 threads with s3fs, pyarrow and obstore (as `pipeline.storage.obstore_reads` uses it), with and
 without added latency per request; keep the best of several rounds. Out: a table.
 
     .venv/bin/python benchmarks/s3_reads.py
@@ -23,7 +23,7 @@ import pyarrow.fs
 from s3_server import serve_s3
 
 from pipeline import storage
-from pipeline.storage.s3_objects import read_object
+from pipeline.storage.obstore_reads import read_object
 
 OBJECT_BYTES = 200_000
 NUM_OBJECTS = 200

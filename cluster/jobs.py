@@ -35,7 +35,7 @@ from rich.text import Text
 
 from cluster.job_server import JobServer, UnreachableError, reason
 from cluster.program import program_name
-from cluster.quiet_ray import quiet_loggers
+from cluster.ray_noise import quiet_loggers
 from cluster.session import TOKEN_HINT
 from cluster.upload import PROGRAM, job_folder, path_in_job
 from pipeline.errors import UserError

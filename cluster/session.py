@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 import ray
 from ray.exceptions import AuthenticationError
 
-from cluster.quiet_ray import quiet_loggers
+from cluster.ray_noise import quiet_loggers
 from cluster.worker_errors import links
 from pipeline.errors import UserError, one_line
 

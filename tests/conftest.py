@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from cluster.quiet_ray import skip_lines_of_workers
+from cluster.ray_noise import skip_lines_of_workers
 from pipeline import storage
 
 # The program does this first, but some tests import Ray before they call it.

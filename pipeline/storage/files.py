@@ -1,7 +1,7 @@
 """Files by path, local or `s3://bucket/key`.
 
 All files of the project are read and written here. Contents on S3 are read through
-`pipeline.storage.s3_objects`, with s3fs as the fallback. A write is atomic: locally a temporary
+`pipeline.storage.obstore_reads`, with s3fs as the fallback. A write is atomic: locally a temporary
 file beside the target and a rename; on S3 one put or, if large, one multipart upload, which a
 killed process leaves unfinished for the bucket's lifecycle rules. The S3 endpoint, region and
 credentials come from the usual AWS variables (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...), so
@@ -80,7 +80,7 @@ def read_file(
         with Path(path).open("rb") as file:
             file.seek(offset_bytes)
             return file.read(size_bytes)
-    from pipeline.storage.s3_objects import read_object, read_object_range  # as in file_system
+    from pipeline.storage.obstore_reads import read_object, read_object_range  # as in file_system
 
     try:
         if size_bytes is None:
@@ -291,9 +291,9 @@ def _read_by_s3fs(path: str, offset_bytes: int, size_bytes: int | None) -> bytes
 def file_system(path: str) -> Any:
     """The fsspec file system of a path; for callers that hand it to another library."""
     if is_remote(path):
-        from pipeline.storage import s3_client  # S3 clients only where S3 is used
+        from pipeline.storage import s3fs_client  # S3 clients only where S3 is used
 
-        return s3_client.file_system()
+        return s3fs_client.file_system()
     import fsspec
 
     return fsspec.filesystem("file")

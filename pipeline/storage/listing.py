@@ -70,7 +70,7 @@ def _list_local(folder: str) -> Iterator[pa.RecordBatch]:
 
 
 def _list_remote(prefix: str) -> Iterator[pa.RecordBatch]:
-    from pipeline.storage.s3_objects import list_objects  # S3 clients only where S3 is used
+    from pipeline.storage.obstore_reads import list_objects  # S3 clients only where S3 is used
 
     for paths, sizes_bytes in list_objects(prefix):
         yield _batch(paths, sizes_bytes)

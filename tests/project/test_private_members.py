@@ -19,11 +19,11 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from torch import nn
 
-from cluster import quiet_ray
+from cluster import ray_noise
 from cluster.job_server import JobServer
 from trainer.model import compile as compiling
 from trainer.on_ray.head_node import HEAD_NODE
-from trainer.on_ray.trainer import UNWANTED, Trainer
+from trainer.on_ray.torch_trainer import UNWANTED, Trainer
 from trainer.optim.optimiser import make_optimiser
 from trainer.optim.settings import OptimiserSettings
 from trainer.optim.skip import step_unless
@@ -31,11 +31,11 @@ from trainer.optim.skip import step_unless
 ROOT = Path(__file__).parents[2]
 PRIVATE = {
     "cluster/job_server.py": ("_do_request", "_raise_error", "_ssl_context"),
-    "trainer/on_ray/trainer.py": ("_create_default_callbacks",),
+    "trainer/on_ray/torch_trainer.py": ("_create_default_callbacks",),
     "trainer/on_ray/head_node.py": ("__internal_head__",),
     "trainer/model/compile.py": ("torch._dynamo",),
     "trainer/optim/skip.py": ("found_inf",),
-    "cluster/quiet_ray.py": ("ray._private", "ray.dashboard"),
+    "cluster/ray_noise.py": ("ray._private", "ray.dashboard"),
 }
 """Each member, and the one file that may name it."""
 
@@ -110,12 +110,12 @@ def test_fused_optimiser_skips_a_bad_step(is_bad: bool) -> None:
 
 def test_ray_reads_the_lines_to_skip_on_import() -> None:
     code = (
-        "from cluster.quiet_ray import skip_lines_of_workers; skip_lines_of_workers();"
+        "from cluster.ray_noise import skip_lines_of_workers; skip_lines_of_workers();"
         "from ray._private import ray_logging;"
         "print(ray_logging.stderr_deduplicator.skip_re.pattern)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == quiet_ray._SKIPPED_LINES
+    assert done.stdout.strip() == ray_noise._SKIPPED_LINES
     assert hasattr(ray_logging.stderr_deduplicator, "skip_re")

@@ -150,8 +150,8 @@ def test_lasting_fault_is_one_line_and_the_job_resumes_later(
     reference: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipeline.storage.s3_objects.MAX_RETRIES", 1)
-    monkeypatch.setattr("pipeline.storage.s3_client.MAX_ATTEMPTS", 1)
+    monkeypatch.setattr("pipeline.storage.obstore_reads.MAX_RETRIES", 1)
+    monkeypatch.setattr("pipeline.storage.s3fs_client.MAX_ATTEMPTS", 1)
     storage.file_system(s3).clear_instance_cache()
     proxy.spoil(Faults(share=1.0, kinds=(kind,), after=60))
     with pytest.raises(UserError) as caught:

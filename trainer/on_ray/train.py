@@ -29,7 +29,7 @@ from trainer.model.settings import Precision
 from trainer.on_ray.actors import Failures
 from trainer.on_ray.progress import REPORT_EVERY_S, progress_board
 from trainer.on_ray.settings import Workers
-from trainer.on_ray.trainer import Trainer
+from trainer.on_ray.torch_trainer import Trainer
 from trainer.on_ray.workers import fit_workers, note_precision, note_workers
 from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe

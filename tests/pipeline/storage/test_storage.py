@@ -308,7 +308,7 @@ def test_invalid_bucket_name_is_an_explained_error() -> None:
 @pytest.fixture
 def few_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail soon: the usual attempts take a quarter of a minute."""
-    monkeypatch.setattr("pipeline.storage.s3_client.MAX_ATTEMPTS", 1)
+    monkeypatch.setattr("pipeline.storage.s3fs_client.MAX_ATTEMPTS", 1)
 
 
 @pytest.fixture

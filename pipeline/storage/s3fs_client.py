@@ -4,7 +4,7 @@ from typing import Any
 
 import fsspec
 
-from pipeline.storage.s3_objects import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
+from pipeline.storage.obstore_reads import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
 
 MAX_ATTEMPTS = 2
 """Tries of a request by botocore, within each try of `pipeline.storage.faults`."""
