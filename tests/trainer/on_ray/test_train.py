@@ -20,6 +20,7 @@ import ray
 import ray_job
 from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset
+from pipeline.terminal import log
 from tests.support.errors import assert_error_line, assert_names
 from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
 from tests.support.runs import assert_close_runs, assert_events_match_history, newest
@@ -297,17 +298,18 @@ def test_invalid_commands_are_refused_before_ray_starts(
 
 
 def test_warnings_are_printed_once(
-    dataset: PreparedDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    dataset: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    log.set_up(logging.INFO)
     recipe = replace(RECIPE, train=replace(RECIPE.train, batch_size=41))
     recipes = {str(tmp_path / name): recipe for name in ("a", "b")}
     assert unfinished(recipes, dataset.path) == recipes
-    [warning] = [line for line in caplog.text.splitlines() if "train.batch_size" in line]
+    warnings = capsys.readouterr().err.splitlines()
+    [warning] = [line for line in warnings if "train.batch_size" in line]
     assert_names(warning, 40)
-    caplog.clear()
     recipes[str(tmp_path / "c")] = RECIPE
     assert unfinished(recipes, dataset.path) == recipes
-    assert "a, b: train.batch_size: " in caplog.text
+    assert "warning: a, b: train.batch_size: " in capsys.readouterr().err
 
 
 @pytest.fixture
