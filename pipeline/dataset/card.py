@@ -161,7 +161,7 @@ def decode_card(data: bytes, path: str) -> Card:
     raise UserError(
         path,
         f"the data set has format version {version}, this program reads {FORMAT_VERSION}",
-        "prepare it again",
+        "prepare it again, or use the version of ast-ray that did",
     )
 
 

@@ -137,7 +137,9 @@ def read_run(run_path: str) -> RunInfo:
     except FileNotFoundError as error:
         raise UserError(run_path, "no run there (no run.json)") from error
     raise UserError(
-        run_path, f"the run has format version {version}, this program reads {FORMAT_VERSION}"
+        run_path,
+        f"the run has format version {version}, this program reads {FORMAT_VERSION}",
+        "use the version of ast-ray that wrote it",
     )
 
 
