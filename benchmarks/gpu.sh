@@ -80,16 +80,19 @@ part tests 90 "$python" -m pytest tests/test_gpu.py -q -p no:cacheprovider
 [ -z "$preparing" ] || wait "$preparing" || failed="$failed prepared_sets"
 # shellcheck disable=SC2086
 {
-part steps 150 "$python" benchmarks/train_throughput.py --batch-sizes $sizes --seconds 130 \
+part steps 150 "$python" benchmarks/train_throughput.py --batch-sizes $sizes \
+    --seconds $((130 * limit_s / 470)) \
     --sides ours transformers authors
 part loop 100 "$python" benchmarks/train_loop.py "$sets"
-part variants 80 "$python" benchmarks/train_throughput.py $few --seconds 60 --title ", variants" \
+part variants 80 "$python" benchmarks/train_throughput.py $few \
+    --seconds $((60 * limit_s / 470)) --title ", variants" \
     --sides ours "ours, whole model" "ours, CUDA graphs" "ours, not compiled" "ours, patchout" \
     "ours, checkpointed"
 part fbank 25 "$python" benchmarks/fbank_throughput.py --rounds 50
 part evaluation 40 "$python" benchmarks/evaluation_throughput.py "$sets"
 part learning 140 "$python" benchmarks/learning.py "$sets"
-part extras 60 "$python" benchmarks/train_throughput.py $few --seconds 45 --title ", extras" \
+part extras 60 "$python" benchmarks/train_throughput.py $few \
+    --seconds $((45 * limit_s / 470)) --title ", extras" \
     --sides ours "ours, unfolded patches" "ours, compiled loss" "ours, FP8"
 }
 for backend in flash_attention cudnn_attention efficient_attention; do

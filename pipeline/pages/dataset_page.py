@@ -163,6 +163,8 @@ def level_plot(levels_dbfs: FloatArray) -> Plot | None:
         names, counts, ticks = ["silence", "", ""], [num_silent, 0, 0], [(0.0, "−∞")]
         notes = [f"{num_silent:,} clips are silent throughout (−∞)."]
     if len(audible):
+        # A tiny level below an edge would be divided to 0, the bin above it.
+        audible = np.round(audible, 6)
         low, high = (math.floor(level / _LEVEL_STEP_DB) for level in (audible.min(), audible.max()))
         edges = [float(_LEVEL_STEP_DB * number) for number in range(low, high + 2)]
         ticks += [

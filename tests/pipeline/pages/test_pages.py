@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -343,6 +343,8 @@ def test_round_duration_starts_its_bin() -> None:
 
 
 @given(st.lists(st.floats(-200, 3) | st.sampled_from([-math.inf, math.nan]), max_size=60))
+@example([-5e-324])
+@example([0.0, -5e-324])
 def test_every_level_falls_into_a_bin_with_silence_apart(levels: list[float]) -> None:
     plot = dataset_page.level_plot(np.array(levels, np.float64))
     num_known = sum(not math.isnan(level) for level in levels)
