@@ -187,7 +187,7 @@ def checksum_fault(data: bytes) -> str | None:
     """What is wrong with the content of a `card.json`; None if it is unchanged."""
     try:
         document = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter if brackets nest too deep
         return f"is not JSON ({error})"
     if not isinstance(document, dict):
         return "is not a card"

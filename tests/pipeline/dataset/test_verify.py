@@ -188,6 +188,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]], int]] 
         [("card.json", "is not a card"), UNCHECKED],
         0,
     ),
+    "card too deep": (
+        lambda f: (f / "card.json").write_text(100_000 * "["),
+        [("card.json", "is not JSON ("), UNCHECKED],
+        0,
+    ),
     "part changed": (lambda f: replace(f / PART, b"train-", b"train+"), [(PART, "is damaged")], 1),
     "part cut": (lambda f: cut(f / PART), [(PART, "is damaged")], 1),
     "part swapped": (
@@ -231,6 +236,7 @@ def test_damage_is_named_and_repaired_to_the_same_bytes(
         "card changed",
         "card cut",
         "card no card",
+        "card too deep",
     ],
 )
 def test_prepare_alone_notices_damage_visible_in_a_listing(

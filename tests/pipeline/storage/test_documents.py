@@ -77,7 +77,17 @@ def test_long_lists_of_faults_are_shortened() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", '{"step": 1}}', '{"step": 1, "loss": NaN}', "\x00", '{"step": 1', "\ud800"]
+    "text",
+    [
+        "",
+        "{",
+        100_000 * "[",
+        '{"step": 1}}',
+        '{"step": 1, "loss": NaN}',
+        "\x00",
+        '{"step": 1',
+        "\ud800",
+    ],
 )
 def test_text_that_is_not_json_is_refused(text: str) -> None:
     with pytest.raises(DocumentError):
