@@ -117,6 +117,8 @@ def _index(clips: pa.Table, tar_name: str) -> pa.Table:
     }
     columns = {name: pa.repeat(pa.scalar(value), num_clips) for name, value in constants.items()}
     columns["offset_bytes"] = pa.array(np.arange(num_clips) * 257_536)
+    checksums = np.random.default_rng(0).integers(2**64, size=num_clips, dtype=np.uint64)
+    columns["xxh3"] = pa.array(checksums)
     for name in ("id", "uri", "split", "fold", "labels", "common"):
         columns[name] = clips[name]
     ordered = [columns[name].cast(INDEX_SCHEMA.field(name).type) for name in INDEX_SCHEMA.names]

@@ -5,7 +5,7 @@
 #   sh benchmarks/gpu.sh loop steps  these parts alone
 #
 # Needs torch, torchaudio, timm, transformers, pyarrow, pytest and what the core imports (pydantic; for
-# audio miniaudio, soundfile, soxr and PyAV), but neither Ray nor a network; torchao for FP8. Run it in
+# xxhash, audio miniaudio, soundfile, soxr and PyAV), but neither Ray nor a network; torchao for FP8. Run it in
 # the project's root. Every part has a time limit; figures measured by then are kept. At the end all
 # figures are printed as one table and written to $OUT/figures.json (OUT: build/gpu unless set). The
 # exit status is 1 if a part failed.
@@ -55,7 +55,7 @@ part() {
 }
 
 gpu=$("$python" -c 'import torch; print(int(torch.cuda.is_available()))') || exit 1
-"$python" -c 'import pydantic, soxr, soundfile, miniaudio' ||
+"$python" -c 'import pydantic, xxhash, soxr, soundfile, miniaudio' ||
     echo "warning: a library is missing: parts that read prepared data or audio will fail" >&2
 if [ "$gpu" = 1 ]; then
     sizes="32 12 96" few="--batch-sizes 32" small=""

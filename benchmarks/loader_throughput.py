@@ -75,7 +75,7 @@ def make_shards(folder: str, num_clips: int, stored: Sequence[Fbank | bytes]) ->
     """Write tars that repeat the same few clips; returns the set of their clips."""
     is_audio = isinstance(stored[0], bytes)
     num_samples = np.full(num_clips, NUM_SAMPLES)
-    shards, offsets, sizes = [], [], []
+    shards, offsets, sizes, checksums = [], [], [], []
     for number in range(NUM_SHARDS):
         path = storage.join(folder, f"train-{number:05d}.tar")
         with storage.new_file(path) as file:
@@ -87,6 +87,7 @@ def make_shards(folder: str, num_clips: int, stored: Sequence[Fbank | bytes]) ->
                 shards.append(path)
                 offsets.append(placed.offset_bytes)
                 sizes.append(placed.size_bytes)
+                checksums.append(placed.xxh3)
             writer.finish()
             file.commit()
     return ClipSet(
@@ -95,6 +96,7 @@ def make_shards(folder: str, num_clips: int, stored: Sequence[Fbank | bytes]) ->
         shards=shards,
         offset_bytes=np.array(offsets),
         size_bytes=np.array(sizes),
+        xxh3=np.array(checksums, dtype=np.uint64),
         label_indices=[[0]] * num_clips,
         common=np.zeros(num_clips, dtype=np.bool_),
         labels=["noise"],

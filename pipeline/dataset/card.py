@@ -22,7 +22,7 @@ from pipeline.manifest.coverage import Coverage
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.splits import TRAIN_SPLIT
 from pipeline.shards.parts import TarEntry
-from pipeline.shards.plan import FORMAT_VERSION
+from pipeline.shards.plan import FORMAT_VERSION, READ_VERSIONS
 from pipeline.shards.settings import PrepareSettings, Store
 
 
@@ -154,13 +154,14 @@ def decode_card(data: bytes, path: str) -> Card:
     """
     try:
         version = storage.parse_document(data, _Version).format_version
-        if version == FORMAT_VERSION:
+        if version in READ_VERSIONS:
             return storage.parse_document(data, Card)
     except storage.DocumentError as error:
         raise UserError(path, f"the card is damaged: {error}", "prepare it again") from error
     raise UserError(
         path,
-        f"the data set has format version {version}, this program reads {FORMAT_VERSION}",
+        f"the data set has format version {version}, this program reads "
+        f"{' and '.join(map(str, READ_VERSIONS))}",
         "prepare it again, or use the version of ast-ray that did",
     )
 

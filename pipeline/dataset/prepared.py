@@ -11,10 +11,13 @@ from pipeline.audio.stored_audio import decode_flac, to_waveform
 from pipeline.dataset.card import Card, decode_card
 from pipeline.errors import UserError
 from pipeline.fbank_settings import FbankSettings
-from pipeline.shards.tar import Fbank, fbank_from_bytes
+from pipeline.shards.tar import Fbank, checksum, fbank_from_bytes
 
 INDEX_ROWS_PER_GROUP = 16_384
 """Few enough that the rows of one shard are a small read, many enough for a small footer."""
+
+REPAIR = "the data set was damaged after `prepare`: run `verify`, then `prepare` again"
+"""The remedy for a file that no longer matches its checksum."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,11 +67,14 @@ class PreparedDataset:
         """The fbank `[T, F]` float16 of a clip, given by its row of the index, in one ranged read.
 
         Raises:
-            OSError, EOFError: the shard is missing or truncated.
+            OSError, EOFError, UserError: the shard is missing, truncated or damaged.
         """
         clip = self.index.slice(row, 1).to_pylist()[0]
         path = storage.join(self.path, clip["shard"])
         data = storage.read_range(path, clip["offset_bytes"], clip["size_bytes"])
+        if "xxh3" in clip and clip["xxh3"] != checksum(data):
+            what = f"clip {clip['id']!r} does not match its checksum in the index"
+            raise UserError(path, what, REPAIR)
         settings = self.audio_fbank
         if settings is None:
             return fbank_from_bytes(data, self.num_mels)

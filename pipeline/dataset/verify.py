@@ -39,7 +39,7 @@ from pipeline.fbank_settings import FbankSettings
 from pipeline.on_ray import TASK_MEMORY_BYTES, run_tasks
 from pipeline.shards.parts import TarEntry, has_parts, part_path, read_part, work_folder
 from pipeline.shards.plan import DamagedPlanError, read_plan
-from pipeline.shards.tar import fbank_from_bytes, shard_key
+from pipeline.shards.tar import checksum, fbank_from_bytes, shard_key
 from pipeline.terminal.progress import ProgressBar
 
 _METADATA_FIELDS = ("labels", "split", "fold", "duration_s")
@@ -156,14 +156,14 @@ def document_faults(path: str) -> list[Fault]:
         return [Fault(path="card.json", what=problem)]
     card = decode_card(data, card_path(path))
     faults = []
-    checksums = {"index.parquet": card.index_sha256, "rejects.parquet": card.rejects_sha256}
-    for file, checksum in checksums.items():
+    expected = {"index.parquet": card.index_sha256, "rejects.parquet": card.rejects_sha256}
+    for file, sha256 in expected.items():
         try:
             digest = hashlib.sha256(storage.read_bytes(storage.join(path, file))).hexdigest()
         except FileNotFoundError:
             faults.append(Fault(path=file, what="is missing"))
             continue
-        if digest != checksum:
+        if digest != sha256:
             faults.append(Fault(path=file, what="does not match the card's checksum"))
     return faults or _index_faults(card, storage.read_table(storage.join(path, "index.parquet")))
 
@@ -242,6 +242,8 @@ def _tar_faults(
         except (ValueError, EOFError) as error:
             yield f"clip {row['id']}: cannot be read ({error})"
             continue
+        if "xxh3" in row and row["xxh3"] != checksum(stored_bytes):
+            yield f"clip {row['id']}: does not match its checksum in the index"
         if metadata != {"id": row["id"], **{name: row[name] for name in _METADATA_FIELDS}}:
             yield f"clip {row['id']}: its JSON differs from the index"
         if problem:

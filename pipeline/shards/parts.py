@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.audio.rejects import Reject
-from pipeline.shards.plan import content_hash
-from pipeline.shards.settings import Store
+from pipeline.shards.plan import FORMAT_VERSION, READ_VERSIONS, content_hash
+from pipeline.shards.settings import STORES, Store
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -25,6 +25,7 @@ INDEX_SCHEMA = pa.schema(
         ("shard", pa.string()),  # the tar, relative to the data set
         ("offset_bytes", pa.int64()),  # of the float16 [T, F] numbers, or of the FLAC, in the tar
         ("size_bytes", pa.int64()),
+        ("xxh3", pa.uint64()),  # of these bytes, see `tar.checksum`
         ("frames", pa.int32()),
         ("duration_s", pa.float64()),
         ("level_dbfs", pa.float32()),  # RMS over the clip; -inf: silence
@@ -34,7 +35,9 @@ INDEX_SCHEMA = pa.schema(
         ("fbank_sumsq", pa.float64()),
     ]
 )
-_AUDIO_SCHEMA = INDEX_SCHEMA.append(pa.field("num_clipped", pa.int32()))  # beyond full scale
+_NUM_CLIPPED = pa.field("num_clipped", pa.int32())  # beyond full scale; where audio is stored
+_NEW_COLUMNS = {3: ("xxh3",)}
+"""Columns by the first format version that has them."""
 STAGES = ("fetch", "decode", "fbank", "write")
 
 _METADATA_KEY = b"ast_ray.part"
@@ -77,9 +80,16 @@ class _Metadata:
     fetched_bytes: int
 
 
-def index_schema(store: Store) -> pa.Schema:
+def index_schema(store: Store, format_version: int = FORMAT_VERSION) -> pa.Schema:
     """Columns of the index of a data set that stores fbanks or audio."""
-    return _AUDIO_SCHEMA if store == "audio" else INDEX_SCHEMA
+    fields = [*INDEX_SCHEMA, *([_NUM_CLIPPED] if store == "audio" else [])]
+    newer = {
+        name
+        for version, names in _NEW_COLUMNS.items()
+        if version > format_version
+        for name in names
+    }
+    return pa.schema([field for field in fields if field.name not in newer])
 
 
 def work_folder(output: str) -> str:
@@ -104,7 +114,8 @@ def read_part(path: str) -> Part:
     stored = table.schema.metadata or {}
     text = stored.get(_METADATA_KEY, b"")
     is_whole = stored.get(_CHECKSUM_KEY) == _checksum(text, table)
-    if not (is_whole and table.schema in (INDEX_SCHEMA, _AUDIO_SCHEMA)):
+    schemas = [index_schema(store, version) for store in STORES for version in READ_VERSIONS]
+    if not (is_whole and table.schema in schemas):
         raise ValueError(f"{path}: does not match the checksum it contains")
     metadata = storage.parse_document(text, _Metadata)
     return Part(

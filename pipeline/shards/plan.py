@@ -28,8 +28,10 @@ from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.splits import check_split
 from pipeline.shards.settings import PrepareSettings
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Changes whenever the same manifest and settings would give other tars, index or card."""
+READ_VERSIONS = (2, FORMAT_VERSION)
+"""Those of data sets that can be read. Before version 3 the index had no checksums of clips."""
 
 
 _MIN_SHARDS = 16

@@ -11,6 +11,7 @@ READS_AHEAD = 16
 """Default number of files that a task fetches at once, ahead of the computation."""
 
 Store = Literal["fbank", "audio"]
+STORES: tuple[Store, ...] = get_args(Store)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,10 +30,8 @@ class PrepareSettings:
     mixes waveforms and computes their fbanks."""
 
     def __post_init__(self) -> None:
-        if self.store not in get_args(Store):
-            raise SettingValueError(
-                "store", f"must be one of {get_args(Store)}, got {self.store!r}"
-            )
+        if self.store not in STORES:
+            raise SettingValueError("store", f"must be one of {STORES}, got {self.store!r}")
         if not 1 <= self.clips_per_shard <= 100_000:
             raise SettingValueError(
                 "clips_per_shard", f"must be from 1 to 100000, got {self.clips_per_shard}"

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 Fbank = npt.NDArray[np.float16]
 
@@ -29,6 +30,8 @@ class ByteRange:
 
     offset_bytes: int
     size_bytes: int
+    xxh3: int
+    """Their checksum, as `checksum` gives it."""
 
 
 class Sink(Protocol):
@@ -67,7 +70,9 @@ class ShardWriter:
             content = np.ascontiguousarray(stored).data.cast("B")
         start = self._add_member(f"{key}.{kind}", header, content)
         self.num_clips += 1
-        return ByteRange(offset_bytes=start + len(header), size_bytes=len(content))
+        return ByteRange(
+            offset_bytes=start + len(header), size_bytes=len(content), xxh3=checksum(content)
+        )
 
     def finish(self) -> None:
         """Write the end of the tar; nothing may be added afterwards."""
@@ -89,6 +94,11 @@ class ShardWriter:
         self._file.write(data)
         self._hash.update(data)
         self.size_bytes += len(data)
+
+
+def checksum(stored: bytes | bytearray | memoryview) -> int:
+    """XXH3 of a clip's stored bytes, 64 bits: finds damage, at 50 GB/s, and no forgery."""
+    return xxhash.xxh3_64_intdigest(stored)
 
 
 def shard_key(clip_id: str) -> str:

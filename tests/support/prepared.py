@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from pipeline import storage
-from pipeline.dataset.card import make_card
+from pipeline.dataset.card import fingerprint, make_card
 from pipeline.dataset.prepared import PreparedDataset, card_path, open_dataset
 from pipeline.shards.parts import INDEX_SCHEMA, TarEntry
 from pipeline.shards.settings import PrepareSettings
@@ -112,6 +112,7 @@ def make_prepared(
                     "shard": name,
                     "offset_bytes": placed.offset_bytes,
                     "size_bytes": placed.size_bytes,
+                    "xxh3": placed.xxh3,
                     "frames": len(fbank),
                     "common": number % 2 == 0,
                     "fbank_sum": math.fsum(exact.ravel()),
@@ -132,6 +133,16 @@ def make_prepared(
     return open_dataset(folder)
 
 
+def to_version_2(folder: str) -> None:
+    """Rewrite a data set as before its index had checksums of clips."""
+    index = storage.read_table(storage.join(folder, "index.parquet")).drop_columns(["xxh3"])
+    data = storage.encode_table(index)
+    storage.write_bytes(storage.join(folder, "index.parquet"), data)
+    changes = {"format_version": 2, "index_sha256": hashlib.sha256(data).hexdigest()}
+    card = storage.read_json(card_path(folder)) | changes
+    storage.write_json(card_path(folder), card | {"fingerprint": fingerprint(card)})
+
+
 def _fbank(rng: np.random.Generator, classes: Sequence[int], num_mels: int) -> Fbank:
     num_frames = int(rng.integers(40, 91))
     fbank = rng.normal(-6, 2, (num_frames, num_mels))
@@ -143,7 +154,8 @@ def _fbank(rng: np.random.Generator, classes: Sequence[int], num_mels: int) -> F
 
 def _write_index_and_card(folder: str, rows: list[dict[str, Any]], tars: list[TarEntry]) -> None:
     index = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
-    storage.write_table(storage.join(folder, "index.parquet"), index)
+    index_bytes = storage.encode_table(index)
+    storage.write_bytes(storage.join(folder, "index.parquet"), index_bytes)
     shas = "".join(tar.sha256 for tar in tars)
     card = make_card(
         settings=PrepareSettings(),
@@ -154,7 +166,7 @@ def _write_index_and_card(folder: str, rows: list[dict[str, Any]], tars: list[Ta
         coverage=None,
         common_fingerprint="",
         plan_fingerprint=hashlib.sha256(shas.encode()).hexdigest(),
-        index_sha256="",
+        index_sha256=hashlib.sha256(index_bytes).hexdigest(),
         rejects_sha256="",
     )
     storage.write_json(card_path(folder), card.to_json())

@@ -2,8 +2,10 @@
 
 In: indices of clips, and the first frame of each. Steps: the data set's index says where a clip's
 fbank or FLAC file lies, so each is one positioned read, from an open file or from S3, where many
-are in flight; the thread that reads audio also decodes all of it. Out: an array, which the caller
-reuses.
+are in flight; the bytes are compared with the clip's checksum in the index; the thread that reads
+audio also decodes all of it. Out: an array, which the caller reuses.
+
+Of a long clip only a part is read, which has no checksum: the first time, the whole clip is read.
 
 B clips, T frames, F mels, S samples.
 """
@@ -19,8 +21,9 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.audio.stored_audio import Samples16, decode_flac
+from pipeline.dataset.prepared import REPAIR
 from pipeline.errors import UserError
-from pipeline.shards.tar import Fbank
+from pipeline.shards.tar import Fbank, checksum
 from trainer.data.clips import NUM_BYTES, ClipSet
 from trainer.data.shard_cache import ShardCache
 
@@ -47,6 +50,7 @@ class ClipReader:
         self._cache: dict[int, bytearray] = {}
         self._cache_left_bytes = cache_bytes
         self._cache_lock = Lock()
+        self._is_checked = np.full(len(clips), clips.xxh3 is None)
         self._shard_cache = shards
         self._open = lru_cache(MAX_OPEN_SHARDS)(_OpenFile)
 
@@ -72,7 +76,7 @@ class ClipReader:
             The number of frames, or samples, read from each clip, `[B]`.
 
         Raises:
-            UserError: a clip's shard is missing or ends too early, or its audio is damaged.
+            UserError: a clip's shard is missing or ends too early, or the clip is damaged.
         """
         firsts = first_frames * self._step
         lengths: IntArray = np.minimum(self._lengths[indices] - firsts, out.shape[1])
@@ -89,23 +93,29 @@ class ClipReader:
         into = out.data.cast("B")
         skip_bytes = first_frame * NUM_BYTES * self._clips.num_mels
         clip = self._cached(index)
-        if clip is None:
+        size_bytes = int(self._clips.size_bytes[index])
+        if clip is None and len(into) == size_bytes:
+            self._read_clip(index, into)
+        elif clip is None and self._is_checked[index]:
             self._read_range(index, skip_bytes, into)
         else:
+            if clip is None:
+                clip = bytearray(size_bytes)
+                self._read_clip(index, memoryview(clip))
             into[:] = memoryview(clip)[skip_bytes : skip_bytes + len(into)]
 
     def _read_audio(self, index: int, first_sample: int, out: Samples16) -> None:
         clip = self._cached(index)
         if clip is None:
             clip = bytearray(int(self._clips.size_bytes[index]))
-            self._read_range(index, 0, memoryview(clip))
+            self._read_clip(index, memoryview(clip))
         try:
             samples = decode_flac(bytes(clip), int(self._lengths[index]))
         except EOFError as error:
             raise UserError(
                 f"{self._clips.shards[index]}",
                 f"the audio of clip {self._clips.ids[index]!r} {error}",
-                "the data set is damaged, prepare it again",
+                REPAIR,
             ) from error
         out[:] = samples[first_sample : first_sample + len(out)]
 
@@ -118,12 +128,32 @@ class ClipReader:
                     return None
                 self._cache_left_bytes -= size_bytes
             clip = bytearray(size_bytes)
-            self._read_range(index, 0, memoryview(clip))
+            self._read_clip(index, memoryview(clip))
             with self._cache_lock:
                 if index in self._cache:  # another thread read it meanwhile
                     self._cache_left_bytes += size_bytes
                 self._cache[index] = clip
         return self._cache[index]
+
+    def _read_clip(self, index: int, into: memoryview) -> None:
+        """Read a whole clip and compare it with its checksum."""
+        self._read_range(index, 0, into)
+        if not self._matches(index, into):
+            # A copy in the cache, or the transfer, may be to blame.
+            if self._shard_cache:
+                self._shard_cache.drop(self._clips.shards[index])
+            self._read_range(index, 0, into)
+            if not self._matches(index, into):
+                raise UserError(
+                    self._clips.shards[index],
+                    f"clip {self._clips.ids[index]!r} does not match its checksum in the index",
+                    REPAIR,
+                )
+        self._is_checked[index] = True
+
+    def _matches(self, index: int, clip: memoryview) -> bool:
+        checksums = self._clips.xxh3
+        return checksums is None or checksum(clip) == int(checksums[index])
 
     def _read_range(self, index: int, skip_bytes: int, into: memoryview) -> None:
         shard = self._clips.shards[index]
@@ -136,7 +166,7 @@ class ClipReader:
             raise UserError(
                 shard,
                 f"the shard is missing or too short for clip {self._clips.ids[index]!r}",
-                "the data set is damaged, prepare it again",
+                REPAIR,
             ) from error
 
     def _read_remote(self, path: str, offset_bytes: int, into: memoryview) -> None:

@@ -45,6 +45,8 @@ class ClipSet:
     """Path of each clip's tar, `[N]`."""
     offset_bytes: NDArray[np.int64]
     size_bytes: NDArray[np.int64]
+    xxh3: NDArray[np.uint64] | None = None
+    """Checksums of the clips' bytes, `[N]`; None in an old data set, which has none."""
     label_indices: list[list[int]]
     """Class indices of each clip's labels, `[N]` lists."""
     common: NDArray[np.bool_]
@@ -98,6 +100,7 @@ def make_clip_set(dataset: PreparedDataset, clips: pa.Table, name: str) -> ClipS
         shards=[storage.join(dataset.path, shard) for shard in clips["shard"].to_pylist()],
         offset_bytes=clips["offset_bytes"].to_numpy(),
         size_bytes=clips["size_bytes"].to_numpy(),
+        xxh3=clips["xxh3"].to_numpy() if "xxh3" in clips.column_names else None,
         common=clips["common"].to_numpy(),
         label_indices=[
             [class_of[label] for label in labels] for labels in clips["labels"].to_pylist()

@@ -10,6 +10,7 @@ which there is no room are read by ranges.
 """
 
 import hashlib
+import logging
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,8 @@ from threading import Lock
 from filelock import FileLock
 
 from pipeline import storage
+
+_logger = logging.getLogger(__name__)
 
 _SUBFOLDER = "ast-ray-shards"
 """In the given folder, which may hold other files."""
@@ -55,6 +58,16 @@ class ShardCache:
             if shard not in self._paths and self._copying is None:
                 self._copying = self._pool.submit(self._copy, shard)
             return self._paths.get(shard, shard)
+
+    def drop(self, shard: str) -> None:
+        """Delete the copy of a shard, which is damaged; the shard is read by ranges from now on."""
+        with self._lock:
+            path = self._paths.get(shard, shard)
+            if path != shard:
+                self._paths[shard] = shard
+                _logger.warning("%s: deleted, as it differs from %s", path, shard)
+                with storage.explained(path):
+                    Path(path).unlink(missing_ok=True)
 
     def _copy(self, shard: str) -> tuple[str, str]:
         """The shard and the path to read it from; another process may have made the copy."""

@@ -48,7 +48,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, clips: list[Clip]) -> Prep
 
 def test_card_describes_the_data_set(dataset: PreparedDataset, clips: list[Clip]) -> None:
     card = dataset.card
-    assert (card.format_version, card.num_clips) == (2, 14)
+    assert (card.format_version, card.num_clips) == (3, 14)
     assert card.fbank.num_mels == dataset.num_mels == 128
     assert tuple(card.labels) == tuple(dataset.labels) == LABELS
     assert card.class_counts == {
@@ -261,7 +261,7 @@ def test_fingerprint_covers_the_whole_card(dataset: PreparedDataset) -> None:
 
 def test_data_set_of_another_format_is_refused(tmp_path: Path) -> None:
     storage.write_json(f"{tmp_path}/card.json", {"format_version": 99})
-    with refused("card.json", 99, 2):
+    with refused("card.json", 99, "2 and 3"):
         open_dataset(str(tmp_path))
 
 

@@ -131,7 +131,7 @@ def index(folder: Path) -> list[dict[str, Any]]:
 CHECKSUM = "does not match the card's checksum"
 UNCHECKED = ("shards", "were not checked")
 DAMAGES: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]], int]] = {
-    "numbers": (change_numbers, [(TAR, CHECKSUM)], 1),
+    "numbers": (change_numbers, [(TAR, "clip train/"), (TAR, CHECKSUM)], 1),
     "JSON": (change_json, [(TAR, "clip train/"), (TAR, CHECKSUM)], 1),
     "header": (
         lambda f: flip(f / TAR, 3),

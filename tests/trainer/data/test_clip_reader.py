@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pipeline import storage
-from pipeline.dataset.prepared import PreparedDataset
+from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from tests.support.errors import refused
-from tests.support.prepared import make_prepared
+from tests.support.prepared import make_prepared, to_version_2
 from trainer.data import clip_reader
 from trainer.data.clip_reader import ClipReader
 from trainer.data.clips import ClipSet, select_clips
@@ -163,6 +163,59 @@ def test_damaged_shard_is_named(tmp_path: Path, cache_bytes: int) -> None:
     storage.remove(shard)
     with refused(shard, "clip 'eval/01'", remedy="prepare"):
         ClipReader(clips, cache_bytes=cache_bytes).read(memory(1), [1], zero)
+
+
+def flip(path: str, position: int) -> None:
+    content = bytearray(storage.read_bytes(path))
+    content[position] ^= 1
+    storage.write_bytes(path, bytes(content))
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 10**9])
+def test_flipped_bit_is_named_also_outside_the_frames_that_are_read(
+    tmp_path: Path, cache_bytes: int
+) -> None:
+    clips = select_clips(make_prepared(str(tmp_path)), "eval")
+    long = int(np.argmax(clips.num_frames))
+    assert clips.num_frames[long] > NUM_FRAMES
+    end = int(clips.offset_bytes[long] + clips.size_bytes[long])
+    others = np.delete(np.arange(len(clips)), long)
+    for position in (end - 1, int(clips.offset_bytes[long])):
+        flip(clips.shards[long], position)
+        reader = ClipReader(clips, cache_bytes=cache_bytes)
+        reader.read(memory(len(others)), others, np.zeros(len(others), dtype=np.int64))
+        for first_frame in (0, 3):
+            with refused(
+                clips.shards[long], f"clip {clips.ids[long]!r}", "checksum", remedy="verify"
+            ):
+                reader.read(memory(1), [long], np.array([first_frame]))
+        flip(clips.shards[long], position)
+
+
+def test_part_of_a_long_clip_is_read_alone_once_the_clip_was_checked(
+    clips: ClipSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = int(np.argmax(clips.num_frames))
+    reader, sizes = ClipReader(clips, cache_bytes=0), list[int]()
+    preadv = os.preadv
+
+    def counting(file: int, buffers: Any, offset: int) -> int:
+        sizes.append(len(buffers[0]))
+        return preadv(file, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", counting)
+    for _ in range(3):
+        reader.read(memory(1), [long], np.array([1]))
+    assert sizes == [clips.size_bytes[long], NUM_FRAMES * 256, NUM_FRAMES * 256]
+
+
+def test_old_data_set_without_checksums_is_read(tmp_path: Path) -> None:
+    make_prepared(str(tmp_path))
+    to_version_2(str(tmp_path))
+    old = open_dataset(str(tmp_path))
+    clips = select_clips(old, "train")
+    assert clips.xxh3 is None
+    check_reads(old, ClipReader(clips, cache_bytes=0))
 
 
 def test_damaged_object_in_a_bucket_is_named(s3: str) -> None:

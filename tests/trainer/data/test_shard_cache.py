@@ -147,3 +147,23 @@ def test_clips_are_the_same_before_and_after_the_copy(s3: str, tmp_path: Path) -
     storage.remove(clips.shards[0])
     reader.read(read[2], rows, first)
     assert np.array_equal(read[2], read[0])
+
+
+def test_damaged_copy_is_deleted_and_the_shard_read_instead(
+    s3: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = make_prepared(f"{s3}/data")
+    clips = select_clips(dataset, "eval")
+    cache = ShardCache(str(tmp_path), max_bytes=10**9)
+    copy = settled(cache, clips.shards[:1])[clips.shards[0]]
+    Path(copy).write_bytes(bytes(Path(copy).stat().st_size))
+    reader = ClipReader(clips, cache_bytes=0, shards=cache)
+    out = np.full((1, 64, 128), 7, dtype=np.float16)
+    for index in (1, 2):
+        (num_frames,) = reader.read(out, [index], np.zeros(1, dtype=np.int64))
+        fbank = dataset.read_fbank(dataset.index["id"].index(clips.ids[index]).as_py())
+        assert np.array_equal(out[0, :num_frames], fbank[:num_frames])
+    assert copies(tmp_path) == []
+    assert [record.message for record in caplog.records] == [
+        f"{copy}: deleted, as it differs from {clips.shards[0]}"
+    ]
