@@ -5,11 +5,11 @@ Steps: join that cluster, or start Ray on this machine; run the block; shut down
 error or Ctrl-C. Out: a session that `ray.data`, `ray.train` and `ray.tune` use. Errors of workers
 are unwrapped in `cluster.worker_errors`.
 
-Access to a local session: Ray's ports listen on every network interface, and whoever reaches them
-can run code. So Ray authenticates by a token, which by default it writes to `~/.ray/auth_token`.
-Here the token is random, created once per process, and passed to Ray's processes through their
-environment: nothing to set up, and nothing is written. `RAY_AUTH_MODE`, `RAY_AUTH_TOKEN` and
-`RAY_AUTH_TOKEN_PATH` of the user take precedence.
+Access to a local session: its ports listen on the loopback interface alone (`cluster.loopback`).
+Whoever reaches them could run code, so Ray authenticates by a token, which by default it writes to
+`~/.ray/auth_token`. Here the token is random, created once per process, and passed to Ray's
+processes through their environment: nothing to set up, and nothing is written. `RAY_AUTH_MODE`,
+`RAY_AUTH_TOKEN` and `RAY_AUTH_TOKEN_PATH` of the user take precedence.
 
 Workers can import the installed package. For code that is not installed, Ray passes on the folder
 of the script that was run, the working folder and `PYTHONPATH`, but nothing else of `sys.path`.
@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 import ray
 from ray.exceptions import AuthenticationError
 
+from cluster import loopback
 from cluster.ray_noise import quiet_loggers
 from cluster.worker_errors import links
 from pipeline.errors import UserError, one_line
@@ -89,13 +90,14 @@ def _start(num_cpus: int | None) -> None:
     if num_cpus is not None and num_cpus < 1:
         raise UserError("--num-cpus", f"must be at least 1, got {num_cpus}")
     try:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            # It would cost about 1 GB of memory.
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-        )
+        with loopback.starting_on_loopback():
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                # It would cost about 1 GB of memory.
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+            )
     except Exception as error:
         # Ray has no error type for this; the cause is the machine.
         folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
@@ -167,7 +169,8 @@ def _session_environment(target: str) -> dict[str, str]:
         return {"RAY_gcs_server_port_wait_time_s": "3"}
     given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
     disabled = os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled"
-    return {} if given or disabled else {"RAY_AUTH_TOKEN": _TOKEN}
+    token = {} if given or disabled else {"RAY_AUTH_TOKEN": _TOKEN}
+    return {**loopback.VARIABLES, **token}
 
 
 @contextmanager

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import ray
 import torch
-from ray._private import ray_logging
+from ray._private import ray_logging, services
 from ray.dashboard.modules.dashboard_sdk import SubmissionClient
 from ray.job_submission import JobSubmissionClient
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from torch import nn
 
-from cluster import ray_noise
+from cluster import loopback, ray_noise
 from cluster.job_server import JobServer
 from trainer.model import compile as compiling
 from trainer.on_ray.head_node import HEAD_NODE
@@ -35,7 +35,8 @@ PRIVATE = {
     "trainer/on_ray/head_node.py": ("__internal_head__",),
     "trainer/model/compile.py": ("torch._dynamo",),
     "trainer/optim/skip.py": ("found_inf",),
-    "cluster/ray_noise.py": ("ray._private", "ray.dashboard"),
+    "cluster/ray_noise.py": ("ray._private.", "ray.dashboard"),
+    "cluster/loopback.py": ("ENABLE_RAY_CLUSTER",),
 }
 """Each member, and the one file that may name it."""
 
@@ -119,3 +120,10 @@ def test_ray_reads_the_lines_to_skip_on_import() -> None:
     )
     assert done.stdout.strip() == ray_noise._SKIPPED_LINES
     assert hasattr(ray_logging.stderr_deduplicator, "skip_re")
+
+
+def test_ray_keeps_a_local_session_on_loopback_by_this_switch() -> None:
+    before = services.get_node_ip_address()
+    with loopback.starting_on_loopback():
+        assert services.get_node_ip_address() == "127.0.0.1"
+    assert services.get_node_ip_address() == before

@@ -1,11 +1,21 @@
-"""Ray Train's trainer without a helper that can end a training that is well.
+"""Ray Train's trainer, without a helper that can end a training that is well.
 
-Ray 2.60 has no option for it: the private `_create_default_callbacks` is overridden here.
+On one machine its workers find each other by a file in place of a port.
 """
 
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
-from ray.train.torch import TorchTrainer
+import ray
+import ray.train
+import torch.distributed
+from ray.train.torch import TorchConfig, TorchTrainer
 
 UNWANTED = "PlacementGroupCleanerCallback"
 
@@ -16,8 +26,61 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
     That helper asks the Ray it happens to find on the machine whether the training still lives. If
     this is another than the one in use, it takes the resources from a training that does. What it
     is for, a lost controller, ends this process and with it what Ray holds for it.
+
+    Ray 2.60 has no option for it: the private `_create_default_callbacks` is overridden here.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if type(callback).__name__ != UNWANTED]
+
+
+@contextmanager
+def torch_config() -> Iterator[TorchConfig]:
+    """How the workers join: by a file if the connected Ray is on the loopback interface alone.
+
+    Otherwise by a port of the first worker, which PyTorch opens on every interface, to anybody.
+    """
+    addresses = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if addresses != {"127.0.0.1"}:
+        yield TorchConfig()
+        return
+    with tempfile.TemporaryDirectory(prefix="ast-ray-") as folder:
+        yield JoinByFile(folder=folder)
+
+
+@dataclass
+class JoinByFile(TorchConfig):  # type: ignore[misc]
+    """A process group whose workers, all on one machine, meet in a file of this user."""
+
+    folder: str = ""
+
+    @property
+    def backend_cls(self) -> type:
+        return _JoinByFile
+
+
+class _JoinByFile(TorchConfig().backend_cls):  # type: ignore[misc]
+    """Runs in Ray Train's controller."""
+
+    def on_start(self, worker_group: Any, backend_config: JoinByFile) -> None:
+        has_gpus = worker_group.get_resources_per_worker().get("GPU", 0) > 0
+        # After a lost worker, the others start anew.
+        store = Path(backend_config.folder) / uuid.uuid4().hex
+        worker_group.execute(
+            _join,
+            backend="nccl" if has_gpus else "gloo",
+            store=str(store),
+            timeout_s=backend_config.timeout_s,
+        )
+
+
+def _join(*, backend: str, store: str, timeout_s: int) -> None:
+    context = ray.train.get_context()
+    torch.distributed.init_process_group(
+        backend,
+        init_method=f"file://{store}",
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        timeout=timedelta(seconds=timeout_s),
+    )

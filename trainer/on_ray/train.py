@@ -29,7 +29,7 @@ from trainer.model.settings import Precision
 from trainer.on_ray.actors import Failures
 from trainer.on_ray.progress import REPORT_EVERY_S, progress_board
 from trainer.on_ray.settings import Workers
-from trainer.on_ray.torch_trainer import Trainer
+from trainer.on_ray.torch_trainer import Trainer, torch_config
 from trainer.on_ray.workers import fit_workers, note_precision, note_workers
 from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
@@ -109,27 +109,28 @@ def _fit(
 ) -> None:
     resources = {"CPU": workers.cpus, **({"GPU": 1} if workers.use_gpu else {})}
     path, file_system = ray_storage(run_path)
-    trainer = Trainer(
-        partial(_traced, worker, log.level()),
-        train_loop_config=config,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.num,
-            use_gpu=bool(workers.use_gpu),
-            resources_per_worker=resources,
-        ),
-        run_config=ray.train.RunConfig(
-            name="ray",
-            storage_path=path,
-            storage_filesystem=file_system,
-            # `Failures` ends a run that makes no progress.
-            failure_config=ray.train.FailureConfig(max_failures=-1),
-            callbacks=[Failures(run_path, log.level())],
-            # Ray Train logs each start of its workers, and each error several times; the exception
-            # that `fit` raises is enough. Its log files have it all.
-            logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),
-        ),
-    )
-    with _ctrl_c_interrupts():
+    with torch_config() as joining, _ctrl_c_interrupts():
+        trainer = Trainer(
+            partial(_traced, worker, log.level()),
+            train_loop_config=config,
+            torch_config=joining,
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers.num,
+                use_gpu=bool(workers.use_gpu),
+                resources_per_worker=resources,
+            ),
+            run_config=ray.train.RunConfig(
+                name="ray",
+                storage_path=path,
+                storage_filesystem=file_system,
+                # `Failures` ends a run that makes no progress.
+                failure_config=ray.train.FailureConfig(max_failures=-1),
+                callbacks=[Failures(run_path, log.level())],
+                # Ray Train logs each start of its workers, and each error several times; the
+                # exception that `fit` raises is enough. Its log files have it all.
+                logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),
+            ),
+        )
         trainer.fit()
 
 
