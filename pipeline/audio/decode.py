@@ -1,37 +1,31 @@
 """Bytes of an audio file to a mono waveform at the sample rate of the fbank.
 
-Steps: detect the kind of file by its first bytes, check its header against the limits, decode the
-requested stretch in blocks (with libsndfile, dr_flac where that is faster, or FFmpeg where
-libsndfile cannot), average the channels, resample with soxr. Any fault of the file raises
-`RejectError` with the reason.
+Steps: detect the kind of file by its content, walk its parts, check its header against the limits,
+decode the requested stretch in blocks, mix down the channels, resample with soxr. FFmpeg decodes;
+libsndfile reads plain samples in WAV and stretches of FLAC, dr_flac whole FLAC files: both are
+faster and give the same samples. Any fault of the file raises `RejectError` with the reason.
 
 A file that is cut short is rejected, as far as its kind allows to detect it:
 `pipeline.audio.containers` lists what is checked and what cannot be detected. A stretch that ends
 before the cut can be used.
 """
 
-import io
+import math
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
 import soxr
 
-from pipeline.audio import ffmpeg
-from pipeline.audio.containers import (
-    Kind,
-    is_cut,
-    kind_of,
-    without_id3,
-    xing_frames,
-)
-from pipeline.audio.ffmpeg import Block
-from pipeline.audio.flac import read_flac
-from pipeline.audio.ogg import has_damaged_pages
+from pipeline.audio import ffmpeg, flac, sndfile
+from pipeline.audio.block import Block
+from pipeline.audio.containers import Kind, examine, kind_of
+from pipeline.audio.frames import without_id3
 from pipeline.audio.rejects import RejectError
-from pipeline.audio.settings import DecodeSettings
+from pipeline.audio.settings import Channel, DecodeSettings
+from pipeline.audio.structure import Structure
 
 Samples = npt.NDArray[np.float32]
 
@@ -42,13 +36,25 @@ MIN_FILE_RATE_HZ = 1_000
 MAX_FILE_RATE_HZ = 768_000
 
 _BLOCK_VALUES = 2**22
-"""Samples of a block: few enough for memory, enough for usual clips: each block costs a seek."""
-_FRAMES_UNKNOWN = 2**63 - 1
-"""Length that libsndfile reports for a FLAC file that was written as a stream."""
-_SNDFILE_KINDS: tuple[Kind, ...] = ("wav", "aiff", "caf", "au", "w64", "flac", "ogg", "mp3")
-_OF_ANY_CODING: tuple[Kind, ...] = ("wav", "aiff", "ogg")
-"""Kinds that can hold any coding, including those that libsndfile does not know."""
-_EMPTY_ID3 = b"ID3\x04\x00\x00\x00\x00\x00\x0a" + bytes(10)
+"""Samples of a whole FLAC file that are decoded at once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoded:
+    """A clip's sound, and what was noticed on the way."""
+
+    samples: Samples
+    """`[N]` float32 of one channel, nominally in [-1, 1]."""
+    file_level_dbfs: float
+    """Level of the stretch over all channels of the file, before they were mixed down; -inf for
+    silence. Far above the level of `samples` where the channels cancel each other."""
+    repaired: str | None = None
+    """What was odd about the file, though no audio was missing; None if nothing."""
+
+
+def level_dbfs(power: float) -> float:
+    """Level of a mean square, rounded to a hundredth of a decibel; -inf for silence."""
+    return round(10 * math.log10(power), 2) if power else -math.inf
 
 
 def decode_audio(
@@ -58,19 +64,18 @@ def decode_audio(
     sample_rate_hz: int,
     start_s: float | None = None,
     end_s: float | None = None,
-) -> Samples:
+) -> Decoded:
     """Decode, cut, mix down and resample one clip.
 
     Args:
-        data: the whole file: WAV, FLAC, OGG, MP3, AIFF, CAF, AU, W64, MP4 and MOV, WebM and MKV,
-            AAC in ADTS; of a video, the sound.
-        settings: limits.
+        data: the whole file, of any kind in `pipeline.audio.containers`; of a video, the sound.
+        settings: limits, and what to do with channels and odd files.
         sample_rate_hz: rate of the result.
-        start_s: where the clip starts in the file, in seconds; None: at the beginning.
+        start_s: where the clip starts, in seconds on the file's clock; None: at the beginning.
         end_s: where it ends; None or past the end of the file: at the end.
 
     Returns:
-        `[N]` float32, nominally in [-1, 1].
+        The samples. Those of a stretch equal that part of the whole file.
 
     Raises:
         RejectError: the file is empty, cannot be decoded, is cut short or outside the limits, has
@@ -78,85 +83,74 @@ def decode_audio(
     """
     if not data:
         raise RejectError("decode", "the file is empty")
-    data = without_id3(data)
-    kind = kind_of(data)
-    if kind is None:
-        raise RejectError("decode", "cannot be decoded (no known kind of audio file)")
-    blocks = _read_blocks(data, kind, settings, start_s or 0.0, end_s)
-    with closing(blocks):
-        return _join(blocks, settings, sample_rate_hz)
+    try:
+        data = without_id3(data)
+        kind = kind_of(data)
+        if kind is None:
+            raise RejectError("decode", "cannot be decoded (no known kind of audio file)")
+        structure = examine(data, kind)
+        if settings.strict and structure.repairs:
+            raise RejectError("decode", "cut short or damaged")
+        blocks = _read_blocks(structure, kind, settings, start_s or 0.0, end_s)
+        with closing(blocks):
+            return _join(blocks, settings, sample_rate_hz, "; ".join(structure.repairs) or None)
+    except (RejectError, MemoryError):
+        raise
+    except Exception as error:
+        # Decoders answer broken files in many ways. Whichever it is, only this clip is lost.
+        reason = f"cannot be decoded ({type(error).__name__} in a decoder)"
+        raise RejectError("decode", reason) from error
 
 
 def _read_blocks(
-    data: bytes, kind: Kind, settings: DecodeSettings, start_s: float, end_s: float | None
+    structure: Structure,
+    kind: Kind,
+    settings: DecodeSettings,
+    start_s: float,
+    end_s: float | None,
 ) -> Generator[Block, None, None]:
     """The stretch's samples, from the decoder for this kind."""
-    if kind == "ogg" and has_damaged_pages(data):
-        raise RejectError("decode", "cut short or damaged")
-    if kind == "flac" and start_s == 0 and end_s is None:
-        block = read_flac(data, min(_BLOCK_VALUES, settings.max_values))
+    recordings, is_cut, repairs = structure
+    data = recordings[0]
+    is_usual_flac = kind == "flac" and not repairs
+    if is_usual_flac and start_s == 0 and end_s is None:
+        block = flac.read_flac(data, min(_BLOCK_VALUES, settings.max_values))
         if block is not None:
             yield block
             return
-    file = _open_sndfile(data, kind)
-    # FFmpeg reads a FLAC file of unknown length to its end, libsndfile cannot.
-    if file is None or file.frames == _FRAMES_UNKNOWN:
-        yield from ffmpeg.read_blocks(data, kind, start_s, end_s)
+    stretch = None
+    if kind == "wav":
+        stretch = sndfile.open_wav(data, start_s, end_s)
+    elif is_usual_flac and end_s is not None:
+        stretch = sndfile.open_flac(data, start_s, end_s)
+    if stretch is None:
+        if data.startswith(b"RIFX"):
+            # FFmpeg takes its samples for little-endian ones.
+            raise RejectError("decode", "cannot be decoded (big-endian WAV of an unusual coding)")
+        yield from ffmpeg.read_blocks(recordings, kind, start_s, end_s, is_cut=is_cut)
         return
-    with file:
-        start = round(start_s * file.samplerate)
-        end = file.frames if end_s is None else min(round(end_s * file.samplerate), file.frames)
-        _check_limits(settings, file.samplerate, max(0, end - start), file.channels)
-        if end == file.frames and is_cut(data, kind):
+    with stretch.file:
+        _check_limits(settings, stretch.rate_hz, stretch.num_frames, stretch.num_channels)
+        if stretch.reaches_end and is_cut:
             raise RejectError("decode", "cut short or damaged")
-        if 0 < start < end:
-            file.seek(start)
-        step = max(1, _BLOCK_VALUES // file.channels)
-        try:
-            for block_start in range(start, end, step):
-                size = min(step, end - block_start)
-                samples = file.read(size, dtype="float32", always_2d=True)
-                if len(samples) < size:
-                    raise RejectError("decode", "cut short or damaged")
-                yield file.samplerate, samples
-        except soundfile.LibsndfileError as error:
-            raise _undecodable(error) from error
+        yield from stretch.read_blocks()
 
 
-def _open_sndfile(data: bytes, kind: Kind) -> soundfile.SoundFile | None:
-    """The file, opened by libsndfile; None if FFmpeg is to read it."""
-    # For an MP3 without a Xing header, libsndfile guesses the length from the first frame.
-    if kind not in _SNDFILE_KINDS or (kind == "mp3" and xing_frames(data) is None):
-        return None
-    # Without an ID3 tag, libsndfile first looks for certain files in the working folder.
-    source = io.BytesIO(_EMPTY_ID3 + data if kind == "mp3" else data)
-    try:
-        file = soundfile.SoundFile(source)
-    except soundfile.LibsndfileError as error:
-        if kind in _OF_ANY_CODING:
-            return None
-        raise _undecodable(error) from error
-    if kind == "caf" and file.subtype.startswith("ALAC"):
-        # libsndfile and FFmpeg each lose the end of such files if the other wrote them.
-        raise RejectError("decode", "cannot be decoded (ALAC in CAF)")
-    # For an MP3 in a WAV, libsndfile knows no length.
-    return None if kind == "wav" and file.subtype.startswith("MPEG") else file
-
-
-def _undecodable(error: soundfile.LibsndfileError) -> RejectError:
-    return RejectError("decode", f"cannot be decoded ({error.error_string})")
-
-
-def _join(blocks: Iterator[Block], settings: DecodeSettings, sample_rate_hz: int) -> Samples:
+def _join(
+    blocks: Iterator[Block], settings: DecodeSettings, sample_rate_hz: int, repaired: str | None
+) -> Decoded:
     """The blocks as one waveform, mixed down and resampled block by block."""
     parts: list[Samples] = []
     resampler = None
-    num_frames = 0
+    num_frames = num_values = 0
+    energy = 0.0
     for file_rate_hz, samples in blocks:
         num_frames += len(samples)
         _check_limits(settings, file_rate_hz, num_frames, samples.shape[1])
         _check_levels(samples)
-        mono = _mean_of_channels(samples)
+        num_values += samples.size
+        energy += float(np.einsum("ij,ij->", samples, samples))
+        mono = _one_channel(samples, settings.channel)
         if file_rate_hz != sample_rate_hz:
             if resampler is None:
                 resampler = soxr.ResampleStream(file_rate_hz, sample_rate_hz, 1, dtype="float32")
@@ -166,7 +160,11 @@ def _join(blocks: Iterator[Block], settings: DecodeSettings, sample_rate_hz: int
         raise RejectError("decode", "no samples in the stretch from start_s to end_s")
     if resampler is not None:
         parts.append(resampler.resample_chunk(np.empty(0, np.float32), last=True))
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return Decoded(
+        samples=parts[0] if len(parts) == 1 else np.concatenate(parts),
+        file_level_dbfs=level_dbfs(energy / num_values),
+        repaired=repaired,
+    )
 
 
 def _check_limits(
@@ -189,13 +187,15 @@ def _check_levels(samples: Samples) -> None:
         raise RejectError("decode", "samples far outside [-1, 1]; scale them")
 
 
-def _mean_of_channels(samples: Samples) -> Samples:
-    """`[N, channels]` to `[N]`."""
-    if samples.shape[1] == 1:
+def _one_channel(samples: Samples, channel: Channel) -> Samples:
+    """`[N, channels]` to `[N]`: one of them, or their mean."""
+    if samples.shape[1] == 1 or channel == "left":
         return samples[:, 0]
+    if channel == "right":
+        return samples[:, 1]
     # Adding channel by channel is many times faster than NumPy's mean over so short an axis.
     total = samples[:, 0].astype(np.float64)
-    for channel in range(1, samples.shape[1]):
-        total += samples[:, channel]
+    for number in range(1, samples.shape[1]):
+        total += samples[:, number]
     mean: Samples = (total / samples.shape[1]).astype(np.float32)
     return mean

@@ -1,97 +1,162 @@
-"""Decoding by FFmpeg what libsndfile cannot read: AAC, WebM, the sound of videos, ...
+"""Decoding by FFmpeg: all that is coded in frames, and the rarer files of plain samples.
 
-Bytes of a file -> its best audio stream -> the stretch's samples in blocks. Time starts at the
-first sample that FFmpeg returns, which has already dropped encoder delay and applied edit lists. A
-damaged packet, a gap between timestamps, or fewer samples than the header declares reject the file;
-if the stretch reaches the end of the file, `containers.is_cut` checks it, too.
+Bytes of a file -> its best audio stream -> the stretch's samples in blocks. FFmpeg drops the
+encoder's delay and applies edit lists. A damaged packet, a gap between timestamps, or fewer samples
+than the header declares reject the file.
+
+Time is that of the file: 0 is where the first of its streams starts, as for FFmpeg's own `-ss`. So
+where the sound of a video starts late, so do its samples.
+
+A stretch equals that part of the whole: most codings carry state from frame to frame, so decoding
+starts at the beginning of the file. Only plain samples are decoded from the stretch on.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import av
 import numpy as np
 import numpy.typing as npt
+from av.stream import Disposition
 
-from pipeline.audio.containers import Kind, is_cut
+from pipeline.audio.block import Block
+from pipeline.audio.containers import Kind
 from pipeline.audio.rejects import RejectError
-
-Block = tuple[int, npt.NDArray[np.float32]]
-"""Sample rate in Hz, and samples `[N, channels]`."""
 
 # Given explicitly, so that FFmpeg tries no other format: some of them open further files.
 _FORMATS: dict[Kind, str] = {
     "wav": "wav",
     "aiff": "aiff",
+    "caf": "caf",
+    "au": "au",
+    "w64": "w64",
     "flac": "flac",
     "ogg": "ogg",
     "mp3": "mp3",
     "adts": "aac",
     "mp4": "mov",
     "matroska": "matroska",
+    "sphere": "nistsphere",
+    "wavpack": "wv",
+    "tta": "tta",
+    "ape": "ape",
+    "amr": "amr",
+    "asf": "asf",
+    "avi": "avi",
+    "flv": "flv",
+    "mpegts": "mpegts",
+    "mpeg": "mpeg",
 }
-_KINDS_WITHOUT_LENGTH: tuple[Kind, ...] = ("mp3", "adts")
-_STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
+_EXACTLY_TIMED: tuple[Kind, ...] = ("wav", "aiff", "caf", "au", "w64", "sphere", "mp4")
+"""Kinds in which a place among plain samples is found to the sample."""
+_WITHOUT_DURATION: tuple[Kind, ...] = (
+    *("wav", "aiff", "caf", "au", "w64", "avi"),
+    *("mp3", "adts", "amr", "mpegts", "mpeg"),
+)
+"""Kinds that state the length in bytes, or not at all."""
+_WITH_NUM_SAMPLES: tuple[Kind, ...] = ("flac", "ogg", "mp4", "sphere", "wavpack", "tta", "ape")
+"""Kinds that count the samples of lossless codings; others count time or packets."""
+_STRICT = {"err_detect": "crccheck+bitstream+explode"}
 
 _BLOCK_VALUES = 2**18
-_SEEK_AHEAD_S = 1.0
-"""Decoded ahead of a stretch and dropped: decoders need a few packets to settle."""
+_SEEK_AHEAD_S = 0.1
 _MISSING_S = 0.1
-"""A stream may be this much shorter than its header says: headers count padding, too."""
+"""A stream may be this much shorter than its header says: most headers count padding, too."""
+_LOSSLESS = ("pcm_", "flac", "wavpack", "tta", "ape")
 _GAP_FRAMES = 0.75
 """A larger jump of the timestamps, in frames, is a lost packet, if it is longer than `_GAP_S`."""
 _GAP_S = 0.003
 """Shorter jumps of the timestamps are rounding."""
 
+_READABLE = ("u8", "s16", "s32", "flt", "dbl")
+"""Formats of samples that PyAV hands to NumPy, here or as planes."""
 _MISREAD_FROM_CHANNELS = 8
 """From this many channels on, PyAV 18 reads past the list of a frame's planes, and crashes."""
 
+_Numbered = tuple[int, int, npt.NDArray[np.float32]]
+"""Sample rate in Hz, index of the first sample on the file's clock, samples `[N, channels]`."""
 
-def read_blocks(data: bytes, kind: Kind, start_s: float, end_s: float | None) -> Iterator[Block]:
+
+def read_blocks(
+    recordings: Sequence[bytes], kind: Kind, start_s: float, end_s: float | None, *, is_cut: bool
+) -> Iterator[Block]:
     """The samples from `start_s` to `end_s` or the end of the file, in blocks.
+
+    Args:
+        recordings: the file, or its parts if several recordings follow each other in it.
+        kind: of the file.
+        start_s: where the stretch starts, in seconds on the file's clock.
+        end_s: where it ends; None: at the end of the file.
+        is_cut: the file is rejected if the stretch reaches its end.
 
     Raises:
         RejectError: the file cannot be decoded, has no audio, or is cut short or damaged.
     """
-    if kind not in _FORMATS:
-        raise RejectError("decode", "cannot be decoded (unknown coding)")
-    sample_index, rate_hz, declared_s = 0, 1, 0.0
     parts: list[npt.NDArray[np.float32]] = []
+    rate_hz = 1
     try:
-        with av.open(
-            io.BytesIO(data), "r", format=_FORMATS[kind], metadata_errors="ignore"
-        ) as container:
-            stream = _audio_stream(container)
-            if kind not in _KINDS_WITHOUT_LENGTH:
-                declared_s = _declared_s(container, stream)
-            origin_s = None
-            # Only MP4 has the exact time of each packet: other kinds are decoded from the start.
-            if kind == "mp4" and start_s > _SEEK_AHEAD_S:
-                origin_s = float((stream.start_time or 0) * stream.time_base)
-                ahead_s = origin_s + start_s - _SEEK_AHEAD_S
-                container.seek(int(ahead_s / stream.time_base), stream=stream)
-            for rate_hz, sample_index, samples in _numbered_frames(
-                _frames(container, stream), origin_s
-            ):
-                start = round(start_s * rate_hz)
-                end = None if end_s is None else round(end_s * rate_hz)
-                wanted = samples[max(0, start - sample_index) : end and max(0, end - sample_index)]
-                sample_index += len(samples)
-                if len(wanted):
-                    parts.append(wanted)
-                if end is not None and sample_index >= end:
-                    break
-                if sum(part.size for part in parts) >= _BLOCK_VALUES:
-                    yield rate_hz, np.concatenate(parts)
-                    parts.clear()
-            else:
-                if sample_index < (declared_s - _MISSING_S) * rate_hz or is_cut(data, kind):
-                    raise RejectError("decode", "cut short or damaged")
+        for rate_hz, index, samples in _chained(recordings, kind, start_s):
+            start = round(start_s * rate_hz)
+            end = None if end_s is None else round(end_s * rate_hz)
+            wanted = samples[max(0, start - index) : end and max(0, end - index)]
+            if len(wanted):
+                parts.append(wanted)
+            if end is not None and index + len(samples) >= end:
+                break
+            if sum(part.size for part in parts) >= _BLOCK_VALUES:
+                yield rate_hz, np.concatenate(parts)
+                parts.clear()
+        else:
+            if is_cut:
+                raise RejectError("decode", "cut short or damaged")
     except av.FFmpegError as error:
         raise RejectError("decode", f"cannot be decoded ({error.strerror})") from error
     if parts:
         yield rate_hz, np.concatenate(parts)
+
+
+def _chained(recordings: Sequence[bytes], kind: Kind, start_s: float) -> Iterator[_Numbered]:
+    """The samples of recordings, numbered throughout."""
+    base = end = 0
+    before = None
+    for data in recordings:
+        seek_s = start_s if len(recordings) == 1 else 0.0
+        for rate_hz, index, samples in _recording(data, kind, seek_s):
+            if before not in (None, (rate_hz, samples.shape[1])):
+                raise RejectError("decode", "its sample rate or channels change midway")
+            before = rate_hz, samples.shape[1]
+            yield rate_hz, base + index, samples
+            end = base + index + len(samples)
+        base = end
+
+
+def _recording(data: bytes, kind: Kind, start_s: float) -> Iterator[_Numbered]:
+    """The samples of one recording, from its beginning or from shortly before `start_s`."""
+    with av.open(
+        io.BytesIO(data), "r", format=_FORMATS[kind], metadata_errors="ignore"
+    ) as container:
+        stream = _audio_stream(container)
+        coding = stream.codec_context.name
+        if kind == "caf" and coding == "alac":
+            # FFmpeg loses the end of some of those that libsndfile wrote.
+            raise RejectError("decode", "cannot be decoded (ALAC in CAF)")
+        clock_s = None
+        if coding.startswith("pcm_") and kind in _EXACTLY_TIMED and start_s > _SEEK_AHEAD_S:
+            clock_s = _clock_start_s(container, stream, _start_s(stream))
+            ahead_s = clock_s + start_s - _SEEK_AHEAD_S
+            container.seek(int(ahead_s / stream.time_base), stream=stream)
+        declared_s = 0.0 if kind in _WITHOUT_DURATION else _declared_s(container, stream)
+        rate_hz, end_s = 1, 0.0
+        for rate_hz, index, samples in _numbered_frames(container, stream, clock_s):
+            if kind == "ogg" and coding != "opus":
+                # FFmpeg keeps the padding of a short file's last packet.
+                samples = samples[: max(0, round(declared_s * rate_hz) - index)]
+            yield rate_hz, index, samples
+            end_s = (index + len(samples)) / rate_hz
+        is_exact = kind in _WITH_NUM_SAMPLES and coding.startswith(_LOSSLESS)
+        if end_s < declared_s - (1.5 / rate_hz if is_exact else _MISSING_S):
+            raise RejectError("decode", "cut short or damaged")
 
 
 def _audio_stream(container: Any) -> Any:
@@ -103,6 +168,22 @@ def _audio_stream(container: Any) -> Any:
         raise RejectError("decode", "cannot be decoded (unknown coding)")
     stream.codec_context.options = _STRICT
     return stream
+
+
+def _start_s(stream: Any) -> float:
+    return float((stream.start_time or 0) * stream.time_base)
+
+
+def _clock_start_s(container: Any, stream: Any, first_s: float) -> float:
+    """Where time 0 of the file is, given the time of the first sample."""
+    others = [
+        _start_s(other)
+        for other in (*container.streams.audio, *container.streams.video)
+        if other.index != stream.index
+        and other.start_time is not None
+        and not other.disposition & Disposition.attached_pic
+    ]
+    return min(first_s, *others) if others else first_s
 
 
 def _declared_s(container: Any, stream: Any) -> float:
@@ -121,36 +202,42 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
         yield from frames
 
 
-def _numbered_frames(
-    frames: Iterator[Any], origin_s: float | None
-) -> Iterator[tuple[int, int, npt.NDArray[np.float32]]]:
-    """Each frame's rate, the index of its first sample in the stream, and its samples.
+def _numbered_frames(container: Any, stream: Any, clock_s: float | None) -> Iterator[_Numbered]:
+    """The samples of each frame, numbered from where the file's clock starts.
 
     Samples are counted from the first frame: timestamps of WebM are rounded to a millisecond.
+
+    Args:
+        container: the file.
+        stream: of the file.
+        clock_s: where the file's clock starts; None: by the first frame, which is the stream's.
     """
-    sample_index = expected = 0
+    index = expected = 0
     rate_hz = num_channels = None
-    for frame in frames:
+    for frame in _frames(container, stream):
         samples = _samples(frame)
         if rate_hz is None:
             rate_hz, num_channels = frame.sample_rate, samples.shape[1]
-            start_s = frame.time or 0.0
-            origin_s = start_s if origin_s is None else origin_s
-            sample_index = expected = round((start_s - origin_s) * rate_hz)
+            first_s = frame.time or 0.0
+            if clock_s is None:
+                clock_s = _clock_start_s(container, stream, first_s)
+            index = expected = round((first_s - clock_s) * rate_hz)
         elif (rate_hz, num_channels) != (frame.sample_rate, samples.shape[1]):
             raise RejectError("decode", "its sample rate or channels change midway")
-        actual = expected if frame.time is None else round((frame.time - origin_s) * rate_hz)
+        assert clock_s is not None
+        actual = expected if frame.time is None else round((frame.time - clock_s) * rate_hz)
         if abs(actual - expected) > max(_GAP_FRAMES * len(samples), _GAP_S * rate_hz):
             raise RejectError("decode", "a gap between its timestamps")
-        yield rate_hz, sample_index, samples
-        sample_index += len(samples)
+        yield rate_hz, index, samples
+        index += len(samples)
         expected = actual + len(samples)
 
 
 def _samples(frame: Any) -> npt.NDArray[np.float32]:
     """`[N, channels]` samples of a frame, nominally in [-1, 1]."""
     num_channels = frame.layout.nb_channels
-    if frame.format.is_planar and num_channels >= _MISREAD_FROM_CHANNELS:
+    is_misread = frame.format.is_planar and num_channels >= _MISREAD_FROM_CHANNELS
+    if is_misread or frame.format.packed.name not in _READABLE:
         (frame,) = av.AudioResampler(format="flt").resample(frame)
     values = frame.to_ndarray()
     values = values.T if frame.format.is_planar else values.reshape(-1, num_channels)

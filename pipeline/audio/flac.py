@@ -1,37 +1,141 @@
-"""Whole FLAC files by dr_flac, in little more than half of libsndfile's time.
+"""FLAC files: where they end, and whole ones by dr_flac, which is faster than other decoders.
 
-dr_flac skips frames whose checksum is wrong. A file that yields fewer samples than its header
-promises is left to libsndfile, which reports what is wrong.
+A header can count fewer samples than the file has, and recordings can follow each other. Decoders
+that go by the header then stop early. The frames tell: the header of each has its number and a
+checksum (RFC 9639, section 9.1). dr_flac skips frames whose checksum is wrong; a file that yields
+fewer samples than its header promises is left to FFmpeg, which reports what is wrong.
 """
 
 import miniaudio
 import numpy as np
 
-from pipeline.audio.ffmpeg import Block
-from pipeline.audio.streaminfo import begins_with_streaminfo, read_streaminfo
+from pipeline.audio.block import Block
+from pipeline.audio.streaminfo import (
+    HEADER_BYTES,
+    MAGIC,
+    StreamInfo,
+    begins_with_streaminfo,
+    read_streaminfo,
+)
+from pipeline.audio.structure import SEVERAL, Structure
 
 _MAX_BITS = 24
 """Samples with more bits are not exact in float32."""
+_TAIL_BYTES = 2**20
+"""The last frame starts within so many bytes of the end: frames are smaller, and so are tags."""
+
+
+def examine(data: bytes) -> Structure:
+    """Find the recordings in a file, and whether they are longer than their headers say."""
+    recordings = _split(data)
+    repairs = () if len(recordings) == 1 else SEVERAL
+    if any(_is_longer(recording) for recording in recordings):
+        repairs = (*repairs, "more samples than its header counts")
+    return Structure(recordings, repairs=repairs)
+
+
+def count_frames(data: bytes) -> int | None:
+    """Samples per channel by the number in the last frame; None if no frame is found.
+
+    Of one recording, with a usual header.
+    """
+    end = len(data)
+    earliest = max(HEADER_BYTES, end - _TAIL_BYTES)
+    while True:
+        place = max(data.rfind(sync, earliest, end) for sync in (b"\xff\xf8", b"\xff\xf9"))
+        if place < 0:
+            return None
+        count = _count_after(data, place)
+        if count is not None:
+            return count
+        end = place + 1
+
+
+def read_exact_info(data: bytes) -> StreamInfo | None:
+    """STREAMINFO, if it is a usual one and counts the samples that the frames have."""
+    if not begins_with_streaminfo(data):
+        return None
+    info = read_streaminfo(data)
+    is_exact = info.num_frames > 0 and count_frames(data) == info.num_frames
+    return info if is_exact and info.rate_hz and info.bits <= _MAX_BITS else None
 
 
 def read_flac(data: bytes, max_values: int) -> Block | None:
-    """Sample rate in Hz and `[N, channels]` float32 samples, the same as libsndfile gives.
+    """Sample rate in Hz and `[N, channels]` float32 samples, the same as FFmpeg gives.
 
     None if the header is unusual, if there are more than `max_values` samples over all channels, or
-    if the file yields fewer than its header says.
+    if the file yields others than its header says.
     """
-    if not begins_with_streaminfo(data):
-        return None
-    rate_hz, channels, bits, num_frames = read_streaminfo(data)
-    if bits > _MAX_BITS or not rate_hz or not 0 < num_frames * channels <= max_values:
+    info = read_exact_info(data)
+    if info is None or info.num_frames * info.channels > max_values:
         return None
     try:
         decoded = miniaudio.flac_read_f32(data)
     except miniaudio.DecodeError:
         return None
-    if (decoded.sample_rate, decoded.nchannels) != (rate_hz, channels):
+    if (decoded.sample_rate, decoded.nchannels) != (info.rate_hz, info.channels):
         return None
     samples = np.frombuffer(decoded.samples, np.float32)
-    return (
-        (rate_hz, samples.reshape(-1, channels)) if len(samples) == num_frames * channels else None
-    )
+    if len(samples) != info.num_frames * info.channels:
+        return None
+    return info.rate_hz, samples.reshape(-1, info.channels)
+
+
+def _split(data: bytes) -> list[bytes]:
+    """The recordings in the file, one after the other; usually one."""
+    starts = [0]
+    while (start := data.find(MAGIC, starts[-1] + len(MAGIC))) >= 0:
+        if not begins_with_streaminfo(data[start : start + HEADER_BYTES]):
+            break
+        starts.append(start)
+    if len(starts) == 1:
+        return [data]
+    ends = [*starts[1:], len(data)]
+    return [data[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+def _is_longer(data: bytes) -> bool:
+    """Whether a recording has more samples than its header counts."""
+    declared = read_streaminfo(data).num_frames if begins_with_streaminfo(data) else 0
+    return 0 < declared < (count_frames(data) or 0)
+
+
+def _count_after(data: bytes, place: int) -> int | None:
+    """Samples up to the end of the frame whose header stands at `place`; None if none does."""
+    header = data[place : place + 16]
+    if len(header) < 6:
+        return None
+    size_code, rate_code = header[2] >> 4, header[2] & 15
+    number_bytes = max(1, 8 - (header[4] ^ 0xFF).bit_length())
+    after_number = 4 + number_bytes
+    size_bytes = {6: 1, 7: 2}.get(size_code, 0)
+    end = after_number + size_bytes + {12: 1, 13: 2, 14: 2}.get(rate_code, 0)
+    if (
+        size_code == 0
+        or rate_code == 15
+        or len(header) <= end
+        or _crc8(header[:end]) != header[end]
+    ):
+        return None
+    number = header[4] & (0x7F if number_bytes == 1 else 0x7F >> number_bytes)
+    for byte in header[5:after_number]:
+        number = number << 6 | byte & 0x3F
+    if size_bytes:
+        size = int.from_bytes(header[after_number : after_number + size_bytes]) + 1
+    elif size_code == 1:
+        size = 192
+    else:
+        size = 576 << (size_code - 2) if size_code < 6 else 256 << (size_code - 8)
+    has_fixed_size = header[1] == 0xF8
+    usual_size = int.from_bytes(data[8:10])
+    return (number * usual_size if has_fixed_size else number) + size
+
+
+def _crc8(data: bytes) -> int:
+    """Checksum of a frame's header, with the polynomial x^8 + x^2 + x + 1."""
+    crc = 0
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc << 1 ^ (0x107 if crc & 0x80 else 0)
+    return crc

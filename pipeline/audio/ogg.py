@@ -7,6 +7,9 @@ the page's number in the stream, the stream's serial number and a checksum of th
 import zlib
 from collections.abc import Iterator
 
+from pipeline.audio.rejects import RejectError
+from pipeline.audio.structure import SEVERAL, Structure
+
 MAGIC = b"OggS"
 """The mark at the start of every page."""
 
@@ -36,19 +39,41 @@ def checksum(page: bytes) -> bytes:
     return int(f"{mirrored:032b}"[::-1], 2).to_bytes(4, "little")
 
 
-def has_damaged_pages(data: bytes) -> bool:
-    """Whether a page does not match its checksum: decoders drop such pages silently."""
+def examine(data: bytes) -> Structure:
+    """Walk the pages of a file."""
+    # Decoders drop damaged pages silently.
     whole = (data[start:end] for start, end in pages(data) if end <= len(data))
-    return any(checksum(page) != page[_CHECKSUM] for page in whole)
+    if any(checksum(page) != page[_CHECKSUM] for page in whole):
+        raise RejectError("decode", "cut short or damaged")
+    recordings = _split(data)
+    return Structure(
+        recordings,
+        is_cut=not all(map(is_whole, recordings)),
+        repairs=SEVERAL if len(recordings) > 1 else (),
+    )
 
 
 def is_whole(data: bytes) -> bool:
-    """Whether pages follow each other up to the last page of the stream."""
+    """Whether the pages of a recording follow each other up to the last page of the stream."""
     page_ranges = list(pages(data))
     lasts = [start for start, _ in page_ranges if data[start + _FLAGS] & _LAST_PAGE]
-    firsts = [start for start, _ in page_ranges if data[start + _FLAGS] & _FIRST_PAGE]
-    # Another recording may follow the last page; decoders ignore it.
-    return bool(lasts and firsts) and firsts[-1] <= lasts[0] and page_ranges[-1][1] <= len(data)
+    return bool(lasts) and page_ranges[-1][1] <= len(data)
+
+
+def _split(data: bytes) -> list[bytes]:
+    """The recordings in the file, one after the other: "chained streams", usually one.
+
+    The first pages of all streams of a recording, such as sound and video, stand at its start.
+    """
+    starts: list[int] = []
+    was_first = False
+    for start, _ in pages(data):
+        is_first = bool(data[start + _FLAGS] & _FIRST_PAGE)
+        if is_first and not was_first:
+            starts.append(start)
+        was_first = is_first
+    ends = [*starts[1:], len(data)]
+    return [data[start:end] for start, end in zip(starts, ends, strict=True)] or [data]
 
 
 def with_serial_zero(data: bytes) -> bytes:

@@ -1,7 +1,7 @@
 """Decoding in a separate process: a file that crashes it, or exhausts memory or time, is rejected.
 
 A clip's bytes go over a pipe to a child process, which runs `decode_audio` under a memory limit;
-the waveform comes back over another pipe, bit for bit as from `decode_audio` in this process. Each
+the samples come back over another pipe, bit for bit as from `decode_audio` in this process. Each
 message is a line of JSON with the number of bytes that follow, and those bytes; samples are float32
 in native order. When a child dies, the clip is rejected with the cause and the next clip goes to a
 new child.
@@ -25,7 +25,7 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from pipeline.audio.decode import Samples, decode_audio
+from pipeline.audio.decode import Decoded, decode_audio
 from pipeline.audio.rejects import RejectError
 from pipeline.audio.settings import DecodeSettings
 
@@ -80,7 +80,7 @@ class DecoderProcess:
         sample_rate_hz: int,
         start_s: float | None = None,
         end_s: float | None = None,
-    ) -> Samples:
+    ) -> Decoded:
         """As `pipeline.audio.decode.decode_audio`; a clip that kills the child is rejected, too.
 
         Raises:
@@ -104,7 +104,8 @@ class DecoderProcess:
                 raise RejectError("decode", f"the decoder crashed ({death})") from death
         if "reason" in answer:
             raise RejectError(answer["stage"], answer["reason"])
-        return np.frombuffer(body, np.float32).copy()
+        samples = np.frombuffer(body, np.float32).copy()
+        return Decoded(samples=samples, **answer["notes"])
 
     def _ask(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
         child = self._running_child()
@@ -200,7 +201,7 @@ def _receive(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes]:
     return header, body
 
 
-def run(memory_bytes: int, decode: Callable[..., Samples] = decode_audio) -> None:
+def run(memory_bytes: int, decode: Callable[..., Decoded] = decode_audio) -> None:
     """Main loop of the child: answer requests until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it, by closing the pipe
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -220,17 +221,18 @@ def run(memory_bytes: int, decode: Callable[..., Samples] = decode_audio) -> Non
 
 
 def _answer(
-    request: dict[str, Any], data: bytes, decode: Callable[..., Samples]
+    request: dict[str, Any], data: bytes, decode: Callable[..., Decoded]
 ) -> tuple[dict[str, Any], bytes]:
     try:
-        waveform = decode(
+        decoded = decode(
             data,
             DecodeSettings(**request["settings"]),
             sample_rate_hz=request["sample_rate_hz"],
             start_s=request["start_s"],
             end_s=request["end_s"],
         )
-        return {}, waveform.astype(np.float32, copy=False).tobytes()
+        notes = {"file_level_dbfs": decoded.file_level_dbfs, "repaired": decoded.repaired}
+        return {"notes": notes}, decoded.samples.astype(np.float32, copy=False).tobytes()
     except RejectError as error:
         return {"stage": error.stage, "reason": error.reason}, b""
     except MemoryError:

@@ -1,13 +1,19 @@
-"""Limits on the audio that is decoded."""
+"""What audio is decoded, and how."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from pipeline.errors import SettingValueError
+
+Channel = Literal["mean", "left", "right"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeSettings:
-    """Limits on decoding, so that no single file exhausts a worker's memory or time."""
+    """Which files are decoded, and which of their channels.
+
+    The limits keep a single file from exhausting a worker's memory or time.
+    """
 
     max_duration_s: float = 600.0
     """Longest clip, in seconds; longer clips are rejected."""
@@ -16,12 +22,21 @@ class DecodeSettings:
     max_values: int = 2**28
     """Most samples decoded for a clip, over all channels: more than 10 minutes of 8 channels at
     48 kHz."""
+    channel: Channel = "mean"
+    """Channel used of a file with several: their mean, in which opposite channels cancel each
+    other, or the first (left) or the second (right)."""
+    strict: bool = False
+    """Whether odd files are rejected although no audio is missing, such as an MP3 with other bytes
+    before its first frame; otherwise the index says what was odd."""
 
     def __post_init__(self) -> None:
         if not 0 < self.max_duration_s <= 86_400:
             raise SettingValueError(
                 "max_duration_s", f"must be above 0 and at most 86400, got {self.max_duration_s}"
             )
+        if self.channel not in get_args(Channel):
+            known = ", ".join(get_args(Channel))
+            raise SettingValueError("channel", f"must be one of {known}, got {self.channel!r}")
         for name in ("max_file_bytes", "max_values"):
             if getattr(self, name) < 1:
                 raise SettingValueError(name, f"must be at least 1, got {getattr(self, name)}")

@@ -10,7 +10,6 @@ marker records the first try; the second decodes every clip in a separate proces
 is only rejected. Intact files pay nothing for broken ones.
 """
 
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ import pyarrow as pa
 import torch
 
 from pipeline import storage
-from pipeline.audio.decode import decode_audio
+from pipeline.audio.decode import Decoded, decode_audio, level_dbfs
 from pipeline.audio.rejects import Reject, RejectError
 from pipeline.audio.sandbox import DecoderProcess
 from pipeline.audio.stored_audio import encode_flac, to_16_bits, to_waveform
@@ -47,7 +46,7 @@ from pipeline.shards.tar import ShardWriter
 MAX_DECODE_S = 60.0
 """Longest time for decoding a clip; a process that takes longer is ended."""
 
-Decode = Callable[..., npt.NDArray[np.float32]]
+Decode = Callable[..., Decoded]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,7 +152,7 @@ def _sandbox() -> Iterator[Decode]:
         yield decoder.decode_audio
 
 
-def _watched(*arguments: Any, **options: Any) -> npt.NDArray[np.float32]:
+def _watched(*arguments: Any, **options: Any) -> Decoded:
     """Decode in this process, which SIGALRM ends if it hangs in a library."""
     # The kernel's timer needs no thread, nor the interpreter, which a library may block.
     before = signal.setitimer(signal.ITIMER_REAL, MAX_DECODE_S)
@@ -177,13 +176,14 @@ def build_clip(
         RejectError: the clip cannot be used.
     """
     with clock.stage("decode"):
-        waveform = decode(
+        decoded = decode(
             content,
             settings.decode,
             sample_rate_hz=settings.fbank.sample_rate_hz,
             start_s=clip.start_s,
             end_s=clip.end_s,
         )
+        waveform = decoded.samples
         samples, num_clipped = None, 0
         if settings.store == "audio":
             samples, num_clipped = to_16_bits(waveform)
@@ -192,7 +192,7 @@ def build_clip(
         numbers = _fbank16(waveform, settings)
         # Exact in float32: a float16 has 11 significant bits, its square 22.
         exact = numbers.float()
-        level = float(np.einsum("i,i->", waveform, waveform)) / len(waveform)
+        power = float(np.einsum("i,i->", waveform, waveform)) / len(waveform)
     with clock.stage("write"):
         rate_hz = settings.fbank.sample_rate_hz
         duration_s = len(waveform) / rate_hz
@@ -210,7 +210,9 @@ def build_clip(
         "frames": len(numbers),
         "duration_s": duration_s,
         "num_clipped": num_clipped,
-        "level_dbfs": round(10 * math.log10(level), 2) if level else -math.inf,
+        "level_dbfs": level_dbfs(power),
+        "file_level_dbfs": decoded.file_level_dbfs,
+        "repaired": decoded.repaired,
         "fbank_sum": exact.sum(dtype=torch.float64).item(),
         "fbank_sumsq": exact.square_().sum(dtype=torch.float64).item(),
     }

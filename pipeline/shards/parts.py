@@ -29,6 +29,8 @@ INDEX_SCHEMA = pa.schema(
         ("frames", pa.int32()),
         ("duration_s", pa.float64()),
         ("level_dbfs", pa.float32()),  # RMS over the clip; -inf: silence
+        ("file_level_dbfs", pa.float32()),  # of all channels, before they were mixed down
+        ("repaired", pa.string()),  # what was odd about the file; null: nothing
         ("common", pa.bool_()),  # as in the manifest
         # Of the float16 fbank (for audio, the one it would give), for exact means of any subset.
         ("fbank_sum", pa.float64()),

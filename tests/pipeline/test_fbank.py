@@ -58,7 +58,7 @@ def real_waveforms(esc10: Path) -> list[Tensor]:
         torch.from_numpy(
             decode_audio(
                 (esc10 / "audio" / name).read_bytes(), DecodeSettings(), sample_rate_hz=16_000
-            )
+            ).samples
         )
         for _, name in names[::10]
     ]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import storage
-from pipeline.audio.decode import Samples, decode_audio
+from pipeline.audio.decode import Decoded, decode_audio
 from pipeline.errors import UserError
 from pipeline.manifest.files import write_manifest
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
@@ -182,7 +182,7 @@ def test_waiting_for_storage_does_not_count_as_decoding(
             assert signal.getitimer(signal.ITIMER_REAL)[0] > 900
             yield content
 
-    def decode(*arguments: Any, **options: Any) -> Samples:
+    def decode(*arguments: Any, **options: Any) -> Decoded:
         decoded.append(signal.getitimer(signal.ITIMER_REAL)[0])
         return decode_audio(*arguments, **options)
 

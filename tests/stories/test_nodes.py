@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.audio.decode import Samples, decode_audio
+from pipeline.audio.decode import Decoded, decode_audio
 from pipeline.audio.rejects import RejectError
 from pipeline.manifest.files import read_manifest, write_manifest
 from pipeline.manifest.manifest import Clip, from_clips
@@ -136,7 +136,7 @@ def test_killed_or_hanging_workers_cost_at_most_their_clip(
     )
     reasons = {Path(row["uri"]).read_bytes(): row["reason"] for row in rejects}
 
-    def decode(data: bytes, *arguments: Any, **options: Any) -> Samples:
+    def decode(data: bytes, *arguments: Any, **options: Any) -> Decoded:
         if data in reasons:
             raise RejectError("decode", reasons[data])
         return decode_audio(data, *arguments, **options)

@@ -161,7 +161,7 @@ def one_recording(esc10: Path) -> Samples:
     paths = sorted((esc10 / "audio").glob("*.ogg"))
     limits = DecodeSettings()
     parts = [decode_audio(p.read_bytes(), limits, sample_rate_hz=RATE_HZ) for p in paths]
-    return np.concatenate(parts)
+    return np.concatenate([part.samples for part in parts])
 
 
 def audio_file(samples: Samples, kind: str, fate: str) -> bytes:

@@ -91,7 +91,7 @@ CUTS_MAY_BE_UNSEEN = ("flac stream", "mp3 no xing", "m4a fragments", "adts", "we
 HAVE_NO_LENGTH = ("m4a fragments", "webm", "webm live")
 """Formats in which the last parts may go missing when bits change in the right places."""
 HAVE_CHECKSUMS = ("flac", "flac stream", "ogg vorbis", "ogg opus")
-FIRST_OF_TWO = ("wav", "aiff", "caf", "w64", "rf64", "au", "flac", "m4a", "mp4", "webm")
+FIRST_OF_TWO = ("wav", "aiff", "caf", "w64", "rf64", "au", "m4a", "mp4", "webm")
 """Formats whose header says where the recording ends; trailing bytes do not matter."""
 
 
@@ -211,7 +211,7 @@ Decode = Callable[[bytes], Samples]
 
 
 def decode_here(data: bytes) -> Samples:
-    return decode_audio(data, LIMITS, sample_rate_hz=RATE_HZ)
+    return decode_audio(data, LIMITS, sample_rate_hz=RATE_HZ).samples
 
 
 @cache
@@ -236,11 +236,11 @@ def judge(case: Case, decode: Decode) -> str:
         np.testing.assert_allclose(decoded[:-400], expected[: len(decoded) - 400], atol=1e-3)
         return UNSEEN
     same_header = case.data[:HEADER_BYTES] == case.original[:HEADER_BYTES]
-    if is_truncated or (same_header and case.format in HAVE_CHECKSUMS):
-        assert np.array_equal(decoded, expected), description
-    elif case.damage == "twice":
+    if case.damage == "twice":
         is_first = case.format.startswith(FIRST_OF_TWO) and np.array_equal(decoded, expected)
         assert is_first or abs(len(decoded) - 2 * len(expected)) < SHORTER_S * RATE_HZ, case.name
+    elif is_truncated or (same_header and case.format in HAVE_CHECKSUMS):
+        assert np.array_equal(decoded, expected), description
     else:
         lengths_s = {len(expected) / RATE_HZ}
         if not same_header:
@@ -323,7 +323,7 @@ def measure(files: list[Case]) -> str:
     with DecoderProcess(timeout_s=MAX_DECODE_S) as decoder:
 
         def decode(data: bytes) -> Samples:
-            return decoder.decode_audio(data, LIMITS, sample_rate_hz=RATE_HZ)
+            return decoder.decode_audio(data, LIMITS, sample_rate_hz=RATE_HZ).samples
 
         decode(encode(clip_of(), 48_000))
         for case in files:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipeline.audio.ogg import MAGIC, checksum, has_damaged_pages, is_whole, pages, with_serial_zero
+from pipeline.audio.ogg import MAGIC, checksum, examine, is_whole, pages, with_serial_zero
+from pipeline.audio.rejects import RejectError
 
 
 @pytest.fixture(scope="module", params=["VORBIS", "OPUS"])
@@ -35,22 +36,31 @@ def test_missing_last_page_is_noticed(ogg: bytes) -> None:
     assert is_whole(ogg)
     assert not any(is_whole(ogg[:end]) for _, end in list(pages(ogg))[:-1])
     assert not is_whole(ogg[:-1])
-    assert not is_whole(ogg + ogg)
     assert not is_whole(b"")
 
 
 def test_changed_byte_is_noticed(ogg: bytes) -> None:
-    assert not has_damaged_pages(ogg)
+    assert examine(ogg) == ([ogg], False, ())
     changed = bytearray(ogg)
     changed[len(ogg) // 2] ^= 1
-    assert has_damaged_pages(bytes(changed))
+    with pytest.raises(RejectError, match="cut short or damaged"):
+        examine(bytes(changed))
+
+
+def test_recordings_in_one_file_are_told_apart(ogg: bytes) -> None:
+    recordings, is_cut, repairs = examine(ogg + ogg + ogg)
+    assert recordings == [ogg] * 3
+    assert not is_cut
+    assert repairs == ("several recordings in one file",)
+    assert examine(ogg + ogg[:-10]).is_cut
+    assert examine(ogg[: list(pages(ogg))[-2][1]] + ogg).is_cut
 
 
 def test_changing_the_serial_number_keeps_the_sound(ogg: bytes) -> None:
     fixed = with_serial_zero(ogg)
     assert len(fixed) == len(ogg)
     assert fixed != ogg
-    assert not has_damaged_pages(fixed)
+    assert examine(fixed).recordings == [fixed]
     assert {fixed[at + 14 : at + 18] for at, _ in pages(fixed)} == {bytes(4)}
     audio, expected = (soundfile.read(io.BytesIO(data))[0] for data in (fixed, ogg))
     np.testing.assert_array_equal(audio, expected)
