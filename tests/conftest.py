@@ -29,7 +29,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATA_VARIABLE = "AST_RAY_TEST_DATA"
-"""Names a folder with real audio: `esc10/` in ESC-50's layout, `audioset/` with its CSVs."""
+"""Names a folder with real audio: `esc10/` in ESC-50's layout, `audioset/` with its CSVs,
+`audio-faults/`."""
 
 
 WITH_RAY = {
@@ -94,6 +95,14 @@ def real_data() -> Path:
 def esc10(real_data: Path) -> Path:
     """ESC-10: 400 clips, 10 classes, 5 folds, OGG 44.1 kHz, in ESC-50's layout."""
     return real_data / "esc10"
+
+
+@pytest.fixture(scope="session")
+def audio_faults(real_data: Path) -> Path:
+    """Small audio files that some decoder gets wrong, or refuses though others play them."""
+    folder = real_data / "audio-faults"
+    assert folder.is_dir(), f"{folder}: not there"
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ MAGIC = b"OggS"
 _FLAGS = 5
 _FIRST_PAGE, _LAST_PAGE = 2, 4
 _SERIAL = slice(14, 18)
+_NUMBER = slice(18, 22)
 _CHECKSUM = slice(22, 26)
 _NUM_SEGMENTS = 26
 _HEADER_BYTES = 27
@@ -55,9 +56,17 @@ def examine(data: bytes) -> Structure:
 
 def is_whole(data: bytes) -> bool:
     """Whether the pages of a recording follow each other up to the last page of the stream."""
-    page_ranges = list(pages(data))
-    lasts = [start for start, _ in page_ranges if data[start + _FLAGS] & _LAST_PAGE]
-    return bool(lasts) and page_ranges[-1][1] <= len(data)
+    num_pages: dict[bytes, int] = {}
+    has_last, is_inside = False, True
+    for start, end in pages(data):
+        is_inside = end <= len(data)
+        page = data[start : start + _HEADER_BYTES]
+        number = int.from_bytes(page[_NUMBER], "little")
+        if number != num_pages.setdefault(page[_SERIAL], number):
+            return False  # a page is missing
+        num_pages[page[_SERIAL]] += 1
+        has_last = has_last or bool(page[_FLAGS] & _LAST_PAGE)
+    return has_last and is_inside
 
 
 def _split(data: bytes) -> list[bytes]:

@@ -1,8 +1,9 @@
-"""Stretches by libsndfile: of plain samples in WAV, and of FLAC.
+"""Stretches by libsndfile: of plain samples and ADPCM in WAV, and of FLAC.
 
-libsndfile reads plain samples ten times as fast as FFmpeg, and finds any place in such files and in
-FLAC at once, to the sample. It does not in other codings, and takes some files for another coding
-than theirs; so the header is read here, too, and both must agree. Other files are left to FFmpeg.
+libsndfile reads plain samples ten times as fast as FFmpeg, and finds any place in these files at
+once, to the sample. ADPCM it decodes as the standards say, where FFmpeg rounds otherwise or errs.
+It finds no place in other codings, and takes some files for another coding than theirs; so the
+header is read here, too, and both must agree. Other files are left to FFmpeg.
 """
 
 import io
@@ -21,6 +22,8 @@ _SUBTYPES = {
     (wav.INTEGER, 32): "PCM_32",
     (wav.FLOAT, 32): "FLOAT",
     (wav.FLOAT, 64): "DOUBLE",
+    (wav.MS_ADPCM, 4): "MS_ADPCM",
+    (wav.IMA_ADPCM, 4): "IMA_ADPCM",
 }
 _BLOCK_VALUES = 2**22
 """Samples of a block: few enough for memory, enough for usual clips: each block costs a seek."""
@@ -68,10 +71,14 @@ def open_wav(data: bytes, start_s: float, end_s: float | None) -> Stretch | None
     if header is None or not header.data_bytes:
         return None
     subtype = _SUBTYPES.get((header.coding, header.bits))
-    frame_bytes = header.channels * header.bits // 8
-    if subtype is None or not frame_bytes or header.frame_bytes != frame_bytes:
+    if subtype is None:
         return None
-    num_frames = header.data_bytes // frame_bytes
+    num_frames = None
+    if header.coding in (wav.INTEGER, wav.FLOAT):
+        frame_bytes = header.channels * header.bits // 8
+        if not frame_bytes or header.frame_bytes != frame_bytes:
+            return None
+        num_frames = header.data_bytes // frame_bytes
     expected = (subtype, header.channels, header.rate_hz, num_frames)
     return _open(data, expected, start_s, end_s)
 
@@ -86,12 +93,16 @@ def open_flac(data: bytes, start_s: float, end_s: float) -> Stretch | None:
 
 
 def _open(
-    data: bytes, expected: tuple[str, int, int, int], start_s: float, end_s: float | None
+    data: bytes, expected: tuple[str, int, int, int | None], start_s: float, end_s: float | None
 ) -> Stretch | None:
-    """The file at the start of a stretch, if its coding, channels, rate and length are these."""
+    """The file at the start of a stretch, if its coding, channels, rate and length are these.
+
+    A length of None is not compared.
+    """
     try:
         file = soundfile.SoundFile(io.BytesIO(data))
-        if (file.subtype, file.channels, file.samplerate, file.frames) != expected:
+        num_frames = None if expected[-1] is None else file.frames
+        if (file.subtype, file.channels, file.samplerate, num_frames) != expected:
             file.close()
             return None
         start = round(start_s * file.samplerate)

@@ -2,13 +2,14 @@
 
 from typing import Literal, NamedTuple
 
+from pipeline.audio.rejects import RejectError
 from pipeline.audio.structure import Structure
 
 UNKNOWN_BYTES = 0x7FFF0000
 """Programs that do not know the length yet write a 32-bit length of at least this."""
 
-INTEGER, FLOAT = 1, 3
-"""Numbers of the codings of plain samples."""
+INTEGER, MS_ADPCM, FLOAT, IMA_ADPCM = 1, 2, 3, 0x11
+"""Numbers of codings; integers and floats are plain samples."""
 _EXTENSIBLE = 0xFFFE
 _GUID_END = bytes.fromhex("000000001000800000aa00389b71")
 """What follows the coding's number in the header of an extensible WAV."""
@@ -65,7 +66,9 @@ def examine(data: bytes) -> Structure:
     available = len(data) - header.data_start
     if header.data_bytes is None:
         return Structure([_with_length(data, header, available)])
-    if header.data_bytes == 0 and available and not _are_chunks(data, header):
+    if header.data_bytes == 0:
+        if not available or _are_chunks(data, header):
+            raise RejectError("decode", "no samples in it")
         repairs = ("no length in its header",)
         return Structure([_with_length(data, header, available)], repairs=repairs)
     return Structure([data], is_cut=header.data_bytes > available)

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import get_args
 
 from cluster.commands.session_options import add_session_options, session
-from pipeline.audio.settings import DecodeSettings
+from pipeline.audio.settings import Channel, DecodeSettings
 from pipeline.commands.step import Step, fraction, path, positive
 from pipeline.errors import SettingValueError, UserError
 from pipeline.shards.settings import READS_AHEAD, PrepareSettings, Store
@@ -56,6 +56,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=defaults.decode.max_file_bytes // _BYTES_PER_MB,
         help="reject larger files (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--channel",
+        choices=get_args(Channel),
+        default=defaults.decode.channel,
+        help="channel used of files with several: their mean, the first or the second "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="reject odd files that play nevertheless, such as an MP3 with other bytes before its "
+        "first frame; otherwise the index says what was odd",
     )
     parser.add_argument(
         "--reads-ahead",
@@ -127,6 +140,8 @@ def _settings(arguments: argparse.Namespace) -> PrepareSettings:
             decode=DecodeSettings(
                 max_duration_s=arguments.max_duration_s,
                 max_file_bytes=arguments.max_file_mb * _BYTES_PER_MB,
+                channel=arguments.channel,
+                strict=arguments.strict,
             ),
             clips_per_shard=arguments.clips_per_shard,
             store=arguments.store,

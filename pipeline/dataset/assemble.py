@@ -32,6 +32,8 @@ from pipeline.shards.parts import INDEX_SCHEMA, STAGES, Part, index_schema, part
 from pipeline.shards.plan import Plan, ShardSpec
 
 _READERS = 16
+_FADED_DB = 20.0
+"""So much level lost between file and clip is worth a note."""
 _SHARD_TAR = re.compile(r"[A-Za-z0-9_-]+-\d{5,}\.tar")
 
 
@@ -141,7 +143,7 @@ def assemble(
         index_sha256=hashlib.sha256(index_bytes).hexdigest(),
         rejects_sha256=hashlib.sha256(ledger).hexdigest(),
     )
-    summary = _summary(plan, job.output, card, ordered, built=built, wall_s=elapsed_s())
+    summary = _summary(plan, job.output, card, index, ordered, built=built, wall_s=elapsed_s())
     write_summary(summary)
     _remove_strays(job.output, ordered)
     remove_unfinished(job.output)
@@ -158,8 +160,16 @@ def _with_common(index: pa.Table, manifest: Manifest) -> pa.Table:
 
 
 def _summary(
-    plan: Plan, output: str, card: Card, parts: list[Part], *, built: set[str], wall_s: float
+    plan: Plan,
+    output: str,
+    card: Card,
+    index: pa.Table,
+    parts: list[Part],
+    *,
+    built: set[str],
+    wall_s: float,
 ) -> PrepareSummary:
+    lost_db = pc.subtract(index["file_level_dbfs"], index["level_dbfs"])  # NaN for silent files
     num_clips_built = sum(spec.num_clips for spec in plan.specs if spec.name in built)
     return PrepareSummary(
         output=output,
@@ -167,6 +177,8 @@ def _summary(
         num_rejects=card.rejects.num,
         rejects_by_reason=card.rejects.by_reason,
         num_clipped_clips=card.clipped.num_clips if card.clipped else 0,
+        num_repaired_clips=index.num_rows - index["repaired"].null_count,
+        num_faded_clips=pc.sum(pc.greater_equal(lost_db, _FADED_DB)).as_py() or 0,
         num_shards=len(card.shards),
         num_shards_built=len(built),
         num_clips_built=num_clips_built,

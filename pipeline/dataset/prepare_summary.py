@@ -20,6 +20,11 @@ class PrepareSummary:
     rejects_by_reason: dict[str, int]
     num_clipped_clips: int
     """Clips stored as audio that exceeded full scale; the index has the samples of each."""
+    num_repaired_clips: int
+    """Clips of odd files that play nevertheless; the index says what was odd."""
+    num_faded_clips: int
+    """Clips 20 dB or more below the level of their files, usually of opposite channels, which
+    cancel each other in the mean."""
     num_shards: int
     num_shards_built: int
     """Shards built by this run; the others were finished before."""

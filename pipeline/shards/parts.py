@@ -38,7 +38,7 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 _NUM_CLIPPED = pa.field("num_clipped", pa.int32())  # beyond full scale; where audio is stored
-_NEW_COLUMNS = {3: ("xxh3",)}
+_NEW_COLUMNS = {3: ("xxh3", "file_level_dbfs", "repaired")}
 """Columns by the first format version that has them."""
 STAGES = ("fetch", "decode", "fbank", "write")
 

@@ -47,9 +47,14 @@ def encode_av(
     *,
     layout: str = "mono",
     video_codec: str | None = None,
+    late_s: float = 0.0,
+    bit_rate: int | None = None,
     **options: str,
 ) -> bytes:
-    """A file of `[N]` or `[N, channels]` samples as FFmpeg writes it, `options` to its muxer."""
+    """A file of `[N]` or `[N, channels]` samples as FFmpeg writes it, `options` to its muxer.
+
+    The sound starts `late_s` after the picture.
+    """
     frame = av.AudioFrame.from_ndarray(samples.astype(np.float32).reshape(1, -1), "flt", layout)
     frame.sample_rate, frame.pts = rate_hz, 0
     buffer = io.BytesIO()
@@ -57,11 +62,15 @@ def encode_av(
         stream = file.add_stream(codec, rate=rate_hz, layout=layout)
         assert isinstance(stream, av.AudioStream)
         packets = encode_video(file, video_codec, len(samples) / rate_hz) if video_codec else []
+        if bit_rate is not None:
+            stream.bit_rate = bit_rate
         stream.codec_context.open()
         pieces = av.AudioResampler(
             stream.format.name, layout, rate_hz, frame_size=stream.codec_context.frame_size or 1024
         )
         for piece in [*pieces.resample(frame), *pieces.resample(None), None]:
+            if piece is not None and piece.pts is not None:
+                piece.pts += round(late_s * rate_hz)
             packets += stream.encode(piece)
         for packet in sorted(packets, key=lambda packet: (packet.dts or 0) * packet.time_base):
             file.mux(packet)

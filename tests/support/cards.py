@@ -47,6 +47,8 @@ def make_summary(output: str, **changes: Any) -> PrepareSummary:
         "num_rejects": 0,
         "rejects_by_reason": {},
         "num_clipped_clips": 0,
+        "num_repaired_clips": 0,
+        "num_faded_clips": 0,
         "num_shards": 1,
         "num_shards_built": 1,
         "num_clips_built": 12,

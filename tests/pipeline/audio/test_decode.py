@@ -374,7 +374,7 @@ def test_nan_and_infinite_samples_are_refused(bad: float, num_bad: int) -> None:
 
 
 def test_file_without_samples_is_refused() -> None:
-    assert reason_for(encode(np.zeros(0))) == "no samples in the stretch from start_s to end_s"
+    assert reason_for(encode(np.zeros(0))) == "no samples in it"
 
 
 @pytest.mark.parametrize(("start_s", "end_s"), [(1.0, None), (1.0, 2.0), (5.0, 6.0), (1e9, None)])
