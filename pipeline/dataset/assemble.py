@@ -77,7 +77,7 @@ def finished_parts(
             return None
         try:
             part = read_part(paths[spec])
-        except (pa.ArrowException, KeyError, TypeError, ValueError, OSError):
+        except (ValueError, OSError):
             return None  # Damaged: the shard is rebuilt.
         if part.fingerprint != spec.fingerprint or (retry_rejects and part.rejects):
             return None

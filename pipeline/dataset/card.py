@@ -30,20 +30,20 @@ from pipeline.shards.settings import PrepareSettings, Store
 class SplitEntry:
     """The clips of a split."""
 
-    num_clips: int
-    num_frames: int
-    duration_s: float
-    mean: float
+    num_clips: storage.Count
+    num_frames: storage.Count
+    duration_s: storage.Amount
+    mean: storage.Number
     """Over all values of the clips' fbanks."""
-    std: float
+    std: storage.Amount
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RejectedClips:
     """How many clips were rejected; the ledger names them."""
 
-    num: int
-    by_reason: dict[str, int]
+    num: storage.Count
+    by_reason: dict[str, storage.Count]
     """By "stage: reason", the commonest first."""
 
 
@@ -51,8 +51,8 @@ class RejectedClips:
 class ClippedAudio:
     """Audio that exceeded full scale and was clipped to it."""
 
-    num_clips: int
-    num_samples: int
+    num_clips: storage.Count
+    num_samples: storage.Count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,12 +66,12 @@ class Card:
     """None in a data set of fbanks."""
     labels: list[str]
     """The vocabulary, in the order of the classes."""
-    num_clips: int
+    num_clips: storage.Count
     splits: dict[str, SplitEntry]
-    mean: float
+    mean: storage.Number
     """Over the split `train`; over all clips if there is no such split."""
-    std: float
-    class_counts: dict[str, dict[str, int]]
+    std: storage.Amount
+    class_counts: dict[str, dict[str, storage.Count]]
     """Clips of each label, by split."""
     rejects: RejectedClips
     shards: list[TarEntry]

@@ -15,28 +15,28 @@ class PrepareSummary:
     """What a run of `prepare` did."""
 
     output: str
-    num_clips: int
-    num_rejects: int
-    rejects_by_reason: dict[str, int]
-    num_clipped_clips: int
+    num_clips: storage.Count
+    num_rejects: storage.Count
+    rejects_by_reason: dict[str, storage.Count]
+    num_clipped_clips: storage.Count
     """Clips stored as audio that exceeded full scale; the index has the samples of each."""
-    num_repaired_clips: int
+    num_repaired_clips: storage.Count
     """Clips of odd files that play nevertheless; the index says what was odd."""
-    num_faded_clips: int
+    num_faded_clips: storage.Count
     """Clips 20 dB or more below the level of their files, usually of opposite channels, which
     cancel each other in the mean."""
-    num_shards: int
-    num_shards_built: int
+    num_shards: storage.Count
+    num_shards_built: storage.Count
     """Shards built by this run; the others were finished before."""
-    num_clips_built: int
-    size_bytes: int
-    fetched_bytes: int
+    num_clips_built: storage.Count
+    size_bytes: storage.Count
+    fetched_bytes: storage.Count
     """Size of the audio that the shards were made from."""
-    audio_s: float
-    wall_s: float
-    clips_per_s: float
+    audio_s: storage.Amount
+    wall_s: storage.Amount
+    clips_per_s: storage.Amount
     """Clips built by this run (rejected ones too) over its wall time."""
-    stages_s: dict[str, float]
+    stages_s: dict[str, storage.Amount]
     """Task seconds in each stage, summed over all shards."""
 
 

@@ -1,17 +1,29 @@
-"""A prepared data set, opened for reading: the card, the index, and any clip's fbank."""
+"""A prepared data set, opened for reading: the card, the index, and any clip's fbank.
 
+In: a folder. Steps: check the card against its own checksum, and the index against the card's: so
+they are as `prepare` wrote them. Out: the data set, whose clips have checksums in the index.
+"""
+
+import hashlib
+import logging
 from dataclasses import dataclass
+from functools import cache
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.audio import rejects
 from pipeline.audio.stored_audio import decode_flac, to_waveform
-from pipeline.dataset.card import Card, decode_card
+from pipeline.dataset.card import Card, checksum_fault, decode_card
 from pipeline.errors import UserError
 from pipeline.fbank_settings import FbankSettings
+from pipeline.shards.parts import index_schema
+from pipeline.shards.plan import FORMAT_VERSION
 from pipeline.shards.tar import Fbank, checksum, fbank_from_bytes
+
+_logger = logging.getLogger(__name__)
 
 INDEX_ROWS_PER_GROUP = 16_384
 """Few enough that the rows of one shard are a small read, many enough for a small footer."""
@@ -92,9 +104,14 @@ def card_path(path: str) -> str:
     return storage.join(path, "card.json")
 
 
+def index_path(path: str) -> str:
+    """Path of a data set's index."""
+    return storage.join(path, "index.parquet")
+
+
 def read_index_rows(path: str, start: int, end: int) -> pa.Table:
     """Rows `start` to `end` of the index; only their row groups are read."""
-    with storage.open_binary(storage.join(path, "index.parquet")) as file:
+    with storage.open_binary(index_path(path)) as file:
         index = pq.ParquetFile(file)
         first = start // INDEX_ROWS_PER_GROUP
         groups = range(first, -(-end // INDEX_ROWS_PER_GROUP))
@@ -120,11 +137,51 @@ def open_dataset(path: str) -> PreparedDataset:
     """Open a prepared data set.
 
     Raises:
-        UserError: there is no card, so no complete data set; or the card is damaged, or has another
-            format version.
+        UserError: there is no card, so no complete data set; the card has another format version;
+            the card or the index is damaged, or the index is missing.
     """
     path = storage.absolute(path)
     storage.check_bucket(path)
-    card = decode_card(read_card_bytes(path), card_path(path))
-    index = storage.read_table(storage.join(path, "index.parquet"))
+    data = read_card_bytes(path)
+    card = decode_card(data, card_path(path))
+    if fault := checksum_fault(data):
+        raise UserError(card_path(path), f"the card {fault}", REPAIR)
+    index = _read_table(
+        index_path(path), card.index_sha256, index_schema(card.store, card.format_version)
+    )
+    if card.format_version < FORMAT_VERSION:
+        _note_unchecked(path, card.format_version)
     return PreparedDataset(path=path, card=card, index=index)
+
+
+def read_ledger(dataset: PreparedDataset) -> pa.Table:
+    """The rejected clips, with the columns of `pipeline.audio.rejects`.
+
+    Raises:
+        UserError: the ledger is missing or damaged.
+    """
+    path = storage.join(dataset.path, "rejects.parquet")
+    return _read_table(path, dataset.card.rejects_sha256, rejects.SCHEMA)
+
+
+def _read_table(path: str, sha256: str, schema: pa.Schema) -> pa.Table:
+    try:
+        data = storage.read_bytes(path)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise UserError(path, "does not match the card's checksum", REPAIR)
+        return storage.parse_table(data, schema)
+    except FileNotFoundError as error:
+        raise UserError(path, "is missing", REPAIR) from error
+    except storage.DocumentError as error:
+        raise UserError(path, str(error), REPAIR) from error
+
+
+@cache
+def _note_unchecked(path: str, format_version: int) -> None:
+    """Say, once in each process, that damage to clips goes unnoticed."""
+    _logger.info(
+        "%s: a data set of format version %d has no checksums of its clips, so `train` cannot "
+        "check what it reads; `verify` can",
+        path,
+        format_version,
+    )

@@ -29,6 +29,7 @@ from pipeline.dataset.card import Card, checksum_fault, decode_card
 from pipeline.dataset.prepared import (
     PreparedDataset,
     card_path,
+    index_path,
     open_dataset,
     read_card_bytes,
     read_index_rows,
@@ -37,7 +38,14 @@ from pipeline.dataset.resume import Damaged, clear_damaged, write_damaged
 from pipeline.errors import UserError
 from pipeline.fbank_settings import FbankSettings
 from pipeline.on_ray import TASK_MEMORY_BYTES, run_tasks
-from pipeline.shards.parts import TarEntry, has_parts, part_path, read_part, work_folder
+from pipeline.shards.parts import (
+    TarEntry,
+    has_parts,
+    index_schema,
+    part_path,
+    read_part,
+    work_folder,
+)
 from pipeline.shards.plan import DamagedPlanError, read_plan
 from pipeline.shards.tar import checksum, fbank_from_bytes, shard_key
 from pipeline.terminal.progress import ProgressBar
@@ -165,7 +173,13 @@ def document_faults(path: str) -> list[Fault]:
             continue
         if digest != sha256:
             faults.append(Fault(path=file, what="does not match the card's checksum"))
-    return faults or _index_faults(card, storage.read_table(storage.join(path, "index.parquet")))
+    if faults:
+        return faults
+    try:
+        index = storage.read_table(index_path(path), index_schema(card.store, card.format_version))
+    except storage.DocumentError as error:
+        return [Fault(path="index.parquet", what=str(error))]
+    return _index_faults(card, index)
 
 
 def plan_faults(path: str) -> list[Fault]:
@@ -193,7 +207,7 @@ def _part_fault(path: str, shard: str, tar: TarEntry) -> str | None:
         part = read_part(part_path(path, shard))
     except FileNotFoundError:
         return None
-    except (pa.ArrowException, ValueError):
+    except (ValueError, UserError):
         return "is damaged"
     return None if part.tar == tar else "belongs to another tar"
 

@@ -15,6 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import storage
+
 Mask = npt.NDArray[np.bool_]
 
 
@@ -22,11 +24,11 @@ Mask = npt.NDArray[np.bool_]
 class ListedClips:
     """Listed clips of a split, or of all splits: how many were found, and how many were not."""
 
-    listed: int
-    found: int
-    missing: int
-    unreadable: int
-    found_s: float
+    listed: storage.Count
+    found: storage.Count
+    missing: storage.Count
+    unreadable: storage.Count
+    found_s: storage.Amount
     """Seconds of audio in the clips that were found."""
 
     @property
@@ -40,10 +42,10 @@ class ListedClass:
     """The clips of one class."""
 
     label: str
-    official: int
+    official: storage.Count
     """Listed clips."""
-    found: int
-    share: float
+    found: storage.Count
+    share: storage.Share
     """`found` / `official`; 1 for a class without listed clips, since none is missing."""
 
 
@@ -51,8 +53,8 @@ class ListedClass:
 class CommonClips:
     """The ids that others scored."""
 
-    listed: int
-    found: int
+    listed: storage.Count
+    found: storage.Count
 
     @property
     def share(self) -> float | None:

@@ -56,7 +56,7 @@ def read_manifest(path: str) -> Manifest:
         table = storage.read_table(path)
     except FileNotFoundError as error:
         raise UserError(path, "no manifest here", "write one with `manifest`") from error
-    except (pa.ArrowException, OSError, UserError) as error:
+    except (storage.DocumentError, UserError) as error:
         if isinstance(error, UserError) and not isinstance(error.__cause__, IsADirectoryError):
             raise
         raise UserError(
@@ -96,6 +96,8 @@ def _conform(table: pa.Table, path: str) -> pa.Table:
     """The table with exactly the columns and types of `SCHEMA`."""
     columns = []
     for field in SCHEMA:
+        if table.column_names.count(field.name) > 1:
+            raise UserError(path, f"the manifest has several columns {field.name!r}")
         if field.name in table.column_names:
             column = table[field.name]
         elif field.name in _REQUIRED:
@@ -104,7 +106,7 @@ def _conform(table: pa.Table, path: str) -> pa.Table:
             column = pa.repeat(default_value(field), table.num_rows)
         try:
             column = column.cast(field.type)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        except pa.ArrowException as error:
             raise UserError(
                 path, f"column {field.name!r} is {column.type}, expected {field.type}"
             ) from error

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.dataset.card import Card
 from pipeline.dataset.prepare_summary import read_summary
-from pipeline.dataset.prepared import PreparedDataset, open_dataset
+from pipeline.dataset.prepared import PreparedDataset, open_dataset, read_ledger
+from pipeline.errors import UserError
 from pipeline.fbank_settings import PUBLISHED_NORMS
 from pipeline.manifest.coverage import Coverage, ListedClips
 from pipeline.pages import page
@@ -195,7 +196,7 @@ def reject_rows(dataset: PreparedDataset) -> list[Section]:
     """Rejected clips by stage and reason, the commonest first, with some of their ids."""
     if not dataset.card.rejects.num:
         return []
-    ledger = storage.read_table(storage.join(dataset.path, "rejects.parquet"))
+    ledger = read_ledger(dataset)
     groups = ledger.group_by(["stage", "reason"], use_threads=False)
     counted = groups.aggregate([("id", "count"), ("id", "list")]).to_pylist()
     rows = [
@@ -222,7 +223,7 @@ def _examples(dataset: PreparedDataset) -> Section:
     chosen = dataset.index.select(["id", "labels", "duration_s"]).take(rows).to_pylist()
     try:
         drawn = [draw(dataset.read_fbank(row), dataset.card) for row in rows]
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, UserError) as error:
         return {"clips": [], "reason": f"The data set's shards cannot be read: {error}"}
     clips = [
         clip | {"spectrogram": spectrogram} for clip, spectrogram in zip(chosen, drawn, strict=True)
@@ -286,9 +287,7 @@ def _tiles(card: Card, coverage: Coverage | None) -> list[Section]:
 
 
 def _column(dataset: PreparedDataset, name: str) -> FloatArray:
-    """Numbers `[N]` of a column of the index, NaN where there is none."""
-    if name not in dataset.index.column_names:
-        return np.full(dataset.index.num_rows, np.nan)
+    """Numbers `[N]` of a column of the index."""
     numbers: FloatArray = dataset.index[name].to_numpy().astype(np.float64)
     return numbers
 

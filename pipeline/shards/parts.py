@@ -51,8 +51,8 @@ class TarEntry:
     """A finished tar, as listed in the card."""
 
     name: str
-    num_clips: int
-    size_bytes: int
+    num_clips: storage.Count
+    size_bytes: storage.Count
     sha256: str
 
 
@@ -111,7 +111,7 @@ def has_parts(output: str) -> bool:
 
 
 def read_part(path: str) -> Part:
-    """Read a part file written by `build_shard`; ArrowException or ValueError if it is damaged."""
+    """Read a part file written by `build_shard`; ValueError if it is damaged."""
     table = storage.read_table(path)
     stored = table.schema.metadata or {}
     text = stored.get(_METADATA_KEY, b"")

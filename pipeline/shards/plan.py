@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.manifest.manifest import Manifest
+from pipeline.manifest.manifest import SCHEMA, Manifest
 from pipeline.manifest.splits import check_split
 from pipeline.shards.settings import PrepareSettings
 
@@ -44,9 +44,9 @@ class ShardSpec:
     """A shard to build: its name, and where the plan's files hold its clips."""
 
     name: str
-    plan_file: int
-    row_group: int
-    num_clips: int
+    plan_file: storage.Count
+    row_group: storage.Count
+    num_clips: storage.Count
     fingerprint: str
     """Hash of the shard's clips and the settings: a finished shard with another one is outdated."""
 
@@ -98,11 +98,13 @@ class DamagedPlanError(UserError):
         self.fault = "is missing" if is_missing else f"is damaged ({error})"
         self.fingerprint = fingerprint
         """Of the plan as it was written; None if unknown."""
+        so = "and this manifest does not reproduce it"
+        remedy = "restore the file, use the manifest that the data set was made from, or give "
+        if fingerprint is None:
+            so = "so whether its shards are of this manifest is unknown"
+            remedy = "restore the file, remove the folder, or give "
         super().__init__(
-            path,
-            f"the plan of this data set {self.fault}, and this manifest does not reproduce it",
-            "restore the file, use the manifest that the data set was made from, or give "
-            "another --out",
+            path, f"the plan of this data set {self.fault}, {so}", f"{remedy}another --out"
         )
         self.args = (path, error, fingerprint)
 
@@ -234,9 +236,9 @@ def read_plan(folder: str) -> Plan | None:
     for number, specs in groupby(document.specs, key=lambda spec: spec.plan_file):
         path = _clips_path(folder, number)
         try:
-            tables.append(storage.read_table(path))
+            tables.append(storage.read_table(path, SCHEMA))
             _check_clips(tables[-1], list(specs), document.basis)
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        except (FileNotFoundError, ValueError) as error:
             raise DamagedPlanError(path, error, document.fingerprint) from error
     clips = pa.concat_tables(tables).combine_chunks()
     plan = Plan(specs=document.specs, clips=clips, basis=document.basis)
@@ -342,7 +344,14 @@ class _Document:
 def _read_document(folder: str) -> _Document | None:
     path = _document_path(folder)
     try:
-        return storage.parse_document(storage.read_bytes(path), _Document)
+        document = storage.parse_document(storage.read_bytes(path), _Document)
+        version = document.basis.format_version
+        if version not in READ_VERSIONS:
+            raise storage.DocumentError(
+                f"has format version {version}, this program reads "
+                f"{' and '.join(map(str, READ_VERSIONS))}"
+            )
+        return document
     except FileNotFoundError:
         return None
     except storage.DocumentError as error:

@@ -8,6 +8,7 @@ from pipeline.storage.documents import (
     conform,
     encode_table,
     parse_document,
+    parse_table,
     read_document,
     read_json,
     read_table,
@@ -49,12 +50,17 @@ from pipeline.storage.paths import (
     is_remote,
     join,
 )
+from pipeline.storage.ranges import Amount, Count, Number, Share
 
 __all__ = [
     "UNFINISHED",
+    "Amount",
+    "Count",
     "DocumentError",
     "NewFile",
     "NoRegularFileError",
+    "Number",
+    "Share",
     "TooLargeError",
     "absolute",
     "check_bucket",
@@ -76,6 +82,7 @@ __all__ = [
     "one_file_fault",
     "open_binary",
     "parse_document",
+    "parse_table",
     "read_bytes",
     "read_document",
     "read_file",

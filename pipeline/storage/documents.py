@@ -1,6 +1,7 @@
 """JSON documents and Parquet tables, read and written as a whole.
 
-A document that this program writes is a dataclass; pydantic checks it when it is read.
+A document that this program writes is a dataclass; pydantic checks it when it is read. A table has
+a schema. Whatever else a file holds is one error, which names the keys or columns.
 PyArrow and pydantic are loaded where they are used: `--help` need not wait for them.
 """
 
@@ -11,7 +12,7 @@ import json
 import reprlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.storage.files import read_bytes, write_bytes
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _adapters: dict[type[Any], TypeAdapter[Any]] = {}
 
 
 class DocumentError(ValueError):
-    """A document that is not JSON, or whose keys or values do not match its class."""
+    """A file that is no JSON or Parquet, or whose keys, columns or values are not as expected."""
 
 
 def parse_document(data: bytes | str, kind: type[Document]) -> Document:
@@ -44,7 +45,7 @@ def parse_document(data: bytes | str, kind: type[Document]) -> Document:
     except ValidationError as error:
         raise DocumentError(_faults(error)) from error
     except ValueError as error:
-        raise DocumentError(f"not a whole JSON document ({error})") from error
+        raise DocumentError(f"not valid JSON ({error})") from error
     return document
 
 
@@ -54,13 +55,11 @@ def conform(value: object, kind: type[Document]) -> Document:
     Raises:
         DocumentError: names the path of each invalid key.
     """
-    from pydantic import ValidationError
-
     try:
-        document: Document = _adapter(kind).validate_python(value)
-    except ValidationError as error:
-        raise DocumentError(_faults(error)) from error
-    return document
+        text = json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DocumentError(f"has values that JSON has not ({first_line(error)})") from error
+    return parse_document(text, kind)
 
 
 def read_document(path: str, kind: type[Document], remedy: str) -> Document:
@@ -89,7 +88,7 @@ def _faults(error: ValidationError) -> str:
     shown = []
     for fault in faults[:_NUM_FAULTS_SHOWN]:
         path = ".".join(map(str, fault["loc"]))
-        what = fault["msg"]
+        what = fault["msg"].replace("Input should be", "must be")
         if fault["type"] == "value_error":
             # What `__post_init__` raises says which field it is about, and its value.
             what = what.removeprefix("Value error, ")
@@ -110,12 +109,54 @@ def write_json(path: str, document: object) -> None:
     write_bytes(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
 
 
-def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file as a table."""
+def parse_table(data: bytes, schema: pa.Schema | None = None) -> pa.Table:
+    """A table from the content of a Parquet file.
+
+    Args:
+        data: the content.
+        schema: the columns to return, each of which must have its type and, unless it is nullable,
+            no empty cell; columns unknown to it are dropped. None: any columns.
+
+    Raises:
+        DocumentError: it is no Parquet file, or damaged, or its columns do not match the schema.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pq.read_table(pa.BufferReader(read_bytes(path)), columns=columns)
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+        table.validate(full=True)
+    # Damage makes the library raise errors of many unrelated types.
+    except Exception as error:
+        raise DocumentError(f"not a Parquet file, or damaged ({first_line(error)})") from error
+    if schema is None:
+        return table
+    for field in schema:
+        _check_column(table, field)
+    return table.select(schema.names)
+
+
+def read_table(path: str, schema: pa.Schema | None = None) -> pa.Table:
+    """Read a Parquet file as a table; raises as `read_bytes` and `parse_table`."""
+    return parse_table(read_bytes(path), schema)
+
+
+def _check_column(table: pa.Table, field: pa.Field) -> None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    count = table.column_names.count(field.name)
+    if count != 1:
+        has = f"{count} columns" if count else "no column"
+        raise DocumentError(f"has {has} {field.name!r}")
+    column = table[field.name]
+    if column.type != field.type:
+        raise DocumentError(f"column {field.name!r} is {column.type}, expected {field.type}")
+    num_empty = 0 if field.nullable else column.null_count
+    if pa.types.is_list(field.type):
+        num_empty += pc.list_flatten(column).null_count
+    if num_empty:
+        raise DocumentError(f"column {field.name!r} has {num_empty} empty cells")
 
 
 def encode_table(table: pa.Table, rows_per_group: int | None = None) -> bytes:

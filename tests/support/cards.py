@@ -1,11 +1,17 @@
 """Invented cards and summaries of data sets, made without `prepare`."""
 
+import hashlib
+from dataclasses import replace
 from typing import Any
 
-from pipeline.dataset.card import Card, RejectedClips, SplitEntry
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.dataset.card import Card, RejectedClips, SplitEntry, fingerprint
 from pipeline.dataset.prepare_summary import PrepareSummary
+from pipeline.dataset.prepared import card_path
 from pipeline.fbank_settings import FbankSettings
-from pipeline.shards.parts import TarEntry
+from pipeline.shards.parts import INDEX_SCHEMA, TarEntry
 from pipeline.shards.plan import FORMAT_VERSION
 
 
@@ -30,6 +36,30 @@ def make_card(num_mels: int, **changes: Any) -> Card:
         "fingerprint": "f" * 64,
     }
     return Card(**{**defaults, **changes})
+
+
+def write_documents(folder: str, card: Card, index: pa.Table, ledger: pa.Table) -> None:
+    """Write a data set's card, index and ledger, with right checksums.
+
+    Columns that the index lacks are empty.
+    """
+    columns = [
+        index[field.name].cast(field.type)
+        if field.name in index.column_names
+        else pa.nulls(index.num_rows, field.type)
+        for field in INDEX_SCHEMA
+    ]
+    checksums: dict[str, Any] = {}
+    for name, table in (
+        ("index", pa.table(columns, schema=INDEX_SCHEMA)),
+        ("rejects", ledger),
+    ):
+        data = storage.encode_table(table)
+        storage.write_bytes(storage.join(folder, f"{name}.parquet"), data)
+        checksums[f"{name}_sha256"] = hashlib.sha256(data).hexdigest()
+    card = replace(card, **checksums)
+    card = replace(card, fingerprint=fingerprint(card.to_json()))
+    storage.write_json(card_path(folder), card.to_json())
 
 
 def split_entry(num_clips: int, duration_s: float) -> SplitEntry:

@@ -6,28 +6,30 @@
 
 from dataclasses import dataclass, field, replace
 
+from pipeline import storage
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CurvePoint:
     """A point of the training curve, over the steps since the previous point."""
 
-    step: int
+    step: storage.Count
     """Steps done in the run, from 1."""
-    epoch: int
-    loss: float | None = None
+    epoch: storage.Count
+    loss: storage.Number | None = None
     """Mean over the clips of steps that were not skipped; None without any."""
-    lr: float | None = None
+    lr: storage.Amount | None = None
     """Of the last step."""
-    grad_norm: float | None = None
+    grad_norm: storage.Amount | None = None
     """Of the last step; None if it is not finite."""
-    num_bad_steps: int = 0
+    num_bad_steps: storage.Count = 0
     """Skipped steps."""
-    clips_per_s: float | None = None
-    data_wait_share: float | None = None
+    clips_per_s: storage.Amount | None = None
+    data_wait_share: storage.Amount | None = None
     """Share of the time that the first rank waited for batches."""
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: storage.Count | None = None
     """Of the first rank's GPU; None without one."""
-    mfu: float | None = None
+    mfu: storage.Amount | None = None
     """Model-FLOP utilisation, the share of the GPU's peak FLOPs; None if the peak is unknown."""
 
 
@@ -35,33 +37,33 @@ class CurvePoint:
 class EpochResult:
     """A finished epoch and its evaluation; undefined metrics are None."""
 
-    epoch: int
-    step: int
+    epoch: storage.Count
+    step: storage.Count
     """Steps done in the run."""
-    train_loss: float | None = None
-    eval_loss: float | None = None
-    mAP: float | None  # noqa: N815 (the field's name for it)
-    mAUC: float | None = None  # noqa: N815
-    d_prime: float | None = None
-    accuracy: float | None
-    cumulative_mAP: float | None = None  # noqa: N815
+    train_loss: storage.Number | None = None
+    eval_loss: storage.Number | None = None
+    mAP: storage.Share | None  # noqa: N815 (the field's name for it)
+    mAUC: storage.Share | None = None  # noqa: N815
+    d_prime: storage.Number | None = None
+    accuracy: storage.Share | None
+    cumulative_mAP: storage.Share | None = None  # noqa: N815
     """mAP of the mean scores over all epochs so far: `cum_` in the authors' logs."""
-    cumulative_mAUC: float | None = None  # noqa: N815
-    cumulative_d_prime: float | None = None
-    cumulative_accuracy: float | None = None
-    train_s: float | None = None
-    eval_s: float | None = None
+    cumulative_mAUC: storage.Share | None = None  # noqa: N815
+    cumulative_d_prime: storage.Number | None = None
+    cumulative_accuracy: storage.Share | None = None
+    train_s: storage.Amount | None = None
+    eval_s: storage.Amount | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SkippedStep:
     """A step that was skipped: its loss or gradient was not finite, or the gradient too large."""
 
-    step: int
-    epoch: int
-    loss: float | str
+    step: storage.Count
+    epoch: storage.Count
+    loss: storage.Number | str
     """A string if it is not finite: JSON has no NaN or infinity."""
-    grad_norm: float | str
+    grad_norm: storage.Number | str
     ids: tuple[str, ...] = ()
     """The step's clips."""
     partner_ids: tuple[str, ...] = ()
@@ -72,22 +74,22 @@ class SkippedStep:
 class Progress:
     """Progress of a run, as checkpoints save and restore it."""
 
-    epoch: int = 1
+    epoch: storage.Count = 1
     """The epoch in progress, from 1; one past the last once the run is finished."""
-    epoch_step: int = 0
+    epoch_step: storage.Count = 0
     """Steps done in the epoch."""
-    step: int = 0
+    step: storage.Count = 0
     """Steps done in the run."""
-    loss_sum: float = 0.0
+    loss_sum: storage.Number = 0.0
     """Sum of the losses of the epoch's clips so far."""
-    num_clips: int = 0
+    num_clips: storage.Count = 0
     """Clips in that sum."""
-    train_s: float = 0.0
+    train_s: storage.Amount = 0.0
     """Seconds trained in the epoch so far."""
     steps: list[CurvePoint] = field(default_factory=list)
     epochs: list[EpochResult] = field(default_factory=list)
     bad_steps: list[SkippedStep] = field(default_factory=list)
-    num_bad_in_a_row: int = 0
+    num_bad_in_a_row: storage.Count = 0
     """Skipped steps since the last good one."""
     has_gone_back: bool = False
     """Whether the run has diverged and gone back to an earlier checkpoint."""

@@ -13,6 +13,7 @@ B batch, Q clips with noise, T frames, F mels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from trainer.data.random_streams import (
     FloatArray,
     IntArray,
     Stream,
+    bits_at,
     random_bits,
     to_uniform,
     uniform,
@@ -76,16 +78,17 @@ def draw_augmentations(
     """
     _check_masks_fit(settings, num_mels, num_frames)
     raw = np.empty((len(positions), NUM_RAW_DRAWS), dtype=np.uint64)
-    mixed_lambda = np.empty(len(positions), dtype=np.float64)
+    mixup_lambda = np.ones(len(positions), dtype=np.float64)
     crops = np.zeros((len(positions), 2))
-    for item, position in enumerate(positions):
-        bits = random_bits(Stream.AUGMENT, seed=seed, epoch=epoch, position=int(position))
+    at = partial(bits_at, seed=seed, epoch=epoch, positions=[*map(int, positions)])
+    for item, bits in enumerate(at(Stream.AUGMENT)):
         raw[item] = bits.random_raw(NUM_RAW_DRAWS)
-        generator = np.random.Generator(bits)
-        mixed_lambda[item] = generator.beta(settings.mixup_alpha, settings.mixup_alpha)
-        if settings.crop == "random":
-            crop_bits = random_bits(Stream.CROP, seed=seed, epoch=epoch, position=int(position))
-            crops[item] = uniform(crop_bits, 2)
+        if to_uniform(raw[item, 0]) < settings.mixup_share:
+            generator = np.random.Generator(bits)
+            mixup_lambda[item] = generator.beta(settings.mixup_alpha, settings.mixup_alpha)
+    if settings.crop == "random":
+        for item, bits in enumerate(at(Stream.CROP)):
+            crops[item] = uniform(bits, 2)
     u = to_uniform(raw)
     frequency_start, frequency_width = mask_interval(
         u[:, 1], u[:, 2], max_width=settings.frequency_mask, size=num_mels
@@ -95,7 +98,7 @@ def draw_augmentations(
     )
     reach = settings.roll_frames
     return AugmentDraws(
-        mixup_lambda=np.where(u[:, 0] < settings.mixup_share, mixed_lambda, 1.0),
+        mixup_lambda=mixup_lambda,
         frequency_start=frequency_start,
         frequency_width=frequency_width,
         time_start=time_start,

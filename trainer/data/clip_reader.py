@@ -10,7 +10,9 @@ Of a long clip only a part is read, which has no checksum: the first time, the w
 B clips, T frames, F mels, S samples.
 """
 
+import errno
 import os
+import stat
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from functools import lru_cache
@@ -161,7 +163,8 @@ class ClipReader:
         read = self._read_remote if storage.is_remote(path) else self._read_local
         try:
             offset_bytes = int(self._clips.offset_bytes[index]) + skip_bytes
-            storage.with_retries(read, path, offset_bytes, into)
+            with storage.explained(path):
+                storage.with_retries(read, path, offset_bytes, into)
         except (FileNotFoundError, EOFError) as error:
             raise UserError(
                 shard,
@@ -186,7 +189,10 @@ class _OpenFile:
 
     def __init__(self, path: str) -> None:
         self._file = -1
-        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Without O_NONBLOCK the opening of a pipe waits for a writer.
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
+            raise storage.NoRegularFileError(errno.EINVAL, "not a regular file", path)
 
     def __del__(self) -> None:
         if self._file >= 0:

@@ -7,6 +7,7 @@ the same is computed from the bits.
 """
 
 import enum
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,18 @@ def random_bits(
     # Drawing increments only the first word, which leaves 2^66 numbers for each position.
     counter = np.array([0, position, epoch, 0], dtype=np.uint64)
     return np.random.Philox(counter=counter, key=np.array([seed, stream], dtype=np.uint64))
+
+
+def bits_at(
+    stream: Stream, *, seed: int, epoch: int, positions: Iterable[int]
+) -> Iterator[np.random.Philox]:
+    """`random_bits` at each position: one generator that moves on, as a new one takes 8 us."""
+    bits = random_bits(stream, seed=seed, epoch=epoch)
+    state = bits.state
+    for position in positions:
+        state["state"]["counter"][1] = position
+        bits.state = state
+        yield bits
 
 
 def patchout_seed(seed: int, step: int) -> int:

@@ -49,7 +49,7 @@ def export_run(run_path: str, output: str, weights: Weights = "last") -> None:
     run = read_run(run_path)
     check_empty(output)
     trained = _read_weights(run_path, weights)
-    recipe, data = read_recipe(run), run.data
+    recipe, data = read_recipe(run_path, run), run.data
     num_mels = data.num_mels or FbankSettings().num_mels
     model = build_model(
         recipe.model.without_weights(), num_classes=len(data.labels), num_mels=num_mels

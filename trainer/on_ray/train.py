@@ -85,7 +85,7 @@ def run_evaluation(
         precision: what the model computes in; None: as in training.
     """
     workers, _ = fit_workers(workers)
-    recipe = read_recipe(read_run(run_path))
+    recipe = read_recipe(run_path, read_run(run_path))
     if precision is not None:
         recipe = replace(recipe, train=replace(recipe.train, precision=precision))
     note_precision({recipe.train.precision}, workers, "--precision")

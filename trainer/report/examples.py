@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.dataset.prepared import PreparedDataset
+from pipeline.errors import UserError
 from pipeline.pages.plots import Plot, short_label
 from pipeline.pages.spectrogram import COLOURS, Spectrogram, draw, energy_range
 from trainer.scores.predictions import Predictions
@@ -132,7 +133,7 @@ def example_section(
         return section | {"reason": problem}
     try:
         shown = make_examples(clips, dataset)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, UserError) as error:
         return section | {"reason": f"The data set's shards cannot be read: {error}"}
     reason = "" if shown else "The data set holds none of the clips that were evaluated."
     scale = energy_range(dataset.card)
@@ -226,7 +227,7 @@ def make_examples(clips: Predictions, dataset: PreparedDataset) -> list[Example]
     """The chosen clips with their spectrograms, without those that the data set lacks.
 
     Raises:
-        OSError, EOFError: the data set's shards are missing or truncated.
+        OSError, EOFError, UserError: the data set's shards are missing, truncated or damaged.
     """
     rows = choose_rows(clips, num_right=NUM_RIGHT, num_wrong=NUM_WRONG)
     indices = pc.index_in(

@@ -125,8 +125,8 @@ class ReportedRun:
     @property
     def _schedule(self) -> ScheduleSettings | None:
         try:
-            return read_recipe(self.info).schedule
-        except (UserError, LookupError):
+            return read_recipe(self.path, self.info).schedule
+        except UserError:
             # An older run may have settings that no longer exist.
             return None
 
@@ -147,7 +147,12 @@ class ReportedRun:
     @property
     def published(self) -> dict[str, list[float]]:
         """Published scores after each epoch, by metric, from the recipe."""
-        return dict(self.info.settings.get("published", {}))
+        published = self.info.settings.get("published", {})
+        try:
+            return storage.conform(published, dict[str, list[storage.Number]])
+        except storage.DocumentError as error:
+            path, what = storage.join(self.path, "run.json"), f"settings.published.{error}"
+            raise UserError(path, f"damaged: {what}", "restore it") from error
 
     @property
     def published_epochs(self) -> list[Row]:

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from pipeline import storage
 from pipeline.errors import UserError
@@ -14,6 +15,7 @@ _logger = logging.getLogger(__name__)
 class History:
     """What a run logged."""
 
+    format_version: Literal[1] = 1
     steps: tuple[CurvePoint, ...] = ()
     epochs: tuple[EpochResult, ...] = ()
     finished: bool
@@ -27,12 +29,8 @@ class History:
 
 def write_history(run_path: str, progress: Progress, *, finished: bool) -> None:
     """Write the curves so far."""
-    document = {
-        "steps": [asdict(point) for point in progress.steps],
-        "epochs": [asdict(result) for result in progress.epochs],
-        "finished": finished,
-    }
-    storage.write_json(_path(run_path), document)
+    history = History(steps=tuple(progress.steps), epochs=tuple(progress.epochs), finished=finished)
+    storage.write_json(_path(run_path), asdict(history))
 
 
 def read_history(run_path: str) -> History:

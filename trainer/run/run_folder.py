@@ -40,6 +40,7 @@ _KINDS = {
     "ast.safetensors": "an exported model",
 }
 """What a folder holds, by the file that marks it."""
+_REMEDY = "restore it, or remove the run and start it again"
 _BEFORE_RUN = frozenset({"writer.json", "ray"})
 """Names in a run's folder before its `run.json` is written."""
 
@@ -53,16 +54,16 @@ class DataInfo:
     fingerprint: str
     """Of the card."""
     labels: list[str]
-    num_mels: int | None = None
-    num_train_clips: int | None = None
-    num_eval_clips: int | None = None
+    num_mels: storage.Count | None = None
+    num_train_clips: storage.Count | None = None
+    num_eval_clips: storage.Count | None = None
     eval_name: str
     """The clip set that is evaluated after each epoch."""
     eval_split: str | None = None
-    eval_fold: int | None = None
-    mean: float
+    eval_fold: storage.Count | None = None
+    mean: storage.Number
     """Of the log-mels, for normalisation; so is `std`."""
-    std: float
+    std: storage.Amount
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,8 +76,8 @@ class RunInfo:
     settings: dict[str, dict[str, Any]]
     """By section, as the run was started."""
     versions: dict[str, str] = field(default_factory=dict)
-    seed: int
-    num_parameters: int
+    seed: storage.Count
+    num_parameters: storage.Count
     data: DataInfo
     imported_from: str | None = None
     """The checkpoint that an imported model came from."""
@@ -118,7 +119,7 @@ def describe_run(
 
 def write_run(run_path: str, info: RunInfo) -> None:
     """Write `run.json`."""
-    storage.write_json(storage.join(run_path, "run.json"), info.to_json())
+    storage.write_json(_run_json(run_path), info.to_json())
 
 
 def read_run(run_path: str) -> RunInfo:
@@ -128,12 +129,11 @@ def read_run(run_path: str) -> RunInfo:
         UserError: the folder holds no run, a damaged one, or one of another format version.
     """
     storage.check_bucket(run_path)
-    path = storage.join(run_path, "run.json")
-    remedy = "restore it, or remove the run and start it again"
+    path = _run_json(run_path)
     try:
-        version = storage.read_document(path, _Version, remedy).format_version
+        version = storage.read_document(path, _Version, _REMEDY).format_version
         if version == FORMAT_VERSION:
-            return storage.read_document(path, RunInfo, remedy)
+            return storage.read_document(path, RunInfo, _REMEDY)
     except FileNotFoundError as error:
         raise UserError(run_path, "no run there (no run.json)") from error
     raise UserError(
@@ -148,9 +148,25 @@ class _Version:
     format_version: int
 
 
-def read_recipe(run: RunInfo) -> Recipe:
-    """The settings a run was started with."""
-    return make_recipe(run.recipe, run.settings, where="run.json")
+def read_recipe(run_path: str, run: RunInfo) -> Recipe:
+    """The settings a run was started with.
+
+    Those that a run of another version of the program lacks are newer, and had their defaults.
+
+    Raises:
+        UserError: a setting is unknown or invalid, or is missing though this version wrote it.
+    """
+    path = _run_json(run_path)
+    recipe = make_recipe(run.recipe, run.settings, where=path)
+    if run.versions.get("ast-ray") == VERSION:
+        for section, keys in recipe.to_json().items():
+            if missing := [key for key in keys if key not in run.settings.get(section, {})]:
+                raise UserError(path, f"damaged: settings.{section}.{missing[0]} missing", _REMEDY)
+    return recipe
+
+
+def _run_json(run_path: str) -> str:
+    return storage.join(run_path, "run.json")
 
 
 def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> bool:
@@ -161,7 +177,7 @@ def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> b
             other files.
     """
     check_folder(run_path, "run.json")
-    if not storage.exists(storage.join(run_path, "run.json")):
+    if not storage.exists(_run_json(run_path)):
         if checkpoint_paths(run_path):
             raise UserError(
                 run_path,
@@ -174,8 +190,7 @@ def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> b
     remedy = "give another --out, or remove this run"
     if run.data.fingerprint != dataset.card.fingerprint:
         raise UserError(run_path, "the run was trained on other data", remedy)
-    # Settings that are newer than the run had their defaults.
-    before, now = read_recipe(run).to_json(), recipe.to_json()
+    before, now = read_recipe(run_path, run).to_json(), recipe.to_json()
     for section in now:
         for key, value in now[section].items():
             old = before[section][key]

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pipeline import storage
+
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.floating[Any]]
 
@@ -29,12 +31,12 @@ class ClassMetrics:
     """The metrics of one class; None where undefined."""
 
     label: str
-    num_positives: int
-    AP: float | None
+    num_positives: storage.Count
+    AP: storage.Share | None
     """None without a positive clip."""
-    AUC: float | None
+    AUC: storage.Share | None
     """None without a positive or without a negative clip."""
-    d_prime: float | None
+    d_prime: storage.Number | None
     """None without an AUC, and for an AUC of exactly 0 or 1, where it is infinite."""
 
 
@@ -42,18 +44,18 @@ class ClassMetrics:
 class Metrics:
     """The metrics of one set of predictions; None where undefined."""
 
-    num_clips: int
-    mAP: float | None  # noqa: N815 (the field's name for it)
+    num_clips: storage.Count
+    mAP: storage.Share | None  # noqa: N815 (the field's name for it)
     """Mean AP over the classes that have a positive clip."""
-    mAUC: float | None  # noqa: N815
+    mAUC: storage.Share | None  # noqa: N815
     """Mean AUC over the classes that have both a positive and a negative clip."""
-    d_prime: float | None
+    d_prime: storage.Number | None
     """d-prime of mAUC, as in the paper; not the mean of the classes' d-primes."""
-    accuracy: float
+    accuracy: storage.Share
     """Share of the clips whose highest-scoring class is among their labels."""
-    chance_mAP: float | None  # noqa: N815
+    chance_mAP: storage.Share | None  # noqa: N815
     """mAP of random scores: the mean share of positives over the classes that count in mAP."""
-    num_classes_left_out: int
+    num_classes_left_out: storage.Count
     """Classes without a positive clip, which count in neither mean."""
     per_class: tuple[ClassMetrics, ...]
 

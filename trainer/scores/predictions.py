@@ -2,10 +2,11 @@
 
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import storage
@@ -14,6 +15,14 @@ from trainer.data.clips import ClipSet
 from trainer.scores.metrics import Metrics, evaluate_scores
 
 _METADATA_KEY = b"ast_ray"
+_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("labels", pa.list_(pa.string()), nullable=False),
+        pa.field("scores", pa.list_(pa.float32()), nullable=False),
+        pa.field("common", pa.bool_(), nullable=False),
+    ]
+)
 _REMEDY = "write it again with `evaluate`"
 
 
@@ -25,13 +34,13 @@ class Source:
     """`bce` or `ce`: scores are sigmoid or softmax outputs."""
     precision: str | None = None
     """Precision that the model computed in."""
-    checkpoint_step: int | None = None
+    checkpoint_step: storage.Count | None = None
     """Steps that the weights were trained for."""
-    epoch: int | None = None
+    epoch: storage.Count | None = None
     """Epoch of the `best` weights."""
     weights: str | None = None
     """Which weights of a run; None: the last."""
-    num_members: int | None = None
+    num_members: storage.Count | None = None
     """Members of an ensemble."""
     data_fingerprint: str | None = None
     """Fingerprint of the data set."""
@@ -130,6 +139,7 @@ def read_metrics(run_path: str, name: str) -> ScoredClips:
 class _Rest:
     """What `predictions/NAME.json` holds beside the keys of `Source` and `Metrics`."""
 
+    format_version: Literal[1] = 1
     name: str
     common: Metrics | None = None
 
@@ -141,17 +151,15 @@ def write_predictions(run_path: str, predictions: Predictions, metrics: Metrics)
     """
     labels = np.array(predictions.labels, dtype=object)
     table = pa.table(
-        {
-            "id": pa.array(predictions.ids, pa.string()),
-            "labels": pa.array(
-                [labels[target > 0].tolist() for target in predictions.targets],
-                pa.list_(pa.string()),
-            ),
-            "scores": pa.array(list(predictions.scores), pa.list_(pa.float32())),
-            "common": pa.array(predictions.common),
-        }
+        [
+            predictions.ids,
+            [labels[target > 0].tolist() for target in predictions.targets],
+            list(predictions.scores),
+            predictions.common,
+        ],
+        schema=_SCHEMA,
     )
-    source = predictions.source.to_json()
+    source = {"format_version": 1, **predictions.source.to_json()}
     metadata = {"name": predictions.name, "labels": predictions.labels, **source}
     path = predictions_path(run_path, predictions.name)
     document = {"name": predictions.name, **source, **metrics.to_json()}
@@ -175,24 +183,31 @@ def read_predictions(run_path: str, name: str) -> Predictions:
     """
     path = predictions_path(run_path, name)
     try:
-        return _decode(storage.read_table(path))
+        return _decode(storage.read_bytes(path))
     except FileNotFoundError as error:
         raise UserError(
             run_path, f"no predictions on {name!r}", "make them with `evaluate`"
         ) from error
-    except (pa.ArrowInvalid, OSError, LookupError, TypeError, ValueError) as error:
-        raise UserError(path, "damaged", _REMEDY) from error
+    except storage.DocumentError as error:
+        raise UserError(path, f"damaged: {error}", _REMEDY) from error
 
 
-def _decode(table: pa.Table) -> Predictions:
-    text = table.schema.metadata[_METADATA_KEY]
+def _decode(data: bytes) -> Predictions:
+    table = storage.parse_table(data, _SCHEMA)
+    text = (table.schema.metadata or {}).get(_METADATA_KEY, b"")
     metadata = storage.parse_document(text, _Metadata)
     labels = metadata.labels
     class_of = {label: index for index, label in enumerate(labels)}
     targets = np.zeros((table.num_rows, len(labels)), dtype=np.float32)
     for clip, names in enumerate(table["labels"].to_pylist()):
+        if unknown := set(names) - set(class_of):
+            raise storage.DocumentError(f"a label is outside the vocabulary: {min(unknown)!r}")
         targets[clip, [class_of[name] for name in names]] = 1.0
+    if set(pc.unique(pc.list_value_length(table["scores"])).to_pylist()) - {len(labels)}:
+        raise storage.DocumentError(f"a clip has not as many scores as classes ({len(labels)})")
     flat = table["scores"].combine_chunks().flatten().to_numpy()
+    if not np.isfinite(flat).all():
+        raise storage.DocumentError("a score is not finite")
     return Predictions(
         name=metadata.name,
         ids=table["id"].to_pylist(),
@@ -208,5 +223,6 @@ def _decode(table: pa.Table) -> Predictions:
 class _Metadata:
     """What the table's schema metadata holds beside the keys of `Source`."""
 
+    format_version: Literal[1] = 1
     name: str
     labels: list[str]

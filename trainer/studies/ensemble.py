@@ -11,6 +11,7 @@ their last checkpoints, not averaged ones (paper section 3.1; the authors' `ense
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,7 @@ class EnsemblePlan:
 class EnsembleResult:
     """Members and their ensemble on one clip set: the document `ensemble.json`."""
 
+    format_version: Literal[1] = 1
     runs: list[str]
     """The members' run folders, relative to the ensemble's if inside it."""
     name: str

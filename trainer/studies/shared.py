@@ -11,7 +11,7 @@ from pipeline import storage
 from pipeline.errors import UserError
 from trainer.scores.over_runs import mean_and_deviation
 
-Figures = dict[str, float | None]
+Figures = dict[str, storage.Number | None]
 """Scores by their names; None: undefined."""
 
 

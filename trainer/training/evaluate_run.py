@@ -5,6 +5,7 @@ the clips. Out: predictions and metrics in the run folder.
 """
 
 from pipeline.dataset.prepared import PreparedDataset
+from pipeline.errors import UserError
 from trainer.checkpoints.averaging import weights_path
 from trainer.checkpoints.checkpoint import load_last
 from trainer.checkpoints.progress import Progress
@@ -81,5 +82,7 @@ def _trained_weights(run_path: str, weights: Weights) -> tuple[State, Progress]:
         saved = load_last(run_path)
         return saved.model, saved.progress
     history = read_history(run_path)
+    if not history.epochs:
+        raise UserError(f"{run_path}/history.json", "has no epoch", "train the run to the end")
     state = read_state(weights_path(run_path, weights))
     return state, Progress(step=history.epochs[-1].step, epochs=[*history.epochs])

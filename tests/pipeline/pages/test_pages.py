@@ -26,9 +26,10 @@ from pipeline.manifest.coverage import CommonClips, Coverage, ListedClass, Liste
 from pipeline.pages import dataset_page, spectrogram
 from pipeline.pages.coverage_page import coverage_section, write_coverage_page
 from pipeline.pages.dataset_page import prepared_coverage, write_dataset_page
+from pipeline.shards.tar import checksum
 from pipeline.terminal import units
 from tests.support.browser import OfflineBrowser, OpenPage, open_browser, wait_until
-from tests.support.cards import make_card, make_summary, split_entry
+from tests.support.cards import make_card, make_summary, split_entry, write_documents
 from tests.support.errors import refused
 
 HOSTILE = (
@@ -92,12 +93,11 @@ def write_data(
         "shard": ["shards/all-00000.tar"] * num_clips,
         "offset_bytes": [0] * num_clips,
         "size_bytes": [fbank.nbytes] * num_clips,
+        "xxh3": [checksum(fbank.data.cast("B"))] * num_clips,
         "duration_s": rng.uniform(0.5, 10, num_clips),
     }
     if levels_dbfs is not None:
         columns["level_dbfs"] = np.array(levels_dbfs, np.float64)
-    storage.write_table(storage.join(folder, "index.parquet"), pa.table(columns))
-    storage.write_table(storage.join(folder, "rejects.parquet"), to_table(rejects))
     entries = {name: split_entry(splits.count(name), 36.0) for name in dict.fromkeys(splits)}
     counts = {
         name: {
@@ -119,7 +119,7 @@ def write_data(
         rejects=RejectedClips(num=len(rejects), by_reason={}),
         **card,
     )
-    storage.write_json(storage.join(folder, "card.json"), document.to_json())
+    write_documents(folder, document, pa.table(columns), to_table(rejects))
     return folder
 
 

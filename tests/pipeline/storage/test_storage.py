@@ -95,7 +95,7 @@ def test_documents_and_tables_round_trip(folder: str) -> None:
     path = storage.join(folder, "t.parquet")
     storage.write_table(path, table)
     assert storage.read_table(path).equals(table)
-    assert storage.read_table(path, columns=["y"]).column_names == ["y"]
+    assert storage.read_table(path, pa.schema([("x", pa.int64())])).column_names == ["x"]
     with storage.open_binary(path) as file:
         file.seek(-4, os.SEEK_END)
         assert file.read() == b"PAR1"

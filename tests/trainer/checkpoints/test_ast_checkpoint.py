@@ -306,12 +306,12 @@ def test_normalisation_comes_from_the_feature_extractor(
 @pytest.mark.parametrize(
     ("name", "text", "values"),
     [
-        ("config.json", '{"hidden_size": 1', ["not a whole JSON"]),
+        ("config.json", '{"hidden_size": 1', ["not valid JSON"]),
         ("config.json", "[]", ["object", "[]"]),
         ("config.json", '{"time_stride": 0}', ["time_stride", "above 0", "got 0"]),
         ("config.json", '{"max_length": "long"}', ["max_length", "integer", "'long'"]),
         ("config.json", '{"id2label": ["a"]}', ["id2label", "object", "['a']"]),
-        ("preprocessor_config.json", "mean: 3", ["not a whole JSON"]),
+        ("preprocessor_config.json", "mean: 3", ["not valid JSON"]),
         ("preprocessor_config.json", "3", ["object", "got 3"]),
         ("preprocessor_config.json", '{"mean": "a"}', ["mean", "number", "'a'"]),
         ("preprocessor_config.json", '{"mean": 1}', ["std", "mean", None]),

@@ -57,13 +57,13 @@ def run(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> s
 
 
 def load_run_model(run: str, dataset: PreparedDataset) -> AST:
-    model = make_model(read_recipe(read_run(run)), dataset, fresh=False)
+    model = make_model(read_recipe(run, read_run(run)), dataset, fresh=False)
     model.load_state_dict(newest(run).model)
     return model.eval()
 
 
 def inputs(run: str, fbanks: list[Tensor]) -> Tensor:
-    data, num_frames = read_run(run).data, read_recipe(read_run(run)).model.num_frames
+    data, num_frames = read_run(run).data, read_recipe(run, read_run(run)).model.num_frames
     x = torch.zeros(len(fbanks), num_frames, fbanks[0].shape[1])
     for row, frames in zip(x, fbanks, strict=True):
         row[: len(frames)] = frames[:num_frames]
@@ -175,7 +175,7 @@ def test_export_and_import_round_trip_bit_by_bit(
         assert all(torch.equal(value, state[name]) for name, value in newest(run).model.items())
         before, after = (read_run(path).data for path in (run, again))
         assert (after.mean, after.std) == (before.mean, before.std)
-        assert read_recipe(read_run(again)).model == RECIPE.model
+        assert read_recipe(again, read_run(again)).model == RECIPE.model
 
 
 @pytest.mark.parametrize(
@@ -302,10 +302,13 @@ def test_import_takes_settings_from_the_checkpoint(
 ) -> None:
     model, path = authors_file(tmp_path)
     import_run(path, dataset.path, str(tmp_path / "run"), "", [])
-    recipe = read_recipe(read_run(str(tmp_path / "run")))
+    recipe = read_recipe(str(tmp_path / "run"), read_run(str(tmp_path / "run")))
     assert (recipe.model.stride_time, recipe.model.num_frames, recipe.model.depth) == (16, 128, 2)
     import_run(path, dataset.path, str(tmp_path / "long"), "", ["model.num_frames=200"])
-    assert read_recipe(read_run(str(tmp_path / "long"))).model.num_frames == 200
+    assert (
+        read_recipe(str(tmp_path / "long"), read_run(str(tmp_path / "long"))).model.num_frames
+        == 200
+    )
     longer = load_run_model(str(tmp_path / "long"), dataset)
     assert longer.pos_embed.shape == (1, 2 + 8 * 12, 192)
     assert torch.equal(longer.pos_embed[:, :2], model.v.pos_embed[:, :2])

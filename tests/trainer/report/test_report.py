@@ -18,11 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import storage
+from pipeline.audio.rejects import to_table
 from pipeline.dataset.card import RejectedClips
 from pipeline.dataset.prepare_summary import write_summary
-from pipeline.dataset.prepared import open_dataset
+from pipeline.dataset.prepared import card_path, open_dataset
+from pipeline.shards.parts import INDEX_SCHEMA
+from pipeline.shards.tar import checksum
 from tests.support.browser import OfflineBrowser, OpenPage, open_browser, wait_until
-from tests.support.cards import make_card, make_summary, split_entry
+from tests.support.cards import make_card, make_summary, split_entry, write_documents
 from tests.support.errors import refused
 from tests.support.prepared import tiny_recipe
 from trainer.checkpoints.progress import CurvePoint, SkippedStep
@@ -57,7 +60,7 @@ def write_data(
     clip_labels: Sequence[Sequence[str]] = ONE_LABEL,
     labels: Sequence[str] = SOUNDS,
     *,
-    fingerprint: str = "f" * 64,
+    plan_fingerprint: str = "",
 ) -> str:
     """A prepared data set: the clips are `clip-0`, ...; every second one is for evaluation."""
     rng = np.random.default_rng(0)
@@ -75,6 +78,7 @@ def write_data(
                 "shard": "shards/all-00000.tar",
                 "offset_bytes": shard.tell(),
                 "size_bytes": fbank.nbytes,
+                "xxh3": checksum(fbank.data.cast("B")),
                 "frames": len(fbank),
                 "duration_s": len(fbank) / 100,
                 "fbank_sum": 0.0,
@@ -83,7 +87,6 @@ def write_data(
         )
         shard.write(fbank.tobytes())
     storage.write_bytes(storage.join(folder, "shards/all-00000.tar"), shard.getvalue())
-    storage.write_table(storage.join(folder, "index.parquet"), pa.Table.from_pylist(rows))
     splits = {
         split: split_entry(sum(row["split"] == split for row in rows), 5025.0)
         for split in ("eval", "train")
@@ -103,10 +106,10 @@ def write_data(
         splits=splits,
         class_counts=counts,
         rejects=RejectedClips(num=3, by_reason=reasons),
-        fingerprint=fingerprint,
+        plan_fingerprint=plan_fingerprint,
     )
     write_summary(make_summary(folder, num_clips=len(rows), num_rejects=3))
-    storage.write_json(storage.join(folder, "card.json"), card.to_json())
+    write_documents(folder, card, pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), to_table([]))
     return folder
 
 
@@ -138,7 +141,7 @@ def write_run(
         "num_parameters": 86_594_063,
         "data": {
             "path": data,
-            "fingerprint": "f" * 64,
+            "fingerprint": storage.read_json(card_path(data))["fingerprint"],
             "labels": list(labels),
             "num_train_clips": len(clip_labels) - len(evaluated),
             "num_eval_clips": len(evaluated),
@@ -291,7 +294,7 @@ def test_report_of_a_run_is_written_in_its_folder(run: str, data: str) -> None:
     assert "Rejected clips: 3 Stage and reason Clips decode: <b>not audio</b> 2" in text
     assert "fbank 1 min 11 s" in text
     assert data in text
-    assert "f" * 64 in text
+    assert storage.read_json(card_path(data))["fingerprint"] in text
     assert "not finished" not in text
     assert "no longer the one" not in text
 
@@ -480,7 +483,7 @@ def test_missing_shards_are_stated(run: str, data: str) -> None:
 
 
 def test_changed_data_set_is_noticed(run: str, data: str) -> None:
-    write_data(data, fingerprint="0" * 64)
+    write_data(data, plan_fingerprint="another")
     assert "The data set at this path is no longer the one the run was trained on" in report(run)
 
 

@@ -48,12 +48,26 @@ def test_missing_settings_of_an_old_run_count_as_defaults(
 ) -> None:
     begin(str(tmp_path), tiny_recipe(), dataset)
     document = read_run(str(tmp_path)).to_json()
+    document["versions"]["ast-ray"] = "0.0.9"
     del document["settings"]["train"]["select_by"]
     del document["settings"]["published"]
     storage.write_json(f"{tmp_path}/run.json", document)
     assert check_same_run(str(tmp_path), tiny_recipe(), dataset) is True
     with refused(tmp_path, "train.select_by = ''", "'mAP'", remedy="--out"):
         check_same_run(str(tmp_path), tiny_recipe(train={"select_by": "mAP"}), dataset)
+
+
+@pytest.mark.parametrize("missing", ["published", "train.select_by"])
+def test_missing_settings_of_a_run_of_this_version_are_damage(
+    dataset: PreparedDataset, tmp_path: Path, missing: str
+) -> None:
+    begin(str(tmp_path), tiny_recipe(), dataset)
+    document = read_run(str(tmp_path)).to_json()
+    section, _, key = missing.partition(".")
+    del (document["settings"][section] if key else document["settings"])[key or section]
+    storage.write_json(f"{tmp_path}/run.json", document)
+    with refused(tmp_path / "run.json", f"settings.{missing}", remedy="restore"):
+        check_same_run(str(tmp_path), tiny_recipe(), dataset)
 
 
 @pytest.mark.parametrize(

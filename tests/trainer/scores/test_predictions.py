@@ -88,6 +88,7 @@ def test_file_has_the_documented_format(tmp_path: object) -> None:
     assert table["labels"].to_pylist() == [["dog"], ["cat, small", "Ümläut"], [], ["Ümläut"]]
     metadata = json.loads(table.schema.metadata[b"ast_ray"])
     assert metadata == {
+        "format_version": 1,
         "name": "train-fold1",
         "labels": written.labels,
         "loss": "bce",

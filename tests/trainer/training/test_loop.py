@@ -90,7 +90,7 @@ def test_run_folder_holds_all_results(dataset: PreparedDataset, tmp_path: Path) 
 
     info = read_run(run)
     assert info.recipe == "tiny"
-    assert repr(read_recipe(info)) == repr(recipe)
+    assert repr(read_recipe("run", info)) == repr(recipe)
     assert info.seed == recipe.train.seed
     assert info.versions.keys() >= {"python", "torch", "timm", "ray", "ast-ray"}
     saved = newest(run)
