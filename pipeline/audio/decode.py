@@ -149,7 +149,7 @@ def _join(
         _check_limits(settings, file_rate_hz, num_frames, samples.shape[1])
         _check_levels(samples)
         num_values += samples.size
-        energy += float(np.einsum("ij,ij->", samples, samples))
+        energy += float(np.vdot(samples, samples))
         mono = _one_channel(samples, settings.channel)
         if file_rate_hz != sample_rate_hz:
             if resampler is None:

@@ -64,13 +64,20 @@ _SEEK_AHEAD_S = 0.1
 _MISSING_S = 0.1
 """A stream may be this much shorter than its header says: most headers count padding, too."""
 _LOSSLESS = ("pcm_", "flac", "wavpack", "tta", "ape")
+_BATCH_SAMPLES = 2**15
 _GAP_FRAMES = 0.75
 """A larger jump of the timestamps, in frames, is a lost packet, if it is longer than `_GAP_S`."""
 _GAP_S = 0.003
 """Shorter jumps of the timestamps are rounding."""
 
-_READABLE = ("u8", "s16", "s32", "flt", "dbl")
-"""Formats of samples that PyAV hands to NumPy, here or as planes."""
+_DTYPES: dict[str, npt.DTypeLike] = {
+    "u8": np.uint8,
+    "s16": np.int16,
+    "s32": np.int32,
+    "s64": np.int64,
+    "flt": np.float32,
+    "dbl": np.float64,
+}
 _MISREAD_FROM_CHANNELS = 8
 """From this many channels on, PyAV 18 reads past the list of a frame's planes, and crashes."""
 
@@ -94,7 +101,7 @@ def read_blocks(
         RejectError: the file cannot be decoded, has no audio, or is cut short or damaged.
     """
     parts: list[npt.NDArray[np.float32]] = []
-    rate_hz = 1
+    rate_hz, num_values = 1, 0
     try:
         for rate_hz, index, samples in _chained(recordings, kind, start_s):
             start = round(start_s * rate_hz)
@@ -102,11 +109,12 @@ def read_blocks(
             wanted = samples[max(0, start - index) : end and max(0, end - index)]
             if len(wanted):
                 parts.append(wanted)
+                num_values += wanted.size
             if end is not None and index + len(samples) >= end:
                 break
-            if sum(part.size for part in parts) >= _BLOCK_VALUES:
+            if num_values >= _BLOCK_VALUES:
                 yield rate_hz, np.concatenate(parts)
-                parts.clear()
+                parts, num_values = [], 0
         else:
             if is_cut:
                 raise RejectError("decode", "cut short or damaged")
@@ -194,18 +202,34 @@ def _declared_s(container: Any, stream: Any) -> float:
     return float(container.duration / av.time_base) if is_only_stream else 0.0
 
 
-def _frames(container: Any, stream: Any) -> Iterator[Any]:
-    for packet in container.demux(stream):
-        frames = packet.decode()
-        if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
-            raise RejectError("decode", "cut short or damaged")
-        yield from frames
+def _batches(container: Any, stream: Any) -> Iterator[list[Any]]:
+    """Frames, many at once: handling each by itself takes as long as decoding it."""
+    batch: list[Any] = []
+    num_samples = 0
+    try:
+        for packet in container.demux(stream):
+            frames = packet.decode()
+            if packet.is_corrupt:
+                raise RejectError("decode", "cut short or damaged")
+            for frame in frames:
+                if frame.is_corrupt:
+                    raise RejectError("decode", "cut short or damaged")
+                batch.append(frame)
+                num_samples += frame.samples
+            if num_samples >= _BATCH_SAMPLES:
+                yield batch
+                batch, num_samples = [], 0
+    except (RejectError, av.FFmpegError) as error:
+        # What precedes the fault may be all that is wanted.
+        yield batch
+        raise error from None
+    yield batch
 
 
 def _numbered_frames(
     container: Any, stream: Any, kind: Kind, clock_s: float | None
 ) -> Iterator[_Numbered]:
-    """The samples of each frame, numbered from where the file's clock starts.
+    """The samples of some frames, numbered from where the file's clock starts.
 
     Samples are counted from the first frame: timestamps of WebM are rounded to a millisecond.
 
@@ -215,40 +239,68 @@ def _numbered_frames(
         kind: of the file.
         clock_s: where the file's clock starts; None: by the first frame, which is the stream's.
     """
-    index = expected = 0
-    rate_hz = num_channels = None
-    for frame in _frames(container, stream):
-        samples = _samples(frame)
-        if rate_hz is None:
-            rate_hz, num_channels = frame.sample_rate, samples.shape[1]
-            first_s = frame.time or 0.0
+    rate_hz = num_channels = index = 0
+    expected_s = 0.0
+    for frames in filter(None, _batches(container, stream)):
+        if rate_hz == 0:
+            rate_hz, num_channels = frames[0].sample_rate, frames[0].layout.nb_channels
+            first_s = frames[0].time or 0.0
             if clock_s is None:
                 clock_s = _clock_start_s(container, stream, first_s)
-            index = expected = round((first_s - clock_s) * rate_hz)
-        elif (rate_hz, num_channels) != (frame.sample_rate, samples.shape[1]):
-            raise RejectError("decode", "its sample rate or channels change midway")
-        assert clock_s is not None
-        actual = expected if frame.time is None else round((frame.time - clock_s) * rate_hz)
-        gap = abs(actual - expected)
+            index = round((first_s - clock_s) * rate_hz)
+            expected_s = first_s
+        samples = _samples(frames, rate_hz, num_channels)
         # The pages of Ogg are numbered, and FFmpeg sets wrong times for those at the end.
-        if kind != "ogg" and gap > max(_GAP_FRAMES * len(samples), _GAP_S * rate_hz):
-            raise RejectError("decode", "a gap between its timestamps")
+        if kind != "ogg":
+            expected_s = _check_times(frames, rate_hz, expected_s)
         yield rate_hz, index, samples
         index += len(samples)
-        expected = actual + len(samples)
 
 
-def _samples(frame: Any) -> npt.NDArray[np.float32]:
-    """`[N, channels]` samples of a frame, nominally in [-1, 1]."""
-    num_channels = frame.layout.nb_channels
-    is_misread = frame.format.is_planar and num_channels >= _MISREAD_FROM_CHANNELS
-    if is_misread or frame.format.packed.name not in _READABLE:
-        (frame,) = av.AudioResampler(format="flt").resample(frame)
-    values = frame.to_ndarray()
-    values = values.T if frame.format.is_planar else values.reshape(-1, num_channels)
+def _check_times(frames: list[Any], rate_hz: int, expected_s: float) -> float:
+    """When the next frame is due, if each of these follows the one before.
+
+    Raises:
+        RejectError: there is a gap between two.
+    """
+    time_base_s = float(frames[0].time_base or 0)
+    for frame in frames:
+        duration_s = frame.samples / rate_hz
+        if frame.pts is not None:
+            time_s = frame.pts * time_base_s
+            if abs(time_s - expected_s) > max(_GAP_FRAMES * duration_s, _GAP_S):
+                raise RejectError("decode", "a gap between its timestamps")
+            expected_s = time_s
+        expected_s += duration_s
+    return expected_s
+
+
+def _samples(frames: list[Any], rate_hz: int, num_channels: int) -> npt.NDArray[np.float32]:
+    """`[N, channels]` samples of frames, nominally in [-1, 1].
+
+    Raises:
+        RejectError: the sample rate or the channels change.
+    """
+    if any((f.sample_rate, f.layout.nb_channels) != (rate_hz, num_channels) for f in frames):
+        raise RejectError("decode", "its sample rate or channels change midway")
+    if frames[0].format.is_planar and num_channels >= _MISREAD_FROM_CHANNELS:
+        resampler = av.AudioResampler(format=frames[0].format.packed.name)
+        frames = [packed for frame in frames for packed in resampler.resample(frame)]
+    planes = [(frame.planes, frame.samples) for frame in frames]
+    dtype = _DTYPES[frames[0].format.packed.name]
+    if frames[0].format.is_planar:
+        channels = [
+            np.concatenate([np.frombuffer(of_frame[c], dtype, num) for of_frame, num in planes])
+            for c in range(num_channels)
+        ]
+        values = np.stack(channels, axis=1) if num_channels > 1 else channels[0][:, np.newaxis]
+    else:
+        values = np.concatenate(
+            [np.frombuffer(plane, dtype, num * num_channels) for (plane,), num in planes]
+        ).reshape(-1, num_channels)
+    floats = values.astype(np.float32, copy=False)
     if values.dtype == np.uint8:
-        values = values.astype(np.int16) - 128
-        return np.asarray(values / 128, np.float32)
+        return floats / np.float32(128) - np.float32(1)
     if values.dtype.kind == "i":
-        return np.asarray(values / -float(np.iinfo(values.dtype).min), np.float32)
-    return np.asarray(values, np.float32)
+        return floats / np.float32(-float(np.iinfo(values.dtype).min))
+    return floats

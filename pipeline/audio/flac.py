@@ -21,6 +21,10 @@ from pipeline.audio.structure import SEVERAL, Structure
 
 _MAX_BITS = 24
 """Samples with more bits are not exact in float32."""
+_SYNCS = (b"\xff\xf8", b"\xff\xf9")
+"""Start of a frame: of a fixed size, and of any size."""
+_MOST_TAG_BYTES = 256
+"""Most tags after the last frame are smaller."""
 _TAIL_BYTES = 2**20
 """The last frame starts within so many bytes of the end: frames are smaller, and so are tags."""
 
@@ -29,44 +33,52 @@ def examine(data: bytes) -> Structure:
     """Find the recordings in a file, and whether they are longer than their headers say."""
     recordings = _split(data)
     repairs = () if len(recordings) == 1 else SEVERAL
-    if any(_is_longer(recording) for recording in recordings):
-        repairs = (*repairs, "more samples than its header counts")
+    for recording in recordings:
+        if not begins_with_streaminfo(recording):
+            continue
+        declared, count = read_streaminfo(recording).num_frames, count_frames(recording)
+        if count is None:
+            repairs = (*repairs, "bytes after its last frame")
+        elif 0 < declared < count:
+            repairs = (*repairs, "more samples than its header counts")
     return Structure(recordings, repairs=repairs)
 
 
 def count_frames(data: bytes) -> int | None:
     """Samples per channel by the number in the last frame; None if no frame is found.
 
-    Of one recording, with a usual header.
+    Of one recording, whose header is of the usual form.
     """
-    end = len(data)
-    earliest = max(HEADER_BYTES, end - _TAIL_BYTES)
-    while True:
-        place = max(data.rfind(sync, earliest, end) for sync in (b"\xff\xf8", b"\xff\xf9"))
-        if place < 0:
-            return None
-        count = _count_after(data, place)
-        if count is not None:
-            return count
-        end = place + 1
+    largest_frame = int.from_bytes(data[15:18])
+    for tail_bytes in (largest_frame + _MOST_TAG_BYTES, _TAIL_BYTES):
+        end = len(data)
+        earliest = max(HEADER_BYTES, end - tail_bytes)
+        while True:
+            place = max(data.rfind(sync, earliest, end) for sync in _SYNCS)
+            if place < 0:
+                break
+            count = _count_after(data, place)
+            if count is not None:
+                return count
+            end = place + 1
+    return None
 
 
-def read_exact_info(data: bytes) -> StreamInfo | None:
-    """STREAMINFO, if it is a usual one and counts the samples that the frames have."""
+def read_usual_info(data: bytes) -> StreamInfo | None:
+    """STREAMINFO; None if decoders other than FFmpeg may not get along with it."""
     if not begins_with_streaminfo(data):
         return None
     info = read_streaminfo(data)
-    is_exact = info.num_frames > 0 and count_frames(data) == info.num_frames
-    return info if is_exact and info.rate_hz and info.bits <= _MAX_BITS else None
+    return info if info.num_frames > 0 and info.rate_hz and info.bits <= _MAX_BITS else None
 
 
 def read_flac(data: bytes, max_values: int) -> Block | None:
     """Sample rate in Hz and `[N, channels]` float32 samples, the same as FFmpeg gives.
 
-    None if the header is unusual, if there are more than `max_values` samples over all channels, or
-    if the file yields others than its header says.
+    The file is one in which nothing was odd. None if its header is unusual, if there are more than
+    `max_values` samples over all channels, or if it yields fewer than its header says.
     """
-    info = read_exact_info(data)
+    info = read_usual_info(data)
     if info is None or info.num_frames * info.channels > max_values:
         return None
     try:
@@ -92,12 +104,6 @@ def _split(data: bytes) -> list[bytes]:
         return [data]
     ends = [*starts[1:], len(data)]
     return [data[start:end] for start, end in zip(starts, ends, strict=True)]
-
-
-def _is_longer(data: bytes) -> bool:
-    """Whether a recording has more samples than its header counts."""
-    declared = read_streaminfo(data).num_frames if begins_with_streaminfo(data) else 0
-    return 0 < declared < (count_frames(data) or 0)
 
 
 def _count_after(data: bytes, place: int) -> int | None:

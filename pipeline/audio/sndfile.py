@@ -85,7 +85,7 @@ def open_wav(data: bytes, start_s: float, end_s: float | None) -> Stretch | None
 
 def open_flac(data: bytes, start_s: float, end_s: float) -> Stretch | None:
     """A stretch of a FLAC file; None if FFmpeg is to read it from its beginning."""
-    info = flac.read_exact_info(data)
+    info = flac.read_usual_info(data)
     if info is None or round(end_s * info.rate_hz) > info.num_frames:
         return None
     expected = (f"PCM_{info.bits}", info.channels, info.rate_hz, info.num_frames)
