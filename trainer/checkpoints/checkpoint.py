@@ -82,8 +82,14 @@ def save_checkpoint(run_path: str, checkpoint: Checkpoint) -> str:
     return path
 
 
-def load_newest(run_path: str) -> Checkpoint | None:
+def load_newest(
+    run_path: str, check: Callable[[Checkpoint], None] = lambda saved: None
+) -> Checkpoint | None:
     """The newest checkpoint that is intact, on the CPU; None if the run has none.
+
+    Args:
+        run_path: the run.
+        check: raises an error for a checkpoint that does not fit; then the one before is tried.
 
     Raises:
         UserError: there are checkpoints, but all are damaged.
@@ -92,7 +98,11 @@ def load_newest(run_path: str) -> Checkpoint | None:
     for path in reversed(paths):
         data = storage.read_bytes(path)
         try:
-            return _decode(data)
+            saved = _decode(data)
+            if f"/step-{saved.progress.step:08d}.pt" not in path:
+                raise ValueError(f"is of step {saved.progress.step}")
+            check(saved)
+            return saved
         # The content alone is at fault, and garbage makes unpickling raise nearly anything.
         except Exception as error:
             reason = f"{type(error).__name__}: {first_line(error)}"

@@ -38,17 +38,19 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], *, source: str)
     Raises:
         UserError: lists missing and unexpected names, and those of another shape.
     """
-    expected = module.state_dict()
+    if problem := misfit(module.state_dict(), state):
+        raise UserError(source, f"the weights do not fit the model: {problem}")
+    module.load_state_dict(state)
+
+
+def misfit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """Missing and unexpected names of a state dict, and those of another shape; empty if none."""
     problems = [
         name_list("missing", expected.keys() - state.keys()),
         name_list("unexpected", state.keys() - expected.keys()),
         name_list("of another shape", _shape_differences(expected, state)),
     ]
-    if any(problems):
-        raise UserError(
-            source, f"the weights do not fit the model: {'; '.join(filter(None, problems))}"
-        )
-    module.load_state_dict(state)
+    return "; ".join(filter(None, problems))
 
 
 def check_values(state: Mapping[str, Tensor], source: str) -> None:

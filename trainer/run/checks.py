@@ -16,6 +16,7 @@ from trainer.recipe.recipe import Recipe
 from trainer.recipe.warnings import recipe_warnings
 from trainer.run.history import is_finished
 from trainer.run.run_folder import RunInfo, check_same_run, read_run
+from trainer.run.writer import alone_in
 from trainer.scores.predictions import metrics_path, predictions_name, predictions_path
 
 
@@ -27,7 +28,8 @@ def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> tuple[bo
 
     Raises:
         UserError: the data set, split, fold or weights do not exist; settings do not fit the data,
-            or would learn nothing; the folder holds other files or is not writable.
+            or would learn nothing; the folder holds other files, is not writable, or another
+            process trains there.
     """
     dataset = open_dataset(dataset_path)
     data = select_training_data(dataset, recipe.data)
@@ -52,7 +54,8 @@ def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> tuple[bo
     weights = recipe.model.weights_file
     if weights and not (is_begun or storage.exists(weights) or storage.list_files(weights)):
         raise UserError("model.weights_file", f"{weights} does not exist")
-    storage.make_folder(run_path)
+    with alone_in(run_path):  # refused before Ray starts; the training itself holds the lock
+        pass
     return False, warnings + recipe_warnings(recipe, data)
 
 

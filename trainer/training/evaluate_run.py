@@ -8,6 +8,7 @@ from pipeline.dataset.prepared import PreparedDataset
 from pipeline.errors import UserError
 from trainer.checkpoints.averaging import weights_path
 from trainer.checkpoints.checkpoint import load_last
+from trainer.checkpoints.fit import load_exactly
 from trainer.checkpoints.progress import Progress
 from trainer.checkpoints.settings import Weights
 from trainer.checkpoints.state_files import State, read_state
@@ -51,7 +52,7 @@ def evaluate_run(
     run = read_run(run_path)
     state, progress = _trained_weights(run_path, weights)
     model = make_model(recipe, dataset, fresh=False).to(world.device)
-    model.load_state_dict(state)
+    load_exactly(model, state, source=run_path)
     clips = select_clips(dataset, split, fold)
     loader = Loader(
         clips,

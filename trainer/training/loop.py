@@ -31,7 +31,7 @@ from trainer.checkpoints.averaging import (
     weights_path,
     write_weights,
 )
-from trainer.checkpoints.checkpoint import load_newest
+from trainer.checkpoints.checkpoint import checkpoint_paths, load_newest
 from trainer.checkpoints.progress import EpochResult, Progress
 from trainer.checkpoints.settings import Weights
 from trainer.checkpoints.state_files import State, read_state
@@ -58,6 +58,7 @@ from trainer.training.curve import add_point, run_progress
 from trainer.training.divergence import DivergedError
 from trainer.training.evaluation import Evaluation, evaluate
 from trainer.training.fsdp import load_model, whole_copy
+from trainer.training.resume import check_resumable
 from trainer.training.run_state import Report, Run, restore, save, save_if_due
 from trainer.training.step import make_learner, make_step
 from trainer.training.window import Window, timed
@@ -109,9 +110,7 @@ def _set_up(
         token = take_over(run_path)
         remove_unfinished(run_path)
     _wait_for_all(world)
-    saved = load_newest(run_path)
-    _check_ranks_agree(world, run_path, 0 if saved is None else saved.progress.step)
-    ast = make_model(recipe, dataset, fresh=saved is None)
+    ast = make_model(recipe, dataset, fresh=not checkpoint_paths(run_path))
     if world.is_first:
         # At each start, since a resumed run may change some settings.
         write_run(run_path, describe_run(recipe, dataset, data, ast.num_parameters()))
@@ -138,6 +137,8 @@ def _set_up(
         report=report,
         saved_at=time.monotonic(),
     )
+    saved = load_newest(run_path, partial(check_resumable, run))
+    _check_ranks_agree(world, run_path, 0 if saved is None else saved.progress.step)
     if saved is not None:
         restore(run, saved)
     if world.is_first:
@@ -151,7 +152,9 @@ def _go_back(run: Run, error: DivergedError) -> None:
     Raises the error if there is no checkpoint, or if the run has gone back before.
     """
     _wait_for_writes(run)
-    saved = None if run.progress.has_gone_back else load_newest(run.path)
+    saved = None
+    if not run.progress.has_gone_back:
+        saved = load_newest(run.path, partial(check_resumable, run))
     _check_ranks_agree(run.world, run.path, 0 if saved is None else saved.progress.step)
     if saved is None:
         raise error

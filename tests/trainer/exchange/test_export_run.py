@@ -144,7 +144,7 @@ def test_head_norm_eps_survives_the_export(
     write_run(str(path), read_run(run))
     (path / "checkpoints").mkdir()
     document = {"optimiser": saved.optimiser, "model": model.state_dict(), "progress": {}}
-    torch.save(document, path / "checkpoints" / "step-00000001.pt")
+    torch.save(document, path / "checkpoints" / "step-00000000.pt")
     export_run(str(path), str(tmp_path / "out"))
     x = inputs(run, made_fbanks(dataset))
     assert_same_logits(str(path), dataset, str(tmp_path / "out"), x)
