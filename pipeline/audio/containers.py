@@ -6,31 +6,32 @@ that a file is whole:
 
     wav, aiff, caf, au, w64   the chunk with the samples ends within the file
     flac, sphere, wavpack,    the header's number of samples, checked by the decoder
-    tta, ape
+    tta
     ogg                       pages follow each other up to one that ends the stream; checksums
     mp3, adts                 whole frames up to the end or a tag; as many as the Xing header says
     mp4                       known boxes follow each other up to the end
     matroska (WebM)           known parts of the segment and its clusters up to its end
-    avi                       the length in its header
-    asf (WMA), flv            the duration in the header, up to a tenth of a second
+    avi, flv                  known parts follow each other up to the end
+    mpegts                    whole packets up to the end, whose counters leave none out
+    asf (WMA)                 the duration in the header, up to a tenth of a second
 
 Some odd files are whole nevertheless: those are repaired, which is said in the index, or rejected
 where the settings are strict.
 
 Two faults cannot be detected: a cut exactly between two parts of an MP3 without a Xing header, of
-ADTS, AMR, MPEG transport and program streams, of live WebM (a segment without a length), of
+ADTS, AMR, FLV, MPEG transport streams, of live WebM (a segment without a length), of
 fragmented MP4, or of a WAV, AU or FLAC whose header gives no length; and changed bits where there
 are no checksums, that is, outside FLAC, OGG and WavPack.
 """
 
 from typing import Literal
 
-from pipeline.audio import flac, frames, ogg, streaminfo, wav
+from pipeline.audio import flac, frames, ogg, streaminfo, video, wav
 from pipeline.audio.structure import Structure
 
 Kind = Literal[
     "wav", "aiff", "caf", "au", "w64", "flac", "ogg", "mp3", "adts", "mp4", "matroska",
-    "sphere", "wavpack", "tta", "ape", "amr", "asf", "avi", "flv", "mpegts", "mpeg",
+    "sphere", "wavpack", "tta", "amr", "asf", "avi", "flv", "mpegts",
 ]  # fmt: skip
 
 _MAGICS: tuple[tuple[int, bytes, Kind], ...] = (
@@ -53,13 +54,10 @@ _MAGICS: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"NIST_1A\n", "sphere"),
     (0, b"wvpk", "wavpack"),
     (0, b"TTA1", "tta"),
-    (0, b"MAC ", "ape"),
     (0, b"#!AMR", "amr"),
     (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
     (0, b"FLV\x01", "flv"),
-    (0, b"\x00\x00\x01\xba", "mpeg"),
 )
-_TS_PACKET_BYTES = 188
 
 _MORE_BYTES = "bytes after its last known part"
 
@@ -84,7 +82,7 @@ def kind_of(data: bytes) -> Kind | None:
     for offset, magic, kind in _MAGICS:
         if data.startswith(magic, offset):
             return kind
-    if len(data) > 3 * _TS_PACKET_BYTES and set(data[: 3 * _TS_PACKET_BYTES : 188]) == {0x47}:
+    if video.is_transport_stream(data):
         return "mpegts"
     return frames.frame_kind(data)
 
@@ -112,7 +110,11 @@ def examine(data: bytes, kind: Kind) -> Structure:
         case "w64":
             is_cut = _number(data, 16, 8, "little") > len(data)
         case "avi":
-            is_cut = _number(data, 4, 4, "little") + 8 > len(data)
+            is_cut = video.is_avi_cut(data)
+        case "flv":
+            is_cut = video.is_flv_cut(data)
+        case "mpegts":
+            is_cut = video.is_transport_stream_cut(data)
         case _:
             is_cut = False  # the decoder checks it
     return Structure([data], is_cut)

@@ -40,22 +40,20 @@ _FORMATS: dict[Kind, str] = {
     "sphere": "nistsphere",
     "wavpack": "wv",
     "tta": "tta",
-    "ape": "ape",
     "amr": "amr",
     "asf": "asf",
     "avi": "avi",
     "flv": "flv",
     "mpegts": "mpegts",
-    "mpeg": "mpeg",
 }
 _EXACTLY_TIMED: tuple[Kind, ...] = ("wav", "aiff", "caf", "au", "w64", "sphere", "mp4")
 """Kinds in which a place among plain samples is found to the sample."""
 _WITHOUT_DURATION: tuple[Kind, ...] = (
     *("wav", "aiff", "caf", "au", "w64", "avi"),
-    *("mp3", "adts", "amr", "mpegts", "mpeg"),
+    *("mp3", "adts", "amr", "mpegts"),
 )
 """Kinds that state the length in bytes, or not at all."""
-_WITH_NUM_SAMPLES: tuple[Kind, ...] = ("flac", "ogg", "mp4", "sphere", "wavpack", "tta", "ape")
+_WITH_NUM_SAMPLES: tuple[Kind, ...] = ("flac", "ogg", "mp4", "sphere", "wavpack", "tta")
 """Kinds that count the samples of lossless codings; others count time or packets."""
 _STRICT = {"err_detect": "crccheck+bitstream+explode"}
 
@@ -63,7 +61,7 @@ _BLOCK_VALUES = 2**18
 _SEEK_AHEAD_S = 0.1
 _MISSING_S = 0.1
 """A stream may be this much shorter than its header says: most headers count padding, too."""
-_LOSSLESS = ("pcm_", "flac", "wavpack", "tta", "ape")
+_LOSSLESS = ("pcm_", "flac", "alac", "wavpack", "tta")
 _BATCH_SAMPLES = 2**15
 _GAP_FRAMES = 0.75
 """A larger jump of the timestamps, in frames, is a lost packet, if it is longer than `_GAP_S`."""

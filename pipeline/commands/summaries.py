@@ -54,13 +54,15 @@ def prepare_summary(summary: "PrepareSummary") -> Group:
     if summary.num_clipped_clips:
         table.add_row("clipped", f"{summary.num_clipped_clips:,} (num_clipped in index.parquet)")
     if summary.num_repaired_clips:
-        repaired = f"{summary.num_repaired_clips:,} clips of odd files (repaired in index.parquet)"
-        table.add_row("repaired", repaired)
+        num_repaired = f"{summary.num_repaired_clips:,}"
+        table.add_row(
+            "repaired", f"{num_repaired} (files that are odd, but play: repaired in index.parquet)"
+        )
     if summary.num_faded_clips:
         table.add_row(
             "faded",
-            f"{summary.num_faded_clips:,} clips 20 dB or more below their files "
-            "(file_level_dbfs in index.parquet); if channels cancel each other: --channel left",
+            f"{summary.num_faded_clips:,} (20 dB or more below their files: file_level_dbfs in "
+            "index.parquet); if channels cancel each other, use --channel left",
         )
     table.add_row(
         "shards",

@@ -85,13 +85,26 @@ FORMATS: dict[str, Callable[[Samples], bytes]] = {
     "adts": lambda x: encode_av(x, 48_000, "adts", "aac"),
     "webm": lambda x: encode_av(x, 48_000, "webm", "libopus", video_codec="libvpx"),
     "webm live": lambda x: encode_av(x, 48_000, "webm", "libopus", live="1"),
+    "mkv pcm": lambda x: encode_av(x, 48_000, "matroska", "pcm_s16le"),
+    "sphere": lambda x: encode(x, 48_000, "NIST", "PCM_16"),
+    "wavpack": lambda x: encode_av(x, 48_000, "wv", "wavpack"),
+    "tta": lambda x: encode_av(x, 48_000, "tta", "tta"),
+    "wma": lambda x: encode_av(x, 48_000, "asf", "wmav2", bit_rate=128_000),
+    "avi": lambda x: encode_av(x, 48_000, "avi", "libmp3lame", video_codec="mpeg4"),
+    "flv": lambda x: encode_av(x, 44_100, "flv", "aac"),
+    "mpegts": lambda x: encode_av(x, 48_000, "mpegts", "aac"),
 }
-CUTS_MAY_BE_UNSEEN = ("flac stream", "mp3 no xing", "m4a fragments", "adts", "webm live")
+CUTS_MAY_BE_UNSEEN = (
+    *("flac stream", "mp3 no xing", "m4a fragments", "adts", "webm live", "mpegts", "flv"),
+)
 """Formats in which a cut exactly between two parts leaves a shorter recording that is whole."""
 HAVE_NO_LENGTH = ("m4a fragments", "webm", "webm live")
 """Formats in which the last parts may go missing when bits change in the right places."""
 HAVE_CHECKSUMS = ("flac", "flac stream", "ogg vorbis", "ogg opus")
-FIRST_OF_TWO = ("wav", "aiff", "caf", "w64", "rf64", "au", "m4a", "mp4", "webm")
+FIRST_OF_TWO = (
+    *("wav", "aiff", "caf", "w64", "rf64", "au", "m4a", "mp4", "webm", "mkv"),
+    *("sphere", "tta", "wma", "avi", "flv"),
+)
 """Formats whose header says where the recording ends; trailing bytes do not matter."""
 
 
@@ -285,7 +298,9 @@ def test_many_channels_decode_correctly(layout: str) -> None:
         np.testing.assert_allclose(decoded, decode_here(encode(clip_of(), 48_000)), atol=1e-3)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "name", sorted(FORMATS.keys() - {"tta"})
+)  # its encoder aborts on a single sample
 def test_single_sample_is_decoded_or_rejected(name: str) -> None:
     try:
         decoded = decode_here(FORMATS[name](np.full(1, 0.5, np.float32)))
