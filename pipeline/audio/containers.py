@@ -13,7 +13,7 @@ that a file is whole:
     matroska (WebM)           known parts of the segment and its clusters up to its end
     avi, flv                  known parts follow each other up to the end
     mpegts                    whole packets up to the end, whose counters leave none out
-    asf (WMA)                 the duration in the header, up to a tenth of a second
+    asf (WMA)                 the size of the file in its header
 
 Some odd files are whole nevertheless: those are repaired, which is said in the index, or rejected
 where the settings are strict.
@@ -109,6 +109,8 @@ def examine(data: bytes, kind: Kind) -> Structure:
             is_cut = size < wav.UNKNOWN_BYTES and start + size > len(data)
         case "w64":
             is_cut = _number(data, 16, 8, "little") > len(data)
+        case "asf":
+            is_cut = video.is_asf_cut(data)
         case "avi":
             is_cut = video.is_avi_cut(data)
         case "flv":

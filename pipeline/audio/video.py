@@ -1,4 +1,4 @@
-"""AVI, FLV and MPEG transport streams: whether all their parts are there."""
+"""ASF (WMA), AVI, FLV and MPEG transport streams: whether all their parts are there."""
 
 import numpy as np
 
@@ -7,6 +7,9 @@ _TS_SYNC = 0x47
 _NO_PID = 0x1FFF
 """Of packets that only fill."""
 _AVI_LISTS = (b"RIFF", b"LIST")
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+"""Starts the part of an ASF header with the size of the file."""
+_ASF_HEADER_BYTES = 2**16
 
 
 def is_transport_stream(data: bytes) -> bool:
@@ -34,6 +37,13 @@ def is_transport_stream_cut(data: bytes) -> bool:
     return False
 
 
+def is_asf_cut(data: bytes) -> bool:
+    """Whether the file is shorter than its header says; one written live says nothing."""
+    start = data.find(_ASF_PROPERTIES, 0, _ASF_HEADER_BYTES)
+    size = data[start + 40 : start + 48]
+    return start < 0 or len(size) < 8 or int.from_bytes(size, "little") > len(data)
+
+
 def is_flv_cut(data: bytes) -> bool:
     """Whether tags are incomplete: each is followed by its length."""
     offset = int.from_bytes(data[5:9]) + 4
@@ -49,11 +59,9 @@ def is_avi_cut(data: bytes) -> bool:
     """Whether parts are incomplete or unknown."""
     offset = 0
     while offset + 8 <= len(data):
-        name, size = (
-            data[offset : offset + 4],
-            int.from_bytes(data[offset + 4 : offset + 8], "little"),
-        )
-        if not name.isalnum() and name != b"rec ":
+        name = data[offset : offset + 4]
+        size = int.from_bytes(data[offset + 4 : offset + 8], "little")
+        if not (name.isalnum() or name == b"rec ") or offset + 8 + size > len(data):
             return True
         offset += 12 if name in _AVI_LISTS else 8 + size + (size & 1)
     return offset not in (len(data), len(data) + 1)
