@@ -59,6 +59,8 @@ _MAGICS: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"FLV\x01", "flv"),
 )
 
+_UNKNOWN_AIFF_BYTES = 0x7F000000
+"""SoX writes a little more where it does not know the length yet."""
 _MORE_BYTES = "bytes after its last known part"
 
 _MP4_BOXES = frozenset(
@@ -132,7 +134,7 @@ def _is_samples_chunk_cut(data: bytes, kind: Kind) -> bool:
     while (body := offset + 4 + size_bytes) <= len(data):
         size = _number(data, offset + 4, size_bytes, "big")
         if data[offset : offset + 4] == name:
-            is_unknown = size >= (1 << 63 if kind == "caf" else wav.UNKNOWN_BYTES)
+            is_unknown = size >= (1 << 63 if kind == "caf" else _UNKNOWN_AIFF_BYTES)
             return not is_unknown and body + size > len(data)
         offset = body + size + (size & 1 if kind != "caf" else 0)
     return True

@@ -110,10 +110,10 @@ def _read_blocks(
     end_s: float | None,
 ) -> Generator[Block, None, None]:
     """The stretch's samples, from the decoder for this kind."""
-    recordings, is_cut, repairs = structure
+    recordings, is_cut, _ = structure
     data = recordings[0]
-    is_usual_flac = kind == "flac" and not repairs
-    if is_usual_flac and start_s == 0 and end_s is None:
+    is_single_flac = kind == "flac" and len(recordings) == 1
+    if is_single_flac and start_s == 0 and end_s is None:
         block = flac.read_flac(data, min(_BLOCK_VALUES, settings.max_values))
         if block is not None:
             yield block
@@ -121,7 +121,7 @@ def _read_blocks(
     stretch = None
     if kind == "wav":
         stretch = sndfile.open_wav(data, start_s, end_s)
-    elif is_usual_flac and end_s is not None:
+    elif is_single_flac and end_s is not None:
         stretch = sndfile.open_flac(data, start_s, end_s)
     if stretch is None:
         if data.startswith(b"RIFX"):

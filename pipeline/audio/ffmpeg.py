@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from av.stream import Disposition
 
+from pipeline.audio import video
 from pipeline.audio.block import Block
 from pipeline.audio.containers import Kind
 from pipeline.audio.rejects import RejectError
@@ -48,9 +49,11 @@ _FORMATS: dict[Kind, str] = {
 }
 _EXACTLY_TIMED: tuple[Kind, ...] = ("wav", "aiff", "caf", "au", "w64", "sphere", "mp4")
 """Kinds in which a place among plain samples is found to the sample."""
+_SAMPLES_IN_ONE_PART: tuple[Kind, ...] = ("wav", "aiff", "caf", "au", "w64")
+"""Kinds of which a part of known length has all samples, or all the rest of the file."""
 _WITHOUT_DURATION: tuple[Kind, ...] = (
-    *("wav", "aiff", "caf", "au", "w64", "avi"),
-    *("mp3", "adts", "amr", "mpegts"),
+    *_SAMPLES_IN_ONE_PART,
+    *("avi", "mp3", "adts", "amr", "mpegts"),
 )
 """Kinds that state the length in bytes, or not at all."""
 _WITH_NUM_SAMPLES: tuple[Kind, ...] = ("flac", "ogg", "mp4", "sphere", "wavpack", "tta")
@@ -152,7 +155,8 @@ def _recording(data: bytes, kind: Kind, start_s: float) -> Iterator[_Numbered]:
             clock_s = _clock_start_s(container, stream, _start_s(stream))
             ahead_s = clock_s + start_s - _SEEK_AHEAD_S
             container.seek(int(ahead_s / stream.time_base), stream=stream)
-        declared_s = 0.0 if kind in _WITHOUT_DURATION else _declared_s(container, stream)
+        has_duration = kind not in _WITHOUT_DURATION and not video.is_live_asf(data)
+        declared_s = _declared_s(container, stream) if has_duration else 0.0
         rate_hz, end_s = 1, declared_s  # of a stretch behind the end, nothing is decoded
         for rate_hz, index, samples in _numbered_frames(container, stream, kind, clock_s):
             if kind == "ogg" and coding != "opus":
@@ -161,7 +165,8 @@ def _recording(data: bytes, kind: Kind, start_s: float) -> Iterator[_Numbered]:
             yield rate_hz, index, samples
             end_s = (index + len(samples)) / rate_hz
         is_exact = kind in _WITH_NUM_SAMPLES and coding.startswith(_LOSSLESS)
-        if end_s < declared_s - (1.5 / rate_hz if is_exact else _MISSING_S):
+        missing_s = 0.4 / rate_hz + stream.time_base / 2 if is_exact else _MISSING_S
+        if end_s < declared_s - missing_s:
             raise RejectError("decode", "cut short or damaged")
 
 
@@ -200,14 +205,15 @@ def _declared_s(container: Any, stream: Any) -> float:
     return float(container.duration / av.time_base) if is_only_stream else 0.0
 
 
-def _batches(container: Any, stream: Any) -> Iterator[list[Any]]:
+def _batches(container: Any, stream: Any, kind: Kind) -> Iterator[list[Any]]:
     """Frames, many at once: handling each by itself takes as long as decoding it."""
     batch: list[Any] = []
     num_samples = 0
     try:
         for packet in container.demux(stream):
             frames = packet.decode()
-            if packet.is_corrupt:
+            # Of all the rest of a file, the last packet is smaller than FFmpeg expects.
+            if packet.is_corrupt and kind not in _SAMPLES_IN_ONE_PART:
                 raise RejectError("decode", "cut short or damaged")
             for frame in frames:
                 if frame.is_corrupt:
@@ -239,7 +245,7 @@ def _numbered_frames(
     """
     rate_hz = num_channels = index = 0
     expected_s = 0.0
-    for frames in filter(None, _batches(container, stream)):
+    for frames in filter(None, _batches(container, stream, kind)):
         if rate_hz == 0:
             rate_hz, num_channels = frames[0].sample_rate, frames[0].layout.nb_channels
             first_s = frames[0].time or 0.0

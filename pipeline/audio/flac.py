@@ -16,6 +16,7 @@ from pipeline.audio.streaminfo import (
     StreamInfo,
     begins_with_streaminfo,
     read_streaminfo,
+    with_num_frames,
 )
 from pipeline.audio.structure import SEVERAL, Structure
 
@@ -30,17 +31,17 @@ _TAIL_BYTES = 2**20
 
 
 def examine(data: bytes) -> Structure:
-    """Find the recordings in a file, and whether they are longer than their headers say."""
+    """Find the recordings in a file; a header that counts too few samples is given the number."""
     recordings = _split(data)
     repairs = () if len(recordings) == 1 else SEVERAL
-    for recording in recordings:
+    for number, recording in enumerate(recordings):
         if not begins_with_streaminfo(recording):
             continue
         declared, count = read_streaminfo(recording).num_frames, count_frames(recording)
-        if count is None:
-            repairs = (*repairs, "bytes after its last frame")
-        elif 0 < declared < count:
-            repairs = (*repairs, "more samples than its header counts")
+        if count is not None and declared < count < 2**36:
+            recordings[number] = with_num_frames(recording, count)
+            if declared:
+                repairs = (*repairs, "more samples than its header counts")
     return Structure(recordings, repairs=repairs)
 
 
@@ -75,8 +76,8 @@ def read_usual_info(data: bytes) -> StreamInfo | None:
 def read_flac(data: bytes, max_values: int) -> Block | None:
     """Sample rate in Hz and `[N, channels]` float32 samples, the same as FFmpeg gives.
 
-    The file is one in which nothing was odd. None if its header is unusual, if there are more than
-    `max_values` samples over all channels, or if it yields fewer than its header says.
+    None if its header is unusual, if there are more than `max_values` samples over all channels, or
+    if it yields fewer than its header says.
     """
     info = read_usual_info(data)
     if info is None or info.num_frames * info.channels > max_values:

@@ -5,8 +5,9 @@ Steps: skip what precedes the first frame; walk from frame to frame, over tags b
 last. Out: the frames alone, whether some are missing, and what was odd. Decoders that look for the
 next frame by themselves lose a frame at such a tag, and keep the encoder's delay and padding.
 
-Frames are missing where the last one is not complete, where unknown bytes stand between two, and
-where the Xing header of an MP3 counts more frames and more bytes.
+Frames are missing where the last one is not complete, where unknown bytes stand between two, where
+the Xing header of an MP3 counts more frames and more bytes, and where no such header counts the
+frames and other bytes than text or a tag follow the last one.
 """
 
 from collections.abc import Callable
@@ -52,7 +53,7 @@ def examine(data: bytes, kind: FrameKind) -> Structure:
     frame_bytes = _FRAME_BYTES[kind]
     start = offset = _first_frame(data, kind) or 0
     repairs = ["bytes before its first frame"] * (start > 0)
-    num_frames, is_cut = 0, False
+    num_frames, is_cut, is_unsure = 0, False, False
     runs: list[tuple[int, int]] = []
     while True:
         while (size := frame_bytes(data, offset)) and offset + size <= len(data):
@@ -72,10 +73,14 @@ def examine(data: bytes, kind: FrameKind) -> Structure:
             is_cut = True
         elif rest.strip(b"\0"):
             repairs += ["bytes after its last frame"]
+            is_unsure = not _is_text(rest) and b"APETAGEX" not in rest[-160:]
         break
     frames = data[runs[0][0] : offset] if len(runs) == 1 else b"".join(data[a:b] for a, b in runs)
     xing = _read_xing(frames) if kind == "mp3" else None
-    if xing is not None:
+    if xing is None or xing[0] == 0:
+        is_cut = is_cut or is_unsure  # the bytes at the end may be what is left of frames
+        repairs += ["its header counts other frames"] * (xing is not None)
+    else:
         num_declared, num_bytes = xing
         extra = num_declared - (num_frames - 1)  # it should not count its own frame
         if extra > 0:
@@ -152,6 +157,14 @@ def _resync(data: bytes, start: int, kind: FrameKind, header: int | None, end: i
             return place
         place = data.find(b"\xff", place + 1, end)
     return None
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        text = data.rstrip(b"\0").decode()
+    except UnicodeDecodeError:
+        return False
+    return all(character.isprintable() or character.isspace() for character in text)
 
 
 def _is_start_of_header(rest: bytes) -> bool:

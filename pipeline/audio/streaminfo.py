@@ -25,6 +25,12 @@ def begins_with_streaminfo(data: bytes) -> bool:
     return data[:4] == MAGIC and data[4] & 0x7F == 0 and data[5:8] == b"\x00\x00\x22"
 
 
+def with_num_frames(data: bytes, num_frames: int) -> bytes:
+    """The file with that number of samples per channel in its header."""
+    packed = int.from_bytes(data[18:26]) >> 36 << 36 | num_frames
+    return data[:18] + packed.to_bytes(8) + data[26:]
+
+
 def read_streaminfo(data: bytes) -> StreamInfo:
     """STREAMINFO, read at its usual offset from a file of at least `HEADER_BYTES`."""
     packed = int.from_bytes(data[18:26])

@@ -6,6 +6,7 @@ _TS_PACKET_BYTES = 188
 _TS_SYNC = 0x47
 _NO_PID = 0x1FFF
 """Of packets that only fill."""
+_UNKNOWN_BYTES = 0xFFFFFFFF
 _AVI_LISTS = (b"RIFF", b"LIST")
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 """Starts the part of an ASF header with the size of the file."""
@@ -39,9 +40,19 @@ def is_transport_stream_cut(data: bytes) -> bool:
 
 def is_asf_cut(data: bytes) -> bool:
     """Whether the file is shorter than its header says; one written live says nothing."""
+    properties = _asf_properties(data)
+    return len(properties) < 92 or int.from_bytes(properties[40:48], "little") > len(data)
+
+
+def is_live_asf(data: bytes) -> bool:
+    """Whether the file is an ASF whose header was written before its length was known."""
+    properties = _asf_properties(data)
+    return len(properties) == 92 and bool(properties[88] & 1)
+
+
+def _asf_properties(data: bytes) -> bytes:
     start = data.find(_ASF_PROPERTIES, 0, _ASF_HEADER_BYTES)
-    size = data[start + 40 : start + 48]
-    return start < 0 or len(size) < 8 or int.from_bytes(size, "little") > len(data)
+    return data[start : start + 92] if start >= 0 else b""
 
 
 def is_flv_cut(data: bytes) -> bool:
@@ -61,7 +72,10 @@ def is_avi_cut(data: bytes) -> bool:
     while offset + 8 <= len(data):
         name = data[offset : offset + 4]
         size = int.from_bytes(data[offset + 4 : offset + 8], "little")
-        if not (name.isalnum() or name == b"rec ") or offset + 8 + size > len(data):
+        if not (name.isalnum() or name == b"rec "):
             return True
-        offset += 12 if name in _AVI_LISTS else 8 + size + (size & 1)
+        is_list = name in _AVI_LISTS
+        if offset + 8 + size > len(data) and not (is_list and size == _UNKNOWN_BYTES):
+            return True
+        offset += 12 if is_list else 8 + size + (size & 1)
     return offset not in (len(data), len(data) + 1)

@@ -39,6 +39,13 @@ def encode(
     return buffer.getvalue()
 
 
+class _Pipe:
+    """Cannot be sought."""
+
+    def __init__(self, buffer: io.BytesIO) -> None:
+        self.write = buffer.write
+
+
 def encode_av(
     samples: NDArray[np.floating],
     rate_hz: int,
@@ -49,16 +56,19 @@ def encode_av(
     video_codec: str | None = None,
     late_s: float = 0.0,
     bit_rate: int | None = None,
+    to_pipe: bool = False,
     **options: str,
 ) -> bytes:
     """A file of `[N]` or `[N, channels]` samples as FFmpeg writes it, `options` to its muxer.
 
-    The sound starts `late_s` after the picture.
+    The sound starts `late_s` after the picture. Into a pipe, FFmpeg cannot write the length of the
+    file into its header.
     """
     frame = av.AudioFrame.from_ndarray(samples.astype(np.float32).reshape(1, -1), "flt", layout)
     frame.sample_rate, frame.pts = rate_hz, 0
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format=container, options=options) as file:
+    target = _Pipe(buffer) if to_pipe else buffer
+    with av.open(target, "w", format=container, options=options) as file:
         stream = file.add_stream(codec, rate=rate_hz, layout=layout)
         assert isinstance(stream, av.AudioStream)
         packets = encode_video(file, video_codec, len(samples) / rate_hz) if video_codec else []

@@ -163,6 +163,7 @@ def test_mp3_cut_out_of_another_starts_with_its_first_whole_frame() -> None:
         lambda: counting(count() + 1, len(mp3()) + 100),
         lambda: plain_mp3()[:-1],
         lambda: plain_mp3() + b"\xff",
+        lambda: plain_mp3() + bytes(range(255)) * 3,
         lambda: plain_mp3() + b"\xff\xfb\x90",
         lambda: (m := plain_mp3())[: starts(m)[9]] + bytes(100) + m[starts(m)[9] :],
         lambda: (m := plain_mp3())[: starts(m)[9]] + bytes(1) + m[starts(m)[9] + 1 :],
@@ -213,6 +214,46 @@ def test_odd_wav_gives_all_its_samples(data: bytes, note: str | None) -> None:
     decoded = decode(data)
     assert decoded.repaired == note
     np.testing.assert_array_equal(decoded.samples, decode(encode(sound(), RATE_HZ)).samples)
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"),
+    [
+        ("wav", "pcm_s16le"),
+        ("wav", "pcm_mulaw"),
+        ("au", "pcm_s16be"),
+        ("caf", "pcm_s16be"),
+        ("flac", "flac"),
+        ("ogg", "libopus"),
+        ("mp3", "libmp3lame"),
+        ("adts", "aac"),
+        ("matroska", "pcm_s16le"),
+        ("webm", "libopus"),
+        ("asf", "wmav2"),
+        ("avi", "pcm_s16le"),
+        ("flv", "libmp3lame"),
+        ("mpegts", "mp2"),
+        ("wv", "wavpack"),
+    ],
+)
+def test_files_written_into_a_pipe_are_read_to_their_end(container: str, codec: str) -> None:
+    rate_hz = 44_100 if container == "flv" else 48_000
+    samples = noise(1.5, rate_hz, seed=1)
+    options: dict[str, Any] = {"bit_rate": 128_000 if codec == "wmav2" else None}
+    data = encode_av(samples, rate_hz, container, codec, to_pipe=True, **options)
+    decoded = decode(data, rate_hz)
+    reference = ffmpeg(data)
+    assert len(reference) >= len(samples) - 1_024
+    assert decoded.repaired is None
+    assert_same_sound(decoded.samples, reference, snr_db=100)
+
+
+def test_aiff_written_into_a_pipe_by_sox_is_read_to_its_end() -> None:
+    data = bytearray(encode(sound(), RATE_HZ, "AIFF", "PCM_16"))
+    expected = decode(bytes(data)).samples
+    size = data.index(b"SSND") + 4
+    data[4:8], data[size : size + 4] = b"\x7f\x00\x00\x50", b"\x7f\x00\x00\x08"
+    np.testing.assert_array_equal(decode(bytes(data)).samples, expected)
 
 
 def test_wav_whose_length_is_0_though_parts_follow_has_no_samples() -> None:
