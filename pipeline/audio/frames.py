@@ -160,11 +160,13 @@ def _resync(data: bytes, start: int, kind: FrameKind, header: int | None, end: i
 
 
 def _is_text(data: bytes) -> bool:
+    """Whether these bytes are words; padding inside frames is letters without spaces."""
     try:
         text = data.rstrip(b"\0").decode()
     except UnicodeDecodeError:
         return False
-    return all(character.isprintable() or character.isspace() for character in text)
+    words = "".join(text.split())
+    return words != text and words.isprintable()
 
 
 def _is_start_of_header(rest: bytes) -> bool:

@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,15 @@ import soundfile
 
 from pipeline import storage
 from pipeline.audio.rejects import check_share
+from pipeline.audio.settings import DecodeSettings
 from pipeline.dataset.assemble import is_intact, read_card
+from pipeline.dataset.prepare_summary import PrepareSummary
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.manifest.manifest import Clip
+from pipeline.shards.estimate import estimate
 from pipeline.shards.parts import INDEX_SCHEMA
-from tests.support.audio import write_clips
+from pipeline.shards.settings import PrepareSettings
+from tests.support.audio import encode, noise, write_clips
 from tests.support.errors import refused
 from tests.support.preparation import (
     LABELS,
@@ -275,3 +280,61 @@ def test_summary_counts_what_this_run_built(tmp_path: Path, clips: list[Clip]) -
     sizes = [path.stat().st_size for path in (tmp_path / "shards").iterdir()]
     assert summary.size_bytes == sum(sizes)
     assert storage.read_json(f"{tmp_path}/prepare_summary.json")["num_clips_built"] == 7
+
+
+def test_odd_files_and_lost_levels_are_noted(tmp_path: Path) -> None:
+    usual = encode(noise(0.5, 16_000))
+    no_length = usual[:40] + bytes(4) + usual[44:]
+    opposite = encode(np.stack([noise(0.5, 16_000), -noise(0.5, 16_000)], axis=1))
+    clips = []
+    for name, data in {"usual": usual, "no length": no_length, "opposite": opposite}.items():
+        (tmp_path / name).write_bytes(data)
+        clips.append(Clip(id=name, uri=str(tmp_path / name), labels=("dog",)))
+
+    def prepare(output: str, **settings: Any) -> tuple[PrepareSummary, dict[str, dict[str, Any]]]:
+        decode = DecodeSettings(**settings)
+        prepared = preparation(tmp_path / output, clips, PrepareSettings(decode=decode))
+        prepared.build()
+        summary = prepared.finish()
+        return summary, {
+            row["id"]: row for row in open_dataset(str(tmp_path / output)).index.to_pylist()
+        }
+
+    summary, rows = prepare("mean")
+    assert (summary.num_repaired_clips, summary.num_faded_clips) == (1, 1)
+    assert {name: row["repaired"] for name, row in rows.items()} == {
+        "usual": None,
+        "no length": "no length in its header",
+        "opposite": None,
+    }
+    assert {name: row["file_level_dbfs"] for name, row in rows.items()} == pytest.approx(
+        dict.fromkeys(rows, -20.0), abs=0.2
+    )
+    assert rows["opposite"]["level_dbfs"] < -80
+    summary, rows = prepare("left", channel="left", strict=True)
+    assert (summary.num_rejects, summary.num_repaired_clips, summary.num_faded_clips) == (1, 0, 0)
+    assert rows["opposite"]["level_dbfs"] == pytest.approx(-20.0, abs=0.2)
+
+
+def test_files_that_decoders_stumble_over_need_a_single_run(
+    audio_faults: Path, tmp_path: Path
+) -> None:
+    clips = [
+        Clip(
+            id=f"{path.name} to {end_s}",
+            uri=str(path),
+            labels=("dog",),
+            start_s=start_s,
+            end_s=end_s,
+        )
+        for path in sorted(audio_faults.iterdir())
+        for start_s, end_s in ((None, None), (0.05, 0.09))
+    ]
+    prepared = preparation(tmp_path, clips, PrepareSettings(clips_per_shard=1))
+    prepared.build()
+    summary = prepared.finish()
+    rejects = storage.read_table(str(tmp_path / "rejects.parquet")).to_pylist()
+    assert [row["id"] for row in rejects] == ["01_truncated.flac to None"]
+    assert summary.num_clips == len(clips) - 1
+    sample = estimate(prepared.manifest, PrepareSettings(), len(clips))
+    assert sum(sample.sampled_rejects.values()) == 1
