@@ -11,12 +11,13 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.dataset.assemble import is_intact, read_card
-from pipeline.dataset.card import common_fingerprint
+from pipeline.dataset.card import Card, common_fingerprint
+from pipeline.dataset.prepare_summary import is_damaged
 from pipeline.dataset.resume import check_output, check_resumable, read_damaged
 from pipeline.errors import UserError
 from pipeline.manifest.manifest import Manifest
 from pipeline.shards.build import BuildJob
-from pipeline.shards.parts import has_parts
+from pipeline.shards.parts import has_parts, part_fingerprints, part_path
 from pipeline.shards.plan import DamagedPlanError, Plan, make_plan, planned_fingerprint, read_plan
 
 _SAMPLES_PER_BUCKET = 3
@@ -62,6 +63,7 @@ def decide(manifest: Manifest, job: BuildJob, *, retry_rejects: bool) -> Work | 
             and damaged is None
             and not (retry_rejects and card.rejects.num)
             and is_intact(card, output)
+            and not is_damaged(output)
         )
 
     if is_complete(planned_fingerprint(job.work, manifest, settings)):
@@ -76,7 +78,7 @@ def decide(manifest: Manifest, job: BuildJob, *, retry_rejects: bool) -> Work | 
     if before:
         check_resumable(before, manifest, settings, output)
     plan = make_plan(manifest, settings, before)
-    if lost and plan.fingerprint not in (lost.fingerprint, card and card.plan_fingerprint):
+    if lost and not _reproduces(plan, lost.fingerprint, card, output):
         raise lost
     if is_complete(plan.fingerprint) and not lost:
         return None
@@ -88,6 +90,15 @@ def decide(manifest: Manifest, job: BuildJob, *, retry_rejects: bool) -> Work | 
         )
     shards = frozenset(damaged.shards if damaged else ())
     return Work(plan=plan, before=before, damaged_shards=shards)
+
+
+def _reproduces(plan: Plan, fingerprint: str | None, card: Card | None, output: str) -> bool:
+    """Whether a new plan equals a lost one: by its fingerprint, or else by the finished shards."""
+    known = {fingerprint, card.plan_fingerprint if card else None} - {None}
+    if known:
+        return plan.fingerprint in known
+    specs = {part_path(output, spec.name): spec.fingerprint for spec in plan.specs}
+    return all(specs.get(path) == found for path, found in part_fingerprints(output).items())
 
 
 def _check_buckets(manifest: Manifest) -> None:

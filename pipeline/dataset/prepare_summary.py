@@ -56,3 +56,14 @@ def read_summary(dataset_path: str) -> PrepareSummary | None:
         return storage.read_document(path, PrepareSummary, "remove it, or run `prepare` again")
     except FileNotFoundError:
         return None
+
+
+def is_damaged(dataset_path: str) -> bool:
+    """Whether it is there, but cannot be read."""
+    try:
+        storage.parse_document(storage.read_bytes(storage.join(dataset_path, NAME)), PrepareSummary)
+    except FileNotFoundError:
+        return False
+    except storage.DocumentError:
+        return True
+    return False

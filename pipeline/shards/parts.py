@@ -6,6 +6,7 @@ rest. Index, ledger and card are made from the part files alone.
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
@@ -106,8 +107,21 @@ def part_path(output: str, name: str) -> str:
 
 def has_parts(output: str) -> bool:
     """Whether any shard is finished."""
-    parts = storage.list_files(storage.join(work_folder(output), "parts"))
-    return any(path.endswith(".parquet") for path in parts)  # not leftovers of a killed write
+    return bool(_part_paths(output))
+
+
+def part_fingerprints(output: str) -> dict[str, str]:
+    """The fingerprint of each finished shard whose part file is intact, by the file's path."""
+    found = {}
+    for path in _part_paths(output):
+        with suppress(ValueError):
+            found[path] = read_part(path).fingerprint
+    return found
+
+
+def _part_paths(output: str) -> list[str]:
+    paths = storage.list_files(storage.join(work_folder(output), "parts"))
+    return [path for path in paths if path.endswith(".parquet")]  # no leftovers of a killed write
 
 
 def read_part(path: str) -> Part:

@@ -98,13 +98,11 @@ class DamagedPlanError(UserError):
         self.fault = "is missing" if is_missing else f"is damaged ({error})"
         self.fingerprint = fingerprint
         """Of the plan as it was written; None if unknown."""
-        so = "and this manifest does not reproduce it"
-        remedy = "restore the file, use the manifest that the data set was made from, or give "
-        if fingerprint is None:
-            so = "so whether its shards are of this manifest is unknown"
-            remedy = "restore the file, remove the folder, or give "
         super().__init__(
-            path, f"the plan of this data set {self.fault}, {so}", f"{remedy}another --out"
+            path,
+            f"the plan of this data set {self.fault}, and this manifest does not reproduce it",
+            "restore the file, use the manifest that the data set was made from, or give "
+            "another --out",
         )
         self.args = (path, error, fingerprint)
 

@@ -22,6 +22,7 @@ from pipeline.manifest.manifest import Clip, Manifest, from_clips
 from pipeline.shards.build import BuildJob, build_shard
 from pipeline.shards.parts import Part
 from pipeline.shards.plan import (
+    DamagedPlanError,
     ShardSpec,
     make_plan,
     planned_fingerprint,
@@ -344,9 +345,22 @@ def test_damaged_plan_is_named_and_remade_from_its_manifest(
     assert verify(copy) == []
 
 
-def test_lost_plan_is_remade_without_a_card(copy: Path, before: Path, first: Manifest) -> None:
-    (copy / "_work" / "plan" / "00000.parquet").unlink()
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("plan/00000.parquet", unlink), ("plan.json", cut), ("plan.json", put(b""))],
+)
+def test_lost_plan_is_remade_without_a_card(
+    name: str,
+    damage: Callable[[Path], object],
+    copy: Path,
+    before: Path,
+    first: Manifest,
+    clips: list[Clip],
+) -> None:
+    damage(copy / "_work" / name)
     (copy / "card.json").unlink()
+    with refused(copy / "_work" / name, "manifest", type=DamagedPlanError, remedy="--out"):
+        prepare(manifest_of(clips, train=10, eval=4), copy)
     summary = prepare(first, copy)
     assert summary is not None
     assert summary.num_shards_built == 0

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import ray_job
 from pipeline import storage
+from pipeline.dataset.prepare_summary import read_summary
 from pipeline.manifest.files import write_manifest
 from pipeline.manifest.manifest import Manifest, from_clips
 from pipeline.shards.build import BuildJob, build_shard
@@ -63,6 +64,16 @@ def test_damaged_note_is_an_explained_error(copy: Path, manifest: Manifest, cont
     with refused(copy / "_work" / "damaged.json", "damaged", remedy="`verify`"):
         prepare(manifest, copy)
     verify(copy)
+    assert prepare(manifest, copy) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"num_clips": -1}'])
+def test_damaged_summary_is_written_again(copy: Path, manifest: Manifest, content: bytes) -> None:
+    (copy / "prepare_summary.json").write_bytes(content)
+    summary = prepare(manifest, copy)
+    assert summary is not None
+    assert summary.num_shards_built == 0
+    assert read_summary(str(copy)) == summary
     assert prepare(manifest, copy) is None
 
 
