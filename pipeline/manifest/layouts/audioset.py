@@ -2,7 +2,8 @@
 
 In: segment CSVs (`segments.py`) and a location of audio (`location.py`), whose files are named
 after YouTube's id, which may contain `-` and `_`: `ID`, `YID`, `ID_START` or `ID_START_END`, START
-in seconds or milliseconds, with any suffix and in any folder. Steps: read the segments, list the
+in seconds or milliseconds, or as yt-dlp and youtube-dl do, `TITLE [ID]` or `TITLE-ID`; with any
+suffix and in any folder. Steps: read the segments, list the
 location once, distinguish whole videos from clips already cut, join. Out: a manifest of the found
 segments, in the order of the CSVs, with a table of the others and counts of both.
 """
@@ -23,7 +24,6 @@ import soundfile
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest.coverage import Mask, count_coverage
-from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES
 from pipeline.manifest.layouts.location import list_audio
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.layouts.segments import (
@@ -42,14 +42,14 @@ WHOLE_S = 12.0
 SAMPLE_SIZE = 32
 """Files whose headers are read to distinguish whole videos from clips."""
 
-_SUFFIXES = "|".join(suffix[1:] for suffix in sorted(AUDIO_SUFFIXES))
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _NAME = (
-    rf"(?:^|/)Y?(?P<id>{YOUTUBE_ID})(?:_(?P<start>{_NUMBER})(?:_{_NUMBER})?)?"
-    rf"(?i:\.(?:{_SUFFIXES}))?$"
+    rf"(?:^|/)(?:[^/]*?[-\[ ])??Y?(?P<id>{YOUTUBE_ID})"
+    rf"(?:_(?P<start>{_NUMBER})(?:_{_NUMBER})?)?\]?(?:\.[A-Za-z0-9]+)*$"
 )
-"""Unambiguous, as ids have 11 characters: an id is followed by nothing, a suffix, or `_` and a
-digit, and the first character after a misaligned id is none of these."""
+"""A title may precede the id. Otherwise it is unambiguous, as ids have 11 characters: an id is
+followed by nothing, suffixes, or `_` and a digit, and the first character after a misaligned id is
+none of these."""
 _TOLERANCE_MS = 1000
 """Starts in names are often whole seconds where the CSV has tenths."""
 
@@ -309,6 +309,6 @@ def _nothing_found(source: str, listing: pa.Table) -> UserError:
     return UserError(
         source,
         f"none of {listing.num_rows} audio files holds a listed segment{example}",
-        "expected ID.flac, YID.wav, ID_START.wav or ID_START_END.wav, START in seconds or "
-        "milliseconds",
+        "expected ID.flac, YID.wav, TITLE [ID].webm, ID_START.wav or ID_START_END.wav, START in "
+        "seconds or milliseconds",
     )

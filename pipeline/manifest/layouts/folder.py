@@ -5,11 +5,15 @@ if there are no others; all others are classes. Deeper folders belong to their c
 """
 
 from collections import Counter
+from itertools import compress
 from pathlib import PurePosixPath
+
+import pyarrow as pa
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES, no_files_error
+from pipeline.manifest.layouts.audio_files import AudioFiles
+from pipeline.manifest.layouts.listing import no_files_error
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
 
@@ -38,7 +42,8 @@ def read(source: str, options: SourceOptions) -> Manifest:
     relative = [path.removeprefix(prefix) for path in storage.list_files(source)]
     if not relative:
         raise no_files_error(source)
-    audio = [name for name in relative if PurePosixPath(name).suffix.lower() in AUDIO_SUFFIXES]
+    is_audio = AudioFiles().mask(pa.array(prefix + name for name in relative))
+    audio = list(compress(relative, is_audio.to_pylist()))
     tops = {name.split("/")[0] for name in audio if "/" in name}
     depth = 1 if tops and all(top.lower() in SPLITS for top in tops) else 0
     clips = []

@@ -9,9 +9,13 @@ from pipeline import storage
 from pipeline.errors import UserError
 
 AUDIO_SUFFIXES = frozenset(
-    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"}
-    | {".m4a", ".aac", ".mp4", ".webm", ".wma"}
+    {".wav", ".wave", ".bwf", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc"}
+    | {".au", ".caf", ".w64", ".sph", ".wv", ".amr", ".m4a", ".m4b", ".aac", ".mp4", ".mov", ".3gp"}
+    | {".webm", ".weba", ".mkv", ".mka", ".wma"}
 )
+"""Suffixes of audio files; `audio_files.AudioFiles` judges others by content."""
+CONTAINER_SUFFIXES = (".parquet", ".tar", ".h5", ".hdf5", ".hdf")
+"""Suffixes of files that may hold many clips."""
 
 LISTING_SCHEMA = pa.schema(
     [

@@ -1,6 +1,6 @@
 """All audio of a location, in one table: plain files, and clips in Parquet and tar files.
 
-In: a folder or prefix, or one container file. Steps: list the files, keep audio by its suffix, list
+In: a folder or prefix, or one container file. Steps: list the files, keep audio, list
 containers with `parquet_files` and `tar_files`. Out: a table of `LISTING_SCHEMA`.
 """
 
@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.manifest.layouts import parquet_files, tar_files
+from pipeline.manifest.layouts.audio_files import AudioFiles
 from pipeline.manifest.layouts.container_rows import list_rows
-from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES, LISTING_SCHEMA, no_files_error
+from pipeline.manifest.layouts.listing import LISTING_SCHEMA, no_files_error
 
 _CONTAINERS = {module.SUFFIX: module.list_file for module in (parquet_files, tar_files)}
-_AUDIO = rf"\.({'|'.join(suffix[1:] for suffix in sorted(AUDIO_SUFFIXES))})$"
 
 
 def list_audio(location: str) -> tuple[pa.Table, list[str]]:
@@ -28,8 +28,9 @@ def list_audio(location: str) -> tuple[pa.Table, list[str]]:
     tables = [LISTING_SCHEMA.empty_table()]
     notes: list[str] = []
     num_files = num_others = 0
+    audio_files = AudioFiles()
     for batch in _files(location):
-        is_audio = pc.match_substring_regex(batch["path"], _AUDIO, ignore_case=True)
+        is_audio = audio_files.mask(batch["path"])
         tables.append(_plain_files(batch.filter(is_audio), location))
         others = batch["path"].filter(pc.invert(is_audio))
         num_files += batch.num_rows
