@@ -1,16 +1,23 @@
 """`manifest`: list the clips of a data set."""
 
 import argparse
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 from pipeline.commands.step import Step, pair, path
 from pipeline.manifest.layouts.names import LAYOUTS
-from pipeline.manifest.layouts.options import SourceOptions
+from pipeline.manifest.layouts.options import SourceOptions, split_and_table
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     defaults = SourceOptions()
-    parser.add_argument("source", type=path, help="folder, table or container file of the data set")
+    parser.add_argument(
+        "source",
+        type=source,
+        nargs="+",
+        help="folder, table or container file of the data set; several tables make one manifest, "
+        "each with its split before it if it has no column for that: dev.csv eval=eval.csv",
+    )
     parser.add_argument("--out", type=path, required=True, help="manifest to write (.parquet)")
     parser.add_argument(
         "--layout",
@@ -58,7 +65,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=COLUMN",
         help="the table's name for path, labels, id, split, fold, start_s or end_s, or a pattern "
-        "to make it from: path=audio/{fname}.wav",
+        "to make it from: path=audio/{fname}.wav; {table} is the table's name without its suffix, "
+        "and columns of a table without header are called 1, 2, ...",
     )
     parser.add_argument(
         "--separator",
@@ -72,6 +80,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def source(text: str) -> str:
+    """`PATH` or `SPLIT=PATH`, with an absolute path."""
+    split, table = split_and_table(text)
+    return path(text) if split is None or Path(text).exists() else f"{split}={path(table)}"
+
+
 def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
@@ -79,7 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
     from pipeline.commands.summaries import manifest_summary
     from pipeline.manifest.files import write_manifest
     from pipeline.manifest.folds import assign_folds
-    from pipeline.manifest.layouts.read import read_source
+    from pipeline.manifest.layouts.read import read_sources
     from pipeline.pages.coverage_page import write_coverage_page
 
     output = arguments.out
@@ -92,7 +106,7 @@ def run(arguments: argparse.Namespace) -> None:
         separator=arguments.separator,
         split=arguments.split,
     )
-    manifest = read_source(arguments.source, arguments.layout, options)
+    manifest = read_sources(arguments.source, arguments.layout, options)
     if arguments.folds is not None:
         manifest = assign_folds(manifest, arguments.folds)
     write_manifest(output, manifest)

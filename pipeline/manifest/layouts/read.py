@@ -1,22 +1,23 @@
 """A source in any layout to a manifest."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import PurePosixPath
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.manifest.layouts import esc50, speech_commands
+from pipeline.manifest.layouts import csv_table, esc50, speech_commands
 from pipeline.manifest.layouts.common_ids import mark_common
 from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES
 from pipeline.manifest.layouts.names import LAYOUTS, READ_BY
-from pipeline.manifest.layouts.options import SourceOptions
+from pipeline.manifest.layouts.options import SourceOptions, split_and_table
 from pipeline.manifest.manifest import Manifest
 
 _BY_SUFFIX = {
     ".csv": "csv",
     ".tsv": "csv",
+    ".txt": "csv",
     ".json": "ast-json",
     ".parquet": "parquet",
     ".tar": "webdataset",
@@ -38,6 +39,22 @@ def detect(source: str, options: SourceOptions | None = None) -> str:
     return _detect_containers(source) or "folder"
 
 
+def read_sources(sources: Sequence[str], layout: str, options: SourceOptions) -> Manifest:
+    """List a source, or several tables together, each a path or `SPLIT=PATH`.
+
+    Raises:
+        UserError: a source is empty or not in that layout, or several are not all tables.
+    """
+    tables = [split_and_table(source) for source in sources]
+    if len(sources) == 1 and tables[0][0] is None:
+        return read_source(sources[0], layout, options)
+    for _, path in tables:
+        storage.check_bucket(path)
+        if layout not in ("auto", "csv") or detect(path, options) != "csv":
+            raise UserError(path, "not a table", "only tables can be read with others or a split")
+    return _complete(csv_table.read_tables(sources, options), "csv", ", ".join(sources), options)
+
+
 def read_source(
     source: str, layout: str = "auto", options: SourceOptions | None = None
 ) -> Manifest:
@@ -49,7 +66,11 @@ def read_source(
     storage.check_bucket(source)
     options = options or SourceOptions()
     name = detect(source, options) if layout == "auto" else layout
-    manifest = _reader(name)(source, options)
+    return _complete(_reader(name)(source, options), name, source, options)
+
+
+def _complete(manifest: Manifest, name: str, source: str, options: SourceOptions) -> Manifest:
+    """The manifest with further notes and the common subset; an empty one is refused."""
     if manifest.clips.num_rows == 0:
         why = "".join(f" ({note})" for note in manifest.notes)
         raise UserError(

@@ -246,6 +246,7 @@ FORMS = (
     "{id}_{whole_start}_{whole_end}",
     "{id}_{start:.3f}_{end:.3f}",
 )
+OF_DOWNLOADERS = ("A title - of [a video]_ [{id}]", "[{id}]", "Another-title, 1_2-{id}")
 
 
 @st.composite
@@ -255,7 +256,9 @@ def named_segments(draw: st.DrawFn) -> list[tuple[str, float, str]]:
     segments = []
     for youtube_id in ids:
         start_s = draw(st.integers(0, 6000)) / 10
-        form = draw(st.sampled_from(FORMS)).format(
+        form = draw(st.sampled_from((*FORMS, *OF_DOWNLOADERS)))
+        prefix = draw(st.sampled_from(["", "Y"])) if form in FORMS else ""
+        name = form.format(
             id=youtube_id,
             start=start_s,
             end=start_s + 10,
@@ -265,10 +268,8 @@ def named_segments(draw: st.DrawFn) -> list[tuple[str, float, str]]:
             whole_end=int(start_s) + 10,
         )
         folder = draw(st.sampled_from(["", "balanced_train/", "Y_-/0/"]))
-        suffix = draw(st.sampled_from([".wav", ".FLAC", ".m4a", ".w64", ".mp3", ""]))
-        segments.append(
-            (youtube_id, start_s, folder + draw(st.sampled_from(["", "Y"])) + form + suffix)
-        )
+        suffix = draw(st.sampled_from([".wav", ".FLAC", ".m4a", ".w64", ".mkv", ".f251.webm", ""]))
+        segments.append((youtube_id, start_s, folder + prefix + name + suffix))
     return segments
 
 

@@ -8,9 +8,10 @@ import pytest
 
 from pipeline import storage
 from pipeline.manifest.layouts.options import SourceOptions
-from pipeline.manifest.layouts.read import detect, read_source
+from pipeline.manifest.layouts.read import detect, read_source, read_sources
 from pipeline.manifest.manifest import Manifest
 from ray_job import main
+from tests.support.audio import encode, tone
 from tests.support.errors import assert_error_line, assert_notes, refused
 
 
@@ -122,6 +123,75 @@ def test_csv_with_every_column(tmp_path: Path) -> None:
     assert_notes(manifest.notes, ["2 clips", "label"])
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_cells_may_be_separated_by_other_signs(tmp_path: Path, delimiter: str) -> None:
+    text = 'path,labels,fold\na.wav,"dog;rain",2\n"b, c; d.wav",rain,1\n'
+    if delimiter != ",":
+        text = text.replace(",", delimiter).replace(f"b{delimiter}", "b,")
+    for newline, encoding in (("\n", "utf-8"), ("\r\n", "utf-8-sig"), ("\r\n", "utf-16")):
+        source = tmp_path / "clips.csv"
+        source.write_bytes(text.replace("\n", newline).encode(encoding))
+        manifest = read_source(str(source), "auto")
+        assert rows(manifest, "id", "labels", "fold") == [
+            ("a.wav", ["dog", "rain"], 2),
+            ("b, c; d.wav", ["rain"], 1),
+        ]
+        assert not manifest.notes
+
+
+def test_table_without_a_header_has_path_and_labels_first(tmp_path: Path) -> None:
+    source = write_table(tmp_path / "clips.txt", "a.wav\tdog\t1\nsub/b.flac\train;dog\t2\n")
+    manifest = read_source(source, "auto")
+    assert rows(manifest, "uri", "labels", "fold") == [
+        (f"{tmp_path}/a.wav", ["dog"], 0),
+        (f"{tmp_path}/sub/b.flac", ["rain", "dog"], 0),
+    ]
+    assert_notes(manifest.notes, ["no header", "--column path=1", "--column labels=2"])
+
+
+def test_columns_of_a_table_without_a_header_have_numbers(tmp_path: Path) -> None:
+    source = write_table(tmp_path / "clips.csv", "0,dog,a,3\n1,rain,b,4\n")
+    columns = {"path": "audio/{3}.wav", "labels": "2", "id": "1", "fold": "4"}
+    manifest = read_source(source, "auto", SourceOptions(columns=columns))
+    assert rows(manifest, "id", "uri", "labels", "fold") == [
+        ("0", f"{tmp_path}/audio/a.wav", ["dog"], 3),
+        ("1", f"{tmp_path}/audio/b.wav", ["rain"], 4),
+    ]
+    with refused("clips.csv", "no column 5", "4 columns"):
+        read_source(source, "auto", SourceOptions(columns={"path": "5"}))
+
+
+def test_several_tables_make_one_manifest(tmp_path: Path) -> None:
+    text = 'fname,labels,mids,split\n64760,"Bark,Dog",/m/b,train\n2,Cat,/m/c,val\n'
+    dev = write_table(tmp_path / "ground_truth" / "dev.csv", text)
+    text = "fname,labels,mids\n37199,Cat,/m/c\n"
+    eval_ = write_table(tmp_path / "ground_truth" / "eval.csv", text)
+    options = SourceOptions(
+        columns={"path": "../FSD50K.{table}_audio/{fname}.wav", "id": "fname"}, separator=","
+    )
+    manifest = read_sources([dev, f"eval={eval_}"], "auto", options)
+    assert manifest.labels == ("Bark", "Cat", "Dog")
+    assert rows(manifest, "id", "uri", "labels", "split") == [
+        ("64760", f"{tmp_path}/FSD50K.dev_audio/64760.wav", ["Bark", "Dog"], "train"),
+        ("2", f"{tmp_path}/FSD50K.dev_audio/2.wav", ["Cat"], "val"),
+        ("37199", f"{tmp_path}/FSD50K.eval_audio/37199.wav", ["Cat"], "eval"),
+    ]
+    with refused(tmp_path, "only tables"):
+        read_sources([dev, str(tmp_path)], "auto", options)
+    with refused(tmp_path / "none.csv", "no such file"):
+        read_sources([dev, str(tmp_path / "none.csv")], "auto", options)
+
+
+def test_clips_of_two_tables_need_different_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        write_table(tmp_path / f"{name}.csv", "path,labels\nx.wav,dog\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["manifest", "train=a.csv", "test=b.csv", "--out", "m.parquet"]) == 1
+    assert_error_line(capsys.readouterr().err, tmp_path / "m.parquet", "x.wav", "unique")
+
+
 def test_tsv_with_a_vocabulary_beside_it(tmp_path: Path) -> None:
     write_table(tmp_path / "labels.txt", "rain\nnever heard\nbark, howl\n")
     text = "labels\tpath\nbark, howl;rain\ta.wav\n"
@@ -143,8 +213,7 @@ def test_tsv_with_a_vocabulary_beside_it(tmp_path: Path) -> None:
         ("path,labels\na.wav,dog,cat\n", "clips.csv, line 2", ["3 cells", 2, "','"]),
         ('path,labels\n"a\n.wav",dog\nb.wav\n', "clips.csv, line 4", ["1 cells", 2]),
         ("path,labels,labels\na,b,c\n", "clips.csv", ["two columns", "'labels'"]),
-        ("path;labels\na;b\n", "clips.csv", ["path;labels", "';'", "','"]),
-        ("path\tlabels\na\tb\n", "clips.csv", ["path\tlabels", r"'\t'", "','"]),
+        ("path;label\na;b\n", "clips.csv", ["no column labels", "path, label"]),
         ("path,labels\na.wav,\nb.wav, ;\n", "clips.csv", ["none of 2", "label"]),
     ],
 )
@@ -326,3 +395,20 @@ def test_layouts_are_detected_and_read_in_a_bucket(s3: str) -> None:
 def test_source_in_a_missing_bucket_is_refused() -> None:
     with refused("s3://no-such-bucket", "bucket", remedy="endpoint"):
         read_source("s3://no-such-bucket/esc", "auto")
+
+
+# --- which files are audio -----------------------------------------------------------------------
+
+
+def test_audio_is_told_by_content_where_the_suffix_says_nothing(tmp_path: Path) -> None:
+    sound = encode(tone(0.1, 16_000))
+    audio = ("dog/a.MKV", "dog/b.mka", "dog/c.weba", "dog/d.wave", "cat/e.aifc", "cat/f.3gp")
+    write_files(tmp_path, *audio)
+    write_files(tmp_path, "cat/g", "cat/h.recording", "cat/i.XYZ", content=sound)
+    write_files(tmp_path, "cat/j.npy", "cat/k.txt", "dog/l.png", content=b"no sound at all")
+    write_files(tmp_path, "dog/._a.MKV", "dog/.DS_Store", "dog/._m.wav")
+    manifest = read_source(str(tmp_path), "auto")
+    assert sorted(manifest.clips["id"].to_pylist()) == sorted(
+        [*audio, "cat/g", "cat/h.recording", "cat/i.XYZ"]
+    )
+    assert_notes(manifest.notes, ["left out 6 files", ".npy", ".png", ".txt"])
