@@ -7,7 +7,6 @@ they are as `prepare` wrote them. Out: the data set, whose clips have checksums 
 import hashlib
 import logging
 from dataclasses import dataclass
-from functools import cache
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -149,8 +148,6 @@ def open_dataset(path: str) -> PreparedDataset:
     index = _read_table(
         index_path(path), card.index_sha256, index_schema(card.store, card.format_version)
     )
-    if card.format_version < FORMAT_VERSION:
-        _note_unchecked(path, card.format_version)
     return PreparedDataset(path=path, card=card, index=index)
 
 
@@ -176,12 +173,12 @@ def _read_table(path: str, sha256: str, schema: pa.Schema) -> pa.Table:
         raise UserError(path, str(error), REPAIR) from error
 
 
-@cache
-def _note_unchecked(path: str, format_version: int) -> None:
-    """Say, once in each process, that damage to clips goes unnoticed."""
-    _logger.info(
-        "%s: a data set of format version %d has no checksums of its clips, so `train` cannot "
-        "check what it reads; `verify` can",
-        path,
-        format_version,
-    )
+def note_unchecked(dataset: PreparedDataset) -> None:
+    """Say of an old data set that damage to its clips goes unnoticed."""
+    if dataset.card.format_version < FORMAT_VERSION:
+        _logger.info(
+            "%s: a data set of format version %d has no checksums of its clips, so what is read of "
+            "it is not checked; `verify` can",
+            dataset.path,
+            dataset.card.format_version,
+        )

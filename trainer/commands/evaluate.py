@@ -26,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
+    from pipeline.dataset.prepared import note_unchecked, open_dataset
     from trainer.on_ray.train import run_evaluation
     from trainer.run.checks import check_evaluation
     from trainer.run.result_table import result_table
@@ -34,6 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     folder = arguments.run_folder
     data = arguments.data or read_run(folder).data.path
+    note_unchecked(open_dataset(data))
     clips = folder, data, arguments.split, arguments.fold
     name = check_evaluation(*clips, arguments.weights)
     with session(arguments):

@@ -11,10 +11,10 @@ from trainer.recipe.recipe import Recipe
 def train_all(recipes: dict[str, Recipe], arguments: argparse.Namespace) -> None:
     """Train the runs; print the error of each run that fails, but raise the last."""
     from cluster.worker_errors import unwrap_each
-    from pipeline.dataset.prepared import open_dataset
+    from pipeline.dataset.prepared import note_unchecked, open_dataset
     from trainer.on_ray.tune import train_unfinished
 
-    open_dataset(arguments.data)  # refused once, not for each run
+    note_unchecked(open_dataset(arguments.data))  # refused once, not for each run
     failures = train_unfinished(
         recipes, arguments.data, arguments.out, workers(arguments), session=session(arguments)
     )

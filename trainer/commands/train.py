@@ -16,13 +16,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from pipeline.dataset.prepared import open_dataset
+    from pipeline.dataset.prepared import note_unchecked, open_dataset
     from trainer.recipe.parse import load_recipe
 
     data, output = arguments.data, arguments.out
     # The most common mistakes are reported before PyTorch is loaded, which takes seconds.
     recipe = load_recipe(find_recipe(arguments.recipe), arguments.set)
-    open_dataset(data)
+    note_unchecked(open_dataset(data))
 
     from rich.console import Console
 

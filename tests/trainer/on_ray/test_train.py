@@ -342,10 +342,14 @@ def test_scores_on_other_data_get_their_own_name(
     assert not any("moved" in name for name in names)
 
 
-@pytest.mark.usefixtures("here")
-def test_run_folder_in_use_is_refused(
-    dataset: PreparedDataset, recipe_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_run_folder_in_use_is_refused_before_ray_starts(
+    dataset: PreparedDataset,
+    recipe_file: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.delattr(train_step, "session")
     run = str(tmp_path / "run")
     with alone_in(run):
         assert ray_job.main(train_command(recipe_file, dataset, run)) == 1

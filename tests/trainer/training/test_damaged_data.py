@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import ray_job
-from pipeline import storage
 from pipeline.dataset.prepared import open_dataset
 from tests.support.errors import assert_error_line
 from tests.support.prepared import make_prepared, tiny_recipe, to_version_2, write_recipe
@@ -52,6 +51,17 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for step in (train_step, evaluate_step):
         monkeypatch.setattr(step, "session", session)
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`train` trains in this process."""
+    monkeypatch.setattr(train_step, "session", lambda _: nullcontext())
+    monkeypatch.setattr(
+        ray_train,
+        "run_training",
+        lambda recipe, data, out, _: train(recipe, open_dataset(data), out, world=World()),
+    )
 
 
 def change_index(folder: Path, change: Callable[[pa.Table], pa.Table]) -> None:
@@ -180,15 +190,9 @@ def test_changed_shard_ends_training_with_one_line(
     data: Path,
     recipe_file: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    without_ray: None,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(train_step, "session", lambda _: nullcontext())
-    monkeypatch.setattr(
-        ray_train,
-        "run_training",
-        lambda recipe, data, out, _: train(recipe, open_dataset(data), out, world=World()),
-    )
     do, values = TAR_DAMAGES[damage]
     do(data / TAR)
     command = ["train", recipe_file, "--data", str(data), "--out", str(tmp_path / "run")]
@@ -197,12 +201,14 @@ def test_changed_shard_ends_training_with_one_line(
 
 
 def test_data_set_without_checksums_is_trained_on_and_says_so_once(
-    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    data: Path,
+    recipe_file: str,
+    tmp_path: Path,
+    without_ray: None,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     to_version_2(str(data))
-    for name in ("first", "second"):
-        with caplog.at_level("INFO", "pipeline.dataset"):
-            train(RECIPE, open_dataset(str(data)), str(tmp_path / name), world=World())
-    notes = [text for text in caplog.messages if str(data) in text and "checksums" in text]
-    assert len(notes) == 1
-    assert storage.exists(f"{tmp_path}/second/history.json")
+    command = ["train", recipe_file, "--data", str(data), "--out", str(tmp_path / "run")]
+    assert ray_job.main(command) == 0
+    lines = capfd.readouterr().err.splitlines()
+    assert len([line for line in lines if str(data) in line and "checksums" in line]) == 1
