@@ -25,8 +25,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="esc50: audio/ and meta/esc50.csv; speech-commands: a folder per word and lists; "
         "audioset: files named after YouTube ids, and --segments; ast-json: JSON files of the AST "
-        "authors' code; csv: a table with path and labels; parquet, webdataset: audio within "
-        "Parquet files or tars; folder: a folder per class (default: %(default)s)",
+        "authors' code; csv: a table with path and labels; parquet, webdataset, hdf5: audio within "
+        "Parquet files, tars or HDF5 packs; folder: a folder per class (default: %(default)s)",
     )
     parser.add_argument(
         "--folds", type=int, help="assign the clips to this many folds, evenly within each class"

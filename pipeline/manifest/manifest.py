@@ -1,8 +1,8 @@
 """The manifest: the clips of a data set, one per row of a Parquet table.
 
 A clip is an audio file or a stretch of one, with its labels, split and fold. The file may be inside
-another: a member of a tar (`offset_bytes`, `size_bytes`) or a row of a Parquet file (`row_group`,
-`row`). The order of the labels in the vocabulary is the order of the classes.
+another: a member of a tar (`offset_bytes`, `size_bytes`), or a row of a Parquet file or HDF5 pack
+(`row_group`, `row`). The order of the labels in the vocabulary is the order of the classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
         pa.field("common", pa.bool_(), nullable=False),  # in the list of ids that others scored
         pa.field("offset_bytes", pa.int64()),  # of the audio in the file `uri`; null: all of it
         pa.field("size_bytes", pa.int64()),
-        pa.field("row_group", pa.int32()),  # of the Parquet file `uri`; null: not in Parquet
+        pa.field("row_group", pa.int32()),  # of the file `uri`; null: not a row of one
         pa.field("row", pa.int32()),  # in the row group
     ]
 )

@@ -1,25 +1,31 @@
-"""Audio of clips, read ahead of the computation: from files, byte ranges, or rows of Parquet.
+"""Audio of clips, read ahead of the computation: from files, byte ranges, or rows of containers.
 
 In: clips of the manifest. Up to `num_ahead` reads are in flight while the caller computes;
 consecutive clips in one Parquet row group are one read. Out: the bytes or the error of each clip,
 in the same order.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline import storage
 from pipeline.audio.rejects import RejectError
 from pipeline.errors import UserError
+from pipeline.manifest.layouts.listing import HDF5_SUFFIXES
 from pipeline.manifest.layouts.parquet_audio import NoAudioColumnError, read_audio
 from pipeline.manifest.manifest import Clip
 
 _ROW_GROUPS_AHEAD = 1
 """Row groups hold hundreds of clips: reading more ahead would only fill the memory."""
+
+
+class DamagedContainerError(Exception):
+    """A file that holds the audio of several clips is damaged."""
 
 
 def fetch_ahead(
@@ -58,6 +64,8 @@ def fetch_reject(error: Exception, uri: str) -> RejectError:
     reason = storage.one_file_fault(error)
     if reason is None and isinstance(error, pa.ArrowException):
         reason = "its Parquet file is damaged"
+    if isinstance(error, DamagedContainerError):
+        reason = "its HDF5 file is damaged"
     if reason is None and isinstance(error, EOFError):
         reason = "its container ends before the clip"
     if isinstance(error, storage.TooLargeError):
@@ -94,7 +102,8 @@ def _read(clips: list[Clip], max_bytes: int | None) -> list[bytes | Exception]:
     too_large = storage.TooLargeError(f"{first.uri}: audio of more than {max_bytes} bytes")
     if first.row_group is not None:
         with storage.open_binary(first.uri) as file:
-            audio = read_audio(file, first.row_group, [_row_index(clip) for clip in clips])
+            rows = [_row_index(clip) for clip in clips]
+            audio = _read_rows(file, first.uri, first.row_group, rows)
         return [
             content if len(content) <= (max_bytes or len(content)) else too_large
             for content in (cell or b"" for cell in audio)
@@ -105,6 +114,18 @@ def _read(clips: list[Clip], max_bytes: int | None) -> list[bytes | Exception]:
             return [too_large]
         return [storage.read_range(first.uri, first.offset_bytes, first.size_bytes)]
     return [storage.read_file(first.uri, max_bytes=max_bytes)]
+
+
+def _read_rows(file: Any, uri: str, row_group: int, rows: list[int]) -> Sequence[bytes | None]:
+    if not uri.endswith(HDF5_SUFFIXES):
+        return read_audio(file, row_group, rows)
+    from pipeline.manifest.layouts import hdf5_audio  # h5py only where there are such files
+
+    try:
+        first = row_group * hdf5_audio.ROWS_PER_GROUP
+        return hdf5_audio.read_audio(file, [first + row for row in rows])
+    except hdf5_audio.DamagedPackError as error:
+        raise DamagedContainerError(str(error)) from error
 
 
 def _row_index(clip: Clip) -> int:

@@ -74,7 +74,7 @@ def list_rows(
 
 
 def read_containers(
-    source: str, suffix: str, list_container: ListContainer, options: SourceOptions
+    source: str, suffixes: tuple[str, ...], list_container: ListContainer, options: SourceOptions
 ) -> Manifest:
     """The manifest of all containers below a folder, or of one container.
 
@@ -82,15 +82,16 @@ def read_containers(
         UserError: there are no containers, none holds a clip, a label is not in `class_labels`, or
             the containers have labels and all are empty.
     """
-    paths = [source] if source.endswith(suffix) else storage.list_files(source)
-    paths = [path for path in paths if path.endswith(suffix)]
+    paths = [source] if source.endswith(suffixes) else storage.list_files(source)
+    paths = [path for path in paths if path.endswith(suffixes)]
+    kinds = " or ".join(suffixes)
     if not paths:
-        raise UserError(source, f"has no {suffix} file")
+        raise UserError(source, f"has no {kinds} file")
     rows, notes = list_rows(paths, source, list_container, _field_names(options))
     if not rows.num_rows:
         more = [f"and {len(notes) - 3} more"] if len(notes) > 3 else []
         why = "; ".join([*notes[:3], *more])
-        raise UserError(source, f"no clip in {len(paths)} {suffix} files", why)
+        raise UserError(source, f"no clip in {len(paths)} {kinds} files", why)
     for ours, theirs in options.columns.items():
         if ours != "id" and rows[ours].null_count == rows.num_rows:
             raise UserError(f"--column {ours}={theirs}", f"{source} has no {theirs}")
@@ -177,7 +178,9 @@ def _labels(rows: pa.Table, options: SourceOptions) -> tuple[list[list[str]], li
     if options.class_labels is None:
         return labels, sorted(used)
     names = read_vocabulary(options.class_labels)
-    names_of = {**{name: name for name in names.values()}, **names}
+    # Numbers of classes first: they count only where nothing is called so.
+    numbers = {str(number): name for number, name in enumerate(names.values())}
+    names_of = {**numbers, **{name: name for name in names.values()}, **names}
     unknown = sorted(used - names_of.keys())
     if unknown:
         raise UserError(

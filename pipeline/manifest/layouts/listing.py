@@ -14,7 +14,8 @@ AUDIO_SUFFIXES = frozenset(
     | {".webm", ".weba", ".mkv", ".mka", ".wma"}
 )
 """Suffixes of audio files; `audio_files.AudioFiles` judges others by content."""
-CONTAINER_SUFFIXES = (".parquet", ".tar", ".h5", ".hdf5", ".hdf")
+HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
+CONTAINER_SUFFIXES = (".parquet", ".tar", *HDF5_SUFFIXES)
 """Suffixes of files that may hold many clips."""
 
 LISTING_SCHEMA = pa.schema(

@@ -1,7 +1,7 @@
-"""All audio of a location, in one table: plain files, and clips in Parquet and tar files.
+"""All audio of a location, in one table: plain files, and clips in Parquet, tar and HDF5 files.
 
 In: a folder or prefix, or one container file. Steps: list the files, keep audio, list
-containers with `parquet_files` and `tar_files`. Out: a table of `LISTING_SCHEMA`.
+containers with `parquet_files`, `tar_files` and `hdf5_files`. Out: a table of `LISTING_SCHEMA`.
 """
 
 from collections.abc import Iterator
@@ -10,12 +10,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.manifest.layouts import parquet_files, tar_files
+from pipeline.manifest.layouts import hdf5_files, parquet_files, tar_files
 from pipeline.manifest.layouts.audio_files import AudioFiles
 from pipeline.manifest.layouts.container_rows import list_rows
-from pipeline.manifest.layouts.listing import LISTING_SCHEMA, no_files_error
+from pipeline.manifest.layouts.listing import HDF5_SUFFIXES, LISTING_SCHEMA, no_files_error
 
-_CONTAINERS = {module.SUFFIX: module.list_file for module in (parquet_files, tar_files)}
+_CONTAINERS = {
+    parquet_files.SUFFIX: parquet_files.list_file,
+    tar_files.SUFFIX: tar_files.list_file,
+    **dict.fromkeys(HDF5_SUFFIXES, hdf5_files.list_file),
+}
 
 
 def list_audio(location: str) -> tuple[pa.Table, list[str]]:

@@ -9,7 +9,7 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest.layouts import csv_table, esc50, speech_commands
 from pipeline.manifest.layouts.common_ids import mark_common
-from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES
+from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES, CONTAINER_SUFFIXES, HDF5_SUFFIXES
 from pipeline.manifest.layouts.names import LAYOUTS, READ_BY
 from pipeline.manifest.layouts.options import SourceOptions, split_and_table
 from pipeline.manifest.manifest import Manifest
@@ -21,6 +21,7 @@ _BY_SUFFIX = {
     ".json": "ast-json",
     ".parquet": "parquet",
     ".tar": "webdataset",
+    **dict.fromkeys(HDF5_SUFFIXES, "hdf5"),
 }
 
 
@@ -110,7 +111,7 @@ def _detect_containers(source: str) -> str | None:
         suffixes = {PurePosixPath(path).suffix.lower() for path in batch["path"].to_pylist()}
         if suffixes & AUDIO_SUFFIXES:
             return None
-        for suffix in (".parquet", ".tar"):
+        for suffix in CONTAINER_SUFFIXES:
             if suffix in suffixes:
                 return _BY_SUFFIX[suffix]
     return None

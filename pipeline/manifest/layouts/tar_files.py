@@ -42,7 +42,7 @@ def read(source: str, options: SourceOptions) -> Manifest:
     Raises:
         UserError: there are none, none holds audio, or a label is not in `class_labels`.
     """
-    return read_containers(source, SUFFIX, list_file, options)
+    return read_containers(source, (SUFFIX,), list_file, options)
 
 
 def list_file(
