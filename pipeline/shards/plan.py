@@ -349,6 +349,8 @@ def _read_document(folder: str) -> _Document | None:
                 f"has format version {version}, this program reads "
                 f"{' and '.join(map(str, READ_VERSIONS))}"
             )
+        if not document.specs:
+            raise storage.DocumentError("lists no shard")
         return document
     except FileNotFoundError:
         return None

@@ -124,7 +124,7 @@ def parse_table(data: bytes, schema: pa.Schema | None = None) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = pq.ParquetFile(pa.BufferReader(data)).read()
         table.validate(full=True)
     # Damage makes the library raise errors of many unrelated types.
     except Exception as error:

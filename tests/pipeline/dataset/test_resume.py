@@ -1,5 +1,6 @@
 """Resuming and extending a data set: new clips get new shards, other changes are refused."""
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -304,6 +305,10 @@ def change_clip(path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
 
 
+def without_shards(path: Path) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"specs": []}))
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -313,6 +318,8 @@ def change_clip(path: Path) -> None:
         ("plan.json", cut),
         ("plan.json", put(b"{}")),
         ("plan.json", put(b"[]")),
+        ("plan.json", without_shards),
+        ("plan.json", exchange(b'"format_version": 3', b'"format_version": 9')),
         ("plan.json", exchange(b'"plan_file"', b'"plan_fire"')),
         ("plan.json", exchange(b'\n "fingerprint": "', b'\n "fingerprint": "0')),
         ("plan.json", unlink),
