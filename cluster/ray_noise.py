@@ -6,8 +6,18 @@ They remain in the session's log files. Loggers are silenced by name: Ray 2.60 h
 import logging
 import os
 
-_SKIPPED_LINES = "Actor with class name: 'PreemptionWatcher'"
-"""A warning of Ray Train about one of its own actors, at the start of every training run."""
+_SKIPPED_LINES = "|".join(
+    (
+        # A warning of Ray Train about one of its own actors, at the start of every training run.
+        "Actor with class name: 'PreemptionWatcher'",
+        # A paragraph and more for each lost process. Lost workers are replaced, and what ends a
+        # step is said in one line: see `cluster.watch` and `cluster.worker_errors`.
+        "A worker died or was killed while executing a task",
+        r"Task \S+ failed. There are \S+ retries remaining",
+        "Raylet is terminated. Termination is unexpected",
+    )
+)
+"""Begins of messages that Ray sends to the driver."""
 
 _LEVELS = {
     # Says at every start that authentication is on, as intended: see `cluster.session`.
@@ -21,7 +31,7 @@ _LEVELS = {
 
 
 def skip_lines_of_workers() -> None:
-    """Drop lines of Ray's own actors. Call it before `ray` is imported, which reads the setting."""
+    """Drop lines about Ray's own processes. Call it before `ray` is imported, which reads them."""
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", _SKIPPED_LINES)
 
 

@@ -17,10 +17,7 @@ of the script that was run, the working folder and `PYTHONPATH`, but nothing els
 
 import logging
 import os
-import secrets
-import signal
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -28,8 +25,10 @@ from urllib.parse import urlsplit
 import ray
 from ray.exceptions import AuthenticationError
 
-from cluster import loopback
+from cluster import local_ray
 from cluster.ray_noise import quiet_loggers
+from cluster.signals import one_interrupt
+from cluster.watch import ending_with_ray
 from cluster.worker_errors import links
 from pipeline.errors import UserError, one_line
 
@@ -39,7 +38,12 @@ CONNECT_TIMEOUT_S = 5.0
 TOKEN_HINT = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
 """Remedy for a server with token authentication; Ray reads the three variables."""
 
-_TOKEN = secrets.token_hex(32)
+_JOINING = {
+    # Number of attempts to reach the cluster's control service, about a second each if it refuses;
+    # 20 by default.
+    "RAY_gcs_server_port_wait_time_s": "3"
+}
+"""Variables that Ray reads when it joins a cluster."""
 
 
 @contextmanager
@@ -61,52 +65,19 @@ def connect(*, address: str | None = None, num_cpus: int | None = None) -> Itera
         return
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     quiet_loggers()
-    with _environment(_session_environment(target)):
+    variables = local_ray.variables() if target == "local" else _JOINING
+    with _environment(variables), ending_with_ray() as watch, one_interrupt() as handle_signals:
         try:
             if target == "local":
-                _start(num_cpus)
+                local_ray.start(num_cpus)
+                watch.follow()
             else:
                 _join(target, num_cpus)
-            with _terminate_as_ctrl_c():
-                yield
+            handle_signals()
+            yield
         finally:
+            watch.expect_end()
             ray.shutdown()
-
-
-@contextmanager
-def _terminate_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM, which batch systems send, end a step as Ctrl-C does, without stack traces."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _start(num_cpus: int | None) -> None:
-    if num_cpus is not None and num_cpus < 1:
-        raise UserError("--num-cpus", f"must be at least 1, got {num_cpus}")
-    try:
-        with loopback.starting_on_loopback():
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                # It would cost about 1 GB of memory.
-                include_dashboard=False,
-                logging_level=logging.WARNING,
-            )
-    except Exception as error:
-        # Ray has no error type for this; the cause is the machine.
-        folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-        if "AF_UNIX" in str(error):
-            reason = "path too long for Ray's sockets; set RAY_TMPDIR to a short one, such as /tmp"
-        else:
-            text = one_line(error).rstrip(".")
-            reason = f"Ray cannot start ({text}); see ray/session_latest/logs in this folder"
-        raise UserError(folder, reason) from error
 
 
 def _join(address: str, num_cpus: int | None) -> None:
@@ -159,18 +130,6 @@ def _refusal(address: str, error: BaseException) -> UserError:
         f"cannot join the Ray cluster ({reason})",
         "run this on one of its nodes with its version of Ray, or use the submit command",
     )
-
-
-def _session_environment(target: str) -> dict[str, str]:
-    """Variables that Ray reads, for the length of a session."""
-    if target != "local":
-        # Number of attempts to reach the cluster's control service, about a second each if it
-        # refuses; 20 by default.
-        return {"RAY_gcs_server_port_wait_time_s": "3"}
-    given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
-    disabled = os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled"
-    token = {} if given or disabled else {"RAY_AUTH_TOKEN": _TOKEN}
-    return {**loopback.VARIABLES, **token}
 
 
 @contextmanager

@@ -62,6 +62,22 @@ class SettingValueError(ValueError):
         return f"{self.name}: {self.what}"
 
 
+MAX_COUNT = 1_000_000
+"""The most of anything that a setting counts; more is a slip, and would run for ever or fail."""
+
+
+def check_at_most(settings: object, highest: float, *names: str) -> None:
+    """Check the largest value of settings, or of each item of a tuple.
+
+    Raises:
+        SettingValueError: one is larger.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if any(number > highest for number in (value if isinstance(value, tuple) else (value,))):
+            raise SettingValueError(name, f"must be at most {highest:,}, got {value}")
+
+
 def one_line(error: BaseException) -> str:
     """The whole message of an exception in one line; its type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
@@ -70,3 +86,8 @@ def one_line(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, without a full stop; else its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an exception's message; else its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]

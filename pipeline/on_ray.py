@@ -1,12 +1,13 @@
 """Tasks on Ray Data; the only module of `pipeline` that imports Ray.
 
 Each item is a row of a Ray Data set, processed by one task on one CPU. Ray reruns tasks whose
-worker or node dies.
+worker or node dies, a few times.
 """
 
 import logging
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -27,6 +28,12 @@ _ERROR = "error"
 TASK_MEMORY_BYTES = 500_000_000
 """Memory of a task with its libraries, before it holds any data."""
 
+MAX_LOST = 5
+"""How often a task is repeated whose worker or node dies: one that dies each time, such as for lack
+of memory, would be repeated for ever."""
+
+_logger = logging.getLogger(__name__)
+
 
 def run_tasks(
     items: Sequence[dict[str, Any]],
@@ -43,7 +50,7 @@ def run_tasks(
             a larger request would never be scheduled.
 
     Raises:
-        UserError: a task raised it.
+        UserError: a task raised it, or no node has memory for a task without data.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -51,15 +58,43 @@ def run_tasks(
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.CRITICAL)
-    nodes = [float(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]]
     rows = ray.data.from_items(list(items), override_num_blocks=len(items))
-    tasks = rows.map(
-        partial(_attempt, task, log.level()), num_cpus=1, memory=min(memory_bytes, max(nodes))
-    )
+    memory = _memory(len(items), memory_bytes)
+    with warnings.catch_warnings():
+        # Ray 2.60 deprecates such arguments, and has no other way to limit the repetitions.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        tasks = rows.map(
+            partial(_attempt, task, log.level()), num_cpus=1, memory=memory, max_retries=MAX_LOST
+        )
+    return _results(tasks)
+
+
+def _results(tasks: ray.data.Dataset) -> Iterator[dict[str, Any]]:
     for row in tasks.iter_rows():
         if _ERROR in row:
             raise pickle.loads(row[_ERROR])
         yield row
+
+
+def _memory(num_tasks: int, task_bytes: float) -> float:
+    """The memory to request for a task; says so if there is too little for one on each CPU."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    largest = max(float(node.get("memory", 0)) for node in nodes)
+    if largest < TASK_MEMORY_BYTES:
+        raise UserError(
+            "",
+            f"a task needs {TASK_MEMORY_BYTES / 1e9:.1f} GB of memory, and Ray leaves "
+            f"{largest / 1e9:.2f} GB for tasks on the largest of {len(nodes)} nodes",
+            "free or add memory",
+        )
+    task_bytes = min(task_bytes, largest)
+    cpus = int(sum(node.get("CPU", 0) for node in nodes))
+    fits = int(sum(min(node.get("CPU", 0), node.get("memory", 0) // task_bytes) for node in nodes))
+    if fits < min(cpus, num_tasks):
+        _logger.info(
+            "memory for %d tasks at once, of %.1f GB each, on %d CPUs", fits, task_bytes / 1e9, cpus
+        )
+    return task_bytes
 
 
 def _attempt(

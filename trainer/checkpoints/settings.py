@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.errors import SettingValueError
+from pipeline.errors import MAX_COUNT, SettingValueError, check_at_most
 
 Weights = Literal["last", "averaged", "ema", "best"]
 """Names of a run's weights; `last` are those of the newest checkpoint."""
@@ -30,6 +30,7 @@ class AveragingSettings:
         for name in ("first_epoch", "last_epoch"):
             if getattr(self, name) < 0:
                 raise SettingValueError(name, f"must be at least 0, got {getattr(self, name)}")
+        check_at_most(self, MAX_COUNT, "first_epoch", "last_epoch")
         if self.last_epoch and not 1 <= self.first_epoch <= self.last_epoch:
             raise SettingValueError(
                 "first_epoch",

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pipeline.errors import SettingValueError
+from pipeline.errors import MAX_COUNT, SettingValueError, check_at_most
 from pipeline.storage.paths import is_remote
 
 
@@ -27,6 +27,7 @@ class DataSettings:
     def __post_init__(self) -> None:
         if self.fold < 0:
             raise SettingValueError("fold", f"must be at least 0, got {self.fold}")
+        check_at_most(self, MAX_COUNT, "fold")
         if math.isnan(self.mean) != math.isnan(self.std):
             raise SettingValueError("mean", "must be given together with std, or neither")
         if math.isinf(self.mean):
@@ -76,6 +77,7 @@ class SamplerSettings:
             raise SettingValueError(
                 "bucket_frames", f"must be increasing and at least 1, got {list(edges)}"
             )
+        check_at_most(self, MAX_COUNT, "bucket_frames", "bucket_batches")
         if self.bucket_batches < 1:
             raise SettingValueError(
                 "bucket_batches", f"must be at least 1, got {self.bucket_batches}"
@@ -116,6 +118,7 @@ class AugmentSettings:
         for name in ("frequency_mask", "time_mask", "roll_frames"):
             if getattr(self, name) < 0:
                 raise SettingValueError(name, f"must be at least 0, got {getattr(self, name)}")
+        check_at_most(self, MAX_COUNT, "frequency_mask", "time_mask", "roll_frames", "mixup_alpha")
         if not 0 <= self.mixup_share <= 1:
             raise SettingValueError("mixup_share", f"must be from 0 to 1, got {self.mixup_share}")
         if not (self.mixup_alpha > 0 and math.isfinite(self.mixup_alpha)):
@@ -147,6 +150,9 @@ class LoaderSettings:
         for name in ("threads", "batches_ahead", "reads_in_flight"):
             if getattr(self, name) < 1:
                 raise SettingValueError(name, f"must be at least 1, got {getattr(self, name)}")
+        check_at_most(self, 1000, "threads")
+        check_at_most(self, MAX_COUNT, "batches_ahead", "reads_in_flight", "cache_gb")
+        check_at_most(self, 1000 * MAX_COUNT, "cache_mb")
         if self.cache_mb < 0:
             raise SettingValueError("cache_mb", f"must be at least 0, got {self.cache_mb}")
         if not 0 <= self.cache_gb < math.inf:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pipeline.errors import SettingValueError, UserError
+from pipeline.errors import MAX_COUNT, SettingValueError, UserError, check_at_most
 from trainer.checkpoints.patch_grid import patches_along
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -65,6 +65,8 @@ class ModelSettings:
     def __post_init__(self) -> None:
         for name in ("patch_frequency", "patch_time", "num_frames"):
             _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        sizes = ("patch_frequency", "patch_time", "stride_frequency", "stride_time", "num_frames")
+        check_at_most(self, MAX_COUNT, *sizes, "depth", "patchout_time", "patchout_frequency")
         for axis in ("frequency", "time"):
             patch, stride = getattr(self, f"patch_{axis}"), getattr(self, f"stride_{axis}")
             expected = f"between 1 and patch_{axis} ({patch}), or parts of the input are skipped"

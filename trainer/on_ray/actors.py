@@ -7,9 +7,10 @@ timm.
 import logging
 from typing import Any
 
+from ray.exceptions import RayActorError
 from ray.train import UserCallback
 
-from pipeline.errors import PassingError, UserError
+from pipeline.errors import PassingError, UserError, last_line
 from pipeline.terminal import log
 from trainer.run.run_progress import RunProgress
 
@@ -57,11 +58,14 @@ class Failures(UserCallback):  # type: ignore[misc]
         self._newest = newest
         rank, error = next(iter(worker_exceptions.items()))
         if self._num_in_place > MAX_RESTARTS_IN_PLACE:
-            if not isinstance(error, UserError):
+            notes = getattr(error, "__notes__", ())
+            if notes and not isinstance(error, UserError):
                 # Ray Train's error lacks the traceback of the worker.
-                _logger.error("%s", "\n".join(getattr(error, "__notes__", ())))
+                _logger.error("%s", "\n".join(notes))
             raise error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        # The text of Ray's error is pages long.
+        is_lost = isinstance(getattr(error, "health_check_failure", error), RayActorError)
+        reason = "its process was killed or crashed" if is_lost else last_line(error)
         _logger.warning("worker %d failed (%s); resuming from the last checkpoint", rank, reason)
 
     def _newest_checkpoint(self) -> str:

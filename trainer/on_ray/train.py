@@ -27,6 +27,7 @@ from pipeline.terminal import log
 from trainer.checkpoints.settings import Weights
 from trainer.model.settings import Precision
 from trainer.on_ray.actors import Failures
+from trainer.on_ray.memory import model_bytes_of
 from trainer.on_ray.progress import REPORT_EVERY_S, progress_board
 from trainer.on_ray.settings import Workers
 from trainer.on_ray.torch_trainer import Trainer, torch_config
@@ -48,7 +49,8 @@ def run_training(recipe: Recipe, dataset_path: str, run_path: str, workers: Work
         UserError: see `check_training` and `trainer.training.loop.train`; one of a worker is
             wrapped in Ray's own errors.
     """
-    workers, _ = fit_workers(workers)
+    needed = model_bytes_of([recipe], dataset_path, workers)
+    workers, _ = fit_workers(workers, model_bytes=needed)
     note_workers([recipe], workers)
     with progress_board(1) as board:
         fit_training(recipe, dataset_path, run_path, workers, board)

@@ -17,6 +17,7 @@ from ray import tune
 from pipeline.errors import UserError
 from pipeline.terminal import log
 from trainer.on_ray.head_node import HEAD_NODE
+from trainer.on_ray.memory import model_bytes_of
 from trainer.on_ray.progress import progress_board
 from trainer.on_ray.settings import Workers
 from trainer.on_ray.train import fit_training, ray_storage
@@ -108,7 +109,8 @@ def run_recipes(
     Raises:
         UserError: the cluster has no room for even one run.
     """
-    workers, num_at_once = fit_workers(workers, runs=len(recipes))
+    needed = model_bytes_of(recipes.values(), dataset_path, workers)
+    workers, num_at_once = fit_workers(workers, runs=len(recipes), model_bytes=needed)
     note_workers(list(recipes.values()), workers)
     # Tune logs each error with its traceback; the exception below is enough.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

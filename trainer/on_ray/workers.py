@@ -9,17 +9,24 @@ import ray
 
 from pipeline.errors import UserError
 from trainer.model.settings import Precision
+from trainer.on_ray.memory import RUN_BYTES, WORKER_BYTES
 from trainer.on_ray.settings import Workers
 from trainer.recipe.recipe import Recipe
 
 _logger = logging.getLogger(__name__)
 
 
-def fit_workers(workers: Workers, *, runs: int = 1) -> tuple[Workers, int]:
+def fit_workers(workers: Workers, *, runs: int = 1, model_bytes: int = 0) -> tuple[Workers, int]:
     """Decide on GPUs, and how many of `runs` runs fit into the connected cluster at once.
 
+    Args:
+        workers: those of each run.
+        runs: how many there are to train.
+        model_bytes: memory that each worker without a GPU needs beside its libraries.
+
     Raises:
-        UserError: there is no room for even one; Ray would wait for ever.
+        UserError: there is no room for even one; Ray would wait for ever, or the kernel would kill
+            the workers.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus, gpus = (int(sum(node.get(name, 0) for node in nodes)) for name in ("CPU", "GPU"))
@@ -43,7 +50,32 @@ def fit_workers(workers: Workers, *, runs: int = 1) -> tuple[Workers, int]:
             "lower --workers or "
             f"--cpus-per-worker{', or give --no-gpu' if workers.use_gpu else ''}",
         )
-    return workers, min(fits, runs)
+    own_bytes = WORKER_BYTES + (0 if workers.use_gpu else model_bytes)
+    memory = [node.get("memory", math.inf) for node in nodes]
+    held = _fit_memory(workers.num, own_bytes, workers_per_node, memory)
+    if held < min(fits, runs):
+        _logger.info("memory for %d of %d runs at once", held, min(fits, runs))
+    return workers, min(fits, runs, held)
+
+
+def _fit_memory(
+    num_workers: int, own_bytes: int, workers_per_node: list[float], memory: list[float]
+) -> int:
+    """How many runs the memory of the nodes holds; raises as `fit_workers`."""
+    run_bytes = RUN_BYTES + num_workers * own_bytes
+    # Ray Train's helpers run wherever there is room.
+    each = run_bytes / num_workers
+    held = [
+        min(by_cpu, node // each) for by_cpu, node in zip(workers_per_node, memory, strict=True)
+    ]
+    if (fits := int(sum(held)) // num_workers) < 1:
+        raise UserError(
+            "",
+            f"{num_workers} workers need at least {run_bytes / 1e9:.1f} GB of memory, and Ray "
+            f"leaves {sum(memory) / 1e9:.1f} GB on {len(memory)} nodes",
+            "free or add memory, or lower --workers or train.micro_batch_size",
+        )
+    return fits
 
 
 def note_workers(recipes: Collection[Recipe], workers: Workers) -> None:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pipeline.errors import SettingValueError
+from pipeline.errors import MAX_COUNT, SettingValueError, check_at_most
 
 Loss = Literal["bce", "ce"]
 """`bce`: independent labels, binary cross-entropy. `ce`: one label a clip, cross-entropy."""
@@ -36,6 +36,7 @@ class OptimiserSettings:
                 raise SettingValueError(
                     name, f"must be at least 0 and below 1, got {getattr(self, name)}"
                 )
+        check_at_most(self, MAX_COUNT, "weight_decay")
         if not 0 <= self.weight_decay < math.inf:
             raise SettingValueError(
                 "weight_decay", f"must be a number of at least 0, got {self.weight_decay}"
@@ -60,6 +61,8 @@ class ScheduleSettings:
     def __post_init__(self) -> None:
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise SettingValueError("lr", f"must be a number above 0, got {self.lr}")
+        check_at_most(self, MAX_COUNT, "lr", "decay_after_epochs")
+        check_at_most(self, 1000 * MAX_COUNT, "warmup_steps", "warmup_every_steps")
         if self.warmup_steps < 0:
             raise SettingValueError("warmup_steps", f"must be at least 0, got {self.warmup_steps}")
         if self.warmup_every_steps < 1:

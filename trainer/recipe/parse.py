@@ -86,7 +86,8 @@ def _read_document(path: str) -> dict[str, Any]:
         return tomllib.loads(storage.read_bytes(path).decode())
     except FileNotFoundError as error:
         raise UserError(path, "no such recipe (a .toml file)") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    # ValueError: also not UTF-8, or a number of thousands of digits.
+    except (ValueError, RecursionError) as error:
         raise UserError(path, f"not a TOML file ({error})") from error
 
 
@@ -126,7 +127,10 @@ def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
     if hint is float and value is None:
         return math.nan
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise SettingError(where, f"{name}: must be a smaller number", setting=name) from error
     if get_origin(hint) is tuple and isinstance(value, list | tuple):
         return tuple(_convert(item, get_args(hint)[0], where, name) for item in value)
     expected = str if get_origin(hint) is Literal else hint
@@ -152,7 +156,7 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
         raise UserError(f"--set {override}", "must be section.key=value, such as train.epochs=10")
     try:
         return section, key, tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return section, key, text.strip()
 
 

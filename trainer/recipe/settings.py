@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from pipeline.errors import SettingValueError
+from pipeline.errors import MAX_COUNT, SettingValueError, check_at_most
 from trainer.data.settings import MAX_SEED
 from trainer.model.settings import Precision
 from trainer.optim.settings import Loss
@@ -68,6 +68,9 @@ class TrainSettings:
         for name in ("epochs", "batch_size", "log_every_steps", "max_bad_steps"):
             if getattr(self, name) < 1:
                 raise SettingValueError(name, f"must be at least 1, got {getattr(self, name)}")
+        counts = ("epochs", "batch_size", "micro_batch_size", "max_bad_steps", "log_every_steps")
+        check_at_most(self, MAX_COUNT, *counts)
+        check_at_most(self, 1e9, "checkpoint_every_s")
         if not 0 <= self.seed <= MAX_SEED:
             raise SettingValueError("seed", f"must be from 0 to {MAX_SEED}, got {self.seed}")
         for name in ("checkpoint_every_s", "max_gradient_norm", "micro_batch_size"):

@@ -16,7 +16,7 @@ from trainer.recipe.recipe import Recipe
 from trainer.recipe.warnings import recipe_warnings
 from trainer.run.history import is_finished
 from trainer.run.run_folder import RunInfo, check_same_run, read_run
-from trainer.run.writer import alone_in
+from trainer.run.writer import alone_in, check_can_write
 from trainer.scores.predictions import metrics_path, predictions_name, predictions_path
 
 
@@ -66,7 +66,7 @@ def check_evaluation(
 
     Raises:
         UserError: the run, data set, split or fold does not exist; the vocabulary differs; the run
-            has no checkpoint yet, or not these weights.
+            has no checkpoint yet, or not these weights; its folder cannot be written.
     """
     run, dataset = read_run(run_path), open_dataset(dataset_path)
     if dataset.labels != run.data.labels:
@@ -79,7 +79,9 @@ def check_evaluation(
         check_weights(run_path, weights)
     elif not checkpoint_paths(run_path):
         raise UserError(run_path, "the run has no checkpoint yet")
-    return evaluation_name(run, dataset, select_clips(dataset, split, fold), weights)
+    name = evaluation_name(run, dataset, select_clips(dataset, split, fold), weights)
+    check_can_write(run_path)
+    return name
 
 
 def evaluation_name(

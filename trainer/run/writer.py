@@ -46,6 +46,22 @@ def alone_in(run_path: str) -> Iterator[None]:
         yield
 
 
+def check_can_write(run_path: str) -> None:
+    """Write an empty file into the run folder, local or on S3, and remove it.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    probe = storage.join(run_path, f".probe.{secrets.token_hex(8)}")
+    try:
+        storage.write_bytes(probe, b"")
+        storage.remove(probe)
+    except PassingError:
+        raise
+    except UserError as error:
+        raise UserError(run_path, error.what, error.remedy) from error
+
+
 def _check_writable(path: Path) -> None:
     try:
         path.open("w").close()

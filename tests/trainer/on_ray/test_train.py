@@ -317,7 +317,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers in this process, without Ray."""
     for step in (evaluate_step, train_step):
         monkeypatch.setattr(step, "session", lambda arguments: nullcontext())
-    monkeypatch.setattr(ray_train, "fit_workers", lambda workers: (workers, 1))
+    monkeypatch.setattr(ray_train, "fit_workers", lambda workers, **_: (workers, 1))
     monkeypatch.setattr(ray_train, "_fit", lambda worker, config, *others: worker(config))
     monkeypatch.setattr(ray_train, "_world", lambda threads: World())
     board = SimpleNamespace(put=SimpleNamespace(remote=lambda values: None))

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import ray
 
-from tests.support.errors import refused
+from tests.support.errors import assert_notes, refused
 from tests.support.prepared import tiny_recipe
+from trainer.on_ray.memory import model_bytes
 from trainer.on_ray.settings import Workers
 from trainer.on_ray.workers import fit_workers, note_workers
 
@@ -56,3 +57,37 @@ def test_micro_batches_as_large_as_a_share_are_noted(
     recipe = tiny_recipe(train={"batch_size": 8, "micro_batch_size": micro_batch_size})
     note_workers([recipe], Workers(num=2))
     assert ("train.micro_batch_size: " in caplog.text) is is_noted
+
+
+GB = 1_000_000_000.0
+
+
+def test_memory_limits_the_runs_at_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # A run of one worker takes 0.75 + 0.5 + 1 GB; one of two, which share the first, 3.75 GB.
+    monkeypatch.setattr(ray, "nodes", nodes({"CPU": 8.0, "memory": 5 * GB}))
+    caplog.set_level("INFO", logger="trainer")
+    assert fit_workers(Workers(), runs=4, model_bytes=1_000_000_000)[1] == 2
+    assert_notes([record.getMessage() for record in caplog.records], ["2 of 4 runs"])
+    assert fit_workers(Workers(num=2), runs=4, model_bytes=1_000_000_000)[1] == 1
+    with refused("", "4 workers", "6.8 GB", "5.0 GB", "1 nodes", remedy="--workers"):
+        fit_workers(Workers(num=4), model_bytes=1_000_000_000)
+
+
+def test_memory_of_the_model_counts_on_cpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "nodes", nodes({"CPU": 8.0, "GPU": 1.0, "memory": 2 * GB}))
+    assert fit_workers(Workers(), model_bytes=4_000_000_000)[0].use_gpu
+    with refused("", "1 workers", "5.2 GB", "2.0 GB", remedy="train.micro_batch_size"):
+        fit_workers(Workers(use_gpu=False), model_bytes=4_000_000_000)
+
+
+def test_memory_of_a_model_grows_with_its_batch() -> None:
+    def needed(num_workers: int = 1, **train: Any) -> int:
+        return model_bytes(tiny_recipe(train=train), 128, 3, num_workers)
+
+    weights = needed(batch_size=1)
+    assert needed(batch_size=8, micro_batch_size=1) == weights
+    assert needed(8, batch_size=8) == weights
+    assert needed(batch_size=8) > weights
+    assert needed(8, batch_size=8, sharding="shard") < weights

@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -258,11 +258,15 @@ DOCUMENTS = st.fixed_dictionaries(
             lambda mean, std: {"mean": mean, "std": std}, NUMBERS, st.floats(1e-300, 1e300)
         ),
         "augment": st.fixed_dictionaries(
-            {"noise": st.booleans(), "mixup_share": st.floats(0, 1), "time_mask": st.integers(0)}
+            {
+                "noise": st.booleans(),
+                "mixup_share": st.floats(0, 1),
+                "time_mask": st.integers(0, 1_000_000),
+            }
         ),
         "schedule": st.fixed_dictionaries(
             {
-                "lr": st.floats(1e-30, 1e30),
+                "lr": st.floats(1e-30, 1e6),
                 "decay_after_epochs": st.sets(st.integers(1, 99)).map(sorted),
             }
         ),
@@ -442,3 +446,37 @@ def test_settings_unfit_for_the_data_are_refused(
     check_fit(fitting, select_training_data(dataset, fitting.data))
     with refused(where, *values):
         check_fit(tiny_recipe(**changes), select_training_data(dataset, fitting.data))
+
+
+def number_settings() -> list[tuple[str, str]]:
+    """Each setting that is a number or a list of numbers, and a value far too large for it."""
+    kinds: dict[Any, str] = {
+        int: "1" + 25 * "0",
+        float: "1" + 400 * "0",
+        tuple[int, ...]: "[1" + 25 * "0" + "]",
+        tuple[float, ...]: "[1e300]",
+    }
+    return [
+        (f"{section}.{name}", kinds[hint])
+        for section, kind in SECTIONS.items()
+        for name, hint in get_type_hints(kind).items()
+        if hint in kinds
+    ]
+
+
+def test_every_number_has_a_largest_value(recipe_file: str) -> None:
+    settings = number_settings()
+    assert len(settings) > 40
+    for setting, value in settings:
+        override = f"--set {setting}={value}"
+        with refused(override, setting, type=SettingError, setting=setting):
+            load_recipe(recipe_file, [f"{setting}={value}"])
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000])
+def test_number_or_list_that_toml_cannot_hold_is_one_line(recipe_file: str, value: str) -> None:
+    with refused(f"--set train.epochs={value}", "train.epochs", type=SettingError):
+        load_recipe(recipe_file, [f"train.epochs={value}"])
+    Path(recipe_file).write_text(f"[train]\nepochs = {value}")
+    with refused(recipe_file, "not a TOML file"):
+        load_recipe(recipe_file)

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import storage
+from pipeline.errors import UserError
+from tests.support.errors import refused
 from tests.support.prepared import make_prepared, tiny_recipe
-from trainer.run.checks import check_training
+from trainer.run.checks import check_evaluation, check_training
 from trainer.run.run_folder import read_run
 from trainer.scores.predictions import metrics_path, predictions_path
 from trainer.training.loop import train
@@ -26,3 +29,20 @@ def test_finished_run_without_predictions_is_unfinished(
     is_finished, warnings = check_training(recipe, dataset.path, run)
     assert not is_finished
     assert [line for line in warnings if line.startswith(f"{path}: ")]
+
+
+def test_evaluation_of_a_run_that_cannot_be_written_is_refused_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, run = make_prepared(f"{tmp_path}/data"), f"{tmp_path}/run"
+    train(tiny_recipe(train={"epochs": 1}), dataset, run, world=World())
+    before = storage.list_files(run)
+    assert check_evaluation(run, dataset.path, "train", 2) == "train-fold2"
+    assert storage.list_files(run) == before
+
+    def refuse(path: str, data: bytes) -> None:
+        raise UserError(path, "cannot be written (Read-only file system)")
+
+    monkeypatch.setattr(storage, "write_bytes", refuse)
+    with refused(run, "Read-only"):
+        check_evaluation(run, dataset.path, "train", 2)
