@@ -18,10 +18,10 @@ TESTS := @$(MAKE) --no-print-directory -j2 test-with-ray test-without-ray SELECT
 demo: .venv/ready
 	sh recipes/demo.sh
 
-test: .venv/ready browser
+test: .venv/ready browser azurite
 	$(TESTS)="not slow"
 
-test-all: .venv/ready browser
+test-all: .venv/ready browser azurite
 	$(TESTS)="slow or not slow"
 
 .PHONY: test-with-ray test-without-ray
@@ -69,3 +69,7 @@ clean:
 .PHONY: browser
 browser:
 	@sh tests/install_browser.sh
+
+.PHONY: azurite
+azurite:
+	@sh tests/install_azurite.sh

@@ -53,8 +53,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program_name(),
         description="Train Audio Spectrogram Transformers: from audio in a folder or bucket to a "
-        "report. Paths are local or s3://bucket/key (endpoint and credentials come from the usual "
-        "AWS variables).",
+        "report. Paths are local or s3://bucket/key, gs:// or az:// (endpoint and credentials come "
+        "from the usual variables and files).",
     )
     parser.add_argument("--version", action="version", version=f"ast-ray {VERSION}")
     steps = parser.add_subparsers(title="steps", dest="command", required=True, metavar="STEP")

@@ -1,9 +1,9 @@
-"""What reading from S3 costs `prepare`, with and without latency, with obstore and s3fs.
+"""What reading from S3 costs `prepare`, with and without latency, with obstore and pyarrow.
 
 In: a folder of audio, such as ESC-50's `audio/`. Steps: cut it into 10 s FLAC files of 16 kHz in a
 bucket on a local server (see `s3_server`); build a shard of them in this process, from local files,
-through s3fs and through obstore; then run `prepare` on Ray, with its workers already started. The
-sides take turns, and the best round of each is kept. Out: a table, with the seconds of each stage
+through pyarrow and obstore; then run `prepare` on Ray, with its workers already started. The sides
+take turns, and the best round of each is kept. Out: a table, with the seconds of each stage
 summed over all tasks.
 
     .venv/bin/python benchmarks/prepare_from_s3.py AUDIO_FOLDER --clips 4000
@@ -14,6 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.sharedctypes import Synchronized
@@ -21,17 +22,17 @@ from pathlib import Path
 from unittest import mock
 
 from prepare_throughput import CLIP_S, describe_machine, make_clips
-from s3_reads import Reader, cpu_s, read_by_obstore, read_by_s3fs
+from s3_reads import Reader, cpu_s, read_by_pyarrow
 from s3_server import serve_s3
 
 from cluster.session import connect
-from pipeline import storage
 from pipeline.dataset.prepare import prepare
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
 from pipeline.shards.build import BuildJob, build_shard
 from pipeline.shards.parts import STAGES
 from pipeline.shards.plan import make_plan, write_plan
 from pipeline.shards.settings import PrepareSettings
+from pipeline.storage import objects
 
 NUM_WARM_UP = 100
 
@@ -69,12 +70,12 @@ def main() -> None:
         print(f"clips of {CLIP_S} s ({len(names)} different), {describe_machine()}")
         local_clips = make_manifest(names, arguments.clips, f"{folder}/bucket")
         s3_clips = make_manifest(names, arguments.clips, "s3://bucket")
-        local = partial(time_shard, local_clips, read_by_obstore, 8)
+        local = partial(time_shard, local_clips, None, 8)
         shards: dict[Key, Side] = {("local files", 0.0): local}
         tasks: dict[Key, Side] = {}
         for latency_ms in (0.0, arguments.latency_ms):
             for ahead in arguments.reads_ahead:
-                for name, read in (("s3fs", read_by_s3fs), ("obstore", read_by_obstore)):
+                for name, read in (("pyarrow", read_by_pyarrow), ("obstore", None)):
                     side = partial(time_shard, s3_clips, read, ahead)
                     shards[f"{name}, {ahead} ahead", latency_ms] = side
                 side = partial(time_prepare, s3_clips, ahead)
@@ -109,13 +110,13 @@ def take_turns(
     return {key: best[key] for key in sides}
 
 
-def time_shard(manifest: Manifest, read: Reader, reads_ahead: int, output: str) -> Timing:
+def time_shard(manifest: Manifest, read: Reader | None, reads_ahead: int, output: str) -> Timing:
     """Build the first shard of a plan in this process, reading objects with `read`."""
     plan = make_plan(manifest, PrepareSettings())
     job = BuildJob(output=output, settings=PrepareSettings(), reads_ahead=reads_ahead)
     write_plan(plan, job.work, manifest)
     start, start_cpu_s = time.monotonic(), cpu_s()
-    with mock.patch.object(storage, "read_object", lambda uri, check_size: read(uri)):
+    with nullcontext() if read is None else _reading_with(read):
         part = build_shard(plan.specs[0], job)
     assert not part.rejects
     return Timing(
@@ -124,6 +125,10 @@ def time_shard(manifest: Manifest, read: Reader, reads_ahead: int, output: str) 
         cpu_s=cpu_s() - start_cpu_s,
         stages_s=part.stages_s,
     )
+
+
+def _reading_with(read: Reader) -> AbstractContextManager[object]:
+    return mock.patch.object(objects, "read_object", lambda uri, check_size: read(uri))
 
 
 def time_prepare(manifest: Manifest, reads_ahead: int, output: str) -> Timing:

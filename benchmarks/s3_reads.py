@@ -1,7 +1,7 @@
 """Small S3 objects read per second, and CPU time for each, with several clients in one run.
 
 Steps: serve a bucket of 200 KB objects on this machine (see `s3_server`); read them from 1, 8 and
-32 threads with s3fs, pyarrow and obstore (as `pipeline.storage.obstore_reads` uses it), with and
+32 threads with pyarrow and obstore (as `pipeline.storage` uses it), with and
 without added latency per request; keep the best of several rounds. Out: a table.
 
     .venv/bin/python benchmarks/s3_reads.py
@@ -23,7 +23,6 @@ import pyarrow.fs
 from s3_server import serve_s3
 
 from pipeline import storage
-from pipeline.storage.obstore_reads import read_object
 
 OBJECT_BYTES = 200_000
 NUM_OBJECTS = 200
@@ -34,13 +33,8 @@ READS_PER_THREAD = 40
 Reader = Callable[[str], bytes]
 
 
-def read_by_s3fs(uri: str) -> bytes:
-    """In one request, as `pipeline.storage` does if obstore fails."""
-    return bytes(storage.file_system(uri).cat_file(uri, max_concurrency=1))
-
-
 def read_by_obstore(uri: str) -> bytes:
-    return read_object(uri, lambda size_bytes: None)
+    return storage.read_file(uri)
 
 
 def read_by_pyarrow(uri: str) -> bytes:
@@ -56,7 +50,6 @@ def pyarrow_file_system() -> pyarrow.fs.S3FileSystem:
 
 
 READERS: dict[str, Reader] = {
-    "s3fs": read_by_s3fs,
     "pyarrow": read_by_pyarrow,
     "obstore": read_by_obstore,
 }

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.storage import absolute
+from pipeline.storage import absolute, is_remote
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -21,14 +21,14 @@ def find_recipe(given: str) -> str:
     """The absolute path of a recipe.
 
     Args:
-        given: path of a file, local or s3://; or the name of a recipe in this folder, such as
+        given: path of a file, local or in a bucket; or the name of a recipe in this folder, such as
             `esc50` or `recipes/esc50.toml`. A local file takes precedence over a name.
 
     Raises:
         UserError: neither a file nor a name.
     """
     path = absolute(given)
-    if path.startswith("s3://") or Path(path).is_file():
+    if is_remote(path) or Path(path).is_file():
         return path
     named = re.fullmatch(r"recipes/(.+)\.toml|([^/]+)", given)
     name = named and (named[1] or named[2])

@@ -16,9 +16,11 @@ shift 2
 echo "upload"
 $python - "$folder" "$bucket/esc10" <<'PYTHON'
 import sys
-import s3fs
+from pipeline import storage
 
-s3fs.S3FileSystem().put(sys.argv[1].rstrip("/") + "/", sys.argv[2].rstrip("/") + "/", recursive=True)
+for path in storage.list_files(sys.argv[1]):
+    name = path.removeprefix(sys.argv[1]).lstrip("/")
+    storage.write_bytes(storage.join(sys.argv[2], name), storage.read_bytes(path))
 PYTHON
 
 $python ray_job.py manifest "$bucket/esc10" --out "$bucket/esc10.parquet"

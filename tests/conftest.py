@@ -14,7 +14,6 @@ import pytest
 from hypothesis import settings
 
 from cluster.ray_noise import skip_lines_of_workers
-from pipeline import storage
 
 # The program does this first, but some tests import Ray before they call it.
 skip_lines_of_workers()
@@ -170,11 +169,20 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         monkeypatch.setenv(name, value)
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    _forget_clients()
+    forget_clients()
     bucket = f"s3://test-{time.time_ns()}"
-    storage.file_system(bucket).mkdir(bucket)
+    make_bucket(bucket)
     yield bucket
-    _forget_clients()
+    forget_clients()
+
+
+def make_bucket(bucket: str) -> None:
+    """Create a bucket, `s3://name`, with the AWS variables of this process."""
+    import boto3
+
+    client = boto3.client("s3")
+    client.create_bucket(Bucket=bucket.removeprefix("s3://"))
+    client.close()
 
 
 def s3_environment(endpoint: str) -> dict[str, str]:
@@ -188,8 +196,8 @@ def s3_environment(endpoint: str) -> dict[str, str]:
     }
 
 
-def _forget_clients() -> None:
-    """Drop cached S3 clients: they keep the endpoint and credentials they were made with."""
-    import s3fs
+def forget_clients() -> None:
+    """Drop cached connections: they keep the endpoint and credentials they were made with."""
+    from pipeline.storage.stores import connect
 
-    s3fs.S3FileSystem.clear_instance_cache()
+    connect.cache_clear()

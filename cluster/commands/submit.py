@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cluster.commands.job_options import add_server_option
 from pipeline.commands.step import Step
+from pipeline.storage.paths import is_remote
 from recipes import find_recipe
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -75,7 +76,7 @@ def _recipe_to_upload(given: str | None) -> str | None:
     Raises:
         UserError: neither a file nor a name. An absolute path may exist on the cluster only.
     """
-    if given is None or given.startswith("s3://"):
+    if given is None or is_remote(given):
         return None
     if Path(given).is_file():
         return given

@@ -39,6 +39,11 @@ class Reject:
     stage: str
     reason: str
 
+    @property
+    def may_return(self) -> bool:
+        """Whether the file was not there, or not for us, and may be now."""
+        return self.stage == "fetch" and self.reason in ("not found", "access refused")
+
 
 def to_table(rejects: Sequence[Reject]) -> pa.Table:
     """The ledger's table, ordered by id."""

@@ -50,7 +50,7 @@ class Step:
 
 
 def path(text: str) -> str:
-    """An absolute path, local or s3://."""
+    """An absolute path, local or in a bucket."""
     try:
         return absolute(text)
     except UserError as error:

@@ -7,14 +7,14 @@ can retry rejected clips.
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.audio.rejects import check_share, count_reasons, to_table
+from pipeline.audio.rejects import Reject, check_share, count_reasons, to_table
 from pipeline.dataset.card import (
     Card,
     checksum_fault,
@@ -58,8 +58,25 @@ def is_intact(card: Card, output: str) -> bool:
     )
 
 
+def any_is_back(rejects: Iterable[Reject]) -> bool:
+    """Whether a file that was missing or refused can be asked for now."""
+
+    def is_there(uri: str) -> bool:
+        try:
+            return storage.exists(uri)
+        except UserError:
+            return False
+
+    return any(is_there(reject.uri) for reject in rejects if reject.may_return)
+
+
 def finished_parts(
-    plan: Plan, output: str, *, retry_rejects: bool = False, damaged: frozenset[str] = frozenset()
+    plan: Plan,
+    output: str,
+    *,
+    retry_rejects: bool = False,
+    look_again: bool = False,
+    damaged: frozenset[str] = frozenset(),
 ) -> dict[str, Part]:
     """Parts of shards that need not be rebuilt: same clips and settings, and the tar exists.
 
@@ -67,6 +84,8 @@ def finished_parts(
         plan: the shards.
         output: the data set's folder.
         retry_rejects: treat shards with rejected clips as unfinished.
+        look_again: treat shards as unfinished whose clips were rejected for files that were missing
+            or refused, and are not any more.
         damaged: shards that `verify` found damaged.
     """
     sizes = storage.file_sizes(output)
@@ -80,6 +99,8 @@ def finished_parts(
         except (ValueError, OSError):
             return None  # Damaged: the shard is rebuilt.
         if part.fingerprint != spec.fingerprint or (retry_rejects and part.rejects):
+            return None
+        if look_again and any_is_back(part.rejects):
             return None
         if part.tar and sizes.get(storage.join(output, part.tar.name)) != part.tar.size_bytes:
             return None

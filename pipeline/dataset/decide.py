@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.dataset.assemble import is_intact, read_card
+from pipeline.audio.rejects import SCHEMA, Reject
+from pipeline.dataset.assemble import any_is_back, is_intact, read_card
 from pipeline.dataset.card import Card, common_fingerprint
 from pipeline.dataset.prepare_summary import is_damaged
 from pipeline.dataset.resume import check_output, check_resumable, read_damaged
@@ -64,6 +65,7 @@ def decide(manifest: Manifest, job: BuildJob, *, retry_rejects: bool) -> Work | 
             and not (retry_rejects and card.rejects.num)
             and is_intact(card, output)
             and not is_damaged(output)
+            and not any_is_back(_rejects(output) if card.rejects.num else ())
         )
 
     if is_complete(planned_fingerprint(job.work, manifest, settings)):
@@ -101,11 +103,19 @@ def _reproduces(plan: Plan, fingerprint: str | None, card: Card | None, output: 
     return all(specs.get(path) == found for path, found in part_fingerprints(output).items())
 
 
+def _rejects(output: str) -> list[Reject]:
+    try:
+        data = storage.read_bytes(storage.join(output, "rejects.parquet"))
+        return [Reject(**row) for row in storage.parse_table(data, SCHEMA).to_pylist()]
+    except storage.DocumentError:
+        return []  # for `verify` to find
+
+
 def _check_buckets(manifest: Manifest) -> None:
     """Fail before any work when a bucket that the manifest names cannot be read."""
     uris = manifest.clips["uri"]
-    remote = uris.filter(pc.starts_with(uris, "s3://"))
-    buckets = pc.replace_substring_regex(remote, r"^(s3://[^/]+/).*", r"\1")
+    remote = uris.filter(pc.match_substring(uris, "://"))
+    buckets = pc.replace_substring_regex(remote, r"^([a-z0-9]+://[^/]+/).*", r"\1")
     for bucket in pc.unique(buckets).to_pylist():
         samples = remote.filter(pc.equal(buckets, bucket)).slice(0, _SAMPLES_PER_BUCKET)
         storage.check_readable(samples.to_pylist())

@@ -70,7 +70,11 @@ def prepare(
     storage.remove(card_path(output))
     write_plan(work.plan, job.work, manifest, work.before)
     finished = finished_parts(
-        work.plan, output, retry_rejects=retry_rejects, damaged=work.damaged_shards
+        work.plan,
+        output,
+        retry_rejects=retry_rejects,
+        look_again=True,
+        damaged=work.damaged_shards,
     )
     unfinished = [spec for spec in work.plan.specs if spec.name not in finished]
     _logger.debug("%d of %d shards are finished", len(finished), len(work.plan.specs))

@@ -12,8 +12,10 @@ import pyarrow.compute as pc
 from pipeline.errors import UserError
 from pipeline.manifest.manifest import Manifest, labels_in_use
 from pipeline.manifest.splits import check_split
+from pipeline.storage.paths import SCHEMES
 
-_URI = r"^(/|s3://[^/]+/)."
+_URI = rf"^(/|({'|'.join(SCHEMES)})://[^/]+/)."
+_UNUSABLE_KEY = r"^[a-z0-9]+://[^/]+/(.*/)?\.{0,2}(/|$)"
 _MAX_S = 1e9
 """Longer than any recording."""
 
@@ -32,10 +34,12 @@ def check(manifest: Manifest, path: str) -> None:
         raise UserError(path, "the manifest has no clip")
     # URIs first: other messages name clips by their ids, which often are their paths.
     is_absolute = pc.match_substring_regex(clips["uri"], _URI)
-    expected = "an absolute path or s3://bucket/key, without file://"
+    expected = "an absolute path or s3://bucket/key (or gs://, az://), without file://"
     _refuse(clips, pc.invert(is_absolute), "uri", expected, path)
     unprintable = pc.match_substring_regex(clips["uri"], "[[:cntrl:]]")
     _refuse(clips, unprintable, "uri", "without line ends and other control characters", path)
+    unusable = pc.match_substring_regex(clips["uri"], _UNUSABLE_KEY)
+    _refuse(clips, unusable, "uri", "a key without empty, . and .. segments", path)
     _check_ids(clips["id"], path)
     _check_labels(clips, manifest.labels, path)
     for split in pc.unique(clips["split"]).to_pylist():

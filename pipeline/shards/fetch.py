@@ -5,6 +5,7 @@ consecutive clips in one Parquet row group are one read. Out: the bytes or the e
 in the same order.
 """
 
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -20,6 +21,7 @@ from pipeline.manifest.layouts.listing import HDF5_SUFFIXES
 from pipeline.manifest.layouts.parquet_audio import NoAudioColumnError, read_audio
 from pipeline.manifest.manifest import Clip
 
+_LOOK_AGAIN_AFTER_S = 0.5
 _ROW_GROUPS_AHEAD = 1
 """Row groups hold hundreds of clips: reading more ahead would only fill the memory."""
 
@@ -91,10 +93,14 @@ def _reads(
 
 def _read_or_errors(clips: list[Clip], max_bytes: int | None) -> list[bytes | Exception]:
     try:
-        contents: list[bytes | Exception] = storage.with_retries(_read, clips, max_bytes)
+        try:
+            return list(storage.with_retries(_read, clips, max_bytes))
+        except FileNotFoundError:
+            # Just after a write, or now and then, a bucket says so of an object that is there.
+            time.sleep(_LOOK_AGAIN_AFTER_S)
+            return list(storage.with_retries(_read, clips, max_bytes))
     except Exception as error:
-        contents = [error] * len(clips)
-    return contents
+        return [error] * len(clips)
 
 
 def _read(clips: list[Clip], max_bytes: int | None) -> list[bytes | Exception]:

@@ -1,13 +1,15 @@
-"""Files by path, local or `s3://bucket/key`; all stored data is read and written here.
+"""Files by path, local or in a bucket; all stored data is read and written here.
 
 In: paths and contents. Out: contents and listings; a file is written whole or not at all.
 """
 
+from pipeline.storage.abandoned import UNFINISHED
 from pipeline.storage.documents import (
     DocumentError,
     conform,
     encode_table,
     parse_document,
+    parse_json,
     parse_table,
     read_document,
     read_json,
@@ -17,6 +19,7 @@ from pipeline.storage.documents import (
 )
 from pipeline.storage.faults import (
     NoRegularFileError,
+    ObjectStoreError,
     TooLargeError,
     explain,
     explained,
@@ -24,14 +27,13 @@ from pipeline.storage.faults import (
     with_retries,
 )
 from pipeline.storage.files import (
-    UNFINISHED,
     NewFile,
     check_bucket,
     check_readable,
     exists,
-    file_system,
     make_folder,
     new_file,
+    object_version,
     open_binary,
     read_bytes,
     read_file,
@@ -60,6 +62,7 @@ __all__ = [
     "NewFile",
     "NoRegularFileError",
     "Number",
+    "ObjectStoreError",
     "Share",
     "TooLargeError",
     "absolute",
@@ -71,7 +74,6 @@ __all__ = [
     "explain",
     "explained",
     "file_sizes",
-    "file_system",
     "holds_files",
     "is_remote",
     "iter_files",
@@ -79,9 +81,11 @@ __all__ = [
     "list_files",
     "make_folder",
     "new_file",
+    "object_version",
     "one_file_fault",
     "open_binary",
     "parse_document",
+    "parse_json",
     "parse_table",
     "read_bytes",
     "read_document",

@@ -7,6 +7,7 @@ PyArrow and pydantic are loaded where they are used: `--help` need not wait for 
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import reprlib
@@ -99,9 +100,16 @@ def _faults(error: ValidationError) -> str:
     return "; ".join(shown) + (f"; and {more} more" if more else "")
 
 
+def parse_json(data: bytes) -> Any:
+    """JSON text. Raises ValueError also for text that is not UTF-8 and for too deep a nesting."""
+    from pydantic_core import from_json
+
+    return from_json(data.removeprefix(codecs.BOM_UTF8))
+
+
 def read_json(path: str) -> Any:
-    """A JSON document."""
-    return json.loads(read_bytes(path))
+    """A JSON document. Raises ValueError as `parse_json`."""
+    return parse_json(read_bytes(path))
 
 
 def write_json(path: str, document: object) -> None:

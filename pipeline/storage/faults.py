@@ -1,26 +1,27 @@
 """Faults of the storage: temporary ones are retried, others explained to the user in one line.
 
-S3 clients are loaded only where S3 is used, so their errors are recognised by their class names.
+Libraries are loaded only where buckets are used, so their errors are recognised by the names of
+their classes.
 """
 
 import errno
 import logging
-import os
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from pipeline.errors import PassingError, UserError, first_line, one_line
-from pipeline.storage.paths import is_remote
+from pipeline.storage.paths import UnusableKeyError, is_remote
 
 _logger = logging.getLogger(__name__)
 
-RETRY_AFTER_S = (1.0, 5.0, 25.0)
+RETRY_AFTER_S = (1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0)
 """Pauses before each retry of a read or write that failed temporarily."""
 RETRY_FOR_S = 60.0
 """No retry starts later than this after the first try: a stalled one has waited long enough."""
 
+_NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
 _REFUSED = {
     "AccessDenied",
     "InvalidAccessKeyId",
@@ -29,21 +30,82 @@ _REFUSED = {
     "InvalidToken",
     "InvalidClientTokenId",
     "AuthFailure",
+    "AuthenticationFailed",
     "Forbidden",
-    "403",
-    "400",  # an expired token: responses to HEAD have no other code
 }
-NO_ANSWER = {
-    "botocore.EndpointConnectionError",
-    "botocore.ConnectTimeoutError",
-    "botocore.ReadTimeoutError",
-    "fsspec.FSTimeoutError",
-}
-_NO_CREDENTIALS = {"botocore.NoCredentialsError", "botocore.PartialCredentialsError"}
-_CUT_SHORT = {"aiohttp.ClientPayloadError"}
-_BROKEN_CONNECTION = {"botocore.HTTPClientError", *_CUT_SHORT}
+_REFUSED_STATUS = {401, 403}
+_NAMELESS_REFUSAL = 400
+"""Without a code: an expired token, as responses to HEAD have no code."""
 _OVERLOADED = {"SlowDown", "RequestTimeout", "Throttling", "RequestLimitExceeded"}
+_OVERLOADED_STATUS = {408, 429}
+_LOST_UPLOAD = "NoSuchUpload"
+"""A server has forgotten an upload in parts: the object is written again."""
 _NO_SUCH_PATH = {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY",
+}
+_ENDPOINT = {"s3": "AWS_ENDPOINT_URL", "gs": "GOOGLE_BASE_URL", "az": "AZURE_STORAGE_ENDPOINT"}
+
+
+class ObjectStoreError(Exception):
+    """A request to a bucket failed: an answer other than success, none, or half of one."""
+
+    def __init__(
+        self, path: str, *, status: int, code: str, text: str, endpoint: str, is_anonymous: bool
+    ) -> None:
+        """As the storage said it.
+
+        Args:
+            path: of the object or the prefix.
+            status: of the HTTP response; 0 without a whole one.
+            code: the storage's name for the error; empty without one.
+            text: the message of the client, one line.
+            endpoint: the storage's address.
+            is_anonymous: the request was not signed, as no credentials were found.
+        """
+        super().__init__(path, status, code, text, endpoint, is_anonymous)
+        self.path, self.status, self.code, self.text = path, status, code, text
+        self.endpoint, self.is_anonymous = endpoint, is_anonymous
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remade, self.args
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.text}"
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the storage refused the credentials or the request."""
+        return (
+            self.code in _REFUSED
+            or self.status in _REFUSED_STATUS
+            or (not self.code and self.status == _NAMELESS_REFUSAL)
+        )
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same request may succeed later."""
+        if self.code == _LOST_UPLOAD or self.code in _OVERLOADED:
+            return True
+        return self.status in (0, *_OVERLOADED_STATUS) or self.status >= 500
+
+    @property
+    def names_one_file(self) -> bool:
+        """Whether the object is at fault rather than the storage as a whole."""
+        # S3 also gives 403 for a missing key if the user may not list the bucket.
+        return self.code == "KeyTooLongError" or (
+            self.status == 403 and self.code in ("", "AccessDenied", "403")
+        )
+
+
+def _remade(
+    path: str, status: int, code: str, text: str, endpoint: str, is_anonymous: bool
+) -> ObjectStoreError:
+    return ObjectStoreError(
+        path, status=status, code=code, text=text, endpoint=endpoint, is_anonymous=is_anonymous
+    )
 
 
 class TooLargeError(Exception):
@@ -65,87 +127,86 @@ def explain(error: BaseException) -> tuple[str, str] | None:
 
     A missing file is not such an error.
     """
-    code = error_code(error)
-    if isinstance(error, FileNotFoundError) and "<Code>NoSuchBucket" in str(error):
-        code = "NoSuchBucket"
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
-    if code == "NoSuchBucket":
-        return "the bucket does not exist", "check its name and the endpoint"
-    if code in _REFUSED or (code and isinstance(error, PermissionError)):
-        return (
-            f"access refused ({code})",
-            f"check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy at {endpoint}",
-        )
-    if is_a(error, _NO_CREDENTIALS):
-        return (
-            "no credentials found",
-            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE",
-        )
-    if is_a(error, NO_ANSWER):
-        return f"no answer from {endpoint}", "check AWS_ENDPOINT_URL and the network"
-    if is_a(error, _CUT_SHORT):
-        return f"responses of {endpoint} stay truncated after retries", "check the network"
+    if isinstance(error, ObjectStoreError):
+        return _explain_answer(error)
     if is_a(error, {"obstore.BaseError"}):
-        return f"cannot use {endpoint}: {str(error).splitlines()[0]}", ""
+        return f"cannot use the storage: {first_line(error)}", "see docs/storage.md"
     if is_a(error, {"botocore.BotoCoreError"}) or str(error).startswith("Invalid endpoint"):
         return one_line(error), ""
-    if code and not isinstance(error, FileNotFoundError):
-        return f"the storage at {endpoint} answered {code}, even after retries", ""
     return None
+
+
+def _explain_answer(error: ObjectStoreError) -> tuple[str, str]:
+    scheme = error.path.partition("://")[0]
+    answer = error.code or str(error.status)
+    if error.code in _NO_BUCKET:
+        return "the bucket does not exist", "check its name and the endpoint"
+    if error.is_refusal and error.is_anonymous:
+        return (
+            f"no credentials found, and {error.endpoint} refuses requests without ({answer})",
+            f"set {_CREDENTIALS[scheme]} or AWS_PROFILE",
+        )
+    if error.is_refusal:
+        return (
+            f"access refused ({answer})",
+            f"check {_CREDENTIALS[scheme]} and the bucket's policy at {error.endpoint}",
+        )
+    if error.status in (301, 307, 308):
+        return f"{error.endpoint} has it in another region", "set AWS_REGION to the bucket's"
+    if error.status:
+        retried = ", even after retries" if error.may_pass else ""
+        return f"the storage at {error.endpoint} answered {answer}{retried}", ""
+    if "body error" in error.text or "response body" in error.text:
+        return f"responses of {error.endpoint} stay truncated after retries", "check the network"
+    if "error sending request" in error.text or "timed out" in error.text:
+        return f"no answer from {error.endpoint}", f"check {_ENDPOINT[scheme]} and the network"
+    return f"cannot use {error.endpoint}: {error.text}", ""
 
 
 def one_file_fault(error: Exception) -> str | None:
     """Why one file cannot be read, if the storage as a whole works; None otherwise."""
-    code = error_code(error)
-    if isinstance(error, FileNotFoundError) and code != "NoSuchBucket":
+    if isinstance(error, FileNotFoundError):
         return "not found"
-    if isinstance(error, OSError) and error.errno in _NO_SUCH_PATH and not code:
+    if isinstance(error, OSError) and error.errno in _NO_SUCH_PATH:
         return "not found"
-    # S3 also gives this answer for a missing key if the user may not list the bucket.
-    if isinstance(error, PermissionError) and code in ("", "403", "AccessDenied"):
+    if isinstance(error, ObjectStoreError):
+        if not error.names_one_file:
+            return None
+        return "an invalid path" if error.code == "KeyTooLongError" else "access refused"
+    if isinstance(error, PermissionError):
         return "access refused"
     if isinstance(error, IsADirectoryError):
         return "a folder, not a file"
     if isinstance(error, NoRegularFileError):
         return "not a regular file"
-    if code == "KeyTooLongError" or (isinstance(error, ValueError) and "null" in str(error)):
+    if isinstance(error, UnicodeEncodeError | UnusableKeyError) or (
+        isinstance(error, ValueError) and "null" in str(error)
+    ):
         return "an invalid path"
     return None
 
 
-def with_retries(action: Any, *arguments: object, lasting: Collection[str] = ()) -> Any:
-    """Call, and retry after the pauses of `RETRY_AFTER_S` if a read or write fails temporarily.
-
-    Args:
-        action: the function to call.
-        arguments: its arguments.
-        lasting: errors, named as for `is_a`, that are raised at once, in addition to those that a
-            retry cannot fix.
-    """
+def with_retries(action: Any, *arguments: object) -> Any:
+    """Call, and retry for a minute, after the pauses of `RETRY_AFTER_S`, what fails temporarily."""
     start = time.monotonic()
     for pause_s in RETRY_AFTER_S:
         try:
             return action(*arguments)
         except Exception as error:
-            is_late = time.monotonic() + pause_s > start + RETRY_FOR_S
-            if is_a(error, lasting) or not _may_pass(error) or is_late:
+            left_s = start + RETRY_FOR_S - time.monotonic()
+            if not _may_pass(error) or left_s <= 0:
                 raise
             _logger.debug("%s; trying again in %g s", first_line(error), pause_s)
-            time.sleep(pause_s)
+            time.sleep(min(pause_s, left_s))
     return action(*arguments)
 
 
 def _may_pass(error: Exception) -> bool:
     """Whether a retry may help: no answer, a broken one, or an overloaded storage."""
-    if isinstance(error, UserError):
-        return False
-    status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if error_code(error):
-        return status >= 500 or error_code(error) in _OVERLOADED
-    if isinstance(error, OSError):
-        # EIO: a broken disk, or a network drive that has itself retried long enough.
-        return one_file_fault(error) is None and error.errno != errno.EIO
-    return is_a(error, _BROKEN_CONNECTION | NO_ANSWER)
+    if isinstance(error, ObjectStoreError):
+        return error.may_pass
+    # EIO: a broken disk, or a network drive that has itself retried long enough.
+    return isinstance(error, OSError) and one_file_fault(error) is None and error.errno != errno.EIO
 
 
 @contextmanager
@@ -162,20 +223,5 @@ def explained(path: str) -> Iterator[None]:
             reason = None if strerror is None else (strerror, "")
         if reason is None:
             raise
-        is_passing = _may_pass(error) or is_a(error, {*NO_ANSWER, "obstore.GenericError"})
-        kind = PassingError if is_remote(path) and is_passing else UserError
+        kind = PassingError if is_remote(path) and _may_pass(error) else UserError
         raise kind(path, *reason) from error
-
-
-def error_code(error: BaseException) -> str:
-    """The S3 error code behind an exception translated by s3fs, or an empty string."""
-    return str(_response(error).get("Error", {}).get("Code", ""))
-
-
-def _response(error: BaseException | None) -> dict[str, Any]:
-    while error is not None:
-        response = getattr(error, "response", None)
-        if isinstance(response, dict):
-            return response
-        error = error.__cause__
-    return {}

@@ -1,20 +1,16 @@
-"""Files by path, local or `s3://bucket/key`.
+"""Files by path, local or in a bucket (`s3://bucket/key`, `gs://`, `az://`).
 
-All files of the project are read and written here. Contents on S3 are read through
-`pipeline.storage.obstore_reads`, with s3fs as the fallback. A write is atomic: locally a temporary
-file beside the target and a rename; on S3 one put or, if large, one multipart upload, which a
-killed process leaves unfinished for the bucket's lifecycle rules. The S3 endpoint, region and
-credentials come from the usual AWS variables (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...), so
-that MinIO and Ceph work as AWS does. Errors to explain to the user (a bucket that does not exist,
-refused credentials, a full disk, no answer) are raised as `UserError`; a missing file always as
-`FileNotFoundError`.
+All files of the project are read and written here; buckets through `pipeline.storage.objects`. A
+write is atomic: locally a temporary file beside the target and a rename; in a bucket one put or, if
+large, one multipart upload, which a killed process leaves unfinished for the bucket's lifecycle
+rules. Errors to explain to the user (a bucket that does not exist, refused credentials, a full
+disk, no answer) are raised as `UserError`; a missing file always as `FileNotFoundError`.
 """
 
 import errno
 import io
 import os
 import random
-import re
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -24,22 +20,15 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 from pipeline.errors import UserError
+from pipeline.storage.abandoned import lock_unfinished, remove_abandoned
 from pipeline.storage.faults import (
-    NO_ANSWER,
     NoRegularFileError,
     TooLargeError,
-    error_code,
     explained,
     one_file_fault,
     with_retries,
 )
-from pipeline.storage.paths import is_remote
-
-UNFINISHED = re.compile(r"\..+\.\d+\.[0-9a-f]{8}")
-"""Names of local files that are being written; a killed process leaves them behind."""
-
-_PUT_BYTES = 16 * 2**20
-"""Larger objects go to S3 in parts of this size, ten at a time."""
+from pipeline.storage.paths import is_remote, split
 
 
 def exists(path: str) -> bool:
@@ -48,9 +37,10 @@ def exists(path: str) -> bool:
         try:
             if not is_remote(path):
                 return stat.S_ISREG(with_retries(Path(path).stat).st_mode)
-            return bool(with_retries(file_system(path).info, path)["type"] == "file")
+            with_retries(_objects().object_info, path)
         except (FileNotFoundError, NotADirectoryError):
             return False
+        return True
 
 
 def read_bytes(path: str) -> bytes:
@@ -80,20 +70,10 @@ def read_file(
         with Path(path).open("rb") as file:
             file.seek(offset_bytes)
             return file.read(size_bytes)
-    from pipeline.storage.obstore_reads import read_object, read_object_range  # as in file_system
-
-    try:
-        if size_bytes is None:
-            return read_object(path, lambda size: _check_size(path, size, max_bytes))
-        return read_object_range(path, offset_bytes, size_bytes)
-    except TooLargeError:
-        raise
-    except Exception as error:
-        if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
-            raise FileNotFoundError(path) from error
-        if max_bytes is not None:
-            _check_size(path, file_system(path).info(path)["size"], max_bytes)
-        return _read_by_s3fs(path, offset_bytes, size_bytes)
+    if size_bytes is None:
+        check_size = partial(_check_size, path, max_bytes=max_bytes)
+        return bytes(_objects().read_object(path, check_size))
+    return bytes(_objects().read_object_range(path, offset_bytes, size_bytes))
 
 
 def write_bytes(path: str, data: bytes) -> None:
@@ -129,7 +109,7 @@ class NewFile(ABC):
 
 
 def new_file(path: str) -> NewFile:
-    """A new file, which grows beside its target, or in memory if it is on S3."""
+    """A new file, which grows beside its target, or in memory if it goes to a bucket."""
     return _NewObject(path) if is_remote(path) else _NewLocalFile(path)
 
 
@@ -147,7 +127,7 @@ class _NewObject(NewFile):
     def commit(self) -> None:
         content = self._buffer.getvalue()
         with explained(self.path):
-            with_retries(file_system(self.path).pipe_file, self.path, content, _PUT_BYTES)
+            with_retries(_objects().write_object, self.path, content)
 
 
 class _NewLocalFile(NewFile):
@@ -158,7 +138,10 @@ class _NewLocalFile(NewFile):
         self._aside = target.with_name(name)
         with self._explained():
             target.parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(str(target.parent))
             self._file = self._aside.open("wb")
+            # Held by another descriptor than the file's, which is closed before the rename.
+            self._lock = lock_unfinished(self._file.fileno())
 
     def __exit__(self, *_: object) -> None:
         # Closing writes the rest of the buffer, which may fail and is no longer needed.
@@ -166,6 +149,8 @@ class _NewLocalFile(NewFile):
             self._file.close()
         with self._explained():
             self._aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            os.close(self._lock)
 
     def write(self, data: bytes | memoryview, /) -> None:
         with self._explained():
@@ -187,7 +172,7 @@ class _NewLocalFile(NewFile):
 
 
 def make_folder(path: str) -> None:
-    """Create a local folder and its parents; S3 has no folders.
+    """Create a local folder and its parents; buckets have no folders.
 
     Raises:
         UserError: it cannot be created, or a file has its name.
@@ -201,12 +186,11 @@ def make_folder(path: str) -> None:
 
 def remove(path: str) -> None:
     """Delete a file, if it exists."""
-    if exists(path):
-        with explained(path):
-            if is_remote(path):
-                with_retries(file_system(path).rm_file, path)
-            else:
-                with_retries(Path(path).unlink)
+    with explained(path):
+        if is_remote(path):
+            with_retries(_objects().remove_object, path)
+        elif exists(path):
+            with_retries(partial(Path(path).unlink, missing_ok=True))
 
 
 def open_binary(path: str) -> io.IOBase:
@@ -215,24 +199,62 @@ def open_binary(path: str) -> io.IOBase:
         if not is_remote(path):
             _regular_size(path)
             return cast(io.IOBase, with_retries(partial(Path(path).open, "rb")))
-        # By default s3fs reads 50 MB ahead of every part.
-        opened = partial(file_system(path).open, path, "rb", cache_type="none")
-        return cast(io.IOBase, with_retries(opened))
+        try:
+            return _ReadObject(path, with_retries(_objects().object_info, path).size_bytes)
+        except FileNotFoundError:
+            check_bucket(path)  # the answer does not tell a missing bucket from a missing key
+            raise
+
+
+class _ReadObject(io.RawIOBase):
+    """An object, read by a request for each call of `read`."""
+
+    def __init__(self, path: str, size_bytes: int) -> None:
+        super().__init__()
+        self._path, self._size_bytes, self._position = path, size_bytes, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size_bytes}
+        self._position = max(0, start[whence] + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        size_bytes = min(len(buffer), max(0, self._size_bytes - self._position))
+        if size_bytes:
+            with explained(self._path):
+                data = with_retries(read_range, self._path, self._position, size_bytes)
+            buffer[:size_bytes] = data
+        self._position += size_bytes
+        return size_bytes
 
 
 def check_bucket(path: str) -> None:
-    """Ask S3 for one key under a prefix, to fail early and in one line; ignores local paths.
+    """Ask for one key under a prefix, to fail early and in one line; ignores local paths.
 
     Raises:
         UserError: no such bucket, refused or missing credentials, or no answer from the endpoint.
     """
     if not is_remote(path):
         return
-    bucket, _, prefix = path.removeprefix("s3://").partition("/")
-    with explained(f"s3://{bucket}"):
-        ask = partial(file_system(path).call_s3, "list_objects_v2", Bucket=bucket)
-        # No retries without an answer, so that a mistyped endpoint is reported at once.
-        with_retries(partial(ask, Prefix=prefix, MaxKeys=1), lasting=NO_ANSWER)
+    where = split(path)
+    with explained(f"{where.scheme}://{where.bucket}"):
+        with_retries(_objects().has_objects, path)
+
+
+def object_version(path: str) -> tuple[int, str]:
+    """Size in bytes of a remote file, and a text that changes with its content."""
+    with explained(path):
+        info = with_retries(_objects().object_info, path)
+    return info.size_bytes, info.version
 
 
 def check_readable(uris: list[str]) -> None:
@@ -247,7 +269,7 @@ def check_readable(uris: list[str]) -> None:
     for number, uri in enumerate(uris, start=1):
         with explained(uri):
             try:
-                read_range(uri, 0, 1)
+                with_retries(read_range, uri, 0, 1)
                 return
             except EOFError:
                 return
@@ -275,25 +297,8 @@ def _check_size(path: str, size_bytes: int, max_bytes: int | None) -> None:
         raise TooLargeError(f"{path}: {size_bytes} bytes, at most {max_bytes} are read")
 
 
-def _read_by_s3fs(path: str, offset_bytes: int, size_bytes: int | None) -> bytes:
-    # By default s3fs asks for the size first, to fetch large files in pieces: two requests.
-    options: dict[str, int] = {"max_concurrency": 1}
-    if size_bytes is not None:
-        options = {"start": offset_bytes, "end": offset_bytes + size_bytes}
-    try:
-        return bytes(file_system(path).cat_file(path, **options))
-    except OSError as error:
-        if error_code(error) != "InvalidRange":
-            raise
-        return b""
+def _objects() -> Any:
+    """The module for buckets, whose clients are loaded only where buckets are used."""
+    from pipeline.storage import objects
 
-
-def file_system(path: str) -> Any:
-    """The fsspec file system of a path; for callers that hand it to another library."""
-    if is_remote(path):
-        from pipeline.storage import s3fs_client  # S3 clients only where S3 is used
-
-        return s3fs_client.file_system()
-    import fsspec
-
-    return fsspec.filesystem("file")
+    return objects

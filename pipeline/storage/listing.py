@@ -5,17 +5,19 @@ PyArrow is loaded where it is used: `--help` need not wait for it.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.storage.faults import explained
-from pipeline.storage.files import check_bucket
-from pipeline.storage.paths import is_remote
+from pipeline.storage.paths import is_remote, is_utf8
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_logger = logging.getLogger(__name__)
 
 
 def list_files(folder: str) -> list[str]:
@@ -42,13 +44,20 @@ def iter_files(folder: str) -> Iterator[pa.RecordBatch]:
 
     Never holds a whole listing in memory. Yields nothing if the folder does not exist.
     """
-    inside = folder.rstrip("/") + "/"
-    check_bucket(folder)
+    unusable: list[str] = []
     with explained(folder):
-        yield from _list_remote(inside) if is_remote(folder) else _list_local(folder)
+        listed = _list_remote if is_remote(folder) else _list_local
+        yield from listed(folder, unusable)
+    if unusable:
+        shown = unusable[0].encode(errors="backslashreplace").decode()
+        _logger.warning(
+            "%s: left out %d files whose names cannot be used, such as %r; names must be UTF-8, "
+            "and keys have no empty, . or .. segments and no control characters",
+            *(folder, len(unusable), shown),
+        )
 
 
-def _list_local(folder: str) -> Iterator[pa.RecordBatch]:
+def _list_local(folder: str, unusable: list[str]) -> Iterator[pa.RecordBatch]:
     """Follows links, but enters no folder twice."""
     waiting, seen = [folder.rstrip("/")], set()
     while waiting:
@@ -59,7 +68,9 @@ def _list_local(folder: str) -> Iterator[pa.RecordBatch]:
             with os.scandir(f"{inside}/") as entries:
                 for entry in entries:
                     path = f"{inside}/{entry.name}"
-                    if not entry.is_dir():
+                    if not is_utf8(entry.name):
+                        unusable.append(entry.name)
+                    elif not entry.is_dir():
                         dangling = entry.is_symlink() and not Path(path).exists()
                         sizes[path] = 0 if dangling else entry.stat().st_size
                     elif not entry.is_symlink() or os.path.realpath(path) not in seen:
@@ -69,11 +80,12 @@ def _list_local(folder: str) -> Iterator[pa.RecordBatch]:
         yield _batch(list(sizes), list(sizes.values()))
 
 
-def _list_remote(prefix: str) -> Iterator[pa.RecordBatch]:
-    from pipeline.storage.obstore_reads import list_objects  # S3 clients only where S3 is used
+def _list_remote(prefix: str, unusable: list[str]) -> Iterator[pa.RecordBatch]:
+    from pipeline.storage.objects import list_objects  # clients only where buckets are used
 
-    for paths, sizes_bytes in list_objects(prefix):
-        yield _batch(paths, sizes_bytes)
+    for page in list_objects(prefix):
+        unusable += page.unusable_keys
+        yield _batch(page.paths, page.sizes_bytes)
 
 
 def _batch(paths: list[str], sizes_bytes: list[int]) -> pa.RecordBatch:

@@ -1,34 +1,105 @@
-"""Paths, local or `s3://bucket/key`, as strings."""
+"""Paths, local or of an object in a bucket (`s3://bucket/key`, `gs://`, `az://`), as strings."""
 
+import re
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from pipeline.errors import UserError
 
+SCHEMES = ("s3", "gs", "az")
+"""Of Amazon S3 and what speaks its protocol, Google Cloud Storage, and Azure Blob Storage."""
+
+_REMOTE = tuple(f"{scheme}://" for scheme in SCHEMES)
+_BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]*")
+UNUSABLE_KEY = r"(^|/)(\.{0,2})(/|$)|[\x00-\x1f\x7f]"
+"""What no key may hold: empty, `.` and `..` segments, which clients resolve in different ways, and
+control characters."""
+_UNUSABLE_KEY = re.compile(UNUSABLE_KEY)
+
+
+class UnusableKeyError(ValueError):
+    """A key that no object of ours may have."""
+
+
+class ObjectPath(NamedTuple):
+    """The parts of a remote path."""
+
+    scheme: str
+    bucket: str
+    key: str
+    """Without a slash at its end; empty for the whole bucket."""
+
 
 def is_remote(path: str) -> bool:
-    """Whether the path is on S3 rather than local."""
-    return path.startswith("s3://")
+    """Whether the path is in a bucket rather than local."""
+    return path.startswith(_REMOTE)
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name is text; the system hands on other bytes as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_usable_key(key: str) -> bool:
+    """Whether an object of this key can be read and written by its path."""
+    return not _UNUSABLE_KEY.search(key) and is_utf8(key)
+
+
+def split(path: str) -> ObjectPath:
+    """The parts of a remote path.
+
+    Raises:
+        UserError: the bucket or the key cannot be used.
+    """
+    scheme, _, rest = path.partition("://")
+    bucket, _, key = rest.partition("/")
+    if not bucket:
+        raise UserError(path, f"the path must name a bucket: {scheme}://bucket/key")
+    if not _BUCKET.fullmatch(bucket):
+        raise UserError(path, f"Invalid bucket name: {bucket!r}", "check the path")
+    key = key[:-1] if key.endswith("/") else key
+    if key and not is_usable_key(key):
+        raise UserError(
+            _shown(path),
+            "keys with empty, . or .. segments or with control characters cannot be used",
+            f"remove or rename them, such as {scheme}://{bucket}/key in place of "
+            f"{scheme}://{bucket}//key",
+        ) from UnusableKeyError(key)
+    return ObjectPath(scheme, bucket, key)
 
 
 def absolute(path: str) -> str:
     """The absolute path, valid in other processes: Ray's workers have other working folders.
 
     Raises:
-        UserError: the path is empty, has a scheme other than `s3://`, or names no bucket.
+        UserError: the path is empty or not text, has an unknown scheme, names no bucket, or a key
+            that cannot be used.
     """
     if not path:
         raise UserError(
             "", "empty path (is a shell variable unset?)", "give a local path or s3://bucket/key"
         )
+    if not is_utf8(path):
+        raise UserError(_shown(path), "the path is not UTF-8", "rename it")
+    if is_remote(path):
+        scheme, bucket, key = split(path)
+        return f"{scheme}://{bucket}/{key}" if key else f"{scheme}://{bucket}"
     scheme = urlsplit(path).scheme if "://" in path else ""
-    if scheme not in ("", "s3"):
-        raise UserError(path, f"paths are local or s3://bucket/key, not {scheme}://")
-    if not scheme:
-        return str(Path(path).expanduser().resolve())
-    if not urlsplit(path).netloc:
-        raise UserError(path, "an s3:// path must name a bucket: s3://bucket/key")
-    return path.rstrip("/")
+    if scheme:
+        known = ", ".join(f"{name}://bucket/key" for name in SCHEMES)
+        raise UserError(path, f"paths are local or {known}, not {scheme}://")
+    return str(Path(path).expanduser().resolve())
+
+
+def _shown(path: str) -> str:
+    """The path in one line of text."""
+    text = path.encode(errors="backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def join(base: str, *parts: str) -> str:

@@ -32,7 +32,7 @@ from pipeline.audio.settings import DecodeSettings
 from pipeline.dataset.prepared import open_dataset
 from pipeline.manifest.files import read_manifest
 from pipeline.shards.settings import PrepareSettings
-from tests.conftest import s3_environment
+from tests.conftest import make_bucket, s3_environment
 from tests.support.audio import Samples, encode, encode_av
 from tests.support.browser import OpenPage, open_page
 from tests.support.steps import PROJECT, ray_folder, started
@@ -290,7 +290,7 @@ def rehearsal(real_data: Path, s3_endpoint: str) -> Iterator[Rehearsal]:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("COLUMNS", "160")
         patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-        storage.file_system(BUCKET).mkdir(BUCKET)
+        make_bucket(BUCKET)
         clips, labels = fill_bucket(real_data)
         printed = {"manifest": step(*manifest_command(MANIFEST))}
         plan = step("prepare", MANIFEST, "--out", OUTPUT, "--plan", "--json-logs")
@@ -316,7 +316,8 @@ def rehearsal(real_data: Path, s3_endpoint: str) -> Iterator[Rehearsal]:
             printed=printed,
             num_parts_at_kill=num_parts,
         )
-        storage.file_system(BUCKET).rm(BUCKET, recursive=True)  # It is in the server's memory.
+        for path in storage.list_files(BUCKET):
+            storage.remove(path)  # It is in the server's memory.
 
 
 def fill_bucket(real_data: Path) -> tuple[list[Listed], dict[str, str]]:

@@ -23,6 +23,8 @@ KINDS = ("slow down", "reset", "lost answer", "reset in body", "cut", "stall")
 
 _ERRORS = {
     "slow down": (503, "SlowDown", "Please reduce your request rate."),
+    "denied": (403, "AccessDenied", "Access Denied"),
+    "missing": (404, "NoSuchKey", "The specified key does not exist."),
     "expired": (400, "ExpiredToken", "The provided token has expired."),
     "expired 403": (403, "ExpiredToken", "The provided token has expired."),
 }
@@ -44,6 +46,8 @@ class Faults:
     kinds: tuple[str, ...] = KINDS
     seed: int = 0
     stall_s: float = 0.2
+    only: str = ""
+    """A pattern of the requests that may be spoiled, each as `METHOD /key?query`."""
     after: int = 0
     """Requests that pass before."""
     at_most: int = 10**9
@@ -51,6 +55,8 @@ class Faults:
 
     def choose(self, request: str, number: int) -> str | None:
         """How to spoil the request, when it is asked for the `number`th time."""
+        if not re.search(self.only, request):
+            return None
         rng = random.Random(f"{self.seed} {request} {number}")
         return rng.choice(self.kinds) if rng.random() < self.share else None
 

@@ -16,7 +16,7 @@ def train_all(recipes: dict[str, Recipe], arguments: argparse.Namespace) -> None
 
     note_unchecked(open_dataset(arguments.data))  # refused once, not for each run
     failures = train_unfinished(
-        recipes, arguments.data, arguments.out, workers(arguments), session=session(arguments)
+        recipes, arguments.data, workers(arguments), session=session(arguments)
     )
     errors = unwrap_each(failures)
     for error in errors[:-1]:

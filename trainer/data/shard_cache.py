@@ -72,20 +72,20 @@ class ShardCache:
     def _copy(self, shard: str) -> tuple[str, str]:
         """The shard and the path to read it from; another process may have made the copy."""
         try:
-            info = storage.with_retries(storage.file_system(shard).info, shard)
+            num_bytes, etag = storage.object_version(shard)
         except FileNotFoundError:
             return shard, shard  # reading it says so, with the clip's name
         # A data set that is prepared again may have other shards of the same names.
-        version = f"{shard} {info['size']} {info['ETag']}"
+        version = f"{shard} {num_bytes} {etag}"
         copy = storage.join(self._folder, f"{hashlib.sha256(version.encode()).hexdigest()}.tar")
         with storage.explained(self._folder), self._alone():
             if Path(copy).exists():
                 return shard, copy
-            if self._num_bytes() + info["size"] > self._max_bytes:
+            if self._num_bytes() + num_bytes > self._max_bytes:
                 return shard, shard
             try:
                 with storage.explained(shard):
-                    data = _read_whole(shard, info["size"])
+                    data = _read_whole(shard, num_bytes)
             except EOFError:
                 return shard, shard  # it has changed; reading it says so, with the clip's name
             storage.write_bytes(copy, data)

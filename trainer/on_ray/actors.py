@@ -51,7 +51,8 @@ class Failures(UserCallback):  # type: ignore[misc]
         """Called before Ray Train restarts the workers; an error raised here ends the run."""
         log.set_up(self._log_level, is_worker=True)
         for error in worker_exceptions.values():
-            if isinstance(error, UserError) and not isinstance(error, PassingError):
+            # Also of a storage that does not answer: the worker has waited for it.
+            if isinstance(error, UserError):
                 raise error
         newest = self._newest_checkpoint()
         self._num_in_place = 1 if newest > self._newest else self._num_in_place + 1

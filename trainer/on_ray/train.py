@@ -7,6 +7,7 @@ whether after a lost worker or by the same command, resumes from the newest one.
 
 import logging
 import signal
+import tempfile
 import threading
 import time
 import traceback
@@ -16,12 +17,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import pyarrow.fs
 import ray
 import ray.train
 import torch
 
-from pipeline import storage
 from pipeline.dataset.prepared import open_dataset
 from pipeline.terminal import log
 from trainer.checkpoints.settings import Weights
@@ -110,8 +109,7 @@ def _fit(
     workers: Workers,
 ) -> None:
     resources = {"CPU": workers.cpus, **({"GPU": 1} if workers.use_gpu else {})}
-    path, file_system = ray_storage(run_path)
-    with torch_config() as joining, _ctrl_c_interrupts():
+    with torch_config() as joining, ray_folder() as folder, _ctrl_c_interrupts():
         trainer = Trainer(
             partial(_traced, worker, log.level()),
             train_loop_config=config,
@@ -123,8 +121,7 @@ def _fit(
             ),
             run_config=ray.train.RunConfig(
                 name="ray",
-                storage_path=path,
-                storage_filesystem=file_system,
+                storage_path=folder,
                 # `Failures` ends a run that makes no progress.
                 failure_config=ray.train.FailureConfig(max_failures=-1),
                 callbacks=[Failures(run_path, log.level())],
@@ -161,12 +158,14 @@ def _ctrl_c_interrupts() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-def ray_storage(run_path: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
-    """Path and file system for Ray Train's few files: the run folder, through s3fs on S3."""
-    if not storage.is_remote(run_path):
-        return run_path, None
-    handler = pyarrow.fs.FSSpecHandler(storage.file_system(run_path))
-    return run_path.removeprefix("s3://"), pyarrow.fs.PyFileSystem(handler)
+@contextmanager
+def ray_folder() -> Iterator[str]:
+    """A temporary folder for the few files of Ray Train and Ray Tune, which nothing resumes from.
+
+    So a storage that fails for a while, or a run that cannot be written, does not concern Ray.
+    """
+    with tempfile.TemporaryDirectory(prefix="ast-ray-", ignore_cleanup_errors=True) as folder:
+        yield folder
 
 
 def _world(threads: int) -> World:

@@ -20,7 +20,7 @@ from trainer.on_ray.head_node import HEAD_NODE
 from trainer.on_ray.memory import model_bytes_of
 from trainer.on_ray.progress import progress_board
 from trainer.on_ray.settings import Workers
-from trainer.on_ray.train import fit_training, ray_storage
+from trainer.on_ray.train import fit_training, ray_folder
 from trainer.on_ray.workers import fit_workers, note_workers
 from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
@@ -40,7 +40,6 @@ _TUNE_VARIABLES = {
 def train_unfinished(
     recipes: Mapping[str, Recipe],
     dataset_path: str,
-    output: str,
     workers: Workers,
     *,
     session: AbstractContextManager[None],
@@ -48,7 +47,9 @@ def train_unfinished(
     """Train the recipes, given by their run folders, whose runs are not finished.
 
     Args:
-        output: folder for Ray Tune's few files.
+        recipes: by their run folders.
+        dataset_path: the data set of all runs.
+        workers: of each run.
         session: a Ray session, entered only if a run needs training.
 
     Returns:
@@ -60,7 +61,7 @@ def train_unfinished(
     failures: dict[str, Exception] = {}
     if waiting := unfinished(recipes, dataset_path):
         with session:
-            failures |= run_recipes(waiting, dataset_path, output, workers)
+            failures |= run_recipes(waiting, dataset_path, workers)
     for run_path in recipes:
         try:
             check_learned(run_path)
@@ -96,12 +97,9 @@ def unfinished(recipes: Mapping[str, Recipe], dataset_path: str) -> dict[str, Re
 
 
 def run_recipes(
-    recipes: Mapping[str, Recipe], dataset_path: str, output: str, workers: Workers
+    recipes: Mapping[str, Recipe], dataset_path: str, workers: Workers
 ) -> dict[str, Exception]:
     """Train recipes, given by their run folders, on a connected Ray, as many at once as fit.
-
-    Args:
-        output: folder for Ray Tune's few files.
 
     Returns:
         The error of each run that failed, by its folder, once the others are finished.
@@ -114,8 +112,7 @@ def run_recipes(
     note_workers(list(recipes.values()), workers)
     # Tune logs each error with its traceback; the exception below is enough.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    path, file_system = ray_storage(output)
-    with progress_board(len(recipes)) as board:
+    with ray_folder() as folder, progress_board(len(recipes)) as board:
         constants = {
             "recipes": {path: (recipe.name, recipe.to_json()) for path, recipe in recipes.items()},
             "dataset": dataset_path,
@@ -132,9 +129,7 @@ def run_recipes(
             trial,
             param_space={"run": tune.grid_search(list(recipes))},
             tune_config=tune.TuneConfig(max_concurrent_trials=num_at_once),
-            run_config=tune.RunConfig(
-                name="tune", storage_path=path, storage_filesystem=file_system, verbose=0
-            ),
+            run_config=tune.RunConfig(name="tune", storage_path=folder, verbose=0),
         )
         # Tune prints the experiment and its trials whatever `verbose` says.
         with _environment(_TUNE_VARIABLES), redirect_stdout(io.StringIO()):

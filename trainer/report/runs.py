@@ -210,7 +210,7 @@ def member_paths(folder: str) -> list[str]:
 
 def run_names(paths: Sequence[str]) -> list[str]:
     """Short unique names: the last parts of each path, as few as tell the runs apart."""
-    parts = [path.removeprefix("s3://").strip("/").split("/") for path in paths]
+    parts = [path.rpartition("://")[2].strip("/").split("/") for path in paths]
     for length in range(1, max(map(len, parts), default=0) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):

@@ -120,6 +120,8 @@ def writing(run_path: str, token: str) -> Iterator[None]:
     check_writer(run_path, token)
     try:
         yield
+    except PassingError:
+        raise  # asking who writes there would wait for the same storage once more
     except UserError:
         with suppress(PassingError):
             check_writer(run_path, token)

@@ -44,7 +44,8 @@ def read_runs(result_path: str) -> list[str]:
         return []
     folder = result_path.rpartition("/")[0]
     return [
-        name if name.startswith(("/", "s3://")) else storage.join(folder, name) for name in names
+        name if name.startswith("/") or storage.is_remote(name) else storage.join(folder, name)
+        for name in names
     ]
 
 

@@ -5,7 +5,6 @@ the JSON members and never the audio, which is later read by its byte range in t
 """
 
 import io
-import json
 import re
 import tarfile
 from collections import Counter
@@ -96,7 +95,7 @@ def _members(file: io.BufferedIOBase, problems: Problems) -> Iterator[tarfile.Ta
 
 def _metadata(content: bytes, problems: Problems) -> dict[str, Any]:
     try:
-        document = json.loads(content)
+        document = storage.parse_json(content)
     except ValueError:
         document = None
     if isinstance(document, dict):

@@ -25,6 +25,7 @@ from pipeline.manifest.layouts.location import list_audio
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.layouts.parquet_audio import NoAudioColumnError, audio_column, read_audio
 from pipeline.manifest.manifest import Manifest
+from pipeline.storage import objects
 from tests.support.errors import assert_names, assert_notes, refused
 
 AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -503,21 +504,19 @@ def test_containers_are_read_from_a_bucket(s3: str) -> None:
 
 
 def test_listing_a_bucket_fetches_no_audio(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import s3fs
-
     big = [np.random.default_rng(i).bytes(200_000) for i in range(6)]
     columns = {"audio": audio_array(list(big)), "label": ["a"] * 6}
     storage.write_bytes(f"{s3}/x.parquet", parquet_bytes(columns))
     members = [(f"{i}.flac", content) for i, content in enumerate(big)]
     storage.write_bytes(f"{s3}/x.tar", tar_bytes(members))
     fetched: list[int] = []
-    fetch_range = s3fs.core.S3File._fetch_range
+    read_range = objects.read_object_range
 
-    def counting(file: Any, start: int, end: int) -> bytes:
-        fetched.append(end - start)
-        return bytes(fetch_range(file, start, end))
+    def counting(path: str, offset_bytes: int, size_bytes: int) -> bytes:
+        fetched.append(size_bytes)
+        return read_range(path, offset_bytes, size_bytes)
 
-    monkeypatch.setattr(s3fs.core.S3File, "_fetch_range", counting)
+    monkeypatch.setattr(objects, "read_object_range", counting)
     for name in ("x.parquet", "x.tar"):
         assert list_audio(f"{s3}/{name}")[0].num_rows == 6
         assert 0 < sum(fetched) < 300_000

@@ -28,6 +28,7 @@ from pipeline.manifest.synthetic import SyntheticSettings, write_synthetic
 from pipeline.shards.build import BuildJob, build_shard
 from pipeline.shards.plan import make_plan, write_plan
 from pipeline.shards.settings import PrepareSettings
+from tests.conftest import forget_clients
 from tests.support.audio import write_clips
 from tests.support.errors import assert_error_line, assert_names, refused
 from tests.support.preparation import contents
@@ -344,7 +345,7 @@ def test_refused_credentials_are_one_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", strict_s3_endpoint)
-    storage.file_system("s3://x").clear_instance_cache()
+    forget_clients()
     command = ["prepare", str(audio / "manifest.parquet"), "--out", "s3://bucket/out"]
     line = error_line(command, capfd)
     assert line.startswith("s3://bucket: ")

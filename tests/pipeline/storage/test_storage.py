@@ -9,21 +9,19 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import boto3
-import fsspec
 import pyarrow as pa
 import pytest
-from aiohttp import ClientPayloadError
-from botocore.exceptions import ClientError
 
 from pipeline import storage
 from pipeline.errors import PassingError, UserError
-from tests.conftest import s3_environment
+from tests.conftest import forget_clients, make_bucket, s3_environment
 from tests.support.errors import assert_names, refused
 
 
@@ -197,9 +195,15 @@ def test_local_file_faults_get_a_reason(tmp_path: Path, name: str, fault: str) -
     assert storage.one_file_fault(caught.value) == fault
 
 
+def answer(status: int, code: str = "") -> storage.ObjectStoreError:
+    """What a bucket may answer to a request."""
+    return storage.ObjectStoreError(
+        "s3://bucket/key", status=status, code=code, text="", endpoint="AWS", is_anonymous=False
+    )
+
+
 def test_overlong_key_concerns_one_file() -> None:
-    answer: Any = {"Error": {"Code": "KeyTooLongError"}}
-    assert storage.one_file_fault(ClientError(answer, "GetObject"))
+    assert storage.one_file_fault(answer(400, "KeyTooLongError"))
 
 
 def test_paths_become_absolute_or_are_refused(
@@ -212,7 +216,7 @@ def test_paths_become_absolute_or_are_refused(
     assert storage.absolute("s3://bucket/key/") == "s3://bucket/key"
     with refused("", "empty path", remedy="s3://bucket/key"):
         storage.absolute("")
-    for path in ("http://host/x", "gs://bucket/x", "file:///x"):
+    for path in ("http://host/x", "file:///x"):
         with refused(path, "s3://bucket/key", path.partition("://")[0]):
             storage.absolute(path)
     with refused("s3:///key", "bucket"):
@@ -224,7 +228,7 @@ def test_only_passing_faults_are_retried(
 ) -> None:
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
-    outcomes: list[Any] = [OSError("reset"), ClientPayloadError("cut"), b"content"]
+    outcomes: list[Any] = [OSError("reset"), answer(0), b"content"]
 
     def action() -> bytes:
         outcome = outcomes.pop(0)
@@ -233,9 +237,9 @@ def test_only_passing_faults_are_retried(
         return bytes(outcome)
 
     assert storage.with_retries(action) == b"content"
-    assert waits == [1.0, 5.0]
+    assert waits == [1.0, 2.0]
     outcomes[:] = [OSError(str(number)) for number in range(9)]
-    with pytest.raises(OSError, match=r"^3$"):
+    with pytest.raises(OSError, match=r"^7$"):
         storage.with_retries(action)
     outcomes[:] = [FileNotFoundError(), b"not asked for"]
     with pytest.raises(FileNotFoundError):
@@ -247,10 +251,11 @@ def test_only_passing_faults_are_retried(
 
 
 def test_folder_markers_are_not_listed(s3: str) -> None:
-    client = storage.file_system(s3)
+    client = boto3.client("s3")
     bucket = s3.removeprefix("s3://")
-    client.call_s3("put_object", Bucket=bucket, Key="folder/", Body=b"")
-    client.call_s3("put_object", Bucket=bucket, Key="folder/sub/", Body=b"")
+    client.put_object(Bucket=bucket, Key="folder/", Body=b"")
+    client.put_object(Bucket=bucket, Key="folder/sub/", Body=b"")
+    client.close()
     storage.write_bytes(f"{s3}/folder/sub/file", b"x")
     assert storage.list_files(s3) == [f"{s3}/folder/sub/file"]
     assert not storage.exists(f"{s3}/folder")
@@ -307,30 +312,66 @@ def test_invalid_bucket_name_is_an_explained_error() -> None:
 
 @pytest.fixture
 def few_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail soon: the usual attempts take a quarter of a minute."""
-    monkeypatch.setattr("pipeline.storage.s3fs_client.MAX_ATTEMPTS", 1)
+    """Fail soon: the usual attempts take a minute."""
+    monkeypatch.setattr("pipeline.storage.faults.RETRY_AFTER_S", (0.1,))
 
 
 @pytest.fixture
 def fresh_clients() -> Iterator[Any]:
     """Clients keep the endpoint and credentials that they were made with: drop them."""
-    forget = fsspec.get_filesystem_class("s3").clear_instance_cache
-    forget()
-    yield forget
-    forget()
+    forget_clients()
+    yield forget_clients
+    forget_clients()
 
 
-@pytest.mark.usefixtures("few_attempts")
-def test_missing_credentials_are_an_explained_error(
-    s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fresh_clients: Any
-) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+class Refusing(BaseHTTPRequestHandler):
+    """An S3 that refuses requests without a signature, and answers others with an empty listing."""
+
+    def do_GET(self) -> None:
+        is_signed = "Authorization" in self.headers
+        body = b"" if is_signed else b"<Error><Code>AccessDenied</Code></Error>"
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(200 if is_signed else 403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_PUT = do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """A server in threads of this process; yields its address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fresh_clients: Any) -> None:
+    """The user has neither variables nor files of AWS."""
+    for name in os.environ.keys() & {"AWS_PROFILE", "AWS_SESSION_TOKEN", *s3_environment("")}:
         monkeypatch.delenv(name)
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
-        monkeypatch.setenv(name, str(tmp_path / "none"))
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     fresh_clients()
-    path = f"{s3}/key"
-    assert_one_line(failures(path), path, "no credentials", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
+
+
+@pytest.mark.usefixtures("few_attempts", "no_credentials")
+def test_missing_credentials_are_an_explained_error(
+    monkeypatch: pytest.MonkeyPatch, fresh_clients: Any
+) -> None:
+    path = "s3://bucket/key"
+    with serving(Refusing) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        assert_one_line(failures(path), path, "no credentials", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     fresh_clients()
     assert_one_line(failures(path), path, "nobody")
@@ -394,7 +435,7 @@ def restricted(strict_s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, fresh_c
     for name, value in s3_environment(strict_s3_endpoint).items():
         monkeypatch.setenv(name, value)
     bucket = f"s3://restricted-{time.time_ns()}"
-    storage.file_system(bucket).mkdir(bucket)
+    make_bucket(bucket)
     for name in ("open", "secret"):
         storage.write_bytes(f"{bucket}/{name}/there", b"x")
     for name, value in _new_user(bucket, "s3:GetObject", "/open/*").items():
@@ -427,7 +468,7 @@ def test_refused_file_does_not_condemn_its_bucket(restricted: str) -> None:
     there, secret = f"{restricted}/open/there", f"{restricted}/secret/there"
     assert storage.read_bytes(there) == b"x"
     assert storage.read_file(there) == b"x"
-    with pytest.raises(PermissionError) as caught:
+    with pytest.raises(storage.ObjectStoreError) as caught:
         storage.read_file(secret)
     assert storage.one_file_fault(caught.value) == "access refused"
     storage.check_readable([secret, secret, there])
@@ -446,9 +487,7 @@ def test_missing_or_empty_file_does_not_condemn_its_bucket(s3: str) -> None:
 
 
 def test_lasting_storage_errors_are_explained() -> None:
-    broken = OSError("Please reduce your request rate.")
-    broken.__cause__ = Exception("cause")
-    broken.__cause__.response = {"Error": {"Code": "SlowDown"}}  # type: ignore[attr-defined]
+    broken = answer(503, "SlowDown")
     explained = storage.explain(broken)
     assert explained is not None
     assert_names(explained[0], "SlowDown")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from botocore.exceptions import EndpointConnectionError
 
 from pipeline import storage
 from pipeline.errors import PassingError
@@ -120,7 +119,10 @@ def test_silent_storage_is_named(
     shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read_range(path: str, offset_bytes: int, size_bytes: int) -> bytes:
-        raise EndpointConnectionError(endpoint_url="http://s3")
+        text = "error sending request"
+        raise storage.ObjectStoreError(
+            path, status=0, code="", text=text, endpoint="http://s3", is_anonymous=False
+        )
 
     cache = ShardCache(str(tmp_path), max_bytes=3000)
     monkeypatch.setattr(storage, "read_range", read_range)
