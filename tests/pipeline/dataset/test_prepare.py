@@ -131,7 +131,8 @@ def test_killed_run_resumes_to_the_reference(
     output = tmp_path / "out"
     command = prepare_command(audio / "manifest.parquet", output, "--num-cpus", "2")
     # A task hangs, so the run cannot end before it is killed.
-    deeds = {manifest.clips["uri"][7].as_py(): "once(hang)"}
+    waves = [uri for uri in manifest.clips["uri"].to_pylist() if uri.endswith(".wav")]
+    deeds = {waves[2]: "once(hang)"}
     with sabotaged(tmp_path, deeds) as note, started(command) as step:
         deadline = time.monotonic() + 200
         while len(parts(output)) < 3 or not note.exists():
