@@ -192,7 +192,7 @@ def build_clip(
         numbers = _fbank16(waveform, settings)
         # Exact in float32: a float16 has 11 significant bits, its square 22.
         exact = numbers.float()
-        power = float(np.einsum("i,i->", waveform, waveform)) / len(waveform)
+        power = float(np.vdot(waveform, waveform)) / len(waveform)
     with clock.stage("write"):
         rate_hz = settings.fbank.sample_rate_hz
         duration_s = len(waveform) / rate_hz
