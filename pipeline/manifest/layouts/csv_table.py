@@ -5,7 +5,8 @@ option `separator`); optionally `id` (default: the path; required where a file h
 `split`, `fold`, `start_s` and `end_s`. The option `columns` maps them to the table's names, or to a
 pattern of other columns: `path=audio/{fname}.wav`, where `{table}` is the table's own name. A table
 without a header has the path in its first column and the labels in its second; `columns` then maps
-to numbers. Cells are separated by commas, semicolons, tabs or `|`.
+to numbers. Cells are separated by commas, semicolons, tabs or `|`. Our names for columns may be in
+any case, and `\\` in a relative path is `/`.
 
 Several tables make one manifest, each with a split before it if it has no column for that:
 `dev.csv eval=eval.csv`. A file `labels.txt` beside the first table, one label per line, fixes the
@@ -15,6 +16,7 @@ vocabulary and the order of the classes; without it the labels are sorted.
 import codecs
 import csv
 import io
+import math
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,11 +30,14 @@ from pipeline.manifest.files import read_labels
 from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES
 from pipeline.manifest.layouts.options import SourceOptions, split_and_table
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
+from pipeline.manifest.splits import check_split
 
 TABLE = "table"
 """In a pattern, the name of the table without its suffix."""
 COLUMNS = ("path", "labels", "id", "split", "fold", "start_s", "end_s")
 _IN_BRACES = re.compile(r"\{([^{}]*)\}")
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_MAX_FOLD = 2**31 - 1
 _QUOTED = re.compile(r'"[^"]*"')
 
 Rows = list[tuple[int, dict[str, str]]]
@@ -43,6 +48,7 @@ Rows = list[tuple[int, dict[str, str]]]
 class _Table:
     rows: Rows
     has_header: bool
+    has_split: bool
 
 
 def read(source: str, options: SourceOptions) -> Manifest:
@@ -74,11 +80,18 @@ def read_tables(sources: Sequence[str], options: SourceOptions) -> Manifest:
                 "labels=2 unless given otherwise"
             )
         of_table = replace(options, split=split or options.split)
+        if len(sources) > 1 and split is None and not table.has_split:
+            raise UserError(
+                path,
+                "it has no column split, and there are several tables",
+                f"write its split before it, such as eval={path}",
+            )
         base = path.rpartition("/")[0]
         clips += [_clip(row, base, of_table, f"{path}, line {n}") for n, row in table.rows]
     path = storage.join(paths[0].rpartition("/")[0], "labels.txt")
     in_use = sorted({label for clip in clips for label in clip.labels})
     vocabulary = read_labels(path) if storage.exists(path) else in_use
+    notes += _note_other_separators(clips, options.separator)
     return note_unlabelled(from_clips(clips, vocabulary, notes), ", ".join(paths))
 
 
@@ -93,6 +106,7 @@ def read_rows(path: str, *, required: Sequence[str]) -> Rows:
     delimiter = _delimiter(text, path)
     records = _records(text, delimiter, path)
     _, columns = next(records, (1, []))
+    columns = _in_our_case(columns, (*required, *COLUMNS))
     missing = [name for name in required if name not in columns]
     if missing:
         raise UserError(
@@ -105,9 +119,10 @@ def read_rows(path: str, *, required: Sequence[str]) -> Rows:
 
 
 def resolve(path: str, base: str) -> str:
-    """A path from a table in the folder `base`, made absolute."""
+    """A path from a table in the folder `base`, made absolute; `\\` separates folders, too."""
     if path.startswith("/") or "://" in path:
         return path
+    path = path.replace("\\", "/")
     scheme, sign, folder = base.rpartition("://")
     return scheme + sign + posixpath.normpath(f"{folder}/{path}")
 
@@ -157,13 +172,35 @@ def _read_text(path: str) -> str:
         raise UserError(path, f"not UTF-8 text ({error.reason})") from error
 
 
+def _in_our_case(columns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The columns, those called as one of `names` but for the case renamed to it."""
+    by_lower = {name.lower(): name for name in reversed(names)}
+    return [
+        name
+        if name in names or by_lower.get(name.lower()) in columns
+        else by_lower.get(name.lower(), name)
+        for name in columns
+    ]
+
+
 def _delimiter(text: str, path: str) -> str:
-    """What separates the cells: that of which the first line has most outside quotes."""
+    """What separates the cells: that which sets a known column or a path apart, or else that of
+    which the first line has most outside quotes."""
     if path.endswith(".tsv"):
         return "\t"
     lines = (line for line in text.splitlines() if line.strip())
     bare = _QUOTED.sub("", next(lines, ""))
-    return max(",\t;|", key=bare.count)
+    signs = [sign for sign in ",\t;|" if any(map(_is_known, bare.split(sign)[:-1]))]
+    return max(signs or ",\t;|", key=bare.count)
+
+
+def _is_known(cell: str) -> bool:
+    """Whether a cell of the first row is the name of a column or a path."""
+    return cell.strip().lower() in COLUMNS or _is_path(cell)
+
+
+def _is_path(cell: str) -> bool:
+    return PurePosixPath(cell.strip()).suffix.lower() in AUDIO_SUFFIXES
 
 
 def _read_table(path: str, columns: Mapping[str, str]) -> _Table:
@@ -197,7 +234,8 @@ def _read_table(path: str, columns: Mapping[str, str]) -> _Table:
     for line, row in rows:
         cells = {TABLE: table, **row}
         named.append((line, {**row, **{name: _filled(p, cells) for name, p in patterns.items()}}))
-    return _Table(rows=named, has_header=has_header)
+    has_split = bool(named) and all(row.get("split") for _, row in named)
+    return _Table(rows=named, has_header=has_header, has_split=has_split)
 
 
 def _is_clip(cells: Sequence[str], columns: Mapping[str, str]) -> bool:
@@ -205,10 +243,9 @@ def _is_clip(cells: Sequence[str], columns: Mapping[str, str]) -> bool:
     wanted = {used for text in columns.values() for used in _IN_BRACES.findall(text) or [text]}
     if wanted and all(name.isdecimal() for name in wanted):
         return not wanted <= set(cells)
-    if (wanted | {"path", "labels"}) & set(cells):
+    if (wanted | {"path", "labels"}) & {*cells, *(cell.lower() for cell in cells)}:
         return False
-    has_audio = any(PurePosixPath(cell).suffix.lower() in AUDIO_SUFFIXES for cell in cells)
-    return len(cells) > 1 and has_audio
+    return len(cells) > 1 and any(map(_is_path, cells))
 
 
 def _filled(pattern: str, row: Mapping[str, str]) -> str:
@@ -219,8 +256,14 @@ def _clip(row: dict[str, str], base: str, options: SourceOptions, where: str) ->
     path = row["path"]
     if not path:
         raise UserError(where, "the path is empty")
+    if _DRIVE.match(path):
+        raise UserError(
+            where, f"{path!r} is on a drive of Windows", "give paths relative to the table"
+        )
+    if not path.isprintable():
+        raise UserError(where, f"the path {path!r} has control characters")
     try:
-        return Clip(
+        clip = Clip(
             id=row.get("id") or path,
             uri=resolve(path, base),
             labels=tuple(
@@ -234,3 +277,28 @@ def _clip(row: dict[str, str], base: str, options: SourceOptions, where: str) ->
         )
     except ValueError as error:
         raise UserError(where, f"fold, start_s and end_s must be numbers ({error})") from error
+    check_split(clip.split, where)
+    if not 0 <= clip.fold <= _MAX_FOLD:
+        raise UserError(where, f"fold is {clip.fold}, expected 0 to {_MAX_FOLD}")
+    start_s, end_s = clip.start_s or 0.0, math.inf if clip.end_s is None else clip.end_s
+    if not 0 <= start_s < end_s or clip.end_s == math.inf:
+        raise UserError(
+            where, f"start_s is {start_s}, end_s {end_s}; expected 0 <= start_s < end_s"
+        )
+    return clip
+
+
+def _note_other_separators(clips: Sequence[Clip], separator: str) -> list[str]:
+    """A note if labels seem to be lists that another sign separates."""
+    if any(len(clip.labels) > 1 for clip in clips):
+        return []
+    in_use = {label for clip in clips for label in clip.labels}
+    notes = []
+    for sign in ",;|":
+        lists = sorted(label for label in in_use if sign in label)
+        if lists and sign != separator:
+            notes.append(
+                f"{len(lists)} labels have {sign!r} in them, such as {lists[0]!r}: if they are "
+                f"lists, read them with --separator {sign!r}"
+            )
+    return notes

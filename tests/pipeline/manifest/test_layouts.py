@@ -161,6 +161,55 @@ def test_columns_of_a_table_without_a_header_have_numbers(tmp_path: Path) -> Non
         read_source(source, "auto", SourceOptions(columns={"path": "5"}))
 
 
+def test_names_of_columns_may_be_in_any_case(tmp_path: Path) -> None:
+    text = "Path,LABELS,Split,FOLD,ID,path_\nsub\\\\a.wav,dog,test,2,one,x\n"
+    manifest = read_source(write_table(tmp_path / "clips.csv", text), "auto")
+    assert rows(manifest, "id", "uri", "labels", "split", "fold") == [
+        ("one", f"{tmp_path}/sub/a.wav", ["dog"], "test", 2)
+    ]
+    with refused("clips.csv", "two columns", "'split'"):
+        text = "path,labels,Split,SPLIT\na,b,test,train\n"
+        read_source(write_table(tmp_path / "clips.csv", text), "auto")
+    text = "path,labels,Path\na.wav,dog,other\n"
+    manifest = read_source(write_table(tmp_path / "clips.csv", text), "auto")
+    assert rows(manifest, "uri") == [(f"{tmp_path}/a.wav",)]
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("a.wav;dog, wet\n", "dog, wet"),
+        ("path;labels;a, b, c, d\na.wav;dog, wet;\n", "dog, wet"),
+        ("path|labels\na.wav|dog, wet\n", "dog, wet"),
+    ],
+)
+def test_cells_are_separated_by_the_sign_beside_a_known_one(
+    tmp_path: Path, text: str, label: str
+) -> None:
+    manifest = read_source(write_table(tmp_path / "clips.csv", text), "auto")
+    assert rows(manifest, "id", "labels") == [("a.wav", [label])]
+
+
+def test_lists_of_labels_with_another_separator_are_noted(tmp_path: Path) -> None:
+    text = "path,labels\na.wav,dog|rain\nb.wav,cat|rain\nc.wav,cat\n"
+    source = write_table(tmp_path / "clips.csv", text)
+    assert_notes(read_source(source, "auto").notes, [2, "cat|rain", "--separator '|'"])
+    manifest = read_source(source, "auto", SourceOptions(separator="|"))
+    assert manifest.labels == ("cat", "dog", "rain")
+    assert not manifest.notes
+
+
+def test_each_of_several_tables_needs_a_split(tmp_path: Path) -> None:
+    dev = write_table(tmp_path / "dev.csv", "path,labels,split\na.wav,dog,train\n")
+    bare = write_table(tmp_path / "eval.csv", "path,labels\nb.wav,dog\n")
+    some = write_table(tmp_path / "some.csv", "path,labels,split\nb.wav,dog,x\nc.wav,dog,\n")
+    for table in (bare, some):
+        with refused(table, "split", remedy=f"eval={table}"):
+            read_sources([dev, table], "auto", SourceOptions())
+    manifest = read_sources([dev, f"eval={some}"], "auto", SourceOptions())
+    assert manifest.clips["split"].to_pylist() == ["train", "x", "eval"]
+
+
 def test_several_tables_make_one_manifest(tmp_path: Path) -> None:
     text = 'fname,labels,mids,split\n64760,"Bark,Dog",/m/b,train\n2,Cat,/m/c,val\n'
     dev = write_table(tmp_path / "ground_truth" / "dev.csv", text)
@@ -215,6 +264,15 @@ def test_tsv_with_a_vocabulary_beside_it(tmp_path: Path) -> None:
         ("path,labels,labels\na,b,c\n", "clips.csv", ["two columns", "'labels'"]),
         ("path;label\na;b\n", "clips.csv", ["no column labels", "path, label"]),
         ("path,labels\na.wav,\nb.wav, ;\n", "clips.csv", ["none of 2", "label"]),
+        ("path,labels\n\nC:\\\\a.wav,dog\n", "clips.csv, line 3", ["Windows", "relative"]),
+        ("path,labels\na\x07.wav,dog\n", "clips.csv, line 2", ["control"]),
+        ("path,labels,split\na.wav,dog,a/b\n", "clips.csv, line 2", ["a/b"]),
+        ("path,labels,fold\na.wav,dog,-1\n", "clips.csv, line 2", ["fold", -1]),
+        ("path,labels,fold\na.wav,dog,9999999999\n", "clips.csv, line 2", ["fold", 9999999999]),
+        ("path,labels,start_s\na.wav,dog,-1\n", "clips.csv, line 2", ["start_s", -1.0]),
+        ("path,labels,start_s\na.wav,dog,nan\n", "clips.csv, line 2", ["start_s", "nan"]),
+        ("path,labels,start_s,end_s\na,dog,2,2\n", "clips.csv, line 2", ["start_s", "end_s", 2.0]),
+        ("path,labels,end_s\na,dog,inf\n", "clips.csv, line 2", ["end_s", "inf"]),
     ],
 )
 def test_broken_csv_is_refused(tmp_path: Path, text: str, where: str, values: list[object]) -> None:
