@@ -52,7 +52,7 @@ from pipeline.storage.paths import (
     is_remote,
     join,
 )
-from pipeline.storage.ranges import Amount, Count, Number, Share
+from pipeline.storage.ranges import Amount, Count, Number, Ordinal, Share
 
 __all__ = [
     "UNFINISHED",
@@ -63,6 +63,7 @@ __all__ = [
     "NoRegularFileError",
     "Number",
     "ObjectStoreError",
+    "Ordinal",
     "Share",
     "TooLargeError",
     "absolute",

@@ -7,6 +7,8 @@ from annotated_types import Interval
 
 Count = Annotated[int, Interval(ge=0, lt=2**63)]
 """A number of things, as NumPy and Arrow hold it."""
+Ordinal = Annotated[int, Interval(ge=1, lt=2**63)]
+"""A place in an order, counted from 1."""
 Number = Annotated[float, Interval(gt=-math.inf, lt=math.inf)]
 """A finite number: an integer of 400 digits reads as infinity."""
 Amount = Annotated[float, Interval(ge=0, lt=math.inf)]

@@ -13,9 +13,9 @@ from pipeline import storage
 class CurvePoint:
     """A point of the training curve, over the steps since the previous point."""
 
-    step: storage.Count
+    step: storage.Ordinal
     """Steps done in the run, from 1."""
-    epoch: storage.Count
+    epoch: storage.Ordinal
     loss: storage.Number | None = None
     """Mean over the clips of steps that were not skipped; None without any."""
     lr: storage.Amount | None = None
@@ -37,8 +37,8 @@ class CurvePoint:
 class EpochResult:
     """A finished epoch and its evaluation; undefined metrics are None."""
 
-    epoch: storage.Count
-    step: storage.Count
+    epoch: storage.Ordinal
+    step: storage.Ordinal
     """Steps done in the run."""
     train_loss: storage.Number | None = None
     eval_loss: storage.Number | None = None
@@ -59,8 +59,8 @@ class EpochResult:
 class SkippedStep:
     """A step that was skipped: its loss or gradient was not finite, or the gradient too large."""
 
-    step: storage.Count
-    epoch: storage.Count
+    step: storage.Ordinal
+    epoch: storage.Ordinal
     loss: storage.Number | str
     """A string if it is not finite: JSON has no NaN or infinity."""
     grad_norm: storage.Number | str

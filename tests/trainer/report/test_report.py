@@ -575,6 +575,35 @@ def test_damaged_files_are_named(run: str, name: str, content: str) -> None:
         write_report([run])
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("steps.1.step", 0),
+        ("steps.1.epoch", -1),
+        ("steps.1.lr", -0.1),
+        ("steps.1.clips_per_s", -400.0),
+        ("steps.1.loss", "0.5"),
+        ("epochs.0.epoch", -1),
+        ("epochs.0.train_s", -61.0),
+        ("epochs.0.mAP", 1.5),
+        ("epochs.0", None),
+        ("steps", {}),
+        ("finished", 1),
+        ("format_version", 2),
+    ],
+)
+def test_value_that_no_run_has_is_named(run: str, place: str, value: object) -> None:
+    history = storage.read_json(f"{run}/history.json")
+    *parents, last = [int(key) if key.isdecimal() else key for key in place.split(".")]
+    entry = history
+    for key in parents:
+        entry = entry[key]
+    entry[last] = value
+    storage.write_json(f"{run}/history.json", history)
+    with refused(f"{run}/history.json", place, remedy="command"):
+        write_report([run])
+
+
 def test_skipped_steps_are_shown(tmp_path: Path, data: str) -> None:
     """The run has stopped in its first epoch, so nothing else is shown."""
     run = write_run(
