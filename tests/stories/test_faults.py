@@ -15,6 +15,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.audio.decode import Decoded, decode_audio
+from pipeline.dataset.prepared import open_dataset
 from pipeline.errors import UserError
 from pipeline.manifest.files import write_manifest
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
@@ -22,9 +23,11 @@ from pipeline.shards import build
 from pipeline.shards.fetch import fetch_ahead
 from tests.conftest import forget_clients
 from tests.support.audio import encode, noise, write_clips
+from tests.support.errors import assert_names
 from tests.support.faulty_proxy import KINDS, Faults, FaultyProxy, faulty_proxy
 from tests.support.preparation import LABELS, contents
-from tests.support.steps import started
+from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
+from tests.support.steps import own_lines, started
 from tests.support.without_ray import prepare
 
 NUM_SHARDS = 7
@@ -91,6 +94,33 @@ def test_passing_faults_change_nothing(
     assert set(proxy.injected) == set(KINDS)
     assert proxy.injected.total() >= 15
     proxy.spoil(Faults())
+    assert contents(f"{s3}/out") == reference
+
+
+def test_key_that_is_missing_for_a_moment_costs_no_clip(
+    s3: str, proxy: FaultyProxy, manifest: Manifest, reference: dict[str, bytes]
+) -> None:
+    key = manifest.clips["uri"][5].as_py().removeprefix(s3)
+    proxy.spoil(Faults(share=1.0, kinds=("missing",), only=f"^GET {key}$", at_most=1))
+    prepare(manifest, f"{s3}/out", max_reject_share=0.0)
+    assert proxy.injected["missing"] == 1
+    assert contents(f"{s3}/out") == reference
+
+
+@pytest.mark.parametrize("kind", ["missing", "denied"])
+def test_result_is_the_same_whichever_run_met_a_missing_key(
+    kind: str, s3: str, proxy: FaultyProxy, manifest: Manifest, reference: dict[str, bytes]
+) -> None:
+    key = manifest.clips["uri"][5].as_py().removeprefix(s3)
+    proxy.spoil(Faults(share=1.0, kinds=(kind,), only=f"(GET|HEAD) {key}$"))
+    for _ in range(2):
+        prepare(manifest, f"{s3}/out")
+        assert open_dataset(f"{s3}/out").card.rejects.num == 1
+    assert prepare(manifest, f"{s3}/out") is None
+    proxy.spoil(Faults())
+    summary = prepare(manifest, f"{s3}/out")
+    assert summary is not None
+    assert summary.num_shards_built == 1
     assert contents(f"{s3}/out") == reference
 
 
@@ -220,3 +250,28 @@ def test_passing_faults_change_nothing_on_ray(
     assert set(proxy.injected) == set(KINDS)
     proxy.spoil(Faults())
     assert contents(f"{s3}/out") == reference
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("faults", "named"),
+    [
+        (Faults(share=1.0, kinds=("slow down",), after=150), "SlowDown"),
+        (Faults(share=1.0, kinds=("slow down",), only="PUT .*checkpoints"), "SlowDown"),
+        (Faults(share=1.0, kinds=("denied",), only="GET .*shards"), "AccessDenied"),
+    ],
+)
+def test_lasting_fault_ends_training_in_one_line(
+    faults: Faults, named: str, s3: str, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    make_prepared(f"{s3}/data")
+    recipe = write_recipe(tmp_path / "tiny.toml", tiny_recipe(train={"epochs": 3}))
+    proxy.spoil(faults)
+    command = ["train", str(recipe), f"--data={s3}/data", f"--out={s3}/run", "--address=local"]
+    with started([*command, "--num-cpus=2"]) as step:
+        _, stderr = step.communicate(timeout=240)
+    assert step.returncode == 1, stderr
+    [line] = [line for line in own_lines(stderr) if "error" in line]
+    assert_names(line, named)
+    assert s3 in line

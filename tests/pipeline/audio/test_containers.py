@@ -503,6 +503,20 @@ def test_containers_are_read_from_a_bucket(s3: str) -> None:
         assert {clip["split"] for clip in clips.values()} == {split}
 
 
+@pytest.mark.parametrize(
+    "document",
+    [b'{"labels": ["dog\\ud800"]}', b'{"labels": ["\xff"]}', b"[" * 10_000, b'{"\\udfff": 1}'],
+)
+def test_text_that_is_not_unicode_costs_only_its_labels(document: bytes, tmp_path: Path) -> None:
+    good = json.dumps({"labels": ["dog"]}).encode()
+    members = [("0.flac", b"x"), ("0.json", document), ("1.flac", b"x"), ("1.json", good)]
+    (tmp_path / "x.tar").write_bytes(tar_bytes(members))
+    rows, notes = list_audio(str(tmp_path / "x.tar"))
+    assert rows["labels"].to_pylist() == [None, ["dog"]]
+    assert len(notes) == 1
+    assert_names(notes[0], "JSON")
+
+
 def test_listing_a_bucket_fetches_no_audio(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     big = [np.random.default_rng(i).bytes(200_000) for i in range(6)]
     columns = {"audio": audio_array(list(big)), "label": ["a"] * 6}
