@@ -123,7 +123,7 @@ def _read(clips: list[Clip], max_bytes: int | None) -> list[bytes | Exception]:
 
 
 def _read_rows(file: Any, uri: str, row_group: int, rows: list[int]) -> Sequence[bytes | None]:
-    if not uri.endswith(HDF5_SUFFIXES):
+    if not uri.lower().endswith(HDF5_SUFFIXES):
         return read_audio(file, row_group, rows)
     from pipeline.manifest.layouts import hdf5_audio  # h5py only where there are such files
 

@@ -13,9 +13,11 @@ from pipeline.audio.frames import without_id3
 from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES, CONTAINER_SUFFIXES
 
 _SUFFIX = r"(?P<suffix>\.[A-Za-z0-9]{1,8})$"
-_HIDDEN = r"(?:^|/)\.[^/]*$"
+HIDDEN = r"(?:^|/)\.[^/]*$"
 """Among them are the `._NAME` that macOS writes beside each file."""
-_SAMPLE_SIZE = 8
+_UNFINISHED = (".part", ".ytdl", ".aria2", ".crdownload")
+"""Files that programs are still downloading, whatever is in them."""
+_SAMPLE_SIZE = 32
 _START_BYTES = 2**17
 """Enough to find frames of MP3 after other bytes."""
 
@@ -26,14 +28,14 @@ class AudioFiles:
     def __init__(self) -> None:
         self._is_audio = {
             **dict.fromkeys(AUDIO_SUFFIXES, True),
-            **dict.fromkeys(CONTAINER_SUFFIXES, False),
+            **dict.fromkeys((*CONTAINER_SUFFIXES, *_UNFINISHED), False),
         }
 
     def mask(self, paths: pa.Array) -> pa.Array:
         """Which of these paths are audio: an array of booleans."""
         matches = pc.struct_field(pc.extract_regex(paths, _SUFFIX), "suffix")
         suffixes = pc.utf8_lower(pc.fill_null(matches, ""))
-        is_visible = pc.invert(pc.match_substring_regex(paths, _HIDDEN))
+        is_visible = pc.invert(pc.match_substring_regex(paths, HIDDEN))
         for suffix in pc.unique(suffixes.filter(is_visible)).to_pylist():
             if suffix not in self._is_audio:
                 of_suffix = pc.and_(is_visible, pc.equal(suffixes, suffix))

@@ -47,8 +47,14 @@ Problems = Counter[str]
 ListContainer = Callable[[str, str, Mapping[str, tuple[str, ...]]], tuple[pa.Table, Problems]]
 """Lists a container: path, name relative to the source, fields in; a table of `ROW_SCHEMA` out."""
 
-_SPLITS = {**SPLITS, "bal_train": "balanced", "unbal_train": "unbalanced"}
-_SPLIT = re.compile(rf"({'|'.join(_SPLITS)})([-_.]?[0-9].*)?", re.IGNORECASE)
+_SPLITS = {
+    **SPLITS,
+    **dict.fromkeys(("bal_train", "balanced_train"), "balanced"),
+    **dict.fromkeys(("unbal_train", "unbalanced_train"), "unbalanced"),
+}
+_SPLIT = re.compile(
+    rf"({'|'.join(_SPLITS)})(_segments)?(_mp3)?([-_.]?(part)?[0-9].*)?", re.IGNORECASE
+)
 
 
 def list_rows(
@@ -82,8 +88,8 @@ def read_containers(
         UserError: there are no containers, none holds a clip, a label is not in `class_labels`, or
             the containers have labels and all are empty.
     """
-    paths = [source] if source.endswith(suffixes) else storage.list_files(source)
-    paths = [path for path in paths if path.endswith(suffixes)]
+    is_one = source.lower().endswith(suffixes)
+    paths = [source] if is_one else _visible(storage.list_files(source), suffixes)
     kinds = " or ".join(suffixes)
     if not paths:
         raise UserError(source, f"has no {kinds} file")
@@ -114,7 +120,8 @@ def read_containers(
 
 def split_of(name: str) -> str | None:
     """The split named by a file or the nearest folder above it: `data/bal_train/00.parquet`,
-    `test-00000-of-00002.parquet`, `x/eval_07.tar`; None if none names a split."""
+    `test-00000-of-00002.parquet`, `x/eval_07.tar`, `eval_segments_mp3.hdf`; None if none
+    names a split."""
     for part in reversed(name.rpartition(".")[0].split("/")):
         match = _SPLIT.fullmatch(part)
         if match:
@@ -151,6 +158,15 @@ def _list_container(
         if reason is None:
             raise
         raise UserError(path, *reason) from error
+
+
+def _visible(paths: Sequence[str], suffixes: tuple[str, ...]) -> list[str]:
+    """Containers, without hidden files such as the `._NAME` of macOS."""
+    return [
+        path
+        for path in paths
+        if path.lower().endswith(suffixes) and not path.rpartition("/")[2].startswith(".")
+    ]
 
 
 def _below(location: str, path: str) -> str:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.manifest.layouts import hdf5_files, parquet_files, tar_files
-from pipeline.manifest.layouts.audio_files import AudioFiles
+from pipeline.manifest.layouts.audio_files import HIDDEN, AudioFiles
 from pipeline.manifest.layouts.container_rows import list_rows
 from pipeline.manifest.layouts.listing import HDF5_SUFFIXES, LISTING_SCHEMA, no_files_error
 
@@ -40,7 +40,11 @@ def list_audio(location: str) -> tuple[pa.Table, list[str]]:
         num_files += batch.num_rows
         num_others += len(others)
         for suffix, paths in containers.items():
-            paths += others.filter(pc.ends_with(others, suffix)).to_pylist()
+            is_container = pc.and_(
+                pc.ends_with(others, suffix, ignore_case=True),
+                pc.invert(pc.match_substring_regex(others, HIDDEN)),
+            )
+            paths += others.filter(is_container).to_pylist()
     if not num_files:
         raise no_files_error(location)
     for suffix, paths in containers.items():
@@ -55,7 +59,7 @@ def list_audio(location: str) -> tuple[pa.Table, list[str]]:
 
 
 def _files(location: str) -> Iterator[pa.RecordBatch]:
-    if location.endswith(tuple(_CONTAINERS)):
+    if location.lower().endswith(tuple(_CONTAINERS)):
         return iter([pa.record_batch({"path": [location], "size_bytes": [None]})])
     return storage.iter_files(location)
 

@@ -30,7 +30,7 @@ def detect(source: str, options: SourceOptions | None = None) -> str:
     per class."""
     if options and options.segments:
         return "ast-json" if options.segments[0].endswith(".json") else "audioset"
-    suffix = PurePosixPath(source).suffix
+    suffix = PurePosixPath(source).suffix.lower()
     if suffix in _BY_SUFFIX:
         return _BY_SUFFIX[suffix]
     if storage.exists(storage.join(source, *esc50.META_PATH)):

@@ -1,5 +1,6 @@
 """HDF5 packs as PANNs and PaSST make them: listed, read back, prepared, and damaged."""
 
+import io
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from pipeline import storage
 from pipeline.audio.rejects import RejectError
 from pipeline.manifest.checks import check
+from pipeline.manifest.layouts.container_rows import split_of
+from pipeline.manifest.layouts.hdf5_audio import read_audio
 from pipeline.manifest.layouts.location import list_audio
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.layouts.read import read_source
@@ -98,7 +101,7 @@ def test_pack_of_mp3_files_gives_them_back(tmp_path: Path) -> None:
     write_passt(tmp_path / "eval" / "0.hdf", files)
     manifest = read_source(str(tmp_path / "eval"), "auto", with_classes(tmp_path))
     assert manifest.clips["labels"].to_pylist() == labels()
-    assert set(manifest.clips["split"].to_pylist()) == {"train"}
+    assert set(manifest.clips["split"].to_pylist()) == {"train"}  # nothing names one
     assert contents(to_clips(manifest.clips)) == files
     manifest = read_source(str(tmp_path), "hdf5")
     assert set(manifest.clips["split"].to_pylist()) == {"eval"}
@@ -142,6 +145,8 @@ def test_pack_is_read_from_a_bucket(s3: str, tmp_path: Path) -> None:
         ({"target": np.full(TARGETS.shape, 0.5)}, ["target", "0 and 1"]),
         ({"audio_name": np.array([b"x"])}, ["audio_name", "(1,)"]),
         ({"audio_name": np.array([b"\xff"] * NUM_CLIPS)}, ["utf-8"]),
+        ({"mp3": np.zeros(NUM_CLIPS)}, ["several", "mp3, waveform"]),
+        ({"target": TARGETS.astype(np.uint8)}, ["bytes", "bits", "--class-labels"]),
     ],
 )
 def test_unusable_packs_are_refused(
@@ -150,6 +155,61 @@ def test_unusable_packs_are_refused(
     source = write_panns(tmp_path / "a.h5", **changes)
     with refused(source, "no clip in 1", *values):
         read_source(source, "auto")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        TARGETS.astype(np.uint8),  # of one byte a class, which could be bits, too
+        TARGETS.astype(np.float32),
+        np.packbits(TARGETS, axis=-1),
+        np.packbits(TARGETS, axis=-1) & 0xE0,
+    ],
+)
+@pytest.mark.parametrize("name", ["a.h5", "b.HDF5"])
+def test_number_of_classes_tells_the_form_of_target(
+    tmp_path: Path, target: np.ndarray[Any, Any], name: str
+) -> None:
+    source = write_panns(tmp_path / name, target=target)
+    manifest = read_source(source, "auto", with_classes(tmp_path))
+    assert manifest.clips["labels"].to_pylist() == labels()
+    assert len(contents(to_clips(manifest.clips)[:2])) == 2
+
+
+@pytest.mark.parametrize(
+    "target",
+    [np.pad(TARGETS, ((0, 0), (0, 1))), TARGETS[:, :2], np.full((NUM_CLIPS, 1), 255, "u1")],
+)
+def test_target_of_other_classes_is_refused(tmp_path: Path, target: np.ndarray[Any, Any]) -> None:
+    source = write_panns(tmp_path / "a.h5", target=target)
+    with refused(source, "no clip in 1", "label CSV 3"):
+        read_source(source, "auto", with_classes(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("balanced_train.h5", "balanced"),
+        ("unbalanced_train/unbalanced_train_part07.h5", "unbalanced"),
+        ("eval.h5", "eval"),
+        ("balanced_train_segments_mp3.hdf", "balanced"),
+        ("unbalanced_train_segments_mp3.hdf", "unbalanced"),
+        ("eval_segments_mp3.hdf", "eval"),
+    ],
+)
+def test_names_that_the_authors_give_imply_the_split(name: str, split: str) -> None:
+    assert split_of(name) == split
+
+
+def test_errors_of_the_storage_are_not_damage(tmp_path: Path) -> None:
+    class Unreachable(io.BytesIO):
+        def readinto(self, buffer: Any, /) -> int:
+            raise error
+
+    pack = Path(write_panns(tmp_path / "a.h5")).read_bytes()
+    for error in (PermissionError(13, "denied"), ConnectionError("reset"), TimeoutError()):
+        with pytest.raises(type(error)):
+            read_audio(Unreachable(pack), [0])
 
 
 def test_samples_without_their_rate_are_refused(tmp_path: Path) -> None:

@@ -465,8 +465,9 @@ def test_audio_is_told_by_content_where_the_suffix_says_nothing(tmp_path: Path) 
     write_files(tmp_path, "cat/g", "cat/h.recording", "cat/i.XYZ", content=sound)
     write_files(tmp_path, "cat/j.npy", "cat/k.txt", "dog/l.png", content=b"no sound at all")
     write_files(tmp_path, "dog/._a.MKV", "dog/.DS_Store", "dog/._m.wav")
+    write_files(tmp_path, "dog/half.webm.part", content=sound)
     manifest = read_source(str(tmp_path), "auto")
     assert sorted(manifest.clips["id"].to_pylist()) == sorted(
         [*audio, "cat/g", "cat/h.recording", "cat/i.XYZ"]
     )
-    assert_notes(manifest.notes, ["left out 6 files", ".npy", ".png", ".txt"])
+    assert_notes(manifest.notes, ["left out 7 files", ".npy", ".part", ".png"])
