@@ -3,6 +3,7 @@
 On one machine its workers find each other by a file in place of a port.
 """
 
+import os
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -77,6 +78,14 @@ class _JoinByFile(TorchConfig().backend_cls):  # type: ignore[misc]
 
 def _join(*, backend: str, store: str, timeout_s: int) -> None:
     context = ray.train.get_context()
+    # As Ray Train does; PyTorch and NCCL choose a GPU by them.
+    os.environ.update(
+        RANK=str(context.get_world_rank()),
+        WORLD_SIZE=str(context.get_world_size()),
+        LOCAL_RANK=str(context.get_local_rank()),
+        LOCAL_WORLD_SIZE=str(context.get_local_world_size()),
+        NODE_RANK=str(context.get_node_rank()),
+    )
     torch.distributed.init_process_group(
         backend,
         init_method=f"file://{store}",
