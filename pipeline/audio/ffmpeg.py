@@ -47,7 +47,7 @@ _FORMATS: dict[Kind, str] = {
     "flv": "flv",
     "mpegts": "mpegts",
 }
-_EXACTLY_TIMED: tuple[Kind, ...] = ("wav", "aiff", "caf", "au", "w64", "sphere", "mp4")
+_EXACTLY_TIMED: tuple[Kind, ...] = ("aiff", "caf", "au", "w64", "sphere", "mp4")
 """Kinds in which a place among plain samples is found to the sample."""
 _SAMPLES_IN_ONE_PART: tuple[Kind, ...] = ("wav", "aiff", "caf", "au", "w64")
 """Kinds of which a part of known length has all samples, or all the rest of the file."""

@@ -71,7 +71,10 @@ def examine(data: bytes) -> Structure:
             raise RejectError("decode", "no samples in it")
         repairs = ("no length in its header",)
         return Structure([_with_length(data, header, available)], repairs=repairs)
-    return Structure([data], is_cut=header.data_bytes > available)
+    size = header.data_bytes - header.data_bytes % max(1, header.frame_bytes)
+    end = header.data_start + header.data_bytes + (header.data_bytes & 1)
+    # Of several parts with samples, decoders read one or another.
+    return Structure([data], is_cut=size > available or data[end : end + 4] == b"data")
 
 
 def _with_length(data: bytes, header: WavHeader, num_bytes: int) -> bytes:

@@ -208,6 +208,7 @@ def wav_with(size: int, after: bytes = b"") -> bytes:
         (wav_with(0x7FFFFFFF), None),
         (wav_with(96_000, after=b"LIST\x04\x00\x00\x00abcd"), None),
         (wav_with(96_000, after=b"rest of a page"), None),
+        (wav_with(96_001), None),
     ],
 )
 def test_odd_wav_gives_all_its_samples(data: bytes, note: str | None) -> None:
@@ -254,6 +255,29 @@ def test_aiff_written_into_a_pipe_by_sox_is_read_to_its_end() -> None:
     size = data.index(b"SSND") + 4
     data[4:8], data[size : size + 4] = b"\x7f\x00\x00\x50", b"\x7f\x00\x00\x08"
     np.testing.assert_array_equal(decode(bytes(data)).samples, expected)
+
+
+def two_parts() -> bytes:
+    """A WAV with its samples in two parts."""
+    data = wav_with(48_000)
+    return data[: 44 + 48_000] + data[36:40] + (48_000).to_bytes(4, "little") + data[-48_000:]
+
+
+@pytest.mark.parametrize("damaged", [wav_with(96_002), two_parts()])
+def test_wav_that_lacks_samples_is_rejected(damaged: bytes) -> None:
+    with pytest.raises(RejectError, match="cut short or damaged"):
+        decode(damaged)
+
+
+def test_stretch_of_a_wav_with_a_wrong_block_size_equals_the_whole() -> None:
+    data = bytearray(encode(sound(), RATE_HZ))
+    data[32:34] = (4).to_bytes(2, "little")
+    whole = decode(bytes(data)).samples
+    np.testing.assert_array_equal(whole, decode(encode(sound(), RATE_HZ)).samples)
+    cut = decode_audio(
+        bytes(data), DecodeSettings(), sample_rate_hz=RATE_HZ, start_s=0.5, end_s=1.25
+    )
+    np.testing.assert_array_equal(cut.samples, whole[16_000:40_000])
 
 
 def test_wav_whose_length_is_0_though_parts_follow_has_no_samples() -> None:
@@ -415,6 +439,27 @@ def test_known_faults_sound_as_in_ffmpeg(
         end_s=end / rate_hz,
     )
     np.testing.assert_array_equal(cut.samples, decoded.samples[start:end])
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov", "matroska", "wav", "avi", "mpegts", "flv"])
+def test_mp3_with_padding_sounds_alike_in_every_container(
+    audio_faults: Path, container: str
+) -> None:
+    data = (audio_faults / "04_shine_no_xing.mp3").read_bytes()
+    moved = io.BytesIO()
+    source: Any
+    target: Any
+    with av.open(io.BytesIO(data)) as source, av.open(moved, "w", format=container) as target:
+        stream = target.add_stream_from_template(source.streams.audio[0])
+        for packet in source.demux(source.streams.audio[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    expected = decode(data, 44_100).samples
+    decoded = decode(moved.getvalue(), 44_100).samples
+    size = min(len(decoded), len(expected))
+    assert size >= len(expected) - 1_152
+    assert_same_sound(decoded[:size], expected[:size], snr_db=100)
 
 
 def test_truncated_flac_is_rejected_only_where_the_clip_reaches_the_cut(audio_faults: Path) -> None:
