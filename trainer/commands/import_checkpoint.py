@@ -26,10 +26,9 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.set,
     )
     how = "matched by name" if result.by_name else "assumed to be in the order of the data set's"
-    print(
-        f"{arguments.out}: {result.num_classes} classes, {how}; {result.num_classes_left_out} more "
-        f"classes of the checkpoint are left out"
-    )
+    num_others = result.num_classes_left_out
+    others = f"; left out {num_others} others of the checkpoint" if num_others else ""
+    print(f"{arguments.out}: {result.num_classes} classes, {how}{others}")
 
 
 STEP = Step(

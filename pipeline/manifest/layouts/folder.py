@@ -4,6 +4,7 @@ Top-level folders named train, validation, test (or val, valid, dev, eval, evalu
 if there are no others; all others are classes. Deeper folders belong to their class.
 """
 
+import re
 from collections import Counter
 from itertools import compress
 from pathlib import PurePosixPath
@@ -16,6 +17,8 @@ from pipeline.manifest.layouts.audio_files import AudioFiles
 from pipeline.manifest.layouts.listing import no_files_error
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
+
+_FOLD = re.compile(r"fold[-_ ]?[0-9]+", re.IGNORECASE)
 
 SPLITS = {
     "train": "train",
@@ -36,7 +39,7 @@ def read(source: str, options: SourceOptions) -> Manifest:
     """List a folder per class; files that are not audio or in no class folder are noted.
 
     Raises:
-        UserError: there is no such folder, it is empty, or all its audio is in no class folder.
+        UserError: there is no such folder, it is empty, or its audio is in no folders of classes.
     """
     prefix = source.rstrip("/") + "/"
     relative = [path.removeprefix(prefix) for path in storage.list_files(source)]
@@ -61,7 +64,25 @@ def read(source: str, options: SourceOptions) -> Manifest:
             "and labels",
         )
     vocabulary = sorted({label for clip in clips for label in clip.labels})
+    _check_classes(source, [clip.id for clip in clips], vocabulary, depth)
     return from_clips(clips, vocabulary, _notes(relative, audio, len(clips)))
+
+
+def _check_classes(source: str, names: list[str], classes: list[str], depth: int) -> None:
+    """Refuse folders that are no classes: one around all others, or folds."""
+    table = "list the files in a table with columns path and labels"
+    if len(classes) == 1 and all(name.count("/") > depth + 1 for name in names):
+        inside = storage.join(source, *names[0].split("/")[: depth + 1])
+        raise UserError(
+            source,
+            f"all {len(names):,} audio files are in folders within {classes[0]!r}, which would be "
+            "their only class",
+            f"name the folder that holds a folder per class, such as {inside}, or {table}",
+        )
+    if classes and all(_FOLD.fullmatch(name) for name in classes):
+        raise UserError(
+            source, f"its folders are folds, not classes: {', '.join(classes[:3])}", table
+        )
 
 
 def _notes(relative: list[str], audio: list[str], num_clips: int) -> list[str]:

@@ -4,8 +4,13 @@
 training. The recordings in `_background_noise_` are left out.
 """
 
+from itertools import compress
+
+import pyarrow as pa
+
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.manifest.layouts.audio_files import AudioFiles
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
 from pipeline.manifest.splits import TRAIN_SPLIT
@@ -37,7 +42,8 @@ def read(source: str, options: SourceOptions) -> Manifest:
         )
     prefix = source.rstrip("/") + "/"
     names = [path.removeprefix(prefix) for path in storage.list_files(source)]
-    wavs = [name for name in names if name.count("/") == 1 and name.endswith(".wav")]
+    is_audio = AudioFiles().mask(pa.array([prefix + name for name in names], pa.string()))
+    wavs = [name for name in compress(names, is_audio.to_pylist()) if name.count("/") == 1]
     words = [name for name in wavs if not name.startswith(_NOISE)]
     clips = [
         Clip(

@@ -31,6 +31,7 @@ SUFFIX = ".tar"
 BUFFER_BYTES = 1 << 14
 """Read at once: a clip's headers and JSON are adjacent, and one request fetches them."""
 
+_OTHER = "left out: members that are neither audio nor JSON, such as labels in KEY.cls"
 _NAME = re.compile(r"(?:\./)?((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 """WebDataset's rule: the extension starts after the first dot of the base name."""
 
@@ -64,6 +65,8 @@ def list_file(
             elif extension == "json":
                 file.seek(member.offset_data)
                 metadata[key] = _metadata(file.read(member.size), problems)
+            else:
+                problems[_OTHER] += 1
     rows = []
     for key, byte_range in byte_ranges.items():
         row = _row(key, byte_range, metadata.get(key, {}), fields, problems)

@@ -431,6 +431,7 @@ def test_other_tar_members_are_skipped_and_noted(tmp_path: Path) -> None:
         manifest.notes,
         ["left out", "key", where],
         ["JSON", where],
+        ["left out", "neither", "3 in 1 files"],
         ["left out", "links", where],
         ["left out", "fold", "start_s", "end_s", where],
         ["2 clips", "label"],

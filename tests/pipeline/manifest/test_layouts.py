@@ -356,6 +356,24 @@ def test_folders_named_after_splits_become_splits(tmp_path: Path) -> None:
     assert_notes(manifest.notes, [1, "class folder"])
 
 
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [
+        # GTZAN and UrbanSound8K, a folder too high; and the latter's folds.
+        (["genres/blues/1.au", "genres/rock/2.au"], [2, "'genres'", "class"]),
+        (["audio/fold1/1.wav", "metadata/a.csv"], [1, "'audio'", "class"]),
+        (["train/clips/dog/1.wav", "test/clips/dog/1.wav"], [2, "'clips'", "class"]),
+        (["fold1/1.wav", "fold10/2.wav"], ["folds", "fold1, fold10"]),
+    ],
+)
+def test_folders_that_are_no_classes_are_refused(
+    tmp_path: Path, names: list[str], values: list[object]
+) -> None:
+    source = write_files(tmp_path, *names)
+    with refused(source, *values, remedy="labels"):
+        read_source(source, "auto")
+
+
 def test_a_class_may_be_called_train_beside_others(tmp_path: Path) -> None:
     manifest = read_source(write_files(tmp_path, "train/1.wav", "tram/2.wav"), "auto")
     assert rows(manifest, "labels", "split") == [(["train"], "train"), (["tram"], "train")]
