@@ -247,7 +247,7 @@ def check_bucket(path: str) -> None:
         return
     where = split(path)
     with explained(f"{where.scheme}://{where.bucket}"):
-        with_retries(_objects().has_objects, path)
+        with_retries(_objects().ask_bucket, path)
 
 
 def object_version(path: str) -> tuple[int, str]:

@@ -123,7 +123,7 @@ def list_objects(path: str) -> Iterator[Page]:
         yield from _all_s3_pages(where, last)
 
 
-def has_objects(path: str) -> None:
+def ask_bucket(path: str) -> None:
     """Ask for one key under a prefix, to see that the bucket answers."""
     with _translated(path) as (store, key):
         next(iter(obstore.list(store, key or None, chunk_size=1)), None)
