@@ -91,7 +91,7 @@ def read_tables(sources: Sequence[str], options: SourceOptions) -> Manifest:
     path = storage.join(paths[0].rpartition("/")[0], "labels.txt")
     in_use = sorted({label for clip in clips for label in clip.labels})
     vocabulary = read_labels(path) if storage.exists(path) else in_use
-    notes += _note_other_separators(clips, options.separator)
+    notes += _note_other_separators(clips, options.separator) + _note_leaks(clips)
     return note_unlabelled(from_clips(clips, vocabulary, notes), ", ".join(paths))
 
 
@@ -286,6 +286,19 @@ def _clip(row: dict[str, str], base: str, options: SourceOptions, where: str) ->
             where, f"start_s is {start_s}, end_s {end_s}; expected 0 <= start_s < end_s"
         )
     return clip
+
+
+def _note_leaks(clips: Sequence[Clip]) -> list[str]:
+    """A note on audio that is in several splits."""
+    split_of: dict[tuple[str, float | None, float | None], str] = {}
+    leaks = [
+        clip.uri
+        for clip in clips
+        if split_of.setdefault((clip.uri, clip.start_s, clip.end_s), clip.split) != clip.split
+    ]
+    if not leaks:
+        return []
+    return [f"{len(leaks):,} clips are in another split, too, such as {leaks[0]}"]
 
 
 def _note_other_separators(clips: Sequence[Clip], separator: str) -> list[str]:

@@ -17,25 +17,32 @@ def read(source: str, options: SourceOptions) -> Manifest:
     """List a folder in ESC-50's layout.
 
     Raises:
-        UserError: `meta/esc50.csv` is missing, lacks a column, has an invalid number, or numbers
-            the classes inconsistently.
+        UserError: `meta/esc50.csv` is missing, lacks a column, has an empty cell or an invalid
+            number, or numbers the classes inconsistently.
     """
     meta = storage.join(source, *META_PATH)
-    rows = [row for _, row in read_rows(meta, required=_COLUMNS)]
-    try:
-        classes = sorted({(int(row["target"]), row["category"]) for row in rows})
-        clips = [
+    targets: set[tuple[int, str]] = set()
+    clips = []
+    for line, row in read_rows(meta, required=_COLUMNS):
+        where = f"{meta}, line {line}"
+        empty = next((name for name in ("filename", "category") if not row[name]), None)
+        if empty:
+            raise UserError(where, f"the {empty} is empty")
+        try:
+            targets.add((int(row["target"]), row["category"]))
+            fold = int(row["fold"])
+        except ValueError as error:
+            raise UserError(where, f"fold and target must be whole numbers ({error})") from error
+        clips.append(
             Clip(
                 id=row["filename"].rpartition(".")[0] or row["filename"],
                 uri=storage.join(source, "audio", row["filename"]),
                 labels=(row["category"],),
                 split=options.split,
-                fold=int(row["fold"]),
+                fold=fold,
             )
-            for row in rows
-        ]
-    except ValueError as error:
-        raise UserError(meta, f"fold and target must be whole numbers ({error})") from error
+        )
+    classes = sorted(targets)
     if len({target for target, _ in classes}) != len({category for _, category in classes}):
         raise UserError(meta, "a class has two numbers, or a number two classes")
     return from_clips(clips, [category for _, category in classes])

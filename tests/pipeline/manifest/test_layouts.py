@@ -80,8 +80,10 @@ def test_esc50_keeps_the_order_of_the_class_numbers(tmp_path: Path) -> None:
             ["no column target", "filename, fold, category"],
         ),
         ("", "esc50.csv", ["no column filename, fold, target, category"]),
-        (META + "a.wav,one,0,dog,,,\n", "esc50.csv", ["fold", "target", "'one'"]),
-        (META + "a.wav,1,,dog,,,\n", "esc50.csv", ["fold", "target", "''"]),
+        (META + ",1,0,dog,,,\n", "esc50.csv, line 2", ["filename", "empty"]),
+        (META + "\na.wav,1,0,,,,\n", "esc50.csv, line 3", ["category", "empty"]),
+        (META + "a.wav,one,0,dog,,,\n", "esc50.csv, line 2", ["fold", "target", "'one'"]),
+        (META + "a.wav,1,,dog,,,\n", "esc50.csv, line 2", ["fold", "target", "''"]),
         (META + "a.wav,1,0,dog,,,\nb.wav,1,0,cat,,,\n", "esc50.csv", ["class", "two"]),
         (META + "a.wav,1,0,dog,,,\nb.wav,1,1,dog,,,\n", "esc50.csv", ["class", "two"]),
         (META, "", ["no clip", "'esc50'"]),
@@ -197,6 +199,12 @@ def test_lists_of_labels_with_another_separator_are_noted(tmp_path: Path) -> Non
     manifest = read_source(source, "auto", SourceOptions(separator="|"))
     assert manifest.labels == ("cat", "dog", "rain")
     assert not manifest.notes
+
+
+def test_audio_in_two_splits_is_noted(tmp_path: Path) -> None:
+    text = "path,labels,id,split,end_s\na.wav,dog,1,train,\na.wav,dog,2,test,\nb.wav,dog,3,test,1\n"
+    source = write_table(tmp_path / "clips.csv", text + "b.wav,dog,4,train,2\n")
+    assert_notes(read_source(source, "auto").notes, ["1 clips", "another split", "a.wav"])
 
 
 def test_each_of_several_tables_needs_a_split(tmp_path: Path) -> None:
