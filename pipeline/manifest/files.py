@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.manifest.checks import check
 from pipeline.manifest.coverage import Coverage
 from pipeline.manifest.manifest import SCHEMA, Manifest, default_value, labels_in_use
+from pipeline.manifest.text_files import read_text
 
 _REQUIRED = ("id", "uri", "labels")
 _METADATA_KEY = b"ast_ray.manifest"
@@ -79,12 +80,7 @@ def read_manifest(path: str) -> Manifest:
 
 def read_labels(path: str) -> tuple[str, ...]:
     """A vocabulary from a text file, one label a line, in the order of the classes."""
-    try:
-        lines = storage.read_bytes(path).decode("utf-8-sig").splitlines()
-    except FileNotFoundError as error:
-        raise UserError(path, "no such file", "it should hold one label a line") from error
-    except UnicodeDecodeError as error:
-        raise UserError(path, f"not UTF-8 text ({error.reason})") from error
+    lines = read_text(path, "it should hold one label a line").splitlines()
     labels = tuple(line.strip() for line in lines if line.strip())
     if len(set(labels)) != len(labels):
         repeated = next(label for label in labels if labels.count(label) > 1)

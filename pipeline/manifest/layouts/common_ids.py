@@ -10,11 +10,11 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest.coverage import CommonClips
 from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES
 from pipeline.manifest.manifest import SCHEMA, Manifest
+from pipeline.manifest.text_files import read_text
 
 _SUFFIX = re.compile(rf"({'|'.join(map(re.escape, sorted(AUDIO_SUFFIXES)))})$", re.IGNORECASE)
 _HEADERS = {"id", "ytid", "youtube_id", "video_id", "segment_id", "name", "file", "filename"}
@@ -44,12 +44,7 @@ def mark_common(manifest: Manifest, path: str) -> Manifest:
 
 
 def _read_ids(path: str) -> set[str]:
-    try:
-        text = storage.read_bytes(path).decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(path, "no such file", "give a file with one id per line") from error
-    except UnicodeDecodeError as error:
-        raise UserError(path, f"not UTF-8 text ({error.reason})") from error
+    text = read_text(path, "give a file with one id per line")
     cells = [re.split("[,\t]", line, maxsplit=1)[0].strip(' "') for line in text.splitlines()]
     ids = [_SUFFIX.sub("", cell) for cell in cells if cell and not cell.startswith("#")]
     if ids and ids[0].lower() in _HEADERS:

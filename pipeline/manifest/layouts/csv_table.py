@@ -13,7 +13,6 @@ Several tables make one manifest, each with a split before it if it has no colum
 vocabulary and the order of the classes; without it the labels are sorted.
 """
 
-import codecs
 import csv
 import io
 import math
@@ -31,6 +30,7 @@ from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES
 from pipeline.manifest.layouts.options import SourceOptions, split_and_table
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
 from pipeline.manifest.splits import check_split
+from pipeline.manifest.text_files import read_text
 
 TABLE = "table"
 """In a pattern, the name of the table without its suffix."""
@@ -102,7 +102,7 @@ def read_rows(path: str, *, required: Sequence[str]) -> Rows:
         UserError: no such file, not text, a quote is left open, a required column is missing, two
             have the same name, or a row has more or fewer cells than the header.
     """
-    text = _read_text(path)
+    text = read_text(path)
     delimiter = _delimiter(text, path)
     records = _records(text, delimiter, path)
     _, columns = next(records, (1, []))
@@ -110,7 +110,9 @@ def read_rows(path: str, *, required: Sequence[str]) -> Rows:
     missing = [name for name in required if name not in columns]
     if missing:
         raise UserError(
-            path, f"no column {', '.join(missing)}", f"it has {', '.join(columns) or 'none'}"
+            path,
+            f"no column {', '.join(missing)}",
+            f"it has {', '.join(columns) or 'none'}{_how_to_name(missing)}",
         )
     repeated = next((name for name in columns if name and columns.count(name) > 1), None)
     if repeated:
@@ -161,15 +163,9 @@ def _rows(
     return rows
 
 
-def _read_text(path: str) -> str:
-    try:
-        data = storage.read_bytes(path)
-        is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        return data.decode("utf-16" if is_utf16 else "utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(path, "no such file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(path, f"not UTF-8 text ({error.reason})") from error
+def _how_to_name(missing: Sequence[str]) -> str:
+    ours = [name for name in missing if name in COLUMNS]
+    return f"; name the right one with --column {ours[0]}=NAME" if ours else ""
 
 
 def _in_our_case(columns: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -210,7 +206,7 @@ def _read_table(path: str, columns: Mapping[str, str]) -> _Table:
         raise UserError(
             f"--column {unknown[0]}=...", f"unknown column; known are {', '.join(COLUMNS)}"
         )
-    text = _read_text(path)
+    text = read_text(path)
     delimiter = _delimiter(text, path)
     first = next(_records(text, delimiter, path), (1, []))[1]
     has_header = not _is_clip(first, columns)

@@ -296,6 +296,21 @@ def test_missing_or_binary_csv_is_refused(tmp_path: Path) -> None:
         read_source(str(tmp_path / "clips.csv"), "auto")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_text_beside_a_table_may_be_in_utf_16(tmp_path: Path, encoding: str) -> None:
+    source = write_table(tmp_path / "clips.csv", "path,labels\na.wav,dog\n")
+    (tmp_path / "labels.txt").write_text("rain\ndog\n", encoding=encoding)
+    (tmp_path / "ids.txt").write_text("a\n", encoding=encoding)
+    manifest = read_source(source, "auto", SourceOptions(common_ids=str(tmp_path / "ids.txt")))
+    assert manifest.labels == ("rain", "dog")
+    assert manifest.clips["common"].to_pylist() == [True]
+    for name in ("clips.csv", "labels.txt"):
+        (tmp_path / name).write_text("path,labels\na.wav,dog\n", encoding="utf-16-le")
+        with refused(tmp_path / name, "null", remedy="UTF-8"):
+            read_source(source, "auto")
+        write_table(tmp_path / "clips.csv", "path,labels\na.wav,dog\n")
+
+
 def test_csv_columns_can_be_renamed(tmp_path: Path) -> None:
     text = 'fname,tags,mids,split,part one\n64760,"Bark, Dog",/m/b,val,3\n2,Cat,/m/c,train,1\n'
     source = write_table(tmp_path / "meta" / "dev.csv", text)
