@@ -257,7 +257,7 @@ def test_passing_faults_change_nothing_on_ray(
 @pytest.mark.parametrize(
     ("faults", "named"),
     [
-        (Faults(share=1.0, kinds=("slow down",), after=150), "SlowDown"),
+        (Faults(share=1.0, kinds=("slow down",), after=40), "SlowDown"),
         (Faults(share=1.0, kinds=("slow down",), only="PUT .*checkpoints"), "SlowDown"),
         (Faults(share=1.0, kinds=("denied",), only="GET .*shards"), "AccessDenied"),
     ],
