@@ -38,6 +38,8 @@ COLUMNS = ("path", "labels", "id", "split", "fold", "start_s", "end_s")
 _IN_BRACES = re.compile(r"\{([^{}]*)\}")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _MAX_FOLD = 2**31 - 1
+_EXCELS_SIGN = "sep="
+"""Excel writes `sep=;` before the header."""
 _QUOTED = re.compile(r'"[^"]*"')
 
 Rows = list[tuple[int, dict[str, str]]]
@@ -137,7 +139,7 @@ def _records(text: str, delimiter: str, path: str) -> Iterator[tuple[int, list[s
     try:
         for cells in reader:
             trimmed = [cell.strip() for cell in cells]
-            if trimmed not in ([], [""]):
+            if trimmed not in ([], [""]) and trimmed[0] != _EXCELS_SIGN:
                 yield line, trimmed
             line = reader.line_num + 1
     except csv.Error as error:
@@ -186,6 +188,8 @@ def _delimiter(text: str, path: str) -> str:
         return "\t"
     lines = (line for line in text.splitlines() if line.strip())
     bare = _QUOTED.sub("", next(lines, ""))
+    if bare.startswith(_EXCELS_SIGN) and bare != _EXCELS_SIGN:
+        return bare[len(_EXCELS_SIGN)]
     signs = [sign for sign in ",\t;|" if any(map(_is_known, bare.split(sign)[:-1]))]
     return max(signs or ",\t;|", key=bare.count)
 

@@ -183,6 +183,7 @@ def test_names_of_columns_may_be_in_any_case(tmp_path: Path) -> None:
         ("a.wav;dog, wet\n", "dog, wet"),
         ("path;labels;a, b, c, d\na.wav;dog, wet;\n", "dog, wet"),
         ("path|labels\na.wav|dog, wet\n", "dog, wet"),
+        ("sep=;\r\npath;labels\r\na.wav;dog, wet\r\n", "dog, wet"),
     ],
 )
 def test_cells_are_separated_by_the_sign_beside_a_known_one(
