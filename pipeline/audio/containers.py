@@ -61,6 +61,8 @@ _MAGICS: tuple[tuple[int, bytes, Kind], ...] = (
 
 _UNKNOWN_AIFF_BYTES = 0x7F000000
 """SoX writes a little more where it does not know the length yet."""
+_LEAST_CONTROL = 9
+"""Text has no smaller byte."""
 _MORE_BYTES = "bytes after its last known part"
 
 _MP4_BOXES = frozenset(
@@ -82,7 +84,8 @@ _MATROSKA_IDS = _MATROSKA_PARENTS | frozenset(
 def kind_of(data: bytes) -> Kind | None:
     """The kind of file; None if it is no known kind of audio file."""
     for offset, magic, kind in _MAGICS:
-        if data.startswith(magic, offset):
+        # Text may have the name of an MP4's part, but not the length before it.
+        if data.startswith(magic, offset) and (kind != "mp4" or data[0] < _LEAST_CONTROL):
             return kind
     if video.is_transport_stream(data):
         return "mpegts"

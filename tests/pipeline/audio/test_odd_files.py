@@ -385,6 +385,12 @@ def test_bytes_behind_the_last_part_do_no_harm(container: str, codec: str, after
     assert decoded.repaired == "bytes after its last known part"
 
 
+@pytest.mark.parametrize("text", ["The free encyclopedia", "Not skip this", "so, wide and far"])
+def test_text_is_no_mp4(text: str) -> None:
+    with pytest.raises(RejectError, match="no known kind"):
+        decode(text.encode() * 10)
+
+
 def amr(num_frames: int) -> bytes:
     """Speech frames of 4.75 kbit/s with arbitrary content."""
     rng = np.random.default_rng(0)
