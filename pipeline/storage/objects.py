@@ -17,7 +17,7 @@ from obstore.exceptions import BaseError, InvalidPathError
 
 from pipeline.storage.faults import ObjectStoreError, with_retries
 from pipeline.storage.paths import ObjectPath, is_usable_key, split
-from pipeline.storage.stores import connect, request_payer, s3_client
+from pipeline.storage.stores import connect, request_payer, s3_file_system
 
 _PART_BYTES = 16 * 2**20
 """Larger objects are written in parts of this size, ten at a time."""
@@ -152,16 +152,15 @@ def _pages(path: str, where: ObjectPath) -> Iterator[Any]:
 
 
 def _has_rooted_keys(where: ObjectPath) -> bool:
-    return bool(_s3_page(s3_client(), where.bucket, "/", "", 1)["KeyCount"])
+    return bool(_s3_page(s3_file_system(), where.bucket, "/", "", 1)["KeyCount"])
 
 
 def _all_s3_pages(where: ObjectPath, last: str) -> Iterator[Page]:
-    """Pages of a listing by botocore, which takes any key; begins after the key `last`."""
-    client = s3_client()
+    """Pages of a listing by s3fs, which takes any key; begins after the key `last`."""
+    remote = s3_file_system()
     prefix = f"{where.key}/" if where.key else ""
     while True:
-        arguments = (client, where.bucket, prefix, last, _KEYS_PER_PAGE)
-        answer = with_retries(_s3_page, *arguments)
+        answer = with_retries(_s3_page, remote, where.bucket, prefix, last, _KEYS_PER_PAGE)
         items = [(item["Key"], item["Size"]) for item in answer.get("Contents", [])]
         usable = [item for item in items if is_usable_key(item[0].removesuffix("/"))]
         unusable = [key for key, _ in items if not is_usable_key(key.removesuffix("/"))]
@@ -171,15 +170,16 @@ def _all_s3_pages(where: ObjectPath, last: str) -> Iterator[Page]:
         last = items[-1][0]
 
 
-def _s3_page(client: Any, bucket: str, prefix: str, last: str, max_keys: int) -> Any:
+def _s3_page(remote: Any, bucket: str, prefix: str, last: str, max_keys: int) -> Any:
     where = {"Bucket": bucket, "Prefix": prefix, "StartAfter": last, "MaxKeys": max_keys}
     try:
-        return client.list_objects_v2(**where, **request_payer())
-    except ClientError as error:
-        status, code = error.response["ResponseMetadata"]["HTTPStatusCode"], error.response["Error"]
-        raise _error(f"s3://{bucket}", error, int(status), code.get("Code", "")) from error
-    except HTTPClientError as error:
-        raise _error(f"s3://{bucket}", error, 0, "") from error
+        return remote.call_s3("list_objects_v2", **where, **request_payer())
+    except (OSError, HTTPClientError) as error:
+        status, code, answer = 0, "", error.__cause__
+        if isinstance(answer, ClientError):
+            status = int(answer.response["ResponseMetadata"]["HTTPStatusCode"])
+            code = answer.response["Error"].get("Code", "")
+        raise _error(f"s3://{bucket}", answer or error, status, code) from error
 
 
 def _page(where: ObjectPath, items: list[tuple[str, int]], unusable: list[str]) -> Page:
@@ -221,7 +221,7 @@ def _translated(path: str) -> Iterator[tuple[Any, str]]:
         raise answer from error
 
 
-def _error(path: str, error: Exception, status: int, code: str) -> ObjectStoreError:
+def _error(path: str, error: BaseException, status: int, code: str) -> ObjectStoreError:
     where = split(path)
     connection = connect(where.scheme, where.bucket)
     # What follows is for the developers of obstore.

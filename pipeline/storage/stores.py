@@ -1,4 +1,4 @@
-"""Connections to buckets of S3, Google Cloud Storage and Azure, by obstore.
+"""Connections to buckets of S3, Google Cloud Storage and Azure, by obstore, and for S3 by s3fs.
 
 In: a scheme and a bucket, and the user's variables and configuration files. For S3, botocore reads
 these as the AWS command line does: endpoint, region, profile and credentials, from variables and
@@ -14,8 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import botocore.session
-from botocore import UNSIGNED
-from botocore.config import Config
+import s3fs
 from obstore.store import AzureStore, GCSStore, S3Store
 
 CONNECT_TIMEOUT_S = 10
@@ -70,24 +69,26 @@ def connect(scheme: str, bucket: str) -> Connection:
     return Connection(store=AzureStore(bucket, **options), endpoint=endpoint or "Azure")
 
 
-def s3_client() -> Any:
-    """A botocore client, set up by the user's AWS variables and files."""
+def s3_file_system() -> Any:
+    """s3fs, set up by the user's AWS variables and files, for requests that obstore cannot make."""
     session = botocore.session.get_session()
-    is_anonymous = _is_set(_UNSIGNED["s3"]) or session.get_credentials() is None
-    return session.create_client(
-        "s3",
-        region_name=session.get_config_variable("region") or "us-east-1",
-        config=Config(
-            connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=READ_TIMEOUT_S,
-            retries={"total_max_attempts": MAX_RETRIES, "mode": "standard"},
-            **({"signature_version": UNSIGNED} if is_anonymous else {}),
-        ),
+    remote = s3fs.S3FileSystem(
+        anon=_is_set(_UNSIGNED["s3"]) or session.get_credentials() is None,
+        client_kwargs={"region_name": _region(session)},
+        config_kwargs={
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+            "retries": {"total_max_attempts": MAX_RETRIES, "mode": "standard"},
+        },
+        skip_instance_cache=True,  # it would go on with the settings of its first use
     )
+    # Its retries would multiply with botocore's.
+    remote.retries = 1
+    return remote
 
 
 def request_payer() -> dict[str, str]:
-    """The argument of botocore's requests where the reader of a bucket pays for them."""
+    """The argument of S3's requests where the reader of a bucket pays for them."""
     payer = os.environ.get("AWS_REQUEST_PAYER", "").lower()
     return {"RequestPayer": "requester"} if payer in ("requester", "true", "1") else {}
 
@@ -95,7 +96,7 @@ def request_payer() -> dict[str, str]:
 def _connect_s3(bucket: str) -> Connection:
     session = botocore.session.get_session()
     has_credentials = session.get_credentials() is not None
-    meta = s3_client().meta
+    meta = session.create_client("s3", region_name=_region(session)).meta
     address = urlsplit(meta.endpoint_url)
     is_aws = (address.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
     style = (meta.config.s3 or {}).get("addressing_style", "auto")
@@ -126,6 +127,10 @@ def _connect_s3(bucket: str) -> Connection:
         endpoint="AWS" if is_aws else meta.endpoint_url,
         is_anonymous=not has_credentials,
     )
+
+
+def _region(session: Any) -> str:
+    return session.get_config_variable("region") or "us-east-1"
 
 
 def _is_set(variable: str) -> bool:
