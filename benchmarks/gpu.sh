@@ -4,8 +4,8 @@
 #   sh benchmarks/gpu.sh             every part
 #   sh benchmarks/gpu.sh loop steps  these parts alone
 #
-# Needs torch, torchaudio, timm, transformers, pyarrow, pytest and what the core imports (pydantic; for
-# xxhash, audio miniaudio, soundfile, soxr and PyAV), but neither Ray nor a network; torchao for FP8. Run it in
+# Needs torch, torchaudio, timm, transformers, pyarrow, pytest and what the core imports (pydantic,
+# xxhash; for audio miniaudio, soundfile, soxr and PyAV), but neither Ray nor a network; torchao for FP8. Run it in
 # the project's root. Every part has a time limit; figures measured by then are kept. At the end all
 # figures are printed as one table and written to $OUT/figures.json (OUT: build/gpu unless set). The
 # exit status is 1 if a part failed.
