@@ -21,9 +21,12 @@ from pipeline.errors import (
     first_line,
     one_line,
 )
+from pipeline.manifest.layouts.hdf5_audio import DamagedPackError
+from pipeline.shards.fetch import DamagedContainerError
 from pipeline.shards.plan import DamagedPlanError
 from pipeline.storage.documents import DocumentError
-from pipeline.storage.faults import NoRegularFileError, TooLargeError
+from pipeline.storage.faults import NoRegularFileError, ObjectStoreError, TooLargeError
+from pipeline.storage.paths import UnusableKeyError
 from trainer.training.divergence import DivergedError
 
 
@@ -69,6 +72,17 @@ ERRORS = [
     UnreachableError("http://head:8265", "no job server answers", "check --address"),
     DocumentError("mean: Field required"),
     NoRegularFileError(22, "not a regular file", "pipe"),
+    DamagedContainerError("truncated file"),
+    DamagedPackError("truncated file"),
+    UnusableKeyError("a//b: an empty segment"),
+    ObjectStoreError(
+        "s3://lab/a",
+        status=503,
+        code="SlowDown",
+        text="reduce your request rate",
+        endpoint="AWS",
+        is_anonymous=False,
+    ),
 ]
 
 
