@@ -570,7 +570,7 @@ def test_nonfinite_loss_ends_the_run(
     """The run resumes once from a checkpoint and then ends."""
     run = str(tmp_path)
     recipe = tiny_recipe(
-        schedule={"lr": 1e30, "warmup_steps": 0}, train=OFTEN | {"max_bad_steps": 3}
+        schedule={"lr": 1e6, "warmup_steps": 0}, train=OFTEN | {"max_bad_steps": 3}
     )
     with refused(run, "3 skipped", "schedule.lr", type=DivergedError, remedy="--out"):
         start(recipe, dataset, run)
