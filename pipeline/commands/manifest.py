@@ -6,7 +6,7 @@ from typing import get_args, get_type_hints
 
 from pipeline.commands.step import Step, pair, path
 from pipeline.manifest.layouts.names import LAYOUTS
-from pipeline.manifest.layouts.options import SourceOptions, split_and_table
+from pipeline.manifest.layouts.options import SourceOptions, split_and_path
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +82,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def source(text: str) -> str:
     """`PATH` or `SPLIT=PATH`, with an absolute path."""
-    split, table = split_and_table(text)
+    split, table = split_and_path(text)
     return path(text) if split is None or Path(text).exists() else f"{split}={path(table)}"
 
 

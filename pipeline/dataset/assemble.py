@@ -59,7 +59,7 @@ def is_intact(card: Card, output: str) -> bool:
 
 
 def any_is_back(rejects: Iterable[Reject]) -> bool:
-    """Whether a file that was missing or refused can be asked for now."""
+    """Whether a file that was missing or refused is there now."""
 
     def is_there(uri: str) -> bool:
         try:
@@ -84,8 +84,7 @@ def finished_parts(
         plan: the shards.
         output: the data set's folder.
         retry_rejects: treat shards with rejected clips as unfinished.
-        look_again: treat shards as unfinished whose clips were rejected for files that were missing
-            or refused, and are not any more.
+        look_again: treat shards as unfinished if files that were missing or refused are there now.
         damaged: shards that `verify` found damaged.
     """
     sizes = storage.file_sizes(output)

@@ -59,7 +59,7 @@ def read_summary(dataset_path: str) -> PrepareSummary | None:
 
 
 def is_damaged(dataset_path: str) -> bool:
-    """Whether it is there, but cannot be read."""
+    """Whether a data set has a summary that cannot be read."""
     try:
         storage.parse_document(storage.read_bytes(storage.join(dataset_path, NAME)), PrepareSummary)
     except FileNotFoundError:

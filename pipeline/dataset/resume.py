@@ -1,6 +1,5 @@
 """What an earlier run of `prepare` left, and whether this one can resume it."""
 
-import re
 from dataclasses import asdict, dataclass
 
 from pipeline import storage
@@ -10,7 +9,6 @@ from pipeline.shards.parts import part_path, work_folder
 from pipeline.shards.plan import Plan, ShardSpec, differences
 from pipeline.shards.settings import PrepareSettings
 
-_UNFINISHED_TAR = re.compile(r"\.[A-Za-z0-9_-]+-\d{5,}\.tar\.\d+\.[0-9a-f]{8}")
 _MAX_IDS_SHOWN = 5
 """Ids in a message."""
 
@@ -75,10 +73,10 @@ def discard_parts(specs: list[ShardSpec], output: str) -> None:
 
 
 def remove_unfinished(output: str) -> None:
-    """Remove partial tars that killed processes left; on S3 there are none."""
+    """Remove partial tars that killed processes left; in a bucket there are none."""
     if not storage.is_remote(output):
         for path in storage.list_files(storage.join(output, "shards")):
-            if _UNFINISHED_TAR.fullmatch(path.rpartition("/")[2]):
+            if storage.UNFINISHED.fullmatch(path.rpartition("/")[2]):
                 storage.remove(path)
 
 

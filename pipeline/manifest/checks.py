@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 from pipeline.errors import UserError
 from pipeline.manifest.manifest import Manifest, labels_in_use
 from pipeline.manifest.splits import check_split
-from pipeline.storage.paths import SCHEMES
+from pipeline.storage.paths import SCHEMES, UNUSABLE_KEY
 
-_URI = rf"^(/|({'|'.join(SCHEMES)})://[^/]+/)."
-_UNUSABLE_KEY = r"^[a-z0-9]+://[^/]+/(.*/)?\.{0,2}(/|$)"
+_BUCKET = rf"^({'|'.join(SCHEMES)})://[^/]+/"
+_URI = rf"(^/|{_BUCKET})."
 _MAX_S = 1e9
 """Longer than any recording."""
 
@@ -38,8 +38,12 @@ def check(manifest: Manifest, path: str) -> None:
     _refuse(clips, pc.invert(is_absolute), "uri", expected, path)
     unprintable = pc.match_substring_regex(clips["uri"], "[[:cntrl:]]")
     _refuse(clips, unprintable, "uri", "without line ends and other control characters", path)
-    unusable = pc.match_substring_regex(clips["uri"], _UNUSABLE_KEY)
-    _refuse(clips, unusable, "uri", "a key without empty, . and .. segments", path)
+    is_remote = pc.match_substring_regex(clips["uri"], _BUCKET)
+    keys = pc.replace_substring_regex(clips["uri"], _BUCKET, "")
+    unusable = pc.match_substring_regex(keys, UNUSABLE_KEY)
+    _refuse(
+        clips, pc.and_(is_remote, unusable), "uri", "a key without empty, . and .. segments", path
+    )
     _check_ids(clips["id"], path)
     _check_labels(clips, manifest.labels, path)
     for split in pc.unique(clips["split"]).to_pylist():

@@ -30,7 +30,7 @@ def write_coverage_page(path: str, coverage: Coverage, title: str) -> None:
     """Write the page of a source's coverage.
 
     Args:
-        path: the page, local or s3://.
+        path: the page, local or in a bucket.
         coverage: the counts.
         title: the name of the data.
     """

@@ -51,7 +51,7 @@ def write_dataset_page(dataset_path: str) -> str:
     """Write the page of a prepared data set into its folder.
 
     Args:
-        dataset_path: the folder, local or s3://.
+        dataset_path: the folder, local or in a bucket.
 
     Returns:
         The path of the page.

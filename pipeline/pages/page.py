@@ -29,7 +29,7 @@ def write_page(
     """Render a page and write it.
 
     Args:
-        path: the page, local or s3://.
+        path: the page, local or in a bucket.
         template: a file that extends `base.html.jinja`.
         values: what it shows, by the names in the template.
         plots: its figures; None in place of a figure without data.

@@ -59,7 +59,7 @@ def conform(value: object, kind: type[Document]) -> Document:
     try:
         text = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise DocumentError(f"has values that JSON has not ({first_line(error)})") from error
+        raise DocumentError(f"has values that JSON cannot hold ({first_line(error)})") from error
     return parse_document(text, kind)
 
 

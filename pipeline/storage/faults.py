@@ -46,7 +46,12 @@ _CREDENTIALS = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     "az": "AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY",
 }
-_ENDPOINT = {"s3": "AWS_ENDPOINT_URL", "gs": "GOOGLE_BASE_URL", "az": "AZURE_STORAGE_ENDPOINT"}
+ENDPOINT_VARIABLES = {
+    "s3": "AWS_ENDPOINT_URL",
+    "gs": "GOOGLE_BASE_URL",
+    "az": "AZURE_STORAGE_ENDPOINT",
+}
+"""Name another address than the provider's own."""
 
 
 class ObjectStoreError(Exception):
@@ -143,7 +148,7 @@ def _explain_answer(error: ObjectStoreError) -> tuple[str, str]:
         return "the bucket does not exist", "check its name and the endpoint"
     if error.is_refusal and error.is_anonymous:
         return (
-            f"no credentials found, and {error.endpoint} refuses requests without ({answer})",
+            f"no credentials found, and {error.endpoint} refuses unsigned requests ({answer})",
             f"set {_CREDENTIALS[scheme]} or AWS_PROFILE",
         )
     if error.is_refusal:
@@ -152,14 +157,20 @@ def _explain_answer(error: ObjectStoreError) -> tuple[str, str]:
             f"check {_CREDENTIALS[scheme]} and the bucket's policy at {error.endpoint}",
         )
     if error.status in (301, 307, 308):
-        return f"{error.endpoint} has it in another region", "set AWS_REGION to the bucket's"
+        return (
+            f"{error.endpoint} has the bucket in another region",
+            "set AWS_REGION to the bucket's",
+        )
     if error.status:
         retried = ", even after retries" if error.may_pass else ""
         return f"the storage at {error.endpoint} answered {answer}{retried}", ""
     if "body error" in error.text or "response body" in error.text:
         return f"responses of {error.endpoint} stay truncated after retries", "check the network"
     if "error sending request" in error.text or "timed out" in error.text:
-        return f"no answer from {error.endpoint}", f"check {_ENDPOINT[scheme]} and the network"
+        return (
+            f"no answer from {error.endpoint}",
+            f"check {ENDPOINT_VARIABLES[scheme]} and the network",
+        )
     return f"cannot use {error.endpoint}: {error.text}", ""
 
 

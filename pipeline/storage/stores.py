@@ -17,6 +17,8 @@ import botocore.session
 import s3fs
 from obstore.store import AzureStore, GCSStore, S3Store
 
+from pipeline.storage.faults import ENDPOINT_VARIABLES
+
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 20
 """Longest silence, not longest download."""
@@ -33,7 +35,6 @@ _UNSIGNED = {
     "gs": "GOOGLE_SKIP_SIGNATURE",
     "az": "AZURE_SKIP_SIGNATURE",
 }
-_EMULATORS = {"gs": "GOOGLE_BASE_URL", "az": "AZURE_STORAGE_ENDPOINT"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +59,7 @@ def connect(scheme: str, bucket: str) -> Connection:
     """
     if scheme == "s3":
         return _connect_s3(bucket)
-    endpoint = os.environ.get(_EMULATORS[scheme], "")
+    endpoint = os.environ.get(ENDPOINT_VARIABLES[scheme], "")
     options = _options(endpoint)
     if _is_set(_UNSIGNED[scheme]):
         options["skip_signature"] = True

@@ -31,8 +31,10 @@ def memory_group(limit_bytes: int) -> Iterator[Path]:
                 (folder / limit).write_text(str(limit_bytes))
             except OSError as error:
                 pytest.skip(f"no control group can be made here ({error})")
-            yield folder
-            _remove(folder)
+            try:
+                yield folder
+            finally:
+                _remove(folder)
             return
     pytest.skip("no control groups for memory here")
 

@@ -32,7 +32,7 @@ def read_weights(path: str, like: Mapping[str, Any]) -> AstCheckpoint | State:
 
     Args:
         path: a run folder (its newest checkpoint); a folder of transformers or one that `export`
-            wrote; or a `.safetensors`, `.pth`, `.pt` or `.bin` file. Local or `s3://`.
+            wrote; or a `.safetensors`, `.pth`, `.pt` or `.bin` file. Local or in a bucket.
         like: settings of the recipe's model: the patch grid, if neither the shapes nor the name of
             an authors' file tell it.
 

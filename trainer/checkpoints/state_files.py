@@ -55,8 +55,8 @@ def read_state(path: str) -> State:
     Wrapper prefixes such as `module.` are removed if all names have them.
 
     Args:
-        path: local or `s3://`. Files other than `.safetensors` hold a state dict saved by torch, or
-            a dict with the state dict under "model" or "state_dict".
+        path: local or in a bucket. Files other than `.safetensors` hold a state dict saved by
+            torch, or a dict with the state dict under "model" or "state_dict".
 
     Raises:
         UserError: the file is missing, has another suffix, is damaged, or holds other objects than

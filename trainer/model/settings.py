@@ -23,9 +23,9 @@ class ModelSettings:
     """Start from the backbone's ImageNet weights, which timm fetches from Hugging Face's hub or
     takes from its cache (HF_HUB_OFFLINE=1: only from there); false: from random weights."""
     weights_file: str = ""
-    """Weights to start from instead of timm's download, local or s3://: the backbone's timm state
-    dict (.safetensors, .pth, .pt); or a whole AST: a run folder, an exported folder, a folder of
-    transformers or a .pth of the AST authors. An AST must have as many mel bins, and the same
+    """Weights to start from instead of timm's download, local or in a bucket: the backbone's timm
+    state dict (.safetensors, .pth, .pt); or a whole AST: a run folder, an exported folder, a folder
+    of transformers or a .pth of the AST authors. An AST must have as many mel bins, and the same
     patch_frequency and patch_time; its positional embedding is adapted to other strides and
     lengths, and its head is kept if it knows all of the classes. Empty: none."""
     patch_frequency: int = 16

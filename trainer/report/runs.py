@@ -1,6 +1,6 @@
 """Reads run folders for the report.
 
-In: folders of runs, ensembles and cross-validations, local or s3://, finished or not. Out: a
+In: folders of runs, ensembles and cross-validations, local or in a bucket, finished or not. Out: a
 `ReportedRun` for each run, with a short unique name but without checkpoints and predictions, and
 the scores of ensembles. A folder that is no run and a damaged file are errors.
 """

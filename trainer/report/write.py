@@ -1,7 +1,7 @@
 """Writes the report of runs, one self-contained HTML page.
 
-In: folders of runs, ensembles and cross-validations, local or s3://. Steps: read the runs (`runs`);
-compare them (`sections`); render `page.html.jinja`. Out: one file that needs no network.
+In: folders of runs, ensembles and cross-validations, local or in a bucket. Steps: read the runs
+(`runs`); compare them (`sections`); render `page.html.jinja`. Out: one file that needs no network.
 
 The page depends only on these folders, not on a clock, so the same runs give the same bytes.
 """
@@ -24,7 +24,7 @@ def write_report(runs: list[str], *, output: str | None = None) -> str:
 
     Args:
         runs: folders of runs, or of ensembles and cross-validations for all their runs, local or
-            s3://; the page shows examples and the data set of the first run.
+            in a bucket; the page shows examples and the data set of the first run.
         output: path of the page, which ends with .html; by default `report.html` in the first
             folder.
 

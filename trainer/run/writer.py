@@ -47,7 +47,7 @@ def alone_in(run_path: str) -> Iterator[None]:
 
 
 def check_can_write(run_path: str) -> None:
-    """Write an empty file into the run folder, local or on S3, and remove it.
+    """Write an empty file into the run folder, local or in a bucket, and remove it.
 
     Raises:
         UserError: the folder cannot be written.

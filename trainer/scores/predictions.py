@@ -204,7 +204,7 @@ def _decode(data: bytes) -> Predictions:
             raise storage.DocumentError(f"a label is outside the vocabulary: {min(unknown)!r}")
         targets[clip, [class_of[name] for name in names]] = 1.0
     if set(pc.unique(pc.list_value_length(table["scores"])).to_pylist()) - {len(labels)}:
-        raise storage.DocumentError(f"a clip has not as many scores as classes ({len(labels)})")
+        raise storage.DocumentError(f"a clip does not have scores for all {len(labels)} classes")
     flat = table["scores"].combine_chunks().flatten().to_numpy()
     if not np.isfinite(flat).all():
         raise storage.DocumentError("a score is not finite")

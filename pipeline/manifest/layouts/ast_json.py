@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.manifest.checks import note_unlabelled
 from pipeline.manifest.layouts.csv_table import resolve
 from pipeline.manifest.layouts.options import SourceOptions
-from pipeline.manifest.layouts.segments import read_vocabulary, split_and_path
+from pipeline.manifest.layouts.segments import read_vocabulary, split_and_segments
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
 
 
@@ -26,7 +26,7 @@ def read(source: str, options: SourceOptions) -> Manifest:
         UserError: no JSON is given or one is not such a document, a label is not in
             `class_labels`, or no clip has a label.
     """
-    files = [split_and_path(argument) for argument in options.segments]
+    files = [split_and_segments(argument) for argument in options.segments]
     if source.endswith(".json"):
         files.insert(0, (options.split, source))
     if not files:

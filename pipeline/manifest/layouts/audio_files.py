@@ -15,8 +15,8 @@ from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES, CONTAINER_SUFFIXES
 _SUFFIX = r"(?P<suffix>\.[A-Za-z0-9]{1,8})$"
 HIDDEN = r"(?:^|/)\.[^/]*$"
 """Among them are the `._NAME` that macOS writes beside each file."""
-_UNFINISHED = (".part", ".ytdl", ".aria2", ".crdownload")
-"""Files that programs are still downloading, whatever is in them."""
+_PARTIAL_SUFFIXES = (".part", ".ytdl", ".aria2", ".crdownload")
+"""Of files that programs are still downloading, whatever is in them."""
 _SAMPLE_SIZE = 32
 _START_BYTES = 2**17
 """Enough to find frames of MP3 after other bytes."""
@@ -28,7 +28,7 @@ class AudioFiles:
     def __init__(self) -> None:
         self._is_audio = {
             **dict.fromkeys(AUDIO_SUFFIXES, True),
-            **dict.fromkeys((*CONTAINER_SUFFIXES, *_UNFINISHED), False),
+            **dict.fromkeys((*CONTAINER_SUFFIXES, *_PARTIAL_SUFFIXES), False),
         }
 
     def mask(self, paths: pa.Array) -> pa.Array:

@@ -33,7 +33,7 @@ from pipeline.manifest.layouts.segments import (
     read_segments,
     read_vocabulary,
     segment_keys,
-    split_and_path,
+    split_and_segments,
 )
 from pipeline.manifest.manifest import Manifest, from_columns
 
@@ -169,7 +169,7 @@ def choose(
 
 def _class_labels(segments: str) -> str:
     """The label CSV beside the segments."""
-    path = storage.join(split_and_path(segments)[1].rpartition("/")[0], CLASS_LABELS)
+    path = storage.join(split_and_segments(segments)[1].rpartition("/")[0], CLASS_LABELS)
     if not storage.exists(path):
         raise UserError(path, "no such file", "give the label CSV with --class-labels")
     return path

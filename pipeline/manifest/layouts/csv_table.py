@@ -1,9 +1,9 @@
 """CSV or TSV tables with one row per clip, for any data set that fits no other layout.
 
-Columns: `path` (relative to the table, absolute, or `s3://`) and `labels` (separated by `;` or the
-option `separator`); optionally `id` (default: the path; required where a file has several clips),
-`split`, `fold`, `start_s` and `end_s`. The option `columns` maps them to the table's names, or to a
-pattern of other columns: `path=audio/{fname}.wav`, where `{table}` is the table's own name. A table
+Columns: `path` (relative to the table, absolute, or in a bucket) and `labels` (separated by `;` or
+the option `separator`); optionally `id` (default: the path; required where a file has several
+clips), `split`, `fold`, `start_s` and `end_s`. The option `columns` maps them to the table's names,
+or to a pattern of other columns: `path=audio/{fname}.wav`, where `{table}` is its own name. A table
 without a header has the path in its first column and the labels in its second; `columns` then maps
 to numbers. Cells are separated by commas, semicolons, tabs or `|`. Our names for columns may be in
 any case, and `\\` in a relative path is `/`.
@@ -27,7 +27,7 @@ from pipeline.errors import UserError
 from pipeline.manifest.checks import note_unlabelled
 from pipeline.manifest.files import read_labels
 from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES
-from pipeline.manifest.layouts.options import SourceOptions, split_and_table
+from pipeline.manifest.layouts.options import SourceOptions, split_and_path
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
 from pipeline.manifest.splits import check_split
 from pipeline.manifest.text_files import read_text
@@ -73,7 +73,7 @@ def read_tables(sources: Sequence[str], options: SourceOptions) -> Manifest:
     notes: list[str] = []
     paths = []
     for source in sources:
-        split, path = split_and_table(source)
+        split, path = split_and_path(source)
         paths.append(path)
         table = _read_table(path, options.columns)
         if not table.has_header:
@@ -81,7 +81,7 @@ def read_tables(sources: Sequence[str], options: SourceOptions) -> Manifest:
                 f"{path} has no header: its columns are called 1, 2, ...; --column path=1 --column "
                 "labels=2 unless given otherwise"
             )
-        of_table = replace(options, split=split or options.split)
+        of_table = replace(options, split=options.split if split is None else split)
         if len(sources) > 1 and split is None and not table.has_split:
             raise UserError(
                 path,

@@ -1,6 +1,5 @@
 """Options that describe a source; each layout reads those it needs."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,13 +7,11 @@ from typing import Literal
 from pipeline.errors import UserError
 from pipeline.manifest.splits import TRAIN_SPLIT
 
-_SPLIT_AND_PATH = re.compile(r"(?P<split>[A-Za-z0-9_-]+)=(?P<path>.+)", re.DOTALL)
 
-
-def split_and_table(source: str) -> tuple[str | None, str]:
+def split_and_path(given: str) -> tuple[str | None, str]:
     """The two parts of `SPLIT=PATH`; None and the path where no split is given."""
-    match = _SPLIT_AND_PATH.fullmatch(source)
-    return (match["split"], match["path"]) if match else (None, source)
+    split, sign, path = given.partition("=")
+    return (split, path) if sign and "/" not in split else (None, given)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ from pipeline.manifest.layouts import csv_table, esc50, speech_commands
 from pipeline.manifest.layouts.common_ids import mark_common
 from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES, CONTAINER_SUFFIXES, HDF5_SUFFIXES
 from pipeline.manifest.layouts.names import LAYOUTS, READ_BY
-from pipeline.manifest.layouts.options import SourceOptions, split_and_table
+from pipeline.manifest.layouts.options import SourceOptions, split_and_path
 from pipeline.manifest.manifest import Manifest
 
 _BY_SUFFIX = {
@@ -46,13 +46,13 @@ def read_sources(sources: Sequence[str], layout: str, options: SourceOptions) ->
     Raises:
         UserError: a source is empty or not in that layout, or several are not all tables.
     """
-    tables = [split_and_table(source) for source in sources]
+    tables = [split_and_path(source) for source in sources]
     if len(sources) == 1 and tables[0][0] is None:
         return read_source(sources[0], layout, options)
     for _, path in tables:
         storage.check_bucket(path)
         if layout not in ("auto", "csv") or detect(path, options) != "csv":
-            raise UserError(path, "not a table", "only tables can be read with others or a split")
+            raise UserError(path, "not a table", "only tables can be combined or given a split")
     return _complete(csv_table.read_tables(sources, options), "csv", ", ".join(sources), options)
 
 

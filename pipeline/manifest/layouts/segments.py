@@ -19,6 +19,7 @@ import pyarrow.csv
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest.layouts.csv_table import read_rows
+from pipeline.manifest.layouts.options import split_and_path
 from pipeline.manifest.splits import check_split
 
 CLASS_LABELS = "class_labels_indices.csv"
@@ -70,20 +71,20 @@ def read_vocabulary(path: str) -> dict[str, str]:
     return {row["mid"]: row["display_name"] for row in rows}
 
 
-def split_and_path(given: str) -> tuple[str, str]:
+def split_and_segments(given: str) -> tuple[str, str]:
     """The two parts of `SPLIT=PATH`; the name of an official file implies the split.
 
     Raises:
         UserError: the split is missing or is not a valid name.
     """
-    split, sign, path = given.partition("=")
-    if sign and "/" not in split:
+    split, path = split_and_path(given)
+    if split is not None:
         check_split(split, f"--segments {given}")
         return split, storage.absolute(path)
     name = given.rpartition("/")[2]
-    for official, split in _SPLITS.items():
+    for official, implied in _SPLITS.items():
         if name.startswith(official):
-            return split, storage.absolute(given)
+            return implied, storage.absolute(given)
     raise UserError(
         f"--segments {given}", f"the split is missing; write SPLIT=PATH, such as train={given}"
     )
@@ -97,7 +98,7 @@ def read_segments(given: Sequence[str], mids: Sequence[str]) -> tuple[pa.Table, 
     Raises:
         UserError: a CSV is missing, a line is not a segment, or a label is not in `mids`.
     """
-    tables = [_read_csv(path, split, mids) for split, path in map(split_and_path, given)]
+    tables = [_read_csv(path, split, mids) for split, path in map(split_and_segments, given)]
     table = pa.concat_tables(tables).combine_chunks()
     _, first = np.unique(segment_keys(table)[0], return_index=True)
     num_duplicates = table.num_rows - len(first)

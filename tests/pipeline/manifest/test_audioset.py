@@ -27,7 +27,7 @@ from pipeline.manifest.layouts.segments import (
     read_segments,
     read_vocabulary,
     segment_keys,
-    split_and_path,
+    split_and_segments,
 )
 from pipeline.manifest.manifest import Manifest
 from ray_job import main
@@ -164,7 +164,7 @@ def test_a_segment_listed_again_counts_once(tmp_path: Path) -> None:
     ],
 )
 def test_segment_csvs_name_their_split(given: str, expected: tuple[str, str]) -> None:
-    assert split_and_path(given) == expected
+    assert split_and_segments(given) == expected
 
 
 GOOD = '--PJHxphWEs, 30.000, 40.000, "/m/a"\n'
