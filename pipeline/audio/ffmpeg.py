@@ -65,6 +65,9 @@ _SEEK_AHEAD_S = 0.1
 _MISSING_S = 0.1
 """A stream may be this much shorter than its header says: most headers count padding, too."""
 _LOSSLESS = ("pcm_", "flac", "alac", "wavpack", "tta")
+_SKIP = "skip_samples"
+_OPUS_RATE_HZ = 48_000
+"""Opus counts at this rate, whatever the rate of its input was."""
 _BATCH_SAMPLES = 2**15
 _GAP_FRAMES = 0.75
 """A larger jump of the timestamps, in frames, is a lost packet, if it is longer than `_GAP_S`."""
@@ -211,6 +214,8 @@ def _batches(container: Any, stream: Any, kind: Kind) -> Iterator[list[Any]]:
     num_samples = 0
     try:
         for packet in container.demux(stream):
+            if kind == "matroska" and stream.codec_context.name == "opus":
+                _set_opus_delay(packet, stream.codec_context.extradata or b"")
             frames = packet.decode()
             # Of all the rest of a file, the last packet is smaller than FFmpeg expects.
             if packet.is_corrupt and kind not in _SAMPLES_IN_ONE_PART:
@@ -228,6 +233,26 @@ def _batches(container: Any, stream: Any, kind: Kind) -> Iterator[list[Any]]:
         yield batch
         raise error from None
     yield batch
+
+
+def _set_opus_delay(packet: Any, header: bytes) -> None:
+    """Drop as many samples at the start as the header of Opus says (RFC 7845, section 5.1).
+
+    FFmpeg goes by Matroska's CodecDelay, which older versions of it wrote too small for sound that
+    came at another rate than 48 kHz.
+    """
+    if not packet.has_sidedata(_SKIP) or len(header) < 12:
+        return
+    side_data = packet.get_sidedata(_SKIP)
+    content = bytearray(bytes(side_data))
+    dropped = int.from_bytes(content[:4], "little")
+    if dropped:  # the last packet has samples to drop at its end alone
+        delay = int.from_bytes(header[10:12], "little")
+        content[:4] = delay.to_bytes(4, "little")
+        side_data.update(bytes(content))
+        packet.set_sidedata(side_data)
+        # FFmpeg has moved the time by its delay, too.
+        packet.pts -= round((delay - dropped) / _OPUS_RATE_HZ / packet.time_base)
 
 
 def _numbered_frames(

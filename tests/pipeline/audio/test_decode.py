@@ -150,6 +150,28 @@ def test_channels_from_ffmpeg_are_averaged(container: str, codec: str, layout: s
     assert np.corrcoef(decoded[: len(channels)], channels.mean(axis=1))[0, 1] > 0.9
 
 
+@pytest.mark.parametrize("video_codec", [None, "libvpx"])
+@pytest.mark.parametrize("input_rate_hz", [8_000, 12_000, 16_000, 24_000])
+def test_opus_in_webm_starts_where_its_own_header_says(
+    input_rate_hz: int, video_codec: str | None
+) -> None:
+    data = encode_av(noise(1.0, 48_000), 48_000, "webm", "libopus", video_codec=video_codec)
+    delay_ns = 6_500_000  # 312 samples of 48 kHz
+    delay = b"\x56\xaa\x83" + delay_ns.to_bytes(3)
+    assert data.count(delay) == 1
+    too_small = (delay_ns * input_rate_hz // 48_000).to_bytes(3)  # as FFmpeg 5.1 writes it
+    changed = data.replace(delay, delay[:3] + too_small)
+    expected = decode(data, rate_hz=48_000)
+    np.testing.assert_array_equal(decode(changed, rate_hz=48_000), expected)
+    cut = decode(changed, rate_hz=48_000, start_s=0.25, end_s=0.75)
+    # Beside a picture, where the sound starts is known to a millisecond.
+    most_shifted = 48 if video_codec else 0
+    assert any(
+        np.array_equal(cut, expected[12_000 + shift : 36_000 + shift])
+        for shift in range(-most_shifted, most_shifted + 1)
+    )
+
+
 def test_video_without_sound_is_refused() -> None:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as file:
