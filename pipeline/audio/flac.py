@@ -85,21 +85,29 @@ def read_flac(data: bytes, max_values: int) -> Block | None:
     info = read_usual_info(data)
     if info is None or info.num_frames * info.channels > max_values:
         return None
+    has_16_bits = info.bits <= 16
     try:
-        decoded = miniaudio.flac_read_f32(data)
+        # Half the memory is copied on the way if 16 bits hold the samples.
+        read = miniaudio.flac_read_s16 if has_16_bits else miniaudio.flac_read_f32
+        decoded = read(data)
     except miniaudio.DecodeError:
         return None
     if (decoded.sample_rate, decoded.nchannels) != (info.rate_hz, info.channels):
         return None
-    samples = np.frombuffer(decoded.samples, np.float32)
-    if len(samples) != info.num_frames * info.channels:
+    if len(decoded.samples) != info.num_frames * info.channels:
         return None
+    if has_16_bits:
+        samples = np.frombuffer(decoded.samples, np.int16).astype(np.float32)
+        samples *= np.float32(2**-15)
+    else:
+        samples = np.frombuffer(decoded.samples, np.float32)
     return info.rate_hz, samples.reshape(-1, info.channels)
 
 
 def _split(data: bytes) -> list[bytes]:
     """The recordings in the file, one after the other; usually one."""
-    # A search by `bytes.find` takes twice as long.
+    # Every file is searched: a regular expression takes half as long as `bytes.find`, and less than
+    # NumPy on data that are not in the cache yet.
     matches = _MAGIC.finditer(data, len(MAGIC))
     starts = [
         match.start()
