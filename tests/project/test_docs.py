@@ -1,9 +1,13 @@
 """The documentation says what the code does."""
 
+import json
 import re
 import runpy
 from pathlib import Path
 
+import pytest
+
+from pipeline.manifest.layouts.segments import read_segments
 from ray_job import make_parser
 from trainer.recipe.parse import load_recipe
 from trainer.recipe.recipe import SECTIONS
@@ -90,3 +94,23 @@ def test_every_override_in_the_readme_and_recipes_is_accepted() -> None:
                 load_recipe(str(recipe), overrides)
                 accepted += overrides
     assert len(accepted) >= 30
+
+
+def test_enhanced_labels_replace_those_of_the_segments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the lines of Python in docs/audioset.md."""
+    monkeypatch.chdir(tmp_path)
+    ids = ["--PJHxphWEs", "Y1234567890"]
+    lines = [f'{name}, 30.000, 40.000, "/m/a,/m/b"' for name in ids]
+    comments = ["# Segments csv created Sun Mar  5", "# YTID, start_seconds, end_seconds, labels"]
+    Path("balanced_train_segments.csv").write_text("\n".join([*comments, *lines, ""]))
+    clip = {"wav": f"/data/audio/{ids[1]}.flac", "labels": "/m/b,/m/c"}
+    enhanced = Path("balanced_train_data_type1_2_mean.json")
+    enhanced.write_text(json.dumps({"data": [clip]}))
+    page = (PROJECT / "docs" / "audioset.md").read_text()
+    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], {})
+    table, _ = read_segments(["balanced=enhanced_segments.csv"], ["/m/a", "/m/b", "/m/c"])
+    assert table["id"].to_pylist() == ids
+    assert table["start_s"].to_pylist() == [30.0, 30.0]
+    assert table["classes"].to_pylist() == [[0, 1], [1, 2]]

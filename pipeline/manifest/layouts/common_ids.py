@@ -17,21 +17,25 @@ from pipeline.manifest.manifest import SCHEMA, Manifest
 from pipeline.manifest.text_files import read_text
 
 _SUFFIX = re.compile(rf"({'|'.join(map(re.escape, sorted(AUDIO_SUFFIXES)))})$", re.IGNORECASE)
+_Y = re.compile(r"^Y(.{11})$")
+"""A `Y` before one of YouTube's ids, which have 11 characters."""
 _HEADERS = {"id", "ytid", "youtube_id", "video_id", "segment_id", "name", "file", "filename"}
 
 
 def mark_common(manifest: Manifest, path: str) -> Manifest:
-    """Mark the clips whose id is in the file, with or without a leading `Y` or a suffix.
+    """Mark the clips whose id is in the file; on either side with or without a leading `Y` or a
+    suffix.
 
     Raises:
         UserError: there is no such file, or none of its ids is in the manifest.
     """
     listed = _read_ids(path)
-    names = pc.replace_substring_regex(manifest.clips["id"], f"(?i:{_SUFFIX.pattern})", "")
-    known = pa.array(sorted({*listed, *(name[1:] for name in listed if _has_y(name))}), pa.string())
-    common = pc.is_in(names, known)
-    present = set(names.filter(common).to_pylist())
-    num_found = sum(name in present or (_has_y(name) and name[1:] in present) for name in listed)
+    ids = pc.replace_substring_regex(manifest.clips["id"], f"(?i:{_SUFFIX.pattern})", "")
+    ids = pc.replace_substring_regex(ids, _Y.pattern, r"\1")
+    known = {_Y.sub(r"\1", name) for name in listed}
+    common = pc.is_in(ids, pa.array(sorted(known), pa.string()))
+    present = set(ids.filter(common).to_pylist())
+    num_found = sum(_Y.sub(r"\1", name) in present for name in listed)
     if not num_found:
         raise UserError(path, f"none of its {len(listed):,} ids is in the manifest")
     column_index = SCHEMA.get_field_index("common")
@@ -50,8 +54,3 @@ def _read_ids(path: str) -> set[str]:
     if ids and ids[0].lower() in _HEADERS:
         del ids[0]
     return set(ids)
-
-
-def _has_y(name: str) -> bool:
-    """Whether it can be a `Y` and one of YouTube's ids, which have 11 characters."""
-    return len(name) == 12 and name.startswith("Y")

@@ -440,6 +440,19 @@ def test_common_ids_mark_their_clips(source: Path, listed: str) -> None:
         read(source, common_ids="/none.txt")
 
 
+def test_common_ids_mark_clips_whose_names_start_with_y(source: Path) -> None:
+    """As they do where a JSON of the AST authors' form names the files of YouTube's ids."""
+    write(source, *(f"dog/Y{clip}.wav" for clip in IDS[:2]))
+    path = source.parent / "common.csv"
+    path.write_text(f"{IDS[1]}\nzzzzzzzzzzz\n")
+    options = SourceOptions(segments=(f"eval={source.parent}/eval.json",), common_ids=str(path))
+    data = [{"wav": f"dog/Y{clip}.wav", "labels": "/m/dog"} for clip in IDS[:2]]
+    (source.parent / "eval.json").write_text(json.dumps({"data": data}))
+    manifest = read_source(str(source), options=options)
+    assert rows(manifest, "common") == [(False,), (True,)]
+    assert_notes(manifest.notes, ["1 of 2", "common ids"])
+
+
 def test_common_ids_mark_clips_in_other_layouts(source: Path) -> None:
     write(source, "dog/1.wav", "dog/2.flac")
     path = source.parent / "common.csv"
