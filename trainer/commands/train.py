@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
 STEP = Step(
     name="train",
     summary="Train a recipe on a prepared data set. Run the same command again to resume from the "
-    "last checkpoint.",
+    "last checkpoint, or with a larger train.epochs to train a finished run for longer.",
     example="esc50 --data data/esc50 --out runs/esc50 --set data.fold=1",
     add_options=add_options,
     run=run,

@@ -5,6 +5,8 @@ next step. There is no scheduler with state to save, and a resumed run follows t
 one that was never interrupted.
 """
 
+from dataclasses import replace
+
 from trainer.optim.settings import ScheduleSettings
 
 
@@ -31,6 +33,12 @@ def learning_rate(settings: ScheduleSettings, *, step: int, epoch: int) -> float
         raise ValueError(f"epoch: must be at least 1, got {epoch}")
     num_decays = sum(finished < epoch for finished in settings.decay_after_epochs)
     return settings.lr * _warmup_factor(settings, step) * settings.decay_factor**num_decays
+
+
+def until(settings: ScheduleSettings, epoch: int) -> ScheduleSettings:
+    """The schedule as far as it decides the rates of the epochs from 1 to `epoch`."""
+    decays = tuple(finished for finished in settings.decay_after_epochs if finished < epoch)
+    return replace(settings, decay_after_epochs=decays)
 
 
 def _warmup_factor(settings: ScheduleSettings, step: int) -> float:

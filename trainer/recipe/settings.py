@@ -22,7 +22,8 @@ class TrainSettings:
     loss: Loss = "bce"
     """`bce` for multi-label data, `ce` for one label a clip."""
     epochs: int = 5
-    """Number of epochs."""
+    """Number of epochs. A finished run that is given more goes on from its end, as if it had had
+    them from the start; `schedule.decay_after_epochs` may change for the epochs to come."""
     batch_size: int = 12
     """Clips in a global batch, split among the workers."""
     seed: int = 0

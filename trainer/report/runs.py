@@ -46,6 +46,8 @@ class Scores:
     per_class: tuple[ClassMetrics, ...] = ()
     epoch: int | None = None
     """Epoch of the `best` weights."""
+    step: int | None = None
+    """Steps that the weights were trained for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +74,21 @@ class ReportedRun:
     def main_evaluation(self) -> str | None:
         """Name of the predictions that represent the run, preferably on its evaluation clips."""
         preferred = [self.data.eval_name, *self.evaluations]
-        return next((name for name in preferred if name in self.evaluations), None)
+        current = {name for name, scores in self.evaluations.items() if not self._is_old(scores)}
+        return next((name for name in preferred if name in current), None)
+
+    def _is_old(self, scores: Scores) -> bool:
+        """Whether scores are of an earlier end of the run, after which it went on."""
+        if not self.epochs or scores.step is None:
+            return False
+        if scores.epoch is not None:  # the best weights are chosen at the end
+            return not self.is_finished
+        return scores.step < self.epochs[-1].step
+
+    def _title(self, name: str, scores: Scores) -> str:
+        if self._is_old(scores):
+            return f"{name} (step {scores.step}, before the run went on)"
+        return f"{name} (epoch {scores.epoch})" if scores.epoch else name
 
     @property
     def final(self) -> Scores:
@@ -90,8 +106,7 @@ class ReportedRun:
     def all_evaluations(self) -> dict[str, Scores]:
         """Scores of all predictions, and of the mean over the epochs, by their titles."""
         evaluations = {
-            f"{name} (epoch {scores.epoch})" if scores.epoch else name: scores
-            for name, scores in self.evaluations.items()
+            self._title(name, scores): scores for name, scores in self.evaluations.items()
         }
         if len(self.epochs) > 1 and self.epochs[-1].cumulative_mAP is not None:
             name = f"{self.data.eval_name}, mean of the scores of all epochs"
@@ -192,6 +207,7 @@ def _scores(scored: ScoredClips) -> Scores:
         chance_mAP=metrics.chance_mAP,
         per_class=metrics.per_class,
         epoch=scored.source.epoch,
+        step=scored.source.checkpoint_step,
     )
 
 

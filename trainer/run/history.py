@@ -1,7 +1,7 @@
 """The curves of a run: `history.json` in its folder."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from pipeline import storage
@@ -53,6 +53,28 @@ def is_finished(run_path: str) -> bool:
     except UserError as error:
         _logger.warning("%s", error)
         return False
+
+
+def num_epochs_begun(run_path: str) -> int:
+    """Epochs of which a run has made at least one step, or is about to.
+
+    Raises:
+        UserError: the curves are damaged.
+    """
+    history = read_history(run_path)
+    return len(history.epochs) + (not history.finished)
+
+
+def reopen(run_path: str, num_epochs: int) -> None:
+    """Mark a finished run as unfinished if it is to have more epochs than it has.
+
+    Raises:
+        UserError: the curves are damaged.
+    """
+    if is_finished(run_path):
+        history = read_history(run_path)
+        if len(history.epochs) < num_epochs:
+            storage.write_json(_path(run_path), asdict(replace(history, finished=False)))
 
 
 def check_learned(run_path: str) -> None:

@@ -1,11 +1,12 @@
 """The run folder: what a run is (`run.json`), and whether it may be resumed there.
 
 `run.json` holds the resolved settings, the versions, the seed and the fingerprint of the data; a
-run is resumed only with the same settings and data.
+run is resumed only with the same data and the same settings, but for those that leave its past as
+it was.
 """
 
 import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from typing import Any
 
@@ -15,8 +16,10 @@ from pipeline.errors import UserError
 from pipeline.version import VERSION
 from trainer.checkpoints.checkpoint import checkpoint_paths
 from trainer.data.clips import TrainingData
+from trainer.optim.schedule import until
 from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
+from trainer.run.history import num_epochs_begun
 
 FORMAT_VERSION = 1
 
@@ -169,8 +172,16 @@ def _run_json(run_path: str) -> str:
     return storage.join(run_path, "run.json")
 
 
-def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> bool:
+def check_same_run(
+    run_path: str, recipe: Recipe, dataset: PreparedDataset, *, may_go_on: bool = False
+) -> bool:
     """Whether the folder holds a run to resume; False if it is empty.
+
+    Args:
+        run_path: the folder.
+        recipe: the settings to resume with.
+        dataset: the data set to resume with.
+        may_go_on: whether the recipe may have more epochs than the run was started with.
 
     Raises:
         UserError: the folder holds a run with other settings or other data, the remains of one, or
@@ -187,20 +198,49 @@ def check_same_run(run_path: str, recipe: Recipe, dataset: PreparedDataset) -> b
         check_empty(run_path, but=_BEFORE_RUN)
         return False
     run = read_run(run_path)
-    remedy = "give another --out, or remove this run"
     if run.data.fingerprint != dataset.card.fingerprint:
-        raise UserError(run_path, "the run was trained on other data", remedy)
-    before, now = read_recipe(run_path, run).to_json(), recipe.to_json()
-    for section in now:
-        for key, value in now[section].items():
-            old = before[section][key]
-            if old != value and not _MAY_DIFFER & {section, f"{section}.{key}"}:
-                raise UserError(
-                    run_path,
-                    f"the run was started with {section}.{key} = {old!r}, not {value!r}",
-                    remedy,
-                )
+        raise UserError(
+            run_path,
+            "the run was trained on other data",
+            "give another --out, or remove this run",
+        )
+    before = read_recipe(run_path, run)
+    goes_on = may_go_on and recipe.train.epochs > before.train.epochs and not run.imported_from
+    num_past = num_epochs_begun(run_path) if goes_on else 0
+    _refuse_changes(run_path, _continued(before, recipe, num_past), recipe, num_past)
     return True
+
+
+def _continued(before: Recipe, now: Recipe, num_past: int) -> Recipe:
+    """The settings a run was started with, with its new epochs and its new schedule after them.
+
+    `num_past`: the epochs it has begun, which must not change; 0: nothing may change.
+    """
+    if not num_past:
+        return before
+    is_same = until(before.schedule, num_past) == until(now.schedule, num_past)
+    return replace(
+        before,
+        train=replace(before.train, epochs=now.train.epochs),
+        schedule=now.schedule if is_same else before.schedule,
+    )
+
+
+def _refuse_changes(run_path: str, before: Recipe, now: Recipe, num_past: int) -> None:
+    old, new = before.to_json(), now.to_json()
+    for section, keys in new.items():
+        for key, value in keys.items():
+            name = f"{section}.{key}"
+            if old[section][key] == value or _MAY_DIFFER & {section, name}:
+                continue
+            remedy = "give another --out, or remove this run"
+            if num_past and name == "schedule.decay_after_epochs":
+                remedy = (
+                    f"epochs 1 to {num_past} are trained: leave what is below {num_past} as it "
+                    "was, or give another --out"
+                )
+            what = f"the run was started with {name} = {old[section][key]!r}, not {value!r}"
+            raise UserError(run_path, what, remedy)
 
 
 def check_folder(path: str, own: str) -> None:

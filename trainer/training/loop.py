@@ -48,7 +48,7 @@ from trainer.model.flops import training_flops
 from trainer.optim.schedule import learning_rate
 from trainer.recipe.fit import check_fit
 from trainer.recipe.recipe import Recipe
-from trainer.run.history import write_history
+from trainer.run.history import reopen, write_history
 from trainer.run.run_folder import describe_run, write_run
 from trainer.run.tensorboard_log import TensorBoardLog
 from trainer.run.writer import remove_unfinished, take_over, writing
@@ -109,6 +109,8 @@ def _set_up(
     if world.is_first:
         token = take_over(run_path)
         remove_unfinished(run_path)
+        # Before `run.json` has the new settings: a run stopped in between is not finished.
+        reopen(run_path, recipe.train.epochs)
     _wait_for_all(world)
     ast = make_model(recipe, dataset, fresh=not checkpoint_paths(run_path))
     if world.is_first:

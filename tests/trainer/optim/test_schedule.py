@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import SettingValueError
 from tests.support.errors import refused
-from trainer.optim.schedule import learning_rate
+from trainer.optim.schedule import learning_rate, until
 from trainer.optim.settings import ScheduleSettings
 
 AUDIOSET = ScheduleSettings()
@@ -160,3 +160,21 @@ def test_schedule_settings_out_of_range_are_refused(field: str, value: Any) -> N
 def test_step_or_epoch_out_of_range_is_refused(step: int, epoch: int, name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}: .*got {min(step, epoch)}$"):
         learning_rate(AUDIOSET, step=step, epoch=epoch)
+
+
+@given(schedules(), st.sets(st.integers(1, 30)), st.integers(1, 30), st.integers(0, 400))
+def test_later_decays_leave_the_rates_before_them(
+    schedule: ScheduleSettings, later: set[int], epoch: int, step: int
+) -> None:
+    """Schedules that are equal until an epoch have the same rates in it and before."""
+    past = [finished for finished in schedule.decay_after_epochs if finished < epoch]
+    added = [finished for finished in later if finished >= epoch]
+    other = dataclasses.replace(schedule, decay_after_epochs=tuple(sorted({*past, *added})))
+    assert until(other, epoch) == until(schedule, epoch)
+    for earlier in range(1, epoch + 1):
+        rates = {learning_rate(one, step=step, epoch=earlier) for one in (schedule, other)}
+        assert len(rates) == 1
+
+
+def test_earlier_decays_count() -> None:
+    assert until(AUDIOSET, 3) != until(AUDIOSET, 4)
