@@ -1,12 +1,18 @@
 """`manifest`: list the clips of a data set."""
 
 import argparse
+import logging
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import TYPE_CHECKING, get_args, get_type_hints
 
 from pipeline.commands.step import Step, pair, path
 from pipeline.manifest.layouts.names import LAYOUTS
 from pipeline.manifest.layouts.options import SourceOptions, split_and_path
+
+if TYPE_CHECKING:
+    from pipeline.manifest.manifest import Manifest
+
+_logger = logging.getLogger(__name__)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -87,17 +93,28 @@ def source(text: str) -> str:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-
-    from pipeline import storage
-    from pipeline.commands.summaries import manifest_summary
-    from pipeline.manifest.files import write_manifest
+    from pipeline.manifest.checks import check
+    from pipeline.manifest.files import check_name, write_manifest
     from pipeline.manifest.folds import assign_folds
     from pipeline.manifest.layouts.read import read_sources
-    from pipeline.pages.coverage_page import write_coverage_page
+    from pipeline.manifest.warnings import manifest_warnings
 
     output = arguments.out
-    options = SourceOptions(
+    sources = ", ".join(split_and_path(source)[1] for source in arguments.source)
+    check_name(output)
+    manifest = read_sources(arguments.source, arguments.layout, _options(arguments))
+    check(manifest, sources)
+    if arguments.folds is not None:
+        manifest = assign_folds(manifest, arguments.folds)
+    write_manifest(output, manifest)
+    _write_coverage(output, manifest)
+    _print_summary(output, manifest)
+    for warning in manifest_warnings(manifest):
+        _logger.warning("%s: %s", sources, warning)
+
+
+def _options(arguments: argparse.Namespace) -> SourceOptions:
+    return SourceOptions(
         segments=tuple(arguments.segments),
         class_labels=arguments.class_labels,
         cut=arguments.cut,
@@ -106,17 +123,33 @@ def run(arguments: argparse.Namespace) -> None:
         separator=arguments.separator,
         split=arguments.split,
     )
-    manifest = read_sources(arguments.source, arguments.layout, options)
-    if arguments.folds is not None:
-        manifest = assign_folds(manifest, arguments.folds)
-    write_manifest(output, manifest)
-    stem = output.removesuffix(".parquet")
+
+
+def _write_coverage(output: str, manifest: "Manifest") -> None:
+    from pipeline import storage
+    from pipeline.pages.coverage_page import write_coverage_page
+
+    stem = output[: -len(".parquet")]
     if manifest.missing is not None:
         storage.write_table(f"{stem}.missing.parquet", manifest.missing)
     if manifest.coverage is not None:
         storage.write_json(f"{stem}.coverage.json", manifest.coverage.to_json())
         write_coverage_page(f"{stem}.coverage.html", manifest.coverage, stem.rpartition("/")[2])
-    Console().print(manifest_summary(manifest, output))
+
+
+def _print_summary(output: str, manifest: "Manifest") -> None:
+    from rich.console import Console
+
+    from pipeline.commands.class_table import class_table
+    from pipeline.commands.summaries import manifest_summary
+    from pipeline.manifest.class_counts import count_clips
+
+    # Labels and names of files may look like rich's markup or names of emojis.
+    console = Console(markup=False, emoji=False)
+    console.print(manifest_summary(manifest, output))
+    splits, folds = count_clips(manifest, "split"), count_clips(manifest, "fold")
+    by_fold = len(splits.parts) == 1 < len(folds.parts)
+    console.print(class_table(folds, "fold") if by_fold else class_table(splits, ""))
 
 
 STEP = Step(

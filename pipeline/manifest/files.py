@@ -31,14 +31,23 @@ class _Metadata:
     coverage: Coverage | None = None
 
 
+def check_name(path: str) -> None:
+    """Refuse a name that a manifest cannot have.
+
+    Raises:
+        UserError: it does not end in `.parquet`.
+    """
+    if not path.lower().endswith(".parquet"):
+        raise UserError(path, "a manifest is a Parquet file", "give it a name ending in .parquet")
+
+
 def write_manifest(path: str, manifest: Manifest) -> None:
     """Check the manifest, then write it.
 
     Raises:
         UserError: the manifest is invalid, or the path does not end in `.parquet`.
     """
-    if not path.endswith(".parquet"):
-        raise UserError(path, "a manifest is a Parquet file", "give it a name ending in .parquet")
+    check_name(path)
     check(manifest, path)
     coverage = manifest.coverage and manifest.coverage.to_json()
     document = {"labels": manifest.labels, "coverage": coverage}

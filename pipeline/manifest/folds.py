@@ -3,7 +3,6 @@
 In: a manifest. Out: the same clips, each with the number of its fold.
 """
 
-from collections import Counter
 from dataclasses import replace
 from hashlib import blake2b
 
@@ -28,13 +27,9 @@ def assign_folds(manifest: Manifest, num_folds: int) -> Manifest:
     folds = [0] * len(clips)
     for index, clip_index in enumerate(ordered):
         folds[clip_index] = index % num_folds + 1
-    sizes = Counter(label for clip in clips for label in clip["labels"][:1])
-    small = [label for label in manifest.labels if 0 < sizes[label] < num_folds]
-    note = f"{len(small)} classes have fewer than {num_folds} clips, so some folds lack them: "
-    notes = (*manifest.notes, note + ", ".join(small[:5])) if small else manifest.notes
     column = pa.array(folds, pa.int32())
     table = manifest.clips.set_column(SCHEMA.get_field_index("fold"), SCHEMA.field("fold"), column)
-    return replace(manifest, clips=table, notes=notes)
+    return replace(manifest, clips=table)
 
 
 def _hash(text: str) -> bytes:

@@ -61,6 +61,8 @@ class Manifest:
     labels: tuple[str, ...]
     notes: tuple[str, ...] = ()
     """What was left out and why, one line each, for the user."""
+    warnings: tuple[str, ...] = ()
+    """What looks wrong, one line each, with what to do."""
     coverage: Coverage | None = None
     """How many of the clips that the source lists were found; None if it has no list."""
     missing: pa.Table | None = None

@@ -16,11 +16,11 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest.checks import note_unlabelled
-from pipeline.manifest.layouts.folder import SPLITS
 from pipeline.manifest.layouts.listing import LISTING_SCHEMA
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.layouts.segments import read_vocabulary
 from pipeline.manifest.manifest import SCHEMA, Manifest, from_columns
+from pipeline.manifest.splits import SPLITS
 
 ROW_SCHEMA = pa.schema(
     [

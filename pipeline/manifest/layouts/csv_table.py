@@ -93,7 +93,7 @@ def read_tables(sources: Sequence[str], options: SourceOptions) -> Manifest:
     path = storage.join(paths[0].rpartition("/")[0], "labels.txt")
     in_use = sorted({label for clip in clips for label in clip.labels})
     vocabulary = read_labels(path) if storage.exists(path) else in_use
-    notes += _note_other_separators(clips, options.separator) + _note_leaks(clips)
+    notes += _note_leaks(clips)
     return note_unlabelled(from_clips(clips, vocabulary, notes), ", ".join(paths))
 
 
@@ -299,19 +299,3 @@ def _note_leaks(clips: Sequence[Clip]) -> list[str]:
     if not leaks:
         return []
     return [f"{len(leaks):,} clips are in another split, too, such as {leaks[0]}"]
-
-
-def _note_other_separators(clips: Sequence[Clip], separator: str) -> list[str]:
-    """A note if labels seem to be lists that another sign separates."""
-    if any(len(clip.labels) > 1 for clip in clips):
-        return []
-    in_use = {label for clip in clips for label in clip.labels}
-    notes = []
-    for sign in ",;|":
-        lists = sorted(label for label in in_use if sign in label)
-        if lists and sign != separator:
-            notes.append(
-                f"{len(lists)} labels have {sign!r} in them, such as {lists[0]!r}: if they are "
-                f"lists, read them with --separator {sign!r}"
-            )
-    return notes

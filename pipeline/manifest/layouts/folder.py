@@ -4,8 +4,8 @@ Top-level folders named train, validation, test (or val, valid, dev, eval, evalu
 if there are no others; all others are classes. Deeper folders belong to their class.
 """
 
-import re
 from collections import Counter
+from dataclasses import replace
 from itertools import compress
 from pathlib import PurePosixPath
 
@@ -13,26 +13,12 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.manifest.label_warnings import some
 from pipeline.manifest.layouts.audio_files import AudioFiles
 from pipeline.manifest.layouts.listing import no_files_error
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
-
-_FOLD = re.compile(r"fold[-_ ]?[0-9]+", re.IGNORECASE)
-
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-    "eval": "eval",
-    "evaluation": "eval",
-}
-"""Names that folders of splits may have, in lower case."""
+from pipeline.manifest.splits import SPLITS, is_fold_name
 
 
 def read(source: str, options: SourceOptions) -> Manifest:
@@ -65,7 +51,8 @@ def read(source: str, options: SourceOptions) -> Manifest:
         )
     vocabulary = sorted({label for clip in clips for label in clip.labels})
     _check_classes(source, [clip.id for clip in clips], vocabulary, depth)
-    return from_clips(clips, vocabulary, _notes(relative, audio, len(clips)))
+    manifest = from_clips(clips, vocabulary, _notes(relative, audio, len(clips)))
+    return replace(manifest, warnings=_warn_of_inner_classes([clip.id for clip in clips], depth))
 
 
 def _check_classes(source: str, names: list[str], classes: list[str], depth: int) -> None:
@@ -79,10 +66,27 @@ def _check_classes(source: str, names: list[str], classes: list[str], depth: int
             "their only class",
             f"name the folder that holds a folder per class, such as {inside}, or {table}",
         )
-    if classes and all(_FOLD.fullmatch(name) for name in classes):
+    if classes and all(map(is_fold_name, classes)):
         raise UserError(
             source, f"its folders are folds, not classes: {', '.join(classes[:3])}", table
         )
+
+
+def _warn_of_inner_classes(names: list[str], depth: int) -> tuple[str, ...]:
+    """A warning if the folders of classes have the same folders within, and no file beside them."""
+    if any(name.count("/") < depth + 2 for name in names):
+        return ()
+    pairs = {tuple(name.split("/")[depth : depth + 2]) for name in names}
+    classes_of = Counter(inside for _, inside in pairs)
+    common = sorted(inside for inside, count in classes_of.items() if count > 1)
+    if not common:
+        return ()
+    classes = sorted({name for name, _ in pairs})
+    return (
+        f"the outer folders are the classes ({some(classes)}), and all files are in folders within "
+        f"them, some of the same name ({some(common)}); if those are the classes, list the files "
+        "in a table with columns path and labels",
+    )
 
 
 def _notes(relative: list[str], audio: list[str], num_clips: int) -> list[str]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline.manifest.folds import assign_folds
 from pipeline.manifest.manifest import SCHEMA, Clip, Manifest, from_clips
 from tests.pipeline.manifest.test_manifest import CLIPS, LABELS
-from tests.support.errors import assert_notes, refused
+from tests.support.errors import refused
 
 
 @st.composite
@@ -46,12 +46,6 @@ def test_folds_are_balanced_and_independent_of_order(
 
 def _of_class(folds: dict[str, int], labels: list[list[str]], name: str) -> list[int]:
     return [fold for fold, own in zip(folds.values(), labels, strict=True) if own == [name]]
-
-
-def test_class_smaller_than_the_number_of_folds_is_noted() -> None:
-    clips = [Clip(id=str(i), uri="/x", labels=("dog" if i else "rain",)) for i in range(6)]
-    notes = assign_folds(from_clips(clips, ["dog", "rain"]), 5).notes
-    assert_notes(notes, ["1 classes", "5 clips", "rain"])
 
 
 @pytest.mark.parametrize("num_folds", [-1, 1, 101])

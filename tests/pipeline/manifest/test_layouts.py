@@ -193,10 +193,10 @@ def test_cells_are_separated_by_the_sign_beside_a_known_one(
     assert rows(manifest, "id", "labels") == [("a.wav", [label])]
 
 
-def test_lists_of_labels_with_another_separator_are_noted(tmp_path: Path) -> None:
+def test_labels_may_have_another_separator(tmp_path: Path) -> None:
     text = "path,labels\na.wav,dog|rain\nb.wav,cat|rain\nc.wav,cat\n"
     source = write_table(tmp_path / "clips.csv", text)
-    assert_notes(read_source(source, "auto").notes, [2, "cat|rain", "--separator '|'"])
+    assert read_source(source, "auto").labels == ("cat", "cat|rain", "dog|rain")
     manifest = read_source(source, "auto", SourceOptions(separator="|"))
     assert manifest.labels == ("cat", "dog", "rain")
     assert not manifest.notes
@@ -247,7 +247,8 @@ def test_clips_of_two_tables_need_different_ids(
         write_table(tmp_path / f"{name}.csv", "path,labels\nx.wav,dog\n")
     monkeypatch.chdir(tmp_path)
     assert main(["manifest", "train=a.csv", "test=b.csv", "--out", "m.parquet"]) == 1
-    assert_error_line(capsys.readouterr().err, tmp_path / "m.parquet", "x.wav", "unique")
+    tables = f"{tmp_path}/a.csv, {tmp_path}/b.csv"
+    assert_error_line(capsys.readouterr().err, tables, "x.wav", "unique")
 
 
 def test_tsv_with_a_vocabulary_beside_it(tmp_path: Path) -> None:
@@ -396,6 +397,17 @@ def test_folders_that_are_no_classes_are_refused(
     source = write_files(tmp_path, *names)
     with refused(source, *values, remedy="labels"):
         read_source(source, "auto")
+
+
+def test_classes_within_folders_of_another_kind_are_warned_of(tmp_path: Path) -> None:
+    names = ("anna/one/1.wav", "anna/two/1.wav", "bob/one/1.wav", "bob/two/1.wav")
+    manifest = read_source(write_files(tmp_path / "a", *names), "auto")
+    assert_notes(manifest.warnings, ["anna, bob", "one, two", "table", "labels"])
+    split = read_source(write_files(tmp_path / "b", *(f"train/{name}" for name in names)), "auto")
+    assert_notes(split.warnings, ["anna, bob", "one, two"])
+    for fine in ((*names, "anna/3.wav"), ("dog/puppy/1.wav", "cat/kitten/1.wav")):
+        folder = write_files(tmp_path / str(len(fine)), *fine)
+        assert read_source(folder, "auto").warnings == ()
 
 
 def test_a_class_may_be_called_train_beside_others(tmp_path: Path) -> None:

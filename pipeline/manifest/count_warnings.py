@@ -1,0 +1,95 @@
+"""Warnings about the numbers of clips: classes that are too small to learn or cannot be scored.
+
+In: the clips of each class by split, and by fold. Out: one line for each kind, with what to do.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from pipeline.manifest.class_counts import ClassCounts
+from pipeline.manifest.label_warnings import some
+from pipeline.manifest.splits import is_for_training
+
+FEW = 5
+"""A class of fewer clips is hardly learnt, nor scored with any certainty."""
+
+_MORE = "add clips of them, or remove or merge these classes"
+
+
+def count_warnings(splits: ClassCounts, folds: ClassCounts, *, is_official: bool) -> list[str]:
+    """Warnings about classes with few clips, and with none in a split or fold.
+
+    Args:
+        splits: clips by split.
+        folds: clips by fold.
+        is_official: whether the labels are an official list, which may have unused ones.
+    """
+    return [
+        *_few(splits),
+        *([] if is_official else _unused(splits)),
+        *_missing_in_splits(splits),
+        *_missing_in_folds(folds),
+        *_nothing_to_evaluate_on(splits, folds),
+    ]
+
+
+def _few(splits: ClassCounts) -> Iterable[str]:
+    totals = splits.totals
+    few = [f"{splits.labels[i]!r} ({totals[i]})" for i in np.flatnonzero(totals) if totals[i] < FEW]
+    if few:
+        yield (
+            f"{len(few):,} of {len(splits.labels):,} classes have fewer than {FEW} clips: "
+            f"{some(few)}; {_MORE}"
+        )
+
+
+def _unused(splits: ClassCounts) -> Iterable[str]:
+    totals = splits.totals
+    unused = [repr(splits.labels[i]) for i in np.flatnonzero(totals == 0)]
+    if unused:
+        yield (
+            f"{len(unused):,} of {len(splits.labels):,} classes have no clip: {some(unused)}; "
+            "add clips of them, or remove them from the list of labels"
+        )
+
+
+def _missing_in_splits(splits: ClassCounts) -> Iterable[str]:
+    if len(splits.parts) < 2:
+        return
+    in_use = splits.totals > 0
+    for index, split in enumerate(splits.parts):
+        missing = np.flatnonzero(in_use & (splits.counts[:, index] == 0))
+        effect = "be learnt from it" if is_for_training(split) else "be scored on it"
+        if len(missing):
+            yield (
+                f"{len(missing):,} of {int(in_use.sum()):,} classes have no clip in the split "
+                f"{split!r} and cannot {effect}: "
+                f"{some([repr(splits.labels[i]) for i in missing])}; {_MORE}"
+            )
+
+
+def _missing_in_folds(folds: ClassCounts) -> Iterable[str]:
+    numbers = [index for index, fold in enumerate(folds.parts) if fold != "0"]
+    if len(numbers) < 2:
+        return
+    in_use = folds.totals > 0
+    missing = [
+        f"{folds.labels[i]!r} (in {int(held.sum())})"
+        for i in np.flatnonzero(in_use)
+        if not (held := folds.counts[i, numbers] > 0).all()
+    ]
+    if missing:
+        yield (
+            f"{len(missing):,} of {int(in_use.sum()):,} classes are not in all {len(numbers)} "
+            f"folds, and cannot be scored where they lack: {some(missing)}; {_MORE}, or make fewer "
+            "folds"
+        )
+
+
+def _nothing_to_evaluate_on(splits: ClassCounts, folds: ClassCounts) -> Iterable[str]:
+    if len(splits.parts) == 1 and is_for_training(splits.parts[0]) and len(folds.parts) < 2:
+        yield (
+            f"all clips are in the split {splits.parts[0]!r}, which leaves none to evaluate on; "
+            "add --folds 5, or a column split to a table"
+        )

@@ -1,0 +1,25 @@
+"""What is odd about a manifest, found by its labels and counts before days of training on it."""
+
+import pyarrow.compute as pc
+
+from pipeline.manifest.class_counts import count_clips
+from pipeline.manifest.count_warnings import count_warnings
+from pipeline.manifest.label_warnings import label_warnings, split_warnings
+from pipeline.manifest.manifest import Manifest
+
+
+def manifest_warnings(manifest: Manifest) -> list[str]:
+    """One line for each oddity, with what to do; the manifest must be valid.
+
+    The labels of a source with a coverage come from its official list: they are not doubted.
+    """
+    splits, folds = count_clips(manifest, "split"), count_clips(manifest, "fold")
+    is_official = manifest.coverage is not None
+    lengths = pc.list_value_length(manifest.clips["labels"])
+    num_clips, num_labelled = len(lengths), pc.sum(pc.greater(lengths, 0)).as_py()
+    return [
+        *manifest.warnings,
+        *([] if is_official else label_warnings(splits, num_clips, num_labelled)),
+        *split_warnings(splits),
+        *count_warnings(splits, folds, is_official=is_official),
+    ]
