@@ -28,7 +28,7 @@ def files_in(folder: Path) -> set[str]:
 PROGRAM = (
     "ray_job.py", "pipeline/__init__.py", "pipeline/pages/style.css", "pipeline/pages/page.js",
     "trainer/report/page.html.jinja", "cluster/jobs.py", "recipes/__init__.py",
-    "recipes/esc50.toml",
+    "recipes/esc50.toml", "trainer/checkpoints/classes.csv",
 )  # fmt: skip
 OTHERS = (
     ".git/config", ".venv/lib/torch/__init__.py", "torch/__init__.py", "build/lib/ray_job.py",

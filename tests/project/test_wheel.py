@@ -54,6 +54,7 @@ def test_wheel_holds_only_the_program_and_its_recipes(wheel: Path) -> None:
     typed = {f"{package}/py.typed" for package in ("cluster", "pipeline", "trainer")}
     assert files == {*map(str, program_files(PROJECT)), *typed}
     assert {"recipes/esc50.toml", "pipeline/pages/style.css"} <= files
+    assert "trainer/checkpoints/audioset_classes.csv" in files
 
 
 def test_metadata_has_licence_and_command(wheel: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import SettingValueError, UserError
+from trainer.checkpoints.audioset_classes import other_name
 from trainer.checkpoints.fit import check_values
 from trainer.checkpoints.patch_grid import patches_along
 from trainer.checkpoints.state_files import State
@@ -83,20 +84,29 @@ class AstCheckpoint:
     def head_rows(self, num_classes: int, labels: Sequence[str] | None) -> list[int] | None:
         """Row of its head for each of our classes; None if it lacks some of them.
 
-        Classes are matched by name; if either side has no names, by their order, if there are as
-        many: everybody has AudioSet's in the order of its class_labels_indices.csv.
+        Classes are matched by name, AudioSet's also by machine id; if either side has no names, by
+        their order, if there are as many.
         """
         if self.labels is None or labels is None:
             fits = num_classes == len(self.state["head.bias"])
             return list(range(num_classes)) if fits else None
-        row_of = {label: row for row, label in enumerate(self.labels)}
+        row_of = _row_of(self.labels)
         return None if missing_labels(self, labels) else [row_of[label] for label in labels]
 
 
 def missing_labels(checkpoint: AstCheckpoint, labels: Sequence[str]) -> list[str]:
     """Our classes that the checkpoint does not name; none if it names no classes at all."""
-    known = set(labels if checkpoint.labels is None else checkpoint.labels)
-    return [label for label in labels if label not in known]
+    if checkpoint.labels is None:
+        return []
+    row_of = _row_of(checkpoint.labels)
+    return [label for label in labels if label not in row_of]
+
+
+def _row_of(labels: Sequence[str]) -> dict[str, int]:
+    """Index of each class by its name and, for AudioSet's, by its other name."""
+    others = {other_name(label): row for row, label in enumerate(labels)}
+    names = {label: row for row, label in enumerate(labels)}
+    return {**{name: row for name, row in others.items() if name is not None}, **names}
 
 
 def patch_settings(

@@ -16,13 +16,13 @@ from trainer.checkpoints.ast_checkpoint import (
     require_head,
     size_settings,
 )
+from trainer.checkpoints.audioset_classes import NUM_AUDIOSET_CLASSES, audioset_names
 from trainer.checkpoints.patch_grid import patches_along, shortest_axis
 from trainer.checkpoints.state_files import State
 
 _STRIDES = (10, 12, 14, 16)
 _LENGTHS = (1024, 512, 128)
 """Strides and target lengths of the authors' runs; the number of patches identifies the pair."""
-_NUM_AUDIOSET = 527
 # fmt: off
 _SPEECH_COMMANDS = (
     "backward", "follow", "five", "bed", "zero", "on", "learn", "two", "house", "tree", "dog",
@@ -38,9 +38,8 @@ def from_authors(path: str, state: State, like: Mapping[str, Any]) -> AstCheckpo
     """The checkpoint of a state dict; `like` is as for `read_weights`."""
     require_head(state, path)
     num_classes = len(state["head.bias"])
-    is_speech = num_classes == len(_SPEECH_COMMANDS)
     norms = {
-        _NUM_AUDIOSET: PUBLISHED_NORMS["AudioSet"],
+        NUM_AUDIOSET_CLASSES: PUBLISHED_NORMS["AudioSet"],
         len(_SPEECH_COMMANDS): PUBLISHED_NORMS["Speech Commands V2"],
     }
     mean, std = norms.get(num_classes, (None, None))
@@ -49,12 +48,19 @@ def from_authors(path: str, state: State, like: Mapping[str, Any]) -> AstCheckpo
         state=state,
         model={**size_settings(state), **_authors_grid(state, path, like)},
         num_mels=NUM_MELS,
-        labels=list(_SPEECH_COMMANDS) if is_speech else None,
+        labels=_labels(num_classes),
         mean=mean,
         std=std,
         # The models of both published data sets were trained with it.
         loss="bce" if num_classes in norms else None,
     )
+
+
+def _labels(num_classes: int) -> list[str] | None:
+    """Names of the classes of a published data set, which is known by their number."""
+    if num_classes == NUM_AUDIOSET_CLASSES:
+        return audioset_names()
+    return list(_SPEECH_COMMANDS) if num_classes == len(_SPEECH_COMMANDS) else None
 
 
 def _authors_grid(state: State, path: str, like: Mapping[str, Any]) -> dict[str, int]:

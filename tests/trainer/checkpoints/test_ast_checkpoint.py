@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from transformers import ASTConfig, ASTForAudioClassification
 
 from pipeline import storage
+from pipeline.manifest.layouts.segments import read_vocabulary
 from tests.support.errors import assert_names, refused
 from tests.support.prepared import LABELS, make_prepared, tiny_recipe
 from tests.support.runs import newest
 from trainer.checkpoints.ast_checkpoint import AstCheckpoint
+from trainer.checkpoints.audioset_classes import audioset_names, other_name
 from trainer.checkpoints.from_own import metadata
 from trainer.checkpoints.read_weights import read_weights
 from trainer.checkpoints.state_files import read_metadata
@@ -123,7 +125,7 @@ def test_strides_and_length_of_an_authors_file_are_detected(
     known = {527: (-4.2677393, 4.5689974, "bce"), 35: (-6.845978, 5.5654526, "bce")}
     expected = known.get(num_classes, (None, None, None))
     assert (checkpoint.mean, checkpoint.std, checkpoint.loss) == expected
-    assert (checkpoint.labels is not None) == (num_classes == 35)
+    assert (checkpoint.labels is not None) == (num_classes in (35, 527))
 
 
 def test_ambiguous_strides_come_from_the_recipe(tmp_path: Path) -> None:
@@ -145,6 +147,72 @@ def test_speech_commands_classes_are_known_by_name(tmp_path: Path) -> None:
     rows = checkpoint.head_rows(35, words)
     assert rows is not None
     assert (rows[words.index("backward")], rows[words.index("one")]) == (0, 34)
+
+
+@pytest.fixture(scope="module")
+def audioset_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[AuthorsAst, str]:
+    """The authors' model with AudioSet's classes, and its file."""
+    path = tmp_path_factory.mktemp("audioset") / "audioset_16_16_0.4422.pth"
+    reference = AuthorsAst(527)
+    torch.save(reference.state_dict(), path)
+    return reference, str(path)
+
+
+@pytest.mark.parametrize("kind", ["names", "machine ids", "both"])
+@pytest.mark.parametrize("num_classes", [527, 20])
+def test_audioset_classes_are_known_by_name_in_any_order(
+    audioset_model: tuple[AuthorsAst, str],
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    num_classes: int,
+) -> None:
+    reference, path = audioset_model
+    order = torch.randperm(527, generator=torch.Generator().manual_seed(0))[:num_classes].tolist()
+    labels = [audioset_names()[row] for row in order]
+    if kind != "names":
+        step = 1 if kind == "machine ids" else 2
+        labels[::step] = [str(other_name(label)) for label in labels[::step]]
+        assert labels[0].startswith(("/m/", "/t/", "/g/"))
+    with caplog.at_level(logging.WARNING):
+        model = build_model(settings(path), num_classes=num_classes, num_mels=128, labels=labels)
+    assert caplog.text == ""
+    torch.testing.assert_close(logits(model), logits(reference)[:, order], atol=1e-5, rtol=0)
+
+
+def test_order_of_audioset_classes_is_the_published() -> None:
+    names = audioset_names()
+    assert len(set(names)) == 527
+    assert (names[0], names[137], names[526]) == ("Speech", "Music", "Field recording")
+    assert (other_name("Speech"), other_name("/m/04rlf"), other_name("sea")) == (
+        "/m/09x0r",
+        "Music",
+        None,
+    )
+
+
+def test_audioset_classes_equal_the_official_file(real_data: Path) -> None:
+    official = read_vocabulary(str(real_data / "audioset" / "class_labels_indices.csv"))
+    assert audioset_names() == list(official.values())
+    assert [other_name(name) for name in official.values()] == list(official)
+
+
+def test_other_527_classes_make_a_new_head(
+    audioset_model: tuple[AuthorsAst, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    reference, path = audioset_model
+    labels = [*audioset_names()[:526], "sea"]
+    with caplog.at_level(logging.WARNING):
+        model = build_model(settings(path), num_classes=527, num_mels=128, labels=labels)
+    assert_names(caplog.text, path, "random weights", "1 of the 527", "'sea'")
+    assert not torch.equal(model.head.weight, reference.get_parameter("mlp_head.1.weight"))
+
+
+def test_machine_ids_of_a_checkpoint_match_display_names(tmp_path: Path) -> None:
+    path = tmp_path / "ast.safetensors"
+    theirs = our_checkpoint(path, ["/m/09x0r", "mine", "/m/04rlf"])
+    labels = ["Music", "mine", "/m/09x0r"]
+    model = build_model(settings(path), num_classes=3, num_mels=128, labels=labels)
+    torch.testing.assert_close(logits(model), logits(theirs)[:, [2, 1, 0]])
 
 
 # Fitted to another model
