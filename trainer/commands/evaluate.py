@@ -1,6 +1,7 @@
-"""`evaluate`: scores a split with a run's weights."""
+"""`evaluate`: scores clips with a run's weights."""
 
 import argparse
+import logging
 from typing import get_args
 
 from cluster.commands.session_options import session
@@ -8,11 +9,13 @@ from pipeline.commands.step import Step, path
 from trainer.commands.options import add_weights_option, add_worker_options, workers
 from trainer.model.settings import Precision
 
+_logger = logging.getLogger(__name__)
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="run", type=path, help="folder of the run")
-    parser.add_argument("--split", required=True, help="split to score")
-    parser.add_argument("--fold", type=int, default=0, help="score only this fold of the split")
+    parser.add_argument("--split", help="split to score (default: the run's held-out clips)")
+    parser.add_argument("--fold", type=int, help="score only this fold of the split")
     parser.add_argument("--data", type=path, help="prepared data set (default: the training data)")
     parser.add_argument(
         "--precision",
@@ -27,17 +30,27 @@ def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from pipeline.dataset.prepared import note_unchecked, open_dataset
+    from trainer.data.clips import select_clips
     from trainer.on_ray.train import run_evaluation
     from trainer.run.checks import check_evaluation
     from trainer.run.result_table import result_table
-    from trainer.run.run_folder import read_run
+    from trainer.run.run_folder import held_out, read_run
+    from trainer.run.trained_on import note_trained_on
     from trainer.scores.predictions import predictions_path
 
     folder = arguments.run_folder
-    data = arguments.data or read_run(folder).data.path
-    note_unchecked(open_dataset(data))
-    clips = folder, data, arguments.split, arguments.fold
+    info = read_run(folder)
+    data = arguments.data or info.data.path
+    dataset = open_dataset(data)
+    note_unchecked(dataset)
+    split, fold = arguments.split, arguments.fold
+    if split is None:
+        split, own_fold = held_out(folder, info)
+        fold = own_fold if fold is None else fold
+    clips = folder, data, split, fold or 0
     name = check_evaluation(*clips, arguments.weights)
+    if note := note_trained_on(folder, info, dataset, select_clips(dataset, *clips[2:])):
+        _logger.info("%s", note)
     with session(arguments):
         run_evaluation(*clips, workers(arguments), arguments.weights, arguments.precision)
     Console().print(result_table(folder, name))
@@ -46,8 +59,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 STEP = Step(
     name="evaluate",
-    summary="Score a split with a run's weights: mAP, mAUC, d-prime and accuracy, and per class.",
-    example="runs/esc50 --split train --fold 1",
+    summary="Score clips with a run's weights, by default those it held out: mAP, mAUC, d-prime "
+    "and accuracy, and per class.",
+    example="runs/esc50 --weights best",
     add_options=add_options,
     run=run,
 )

@@ -153,10 +153,9 @@ class ReportedRun:
                 "There are no predictions yet; they are written after the last evaluation, at the "
                 "end of the run."
             )
-        fold = f" --fold {self.data.eval_fold}" if self.data.eval_fold else ""
         return (
             f"The run is finished, but its predictions on {self.data.eval_name} are missing; "
-            f"`evaluate {self.path} --split {self.data.eval_split}{fold}` makes them."
+            f"`evaluate {self.path}` makes them."
         )
 
     @property

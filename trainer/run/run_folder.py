@@ -168,6 +168,18 @@ def read_recipe(run_path: str, run: RunInfo) -> Recipe:
     return recipe
 
 
+def held_out(run_path: str, run: RunInfo) -> tuple[str, int]:
+    """Split and fold that a run is evaluated on; fold 0: the whole split.
+
+    Raises:
+        UserError: an older run's settings cannot be read.
+    """
+    data = run.data
+    if data.eval_split is None or data.eval_fold is None:
+        return read_recipe(run_path, run).data.evaluation
+    return data.eval_split, data.eval_fold
+
+
 def _run_json(run_path: str) -> str:
     return storage.join(run_path, "run.json")
 

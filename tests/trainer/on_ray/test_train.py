@@ -21,7 +21,7 @@ import ray_job
 from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset
 from pipeline.terminal import log
-from tests.support.errors import assert_error_line, assert_names
+from tests.support.errors import assert_error_line, assert_names, assert_notes
 from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
 from tests.support.runs import assert_close_runs, assert_events_match_history, newest
 from tests.support.steps import own_lines, started, wait_for_step
@@ -123,11 +123,29 @@ def test_quiet_and_verbose_reach_the_workers(
 
 
 @pytest.mark.usefixtures("session")
+def test_evaluate_scores_the_held_out_clips_by_default(
+    without_ray: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(predictions_path(without_ray, "eval"))
+    before = read_predictions(without_ray, "eval")
+    path.unlink()
+    assert ray_job.main(["evaluate", without_ray]) == 0
+    printed = capfd.readouterr()
+    assert "on eval" in printed.out
+    assert own_lines(printed.err) == []
+    again = read_predictions(without_ray, "eval")
+    assert again.ids == before.ids
+    np.testing.assert_allclose(again.scores, before.scores, atol=1e-6)
+
+
+@pytest.mark.usefixtures("session")
 def test_evaluate_scores_another_split_with_the_last_checkpoint(
     dataset: PreparedDataset, without_ray: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert ray_job.main(["evaluate", without_ray, "--split", "train", "--fold", "2"]) == 0
-    assert "on train-fold2" in capfd.readouterr().out
+    printed = capfd.readouterr()
+    assert "on train-fold2" in printed.out
+    assert_notes(own_lines(printed.err), ["all", 20])
     predictions = read_predictions(without_ray, "train-fold2")
     model = make_model(RECIPE, dataset, fresh=False)
     model.load_state_dict(newest(without_ray).model)

@@ -530,16 +530,10 @@ def test_missing_or_damaged_runs_are_refused(tmp_path: Path, run: str) -> None:
         write_report([run])
 
 
-def test_missing_predictions_come_with_their_command(run: str, data: str) -> None:
-    info = storage.read_json(f"{run}/run.json")
-    info["data"] |= {"eval_name": "train-fold2", "eval_split": "train", "eval_fold": 2}
-    storage.write_json(f"{run}/run.json", info)
+def test_missing_predictions_come_with_their_command(run: str) -> None:
     for path in storage.list_files(f"{run}/predictions"):
         storage.remove(path)
-    advice = (
-        f"its predictions on train-fold2 are missing; `evaluate {run} --split train "
-        f"--fold 2` makes them."
-    )
+    advice = f"its predictions on eval are missing; `evaluate {run}` makes them."
     text = " ".join(report(run).words)
     assert text.count(advice) == 2
     assert "yet" not in text

@@ -12,7 +12,14 @@ from tests.support.prepared import make_prepared, tiny_recipe
 from trainer.data.clips import select_training_data
 from trainer.recipe.recipe import Recipe
 from trainer.run.history import History, is_finished, read_history
-from trainer.run.run_folder import check_folder, check_same_run, describe_run, read_run, write_run
+from trainer.run.run_folder import (
+    check_folder,
+    check_same_run,
+    describe_run,
+    held_out,
+    read_run,
+    write_run,
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +38,20 @@ def test_run_resumes_only_with_its_own_settings(dataset: PreparedDataset, tmp_pa
     assert check_same_run(run, recipe, dataset) is False
     begin(run, recipe, dataset)
     assert check_same_run(run, recipe, dataset) is True
+
+
+@pytest.mark.parametrize(("fold", "expected"), [(0, ("eval", 0)), (2, ("train", 2))])
+@pytest.mark.parametrize("is_old", [False, True])
+def test_run_knows_the_clips_that_it_holds_out(
+    dataset: PreparedDataset, tmp_path: Path, fold: int, expected: tuple[str, int], is_old: bool
+) -> None:
+    run = str(tmp_path)
+    begin(run, tiny_recipe(data={"fold": fold}), dataset)
+    document = read_run(run).to_json()
+    if is_old:
+        del document["data"]["eval_split"], document["data"]["eval_fold"]
+    storage.write_json(f"{run}/run.json", document)
+    assert held_out(run, read_run(run)) == expected
 
 
 def test_loading_settings_may_change_on_resume(dataset: PreparedDataset, tmp_path: Path) -> None:

@@ -1,0 +1,36 @@
+"""Which clips of an evaluation the run was trained on: their scores say little about other clips.
+
+In: a run and the clips to score. Out: a note with their number; empty if there are none.
+"""
+
+from pipeline.dataset.prepared import PreparedDataset, open_dataset
+from pipeline.errors import UserError
+from trainer.data.clips import ClipSet
+from trainer.run.run_folder import RunInfo, read_recipe
+
+
+def note_trained_on(run_path: str, run: RunInfo, dataset: PreparedDataset, clips: ClipSet) -> str:
+    """How many of the clips the run was trained on, by their ids.
+
+    Args:
+        run_path: the run.
+        run: what it is; of the training of an imported model nothing is known.
+        dataset: that the clips are of, maybe not the one that the run was trained on.
+        clips: the clips to score.
+    """
+    if run.imported_from is not None:
+        return ""
+    settings = read_recipe(run_path, run).data
+    try:
+        if clips.data_fingerprint != run.data.fingerprint:
+            dataset = open_dataset(run.data.path)
+        trained = dataset.select(settings.train_split, except_fold=settings.fold)["id"]
+    except UserError as error:
+        return f"which of these clips the run was trained on is unknown ({error})"
+    num_trained = len(set(trained.to_pylist()) & set(clips.ids))
+    if not num_trained:
+        return ""
+    what = "all" if num_trained == len(clips) else f"{num_trained:,} of"
+    return (
+        f"{what} {len(clips):,} clips were trained on, so their scores say little about other clips"
+    )
