@@ -13,8 +13,6 @@ from pipeline.audio.frames import without_id3
 from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES, CONTAINER_SUFFIXES
 
 _SUFFIX = r"(?P<suffix>\.[A-Za-z0-9]{1,8})$"
-HIDDEN = r"(?:^|/)\.[^/]*$"
-"""Among them are the `._NAME` that macOS writes beside each file."""
 _PARTIAL_SUFFIXES = (".part", ".ytdl", ".aria2", ".crdownload")
 """Of files that programs are still downloading, whatever is in them."""
 _SAMPLE_SIZE = 32
@@ -35,13 +33,12 @@ class AudioFiles:
         """Which of these paths are audio: an array of booleans."""
         matches = pc.struct_field(pc.extract_regex(paths, _SUFFIX), "suffix")
         suffixes = pc.utf8_lower(pc.fill_null(matches, ""))
-        is_visible = pc.invert(pc.match_substring_regex(paths, HIDDEN))
-        for suffix in pc.unique(suffixes.filter(is_visible)).to_pylist():
+        for suffix in pc.unique(suffixes).to_pylist():
             if suffix not in self._is_audio:
-                of_suffix = pc.and_(is_visible, pc.equal(suffixes, suffix))
-                self._is_audio[suffix] = _any_is_audio(paths.filter(of_suffix))
+                of_suffix = paths.filter(pc.equal(suffixes, suffix))
+                self._is_audio[suffix] = _any_is_audio(of_suffix)
         audio = pa.array([suffix for suffix, is_audio in self._is_audio.items() if is_audio])
-        return pc.and_(is_visible, pc.is_in(suffixes, audio))
+        return pc.is_in(suffixes, audio)
 
 
 def _any_is_audio(paths: pa.Array) -> bool:

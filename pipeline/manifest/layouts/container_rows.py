@@ -19,6 +19,7 @@ from pipeline.manifest.checks import note_unlabelled
 from pipeline.manifest.layouts.listing import LISTING_SCHEMA
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.layouts.segments import read_vocabulary
+from pipeline.manifest.layouts.visible import VisibleFiles
 from pipeline.manifest.manifest import SCHEMA, Manifest, from_columns
 from pipeline.manifest.splits import SPLITS
 
@@ -89,11 +90,13 @@ def read_containers(
             the containers have labels and all are empty.
     """
     is_one = source.lower().endswith(suffixes)
-    paths = [source] if is_one else _visible(storage.list_files(source), suffixes)
+    listed = VisibleFiles(source)
+    paths = [source] if is_one else _with_suffix(listed.paths(), suffixes)
     kinds = " or ".join(suffixes)
     if not paths:
         raise UserError(source, f"has no {kinds} file")
     rows, notes = list_rows(paths, source, list_container, _field_names(options))
+    notes += listed.notes()
     if not rows.num_rows:
         more = [f"and {len(notes) - 3} more"] if len(notes) > 3 else []
         why = "; ".join([*notes[:3], *more])
@@ -160,13 +163,8 @@ def _list_container(
         raise UserError(path, *reason) from error
 
 
-def _visible(paths: Sequence[str], suffixes: tuple[str, ...]) -> list[str]:
-    """Containers, without hidden files such as the `._NAME` of macOS."""
-    return [
-        path
-        for path in paths
-        if path.lower().endswith(suffixes) and not path.rpartition("/")[2].startswith(".")
-    ]
+def _with_suffix(paths: Sequence[str], suffixes: tuple[str, ...]) -> list[str]:
+    return [path for path in paths if path.lower().endswith(suffixes)]
 
 
 def _below(location: str, path: str) -> str:

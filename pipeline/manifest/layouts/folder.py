@@ -17,6 +17,7 @@ from pipeline.manifest.label_warnings import some
 from pipeline.manifest.layouts.audio_files import AudioFiles
 from pipeline.manifest.layouts.listing import no_files_error
 from pipeline.manifest.layouts.options import SourceOptions
+from pipeline.manifest.layouts.visible import VisibleFiles
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
 from pipeline.manifest.splits import SPLITS, is_fold_name
 
@@ -28,7 +29,8 @@ def read(source: str, options: SourceOptions) -> Manifest:
         UserError: there is no such folder, it is empty, or its audio is in no folders of classes.
     """
     prefix = source.rstrip("/") + "/"
-    relative = [path.removeprefix(prefix) for path in storage.list_files(source)]
+    files = VisibleFiles(source)
+    relative = [path.removeprefix(prefix) for path in files.paths()]
     if not relative:
         raise no_files_error(source)
     is_audio = AudioFiles().mask(pa.array(prefix + name for name in relative))
@@ -51,7 +53,7 @@ def read(source: str, options: SourceOptions) -> Manifest:
         )
     vocabulary = sorted({label for clip in clips for label in clip.labels})
     _check_classes(source, [clip.id for clip in clips], vocabulary, depth)
-    manifest = from_clips(clips, vocabulary, _notes(relative, audio, len(clips)))
+    manifest = from_clips(clips, vocabulary, [*files.notes(), *_notes(relative, audio, len(clips))])
     return replace(manifest, warnings=_warn_of_inner_classes([clip.id for clip in clips], depth))
 
 

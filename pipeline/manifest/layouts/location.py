@@ -4,16 +4,15 @@ In: a folder or prefix, or one container file. Steps: list the files, keep audio
 containers with `parquet_files`, `tar_files` and `hdf5_files`. Out: a table of `LISTING_SCHEMA`.
 """
 
-from collections.abc import Iterator
-
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.manifest.layouts import hdf5_files, parquet_files, tar_files
-from pipeline.manifest.layouts.audio_files import HIDDEN, AudioFiles
+from pipeline.manifest.layouts.audio_files import AudioFiles
 from pipeline.manifest.layouts.container_rows import list_rows
 from pipeline.manifest.layouts.listing import HDF5_SUFFIXES, LISTING_SCHEMA, no_files_error
+from pipeline.manifest.layouts.visible import VisibleFiles
 
 _CONTAINERS = {
     parquet_files.SUFFIX: parquet_files.list_file,
@@ -33,17 +32,16 @@ def list_audio(location: str) -> tuple[pa.Table, list[str]]:
     notes: list[str] = []
     num_files = num_others = 0
     audio_files = AudioFiles()
-    for batch in _files(location):
+    files = VisibleFiles(location)
+    is_one = location.lower().endswith(tuple(_CONTAINERS))
+    for batch in [_one_file(location)] if is_one else files.batches():
         is_audio = audio_files.mask(batch["path"])
         tables.append(_plain_files(batch.filter(is_audio), location))
         others = batch["path"].filter(pc.invert(is_audio))
         num_files += batch.num_rows
         num_others += len(others)
         for suffix, paths in containers.items():
-            is_container = pc.and_(
-                pc.ends_with(others, suffix, ignore_case=True),
-                pc.invert(pc.match_substring_regex(others, HIDDEN)),
-            )
+            is_container = pc.ends_with(others, suffix, ignore_case=True)
             paths += others.filter(is_container).to_pylist()
     if not num_files:
         raise no_files_error(location)
@@ -53,15 +51,14 @@ def list_audio(location: str) -> tuple[pa.Table, list[str]]:
             tables.append(rows.select(LISTING_SCHEMA.names))
             notes += problems
             num_others -= len(paths)
+    notes += files.notes()
     if num_others:
         notes.append(f"left out {num_others:,} files that are not audio")
     return pa.concat_tables(tables), notes
 
 
-def _files(location: str) -> Iterator[pa.RecordBatch]:
-    if location.lower().endswith(tuple(_CONTAINERS)):
-        return iter([pa.record_batch({"path": [location], "size_bytes": [None]})])
-    return storage.iter_files(location)
+def _one_file(location: str) -> pa.RecordBatch:
+    return pa.record_batch({"path": [location], "size_bytes": [None]})
 
 
 def _plain_files(batch: pa.RecordBatch, location: str) -> pa.Table:

@@ -12,6 +12,7 @@ from pipeline.manifest.layouts.common_ids import mark_common
 from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES, CONTAINER_SUFFIXES, HDF5_SUFFIXES
 from pipeline.manifest.layouts.names import LAYOUTS, READ_BY
 from pipeline.manifest.layouts.options import SourceOptions, split_and_path
+from pipeline.manifest.layouts.visible import VisibleFiles
 from pipeline.manifest.manifest import Manifest
 
 _BY_SUFFIX = {
@@ -107,7 +108,7 @@ def _without_effect(options: SourceOptions, layout: str, manifest: Manifest) -> 
 
 def _detect_containers(source: str) -> str | None:
     """The layout of a folder's container files; None if an audio file is listed first."""
-    for batch in storage.iter_files(source):
+    for batch in VisibleFiles(source).batches():
         suffixes = {PurePosixPath(path).suffix.lower() for path in batch["path"].to_pylist()}
         if suffixes & AUDIO_SUFFIXES:
             return None

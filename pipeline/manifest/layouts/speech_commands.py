@@ -12,6 +12,7 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest.layouts.audio_files import AudioFiles
 from pipeline.manifest.layouts.options import SourceOptions
+from pipeline.manifest.layouts.visible import VisibleFiles
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
 from pipeline.manifest.splits import TRAIN_SPLIT
 
@@ -41,7 +42,8 @@ def read(source: str, options: SourceOptions) -> Manifest:
             "name the folder into which Speech Commands was unpacked",
         )
     prefix = source.rstrip("/") + "/"
-    names = [path.removeprefix(prefix) for path in storage.list_files(source)]
+    files = VisibleFiles(source)
+    names = [path.removeprefix(prefix) for path in files.paths()]
     is_audio = AudioFiles().mask(pa.array([prefix + name for name in names], pa.string()))
     wavs = [name for name in compress(names, is_audio.to_pylist()) if name.count("/") == 1]
     words = [name for name in wavs if not name.startswith(_NOISE)]
@@ -54,7 +56,7 @@ def read(source: str, options: SourceOptions) -> Manifest:
         )
         for name in words
     ]
-    notes += _notes(len(wavs) - len(words), sorted(split_of.keys() - set(words)))
+    notes += files.notes() + _notes(len(wavs) - len(words), sorted(split_of.keys() - set(words)))
     return from_clips(clips, sorted({clip.labels[0] for clip in clips}), notes)
 
 

@@ -25,6 +25,7 @@ from pipeline.manifest.layouts.container_rows import (
 )
 from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES
 from pipeline.manifest.layouts.options import SourceOptions
+from pipeline.manifest.layouts.visible import is_hidden
 from pipeline.manifest.manifest import Manifest
 
 SUFFIX = ".tar"
@@ -32,6 +33,7 @@ BUFFER_BYTES = 1 << 14
 """Read at once: a clip's headers and JSON are adjacent, and one request fetches them."""
 
 _OTHER = "left out: members that are neither audio nor JSON, such as labels in KEY.cls"
+_HIDDEN = "left out: hidden files, such as ._NAME of macOS"
 _NAME = re.compile(r"(?:\./)?((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 """WebDataset's rule: the extension starts after the first dot of the base name."""
 
@@ -55,6 +57,9 @@ def list_file(
     with storage.open_binary(path) as raw:
         file = io.BufferedReader(cast(io.RawIOBase, raw), BUFFER_BYTES)
         for member in _members(file, problems):
+            if is_hidden(member.name.removeprefix("./")):
+                problems[_HIDDEN] += 1
+                continue
             match = _NAME.fullmatch(member.name)
             key, extension = match.groups() if match else (member.name, "")
             if PurePosixPath(f"x.{extension}").suffix.lower() in AUDIO_SUFFIXES:

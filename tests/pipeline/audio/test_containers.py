@@ -408,6 +408,8 @@ def test_other_tar_members_are_skipped_and_noted(tmp_path: Path) -> None:
         ("d.m4a", b"5"),
         ("notes.txt", b"6"),
         (".hidden.wav", b"7"),
+        ("./__MACOSX/f.wav", b"7"),
+        ("._a.flac", b"7"),
         ("no suffix", b"8"),
     ]
     path = write_tar(tmp_path / "test_01.tar", members)
@@ -431,7 +433,8 @@ def test_other_tar_members_are_skipped_and_noted(tmp_path: Path) -> None:
         manifest.notes,
         ["left out", "key", where],
         ["JSON", where],
-        ["left out", "neither", "3 in 1 files"],
+        ["left out", "neither", "2 in 1 files"],
+        ["left out", "hidden", "3 in 1 files"],
         ["left out", "links", where],
         ["left out", "fold", "start_s", "end_s", where],
         ["2 clips", "label"],

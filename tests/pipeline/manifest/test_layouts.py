@@ -524,4 +524,8 @@ def test_audio_is_told_by_content_where_the_suffix_says_nothing(tmp_path: Path) 
     assert sorted(manifest.clips["id"].to_pylist()) == sorted(
         [*audio, "cat/g", "cat/h.recording", "cat/i.XYZ"]
     )
-    assert_notes(manifest.notes, ["left out 7 files", ".npy", ".part", ".png"])
+    assert_notes(
+        manifest.notes,
+        ["left out 3 hidden files", "dog/.DS_Store"],
+        ["left out 4 files", ".npy", ".part", ".png"],
+    )
