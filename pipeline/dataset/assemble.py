@@ -38,22 +38,28 @@ _SHARD_TAR = re.compile(r"[A-Za-z0-9_-]+-\d{5,}\.tar")
 
 
 def read_card(output: str) -> Card | None:
-    """The card of a complete data set; None if it is missing, or damaged and so to be rewritten."""
+    """The card of a complete data set; None if it is missing, or damaged and so to be rewritten.
+
+    Raises:
+        UserError: it has another format version.
+    """
     path = card_path(output)
     try:
         data = storage.read_bytes(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, storage.NoFileError):
         return None
     return None if checksum_fault(data) else decode_card(data, path)
 
 
 def is_intact(card: Card, output: str) -> bool:
-    """Whether a listing has the index, the ledger and each shard of the card at its full size."""
+    """Whether a listing has the index, the ledger and each shard of the card at its full size.
+
+    The card does not have the sizes of index and ledger, but whatever else is in their place, such
+    as a pipe, is listed with 0 bytes.
+    """
     sizes = storage.file_sizes(output)
-    has_tables = {"index.parquet", "rejects.parquet"} <= {
-        path.removeprefix(f"{output}/") for path in sizes
-    }
-    return has_tables and all(
+    tables = ("index.parquet", "rejects.parquet")
+    return all(sizes.get(storage.join(output, name)) for name in tables) and all(
         sizes.get(storage.join(output, tar.name)) == tar.size_bytes for tar in card.shards
     )
 
@@ -95,7 +101,7 @@ def finished_parts(
             return None
         try:
             part = read_part(paths[spec])
-        except (ValueError, OSError):
+        except (ValueError, OSError, storage.NoFileError):
             return None  # Damaged: the shard is rebuilt.
         if part.fingerprint != spec.fingerprint or (retry_rejects and part.rejects):
             return None

@@ -64,6 +64,6 @@ def is_damaged(dataset_path: str) -> bool:
         storage.parse_document(storage.read_bytes(storage.join(dataset_path, NAME)), PrepareSummary)
     except FileNotFoundError:
         return False
-    except storage.DocumentError:
+    except (storage.DocumentError, storage.NoFileError):
         return True
     return False

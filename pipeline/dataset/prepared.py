@@ -123,6 +123,7 @@ def read_card_bytes(path: str) -> bytes:
 
     Raises:
         UserError: there is no card, so no complete data set.
+        NoFileError: something else is in its place.
     """
     try:
         return storage.read_bytes(card_path(path))
@@ -141,7 +142,10 @@ def open_dataset(path: str) -> PreparedDataset:
     """
     path = storage.absolute(path)
     storage.check_bucket(path)
-    data = read_card_bytes(path)
+    try:
+        data = read_card_bytes(path)
+    except storage.NoFileError as error:
+        raise UserError(card_path(path), error.what, REPAIR) from error
     card = decode_card(data, card_path(path))
     if fault := checksum_fault(data):
         raise UserError(card_path(path), f"the card {fault}", REPAIR)
@@ -169,6 +173,8 @@ def _read_table(path: str, sha256: str, schema: pa.Schema) -> pa.Table:
         return storage.parse_table(data, schema)
     except FileNotFoundError as error:
         raise UserError(path, "is missing", REPAIR) from error
+    except storage.NoFileError as error:
+        raise UserError(path, error.what, REPAIR) from error
     except storage.DocumentError as error:
         raise UserError(path, str(error), REPAIR) from error
 

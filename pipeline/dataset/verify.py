@@ -98,15 +98,15 @@ def verify(
                 done += 1
                 bar.update(done, figures={"faults": len(faults)})
     work = work_folder(path)
-    if faults:
-        shards = sorted({fault.shard for fault in faults if fault.shard})
-        try:
+    try:
+        if faults:
+            shards = sorted({fault.shard for fault in faults if fault.shard})
             write_damaged(work, Damaged(shards=shards))
-        except UserError as error:
-            problem = f"cannot be written, so `prepare` would rebuild nothing ({error})"
-            faults.append(Fault(path="_work/damaged.json", what=problem))
-    else:
-        clear_damaged(work)
+        else:
+            clear_damaged(work)
+    except UserError as error:
+        problem = f"cannot be replaced, so `prepare` would not know what to rebuild ({error})"
+        faults.append(Fault(path="_work/damaged.json", what=problem))
     return sorted(faults, key=lambda fault: (fault.path, fault.what))
 
 
@@ -159,7 +159,10 @@ def document_faults(path: str) -> list[Fault]:
     Raises:
         UserError: there is no card, so no data set.
     """
-    data = read_card_bytes(path)
+    try:
+        data = read_card_bytes(path)
+    except storage.NoFileError as error:
+        return [Fault(path="card.json", what=error.what)]
     if problem := checksum_fault(data):
         return [Fault(path="card.json", what=problem)]
     card = decode_card(data, card_path(path))
@@ -170,6 +173,9 @@ def document_faults(path: str) -> list[Fault]:
             digest = hashlib.sha256(storage.read_bytes(storage.join(path, file))).hexdigest()
         except FileNotFoundError:
             faults.append(Fault(path=file, what="is missing"))
+            continue
+        except storage.NoFileError as error:
+            faults.append(Fault(path=file, what=error.what))
             continue
         if digest != sha256:
             faults.append(Fault(path=file, what="does not match the card's checksum"))
@@ -222,6 +228,9 @@ def _tar_faults(
         data = storage.read_bytes(storage.join(path, tar.name))
     except FileNotFoundError:
         yield "is missing"
+        return
+    except storage.NoFileError as error:
+        yield error.what
         return
     if len(data) != tar.size_bytes:
         yield f"has {len(data)} bytes, {tar.size_bytes} in the card"

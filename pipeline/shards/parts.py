@@ -114,7 +114,7 @@ def part_fingerprints(output: str) -> dict[str, str]:
     """The fingerprint of each finished shard whose part file is intact, by the file's path."""
     found = {}
     for path in _part_paths(output):
-        with suppress(ValueError):
+        with suppress(ValueError, storage.NoFileError):
             found[path] = read_part(path).fingerprint
     return found
 

@@ -95,7 +95,8 @@ class DamagedPlanError(UserError):
 
     def __init__(self, path: str, error: Exception, fingerprint: str | None = None) -> None:
         is_missing = isinstance(error, FileNotFoundError)
-        self.fault = "is missing" if is_missing else f"is damaged ({error})"
+        what = error.what if isinstance(error, UserError) else str(error)
+        self.fault = "is missing" if is_missing else f"is damaged ({what})"
         self.fingerprint = fingerprint
         """Of the plan as it was written; None if unknown."""
         super().__init__(
@@ -236,7 +237,7 @@ def read_plan(folder: str) -> Plan | None:
         try:
             tables.append(storage.read_table(path, SCHEMA))
             _check_clips(tables[-1], list(specs), document.basis)
-        except (FileNotFoundError, ValueError) as error:
+        except (FileNotFoundError, ValueError, storage.NoFileError) as error:
             raise DamagedPlanError(path, error, document.fingerprint) from error
     clips = pa.concat_tables(tables).combine_chunks()
     plan = Plan(specs=document.specs, clips=clips, basis=document.basis)
@@ -354,7 +355,7 @@ def _read_document(folder: str) -> _Document | None:
         return document
     except FileNotFoundError:
         return None
-    except storage.DocumentError as error:
+    except (storage.DocumentError, storage.NoFileError) as error:
         raise DamagedPlanError(path, error) from error
 
 

@@ -18,6 +18,7 @@ from pipeline.storage.documents import (
     write_table,
 )
 from pipeline.storage.faults import (
+    NoFileError,
     NoRegularFileError,
     ObjectStoreError,
     TooLargeError,
@@ -38,6 +39,7 @@ from pipeline.storage.files import (
     read_bytes,
     read_file,
     read_range,
+    regular_size,
     remove,
     write_bytes,
 )
@@ -60,6 +62,7 @@ __all__ = [
     "Count",
     "DocumentError",
     "NewFile",
+    "NoFileError",
     "NoRegularFileError",
     "Number",
     "ObjectStoreError",
@@ -94,6 +97,7 @@ __all__ = [
     "read_json",
     "read_range",
     "read_table",
+    "regular_size",
     "remove",
     "with_retries",
     "write_bytes",

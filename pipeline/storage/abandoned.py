@@ -41,6 +41,11 @@ def _is_alive(process: int) -> bool:
 
 def _remove_unlocked(path: Path) -> None:
     # Fails if it is locked, there are no locks here, or it is not ours to delete.
-    with suppress(OSError), path.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        # Without O_NONBLOCK the opening of a pipe waits for a writer.
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+        finally:
+            os.close(file)

@@ -121,6 +121,10 @@ class NoRegularFileError(OSError):
     """A pipe, socket or device, which may block or never end."""
 
 
+class NoFileError(UserError):
+    """In place of a file there is a folder, pipe, socket or device."""
+
+
 def is_a(error: BaseException, kinds: Collection[str]) -> bool:
     """Whether an error is of one of these classes, each as `package.ClassName`."""
     mine = (f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__)
@@ -228,6 +232,9 @@ def explained(path: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if isinstance(error, IsADirectoryError | NoRegularFileError):
+            what = one_file_fault(error) or first_line(error)
+            raise NoFileError(path, what, "remove it or give another path") from error
         reason = explain(error)
         if reason is None and not is_remote(path) and not isinstance(error, FileNotFoundError):
             strerror = getattr(error, "strerror", None)

@@ -35,16 +35,19 @@ def exists(path: str) -> bool:
     """Whether a file exists; an error of the storage is raised, not read as "no"."""
     with explained(path):
         try:
-            if not is_remote(path):
-                return stat.S_ISREG(with_retries(Path(path).stat).st_mode)
-            with_retries(_objects().object_info, path)
-        except (FileNotFoundError, NotADirectoryError):
+            with_retries(_objects().object_info if is_remote(path) else regular_size, path)
+        except (FileNotFoundError, IsADirectoryError, NoRegularFileError):
             return False
         return True
 
 
 def read_bytes(path: str) -> bytes:
-    """The whole content. Raises FileNotFoundError if there is no such file."""
+    """The whole content.
+
+    Raises:
+        FileNotFoundError: no such file.
+        NoFileError: a folder, pipe, socket or device.
+    """
     with explained(path):
         return bytes(with_retries(read_file, path))
 
@@ -66,7 +69,7 @@ def read_file(
         TooLargeError: the file is larger than `max_bytes`, which is checked before reading it.
     """
     if not is_remote(path):
-        _check_size(path, _regular_size(path), max_bytes)
+        _check_size(path, regular_size(path), max_bytes)
         with Path(path).open("rb") as file:
             file.seek(offset_bytes)
             return file.read(size_bytes)
@@ -74,6 +77,27 @@ def read_file(
         check_size = partial(_check_size, path, max_bytes=max_bytes)
         return bytes(_objects().read_object(path, check_size))
     return bytes(_objects().read_object_range(path, offset_bytes, size_bytes))
+
+
+def regular_size(path: str) -> int:
+    """Size in bytes of a local file; to open anything else may wait for ever.
+
+    Raises:
+        FileNotFoundError: no such file, or links that go in a circle.
+        IsADirectoryError, NoRegularFileError: something else.
+    """
+    try:
+        status = Path(path).stat()
+    except OSError as error:
+        # A part of the path is a file, or links go in a circle.
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise FileNotFoundError(path) from error
+        raise
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(status.st_mode):
+        raise NoRegularFileError(errno.EINVAL, "not a regular file", path)
+    return status.st_size
 
 
 def write_bytes(path: str, data: bytes) -> None:
@@ -168,7 +192,7 @@ class _NewLocalFile(NewFile):
         try:
             yield
         except OSError as error:
-            raise UserError(self.path, f"cannot be written ({error.strerror})") from error
+            raise _unwritable(self.path, error) from error
 
 
 def make_folder(path: str) -> None:
@@ -181,15 +205,26 @@ def make_folder(path: str) -> None:
         try:
             Path(path).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(path, f"cannot be written ({error.strerror})") from error
+            raise _unwritable(path, error) from error
+
+
+def _unwritable(path: str, error: OSError) -> UserError:
+    blocked = isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError)
+    remedy = "remove what is in its place, or give another path" if blocked else ""
+    return UserError(path, f"cannot be written ({error.strerror})", remedy)
 
 
 def remove(path: str) -> None:
-    """Delete a file, if it exists."""
+    """Delete a file, or a pipe or link in its place, if it exists.
+
+    Raises:
+        NoFileError: it is a folder.
+    """
     with explained(path):
         if is_remote(path):
             with_retries(_objects().remove_object, path)
-        elif exists(path):
+            return
+        with suppress(NotADirectoryError):  # a part of the path is a file
             with_retries(partial(Path(path).unlink, missing_ok=True))
 
 
@@ -197,7 +232,7 @@ def open_binary(path: str) -> io.IOBase:
     """A seekable file, for reading parts of it such as one Parquet row group."""
     with explained(path):
         if not is_remote(path):
-            _regular_size(path)
+            regular_size(path)
             return cast(io.IOBase, with_retries(partial(Path(path).open, "rb")))
         try:
             return _ReadObject(path, with_retries(_objects().object_info, path).size_bytes)
@@ -279,17 +314,6 @@ def check_readable(uris: list[str]) -> None:
                     return
                 if fault is None or number == len(uris):
                     raise
-
-
-def _regular_size(path: str) -> int:
-    """Size in bytes of a local file; folders are left to the caller."""
-    try:
-        status = Path(path).stat()
-    except NotADirectoryError as error:  # a part of the path is a file
-        raise FileNotFoundError(path) from error
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-        raise NoRegularFileError(errno.EINVAL, "not a regular file", path)
-    return status.st_size
 
 
 def _check_size(path: str, size_bytes: int, max_bytes: int | None) -> None:

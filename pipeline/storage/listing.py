@@ -5,10 +5,11 @@ PyArrow is loaded where it is used: `--help` need not wait for it.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import stat
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.storage.faults import explained
@@ -42,6 +43,7 @@ def file_sizes(folder: str) -> dict[str, int]:
 def iter_files(folder: str) -> Iterator[pa.RecordBatch]:
     """All files below a folder or prefix, in no order, in batches of `path` and `size_bytes`.
 
+    Pipes, sockets, devices and links to nothing are among them, with 0 bytes.
     Never holds a whole listing in memory. Yields nothing if the folder does not exist.
     """
     unusable: list[str] = []
@@ -70,14 +72,26 @@ def _list_local(folder: str, unusable: list[str]) -> Iterator[pa.RecordBatch]:
                     path = f"{inside}/{entry.name}"
                     if not is_utf8(entry.name):
                         unusable.append(entry.name)
-                    elif not entry.is_dir():
-                        dangling = entry.is_symlink() and not Path(path).exists()
-                        sizes[path] = 0 if dangling else entry.stat().st_size
+                        continue
+                    status = _status(entry)
+                    mode = status.st_mode if status else 0
+                    if not stat.S_ISDIR(mode):
+                        sizes[path] = status.st_size if status and stat.S_ISREG(mode) else 0
                     elif not entry.is_symlink() or os.path.realpath(path) not in seen:
                         waiting.append(path)
         except (FileNotFoundError, NotADirectoryError):
             continue
         yield _batch(list(sizes), list(sizes.values()))
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """None for a link to nothing or in a circle."""
+    try:
+        return entry.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
 
 
 def _list_remote(prefix: str, unusable: list[str]) -> Iterator[pa.RecordBatch]:

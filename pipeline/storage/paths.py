@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 
 SCHEMES = ("s3", "gs", "az")
 """Of Amazon S3 and what speaks its protocol, Google Cloud Storage, and Azure Blob Storage."""
@@ -78,7 +78,7 @@ def absolute(path: str) -> str:
 
     Raises:
         UserError: the path is empty or not text, has an unknown scheme, names no bucket, or a key
-            that cannot be used.
+            that cannot be used; or links to it go in a circle.
     """
     if not path:
         raise UserError(
@@ -93,7 +93,10 @@ def absolute(path: str) -> str:
     if scheme:
         known = ", ".join(f"{name}://bucket/key" for name in SCHEMES)
         raise UserError(path, f"paths are local or {known}, not {scheme}://")
-    return str(Path(path).expanduser().resolve())
+    try:
+        return str(Path(path).expanduser().resolve())
+    except (OSError, RuntimeError) as error:  # links in a circle, or ~ of an unknown user
+        raise UserError(path, first_line(error), "give another path") from error
 
 
 def _shown(path: str) -> str:

@@ -25,7 +25,12 @@ from pipeline.manifest.layouts.hdf5_audio import DamagedPackError
 from pipeline.shards.fetch import DamagedContainerError
 from pipeline.shards.plan import DamagedPlanError
 from pipeline.storage.documents import DocumentError
-from pipeline.storage.faults import NoRegularFileError, ObjectStoreError, TooLargeError
+from pipeline.storage.faults import (
+    NoFileError,
+    NoRegularFileError,
+    ObjectStoreError,
+    TooLargeError,
+)
 from pipeline.storage.paths import UnusableKeyError
 from trainer.training.divergence import DivergedError
 
@@ -71,6 +76,7 @@ ERRORS = [
     TooLargeError("a.wav: 3 bytes, at most 2 are read"),
     UnreachableError("http://head:8265", "no job server answers", "check --address"),
     DocumentError("mean: Field required"),
+    NoFileError("a.wav", "a folder, not a file", "remove it"),
     NoRegularFileError(22, "not a regular file", "pipe"),
     DamagedContainerError("truncated file"),
     DamagedPackError("truncated file"),

@@ -96,7 +96,11 @@ def load_newest(
     """
     paths = checkpoint_paths(run_path)
     for path in reversed(paths):
-        data = storage.read_bytes(path)
+        try:
+            data = storage.read_bytes(path)
+        except (FileNotFoundError, storage.NoFileError) as error:
+            _warn_damaged(path, error)
+            continue
         try:
             saved = _decode(data)
             if f"/step-{saved.progress.step:08d}.pt" not in path:
@@ -105,8 +109,7 @@ def load_newest(
             return saved
         # The content alone is at fault, and garbage makes unpickling raise nearly anything.
         except Exception as error:
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            _logger.warning("%s: damaged, trying the one before (%s)", path, reason)
+            _warn_damaged(path, error)
     if paths:
         raise UserError(
             _folder(run_path),
@@ -114,6 +117,12 @@ def load_newest(
             "remove the run and start it again",
         )
     return None
+
+
+def _warn_damaged(path: str, error: Exception) -> None:
+    what = error.what if isinstance(error, UserError) else first_line(error)
+    reason = f"{type(error).__name__}: {what}"
+    _logger.warning("%s: damaged, trying the one before (%s)", path, reason)
 
 
 def load_last(run_path: str) -> Checkpoint:

@@ -10,9 +10,7 @@ Of a long clip only a part is read, which has no checksum: the first time, the w
 B clips, T frames, F mels, S samples.
 """
 
-import errno
 import os
-import stat
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from functools import lru_cache
@@ -165,6 +163,8 @@ class ClipReader:
             offset_bytes = int(self._clips.offset_bytes[index]) + skip_bytes
             with storage.explained(path):
                 storage.with_retries(read, path, offset_bytes, into)
+        except storage.NoFileError as error:
+            raise UserError(shard, error.what, REPAIR) from error
         except (FileNotFoundError, EOFError) as error:
             raise UserError(
                 shard,
@@ -189,10 +189,8 @@ class _OpenFile:
 
     def __init__(self, path: str) -> None:
         self._file = -1
-        # Without O_NONBLOCK the opening of a pipe waits for a writer.
-        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        if not stat.S_ISREG(os.fstat(self._file).st_mode):
-            raise storage.NoRegularFileError(errno.EINVAL, "not a regular file", path)
+        storage.regular_size(path)  # raises for a pipe, whose opening would wait for a writer
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
         if self._file >= 0:

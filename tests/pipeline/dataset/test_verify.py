@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import ray_job
 from pipeline import storage
 from pipeline.dataset.prepare_summary import read_summary
+from pipeline.errors import UserError
 from pipeline.manifest.files import write_manifest
 from pipeline.manifest.manifest import Manifest, from_clips
 from pipeline.shards.build import BuildJob, build_shard
@@ -23,6 +24,7 @@ from pipeline.shards.plan import ShardSpec
 from tests.support.audio import write_clips
 from tests.support.errors import assert_names, refused
 from tests.support.preparation import LABELS, bad_clips, files
+from tests.support.special_files import IN_PLACE, REPLACED
 from tests.support.without_ray import do_without_ray, prepare, tars, verify
 
 TAR = "shards/train-00001.tar"
@@ -81,6 +83,11 @@ def test_faults_are_listed_if_the_note_cannot_be_written(copy: Path) -> None:
     (copy / TAR).unlink()
     (copy / "_work/damaged.json").mkdir()  # blocks the note, like a read-only disk
     assert [fault.path for fault in verify(copy)] == ["_work/damaged.json", TAR]
+
+
+def test_note_that_cannot_be_removed_is_a_fault(copy: Path) -> None:
+    (copy / "_work/damaged.json").mkdir()
+    assert [fault.path for fault in verify(copy)] == ["_work/damaged.json"]
 
 
 def test_missing_data_set_is_an_explained_error(tmp_path: Path) -> None:
@@ -259,6 +266,58 @@ def test_prepare_alone_notices_damage_visible_in_a_listing(
     assert summary is not None
     assert summary.num_shards_built == num_shards
     assert files(copy) == files(whole)
+
+
+NAMES = ["card.json", "index.parquet", "rejects.parquet", TAR, PART, "_work/plan.json"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "folder"])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_file_is_a_fault(name: str, kind: str, copy: Path) -> None:
+    (copy / name).unlink()
+    IN_PLACE[kind](copy / name)
+    assert name in {fault.path for fault in verify(copy)}
+
+
+@pytest.mark.parametrize("kind", REPLACED)
+@pytest.mark.parametrize("name", ["card.json", "index.parquet", "rejects.parquet", TAR])
+def test_prepare_puts_a_file_in_place_of_what_is_none(
+    name: str, kind: str, copy: Path, whole: Path, manifest: Manifest
+) -> None:
+    (copy / name).unlink()
+    REPLACED[kind](copy / name)
+    summary = prepare(manifest, copy)
+    assert summary is not None
+    assert summary.num_shards_built == (name == TAR)
+    assert files(copy) == files(whole)
+    assert not (copy / name).is_symlink()
+    assert prepare(manifest, copy) is None
+
+
+@pytest.mark.parametrize("name", ["card.json", "index.parquet", "rejects.parquet", TAR])
+def test_folder_in_place_of_a_file_is_left_to_the_user(
+    name: str, copy: Path, manifest: Manifest
+) -> None:
+    (copy / name).unlink()
+    (copy / name).mkdir()
+    # The old card is removed before all else, and what else is written is written anew.
+    kind = storage.NoFileError if name == "card.json" else UserError
+    with refused(copy / name, type=kind, remedy="remove"):
+        prepare(manifest, copy)
+
+
+@pytest.mark.parametrize("kind", REPLACED)
+def test_summary_and_note_that_are_no_files_are_replaced(
+    kind: str, copy: Path, manifest: Manifest
+) -> None:
+    (copy / "prepare_summary.json").unlink()
+    REPLACED[kind](copy / "prepare_summary.json")
+    REPLACED[kind](copy / "_work/damaged.json")
+    assert verify(copy) == []
+    assert not (copy / "_work/damaged.json").is_symlink()
+    prepare(manifest, copy)
+    assert read_summary(str(copy)) or kind.startswith("link")
+    assert prepare(manifest, copy) is None
 
 
 @settings(max_examples=40)

@@ -56,6 +56,13 @@ def test_files_of_the_living_and_of_others_stay(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "new", "other"])
 
 
+@pytest.mark.timeout(20)
+def test_pipe_of_such_a_name_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / f".x.{dead_process()}.0123abcd")
+    storage.write_bytes(str(tmp_path / "new"), b"")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
 def test_locked_file_of_another_machine_stays(tmp_path: Path) -> None:
     """Its number is of no process here, but it is locked."""
     name = f".card.json.{dead_process()}.0123abcd"

@@ -23,6 +23,7 @@ from pipeline import storage
 from pipeline.errors import PassingError, UserError
 from tests.conftest import forget_clients, make_bucket, s3_environment
 from tests.support.errors import assert_names, refused
+from tests.support.special_files import IN_PLACE, REPLACED
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -170,7 +171,7 @@ def test_path_through_a_file_is_not_found(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "file"), b"")
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(str(tmp_path / "file" / "below"))
-    with refused(tmp_path, "directory"):
+    with refused(tmp_path, "folder", type=storage.NoFileError, remedy=True):
         storage.read_bytes(str(tmp_path))
     assert not storage.exists(str(tmp_path / "file" / "below"))
     assert not storage.exists(str(tmp_path))
@@ -193,6 +194,53 @@ def test_local_file_faults_get_a_reason(tmp_path: Path, name: str, fault: str) -
     with pytest.raises((OSError, ValueError)) as caught:
         storage.read_file(str(tmp_path / name))
     assert storage.one_file_fault(caught.value) == fault
+
+
+@pytest.mark.parametrize("kind", IN_PLACE)
+def test_what_is_no_file_does_not_exist_and_is_not_waited_for(kind: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "file")
+    IN_PLACE[kind](tmp_path / "file")
+    assert not storage.exists(path)
+    expected = FileNotFoundError if kind.startswith("link") else storage.NoFileError
+    with pytest.raises(expected):
+        storage.read_bytes(path)
+    with pytest.raises(expected):
+        storage.open_binary(path)
+    assert storage.file_sizes(str(tmp_path)) == ({} if kind == "folder" else {path: 0})
+
+
+@pytest.mark.parametrize("kind", REPLACED)
+def test_what_is_no_file_is_replaced_or_removed(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    REPLACED[kind](path)
+    storage.write_bytes(str(path), b"x")
+    assert path.is_file()
+    assert not path.is_symlink()
+    path.unlink()
+    REPLACED[kind](path)
+    storage.remove(str(path))
+    assert not path.is_symlink()
+    assert not path.exists()
+
+
+def test_folder_is_neither_replaced_nor_removed(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with refused(tmp_path / "file", "directory", remedy="remove"):
+        storage.write_bytes(str(tmp_path / "file"), b"x")
+    with refused(tmp_path / "file", "folder", type=storage.NoFileError, remedy="remove"):
+        storage.remove(str(tmp_path / "file"))
+    storage.write_bytes(str(tmp_path / "x"), b"")
+    storage.remove(str(tmp_path / "x" / "below"))
+
+
+@pytest.mark.parametrize("path", ["loop", "loop/below", "~nobody-of-this-name/x"])
+def test_path_that_cannot_be_resolved_is_an_explained_error(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.chdir(tmp_path)
+    with refused(path, remedy=True):
+        storage.absolute(path)
 
 
 def answer(status: int, code: str = "") -> storage.ObjectStoreError:

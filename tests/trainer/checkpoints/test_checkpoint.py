@@ -13,6 +13,7 @@ import torch
 from pipeline import storage
 from pipeline.errors import UserError
 from tests.support.errors import refused
+from tests.support.special_files import REPLACED
 from trainer.checkpoints.checkpoint import (
     NUM_KEPT,
     Background,
@@ -141,6 +142,20 @@ def test_damaged_newest_checkpoint_falls_back_to_the_previous(
     [line] = caplog.messages
     assert line.startswith(f"{newest}: ")
     assert "damaged" in line
+
+
+@pytest.mark.parametrize("kind", REPLACED)
+def test_checkpoint_that_is_no_file_counts_as_damaged(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = str(tmp_path)
+    save_checkpoint(run, make_checkpoint(10))
+    newest = Path(save_checkpoint(run, make_checkpoint(20)))
+    newest.unlink()
+    REPLACED[kind](newest)
+    assert_equal(load_newest(run), make_checkpoint(10))
+    [line] = caplog.messages
+    assert line.startswith(f"{newest}: ")
 
 
 def test_any_garbage_counts_as_damage(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """A data set that changed after `prepare`: each step refuses it, in one line."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ import ray_job
 from pipeline.dataset.prepared import open_dataset
 from tests.support.errors import assert_error_line
 from tests.support.prepared import make_prepared, tiny_recipe, to_version_2, write_recipe
+from tests.support.special_files import IN_PLACE
 from trainer.commands import evaluate as evaluate_step
 from trainer.commands import train as train_step
 from trainer.on_ray import train as ray_train
@@ -81,14 +81,9 @@ def swap_labels(folder: Path) -> None:
     (folder / "card.json").write_text(json.dumps(card))
 
 
-def make_pipe(path: Path) -> None:
+def put(kind: str, path: Path) -> None:
     path.unlink()
-    os.mkfifo(path)
-
-
-def make_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
+    IN_PLACE[kind](path)
 
 
 def cut(path: Path) -> None:
@@ -119,13 +114,13 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str, tuple[object, ...]]] = {
     "card cut": (lambda f: cut(f / CARD), CARD, ("not valid JSON",)),
     "card empty": (lambda f: (f / CARD).write_bytes(b""), CARD, ("not valid JSON",)),
     "card of another kind": (lambda f: (f / CARD).write_text("[1]"), CARD, ("damaged",)),
-    "card a pipe": (lambda f: make_pipe(f / CARD), CARD, ("not a regular file",)),
-    "card a folder": (lambda f: make_folder(f / CARD), CARD, ("directory",)),
+    "card a pipe": (lambda f: put("pipe", f / CARD), CARD, ("regular", "verify")),
+    "card a folder": (lambda f: put("folder", f / CARD), CARD, ("folder", "verify")),
     "index missing": (lambda f: (f / INDEX).unlink(), INDEX, ("missing", "verify")),
     "index cut": (lambda f: cut(f / INDEX), INDEX, (CHECKSUM, "verify")),
     "index empty": (lambda f: (f / INDEX).write_bytes(b""), INDEX, (CHECKSUM, "verify")),
-    "index a pipe": (lambda f: make_pipe(f / INDEX), INDEX, ("not a regular file",)),
-    "index a folder": (lambda f: make_folder(f / INDEX), INDEX, ("directory",)),
+    "index a pipe": (lambda f: put("pipe", f / INDEX), INDEX, ("regular", "verify")),
+    "index a folder": (lambda f: put("folder", f / INDEX), INDEX, ("folder", "verify")),
 }
 
 
@@ -179,8 +174,10 @@ TAR_DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[object, ...]]] = {
     "two clips swapped": (swap_clips, ("clip", CHECKSUM, "verify")),
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:40_000]), ("too short", "verify")),
     "missing": (lambda path: path.unlink(), ("missing", "verify")),
-    "a pipe": (make_pipe, ("not a regular file",)),
-    "a folder": (make_folder, ("not a regular file",)),
+    "a pipe": (lambda path: put("pipe", path), ("regular", "verify")),
+    "a socket": (lambda path: put("socket", path), ("regular", "verify")),
+    "a folder": (lambda path: put("folder", path), ("folder", "verify")),
+    "a link to itself": (lambda path: put("link to itself", path), ("missing", "verify")),
 }
 
 
