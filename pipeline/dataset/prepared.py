@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.audio import rejects
-from pipeline.audio.stored_audio import decode_flac, to_waveform
+from pipeline.audio.stored_audio import Samples16, decode_flac, to_waveform
 from pipeline.dataset.card import Card, checksum_fault, decode_card
 from pipeline.errors import UserError
 from pipeline.fbank_settings import FbankSettings
@@ -80,22 +80,34 @@ class PreparedDataset:
         Raises:
             OSError, EOFError, UserError: the shard is missing, truncated or damaged.
         """
+        settings = self.audio_fbank
+        if settings is None:
+            return fbank_from_bytes(self._read_clip(row), self.num_mels)
+        import torch  # slow to import, and not needed to open a data set
+
+        from pipeline.fbank import fbank
+
+        samples = self.read_samples(row)
+        numbers: Fbank = fbank(torch.from_numpy(to_waveform(samples)), settings).half().numpy()
+        return numbers
+
+    def read_samples(self, row: int) -> Samples16:
+        """The stored audio `[S]` int16 of a clip, given by its row of the index.
+
+        Raises:
+            OSError, EOFError, UserError: the shard is missing, truncated or damaged.
+        """
+        duration_s = self.index["duration_s"][row].as_py()
+        return decode_flac(self._read_clip(row), self.card.fbank.samples_in(duration_s))
+
+    def _read_clip(self, row: int) -> bytes:
         clip = self.index.slice(row, 1).to_pylist()[0]
         path = storage.join(self.path, clip["shard"])
         data = storage.read_range(path, clip["offset_bytes"], clip["size_bytes"])
         if "xxh3" in clip and clip["xxh3"] != checksum(data):
             what = f"clip {clip['id']!r} does not match its checksum in the index"
             raise UserError(path, what, REPAIR)
-        settings = self.audio_fbank
-        if settings is None:
-            return fbank_from_bytes(data, self.num_mels)
-        import torch  # slow to import, and not needed to open a data set
-
-        from pipeline.fbank import fbank
-
-        samples = decode_flac(data, settings.samples_in(clip["duration_s"]))
-        numbers: Fbank = fbank(torch.from_numpy(to_waveform(samples)), settings).half().numpy()
-        return numbers
+        return data
 
 
 def card_path(path: str) -> str:

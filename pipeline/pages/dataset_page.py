@@ -27,8 +27,10 @@ from pipeline.dataset.prepared import PreparedDataset, open_dataset, read_ledger
 from pipeline.errors import UserError
 from pipeline.fbank_settings import PUBLISHED_NORMS
 from pipeline.manifest.coverage import Coverage, ListedClips
+from pipeline.manifest.splits import TRAIN_SPLIT
 from pipeline.pages import page
 from pipeline.pages.coverage_page import coverage_section
+from pipeline.pages.player import Player
 from pipeline.pages.plots import Plot, counts_plot, rounded, series_colour
 from pipeline.pages.spectrogram import COLOURS, draw, energy_range
 from pipeline.terminal import units
@@ -76,6 +78,7 @@ def write_dataset_page(dataset_path: str) -> str:
         "audio": dataset.audio_fbank is not None,
         "tiles": _tiles(card, coverage),
         "splits": page.training_first(card.splits),
+        "folds": fold_rows(dataset),
         "norms": norms(card.mean, card.std),
         "coverage": coverage and coverage_section(coverage),
         "is_prepared": is_prepared,
@@ -211,6 +214,25 @@ def reject_rows(dataset: PreparedDataset) -> list[Section]:
     return sorted(rows, key=lambda row: (-row["num"], row["stage"], row["reason"]))
 
 
+def fold_rows(dataset: PreparedDataset) -> list[Section]:
+    """Clips and seconds of each fold; none if the data set has no folds."""
+    clips = dataset.index.select(["split", "fold", "duration_s"])
+    groups = clips.group_by(["split", "fold"], use_threads=False)
+    counted = groups.aggregate([("duration_s", "count"), ("duration_s", "sum")]).to_pylist()
+    if not any(row["fold"] for row in counted):
+        return []
+    rows = [
+        {
+            "split": row["split"],
+            "fold": row["fold"],
+            "num_clips": row["duration_s_count"],
+            "duration_s": row["duration_s_sum"],
+        }
+        for row in counted
+    ]
+    return sorted(rows, key=lambda row: (row["split"] != TRAIN_SPLIT, row["split"], row["fold"]))
+
+
 def choose_rows(num_clips: int, fingerprint: str) -> list[int]:
     """Rows of random clips, the same for the same data set."""
     wanted = min(NUM_EXAMPLES, num_clips)
@@ -221,12 +243,15 @@ def _examples(dataset: PreparedDataset) -> Section:
     """The chosen clips, or the `reason` why none can be shown."""
     rows = choose_rows(dataset.index.num_rows, dataset.card.fingerprint)
     chosen = dataset.index.select(["id", "labels", "duration_s"]).take(rows).to_pylist()
+    player = Player(dataset)
     try:
         drawn = [draw(dataset.read_fbank(row), dataset.card) for row in rows]
+        sounds = [player.copy(row) for row in rows]
     except (OSError, EOFError, UserError) as error:
         return {"clips": [], "reason": f"The data set's shards cannot be read: {error}"}
     clips = [
-        clip | {"spectrogram": spectrogram} for clip, spectrogram in zip(chosen, drawn, strict=True)
+        clip | {"spectrogram": spectrogram, "sound": sound}
+        for clip, spectrogram, sound in zip(chosen, drawn, sounds, strict=True)
     ]
     return {"clips": clips, "reason": ""}
 

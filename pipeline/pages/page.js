@@ -20,9 +20,11 @@
   }
 
   const config = { responsive: true, displayModeBar: false };
+  // A finger that moves over a figure scrolls; a mouse enlarges a part.
+  const dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom";
   const drawn = boxes.map((box) => {
     const { data, layout } = figures[box.dataset.figure];
-    return Plotly.newPlot(box, data, { ...layout, template: template() }, config);
+    return Plotly.newPlot(box, data, { dragmode, ...layout, template: template() }, config);
   });
   Promise.all(drawn).then(() => { document.documentElement.dataset.drawn = boxes.length; });
 

@@ -69,10 +69,14 @@ class OfflineBrowser:
         width_px: int = 1280,
         height_px: int = 900,
         colour_scheme: Literal["dark", "light"] = "light",
+        is_phone: bool = False,
     ) -> OpenPage:
         """Open a local HTML file; a request to anything but a file is refused and noted."""
         page = self.browser.new_page(
-            viewport={"width": width_px, "height": height_px}, color_scheme=colour_scheme
+            viewport={"width": width_px, "height": height_px},
+            color_scheme=colour_scheme,
+            is_mobile=is_phone,
+            has_touch=is_phone,
         )
         opened = OpenPage(page=page)
         address = path.resolve().as_uri()
@@ -101,6 +105,17 @@ def open_page(path: Path) -> Iterator[OpenPage]:
     """Open one local HTML file in a new browser."""
     with open_browser() as browser:
         yield browser.open(path)
+
+
+def swipe_left(page: Page, x: float, y: float, *, by_px: int) -> None:
+    """Move a finger to the left from a point of the window."""
+    session = page.context.new_cdp_session(page)
+    for moved in range(0, by_px + 1, 10):
+        kind = "touchMove" if moved else "touchStart"
+        points = [{"x": x - moved, "y": y}]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        page.wait_for_timeout(16)
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
 
 def wait_until(page: Page, expression: str, *, timeout_s: float = 60) -> None:

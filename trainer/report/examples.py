@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.prepared import PreparedDataset
 from pipeline.errors import UserError
+from pipeline.pages.player import Player
 from pipeline.pages.plots import Plot, short_label
 from pipeline.pages.spectrogram import COLOURS, Spectrogram, draw, energy_range
 from trainer.scores.predictions import Predictions
@@ -71,6 +72,8 @@ class Example:
     labels: tuple[str, ...]
     tags: tuple[Tag, ...]
     spectrogram: Spectrogram
+    sound: str | None
+    """Data URI of a short copy; None if the clip's source is not at hand."""
 
 
 def confusion_section(names: Sequence[str], scored: Iterable[Predictions | None]) -> Section:
@@ -180,7 +183,7 @@ def confusion_plot(counts: Counts, labels: Sequence[str]) -> Plot:
         key="confusions",
         title="Confusion matrix",
         caption="Rows are true classes, columns what was predicted; a shade is the share of the "
-        "row. Drag to enlarge a part, double-click to return."
+        "row. Drag the mouse to enlarge a part, double-click to return."
         + ("" if are_named else " Hover for the names of the classes."),
         summary=f"Confusion matrix of {num_classes} classes; the most frequent confusions are "
         "in the table that follows.",
@@ -194,7 +197,7 @@ def confusion_plot(counts: Counts, labels: Sequence[str]) -> Plot:
             },
         },
         height_px=height_px,
-        min_width_px=min(height_px, 640),
+        min_width_px=height_px,
     )
 
 
@@ -234,14 +237,15 @@ def make_examples(clips: Predictions, dataset: PreparedDataset) -> list[Example]
         pa.array([clips.ids[row] for row in rows], pa.string()),
         value_set=dataset.index["id"].combine_chunks(),
     ).to_pylist()
+    player = Player(dataset)
     return [
-        _example(clips, row, draw(dataset.read_fbank(index), dataset.card))
+        _example(clips, row, draw(dataset.read_fbank(index), dataset.card), player.copy(index))
         for row, index in zip(rows, indices, strict=True)
         if index is not None
     ]
 
 
-def _example(clips: Predictions, row: int, spectrogram: Spectrogram) -> Example:
+def _example(clips: Predictions, row: int, spectrogram: Spectrogram, sound: str | None) -> Example:
     tags = _tags(clips, row)
     return Example(
         clip_id=clips.ids[row],
@@ -249,6 +253,7 @@ def _example(clips: Predictions, row: int, spectrogram: Spectrogram) -> Example:
         labels=tuple(clips.labels[number] for number in np.flatnonzero(clips.targets[row])),
         tags=tags,
         spectrogram=spectrogram,
+        sound=sound,
     )
 
 

@@ -77,6 +77,7 @@ def write_data(
     clip_labels: Sequence[Sequence[str]],
     labels: Sequence[str] = SOUNDS,
     levels_dbfs: Sequence[float] | None = None,
+    folds: Sequence[int] | None = None,
     rejects: Sequence[Reject] = (),
     **card: Any,
 ) -> str:
@@ -88,7 +89,9 @@ def write_data(
     splits = ["train"] * max(1, num_clips - 1) + ["eval"] * (num_clips > 1)
     columns = {
         "id": pa.array(ids, pa.string()),
+        "uri": pa.array(["/no/such.wav"] * num_clips, pa.string()),
         "split": splits,
+        "fold": pa.array(folds or [0] * num_clips, pa.int32()),
         "labels": pa.array(clip_labels, pa.list_(pa.string())),
         "shard": ["shards/all-00000.tar"] * num_clips,
         "offset_bytes": [0] * num_clips,
@@ -163,6 +166,28 @@ def said(path: str) -> str:
     return " ".join(html.unescape(text).split())
 
 
+def test_folds_and_labels_with_commas_are_told_apart(tmp_path: Path) -> None:
+    data = write_data(
+        str(tmp_path / "data"),
+        ids=["a", "b", "c"],
+        clip_labels=[["Dog, wild", "Rain"], ["Rain"], ["Rain"]],
+        labels=["Dog, wild", "Rain"],
+        folds=[2, 1, 0],
+    )
+    content = storage.read_bytes(write_dataset_page(data)).decode()
+    assert "<span>Dog, wild</span> <span>Rain</span>" in content
+    assert re.search(
+        r"Folds Split Fold Clips Duration train 1 1 .* train 2 1 .* eval none 1",
+        said(data + "/dataset.html"),
+    )
+
+
+def test_empty_sections_are_not_in_the_contents(tmp_path: Path) -> None:
+    content = storage.read_bytes(write_dataset_page(plain_data(str(tmp_path / "data")))).decode()
+    links = re.findall(r'<li><a href="#(\w+)">', content)
+    assert links == ["overview", "classes", "clips", "examples"]
+
+
 def written_coverage(folder: Path, **changes: Any) -> str:
     path = str(folder / "coverage.html")
     write_coverage_page(path, make_coverage(**changes), "Clips")
@@ -176,7 +201,7 @@ def test_coverage_page_counts_found_segments(tmp_path: Path) -> None:
     assert "All 78.6 % 110 25 5 140 18 min" in text
     assert "never 0 % 0 7 dog 50.0 % 20 40 rain 90.0 % 90 100 absent – 0 0" in text
     assert "Half of the 3 listed classes have at least 50.0 % of their clips" in text
-    assert "Classes without a clip (1): never." in text
+    assert "Classes without a clip (1): never" in text
     assert "(30 of 40 in the split eval)" in text
     assert "Of the 36 clips that others scored (the common subset), 27 were found, 75.0 %" in text
     assert "0.459" not in text

@@ -24,7 +24,7 @@ from pipeline.dataset.prepare_summary import write_summary
 from pipeline.dataset.prepared import card_path, open_dataset
 from pipeline.shards.parts import INDEX_SCHEMA
 from pipeline.shards.tar import checksum
-from tests.support.browser import OfflineBrowser, OpenPage, open_browser, wait_until
+from tests.support.browser import OfflineBrowser, OpenPage, open_browser, swipe_left, wait_until
 from tests.support.cards import make_card, make_summary, split_entry, write_documents
 from tests.support.errors import refused
 from tests.support.prepared import tiny_recipe
@@ -419,7 +419,7 @@ def test_runs_with_other_classes_are_not_mixed(tmp_path: Path, data: str) -> Non
     info["data"]["fingerprint"] = "e" * 64
     storage.write_json(f"{second}/run.json", info)
     text = report(first, second)
-    assert "which are not in this figure (1): second." in text
+    assert "which are not in this figure (1): second" in text
     assert "second was trained on other data" in text
     plots = shown_figures([first, second])
     assert np.array(plots["confusions"]["data"][0]["customdata"]).sum() == 40
@@ -433,7 +433,7 @@ def test_multi_label_data_has_no_confusion_matrix(tmp_path: Path) -> None:
     run = write_run(str(tmp_path / "run"), data, clips, labels)
     text = report(run)
     assert "Some clips have no label or several" in text
-    assert "do not count in mAP (2): never heard, nor this." in text
+    assert "do not count in mAP (2): never heard nor this" in text
     plots = shown_figures([run])
     assert "confusions" not in plots
     bars = plots["classes"]["data"][0]
@@ -1052,6 +1052,25 @@ def test_hundreds_of_classes_are_drawn_in_a_scrolling_box(
     )
     assert heights[0] <= 640 < heights[1]
     assert opened.errors == opened.requests == []
+    page.close()
+
+
+def test_confusions_scroll_on_a_phone(browser: OfflineBrowser, tmp_path: Path) -> None:
+    labels = [f"sound number {number}" for number in range(40)]
+    clips = [[label] for label in labels * 4]
+    data = write_data(str(tmp_path / "data"), clips, labels)
+    run = write_run(str(tmp_path / "run"), data, clips, labels)
+    opened = browser.open(Path(write_report([run])), width_px=400, height_px=800, is_phone=True)
+    page = opened.page
+    wait_until(page, "document.documentElement.dataset.drawn > 0")
+    box = page.locator("[data-figure=confusions]").locator("..")
+    box.evaluate("box => box.scrollIntoView({block: 'start'})")
+    place = box.bounding_box()
+    assert place is not None
+    swipe_left(page, place["x"] + 250, place["y"] + 200, by_px=150)
+    scrolled = "document.querySelector('[data-figure=confusions]').parentElement.scrollLeft"
+    wait_until(page, f"{scrolled} > 100")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
     page.close()
 
 
