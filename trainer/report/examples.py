@@ -139,6 +139,8 @@ def example_section(
     except (OSError, EOFError, UserError) as error:
         return section | {"reason": f"The data set's shards cannot be read: {error}"}
     reason = "" if shown else "The data set holds none of the clips that were evaluated."
+    if not clips.targets.any():
+        reason = "No evaluated clip has a label, so none can be right or wrong."
     scale = energy_range(dataset.card)
     return section | {"examples": shown, "reason": reason, "range": scale}
 

@@ -49,6 +49,11 @@ class Scores:
     step: int | None = None
     """Steps that the weights were trained for."""
 
+    @property
+    def is_unlabelled(self) -> bool:
+        """Whether these are of clips without any label."""
+        return bool(self.per_class) and not any(entry.num_positives for entry in self.per_class)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportedRun:

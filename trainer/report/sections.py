@@ -157,6 +157,7 @@ def class_section(runs: Sequence[ReportedRun]) -> Row:
         "rows": scored,
         "left_out": [row.label for row in rows if row.mean is None],
         "other_runs": [run.name for run in runs if run.name not in names],
+        "reason": "No evaluated clip has a label, so no class has an average precision.",
     }
 
 

@@ -3,16 +3,19 @@
 from typing import get_args
 
 from rich.console import Group
+from rich.table import Table
 
 from pipeline import storage
 from pipeline.terminal.tables import name_value_table, titled
 from trainer.checkpoints.settings import Weights
 from trainer.run.history import read_history
 from trainer.run.skipped_steps import read_bad_steps
-from trainer.scores.metrics import METRICS
+from trainer.scores.metrics import METRICS, Metrics
 from trainer.scores.predictions import ScoredClips, predictions_name, predictions_path, read_metrics
 
 _NUM_SHOWN = 5
+_NUM_NAMED = 12
+"""Most names of classes in a row."""
 
 
 def result_table(run_path: str, name: str) -> Group:
@@ -27,7 +30,9 @@ def result_table(run_path: str, name: str) -> Group:
     if scored.source.weights:
         table.add_row("weights", scored.source.weights + _epoch(scored))
     table.add_row("clips", f"{metrics.num_clips:,}")
-    table.add_row("mAP", f"{_number(metrics.mAP)} (chance {_number(metrics.chance_mAP)})")
+    if metrics.is_unlabelled:
+        table.add_row("note", "no clip has a label, so no score is defined")
+    table.add_row("mAP", _number(metrics.mAP) + _chance(metrics))
     for key in METRICS[1:]:
         table.add_row(key.replace("_", "-"), _number(getattr(metrics, key)))
     if common:
@@ -36,15 +41,8 @@ def result_table(run_path: str, name: str) -> Group:
         other = predictions_name(name, weights)
         if storage.exists(predictions_path(run_path, other)):
             table.add_row(f"{weights} weights", _other_row(read_metrics(run_path, other)))
-    if metrics.num_classes_left_out:
-        table.add_row("left out", f"{metrics.num_classes_left_out} classes without positives")
-    by_class = [(entry.AP, entry.label) for entry in metrics.per_class if entry.AP is not None]
-    ordered = sorted(by_class, key=lambda pair: -pair[0])
-    if len(ordered) > 2 * _NUM_SHOWN:
-        table.add_row(f"best {_NUM_SHOWN}", _classes(ordered[:_NUM_SHOWN]))
-        table.add_row(f"worst {_NUM_SHOWN}", _classes(ordered[-_NUM_SHOWN:]))
-    else:
-        table.add_row("AP by class", _classes(ordered))
+    if not metrics.is_unlabelled:
+        _add_classes(table, metrics)
     history = read_history(run_path)
     if history.epochs:
         train_s = sum(epoch.train_s or 0 for epoch in history.epochs)
@@ -53,6 +51,26 @@ def result_table(run_path: str, name: str) -> Group:
         share = f"{num_skipped} of {history.num_steps} steps"
         table.add_row("skipped", f"{share}, see divergence.jsonl")
     return titled(f"{run_path} on {name}", table)
+
+
+def _add_classes(table: Table, metrics: Metrics) -> None:
+    """Name the classes without positives, and the best and worst of the others."""
+    if left_out := [entry.label for entry in metrics.per_class if entry.AP is None]:
+        more = f"; and {len(left_out) - _NUM_NAMED} more" if len(left_out) > _NUM_NAMED else ""
+        names = "; ".join(left_out[:_NUM_NAMED])
+        classes = "class" if len(left_out) == 1 else "classes"
+        table.add_row("left out", f"{len(left_out)} {classes} without positives: {names}{more}")
+    by_class = [(entry.AP, entry.label) for entry in metrics.per_class if entry.AP is not None]
+    ordered = sorted(by_class, key=lambda pair: -pair[0])
+    if len(ordered) > 2 * _NUM_SHOWN:
+        table.add_row(f"best {_NUM_SHOWN}", _classes(ordered[:_NUM_SHOWN]))
+        table.add_row(f"worst {_NUM_SHOWN}", _classes(ordered[-_NUM_SHOWN:]))
+    else:
+        table.add_row("AP by class", _classes(ordered))
+
+
+def _chance(metrics: Metrics) -> str:
+    return "" if metrics.chance_mAP is None else f" (chance {metrics.chance_mAP:.4f})"
 
 
 def _classes(classes: list[tuple[float, str]]) -> str:

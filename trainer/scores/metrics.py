@@ -51,13 +51,19 @@ class Metrics:
     """Mean AUC over the classes that have both a positive and a negative clip."""
     d_prime: storage.Number | None
     """d-prime of mAUC, as in the paper; not the mean of the classes' d-primes."""
-    accuracy: storage.Share
-    """Share of the clips whose highest-scoring class is among their labels."""
+    accuracy: storage.Share | None
+    """Share of the clips whose highest-scoring class is among their labels; None if no clip has a
+    label."""
     chance_mAP: storage.Share | None  # noqa: N815
     """mAP of random scores: the mean share of positives over the classes that count in mAP."""
     num_classes_left_out: storage.Count
     """Classes without a positive clip, which count in neither mean."""
     per_class: tuple[ClassMetrics, ...]
+
+    @property
+    def is_unlabelled(self) -> bool:
+        """Whether no clip has a label, so that no metric is defined."""
+        return not any(entry.num_positives for entry in self.per_class)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types, undefined values as null."""
@@ -138,12 +144,15 @@ def d_prime(auc: float | None) -> float | None:
     return math.sqrt(2) * NormalDist().inv_cdf(auc)
 
 
-def top1_accuracy(targets: ArrayLike, scores: ArrayLike) -> float:
+def top1_accuracy(targets: ArrayLike, scores: ArrayLike) -> float | None:
     """Share of the clips whose highest-scoring class is among their labels; both `[N, C]`.
 
-    On single-label data this is accuracy. If classes tie, the first counts.
+    On single-label data this is accuracy. If classes tie, the first counts. None if no clip has a
+    label.
     """
     positive = np.asarray(targets, dtype=bool)
+    if not positive.any():
+        return None
     best = np.argmax(np.asarray(scores), axis=1)
     return float(np.mean(positive[np.arange(len(best)), best]))
 

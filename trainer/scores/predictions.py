@@ -23,6 +23,8 @@ _SCHEMA = pa.schema(
         pa.field("common", pa.bool_(), nullable=False),
     ]
 )
+_PREDICTED = pa.field("predicted", pa.string(), nullable=False)
+"""The class of the highest score, for readers of the table; the metadata names all classes."""
 _REMEDY = "write it again with `evaluate`"
 
 
@@ -156,8 +158,9 @@ def write_predictions(run_path: str, predictions: Predictions, metrics: Metrics)
             [labels[target > 0].tolist() for target in predictions.targets],
             list(predictions.scores),
             predictions.common,
+            labels[predictions.scores.argmax(axis=1)].tolist(),
         ],
-        schema=_SCHEMA,
+        schema=_SCHEMA.append(_PREDICTED),
     )
     source = {"format_version": 1, **predictions.source.to_json()}
     metadata = {"name": predictions.name, "labels": predictions.labels, **source}

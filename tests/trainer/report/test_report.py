@@ -446,6 +446,18 @@ def test_multi_label_data_has_no_confusion_matrix(tmp_path: Path) -> None:
         assert positives == str(expected[label]["num_positives"])
 
 
+def test_unlabelled_clips_have_no_scores_and_a_note(tmp_path: Path) -> None:
+    unlabelled = [["rain"] if number % 2 == 0 else [] for number in range(12)]
+    data = write_data(str(tmp_path / "data"), unlabelled)
+    run = write_run(str(tmp_path / "run"), data, unlabelled)
+    page = report(run)
+    text = " ".join(page.words)
+    assert text.count("run: no clip of eval has a label") == 1
+    assert "No evaluated clip has a label, so no class" in text
+    assert "No evaluated clip has a label, so none can be right" in text
+    assert "0.000" not in text.partition("Curves")[0]
+
+
 def test_unfinished_run_says_what_is_missing(tmp_path: Path, data: str) -> None:
     run = write_run(
         str(tmp_path / "run"), data, num_epochs=1, is_finished=False, has_predictions=False

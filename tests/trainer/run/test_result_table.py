@@ -1,19 +1,23 @@
 """The summary after `train` and `evaluate`: scores, skipped steps, damaged files."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 import ray_job
 from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset
-from tests.support.errors import assert_error_line, refused
+from tests.support.errors import assert_error_line, assert_names, refused
 from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.run.result_table import result_table
 from trainer.run.skipped_steps import read_bad_steps
+from trainer.scores.metrics import evaluate_scores
+from trainer.scores.predictions import read_predictions, write_predictions
 from trainer.training.loop import train
 from trainer.training.world import World
 
@@ -63,7 +67,22 @@ def test_labels_with_commas_stay_separate(run: str, tmp_path: Path) -> None:
     ):
         entry |= {"label": label, "AP": value}
     storage.write_json(f"{tmp_path}/predictions/eval.json", metrics)
-    assert "Ocean 0.50; Chicken, rooster 0.40 " in shown(str(tmp_path))
+    text = shown(str(tmp_path))
+    assert "Ocean 0.50; Chicken, rooster 0.40 " in text
+    assert "1 class without positives: Rain " in text
+
+
+def test_scores_of_unlabelled_clips_are_dashes_with_a_note(run: str, tmp_path: Path) -> None:
+    predictions = read_predictions(run, "eval")
+    targets = np.zeros_like(predictions.targets)
+    metrics = evaluate_scores(targets, predictions.scores, predictions.labels)
+    write_predictions(str(tmp_path), replace(predictions, targets=targets), metrics)
+    rows = [line.split("│")[1:3] for line in shown(str(tmp_path)).splitlines() if "│" in line]
+    values = {name.strip(): value.strip() for name, value in rows}
+    assert [values[name] for name in ("mAP", "mAUC", "d-prime", "accuracy")] == ["-"] * 4
+    assert_names(values["note"], "no clip")
+    assert "AP by class" not in values
+    assert "left out" not in values
 
 
 def test_long_path_of_predictions_is_printed_on_one_line(

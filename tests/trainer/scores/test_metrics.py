@@ -149,7 +149,14 @@ def test_no_class_with_a_positive_leaves_the_means_undefined() -> None:
     metrics = evaluate(np.zeros((3, 2)), np.random.default_rng(0).random((3, 2)))
     assert (metrics.mAP, metrics.mAUC, metrics.d_prime, metrics.chance_mAP) == (None,) * 4
     assert metrics.num_classes_left_out == 2
-    assert metrics.accuracy == 0.0
+    assert metrics.is_unlabelled
+
+
+def test_without_any_label_there_is_no_accuracy() -> None:
+    metrics = evaluate(np.zeros((3, 2)), np.random.default_rng(0).random((3, 2)))
+    assert metrics.accuracy is None
+    assert metrics.to_json()["accuracy"] is None
+    assert not evaluate([[1, 0], [0, 0]], [[0.1, 0.2], [0.2, 0.1]]).is_unlabelled
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=20), st.integers(0, 2**32 - 1))

@@ -84,7 +84,10 @@ def test_file_has_the_documented_format(tmp_path: object) -> None:
         ("labels", "list<element: string>"),
         ("scores", "list<element: float>"),
         ("common", "bool"),
+        ("predicted", "string"),
     ]
+    best = written.scores.argmax(axis=1)
+    assert table["predicted"].to_pylist() == [written.labels[number] for number in best]
     assert table["labels"].to_pylist() == [["dog"], ["cat, small", "Ümläut"], [], ["Ümläut"]]
     metadata = json.loads(table.schema.metadata[b"ast_ray"])
     assert metadata == {
@@ -101,6 +104,13 @@ def test_file_has_the_documented_format(tmp_path: object) -> None:
     assert [entry["label"] for entry in document["per_class"]] == written.labels
     assert {"mAP", "mAUC", "d_prime", "accuracy", "chance_mAP"} <= document.keys()
     assert document["num_classes_left_out"] == 0
+
+
+def test_table_without_predicted_classes_is_read(tmp_path: object) -> None:
+    """One that an older version wrote."""
+    path = write(str(tmp_path), make_predictions())
+    storage.write_table(path, storage.read_table(path).drop_columns("predicted"))
+    assert read_predictions(str(tmp_path), "train-fold1").ids == make_predictions().ids
 
 
 def test_predictions_hold_the_ids_and_targets_of_a_clip_set(tmp_path: object) -> None:
