@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.storage.faults import explained
-from pipeline.storage.paths import is_remote, is_utf8
+from pipeline.storage.paths import is_remote, is_usable_local, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,11 +51,10 @@ def iter_files(folder: str) -> Iterator[pa.RecordBatch]:
         listed = _list_remote if is_remote(folder) else _list_local
         yield from listed(folder, unusable)
     if unusable:
-        shown = unusable[0].encode(errors="backslashreplace").decode()
         _logger.warning(
-            "%s: left out %d files whose names cannot be used, such as %r; names must be UTF-8, "
-            "and keys have no empty, . or .. segments and no control characters",
-            *(folder, len(unusable), shown),
+            "%s: left out %d files whose names cannot be used, such as '%s'; names must be UTF-8 "
+            "without control characters, and keys have no empty, . or .. segments",
+            *(folder, len(unusable), shown(unusable[0])),
         )
 
 
@@ -70,15 +69,14 @@ def _list_local(folder: str, unusable: list[str]) -> Iterator[pa.RecordBatch]:
             with os.scandir(f"{inside}/") as entries:
                 for entry in entries:
                     path = f"{inside}/{entry.name}"
-                    if not is_utf8(entry.name):
-                        unusable.append(entry.name)
-                        continue
                     status = _status(entry)
-                    mode = status.st_mode if status else 0
-                    if not stat.S_ISDIR(mode):
-                        sizes[path] = status.st_size if status and stat.S_ISREG(mode) else 0
-                    elif not entry.is_symlink() or os.path.realpath(path) not in seen:
-                        waiting.append(path)
+                    if status and stat.S_ISDIR(status.st_mode):
+                        if not entry.is_symlink() or os.path.realpath(path) not in seen:
+                            waiting.append(path)
+                    elif is_usable_local(path):
+                        sizes[path] = _file_size(status)
+                    else:
+                        unusable.append(path.removeprefix(folder).lstrip("/"))
         except (FileNotFoundError, NotADirectoryError):
             continue
         yield _batch(list(sizes), list(sizes.values()))
@@ -92,6 +90,10 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return None
         raise
+
+
+def _file_size(status: os.stat_result | None) -> int:
+    return status.st_size if status and stat.S_ISREG(status.st_mode) else 0
 
 
 def _list_remote(prefix: str, unusable: list[str]) -> Iterator[pa.RecordBatch]:

@@ -12,9 +12,12 @@ SCHEMES = ("s3", "gs", "az")
 
 _REMOTE = tuple(f"{scheme}://" for scheme in SCHEMES)
 _BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]*")
-UNUSABLE_KEY = r"(^|/)(\.{0,2})(/|$)|[\x00-\x1f\x7f]"
+CONTROL = r"[\x00-\x1f\x7f]"
+"""What no path may hold: messages and tables have a line for each."""
+UNUSABLE_KEY = rf"(^|/)(\.{{0,2}})(/|$)|{CONTROL}"
 """What no key may hold: empty, `.` and `..` segments, which clients resolve in different ways, and
 control characters."""
+_CONTROL = re.compile(CONTROL)
 _UNUSABLE_KEY = re.compile(UNUSABLE_KEY)
 
 
@@ -45,6 +48,11 @@ def is_utf8(name: str) -> bool:
     return True
 
 
+def is_usable_local(path: str) -> bool:
+    """Whether a local path is text without control characters."""
+    return not _CONTROL.search(path) and is_utf8(path)
+
+
 def is_usable_key(key: str) -> bool:
     """Whether an object of this key can be read and written by its path."""
     return not _UNUSABLE_KEY.search(key) and is_utf8(key)
@@ -65,7 +73,7 @@ def split(path: str) -> ObjectPath:
     key = key[:-1] if key.endswith("/") else key
     if key and not is_usable_key(key):
         raise UserError(
-            _shown(path),
+            shown(path),
             "keys with empty, . or .. segments or with control characters cannot be used",
             f"remove or rename them, such as {scheme}://{bucket}/key in place of "
             f"{scheme}://{bucket}//key",
@@ -77,15 +85,13 @@ def absolute(path: str) -> str:
     """The absolute path, valid in other processes: Ray's workers have other working folders.
 
     Raises:
-        UserError: the path is empty or not text, has an unknown scheme, names no bucket, or a key
-            that cannot be used; or links to it go in a circle.
+        UserError: the path is empty, not text or has control characters, has an unknown scheme,
+            names no bucket, or a key that cannot be used; or links to it go in a circle.
     """
     if not path:
         raise UserError(
             "", "empty path (is a shell variable unset?)", "give a local path or s3://bucket/key"
         )
-    if not is_utf8(path):
-        raise UserError(_shown(path), "the path is not UTF-8", "rename it")
     if is_remote(path):
         scheme, bucket, key = split(path)
         return f"{scheme}://{bucket}/{key}" if key else f"{scheme}://{bucket}"
@@ -94,12 +100,16 @@ def absolute(path: str) -> str:
         known = ", ".join(f"{name}://bucket/key" for name in SCHEMES)
         raise UserError(path, f"paths are local or {known}, not {scheme}://")
     try:
-        return str(Path(path).expanduser().resolve())
+        resolved = str(Path(path).expanduser().resolve())
     except (OSError, RuntimeError) as error:  # links in a circle, or ~ of an unknown user
-        raise UserError(path, first_line(error), "give another path") from error
+        raise UserError(shown(path), first_line(error), "give another path") from error
+    if not is_usable_local(resolved):
+        fault = "has control characters" if is_utf8(resolved) else "is not UTF-8"
+        raise UserError(shown(resolved), f"the path {fault}", "rename it")
+    return resolved
 
 
-def _shown(path: str) -> str:
+def shown(path: str) -> str:
     """The path in one line of text."""
     text = path.encode(errors="backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -441,6 +441,19 @@ def test_other_tar_members_are_skipped_and_noted(tmp_path: Path) -> None:
     )
 
 
+def test_tar_members_of_any_name_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "odd.tar"
+    names = ["t\tab", "l\nine", "/absolute", "a//b", "sp ace ", "\u2028"]
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name in names:
+            member = tarfile.TarInfo(f"{name}.wav")
+            member.size = 5
+            tar.addfile(member, io.BytesIO(b"audio"))
+    manifest = tar_files.read(str(path), SourceOptions())
+    check(manifest, "m")
+    assert manifest.clips["id"].to_pylist() == names
+
+
 def test_truncated_tar_keeps_its_whole_members(tmp_path: Path) -> None:
     audio = [flac(i, 400) for i in range(3)]
     whole = tar_bytes([(f"{i}.flac", content) for i, content in enumerate(audio)])

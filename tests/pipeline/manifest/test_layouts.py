@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
+from pipeline.manifest.files import read_manifest
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.layouts.read import detect, read_source, read_sources
 from pipeline.manifest.manifest import Manifest
 from ray_job import main
 from tests.support.audio import encode, tone
-from tests.support.errors import assert_error_line, assert_notes, refused
+from tests.support.errors import assert_error_line, assert_names, assert_notes, refused
 
 
 def write_files(folder: Path, *names: str, content: bytes = b"audio") -> str:
@@ -366,6 +367,19 @@ def test_folders_become_classes(tmp_path: Path) -> None:
         ("rain/2.FLAC", f"{source}/rain/2.FLAC", ["rain"], "train"),
     ]
     assert_notes(manifest.notes, [2, "1 .txt", "1 README"], [1, "class folder"])
+
+
+def test_unusable_names_cost_only_their_files(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = ["dog/1.wav", "dog/2.wav"]
+    source = write_files(tmp_path / "in", *names, "dog/a\tb.wav", "dog/c\nd.wav", "r\ta/1.wav")
+    out = str(tmp_path / "m.parquet")
+    assert main(["manifest", source, "--out", out]) == 0
+    assert read_manifest(out).clips["id"].to_pylist() == names
+    [line] = [line for line in capfd.readouterr().err.splitlines() if "names must" in line]
+    assert_names(line, source, 3)
+    assert "\t" not in line
 
 
 def test_folders_named_after_splits_become_splits(tmp_path: Path) -> None:

@@ -162,13 +162,35 @@ def test_listing_of_many_keys_goes_on_after_an_odd_one(
     assert len(caplog.messages) == 1
 
 
-def test_local_names_that_are_not_text_are_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("name", "shown", "fault"),
+    [
+        (b"caf\xe9.wav", r"caf\udce9.wav", "UTF-8"),
+        (b"a\tb.wav", r"a\tb.wav", "control"),
+        (b"a\nb.wav", r"a\nb.wav", "control"),
+        (b"a\x1b[31m\x7f.wav", r"a\x1b[31m\x7f.wav", "control"),
+    ],
+)
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_local_names_that_cannot_be_used_are_left_out(
+    name: bytes,
+    shown: str,
+    fault: str,
+    is_folder: bool,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "a").write_bytes(b"")
-    odd = tmp_path / b"caf\xe9.wav".decode(errors="surrogateescape")
-    odd.write_bytes(b"")
+    odd = tmp_path / name.decode(errors="surrogateescape")
+    if is_folder:
+        odd.mkdir()
+        (odd / "1").write_bytes(b"")
+        (odd / "2").write_bytes(b"")
+    else:
+        odd.write_bytes(b"")
     assert storage.list_files(str(tmp_path)) == [f"{tmp_path}/a"]
-    assert_names(caplog.messages[0], tmp_path, 1, "UTF-8")
-    with refused(r".wav", "UTF-8"):
+    [message] = caplog.messages
+    assert_names(message, tmp_path, 2 if is_folder else 1)
+    assert shown in message
+    with refused(shown, fault, remedy="rename"):
         storage.absolute(str(odd))
