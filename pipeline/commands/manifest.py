@@ -10,6 +10,7 @@ from pipeline.manifest.layouts.names import LAYOUTS
 from pipeline.manifest.layouts.options import SourceOptions, split_and_path
 
 if TYPE_CHECKING:
+    from pipeline.manifest.file_check import FileCheck
     from pipeline.manifest.manifest import Manifest
 
 _logger = logging.getLogger(__name__)
@@ -80,6 +81,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="separator of the labels in a table (default: %(default)s)",
     )
     parser.add_argument(
+        "--check",
+        action=argparse.BooleanOptionalAction,
+        help="look whether every file exists and starts as audio does, or at none (default: at 20)",
+    )
+    parser.add_argument(
         "--split",
         default=defaults.split,
         help="split of clips whose source names none (default: %(default)s)",
@@ -94,6 +100,7 @@ def source(text: str) -> str:
 
 def run(arguments: argparse.Namespace) -> None:
     from pipeline.manifest.checks import check
+    from pipeline.manifest.file_check import SHOWN, file_warnings
     from pipeline.manifest.files import check_name, write_manifest
     from pipeline.manifest.folds import assign_folds
     from pipeline.manifest.layouts.read import read_sources
@@ -106,11 +113,14 @@ def run(arguments: argparse.Namespace) -> None:
     check(manifest, sources)
     if arguments.folds is not None:
         manifest = assign_folds(manifest, arguments.folds)
+    files = _check_files(arguments.check, manifest, sources)
     write_manifest(output, manifest)
     _write_coverage(output, manifest)
     _print_summary(output, manifest)
-    for warning in manifest_warnings(manifest):
+    for warning in [*manifest_warnings(manifest), *file_warnings(files)]:
         _logger.warning("%s: %s", sources, warning)
+    for fault in files.faults[SHOWN:]:
+        _logger.debug("%s: %s", sources, fault)
 
 
 def _options(arguments: argparse.Namespace) -> SourceOptions:
@@ -123,6 +133,17 @@ def _options(arguments: argparse.Namespace) -> SourceOptions:
         separator=arguments.separator,
         split=arguments.split,
     )
+
+
+def _check_files(every_file: bool | None, manifest: "Manifest", sources: str) -> "FileCheck":
+    """Look at every file, at a sample (None) or at none; refuse a source if all are unusable."""
+    from pipeline.manifest.file_check import FileCheck, check_files, refuse_if_all_fail
+
+    if every_file is False:
+        return FileCheck(num_files=0, faults=(), is_sample=True)
+    files = check_files(manifest, every_file=every_file is True)
+    refuse_if_all_fail(files, sources)
+    return files
 
 
 def _write_coverage(output: str, manifest: "Manifest") -> None:

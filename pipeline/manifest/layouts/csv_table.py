@@ -6,7 +6,7 @@ clips), `split`, `fold`, `start_s` and `end_s`. The option `columns` maps them t
 or to a pattern of other columns: `path=audio/{fname}.wav`, where `{table}` is its own name. A table
 without a header has the path in its first column and the labels in its second; `columns` then maps
 to numbers. Cells are separated by commas, semicolons, tabs or `|`. Our names for columns may be in
-any case, and `\\` in a relative path is `/`.
+any case; a path may start with `~`, and `\\` in it is `/` unless it is absolute.
 
 Several tables make one manifest, each with a split before it if it has no column for that:
 `dev.csv eval=eval.csv`. A file `labels.txt` beside the first table, one label per line, fixes the
@@ -20,7 +20,7 @@ import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from pipeline import storage
 from pipeline.errors import UserError
@@ -36,7 +36,7 @@ TABLE = "table"
 """In a pattern, the name of the table without its suffix."""
 COLUMNS = ("path", "labels", "id", "split", "fold", "start_s", "end_s")
 _IN_BRACES = re.compile(r"\{([^{}]*)\}")
-_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\")
 _MAX_FOLD = 2**31 - 1
 _EXCELS_SIGN = "sep="
 """Excel writes `sep=;` before the header."""
@@ -127,6 +127,8 @@ def resolve(path: str, base: str) -> str:
     if path.startswith("/") or "://" in path:
         return path
     path = path.replace("\\", "/")
+    if path.startswith("~/"):
+        return str(Path(path).expanduser())
     scheme, sign, folder = base.rpartition("://")
     return scheme + sign + posixpath.normpath(f"{folder}/{path}")
 

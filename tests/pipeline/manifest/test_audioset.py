@@ -549,7 +549,7 @@ def test_csvs_and_audio_are_read_from_a_bucket(s3: str) -> None:
 def test_command_writes_manifest_coverage_and_missing_segments(
     source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(source, f"{IDS[0]}_30.wav", f"{IDS[3]}_0_9.flac")
+    write(source, f"{IDS[0]}_30.wav", f"{IDS[3]}_0_9.flac", content=b"fLaC")
     folder = source.parent
     (folder / "ids.txt").write_text(IDS[3])
     output = folder / "out" / "clips.parquet"

@@ -179,6 +179,28 @@ def test_names_of_columns_may_be_in_any_case(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "uri"),
+    [
+        ("~/a.wav", "/home/me/a.wav"),
+        ("~\\sub\\a.wav", "/home/me/sub/a.wav"),
+        ("~1.wav", "{folder}/~1.wav"),
+        (".\\sub\\a.wav", "{folder}/sub/a.wav"),
+        ("../a.wav", "{parent}/a.wav"),
+        ("/a.wav", "/a.wav"),
+        ("s3://bucket/a.wav", "s3://bucket/a.wav"),
+    ],
+)
+def test_paths_are_relative_to_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, uri: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    source = write_table(tmp_path / "clips.csv", f"path,labels\n{path},dog\n")
+    assert rows(read_source(source, "auto"), "uri") == [
+        (uri.format(folder=tmp_path, parent=tmp_path.parent),)
+    ]
+
+
+@pytest.mark.parametrize(
     ("text", "label"),
     [
         ("a.wav;dog, wet\n", "dog, wet"),
@@ -276,6 +298,7 @@ def test_tsv_with_a_vocabulary_beside_it(tmp_path: Path) -> None:
         ("path;label\na;b\n", "clips.csv", ["no column labels", "path, label"]),
         ("path,labels\na.wav,\nb.wav, ;\n", "clips.csv", ["none of 2", "label"]),
         ("path,labels\n\nC:\\\\a.wav,dog\n", "clips.csv, line 3", ["Windows", "relative"]),
+        ("path,labels\n\\\\server\\a.wav,dog\n", "clips.csv, line 2", ["Windows", "relative"]),
         ("path,labels\na\x07.wav,dog\n", "clips.csv, line 2", ["control"]),
         ("path,labels,split\na.wav,dog,a/b\n", "clips.csv, line 2", ["a/b"]),
         ("path,labels,fold\na.wav,dog,-1\n", "clips.csv, line 2", ["fold", -1]),
