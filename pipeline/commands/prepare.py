@@ -2,16 +2,21 @@
 
 import argparse
 import json
+import logging
 from dataclasses import asdict, replace
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from cluster.commands.session_options import add_session_options, session
 from pipeline.audio.settings import Channel, DecodeSettings
 from pipeline.commands.step import Step, fraction, path, positive
-from pipeline.errors import SettingValueError, UserError
-from pipeline.shards.settings import READS_AHEAD, PrepareSettings, Store
+from pipeline.errors import SettingValueError, UserError, one_line
+from pipeline.shards.settings import BYTES_PER_MB, READS_AHEAD, PrepareSettings, Store
 
-_BYTES_PER_MB = 1_000_000
+if TYPE_CHECKING:  # it loads PyArrow, which `--help` does not need
+    from pipeline.manifest.manifest import Manifest
+
+_logger = logging.getLogger(__name__)
+
 _PLAN_SAMPLE = 64
 """Number of clips that `--plan` measures."""
 
@@ -54,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-file-mb",
         type=positive,
-        default=defaults.decode.max_file_bytes // _BYTES_PER_MB,
+        default=defaults.decode.max_file_bytes // BYTES_PER_MB,
         help="reject larger files (default: %(default)s)",
     )
     parser.add_argument(
@@ -79,7 +84,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="dry run: measure a sample of the files and estimate the cost of the data set",
+        help="dry run: say what would be done, and estimate the cost from a sample of the files",
     )
     parser.add_argument(
         "--json-logs", action="store_true", help="progress and summary as JSON lines"
@@ -100,18 +105,14 @@ def run(arguments: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from pipeline.commands.summaries import estimate_summary, prepare_summary
+    from pipeline import storage
+    from pipeline.commands.summaries import prepare_summary
     from pipeline.dataset import prepare as on_ray
-    from pipeline.pages.dataset_page import write_dataset_page
-    from pipeline.shards.estimate import estimate
+    from pipeline.dataset.prepared import page_path
 
     output = arguments.out
     if arguments.plan:
-        planned = estimate(manifest, settings, _PLAN_SAMPLE)
-        if arguments.json_logs:
-            print(json.dumps({"event": "plan", **asdict(planned)}))
-        else:
-            Console().print(estimate_summary(planned, output))
+        _plan(manifest, settings, arguments)
         return
     summary = on_ray.prepare(
         manifest,
@@ -123,15 +124,64 @@ def run(arguments: argparse.Namespace) -> None:
         reads_ahead=arguments.reads_ahead,
         json_logs=arguments.json_logs,
     )
-    page = write_dataset_page(output) if summary else None
+    page = _draw_page(output) if summary or not storage.exists(page_path(output)) else None
     if arguments.json_logs:
         figures = asdict(summary) if summary else {}
         print(json.dumps({"event": "summary", "page": page, **figures}))
-    elif summary is None:
+        return
+    if summary is None:
         print(f"{output}: already complete")
     else:
         Console().print(prepare_summary(summary))
+    if page:
         print(page)
+    if summary and summary.changes:
+        print(f"{output}: {summary.changes}")
+
+
+def _plan(manifest: "Manifest", settings: PrepareSettings, arguments: argparse.Namespace) -> None:
+    """Print what would be done, and the estimated cost of clips to compute."""
+    from rich.console import Console
+
+    from pipeline.commands.summaries import estimate_summary
+    from pipeline.dataset.decide import decide
+    from pipeline.shards.build import BuildJob
+    from pipeline.shards.estimate import estimate
+
+    output = arguments.out
+    job = BuildJob(output=output, settings=settings)
+    work = decide(manifest, job, retry_rejects=arguments.retry_rejects)
+    planned = None
+    if work and work.unfinished:
+        clips = work.usage.used_clips(spec.name for spec in work.unfinished)
+        planned = estimate(replace(manifest, clips=clips), settings, _PLAN_SAMPLE)
+    outcome = (work.outcome or work.cost) if work else "already complete"
+    if arguments.json_logs:
+        figures = asdict(planned) if planned else {}
+        print(json.dumps({"event": "plan", "outcome": outcome, **figures}))
+        return
+    if planned:
+        Console().print(estimate_summary(planned, output))
+    if work is None:
+        print(f"{output}: {outcome}")
+    elif work.before:
+        print(f"{output}: planned: {outcome}; nothing was written")
+
+
+def _draw_page(output: str) -> str | None:
+    """Draw the page; the data set is complete without it, so a failure is only a warning."""
+    from pipeline.dataset.prepared import page_path
+    from pipeline.pages.dataset_page import write_dataset_page
+
+    try:
+        return write_dataset_page(output)
+    except Exception as error:
+        _logger.warning(
+            "%s: not drawn (%s); the data set is complete, and the next `prepare` draws its page",
+            page_path(output),
+            one_line(error),
+        )
+        return None
 
 
 def _settings(arguments: argparse.Namespace) -> PrepareSettings:
@@ -139,7 +189,7 @@ def _settings(arguments: argparse.Namespace) -> PrepareSettings:
         return PrepareSettings(
             decode=DecodeSettings(
                 max_duration_s=arguments.max_duration_s,
-                max_file_bytes=arguments.max_file_mb * _BYTES_PER_MB,
+                max_file_bytes=arguments.max_file_mb * BYTES_PER_MB,
                 channel=arguments.channel,
                 strict=arguments.strict,
             ),

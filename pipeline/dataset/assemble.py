@@ -1,15 +1,17 @@
 """From finished shards to a complete data set: index, ledger, card, summary. Runs without Ray.
 
-Everything comes from the part files, in the order of the plan, so the result does not depend on
-who built which shard, or when. The card is written last. The part files stay, so that a later run
-can retry rejected clips.
+Clips come from the part files, in the order of the plan, so the result does not depend on who built
+which shard, or when; labels, splits and folds come from the manifest, which may be newer. The card
+is written last. The part files stay, so that a later run can retry rejected clips.
 """
 
 import hashlib
 import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,19 +19,32 @@ from pipeline import storage
 from pipeline.audio.rejects import Reject, check_share, count_reasons, to_table
 from pipeline.dataset.card import (
     Card,
+    Corrections,
     checksum_fault,
     common_fingerprint,
     decode_card,
     make_card,
+    manifest_fingerprint,
 )
 from pipeline.dataset.prepare_summary import PrepareSummary, write_summary
-from pipeline.dataset.prepared import INDEX_ROWS_PER_GROUP, card_path
+from pipeline.dataset.prepared import INDEX_ROWS_PER_GROUP, card_path, index_path, ledger_path
 from pipeline.dataset.resume import remove_unfinished
 from pipeline.errors import UserError
 from pipeline.manifest.manifest import Manifest
 from pipeline.shards.build import BuildJob
-from pipeline.shards.parts import INDEX_SCHEMA, STAGES, Part, index_schema, part_path, read_part
+from pipeline.shards.match import LABELLING, differing
+from pipeline.shards.parts import (
+    INDEX_SCHEMA,
+    STAGES,
+    Part,
+    TarEntry,
+    index_schema,
+    part_names,
+    part_path,
+    read_part,
+)
 from pipeline.shards.plan import Plan, ShardSpec
+from pipeline.shards.usage import Usage
 
 _READERS = 16
 _FADED_DB = 20.0
@@ -80,6 +95,7 @@ def finished_parts(
     plan: Plan,
     output: str,
     *,
+    usage: Usage,
     retry_rejects: bool = False,
     look_again: bool = False,
     damaged: frozenset[str] = frozenset(),
@@ -89,6 +105,7 @@ def finished_parts(
     Args:
         plan: the shards.
         output: the data set's folder.
+        usage: which of their clips the manifest uses; rejects among the others do not count.
         retry_rejects: treat shards with rejected clips as unfinished.
         look_again: treat shards as unfinished if files that were missing or refused are there now.
         damaged: shards that `verify` found damaged.
@@ -103,9 +120,10 @@ def finished_parts(
             part = read_part(paths[spec])
         except (ValueError, OSError, storage.NoFileError):
             return None  # Damaged: the shard is rebuilt.
-        if part.fingerprint != spec.fingerprint or (retry_rejects and part.rejects):
+        if part.fingerprint != spec.fingerprint:
             return None
-        if look_again and any_is_back(part.rejects):
+        rejects = usage.rejects(spec.name, part)
+        if (retry_rejects and rejects) or (look_again and any_is_back(rejects)):
             return None
         if part.tar and sizes.get(storage.join(output, part.tar.name)) != part.tar.size_bytes:
             return None
@@ -124,65 +142,92 @@ def assemble(
     built: set[str],
     max_reject_share: float,
     elapsed_s: Callable[[], float],
+    changes: str = "",
 ) -> PrepareSummary:
     """Write the ledger, check the share of rejected clips, then write the index and the card.
 
     Args:
-        plan: all its shards must be finished.
-        manifest: what the plan was made from.
+        plan: all its shards that the manifest uses must be finished.
+        manifest: the clips, with their labels, splits and folds.
         job: the output folder and the settings.
         built: names of the shards that this run built.
         max_reject_share: the largest share of clips that may be rejected.
         elapsed_s: how long the run has taken.
+        changes: what the run changes in an earlier data set.
 
     Raises:
         UserError: a shard is missing; or too many clips were rejected: then there is a ledger, but
             no card.
     """
-    parts = finished_parts(plan, job.output)
-    missing = [spec.name for spec in plan.specs if spec.name not in parts]
+    usage = Usage(plan, manifest)
+    parts = finished_parts(plan, job.output, usage=usage)
+    missing = [name for name in plan.names if name not in parts and usage.num_used(name)]
     if missing:
         raise UserError(job.output, f"shards {missing[:3]} are missing", "run prepare again")
-    ordered = [parts[spec.name] for spec in plan.specs]
-    rejects = [reject for part in ordered for reject in part.rejects]
+    ordered = {name: parts[name] for name in plan.names if name in parts}
+    rejects = [reject for name, part in ordered.items() for reject in usage.rejects(name, part)]
     reasons = count_reasons(rejects)
     ledger = storage.encode_table(to_table(rejects))
-    ledger_path = storage.join(job.output, "rejects.parquet")
-    storage.write_bytes(ledger_path, ledger)
-    num_clips = plan.clips.num_rows
-    check_share(reasons, num_clips, max_share=max_reject_share, ledger=ledger_path)
+    storage.write_bytes(ledger_path(job.output), ledger)
+    num_clips = manifest.clips.num_rows
+    check_share(reasons, num_clips, max_share=max_reject_share, ledger=ledger_path(job.output))
 
-    schema = index_schema(job.settings.store)
-    index = pa.concat_tables([schema.empty_table(), *(part.index for part in ordered)])
-    index = _with_common(index, manifest)
+    tars = [part.tar for part in ordered.values() if part.tar]
+    built_index = _used_rows(ordered, usage, index_schema(job.settings.store))
+    index = _as_in(manifest, built_index)
     index_bytes = storage.encode_table(index, INDEX_ROWS_PER_GROUP)
-    storage.write_bytes(storage.join(job.output, "index.parquet"), index_bytes)
+    storage.write_bytes(index_path(job.output), index_bytes)
     card = make_card(
         settings=job.settings,
         labels=manifest.labels,
         index=index,
         reasons=reasons,
-        tars=[part.tar for part in ordered if part.tar],
+        tars=tars,
         plan_fingerprint=plan.fingerprint,
+        corrections=_corrections(index, built_index, tars, manifest) if usage.is_changed else None,
         coverage=manifest.coverage,
         common_fingerprint=common_fingerprint(manifest),
         index_sha256=hashlib.sha256(index_bytes).hexdigest(),
         rejects_sha256=hashlib.sha256(ledger).hexdigest(),
     )
-    summary = _summary(plan, job.output, card, index, ordered, built=built, wall_s=elapsed_s())
+    every_part = [*ordered.values()]
+    summary = _summary(plan, job.output, card, index, every_part, built=built, wall_s=elapsed_s())
+    summary = replace(summary, changes=changes)
     write_summary(summary)
-    _remove_strays(job.output, ordered)
+    _remove_strays(job.output, plan, tars)
     remove_unfinished(job.output)
     storage.write_json(card_path(job.output), card.to_json())
     return summary
 
 
-def _with_common(index: pa.Table, manifest: Manifest) -> pa.Table:
-    """The index with the common subset of the manifest, which may be newer than the parts."""
-    indices = pc.index_in(index["id"], manifest.clips["id"])
-    column = INDEX_SCHEMA.get_field_index("common")
-    common = manifest.clips["common"].take(indices)
-    return index.set_column(column, INDEX_SCHEMA.field(column), common)
+def _used_rows(parts: dict[str, Part], usage: Usage, schema: pa.Schema) -> pa.Table:
+    """The rows of the index that the manifest uses, as the shards were built."""
+    tables = [schema.empty_table()]
+    for name, part in parts.items():
+        is_used = usage.rows_of(name, part.index["id"]) >= 0
+        tables.append(part.index if is_used.all() else part.index.filter(pa.array(is_used)))
+    return pa.concat_tables(tables)
+
+
+def _as_in(manifest: Manifest, index: pa.Table) -> pa.Table:
+    """The index with the labels, splits, folds and common subset of the manifest."""
+    rows = pc.index_in(index["id"], manifest.clips["id"])
+    for name in (*LABELLING, "common"):
+        column = INDEX_SCHEMA.get_field_index(name)
+        values = manifest.clips[name].take(rows)
+        index = index.set_column(column, INDEX_SCHEMA.field(column), values)
+    return index
+
+
+def _corrections(
+    index: pa.Table, built_index: pa.Table, tars: list[TarEntry], manifest: Manifest
+) -> Corrections:
+    is_outdated = [differing(index[name], built_index[name]) for name in LABELLING]
+    return Corrections(
+        num_outdated=int(np.logical_or.reduce(is_outdated).sum()),
+        num_unused=sum(tar.num_clips for tar in tars) - index.num_rows,
+        manifest_fingerprint=manifest_fingerprint(manifest),
+    )
 
 
 def _summary(
@@ -217,9 +262,13 @@ def _summary(
     )
 
 
-def _remove_strays(output: str, parts: list[Part]) -> None:
-    """Remove tars of an earlier plan that was never completed."""
-    kept = {storage.join(output, part.tar.name) for part in parts if part.tar}
+def _remove_strays(output: str, plan: Plan, tars: list[TarEntry]) -> None:
+    """Remove tars and part files of an earlier plan."""
+    kept = {storage.join(output, tar.name) for tar in tars}
     for path in storage.list_files(storage.join(output, "shards")):
         if path not in kept and _SHARD_TAR.fullmatch(path.rpartition("/")[2]):
+            storage.remove(path)
+    names = set(plan.names)
+    for path, name in part_names(output).items():
+        if name not in names:
             storage.remove(path)

@@ -22,7 +22,7 @@ from pipeline.manifest.coverage import Coverage
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.splits import TRAIN_SPLIT
 from pipeline.shards.parts import TarEntry
-from pipeline.shards.plan import FORMAT_VERSION, READ_VERSIONS
+from pipeline.shards.plan import FORMAT_VERSION, READ_VERSIONS, content_hash
 from pipeline.shards.settings import PrepareSettings, Store
 
 
@@ -56,6 +56,18 @@ class ClippedAudio:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Corrections:
+    """How the tars differ from the index, since the manifest was corrected: the index is right."""
+
+    num_outdated: storage.Count
+    """Clips whose JSON in a tar has older labels, or an older split or fold, than the index."""
+    num_unused: storage.Count
+    """Clips that are in a tar, but no longer in the index."""
+    manifest_fingerprint: str
+    """Hash of the corrected manifest's clips."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
     """The document `card.json`."""
 
@@ -76,7 +88,9 @@ class Card:
     rejects: RejectedClips
     shards: list[TarEntry]
     plan_fingerprint: str
-    """Hash of the manifest and settings that the data set was prepared from."""
+    """Hash of the clips and settings that the shards were built from."""
+    corrections: Corrections | None = None
+    """None if the shards were built from the same manifest as the index."""
     coverage: Coverage | None
     common_fingerprint: str
     """Hash of the manifest's common subset."""
@@ -87,10 +101,12 @@ class Card:
     """Hash of all other fields."""
 
     def to_json(self) -> dict[str, Any]:
-        """The document; without `store` and `clipped` if fbanks are stored."""
+        """The document; without `store` and `clipped` if fbanks are stored, nor no corrections."""
         document = asdict(self) | {"coverage": self.coverage and self.coverage.to_json()}
         if self.store == "fbank":
             del document["store"], document["clipped"]
+        if self.corrections is None:
+            del document["corrections"]
         return document
 
 
@@ -102,6 +118,7 @@ def make_card(
     reasons: dict[str, int],
     tars: list[TarEntry],
     plan_fingerprint: str,
+    corrections: Corrections | None = None,
     coverage: Coverage | None,
     common_fingerprint: str,
     index_sha256: str,
@@ -115,7 +132,8 @@ def make_card(
         index: all clips, with the columns of `index_schema`.
         reasons: rejected clips by reason.
         tars: the shards.
-        plan_fingerprint: hash of the manifest and settings it was prepared from.
+        plan_fingerprint: hash of the clips and settings that the shards were built from.
+        corrections: how the tars differ from the index; None if they do not.
         coverage: how many of the clips that the source lists were found; None if it has no list.
         common_fingerprint: hash of the manifest's common subset.
         index_sha256: checksum of the index.
@@ -138,6 +156,7 @@ def make_card(
         rejects=RejectedClips(num=sum(reasons.values()), by_reason=reasons),
         shards=tars,
         plan_fingerprint=plan_fingerprint,
+        corrections=corrections,
         coverage=coverage,
         common_fingerprint=common_fingerprint,
         index_sha256=index_sha256,
@@ -175,6 +194,11 @@ def common_fingerprint(manifest: Manifest) -> str:
     """Hash of the ids in the common subset, which may change without a rebuild."""
     ids = manifest.clips["id"].filter(manifest.clips["common"]).to_pylist()
     return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+
+
+def manifest_fingerprint(manifest: Manifest) -> str:
+    """Hash of the clips, whatever their order, without the common subset."""
+    return content_hash(manifest.clips.drop_columns(["common"]).sort_by("id"))
 
 
 def fingerprint(document: Mapping[str, Any]) -> str:

@@ -1,38 +1,75 @@
 """Decide what of an earlier preparation to keep, before anything is written.
 
 In: a manifest, settings and the folder of a data set. Steps: compare them with the card, the plan
-and the note of `verify` in the folder. Out: the plan to build; None, if the data set is complete;
-or an error that says why the folder cannot be used for it.
+and the note of `verify` in the folder. Out: the plan to build, and what changes in the data set;
+None, if it is complete; or an error that says why the folder cannot be used for it.
 """
 
+import logging
 from dataclasses import dataclass
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.audio.rejects import SCHEMA, Reject
-from pipeline.dataset.assemble import any_is_back, is_intact, read_card
-from pipeline.dataset.card import Card, common_fingerprint
+from pipeline.dataset.assemble import any_is_back, finished_parts, is_intact, read_card
+from pipeline.dataset.card import Card, common_fingerprint, manifest_fingerprint
+from pipeline.dataset.changes import Changes, find_changes, in_words
 from pipeline.dataset.prepare_summary import is_damaged
-from pipeline.dataset.resume import check_output, check_resumable, read_damaged
+from pipeline.dataset.prepared import ledger_path
+from pipeline.dataset.resume import check_output, check_settings, read_damaged
 from pipeline.errors import UserError
 from pipeline.manifest.manifest import Manifest
 from pipeline.shards.build import BuildJob
-from pipeline.shards.parts import has_parts, part_fingerprints, part_path
-from pipeline.shards.plan import DamagedPlanError, Plan, make_plan, planned_fingerprint, read_plan
+from pipeline.shards.parts import part_fingerprints, part_path
+from pipeline.shards.plan import (
+    DamagedPlanError,
+    Plan,
+    ShardSpec,
+    make_plan,
+    planned_fingerprint,
+    read_plan,
+)
+from pipeline.shards.usage import Usage
+
+_logger = logging.getLogger(__name__)
 
 _SAMPLES_PER_BUCKET = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """What is left to do for an incomplete data set."""
+    """What is left to do for a data set that is incomplete, or to be corrected."""
 
     plan: Plan
+    usage: Usage
+    """Which clips of the plan the manifest uses."""
+    changes: Changes
+    """What differs from an earlier data set in the folder."""
     before: Plan | None
     """The plan of the existing shards; None if there are none, or it is lost."""
-    damaged_shards: frozenset[str]
-    """Shards that `verify` found damaged: to be rebuilt."""
+    stale: tuple[ShardSpec, ...]
+    """Shards without a part file that vouches for their tar."""
+
+    @property
+    def unfinished(self) -> tuple[ShardSpec, ...]:
+        """The shards to build: stale ones with a clip that the manifest uses."""
+        return tuple(spec for spec in self.stale if self.usage.num_used(spec.name))
+
+    @property
+    def cost(self) -> str:
+        """What is read and written, in words."""
+        if not self.unfinished:
+            return "index and card written anew, no audio read"
+        num_clips = sum(spec.num_clips for spec in self.unfinished)
+        num_kept = len(self.plan.specs) - len(self.stale)
+        return f"audio of {in_words(num_clips)} read, {num_kept:,} shards kept"
+
+    @property
+    def outcome(self) -> str:
+        """What is corrected in an earlier data set, and at what cost; empty: nothing."""
+        return f"{self.changes}: {self.cost}" if self.changes else ""
 
 
 def decide(manifest: Manifest, job: BuildJob, *, retry_rejects: bool) -> Work | None:
@@ -48,17 +85,23 @@ def decide(manifest: Manifest, job: BuildJob, *, retry_rejects: bool) -> Work | 
 
     Raises:
         UserError: the output or the audio's bucket cannot be used, the output holds other files or
-            another data set, or clips of it were removed or changed.
+            another data set, or one that was prepared with other settings.
     """
     output, settings = job.output, job.settings
     card, damaged = read_card(output), read_damaged(job.work)
     if not card:
         check_output(output)
 
-    def is_complete(fingerprint: str | None) -> bool:
+    def is_complete(fingerprint: str | None, *, is_corrected: bool) -> bool:
         return (
             card is not None
             and card.plan_fingerprint == fingerprint
+            and is_corrected == (card.corrections is not None)
+            and (
+                card.corrections is None
+                or card.corrections.manifest_fingerprint == manifest_fingerprint(manifest)
+            )
+            and tuple(card.labels) == manifest.labels
             and card.coverage == manifest.coverage
             and card.common_fingerprint == common_fingerprint(manifest)
             and damaged is None
@@ -68,30 +111,61 @@ def decide(manifest: Manifest, job: BuildJob, *, retry_rejects: bool) -> Work | 
             and not any_is_back(_rejects(output) if card.rejects.num else ())
         )
 
-    if is_complete(planned_fingerprint(job.work, manifest, settings)):
+    fingerprint = planned_fingerprint(job.work, manifest, settings)
+    if card and is_complete(fingerprint, is_corrected=card.corrections is not None):
         return None
-    _check_buckets(manifest)
-    # A plan with no shard built yet can be replaced.
     before, lost = None, None
     try:
-        before = read_plan(job.work) if card or damaged or has_parts(output) else None
+        before = read_plan(job.work) if card or _has_tar(output) else None
     except DamagedPlanError as error:
         lost = error
+    changes = Changes()
     if before:
-        check_resumable(before, manifest, settings, output)
+        check_settings(before, settings, output)
+        usage_before = Usage(before, manifest)
+        _check_same_clips(usage_before, output)
+        changes = find_changes(manifest, output, card, before, usage_before)
     plan = make_plan(manifest, settings, before)
     if lost and not _reproduces(plan, lost.fingerprint, card, output):
         raise lost
-    if is_complete(plan.fingerprint) and not lost:
+    usage = Usage(plan, manifest)
+    if is_complete(plan.fingerprint, is_corrected=usage.is_changed) and not lost:
         return None
     if card and not before and card.plan_fingerprint != plan.fingerprint:
         raise UserError(
             output,
-            "holds a data set prepared from another manifest or with other settings",
-            "give another --out, or remove it",
+            "holds a data set prepared from another manifest or with other settings, and lacks "
+            "_work/plan.json, without which it cannot be corrected",
+            "restore _work, or give another --out",
         )
-    shards = frozenset(damaged.shards if damaged else ())
-    return Work(plan=plan, before=before, damaged_shards=shards)
+    finished = finished_parts(
+        plan,
+        output,
+        usage=usage,
+        retry_rejects=retry_rejects,
+        look_again=True,
+        damaged=frozenset(damaged.shards if damaged else ()),
+    )
+    _logger.debug("%d of %d shards are finished", len(finished), len(plan.specs))
+    stale = tuple(spec for spec in plan.specs if spec.name not in finished)
+    work = Work(plan=plan, usage=usage, changes=changes, before=before, stale=stale)
+    _check_buckets(usage.used_clips(spec.name for spec in work.unfinished)["uri"])
+    return work
+
+
+def _has_tar(output: str) -> bool:
+    """Whether a clip was built; a plan of which none is can be replaced."""
+    return any(path.endswith(".tar") for path in storage.list_files(storage.join(output, "shards")))
+
+
+def _check_same_clips(usage: Usage, output: str) -> None:
+    if not (usage.rows >= 0).any():
+        raise UserError(
+            output,
+            f"holds a data set of other audio: the manifest has none of its {len(usage.rows):,} "
+            "clips, by id, path and stretch",
+            "give another --out",
+        )
 
 
 def _reproduces(plan: Plan, fingerprint: str | None, card: Card | None, output: str) -> bool:
@@ -105,15 +179,14 @@ def _reproduces(plan: Plan, fingerprint: str | None, card: Card | None, output: 
 
 def _rejects(output: str) -> list[Reject]:
     try:
-        data = storage.read_bytes(storage.join(output, "rejects.parquet"))
+        data = storage.read_bytes(ledger_path(output))
         return [Reject(**row) for row in storage.parse_table(data, SCHEMA).to_pylist()]
     except storage.DocumentError:
         return []  # for `verify` to find
 
 
-def _check_buckets(manifest: Manifest) -> None:
-    """Fail before any work when a bucket that the manifest names cannot be read."""
-    uris = manifest.clips["uri"]
+def _check_buckets(uris: pa.ChunkedArray) -> None:
+    """Fail before any work when a bucket of these clips cannot be read."""
     remote = uris.filter(pc.match_substring(uris, "://"))
     buckets = pc.replace_substring_regex(remote, r"^([a-z0-9]+://[^/]+/).*", r"\1")
     for bucket in pc.unique(buckets).to_pylist():

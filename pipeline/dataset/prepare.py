@@ -4,27 +4,27 @@ Each task builds one shard. Names of shards are stable, so a restart skips finis
 passes between processes.
 """
 
-import logging
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from pipeline import storage
-from pipeline.dataset.assemble import assemble, finished_parts
+from pipeline.dataset.assemble import assemble
 from pipeline.dataset.decide import decide
 from pipeline.dataset.prepare_summary import PrepareSummary
-from pipeline.dataset.prepared import card_path
+from pipeline.dataset.prepared import card_path, page_path
 from pipeline.dataset.resume import clear_damaged, discard_parts, remove_unfinished
+from pipeline.errors import UserError
 from pipeline.manifest.manifest import Manifest
 from pipeline.on_ray import TASK_MEMORY_BYTES, run_tasks
 from pipeline.shards.build import BuildJob, build_shard
-from pipeline.shards.plan import Plan, ShardSpec, write_plan
+from pipeline.shards.plan import ShardSpec, write_plan
 from pipeline.shards.settings import READS_AHEAD, PrepareSettings
+from pipeline.shards.usage import Usage
 from pipeline.terminal.progress import ProgressBar, Rate
-
-_logger = logging.getLogger(__name__)
 
 _TASK_MEMORY_PER_CLIP_BYTES = 600_000
 """A tar on its way to S3 is held in memory; this leaves room for a copy of it."""
@@ -58,7 +58,7 @@ def prepare(
 
     Raises:
         UserError: the output or the audio's bucket cannot be used, the output holds other files or
-            another data set, clips of it were removed or changed, or too many clips were rejected.
+            another data set, or one of other settings, or too many clips were rejected.
     """
     start = time.monotonic()
     storage.check_bucket(output)
@@ -68,36 +68,30 @@ def prepare(
         return None
     # Until the new card is written, tars may differ from the old index.
     storage.remove(card_path(output))
+    with suppress(UserError):  # a page that cannot be removed is no reason to stop
+        storage.remove(page_path(output))
     write_plan(work.plan, job.work, manifest, work.before)
-    finished = finished_parts(
-        work.plan,
-        output,
-        retry_rejects=retry_rejects,
-        look_again=True,
-        damaged=work.damaged_shards,
-    )
-    unfinished = [spec for spec in work.plan.specs if spec.name not in finished]
-    _logger.debug("%d of %d shards are finished", len(finished), len(work.plan.specs))
-    if unfinished:
-        # After a stop between a new tar and its part file, the old part would vouch for the tar.
-        discard_parts(unfinished, output)
+    # After a stop between a new tar and its part file, the old part would vouch for the tar.
+    discard_parts(work.stale, output)
+    if work.unfinished:
         # Before the first task, since the disk may be nearly full.
         remove_unfinished(output)
         with session:
-            _build(unfinished, work.plan, job, json_logs=json_logs)
+            _build(work.unfinished, work.usage, job, json_logs=json_logs)
     summary = assemble(
         work.plan,
         manifest,
         job,
-        built={spec.name for spec in unfinished},
+        built={spec.name for spec in work.unfinished},
         max_reject_share=max_reject_share,
         elapsed_s=lambda: time.monotonic() - start,
+        changes=work.outcome,
     )
     clear_damaged(job.work)
     return summary
 
 
-def _build(specs: list[ShardSpec], plan: Plan, job: BuildJob, *, json_logs: bool) -> None:
+def _build(specs: Sequence[ShardSpec], usage: Usage, job: BuildJob, *, json_logs: bool) -> None:
     """Build shards in Ray tasks and show progress."""
     max_clips = max(spec.num_clips for spec in specs)
     tasks = run_tasks(
@@ -105,14 +99,14 @@ def _build(specs: list[ShardSpec], plan: Plan, job: BuildJob, *, json_logs: bool
         partial(_task, job=job),
         memory_bytes=TASK_MEMORY_BYTES + max_clips * _TASK_MEMORY_PER_CLIP_BYTES,
     )
-    total = plan.clips.num_rows
-    done = total - sum(spec.num_clips for spec in specs)
+    total = int((usage.rows >= 0).sum())
+    done = total - sum(usage.num_used(spec.name) for spec in specs)
     rate = Rate()
     num_rejects = 0
     with ProgressBar("clips", total, json_lines=json_logs) as bar:
         bar.update(done)
         for result in tasks:
-            done += result["num_clips"]
+            done += usage.num_used(result["shard"])
             num_rejects += result["num_rejects"]
             rate.add(result["num_clips"], result["fetched_bytes"])
             bar.update(done, figures={**rate.figures(total - done), "rejected": num_rejects})
@@ -122,6 +116,7 @@ def _task(fields: dict[str, Any], job: BuildJob) -> dict[str, Any]:
     spec = ShardSpec(**fields)
     part = build_shard(spec, job)
     return {
+        "shard": spec.name,
         "num_clips": spec.num_clips,
         "num_rejects": len(part.rejects),
         "fetched_bytes": part.fetched_bytes,

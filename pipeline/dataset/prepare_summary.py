@@ -38,6 +38,8 @@ class PrepareSummary:
     """Clips built by this run (rejected ones too) over its wall time."""
     stages_s: dict[str, storage.Amount]
     """Task seconds in each stage, summed over all shards."""
+    changes: str = ""
+    """What this run changed in an earlier data set, in words; empty: nothing."""
 
 
 def write_summary(summary: PrepareSummary) -> None:

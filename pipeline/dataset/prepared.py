@@ -120,6 +120,16 @@ def index_path(path: str) -> str:
     return storage.join(path, "index.parquet")
 
 
+def ledger_path(path: str) -> str:
+    """Path of a data set's ledger of rejected clips."""
+    return storage.join(path, "rejects.parquet")
+
+
+def page_path(path: str) -> str:
+    """Path of a data set's page."""
+    return storage.join(path, "dataset.html")
+
+
 def read_index_rows(path: str, start: int, end: int) -> pa.Table:
     """Rows `start` to `end` of the index; only their row groups are read."""
     with storage.open_binary(index_path(path)) as file:
@@ -173,7 +183,7 @@ def read_ledger(dataset: PreparedDataset) -> pa.Table:
     Raises:
         UserError: the ledger is missing or damaged.
     """
-    path = storage.join(dataset.path, "rejects.parquet")
+    path = ledger_path(dataset.path)
     return _read_table(path, dataset.card.rejects_sha256, rejects.SCHEMA)
 
 

@@ -1,16 +1,16 @@
 """What an earlier run of `prepare` left, and whether this one can resume it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.manifest.manifest import Manifest
 from pipeline.shards.parts import part_path, work_folder
-from pipeline.shards.plan import Plan, ShardSpec, differences
-from pipeline.shards.settings import PrepareSettings
+from pipeline.shards.plan import Plan, ShardSpec, setting_differences
+from pipeline.shards.settings import BYTES_PER_MB, PrepareSettings
 
-_MAX_IDS_SHOWN = 5
-"""Ids in a message."""
+_OPTIONS = ("channel", "clips_per_shard", "max_duration_s", "max_file_bytes", "store", "strict")
+"""Settings that an option of `prepare` sets."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +64,7 @@ def clear_damaged(work: str) -> None:
     storage.remove(_damaged_path(work))
 
 
-def discard_parts(specs: list[ShardSpec], output: str) -> None:
+def discard_parts(specs: Sequence[ShardSpec], output: str) -> None:
     """Remove the part files of shards that will be rebuilt."""
     present = set(storage.list_files(storage.join(work_folder(output), "parts")))
     for spec in specs:
@@ -80,28 +80,31 @@ def remove_unfinished(output: str) -> None:
                 storage.remove(path)
 
 
-def check_resumable(
-    before: Plan, manifest: Manifest, settings: PrepareSettings, output: str
-) -> None:
-    """Refuse to mix different data: a data set may only get new clips.
+def check_settings(before: Plan, settings: PrepareSettings, output: str) -> None:
+    """Refuse settings that would give other numbers: a data set never mixes two.
 
     Raises:
-        UserError: settings or the vocabulary differ from those of the earlier plan, or clips of it
-            were removed or changed.
+        UserError: names each setting with its old and its new value.
     """
-    changes = differences(before, manifest, settings)
-    reasons = list(changes.settings)
-    for change, ids in (("removed", changes.removed_ids), ("changed", changes.changed_ids)):
-        if ids:
-            shown = ", ".join(ids[:_MAX_IDS_SHOWN]) + (", ..." if len(ids) > _MAX_IDS_SHOWN else "")
-            reasons.append(f"{len(ids)} clips were {change} ({shown})")
-    if reasons:
+    differences = setting_differences(before, settings)
+    if differences:
+        changes = "; ".join(f"{name} was {old}, now {new}" for name, old, new in differences)
+        remedy = "give another --out"
+        if options := [_option(name, old) for name, old, _ in differences if name in _OPTIONS]:
+            remedy = f"repeat it with {' '.join(options)}, or {remedy}"
         raise UserError(
-            output,
-            f"holds shards of another manifest or other settings: {'; '.join(reasons)}. Only "
-            "new clips can be added",
-            "give another --out, or remove it",
+            output, f"was prepared with other settings, and no clip can be kept: {changes}", remedy
         )
+
+
+def _option(name: str, value: object) -> str:
+    """An option of `prepare` that gives a setting its value."""
+    if name == "strict":
+        return "--strict" if value else "no --strict"
+    if name == "max_file_bytes":
+        assert isinstance(value, int)
+        return f"--max-file-mb {value // BYTES_PER_MB}"
+    return f"--{name.replace('_', '-')} {value}"
 
 
 def _damaged_path(work: str) -> str:

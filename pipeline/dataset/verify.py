@@ -1,11 +1,12 @@
 """Check that every byte of a prepared data set agrees with its card and index.
 
 In: a data set. Per shard: the tar's checksum; its members, in pairs and in the order of the index;
-each clip's JSON against the index; its fbank at the offset in the index, finite and with as many
-frames, or its FLAC there, with as many samples; the part file that `prepare` resumes from. For the
-whole: index and ledger against the card's checksums, the card against its own, labels against the
-vocabulary, the plan's clips against its fingerprints. Out: the faults, by file, and a note for
-`prepare`, which then rebuilds only what is damaged.
+each clip's JSON against the index, but for labels, splits and folds that the card says were
+corrected later; its fbank at the offset in the index, finite and with as many frames, or its FLAC
+there, with as many samples; the part file that `prepare` resumes from. For the whole: index and
+ledger against the card's checksums, the card against its own, labels against the vocabulary, the
+plan's clips against its fingerprints. Out: the faults, by file, and a note for `prepare`, which
+then rebuilds only what is damaged.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.audio.stored_audio import decode_flac
-from pipeline.dataset.card import Card, checksum_fault, decode_card
+from pipeline.dataset.card import Card, Corrections, checksum_fault, decode_card
 from pipeline.dataset.prepared import (
     PreparedDataset,
     card_path,
@@ -38,6 +39,7 @@ from pipeline.dataset.resume import Damaged, clear_damaged, write_damaged
 from pipeline.errors import UserError
 from pipeline.fbank_settings import FbankSettings
 from pipeline.on_ray import TASK_MEMORY_BYTES, run_tasks
+from pipeline.shards.match import LABELLING
 from pipeline.shards.parts import (
     TarEntry,
     has_parts,
@@ -92,7 +94,12 @@ def verify(
             (tar.size_bytes for tar in dataset.card.shards), default=0
         )
         with session, ProgressBar("shards", len(items), json_lines=json_logs) as bar:
-            task = partial(_task, path=path, audio_fbank=dataset.audio_fbank)
+            task = partial(
+                _task,
+                path=path,
+                audio_fbank=dataset.audio_fbank,
+                corrections=dataset.card.corrections,
+            )
             for result in run_tasks(items, task, memory_bytes=memory_bytes):
                 faults += [Fault(**fault) for fault in result["faults"]]
                 done += 1
@@ -115,6 +122,7 @@ def shard_faults(
     tar: TarEntry,
     rows: list[dict[str, Any]],
     audio_fbank: FbankSettings | None,
+    corrections: Corrections | None = None,
 ) -> list[Fault]:
     """What is wrong with one tar.
 
@@ -123,11 +131,12 @@ def shard_faults(
         tar: the card's entry.
         rows: the index's rows of this tar, in order.
         audio_fbank: how to compute fbanks from the stored audio; None if fbanks are stored.
+        corrections: how the tars may differ from the index; None if they may not.
     """
     shard = tar.name.removeprefix("shards/").removesuffix(".tar")
     faults = [
         Fault(path=tar.name, what=problem, shard=shard)
-        for problem in _tar_faults(path, tar, rows, audio_fbank)
+        for problem in _tar_faults(path, tar, rows, audio_fbank, corrections)
     ]
     if problem := _part_fault(path, shard, tar):
         faults.append(Fault(path=f"_work/parts/{shard}.parquet", what=problem, shard=shard))
@@ -147,9 +156,14 @@ def _items(dataset: PreparedDataset) -> list[dict[str, Any]]:
     ]
 
 
-def _task(item: dict[str, Any], path: str, audio_fbank: FbankSettings | None) -> dict[str, Any]:
+def _task(
+    item: dict[str, Any],
+    path: str,
+    audio_fbank: FbankSettings | None,
+    corrections: Corrections | None,
+) -> dict[str, Any]:
     rows = read_index_rows(path, item["start"], item["end"]).to_pylist()
-    faults = shard_faults(path, TarEntry(**item["tar"]), rows, audio_fbank)
+    faults = shard_faults(path, TarEntry(**item["tar"]), rows, audio_fbank, corrections)
     return {"faults": [asdict(fault) for fault in faults]}
 
 
@@ -202,6 +216,13 @@ def _index_faults(card: Card, index: pa.Table) -> list[Fault]:
     faults = [f"has the label {label!r}, which the card lacks" for label in sorted(unknown)]
     if index.num_rows != card.num_clips:
         faults.append(f"has {index.num_rows} clips, the card has {card.num_clips}")
+    num_stored = sum(tar.num_clips for tar in card.shards)
+    num_unused = card.corrections.num_unused if card.corrections else 0
+    if num_stored != index.num_rows + num_unused:
+        faults.append(
+            f"has {index.num_rows} clips, the card {num_stored} in its shards, of which "
+            f"{num_unused} are unused"
+        )
     if pc.count_distinct(index["id"]).as_py() != index.num_rows:
         faults.append("has duplicate ids")
     return [Fault(path="index.parquet", what=problem) for problem in faults]
@@ -223,6 +244,7 @@ def _tar_faults(
     tar: TarEntry,
     rows: list[dict[str, Any]],
     audio_fbank: FbankSettings | None,
+    corrections: Corrections | None,
 ) -> Iterator[str]:
     try:
         data = storage.read_bytes(storage.join(path, tar.name))
@@ -236,7 +258,7 @@ def _tar_faults(
         yield f"has {len(data)} bytes, {tar.size_bytes} in the card"
     elif hashlib.sha256(data).hexdigest() != tar.sha256:
         yield "does not match the card's checksum"
-    if len(rows) != tar.num_clips:
+    if len(rows) != tar.num_clips and not corrections:
         yield f"has {len(rows)} clips in the index, {tar.num_clips} in the card"
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
@@ -249,6 +271,9 @@ def _tar_faults(
         return
     stored = "flac" if audio_fbank else "npy"
     expected = [f"{shard_key(row['id'])}.{kind}" for row in rows for kind in ("json", stored)]
+    if corrections and len(members) == 2 * tar.num_clips:
+        listed = {*expected}
+        members = {name: content for name, content in members.items() if name in listed}
     if list(members) != expected:
         differing = sorted(set(expected) ^ set(members)) or ["in another order"]
         yield f"its members differ from the index: {', '.join(differing[:3])}"
@@ -267,10 +292,18 @@ def _tar_faults(
             continue
         if "xxh3" in row and row["xxh3"] != checksum(stored_bytes):
             yield f"clip {row['id']}: does not match its checksum in the index"
-        if metadata != {"id": row["id"], **{name: row[name] for name in _METADATA_FIELDS}}:
+        if _differs(metadata, row, corrections):
             yield f"clip {row['id']}: its JSON differs from the index"
         if problem:
             yield f"clip {row['id']}: {problem}"
+
+
+def _differs(metadata: Any, row: dict[str, Any], corrections: Corrections | None) -> bool:
+    """Whether a clip's JSON differs from the index in more than what was corrected later."""
+    expected = {"id": row["id"], **{name: row[name] for name in _METADATA_FIELDS}}
+    if corrections and corrections.num_outdated and isinstance(metadata, dict):
+        metadata = {**metadata, **{name: row[name] for name in LABELLING if name in metadata}}
+    return bool(metadata != expected)
 
 
 def _fbank_fault(row: dict[str, Any], npy: bytes, stored_bytes: bytes) -> str | None:

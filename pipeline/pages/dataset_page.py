@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import storage
 from pipeline.dataset.card import Card
 from pipeline.dataset.prepare_summary import read_summary
-from pipeline.dataset.prepared import PreparedDataset, open_dataset, read_ledger
+from pipeline.dataset.prepared import PreparedDataset, open_dataset, page_path, read_ledger
 from pipeline.errors import UserError
 from pipeline.fbank_settings import PUBLISHED_NORMS
 from pipeline.manifest.coverage import Coverage, ListedClips
@@ -69,7 +68,7 @@ def write_dataset_page(dataset_path: str) -> str:
         "durations": duration_plot(_column(dataset, "duration_s")),
         "levels": level_plot(_column(dataset, "level_dbfs")),
     }
-    output = storage.join(dataset.path, "dataset.html")
+    output = page_path(dataset.path)
     values = {
         "name": PurePosixPath(dataset.path).name,
         "path": dataset.path,

@@ -107,21 +107,26 @@ def part_path(output: str, name: str) -> str:
 
 def has_parts(output: str) -> bool:
     """Whether any shard is finished."""
-    return bool(_part_paths(output))
+    return bool(part_names(output))
 
 
 def part_fingerprints(output: str) -> dict[str, str]:
     """The fingerprint of each finished shard whose part file is intact, by the file's path."""
     found = {}
-    for path in _part_paths(output):
+    for path in part_names(output):
         with suppress(ValueError, storage.NoFileError):
             found[path] = read_part(path).fingerprint
     return found
 
 
-def _part_paths(output: str) -> list[str]:
+def part_names(output: str) -> dict[str, str]:
+    """The name of each finished shard, by the path of its part file."""
     paths = storage.list_files(storage.join(work_folder(output), "parts"))
-    return [path for path in paths if path.endswith(".parquet")]  # no leftovers of a killed write
+    return {
+        path: path.rpartition("/")[2].removesuffix(".parquet")
+        for path in paths
+        if path.endswith(".parquet")  # no leftovers of a killed write
+    }
 
 
 def read_part(path: str) -> Part:

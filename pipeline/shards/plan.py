@@ -2,7 +2,8 @@
 
 Within a split the clips are ordered by a hash of their ids, so that every shard mixes the classes,
 and cut into shards of nearly equal size. Clips of one Parquet row group stay together, so that it
-is read once. Clips added later go into new shards: a plan only grows.
+is read once. Clips added later go into new shards: a plan only grows. What was planned stays as it
+was built, also where the manifest is corrected later; `usage` tells what of it is still used.
 
 On storage a plan is a JSON document that lists its shards, and Parquet files with the clips, of up
 to `_SHARDS_PER_FILE` row groups, one per shard: a task reads its row group and a small footer.
@@ -12,7 +13,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest.manifest import SCHEMA, Manifest
 from pipeline.manifest.splits import check_split
+from pipeline.shards.match import match
 from pipeline.shards.settings import PrepareSettings
 
 FORMAT_VERSION = 3
@@ -85,8 +87,13 @@ class Plan:
     basis: Basis
 
     @property
+    def names(self) -> list[str]:
+        """Names of the shards."""
+        return [spec.name for spec in self.specs]
+
+    @property
     def fingerprint(self) -> str:
-        """Hash of everything that determines the data set."""
+        """Hash of everything that determines the shards."""
         return _sha256(self.basis.canonical(), *[spec.fingerprint for spec in self.specs])
 
 
@@ -108,33 +115,27 @@ class DamagedPlanError(UserError):
         self.args = (path, error, fingerprint)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Differences:
-    """Why a manifest and settings cannot extend a data set."""
-
-    settings: tuple[str, ...]
-    """Each as "name was, now is"."""
-    removed_ids: tuple[str, ...]
-    changed_ids: tuple[str, ...]
-
-
 def make_plan(manifest: Manifest, settings: PrepareSettings, before: Plan | None = None) -> Plan:
     """Assign every clip of the manifest to a shard.
 
     Args:
         manifest: the clips.
         settings: how to prepare them.
-        before: a plan of the same basis; its shards stay, and clips it lacks go into new ones.
+        before: a plan with the same settings; its shards stay, and clips that it lacks, or has
+            with other audio, go into new ones.
 
     Raises:
         UserError: a split's name cannot be part of a file name.
     """
-    basis = _basis(manifest, settings)
+    basis = before.basis if before else _basis(manifest, settings)
     specs = list(before.specs) if before else []
     tables = [before.clips] if before else []
     clips = manifest.clips
     if before:
-        clips = clips.filter(pc.invert(pc.is_in(clips["id"], before.clips["id"])))
+        is_new = np.ones(clips.num_rows, dtype=bool)
+        rows = match(before.clips, clips)
+        is_new[rows[rows >= 0]] = False
+        clips = clips.filter(pa.array(is_new))
     num_shards = Counter(spec.split for spec in specs)
     num_kept = len(specs)
     first_file = specs[-1].plan_file + 1 if specs else 0
@@ -159,24 +160,11 @@ def make_plan(manifest: Manifest, settings: PrepareSettings, before: Plan | None
     return Plan(specs=tuple(specs), clips=pa.concat_tables(tables).combine_chunks(), basis=basis)
 
 
-def differences(before: Plan, manifest: Manifest, settings: PrepareSettings) -> Differences:
-    """How a manifest and settings differ from a plan, apart from new clips."""
-    old, new = _flat(before.basis), _flat(_basis(manifest, settings))
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    indices = pc.index_in(before.clips["id"], manifest.clips["id"])
-    old_clips = _without_index_columns(before.clips.filter(pc.is_valid(indices)))
-    new_clips = _without_index_columns(manifest.clips.take(pc.drop_null(indices)))
-    changed: list[str] = []
-    for start in range(0, old_clips.num_rows, 1000):
-        old_rows, new_rows = old_clips.slice(start, 1000), new_clips.slice(start, 1000)
-        if content_hash(old_rows) != content_hash(new_rows):
-            pairs = zip(old_rows.to_pylist(), new_rows.to_pylist(), strict=True)
-            changed += [old_row["id"] for old_row, new_row in pairs if old_row != new_row]
-    return Differences(
-        settings=tuple(f"{name} was {old.get(name)}, now {new.get(name)}" for name in names),
-        removed_ids=tuple(before.clips["id"].filter(pc.is_null(indices)).to_pylist()),
-        changed_ids=tuple(changed),
-    )
+def setting_differences(before: Plan, settings: PrepareSettings) -> list[tuple[str, Any, Any]]:
+    """Settings that differ from those of a plan: the name, the old value and the new one."""
+    old = _flat(before.basis)
+    new = _flat(replace(before.basis, format_version=FORMAT_VERSION, settings=settings))
+    return [(name, old[name], new[name]) for name in old if old[name] != new[name]]
 
 
 def write_plan(plan: Plan, folder: str, manifest: Manifest, before: Plan | None = None) -> None:
@@ -185,7 +173,7 @@ def write_plan(plan: Plan, folder: str, manifest: Manifest, before: Plan | None 
     Args:
         plan: what to write.
         folder: where to write it.
-        manifest: what the plan was made from, for `planned_fingerprint`.
+        manifest: what the data set is prepared from now, for `planned_fingerprint`.
         before: the plan already written there, which this one extends.
     """
     num_specs = len(before.specs) if before else 0
@@ -207,18 +195,24 @@ def write_plan(plan: Plan, folder: str, manifest: Manifest, before: Plan | None 
         "fingerprint": plan.fingerprint,
         "specs": [asdict(spec) for spec in plan.specs],
     }
+    if list(manifest.labels) != plan.basis.labels:
+        document["labels"] = list(manifest.labels)
     storage.write_json(_document_path(folder), document)
 
 
 def planned_fingerprint(folder: str, manifest: Manifest, settings: PrepareSettings) -> str | None:
-    """The written plan's fingerprint if it was made from these; saves planning again."""
+    """The written plan's fingerprint if it was written for these; saves planning again."""
     try:
         document = _read_document(folder)
     except DamagedPlanError:
         return None
-    if document is None or document.basis != _basis(manifest, settings):
+    if document is None:
         return None
-    is_same = document.manifest == content_hash(manifest.clips)
+    basis = document.basis
+    if document.labels is not None:
+        basis = replace(basis, labels=document.labels)
+    is_same = basis == _basis(manifest, settings)
+    is_same = is_same and document.manifest == content_hash(manifest.clips)
     return document.fingerprint if is_same else None
 
 
@@ -317,12 +311,11 @@ def _basis(manifest: Manifest, settings: PrepareSettings) -> Basis:
 
 
 def _flat(basis: Basis) -> dict[str, Any]:
-    """The basis as one flat mapping, to compare it name by name."""
+    """The version and the settings as one flat mapping, to compare them name by name."""
     flat: dict[str, Any] = {"format_version": basis.format_version}
     for name, value in asdict(basis.settings).items():
         flat.update(value if isinstance(value, dict) else {name: value})
-    labels = basis.labels
-    return {**flat, "vocabulary": f"{len(labels)} labels ({_sha256(*labels)[:8]})"}
+    return flat
 
 
 def _document_path(folder: str) -> str:
@@ -335,9 +328,11 @@ class _Document:
 
     basis: Basis
     manifest: str
-    """Hash of the manifest that the plan was made from."""
+    """Hash of the manifest that the data set was prepared from last."""
     fingerprint: str
     specs: tuple[ShardSpec, ...]
+    labels: list[str] | None = None
+    """The vocabulary of that manifest; None: the basis has it."""
 
 
 def _read_document(folder: str) -> _Document | None:

@@ -7,6 +7,9 @@ from pipeline.audio.settings import DecodeSettings
 from pipeline.errors import SettingValueError
 from pipeline.fbank_settings import FbankSettings
 
+BYTES_PER_MB = 1_000_000
+"""Of the limit on files, which the command line takes in MB."""
+
 READS_AHEAD = 16
 """Default number of files that a task fetches at once, ahead of the computation."""
 

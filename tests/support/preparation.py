@@ -15,6 +15,7 @@ from pipeline.shards.build import BuildJob, build_shard
 from pipeline.shards.parts import Part
 from pipeline.shards.plan import Plan, make_plan, write_plan
 from pipeline.shards.settings import PrepareSettings
+from pipeline.shards.usage import Usage
 from tests.support.audio import encode, noise, tone
 
 LABELS = ("rain", "dog", "never")
@@ -48,7 +49,9 @@ class Preparation:
         )
 
     def finished(self, *, retry_rejects: bool = False) -> set[str]:
-        return set(finished_parts(self.plan, self.job.output, retry_rejects=retry_rejects))
+        usage = Usage(self.plan, self.manifest)
+        found = finished_parts(self.plan, self.job.output, usage=usage, retry_rejects=retry_rejects)
+        return set(found)
 
 
 def preparation(

@@ -1,4 +1,4 @@
-"""Resuming and extending a data set: new clips get new shards, other changes are refused."""
+"""Resuming and extending a data set: new clips get new shards, other settings are refused."""
 
 import json
 import shutil
@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +17,7 @@ import ray_job
 from pipeline.audio.settings import DecodeSettings
 from pipeline.dataset import prepare as preparing
 from pipeline.errors import UserError
+from pipeline.fbank_settings import FbankSettings
 from pipeline.manifest.files import read_manifest
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
 from pipeline.shards.build import BuildJob, build_shard
@@ -216,48 +216,28 @@ def check_refused(
     return str(caught.value)
 
 
-def test_removed_clips_are_named(copy: Path, clips: list[Clip]) -> None:
-    check_refused(manifest_of(clips, train=8, eval=4, more=3), copy, 1, "removed", "train/8")
-    message = check_refused(manifest_of(clips, train=3, eval=4), copy, 6, "removed")
-    assert message.count("train/") == 5
-    assert ", ..." in message
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"uri": "/elsewhere.wav"},
-        {"labels": ("never",)},
-        {"split": "eval"},
-        {"fold": 2},
-        {"start_s": 0.01},
-        {"end_s": 0.2},
-        {"offset_bytes": 0, "size_bytes": 9},
-    ],
-)
-def test_changed_clips_are_named(
-    change: dict[str, Any], copy: Path, first: Manifest, clips: list[Clip]
+def test_changed_settings_are_named_with_the_options_that_keep_them(
+    copy: Path, first: Manifest
 ) -> None:
-    rows = [clip for clip in clips if clip.id in set(first.clips["id"].to_pylist())]
-    changed = [replace(clip, **change) if clip.id == "train/5" else clip for clip in rows]
-    grown = from_clips([*changed, *clips[-2:]], LABELS)
-    check_refused(grown, copy, 1, "changed", "train/5")
-
-
-def test_changed_settings_and_vocabulary_are_named(copy: Path, first: Manifest) -> None:
-    other = PrepareSettings(clips_per_shard=5, decode=DecodeSettings(max_duration_s=9.0))
-    values = ("max_duration_s", 600.0, 9.0, "clips_per_shard", 4, 5)
+    decode = DecodeSettings(max_duration_s=9.0, max_file_bytes=7_000_000)
+    other = PrepareSettings(clips_per_shard=5, decode=decode)
+    limits = ("max_duration_s", 600.0, 9.0, "--max-duration-s 600.0", "--max-file-mb 500")
+    check_refused(first, copy, *limits, "clips_per_shard", 4, 5, settings=other)
+    other = replace(SETTINGS, decode=DecodeSettings(channel="left", strict=True))
+    values = ("channel", "mean", "left", "strict", False, True, "--channel mean", "no --strict")
     check_refused(first, copy, *values, settings=other)
-    check_refused(replace(first, labels=(*LABELS, "new")), copy, "vocabulary", 3, 4)
-    message = check_refused(replace(first, labels=LABELS[::-1]), copy, "vocabulary")
-    assert message.count("3 labels") == 2
+    check_refused(first, copy, "fbank", "audio", settings=replace(SETTINGS, store="audio"))
+    other = replace(SETTINGS, fbank=FbankSettings(num_mels=64))
+    message = check_refused(first, copy, "num_mels", 128, 64, settings=other)
+    assert "repeat" not in message  # no option sets it
 
 
-def test_all_differences_are_named_together(copy: Path, clips: list[Clip]) -> None:
-    rows = [replace(clips[0], fold=5), *clips[2:9], *(c for c in clips if c.split == "eval")]
-    values = ("clips_per_shard", 4, 5, "removed", "train/1", "changed", "train/0")
-    other = replace(SETTINGS, clips_per_shard=5)
-    check_refused(from_clips(rows, LABELS), copy, *values, settings=other)
+def test_manifest_of_none_of_the_clips_is_refused(
+    copy: Path, clips: list[Clip], first: Manifest
+) -> None:
+    check_refused(manifest_of(clips, more=3), copy, 13)
+    moved = [replace(clip, uri=f"/elsewhere{clip.uri}") for clip in clips]
+    check_refused(manifest_of(moved, train=9, eval=4), copy, 13)
 
 
 def test_unfinished_data_set_is_as_strict(
@@ -267,7 +247,8 @@ def test_unfinished_data_set_is_as_strict(
         patch.setattr("pipeline.dataset.prepare.build_shard", stop_after(1))
         with pytest.raises(KeyboardInterrupt):
             prepare(first, tmp_path)
-    check_refused(manifest_of(clips, eval=4), tmp_path, 9, "removed")
+    check_refused(manifest_of(clips, more=3), tmp_path, 13)
+    check_refused(first, tmp_path, "store", settings=replace(SETTINGS, store="audio"))
 
 
 def test_run_without_finished_shards_allows_other_settings(

@@ -1,0 +1,61 @@
+"""Which clips of a plan a manifest still uses: those with the same id and audio.
+
+A plan says what the shards were built from. Labels, splits and folds may be corrected later without
+a rebuild; clips that the manifest lost, or names other audio for, stay in the shards unused.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.audio.rejects import Reject
+from pipeline.manifest.manifest import Manifest
+from pipeline.shards.match import LABELLING, Rows, differing, match
+from pipeline.shards.parts import Part
+from pipeline.shards.plan import Plan
+
+
+class Usage:
+    """Where each clip of a plan stands in a manifest."""
+
+    def __init__(self, plan: Plan, manifest: Manifest) -> None:
+        self.rows = match(plan.clips, manifest.clips)
+        """For each clip of the plan its row of the manifest; -1: it is unused."""
+        ends = np.cumsum([spec.num_clips for spec in plan.specs]).tolist()
+        self._ranges = {
+            spec.name: slice(end - spec.num_clips, end)
+            for spec, end in zip(plan.specs, ends, strict=True)
+        }
+        self._clips = plan.clips
+        self._ids = plan.clips["id"].combine_chunks()
+        self.is_changed = bool((self.rows < 0).any()) or any(
+            differing(plan.clips[name], manifest.clips[name].take(pa.array(self.rows))).any()
+            for name in LABELLING
+        )
+        """Whether a clip is unused, or was planned with another label, split or fold."""
+
+    def rows_of(self, shard: str, ids: pa.ChunkedArray) -> Rows:
+        """The rows of the manifest for some clips of a shard; -1: unused."""
+        where = self._ranges[shard]
+        found = pc.index_in(ids, self._ids[where]).to_numpy()
+        rows: Rows = self.rows[where][found]
+        return rows
+
+    def num_used(self, shard: str) -> int:
+        """How many clips of a shard the manifest uses; of 0 the shard need not be built."""
+        return int((self.rows[self._ranges[shard]] >= 0).sum())
+
+    def used_clips(self, shards: Iterable[str]) -> pa.Table:
+        """The planned clips of some shards that the manifest uses."""
+        numbers = np.arange(len(self.rows))
+        chosen = np.concatenate([[], *(numbers[self._ranges[shard]] for shard in shards)])
+        chosen = chosen.astype(np.int64)
+        return self._clips.take(pa.array(chosen[self.rows[chosen] >= 0]))
+
+    def rejects(self, shard: str, part: Part) -> tuple[Reject, ...]:
+        """The rejected clips of a shard that the manifest uses."""
+        ids = pa.chunked_array([[reject.id for reject in part.rejects]], pa.string())
+        rows = self.rows_of(shard, ids)
+        return tuple(reject for reject, row in zip(part.rejects, rows, strict=True) if row >= 0)
