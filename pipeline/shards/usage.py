@@ -28,7 +28,7 @@ class Usage:
             spec.name: slice(end - spec.num_clips, end)
             for spec, end in zip(plan.specs, ends, strict=True)
         }
-        self._clips = plan.clips
+        self._clips = manifest.clips
         self._ids = plan.clips["id"].combine_chunks()
         self.is_changed = bool((self.rows < 0).any()) or any(
             differing(plan.clips[name], manifest.clips[name].take(pa.array(self.rows))).any()
@@ -48,11 +48,12 @@ class Usage:
         return int((self.rows[self._ranges[shard]] >= 0).sum())
 
     def used_clips(self, shards: Iterable[str]) -> pa.Table:
-        """The planned clips of some shards that the manifest uses."""
-        numbers = np.arange(len(self.rows))
-        chosen = np.concatenate([[], *(numbers[self._ranges[shard]] for shard in shards)])
-        chosen = chosen.astype(np.int64)
-        return self._clips.take(pa.array(chosen[self.rows[chosen] >= 0]))
+        """The clips of the manifest that some shards are for, in its order."""
+        is_wanted = np.zeros(self._clips.num_rows, dtype=bool)
+        for shard in shards:
+            rows = self.rows[self._ranges[shard]]
+            is_wanted[rows[rows >= 0]] = True
+        return self._clips.filter(pa.array(is_wanted))
 
     def rejects(self, shard: str, part: Part) -> tuple[Reject, ...]:
         """The rejected clips of a shard that the manifest uses."""
