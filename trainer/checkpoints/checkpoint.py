@@ -95,34 +95,45 @@ def load_newest(
         UserError: there are checkpoints, but all are damaged.
     """
     paths = checkpoint_paths(run_path)
+    damaged: dict[str, str] = {}
     for path in reversed(paths):
         try:
-            data = storage.read_bytes(path)
-        except (FileNotFoundError, storage.NoFileError) as error:
-            _warn_damaged(path, error)
+            saved = _read(path, check)
+        except _DamagedError as error:
+            damaged[path] = str(error)
             continue
-        try:
-            saved = _decode(data)
-            if f"/step-{saved.progress.step:08d}.pt" not in path:
-                raise ValueError(f"is of step {saved.progress.step}")
-            check(saved)
-            return saved
-        # The content alone is at fault, and garbage makes unpickling raise nearly anything.
-        except Exception as error:
-            _warn_damaged(path, error)
-    if paths:
+        for other, reason in damaged.items():
+            _logger.warning("%s: damaged, trying the one before (%s)", other, reason)
+        return saved
+    if damaged:
         raise UserError(
             _folder(run_path),
-            f"all {len(paths)} checkpoints are damaged",
+            f"all {len(paths)} checkpoints are damaged ({damaged[paths[-1]]})",
             "remove the run and start it again",
         )
     return None
 
 
-def _warn_damaged(path: str, error: Exception) -> None:
-    what = error.what if isinstance(error, UserError) else first_line(error)
-    reason = f"{type(error).__name__}: {what}"
-    _logger.warning("%s: damaged, trying the one before (%s)", path, reason)
+class _DamagedError(Exception):
+    """A checkpoint cannot be read, or does not fit."""
+
+
+def _read(path: str, check: Callable[[Checkpoint], None]) -> Checkpoint:
+    try:
+        data = storage.read_bytes(path)
+    except storage.NoFileError as error:
+        raise _DamagedError(error.what) from error
+    except FileNotFoundError as error:
+        raise _DamagedError("is missing") from error
+    try:
+        saved = _decode(data)
+        if f"/step-{saved.progress.step:08d}.pt" not in path:
+            raise ValueError(f"is of step {saved.progress.step}")
+        check(saved)
+    # The content alone is at fault, and garbage makes unpickling raise nearly anything.
+    except Exception as error:
+        raise _DamagedError(f"{type(error).__name__}: {first_line(error)}") from error
+    return saved
 
 
 def load_last(run_path: str) -> Checkpoint:

@@ -21,7 +21,7 @@ from pipeline import storage
 from pipeline.errors import SettingValueError, UserError
 from trainer.recipe.parse import load_recipe
 from trainer.recipe.recipe import Recipe
-from trainer.run.history import check_learned, is_finished
+from trainer.run.history import check_learned, read_history
 from trainer.run.run_folder import check_folder, read_run
 from trainer.scores.metrics import METRICS, Metrics, evaluate_scores
 from trainer.scores.predictions import Predictions, Source, read_predictions, write_predictions
@@ -254,7 +254,7 @@ def check_finished(run_paths: Sequence[str], name: str) -> None:
 
     Raises:
         UserError: a run does not exist, has other classes than the first, is not finished, has
-            learned nothing, or lacks predictions on the clip set.
+            learned nothing, lacks predictions on the clip set, or one of its documents is damaged.
     """
     first: list[str] | None = None
     for path in run_paths:
@@ -267,7 +267,7 @@ def check_finished(run_paths: Sequence[str], name: str) -> None:
                 f"({', '.join(first[:3])}, ...)",
                 "members of an ensemble must have the same classes in the same order",
             )
-        if not is_finished(path):
+        if not read_history(path).finished:
             raise UserError(path, "the run is not finished", "train it to the end first")
         check_learned(path)
         read_predictions(path, name)

@@ -179,6 +179,16 @@ def test_members_with_other_classes_are_named(tmp_path: Path) -> None:
         check_finished(runs, "eval")
 
 
+def test_damaged_history_of_a_member_is_the_only_message(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage.write_json(f"{tmp_path}/run.json", RUN)
+    storage.write_bytes(f"{tmp_path}/history.json", b"{")
+    with refused(tmp_path / "history.json", "damaged", remedy=True):
+        check_finished([str(tmp_path)], "eval")
+    assert caplog.messages == []
+
+
 def test_member_without_predictions_is_refused(tmp_path: Path) -> None:
     path = write_member(tmp_path / "seed-1", make_member(1))
     with refused("seed-2", "'eval'", remedy="`evaluate`"):
