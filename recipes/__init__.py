@@ -25,7 +25,7 @@ def find_recipe(given: str) -> str:
             `esc50` or `recipes/esc50.toml`. A local file takes precedence over a name.
 
     Raises:
-        UserError: neither a file nor a name.
+        UserError: neither a file nor a name, or a folder, pipe or socket.
     """
     path = absolute(given)
     if is_remote(path) or Path(path).is_file():
@@ -33,9 +33,11 @@ def find_recipe(given: str) -> str:
     named = re.fullmatch(r"recipes/(.+)\.toml|([^/]+)", given)
     name = named and (named[1] or named[2])
     if name not in recipe_names():
+        place = Path(path)
+        what = "a folder, not a recipe" if place.is_dir() else "not a regular file"
         raise UserError(
             given,
-            "no such recipe",
+            what if place.exists() else "no such recipe",
             f"give the path of a .toml file or one of these names: {', '.join(recipe_names())}",
         )
     return str(FOLDER / f"{name}.toml")

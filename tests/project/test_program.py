@@ -12,6 +12,7 @@ from cluster.upload import PACKAGES
 from pipeline.version import VERSION
 from recipes import FOLDER, find_recipe, recipe_names
 from tests.support.errors import refused
+from tests.support.special_files import IN_PLACE
 
 PROJECT = Path(ray_job.__file__).parent
 CALLED = pytest.mark.parametrize(
@@ -81,6 +82,14 @@ def test_file_wins_over_a_recipe_name(tmp_path: Path, monkeypatch: pytest.Monkey
     own.touch()
     assert find_recipe("recipes/esc50.toml") == str(own.resolve())
     assert find_recipe("s3://lab/esc50.toml") == "s3://lab/esc50.toml"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "folder"])
+def test_recipe_that_is_no_file_is_named_as_such(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    IN_PLACE[kind](path)
+    with refused(path, "folder" if kind == "folder" else "regular", remedy=".toml"):
+        find_recipe(str(path))
 
 
 @pytest.mark.parametrize(

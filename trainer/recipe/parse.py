@@ -1,5 +1,6 @@
 """A recipe from a TOML file and `--set` overrides; an unknown key gets a suggestion."""
 
+import codecs
 import difflib
 import math
 import tomllib
@@ -83,10 +84,16 @@ def _overrides_of(setting: str, overrides: Sequence[str]) -> str:
 def _read_document(path: str) -> dict[str, Any]:
     storage.check_bucket(path)
     try:
-        return tomllib.loads(storage.read_bytes(path).decode())
+        data = storage.read_bytes(path)
     except FileNotFoundError as error:
         raise UserError(path, "no such recipe (a .toml file)") from error
-    # ValueError: also not UTF-8, or a number of thousands of digits.
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(path, "not a TOML file (it is in UTF-16)", "save it as UTF-8")
+    try:
+        return tomllib.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(path, f"not a TOML file ({error})", "save it as UTF-8") from error
+    # ValueError: also a number of thousands of digits.
     except (ValueError, RecursionError) as error:
         raise UserError(path, f"not a TOML file ({error})") from error
 

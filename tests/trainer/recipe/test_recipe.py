@@ -217,8 +217,43 @@ def test_missing_recipe_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "none.toml"
     with refused(path, "no such recipe", ".toml"):
         load_recipe(str(path))
-    with refused(tmp_path, "directory"):
+    with refused(tmp_path, "folder", type=storage.NoFileError, remedy=True):
         load_recipe(str(tmp_path))
+
+
+def test_recipe_may_start_with_a_byte_order_mark(recipe_file: str) -> None:
+    plain = load_recipe(recipe_file)
+    path = Path(recipe_file)
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert load_recipe(recipe_file) == plain
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_recipe_that_is_not_utf_8_is_refused(recipe_file: str, encoding: str) -> None:
+    path = Path(recipe_file)
+    path.write_text(f"# é\n{path.read_text()}", encoding=encoding)
+    with refused(recipe_file, "UTF-16" if encoding == "utf-16" else "utf-8", remedy="UTF-8"):
+        load_recipe(recipe_file)
+
+
+FLOATS = [
+    f"{section}.{key}"
+    for section, kind in SECTIONS.items()
+    for key, hint in get_type_hints(kind).items()
+    if hint is float
+]
+MAY_BE_NAN = {"data.mean", "data.std"}
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("setting", FLOATS)
+def test_numbers_are_finite(recipe_file: str, setting: str, value: str) -> None:
+    if value == "nan" and setting in MAY_BE_NAN:
+        return  # computed from the training clips
+    # A mean is given together with a deviation.
+    other = {"data.mean": ["data.std=1"], "data.std": ["data.mean=1"]}.get(setting, [])
+    with refused(f"--set {setting}={value}", setting, type=SettingError, setting=setting):
+        load_recipe(recipe_file, [*other, f"{setting}={value}"])
 
 
 @pytest.mark.parametrize("content", [b"[train\nepochs = 1", b"\xff\xfe[train]"])
