@@ -34,6 +34,7 @@ BUFFER_BYTES = 1 << 14
 
 _OTHER = "left out: members that are neither audio nor JSON, such as labels in KEY.cls"
 _HIDDEN = "left out: hidden files, such as ._NAME of macOS"
+_MAX_NUMBER = 2**31 - 1
 _NAME = re.compile(r"(?:\./)?((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 """WebDataset's rule: the extension starts after the first dot of the base name."""
 
@@ -112,6 +113,13 @@ def _metadata(content: bytes, problems: Problems) -> dict[str, Any]:
     return {}
 
 
+def _number(value: Any, kind: type[float]) -> float:
+    number = kind(value)
+    if not abs(number) <= _MAX_NUMBER:  # NaN is not, either
+        raise ValueError(f"{value} is no number of a fold or a second")
+    return number
+
+
 def _row(
     key: str,
     byte_range: tuple[int, int],
@@ -131,8 +139,8 @@ def _row(
     }
     try:
         for name, kind in (("start_s", float), ("end_s", float), ("fold", int)):
-            row[name] = kind(given[name]) if given.get(name) is not None else None
+            row[name] = _number(given[name], kind) if given.get(name) is not None else None
         return row
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         problems["left out: clips whose fold, start_s or end_s is not a number"] += 1
         return None

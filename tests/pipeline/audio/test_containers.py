@@ -441,6 +441,19 @@ def test_other_tar_members_are_skipped_and_noted(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("key", ["fold", "start_s", "end_s"])
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e400", "1e30", "[1]"])
+def test_numbers_of_a_tar_that_are_none_cost_only_their_clips(
+    key: str, value: str, tmp_path: Path
+) -> None:
+    odd = f'{{"label": "x", "{key}": {value}}}'.encode()
+    members = [("a.wav", b"1"), ("a.json", odd), ("b.wav", b"2"), ("b.json", b'{"label": "x"}')]
+    manifest = tar_files.read(write_tar(tmp_path / "a.tar", members), SourceOptions())
+    check(manifest, "m")
+    assert list(by_id(manifest)) == ["b"]
+    assert_notes(manifest.notes, ["left out", key, "1 in 1 files"])
+
+
 def test_tar_members_of_any_name_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "odd.tar"
     names = ["t\tab", "l\nine", "/absolute", "a//b", "sp ace ", "\u2028"]
