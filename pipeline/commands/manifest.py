@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args, get_type_hints
 
 from pipeline.commands.step import Step, pair, path
+from pipeline.errors import UserError
 from pipeline.manifest.layouts.names import LAYOUTS
 from pipeline.manifest.layouts.options import SourceOptions, split_and_path
 
@@ -37,6 +38,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--folds", type=int, help="assign the clips to this many folds, evenly within each class"
+    )
+    parser.add_argument(
+        "--group",
+        default=defaults.group,
+        metavar="COLUMN",
+        help="with --folds: keep clips with the same value in this column, such as speaker, in one "
+        "fold, and each class as even as that allows; a pattern as for --column, or for AudioSet "
+        "video (default: no groups)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="with --folds: another number gives other folds (default: %(default)s)",
     )
     parser.add_argument(
         "--segments",
@@ -109,10 +124,12 @@ def run(arguments: argparse.Namespace) -> None:
     output = arguments.out
     sources = ", ".join(split_and_path(source)[1] for source in arguments.source)
     check_name(output)
+    if arguments.group and arguments.folds is None:
+        raise UserError(f"--group {arguments.group}", "is for folds", "add --folds 5")
     manifest = read_sources(arguments.source, arguments.layout, _options(arguments))
     check(manifest, sources)
     if arguments.folds is not None:
-        manifest = assign_folds(manifest, arguments.folds)
+        manifest = assign_folds(manifest, arguments.folds, arguments.seed)
     files = _check_files(arguments.check, manifest, sources)
     write_manifest(output, manifest)
     _write_coverage(output, manifest)
@@ -131,6 +148,7 @@ def _options(arguments: argparse.Namespace) -> SourceOptions:
         common_ids=arguments.common_ids,
         columns=dict(arguments.column),
         separator=arguments.separator,
+        group=arguments.group,
         split=arguments.split,
     )
 

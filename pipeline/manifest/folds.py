@@ -3,34 +3,111 @@
 In: a manifest. Out: the same clips, each with the number of its fold.
 """
 
+import warnings
 from dataclasses import replace
 from hashlib import blake2b
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import UserError
+from pipeline.manifest.groups import Grouping, known
 from pipeline.manifest.manifest import SCHEMA, Manifest
 
+MAX_SEED = 2**32 - 1
 
-def assign_folds(manifest: Manifest, num_folds: int) -> Manifest:
+Folds = npt.NDArray[np.int32]
+"""`[N]` number of each clip's fold."""
+
+
+def assign_folds(manifest: Manifest, num_folds: int, seed: int = 0) -> Manifest:
     """Number the clips 1 to `num_folds`, evenly within each class and the same in every run.
 
-    A clip's class is its first label. Clips of a class are ordered by a hash of the id, so that
-    neighbouring files, often cuts of one recording, are not assigned in turn by name.
+    A clip's class is its first label. The clips of a group stay together, if the manifest has
+    groups; then classes are as even as whole groups allow.
+
+    Args:
+        manifest: clips, perhaps with groups.
+        num_folds: 2 to 100.
+        seed: another one gives other folds.
+
+    Raises:
+        UserError: the number of folds is out of range, or there are too few groups or clips.
     """
     if not 2 <= num_folds <= 100:
         raise UserError("--folds", f"must be from 2 to 100, got {num_folds}")
+    if not 0 <= seed <= MAX_SEED:
+        raise UserError("--seed", f"must be from 0 to {MAX_SEED}, got {seed}")
+    group, notes = manifest.group, manifest.notes
+    if group is None:
+        folds = _by_class(manifest, num_folds, seed)
+    else:
+        folds = _by_group(manifest, group, num_folds, seed)
+        notes += _group_notes(group)
+    column = pa.array(folds.tolist(), pa.int32())
+    table = manifest.clips.set_column(SCHEMA.get_field_index("fold"), SCHEMA.field("fold"), column)
+    return replace(manifest, clips=table, notes=notes)
+
+
+def _by_class(manifest: Manifest, num_folds: int, seed: int) -> Folds:
+    """Clips of a class are ordered by a hash of the id, so that neighbouring files, often cuts of
+    one recording, are not assigned in turn by name."""
     clips = manifest.clips.select(["id", "labels"]).to_pylist()
     ordered = sorted(
-        range(len(clips)), key=lambda i: (clips[i]["labels"][:1], _hash(clips[i]["id"]))
+        range(len(clips)), key=lambda i: (clips[i]["labels"][:1], _hash(clips[i]["id"], seed))
     )
-    folds = [0] * len(clips)
-    for index, clip_index in enumerate(ordered):
-        folds[clip_index] = index % num_folds + 1
-    column = pa.array(folds, pa.int32())
-    table = manifest.clips.set_column(SCHEMA.get_field_index("fold"), SCHEMA.field("fold"), column)
-    return replace(manifest, clips=table)
+    folds = np.zeros(len(clips), np.int32)
+    folds[ordered] = np.arange(len(clips)) % num_folds + 1
+    return folds
 
 
-def _hash(text: str) -> bytes:
-    return blake2b(text.encode(), digest_size=8).digest()
+def _by_group(manifest: Manifest, group: Grouping, num_folds: int, seed: int) -> Folds:
+    from sklearn.model_selection import StratifiedGroupKFold  # loading it takes a second
+
+    ids = manifest.clips["id"].to_pylist()
+    names = _group_names(group, ids)
+    num_groups = len(set(names))
+    if num_groups < num_folds:
+        raise UserError(
+            f"--group {group.name}",
+            f"has {num_groups} values, too few for {num_folds} folds",
+            "make fewer folds",
+        )
+    classes = [labels[0] if labels else "" for labels in manifest.clips["labels"].to_pylist()]
+    order = np.argsort(np.array(ids))  # whatever the order of the clips, the folds are the same
+    split = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed).split
+    folds = np.zeros(len(ids), np.int32)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of small classes, as we warn, too
+            parts = list(split(order, np.array(classes)[order], np.array(names)[order]))
+    except ValueError as error:
+        raise UserError("--folds", f"no class has {num_folds} clips", "make fewer folds") from error
+    for fold, (_, held_out) in enumerate(parts, start=1):
+        folds[order[held_out]] = fold
+    return folds
+
+
+def _group_notes(group: Grouping) -> tuple[str, ...]:
+    num_groups = len(pc.unique(group.values.filter(known(group.values))))
+    note = f"folds keep the clips of each of {num_groups:,} values of {group.name!r} together"
+    num_unknown = len(group.values) - pc.sum(known(group.values)).as_py()
+    if not num_unknown:
+        return (note,)
+    return note, f"{num_unknown:,} clips have no {group.name!r}; each counts as a value"
+
+
+def _group_names(group: Grouping, ids: list[str]) -> list[str]:
+    """The group of each clip; a clip without one is a group of its own."""
+    is_known = known(group.values).to_pylist()
+    values = group.values.to_pylist()
+    return [
+        f"group {value}" if has_group else f"clip {clip_id}"
+        for value, has_group, clip_id in zip(values, is_known, ids, strict=True)
+    ]
+
+
+def _hash(text: str, seed: int) -> bytes:
+    return blake2b(text.encode(), digest_size=8, salt=seed.to_bytes(16, "big")).digest()

@@ -6,7 +6,7 @@ another: a member of a tar (`offset_bytes`, `size_bytes`), or a row of a Parquet
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import UserError
 from pipeline.manifest.coverage import Coverage
+from pipeline.manifest.groups import Grouping, column_grouping
 from pipeline.manifest.splits import TRAIN_SPLIT
 
 SCHEMA = pa.schema(
@@ -63,6 +64,10 @@ class Manifest:
     """What was left out and why, one line each, for the user."""
     warnings: tuple[str, ...] = ()
     """What looks wrong, one line each, with what to do."""
+    group: Grouping | None = None
+    """What the user named: folds keep its clips together; not written to the file."""
+    likely_groups: tuple[Grouping, ...] = ()
+    """Where the user named none: what clips seem to belong together by."""
     coverage: Coverage | None = None
     """How many of the clips that the source lists were found; None if it has no list."""
     missing: pa.Table | None = None
@@ -95,6 +100,20 @@ def from_columns(
     }
     table = pa.table(filled, schema=SCHEMA)
     return Manifest(clips=table, labels=tuple(labels), notes=tuple(notes), coverage=coverage)
+
+
+def with_groups(manifest: Manifest, chosen: str, columns: Mapping[str, Any]) -> Manifest:
+    """The manifest with groups of its clips.
+
+    Args:
+        manifest: clips of a source.
+        chosen: what the user named; empty: nothing, and the columns are only likely groups.
+        columns: values of each column, for every clip.
+    """
+    groupings = tuple(column_grouping(name, values) for name, values in columns.items())
+    if chosen:
+        return replace(manifest, group=groupings[0])
+    return replace(manifest, likely_groups=groupings)
 
 
 def to_clips(table: pa.Table) -> list[Clip]:

@@ -4,6 +4,7 @@ import pyarrow.compute as pc
 
 from pipeline.manifest.class_counts import count_clips
 from pipeline.manifest.count_warnings import count_warnings
+from pipeline.manifest.group_warnings import group_warnings
 from pipeline.manifest.label_warnings import label_warnings, split_warnings
 from pipeline.manifest.manifest import Manifest
 
@@ -21,5 +22,6 @@ def manifest_warnings(manifest: Manifest) -> list[str]:
         *manifest.warnings,
         *([] if is_official else label_warnings(splits, num_clips, num_labelled)),
         *split_warnings(splits),
+        *group_warnings(manifest),
         *count_warnings(splits, folds, is_official=is_official),
     ]

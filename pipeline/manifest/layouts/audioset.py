@@ -35,7 +35,7 @@ from pipeline.manifest.layouts.segments import (
     segment_keys,
     split_and_segments,
 )
-from pipeline.manifest.manifest import Manifest, from_columns
+from pipeline.manifest.manifest import Manifest, from_columns, with_groups
 
 WHOLE_S = 12.0
 """A longer file is a whole video, not an already cut segment of 10 s."""
@@ -52,6 +52,9 @@ followed by nothing, suffixes, or `_` and a digit, and the first character after
 none of these."""
 _TOLERANCE_MS = 1000
 """Starts in names are often whole seconds where the CSV has tenths."""
+
+_VIDEO = "video"
+"""Stands for YouTube's id where clips are grouped."""
 
 Indices = npt.NDArray[np.int64]
 
@@ -78,6 +81,8 @@ def read(source: str, options: SourceOptions) -> Manifest:
         UserError: a CSV is missing or broken, the location is empty, or none of its files is named
             after a segment.
     """
+    if options.group not in ("", _VIDEO):
+        raise UserError(f"--group {options.group}", f"AudioSet's clips have only {_VIDEO!r}")
     if not options.segments:
         raise UserError("--segments", "the layout audioset needs AudioSet's segment CSVs")
     vocabulary = read_vocabulary(options.class_labels or _class_labels(options.segments[0]))
@@ -95,8 +100,9 @@ def read(source: str, options: SourceOptions) -> Manifest:
         raise _nothing_found(source, listing)
     stretches = whole & names.without_start[file]
     manifest = _manifest(segments, listing, file, stretches, keys, list(vocabulary.values()))
+    videos = segments["id"].filter(pa.array(file >= 0))
     return replace(
-        manifest,
+        with_groups(manifest, options.group, {_VIDEO: videos}),
         notes=(*notes, *left_out, *note, *_notes(listing, pairs, file)),
         missing=_missing(segments, file, unreadable, manifest.labels),
         coverage=count_coverage(

@@ -16,17 +16,20 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest.checks import note_unlabelled
+from pipeline.manifest.groups import is_likely_group
 from pipeline.manifest.layouts.listing import LISTING_SCHEMA
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.layouts.segments import read_vocabulary
 from pipeline.manifest.layouts.visible import VisibleFiles
-from pipeline.manifest.manifest import SCHEMA, Manifest, from_columns
+from pipeline.manifest.manifest import SCHEMA, Manifest, from_columns, with_groups
 from pipeline.manifest.splits import SPLITS
 
 ROW_SCHEMA = pa.schema(
     [
         *LISTING_SCHEMA,
         pa.field("fold", pa.int32()),
+        pa.field("group", pa.string()),  # by the option `group`, or else by a likely column
+        pa.field("group_name", pa.string()),  # that column; null: by the option
         pa.field("start_s", pa.float64()),
         pa.field("end_s", pa.float64()),
     ]
@@ -101,9 +104,7 @@ def read_containers(
         more = [f"and {len(notes) - 3} more"] if len(notes) > 3 else []
         why = "; ".join([*notes[:3], *more])
         raise UserError(source, f"no clip in {len(paths)} {kinds} files", why)
-    for ours, theirs in options.columns.items():
-        if ours != "id" and rows[ours].null_count == rows.num_rows:
-            raise UserError(f"--column {ours}={theirs}", f"{source} has no {theirs}")
+    _check_present(rows, source, options)
     ids = rows["name"]
     if pc.count_distinct(ids).as_py() < len(ids):
         notes.append("ids start with their file's name: without it some are equal")
@@ -118,7 +119,10 @@ def read_containers(
         "fold": pc.fill_null(rows["fold"], 0),
     }
     has_labels = rows["labels"].null_count < rows.num_rows
-    return note_unlabelled(from_columns(columns, vocabulary, notes), source, required=has_labels)
+    manifest = from_columns(columns, vocabulary, notes)
+    groups = {options.group: rows["group"]} if options.group else _likely_groups(rows)
+    manifest = with_groups(manifest, options.group, groups)
+    return note_unlabelled(manifest, source, required=has_labels)
 
 
 def split_of(name: str) -> str | None:
@@ -139,6 +143,15 @@ def choose_fields(present: Sequence[str], fields: Mapping[str, tuple[str, ...]])
         for ours, names in fields.items()
     }
     return {ours: name for ours, name in chosen.items() if name}
+
+
+def likely_group(
+    present: Sequence[str], fields: Mapping[str, tuple[str, ...]], chosen: Mapping[str, str]
+) -> str | None:
+    """The first field by which clips seem to belong together, unless the user named one."""
+    if "group" in fields:
+        return None
+    return next((n for n in present if n not in chosen.values() and is_likely_group(n)), None)
 
 
 def label_list(value: object) -> list[str] | None:
@@ -182,7 +195,27 @@ def _field_names(options: SourceOptions) -> dict[str, tuple[str, ...]]:
     given = {ours: (theirs,) for ours, theirs in options.columns.items()}
     # Human-readable names are better labels than ids, unless a list translates the ids.
     labels = FIELDS["labels"] if options.class_labels else ("human_labels", *FIELDS["labels"])
-    return {**FIELDS, "labels": labels, **given}
+    group = {"group": (options.group,)} if options.group else {}
+    return {**FIELDS, "labels": labels, **given, **group}
+
+
+def _likely_groups(rows: pa.Table) -> dict[str, pa.ChunkedArray]:
+    """The values of each column that some container has, and that clips may belong together by."""
+    return {
+        name: pc.if_else(pc.equal(rows["group_name"], name), rows["group"], None)
+        for name in pc.unique(rows["group_name"]).drop_null().to_pylist()
+    }
+
+
+def _check_present(rows: pa.Table, source: str, options: SourceOptions) -> None:
+    """Refuse names of fields that no container has."""
+    flags = {ours: f"--column {ours}={theirs}" for ours, theirs in options.columns.items()}
+    names = dict(options.columns)
+    if options.group:
+        flags["group"], names["group"] = f"--group {options.group}", options.group
+    for ours, theirs in names.items():
+        if ours != "id" and rows[ours].null_count == rows.num_rows:
+            raise UserError(flags[ours], f"{source} has no {theirs}")
 
 
 def _labels(rows: pa.Table, options: SourceOptions) -> tuple[list[list[str]], list[str]]:

@@ -26,14 +26,17 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest.checks import note_unlabelled
 from pipeline.manifest.files import read_labels
+from pipeline.manifest.groups import is_likely_group
 from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES
 from pipeline.manifest.layouts.options import SourceOptions, split_and_path
-from pipeline.manifest.manifest import Clip, Manifest, from_clips
+from pipeline.manifest.manifest import Clip, Manifest, from_clips, with_groups
 from pipeline.manifest.splits import check_split
 from pipeline.manifest.text_files import read_text
 
 TABLE = "table"
 """In a pattern, the name of the table without its suffix."""
+_GROUP = "group of clips"
+"""Stands among our columns for that of the option `group`; no table has it."""
 COLUMNS = ("path", "labels", "id", "split", "fold", "start_s", "end_s")
 _IN_BRACES = re.compile(r"\{([^{}]*)\}")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\")
@@ -51,6 +54,8 @@ class _Table:
     rows: Rows
     has_header: bool
     has_split: bool
+    groups: dict[str, list[str | None]]
+    """Values of the column that clips belong together by, or of those whose names say so."""
 
 
 def read(source: str, options: SourceOptions) -> Manifest:
@@ -71,11 +76,12 @@ def read_tables(sources: Sequence[str], options: SourceOptions) -> Manifest:
     """
     clips: list[Clip] = []
     notes: list[str] = []
+    groups: dict[str, list[str | None]] = {}
     paths = []
     for source in sources:
         split, path = split_and_path(source)
         paths.append(path)
-        table = _read_table(path, options.columns)
+        table = _read_table(path, options)
         if not table.has_header:
             notes.append(
                 f"{path} has no header: its columns are called 1, 2, ...; --column path=1 --column "
@@ -88,13 +94,17 @@ def read_tables(sources: Sequence[str], options: SourceOptions) -> Manifest:
                 "it has no column split, and there are several tables",
                 f"write its split before it, such as eval={path}",
             )
+        for name in {*groups, *table.groups}:
+            values = groups.setdefault(name, [None] * len(clips))
+            values += table.groups.get(name, [None] * len(table.rows))
         base = path.rpartition("/")[0]
         clips += [_clip(row, base, of_table, f"{path}, line {n}") for n, row in table.rows]
     path = storage.join(paths[0].rpartition("/")[0], "labels.txt")
     in_use = sorted({label for clip in clips for label in clip.labels})
     vocabulary = read_labels(path) if storage.exists(path) else in_use
     notes += _note_leaks(clips)
-    return note_unlabelled(from_clips(clips, vocabulary, notes), ", ".join(paths))
+    manifest = note_unlabelled(from_clips(clips, vocabulary, notes), ", ".join(paths))
+    return with_groups(manifest, options.group, groups)
 
 
 def read_rows(path: str, *, required: Sequence[str]) -> Rows:
@@ -205,8 +215,9 @@ def _is_path(cell: str) -> bool:
     return PurePosixPath(cell.strip()).suffix.lower() in AUDIO_SUFFIXES
 
 
-def _read_table(path: str, columns: Mapping[str, str]) -> _Table:
-    """The rows, their columns renamed or made from patterns by `columns`."""
+def _read_table(path: str, options: SourceOptions) -> _Table:
+    """The rows, their columns renamed or made from patterns by the options."""
+    columns = options.columns
     unknown = sorted(columns.keys() - set(COLUMNS))
     if unknown:
         raise UserError(
@@ -215,11 +226,12 @@ def _read_table(path: str, columns: Mapping[str, str]) -> _Table:
     text = read_text(path)
     delimiter = _delimiter(text, path)
     first = next(_records(text, delimiter, path), (1, []))[1]
-    has_header = not _is_clip(first, columns)
+    group = {_GROUP: options.group} if options.group else {}
+    has_header = not _is_clip(first, {**columns, **group})
     names = {"path": "path", "labels": "labels"} if has_header else {"path": "1", "labels": "2"}
     patterns = {
         name: column if _IN_BRACES.search(column) else f"{{{column}}}"
-        for name, column in {**names, **columns}.items()
+        for name, column in {**names, **columns, **group}.items()
     }
     used = {used for pattern in patterns.values() for used in _IN_BRACES.findall(pattern)}
     used -= {TABLE}
@@ -231,13 +243,29 @@ def _read_table(path: str, columns: Mapping[str, str]) -> _Table:
         if missing:
             raise UserError(path, f"no column {', '.join(missing)}", f"it has {len(first)} columns")
         rows = _rows(_records(text, delimiter, path), numbers, path, delimiter)
-    table = PurePosixPath(path).stem
+    table = {TABLE: PurePosixPath(path).stem}
+    group_pattern = patterns.pop(_GROUP, None)
+    groups = _groups(rows, patterns["path"]) if group_pattern is None else {}
+    if group_pattern is not None:
+        groups = {options.group: [_filled(group_pattern, {**table, **row}) for _, row in rows]}
     named = []
     for line, row in rows:
-        cells = {TABLE: table, **row}
+        cells = {**table, **row}
         named.append((line, {**row, **{name: _filled(p, cells) for name, p in patterns.items()}}))
     has_split = bool(named) and all(row.get("split") for _, row in named)
-    return _Table(rows=named, has_header=has_header, has_split=has_split)
+    return _Table(rows=named, has_header=has_header, has_split=has_split, groups=groups)
+
+
+def _groups(rows: Rows, path: str) -> dict[str, list[str | None]]:
+    """The columns by which clips seem to belong together; one is the path, where a file has
+    several clips."""
+    in_path = [name for name in _IN_BRACES.findall(path) if path == f"{{{name}}}"]
+    columns = rows[0][1] if rows else {}
+    return {
+        name: [row[name] for _, row in rows]
+        for name in columns
+        if name in in_path or (name not in COLUMNS and is_likely_group(name))
+    }
 
 
 def _is_clip(cells: Sequence[str], columns: Mapping[str, str]) -> bool:

@@ -95,6 +95,8 @@ def _list(
     indices = np.arange(num_clips)
     columns["name"] = columns.pop("id", None) or [str(index) for index in indices]
     columns["uri"] = pa.repeat(path, num_clips)
+    if "group" in columns:
+        columns["group"] = [str(value) for value in columns["group"]]
     columns["row_group"], columns["row"] = np.divmod(indices, ROWS_PER_GROUP)
     if labels is not None:
         columns["labels"] = _labels(pack[labels], num_clips, num_classes)

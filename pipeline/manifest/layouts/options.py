@@ -30,6 +30,8 @@ class SourceOptions:
     """For tables: our name of a column -> the table's, or a text with `{COLUMN}` in it."""
     separator: str = ";"
     """For tables: the separator of a clip's labels."""
+    group: str = ""
+    """The column, or a text with `{COLUMN}` in it, that clips belong together by; empty: none."""
     split: str = TRAIN_SPLIT
     """The split of clips whose source names none."""
 

@@ -22,6 +22,7 @@ from pipeline.manifest.layouts.container_rows import (
     Problems,
     choose_fields,
     label_list,
+    likely_group,
     read_containers,
     split_of,
 )
@@ -61,6 +62,10 @@ def _list(
     schema = file.schema_arrow
     audio, _, in_struct = audio_column(schema).partition(".")
     chosen = choose_fields(schema.names, fields)
+    plain = [field.name for field in schema if _is_plain(field.type) and field.name != audio]
+    likely = likely_group(plain, fields, chosen)
+    if likely is not None:
+        chosen["group"] = likely
     file_name = [f"{audio}.path"] if in_struct and "path" in schema.field(audio).type.names else []
     table = file.read(columns=[*chosen.values(), *file_name], use_threads=False)
     sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
@@ -72,6 +77,7 @@ def _list(
     columns["row_group"] = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     columns["row"] = np.concatenate([np.arange(n, dtype=np.int32) for n in [0, *sizes]])
     columns["uri"] = pa.repeat(path, table.num_rows)
+    columns["group_name"] = pa.repeat(pa.scalar(likely, pa.string()), table.num_rows)
     positions = [f"{g}-{r}" for g, r in zip(columns["row_group"], columns["row"], strict=True)]
     names = [table[chosen["id"]].cast(pa.string())] if "id" in chosen else []
     names += [pc.struct_field(table[audio], "path")] if file_name else []
@@ -85,6 +91,10 @@ def _list(
         for field in ROW_SCHEMA
     }
     return pa.table(filled, schema=ROW_SCHEMA)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_integer(kind))
 
 
 def _labels(column: pa.ChunkedArray, names: list[str] | None) -> list[list[str] | None]:

@@ -80,6 +80,12 @@ def _complete(manifest: Manifest, name: str, source: str, options: SourceOptions
             f"no clip found in the layout {name!r}{why}",
             f"layouts are {', '.join(LAYOUTS)}, see `manifest --help`",
         )
+    if options.group and manifest.group is None:
+        raise UserError(
+            f"--group {options.group}",
+            f"{source} has the layout {name!r}, which has no columns",
+            f"list the files in a table with columns path, labels and {options.group}",
+        )
     manifest = replace(manifest, notes=(*manifest.notes, *_without_effect(options, name, manifest)))
     return mark_common(manifest, options.common_ids) if options.common_ids else manifest
 

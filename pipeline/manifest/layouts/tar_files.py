@@ -20,6 +20,7 @@ from pipeline.manifest.layouts.container_rows import (
     Problems,
     choose_fields,
     label_list,
+    likely_group,
     read_containers,
     split_of,
 )
@@ -128,14 +129,20 @@ def _row(
     problems: Problems,
 ) -> dict[str, Any] | None:
     chosen = choose_fields(list(metadata), fields)
+    plain = [name for name, value in metadata.items() if isinstance(value, str | int)]
+    likely = likely_group(plain, fields, chosen)
+    if likely is not None:
+        chosen["group"] = likely
     given = {ours: metadata[theirs] for ours, theirs in chosen.items()}
     row: dict[str, Any] = {
+        "group_name": likely,
         "name": str(given.get("id") or key),
         "offset_bytes": byte_range[0],
         "size_bytes": byte_range[1],
         "file_size_bytes": byte_range[1],
         "labels": label_list(given.get("labels")),
         "split": str(given.get("split") or "") or None,
+        "group": None if given.get("group") is None else str(given["group"]),
     }
     try:
         for name, kind in (("start_s", float), ("end_s", float), ("fold", int)):

@@ -396,7 +396,8 @@ def test_unusable_names_cost_only_their_files(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     names = ["dog/1.wav", "dog/2.wav"]
-    source = write_files(tmp_path / "in", *names, "dog/a\tb.wav", "dog/c\nd.wav", "r\ta/1.wav")
+    unusable = ["dog/a\tb.wav", "dog/c\nd.wav", "r\ta/1.wav"]
+    source = write_files(tmp_path / "in", *names, *unusable, content=encode(tone(0.1, 16_000)))
     out = str(tmp_path / "m.parquet")
     assert main(["manifest", source, "--out", out]) == 0
     assert read_manifest(out).clips["id"].to_pylist() == names
