@@ -32,7 +32,7 @@ from pipeline.storage.faults import (
     TooLargeError,
 )
 from pipeline.storage.paths import UnusableKeyError
-from trainer.training.divergence import DivergedError
+from trainer.run.skipped_steps import DivergedError
 
 
 def test_error_is_one_line_of_three_parts() -> None:

@@ -25,8 +25,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     recipe = find_recipe(arguments.recipe)
     plan = plan_folds(recipe, arguments.set, arguments.data, arguments.out, arguments.folds)
-    train_all(plan.recipes, arguments)
-    Console().print(make_table(score_folds(plan.scored, arguments.out)))
+    diverged = train_all(plan.recipes, arguments, plan.scored)
+    Console().print(make_table(score_folds(plan.scored, arguments.out, diverged)))
     if plan.left_out:
         names = " ".join(folder.rpartition("/")[2] for folder in plan.left_out)
         _logger.warning("not in the table, as not finished: %s", names)

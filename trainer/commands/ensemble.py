@@ -55,10 +55,10 @@ def run(arguments: argparse.Namespace) -> None:
         variants=arguments.variant,
         runs=arguments.runs,
     )
-    if plan.recipes:
-        train_all(plan.recipes, arguments)
+    diverged = train_all(plan.recipes, arguments, plan.runs) if plan.recipes else []
     left_out = former_members(plan.runs, arguments.out)
-    Console().print(make_table(score_ensemble(plan.runs, plan.name, arguments.out)))
+    scored = [run for run in plan.runs if run not in diverged]
+    Console().print(make_table(score_ensemble(scored, plan.name, arguments.out, diverged)))
     if left_out:
         _logger.warning(
             "previous members that are no longer included: %s; name them by --seeds, --variant or "

@@ -24,7 +24,7 @@ from trainer.run.skipped_steps import read_bad_steps
 from trainer.scores.metrics import METRICS, ClassMetrics
 from trainer.scores.predictions import ScoredClips, read_metrics
 from trainer.studies.ensemble import read_result
-from trainer.studies.shared import read_runs
+from trainer.studies.shared import read_diverged, read_runs
 
 _OF_TRAINING = {"augment", "sampler", "schedule", "optimiser", "averaging", "train"}
 """Sections whose settings, except train.loss, had no effect on an imported model."""
@@ -226,6 +226,12 @@ def member_paths(folder: str) -> list[str]:
     files = storage.list_files(folder)
     runs = [path.removesuffix("/run.json") for path in files if path.endswith("/run.json")]
     return [run for run in runs if run.rpartition("/")[0] == folder] or [folder]
+
+
+def diverged_paths(folder: str) -> list[str]:
+    """The runs that an ensemble or a cross-validation in a folder names as diverged."""
+    results = [storage.join(folder, f"{name}.json") for name in ("ensemble", "cross_validation")]
+    return list(dict.fromkeys(itertools.chain.from_iterable(map(read_diverged, results))))
 
 
 def run_names(paths: Sequence[str]) -> list[str]:

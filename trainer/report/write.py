@@ -13,7 +13,14 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.pages import page
 from pipeline.pages.plots import Plot
-from trainer.report.runs import Row, load_run, member_paths, read_ensembles, run_names
+from trainer.report.runs import (
+    Row,
+    diverged_paths,
+    load_run,
+    member_paths,
+    read_ensembles,
+    run_names,
+)
 from trainer.report.sections import make_sections
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -43,7 +50,10 @@ def write_report(runs: list[str], *, output: str | None = None) -> str:
     paths = list(dict.fromkeys(itertools.chain.from_iterable(map(member_paths, folders))))
     loaded = [load_run(path, name) for path, name in zip(paths, run_names(paths), strict=True)]
     target = storage.absolute(output) if output else storage.join(folders[0], "report.html")
-    sections = make_sections(loaded) | {"ensembles": read_ensembles(folders)}
+    sections = make_sections(loaded) | {
+        "ensembles": read_ensembles(folders),
+        "diverged": list(itertools.chain.from_iterable(map(diverged_paths, folders))),
+    }
     page.write_page(target, _TEMPLATE, sections, _plots(sections))
     return target
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pipeline import storage
 from pipeline.errors import UserError
 from trainer.checkpoints.progress import CurvePoint, EpochResult, Progress
+from trainer.run.skipped_steps import DivergedError
 
 _logger = logging.getLogger(__name__)
 
@@ -81,12 +82,12 @@ def check_learned(run_path: str) -> None:
     """Refuse a finished run that has learned nothing.
 
     Raises:
-        UserError: every step was skipped.
+        DivergedError: every step was skipped.
     """
     history = read_history(run_path)
     num_skipped = sum(point.num_bad_steps for point in history.steps)
     if history.finished and num_skipped and num_skipped == history.num_steps:
-        raise UserError(
+        raise DivergedError(
             run_path,
             f"all {num_skipped} steps were skipped, so the model has learned nothing",
             "divergence.jsonl there has their losses and gradients: raise "

@@ -1,4 +1,4 @@
-"""`divergence.jsonl` in a run folder: the steps that were skipped, a line each."""
+"""Steps that were skipped: `divergence.jsonl` in a run folder; the error for too many of them."""
 
 import json
 from collections.abc import Sequence
@@ -7,6 +7,10 @@ from dataclasses import asdict
 from pipeline import storage
 from pipeline.errors import UserError
 from trainer.checkpoints.progress import SkippedStep
+
+
+class DivergedError(UserError):
+    """A training has diverged, so its model is of no use."""
 
 
 def write_bad_steps(run_path: str, steps: Sequence[SkippedStep]) -> None:

@@ -8,7 +8,7 @@ very clips that are reported, which flatters them; so it is labelled.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rich.table import Table
@@ -22,6 +22,7 @@ from trainer.run.history import is_finished, read_history
 from trainer.run.run_folder import check_folder, check_same_run
 from trainer.studies.shared import (
     Figures,
+    diverged_cells,
     figures_over_runs,
     refuse_override,
     runs_to_json,
@@ -41,6 +42,8 @@ class CrossValidation:
     """Metric that picks the epoch."""
     folds: dict[int, list[Figures]]
     """Scores of each fold after every epoch; all have the same number of epochs."""
+    diverged: list[int] = field(default_factory=list)
+    """Folds whose runs diverged, and have no scores."""
 
     @property
     def num_epochs(self) -> int:
@@ -166,8 +169,12 @@ def with_finished(
     }
 
 
-def score_folds(recipes: Mapping[str, Recipe], output: str) -> CrossValidation:
+def score_folds(
+    recipes: Mapping[str, Recipe], output: str, diverged: Sequence[str] = ()
+) -> CrossValidation:
     """Read the finished runs of `fold_recipes` and write `cross_validation.json` to `output`.
+
+    `diverged`: folders of those runs that have no scores.
 
     Raises:
         UserError: a run's curves are damaged.
@@ -175,10 +182,16 @@ def score_folds(recipes: Mapping[str, Recipe], output: str) -> CrossValidation:
     losses = {recipe.train.loss for recipe in recipes.values()}
     result = CrossValidation(
         metric="accuracy" if losses == {"ce"} else "mAP",
-        folds={recipe.data.fold: _read_curve(path) for path, recipe in recipes.items()},
+        folds={
+            recipe.data.fold: _read_curve(path)
+            for path, recipe in recipes.items()
+            if path not in diverged
+        },
+        diverged=[recipes[path].data.fold for path in diverged],
     )
     document = {
-        "runs": runs_to_json(list(recipes), output),
+        "runs": runs_to_json([path for path in recipes if path not in diverged], output),
+        "diverged": runs_to_json(diverged, output),
         "metric": result.metric,
         "last_epoch": result.last.to_json(),
         "picked_epoch": result.picked.to_json(),
@@ -201,6 +214,8 @@ def make_table(result: CrossValidation) -> Table:
     for fold in result.folds:
         of_last, of_picked = (table_cells(scores.folds[str(fold)]) for scores in (last, picked))
         table.add_row(f"fold {fold}", *of_last, *of_picked)
+    for fold in result.diverged:
+        table.add_row(f"fold {fold}", *diverged_cells(2 * len(FIGURES)))
     table.add_section()
     table.add_row("mean", *table_cells(last.mean), *table_cells(picked.mean))
     table.add_row("standard deviation", *table_cells(last.std), *table_cells(picked.std))

@@ -10,7 +10,7 @@ their last checkpoints, not averaged ones (paper section 3.1; the authors' `ense
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ from trainer.scores.metrics import METRICS, Metrics, evaluate_scores
 from trainer.scores.predictions import Predictions, Source, read_predictions, write_predictions
 from trainer.studies.shared import (
     Figures,
+    diverged_cells,
     figures_over_runs,
     read_runs,
     refuse_override,
@@ -60,6 +61,8 @@ class EnsembleResult:
     """The members' run folders, relative to the ensemble's if inside it."""
     name: str
     """Name of the clip set."""
+    diverged: list[str] = field(default_factory=list)
+    """Run folders that would be members, had their training not diverged."""
     members: dict[str, Figures]
     """Scores of each member, by the name of its run."""
     mean: Figures
@@ -192,8 +195,16 @@ def former_members(run_paths: Sequence[str], output: str) -> list[str]:
     return [run for run in former if run not in run_paths]
 
 
-def score_ensemble(run_paths: Sequence[str], name: str, output: str) -> EnsembleResult:
+def score_ensemble(
+    run_paths: Sequence[str], name: str, output: str, diverged: Sequence[str] = ()
+) -> EnsembleResult:
     """Average the runs' predictions on a clip set and write the result to `output`.
+
+    Args:
+        run_paths: the members.
+        name: of the clip set.
+        output: folder of the ensemble.
+        diverged: runs that the result names, but does not score.
 
     Raises:
         UserError: a run lacks these predictions, or they cannot be averaged.
@@ -212,6 +223,7 @@ def score_ensemble(run_paths: Sequence[str], name: str, output: str) -> Ensemble
     result = EnsembleResult(
         runs=runs_to_json(run_paths, output),
         name=name,
+        diverged=runs_to_json(diverged, output),
         members=scores,
         mean=mean,
         std=std,
@@ -240,6 +252,8 @@ def make_table(result: EnsembleResult) -> Table:
         table.add_column(name, justify="right")
     for member, figures in result.members.items():
         table.add_row(member, *table_cells(figures))
+    for run_path in result.diverged:
+        table.add_row(run_path.rpartition("/")[2], *diverged_cells(len(METRICS)))
     table.add_section()
     table.add_row("mean", *table_cells(result.mean))
     table.add_row("standard deviation", *table_cells(result.std))

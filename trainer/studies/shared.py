@@ -5,7 +5,7 @@ with an option; run folders as a result's JSON names them; mean and standard dev
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline import storage
 from pipeline.errors import UserError
@@ -38,11 +38,21 @@ def read_runs(result_path: str) -> list[str]:
 
     Empty if the file is missing or names none.
     """
+    return _folders(result_path, "runs")
+
+
+def read_diverged(result_path: str) -> list[str]:
+    """The run folders that a result names as diverged, as `read_runs`."""
+    return _folders(result_path, "diverged")
+
+
+def _folders(result_path: str, key: str) -> list[str]:
     try:
-        names = storage.parse_document(storage.read_bytes(result_path), _Members).runs
+        members = storage.parse_document(storage.read_bytes(result_path), _Members)
     except (FileNotFoundError, storage.DocumentError):
         return []
     folder = result_path.rpartition("/")[0]
+    names: list[str] = getattr(members, key)
     return [
         name if name.startswith("/") or storage.is_remote(name) else storage.join(folder, name)
         for name in names
@@ -54,6 +64,7 @@ class _Members:
     """The run folders in a result."""
 
     runs: list[str]
+    diverged: list[str] = field(default_factory=list)
 
 
 def figures_over_runs(runs: Sequence[Figures]) -> tuple[Figures, Figures]:
@@ -64,6 +75,11 @@ def figures_over_runs(runs: Sequence[Figures]) -> tuple[Figures, Figures]:
     both = {name: mean_and_deviation([figures[name] for figures in runs]) for name in runs[0]}
     means = {name: mean for name, (mean, _) in both.items()}
     return means, {name: deviation for name, (_, deviation) in both.items()}
+
+
+def diverged_cells(num_cells: int) -> list[str]:
+    """The cells of a run that diverged, and so has no scores."""
+    return ["diverged", *["-"] * (num_cells - 1)]
 
 
 def table_cells(figures: Figures) -> list[str]:

@@ -8,16 +8,12 @@ of it at the next point of the curve. Out: an error after too many in a row.
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
 from trainer.checkpoints.progress import SkippedStep
+from trainer.run.skipped_steps import DivergedError
 from trainer.training.fsdp import gathered
 
 _LOWER = "lower schedule.lr or lengthen schedule.warmup_steps"
 _ANEW = "and remove the run or give another --out"
-
-
-class DivergedError(UserError):
-    """The training has diverged, so further steps would be useless."""
 
 
 def gradient_norm(model: nn.Module) -> Tensor:

@@ -50,12 +50,12 @@ from trainer.recipe.fit import check_fit
 from trainer.recipe.recipe import Recipe
 from trainer.run.history import reopen, write_history
 from trainer.run.run_folder import describe_run, write_run
+from trainer.run.skipped_steps import DivergedError
 from trainer.run.tensorboard_log import TensorBoardLog
 from trainer.run.writer import remove_unfinished, take_over, writing
 from trainer.scores.metrics import METRICS, evaluate_scores
 from trainer.scores.predictions import Source, from_scores, predictions_name, write_predictions
 from trainer.training.curve import add_point, run_progress
-from trainer.training.divergence import DivergedError
 from trainer.training.evaluation import Evaluation, evaluate
 from trainer.training.fsdp import load_model, whole_copy
 from trainer.training.resume import check_resumable

@@ -120,6 +120,7 @@ def test_scores_come_from_the_runs(dataset: PreparedDataset, tmp_path: Path) -> 
     written = storage.read_json(f"{tmp_path}/cross_validation.json")
     assert written == {
         "runs": ["fold-1", "fold-2"],
+        "diverged": [],
         "metric": "accuracy",
         "last_epoch": result.last.to_json(),
         "picked_epoch": result.picked.to_json(),

@@ -25,8 +25,9 @@ from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.run.history import read_history
 from trainer.run.run_progress import RunProgress
+from trainer.run.skipped_steps import DivergedError
 from trainer.training import loop
-from trainer.training.divergence import DivergedError, is_bad
+from trainer.training.divergence import is_bad
 from trainer.training.loop import train
 from trainer.training.world import World
 

@@ -20,7 +20,7 @@ from trainer.model.ast import AST
 from trainer.optim.loss import loss_per_clip, scores
 from trainer.optim.settings import Loss
 from trainer.recipe.settings import TrainSettings
-from trainer.training.divergence import DivergedError
+from trainer.run.skipped_steps import DivergedError
 from trainer.training.evaluation import Evaluation, evaluate
 from trainer.training.loop import make_model
 from trainer.training.world import World

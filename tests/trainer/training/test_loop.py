@@ -39,10 +39,10 @@ from trainer.recipe.recipe import Recipe
 from trainer.run.history import is_finished, read_history, write_history
 from trainer.run.run_folder import read_recipe, read_run
 from trainer.run.run_progress import RunProgress
+from trainer.run.skipped_steps import DivergedError
 from trainer.run.writer import take_over
 from trainer.scores.predictions import Source, read_predictions
 from trainer.training import loop, run_state
-from trainer.training.divergence import DivergedError
 from trainer.training.loop import train
 from trainer.training.step import Learner, make_step
 from trainer.training.world import World
