@@ -5,9 +5,6 @@ FFmpeg with its default settings, each where it is known to be right.
 """
 
 import io
-from collections.abc import Callable
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,182 +12,22 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from numpy.typing import NDArray
 
-from pipeline.audio.decode import Decoded, decode_audio
-from pipeline.audio.frames import mp3_frame_bytes
+from pipeline.audio.decode import decode_audio
 from pipeline.audio.rejects import RejectError
 from pipeline.audio.settings import DecodeSettings
-from tests.support.audio import Samples, encode, encode_av, noise, tone
-
-RATE_HZ = 32_000
-APE_TAG = b"APETAGEX" + bytes([0xD0, 7, 0, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xA0]) + bytes(8)
-ID3_TAG = b"ID3\x04\x00\x00\x00\x00\x00\x40" + b"TIT2\x00\x00\x00\x36\x00\x00\x03" + bytes(53)
-
-FIRST = "bytes before its first frame"
-LAST = "bytes after its last frame"
-TAGS = "tags between its frames"
-COUNT = "its header counts other frames"
-SEVERAL = "several recordings in one file"
-
-
-def decode(data: bytes, rate_hz: int = RATE_HZ, *, strict: bool = False) -> Decoded:
-    return decode_audio(data, DecodeSettings(strict=strict), sample_rate_hz=rate_hz)
-
-
-def ffmpeg(data: bytes) -> Samples:
-    """Decoded by FFmpeg as its command line does."""
-    blocks = []
-    container: Any
-    with av.open(io.BytesIO(data), metadata_errors="ignore") as container:
-        for packet in container.demux(container.streams.best("audio")):
-            with suppress(av.FFmpegError):
-                for frame in packet.decode():
-                    (planes,) = av.AudioResampler(format="fltp").resample(frame)
-                    blocks.append(planes.to_ndarray().mean(axis=0))
-    return np.concatenate(blocks)
-
-
-def assert_same_sound(ours: Samples, reference: NDArray[np.floating], *, snr_db: float) -> None:
-    assert len(ours) == len(reference)
-    error = np.mean((ours - reference) ** 2)
-    assert 10 * np.log10(np.mean(reference**2) / max(error, 1e-30)) > snr_db
-
-
-@cache
-def sound() -> Samples:
-    return tone(1.5, RATE_HZ, hz=500) * tone(1.5, RATE_HZ, hz=2) + noise(1.5, RATE_HZ, level=0.03)
-
-
-@cache
-def mp3() -> bytes:
-    """With a Xing header, and without a tag."""
-    data = encode_av(sound(), RATE_HZ, "mp3", "libmp3lame")
-    return data[data.index(b"\xff\xfb") :]
-
-
-@cache
-def plain_mp3() -> bytes:
-    """Without a Xing header."""
-    return mp3()[starts(mp3())[1] :]
-
-
-def starts(data: bytes) -> list[int]:
-    """Where the frames of an MP3 start."""
-    offsets, offset = [], 0
-    while size := mp3_frame_bytes(data, offset):
-        offsets.append(offset)
-        offset += size
-    return offsets
-
-
-def counting(frames: int, num_bytes: int = 0) -> bytes:
-    """The MP3 whose Xing header counts other numbers of frames and bytes, or no bytes."""
-    data, at = bytearray(mp3()), mp3().index(b"Xing" if b"Xing" in mp3() else b"Info")
-    data[at + 8 : at + 12] = frames.to_bytes(4)
-    data[at + 12 : at + 16] = num_bytes.to_bytes(4)
-    if not num_bytes:
-        data[at + 7] &= ~2
-        del data[at + 12 : at + 16]
-        end = starts(mp3())[1] - 4
-        data[end:end] = bytes(4)
-    return bytes(data)
-
-
-def count() -> int:
-    return len(starts(mp3())) - 1
-
-
-@pytest.mark.parametrize(
-    ("odd", "usual", "note"),
-    [
-        (lambda: bytes(700) + plain_mp3(), plain_mp3, FIRST),
-        (lambda: b"\r\n\r\n" + plain_mp3(), plain_mp3, FIRST),
-        (lambda: APE_TAG + plain_mp3(), plain_mp3, FIRST),
-        (lambda: APE_TAG + mp3(), mp3, FIRST),
-        (lambda: bytes(70_000) + mp3(), mp3, FIRST),
-        (lambda: b"x" * 60_000 + mp3(), mp3, FIRST),
-        (lambda: plain_mp3() + b"\n", plain_mp3, LAST),
-        (lambda: mp3() + b"Downloaded from somewhere\r\n" * 40, mp3, LAST),
-        (lambda: mp3() + bytes(range(255)) * 3, mp3, LAST),
-        (lambda: mp3() + APE_TAG + b"z" * 2_000, mp3, LAST),
-        (lambda: mp3() + b"TAG" + bytes(125), mp3, None),
-        (lambda: mp3() + APE_TAG + b"TAG" + bytes(125), mp3, None),
-        (lambda: mp3() + bytes(5_000), mp3, None),
-        (lambda: ID3_TAG + mp3(), mp3, None),
-        (lambda: ID3_TAG + ID3_TAG + mp3() + ID3_TAG, mp3, None),
-        (lambda: (m := mp3())[: (s := starts(m)[20])] + ID3_TAG + m[s:], mp3, TAGS),
-        (lambda: (m := plain_mp3())[: (s := starts(m)[9])] + APE_TAG + m[s:], plain_mp3, TAGS),
-        (lambda: plain_mp3() + ID3_TAG + plain_mp3(), lambda: 2 * plain_mp3(), TAGS),
-        (lambda: counting(0), lambda: counting(count()), COUNT),
-        (lambda: counting(count() + 40, len(mp3())), lambda: counting(count()), COUNT),
-    ],
-)  # fmt: skip
-def test_odd_mp3_gives_the_sound_of_the_usual_one(
-    odd: Callable[[], bytes], usual: Callable[[], bytes], note: str | None
-) -> None:
-    decoded, expected = decode(odd()), decode(usual())
-    assert decoded.repaired == note
-    assert expected.repaired is None
-    # Without a right count, FFmpeg keeps the encoder's padding at the end.
-    assert 0 <= len(decoded.samples) - len(expected.samples) < (1_152 if note == COUNT else 1)
-    np.testing.assert_array_equal(decoded.samples[: len(expected.samples)], expected.samples)
-    if note is not None:
-        with pytest.raises(RejectError, match="cut short or damaged"):
-            decode(odd(), strict=True)
-
-
-def test_header_that_counts_its_own_frame_is_taken() -> None:
-    decoded = decode(counting(count() + 1))
-    assert decoded.repaired == COUNT
-    np.testing.assert_array_equal(decoded.samples[:48_000], decode(mp3()).samples[:48_000])
-
-
-def test_mp3_cut_out_of_another_starts_with_its_first_whole_frame() -> None:
-    data = plain_mp3()[starts(plain_mp3())[4] + 50 :]
-    decoded = decode(data)
-    assert decoded.repaired == FIRST
-    assert_same_sound(decoded.samples, ffmpeg(data), snr_db=100)
-
-
-@pytest.mark.parametrize(
-    "damaged",
-    [
-        lambda: mp3()[:-30],
-        lambda: mp3()[: starts(mp3())[-1]],
-        lambda: mp3()[: starts(mp3())[-3]],
-        lambda: counting(count() + 2),
-        lambda: counting(count() + 1, len(mp3()) + 100),
-        lambda: plain_mp3()[:-1],
-        lambda: plain_mp3() + b"\xff",
-        lambda: plain_mp3() + bytes(range(255)) * 3,
-        lambda: plain_mp3() + b"\xff\xfb\x90",
-        lambda: (m := plain_mp3())[: starts(m)[9]] + bytes(100) + m[starts(m)[9] :],
-        lambda: (m := plain_mp3())[: starts(m)[9]] + bytes(1) + m[starts(m)[9] + 1 :],
-        lambda: (m := plain_mp3())[: starts(m)[9] + 20] + m[starts(m)[9] + 60 :],
-    ],
+from tests.support.audio import encode, encode_av, noise
+from tests.support.odd_audio import (
+    COUNT,
+    FIRST,
+    LAST,
+    RATE_HZ,
+    SEVERAL,
+    assert_same_sound,
+    decode,
+    ffmpeg,
+    sound,
 )
-def test_mp3_that_lacks_frames_is_rejected(damaged: Callable[[], bytes]) -> None:
-    with pytest.raises(RejectError, match="cut short or damaged"):
-        decode(damaged())
-
-
-def adts() -> bytes:
-    return encode_av(sound(), RATE_HZ, "adts", "aac")
-
-
-@pytest.mark.parametrize(
-    ("odd", "note"),
-    [
-        (lambda: bytes(300) + adts(), FIRST),
-        (lambda: adts() + b"\n", LAST),
-        (lambda: adts() + ID3_TAG + adts(), TAGS),
-    ],
-)
-def test_odd_adts_gives_all_its_frames(odd: Callable[[], bytes], note: str) -> None:
-    decoded, expected = decode(odd()), decode(adts())
-    assert decoded.repaired == note
-    np.testing.assert_array_equal(decoded.samples[: len(expected.samples)], expected.samples)
 
 
 def wav_with(size: int, after: bytes = b"") -> bytes:
@@ -505,4 +342,4 @@ def test_no_exception_of_a_decoder_leaves_a_clip(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("pipeline.audio.ffmpeg.read_blocks", fail)
     with pytest.raises(RejectError, match=r"cannot be decoded \(IndexError in a decoder\)"):
-        decode(mp3())
+        decode(encode_av(sound(), RATE_HZ, "mp3", "libmp3lame"))
