@@ -27,7 +27,7 @@ def read(source: str, options: SourceOptions) -> Manifest:
             `class_labels`, or no clip has a label.
     """
     files = [split_and_segments(argument) for argument in options.segments]
-    if source.endswith(".json"):
+    if _is_json(source):
         files.insert(0, (options.split, source))
     if not files:
         raise UserError(source, "name a .json file, or several with --segments SPLIT=PATH")
@@ -38,7 +38,7 @@ def read(source: str, options: SourceOptions) -> Manifest:
     clips = [
         Clip(
             id=clip_id,
-            uri=resolve(wav, path.rpartition("/")[0] if source.endswith(".json") else source),
+            uri=resolve(wav, path.rpartition("/")[0] if _is_json(source) else source),
             labels=_names(labels, names, f"{path}: {wav}"),
             split=split,
         )
@@ -47,6 +47,10 @@ def read(source: str, options: SourceOptions) -> Manifest:
     in_use = {label for clip in clips for label in clip.labels}
     vocabulary = names.values() if names else sorted(in_use)
     return note_unlabelled(from_clips(clips, list(vocabulary)), source)
+
+
+def _is_json(path: str) -> bool:
+    return path.lower().endswith(".json")
 
 
 def _read_json(path: str) -> list[tuple[str, list[str]]]:

@@ -17,6 +17,7 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest.checks import note_unlabelled
 from pipeline.manifest.groups import is_likely_group
+from pipeline.manifest.layouts.column_names import did_you_mean
 from pipeline.manifest.layouts.listing import LISTING_SCHEMA
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.layouts.segments import read_vocabulary
@@ -190,7 +191,9 @@ def _field_names(options: SourceOptions) -> dict[str, tuple[str, ...]]:
     unknown = sorted(options.columns.keys() - FIELDS.keys())
     if unknown:
         raise UserError(
-            f"--column {unknown[0]}=...", f"unknown column; known are {', '.join(FIELDS)}"
+            f"--column {unknown[0]}=...",
+            f"there is no column {unknown[0]!r}",
+            did_you_mean(unknown[0], list(FIELDS)),
         )
     given = {ours: (theirs,) for ours, theirs in options.columns.items()}
     # Human-readable names are better labels than ids, unless a list translates the ids.

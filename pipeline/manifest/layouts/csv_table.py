@@ -27,6 +27,7 @@ from pipeline.errors import UserError
 from pipeline.manifest.checks import note_unlabelled
 from pipeline.manifest.files import read_labels
 from pipeline.manifest.groups import is_likely_group
+from pipeline.manifest.layouts.column_names import did_you_mean, how_to_name, in_our_case
 from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES
 from pipeline.manifest.layouts.options import SourceOptions, split_and_path
 from pipeline.manifest.manifest import Clip, Manifest, from_clips, with_groups
@@ -44,6 +45,8 @@ _MAX_FOLD = 2**31 - 1
 _EXCELS_SIGN = "sep="
 """Excel writes `sep=;` before the header."""
 _QUOTED = re.compile(r'"[^"]*"')
+
+_NO_OPTIONS: Mapping[str, str] = {}
 
 Rows = list[tuple[int, dict[str, str]]]
 """Cells by column, each row with the number of its line."""
@@ -107,8 +110,15 @@ def read_tables(sources: Sequence[str], options: SourceOptions) -> Manifest:
     return with_groups(manifest, options.group, groups)
 
 
-def read_rows(path: str, *, required: Sequence[str]) -> Rows:
+def read_rows(
+    path: str, *, required: Sequence[str], options: Mapping[str, str] = _NO_OPTIONS
+) -> Rows:
     """The rows of a table, blanks trimmed, each with its line number.
+
+    Args:
+        path: of the table.
+        required: columns that it must have.
+        options: the option by which a required column was asked for, for the message.
 
     Raises:
         UserError: no such file, not text, a quote is left open, a required column is missing, two
@@ -118,13 +128,13 @@ def read_rows(path: str, *, required: Sequence[str]) -> Rows:
     delimiter = _delimiter(text, path)
     records = _records(text, delimiter, path)
     _, columns = next(records, (1, []))
-    columns = _in_our_case(columns, (*required, *COLUMNS))
+    columns = in_our_case(columns, (*required, *COLUMNS))
     missing = [name for name in required if name not in columns]
     if missing:
         raise UserError(
             path,
             f"no column {', '.join(missing)}",
-            f"it has {', '.join(columns) or 'none'}{_how_to_name(missing)}",
+            how_to_name(missing, columns, options),
         )
     repeated = next((name for name in columns if name and columns.count(name) > 1), None)
     if repeated:
@@ -177,26 +187,10 @@ def _rows(
     return rows
 
 
-def _how_to_name(missing: Sequence[str]) -> str:
-    ours = [name for name in missing if name in COLUMNS]
-    return f"; name the right one with --column {ours[0]}=NAME" if ours else ""
-
-
-def _in_our_case(columns: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The columns, those called as one of `names` but for the case renamed to it."""
-    by_lower = {name.lower(): name for name in reversed(names)}
-    return [
-        name
-        if name in names or by_lower.get(name.lower()) in columns
-        else by_lower.get(name.lower(), name)
-        for name in columns
-    ]
-
-
 def _delimiter(text: str, path: str) -> str:
     """What separates the cells: that which sets a known column or a path apart, or else that of
     which the first line has most outside quotes."""
-    if path.endswith(".tsv"):
+    if path.lower().endswith(".tsv"):
         return "\t"
     lines = (line for line in text.splitlines() if line.strip())
     bare = _QUOTED.sub("", next(lines, ""))
@@ -221,7 +215,9 @@ def _read_table(path: str, options: SourceOptions) -> _Table:
     unknown = sorted(columns.keys() - set(COLUMNS))
     if unknown:
         raise UserError(
-            f"--column {unknown[0]}=...", f"unknown column; known are {', '.join(COLUMNS)}"
+            f"--column {unknown[0]}=...",
+            f"there is no column {unknown[0]!r}",
+            did_you_mean(unknown[0], COLUMNS),
         )
     text = read_text(path)
     delimiter = _delimiter(text, path)
@@ -233,21 +229,33 @@ def _read_table(path: str, options: SourceOptions) -> _Table:
         name: column if _IN_BRACES.search(column) else f"{{{column}}}"
         for name, column in {**names, **columns, **group}.items()
     }
-    used = {used for pattern in patterns.values() for used in _IN_BRACES.findall(pattern)}
-    used -= {TABLE}
+    asked_by = {
+        used: f"--column {name}={pattern}" if name != _GROUP else f"--group {pattern}"
+        for name, pattern in patterns.items()
+        for used in _IN_BRACES.findall(pattern)
+        if used != TABLE
+    }
     if has_header:
-        rows = read_rows(path, required=sorted(used))
+        rows = read_rows(path, required=sorted(asked_by), options=asked_by)
     else:
         numbers = [str(number) for number in range(1, len(first) + 1)]
-        missing = sorted(used - set(numbers))
+        missing = sorted(asked_by.keys() - set(numbers))
         if missing:
             raise UserError(path, f"no column {', '.join(missing)}", f"it has {len(first)} columns")
         rows = _rows(_records(text, delimiter, path), numbers, path, delimiter)
+    return _with_our_columns(rows, patterns, path, options.group, has_header=has_header)
+
+
+def _with_our_columns(
+    rows: Rows, patterns: dict[str, str], path: str, group: str, *, has_header: bool
+) -> _Table:
+    """The rows with our columns, made from patterns, and their groups."""
     table = {TABLE: PurePosixPath(path).stem}
     group_pattern = patterns.pop(_GROUP, None)
-    groups = _groups(rows, patterns["path"]) if group_pattern is None else {}
-    if group_pattern is not None:
-        groups = {options.group: [_filled(group_pattern, {**table, **row}) for _, row in rows]}
+    if group_pattern is None:
+        groups = _likely_groups(rows, patterns["path"])
+    else:
+        groups = {group: [_filled(group_pattern, {**table, **row}) for _, row in rows]}
     named = []
     for line, row in rows:
         cells = {**table, **row}
@@ -256,7 +264,7 @@ def _read_table(path: str, options: SourceOptions) -> _Table:
     return _Table(rows=named, has_header=has_header, has_split=has_split, groups=groups)
 
 
-def _groups(rows: Rows, path: str) -> dict[str, list[str | None]]:
+def _likely_groups(rows: Rows, path: str) -> dict[str, list[str | None]]:
     """The columns by which clips seem to belong together; one is the path, where a file has
     several clips."""
     in_path = [name for name in _IN_BRACES.findall(path) if path == f"{{{name}}}"]

@@ -30,7 +30,7 @@ def detect(source: str, options: SourceOptions | None = None) -> str:
     """The layout's name, from the options and the file names at the source; by default a folder
     per class."""
     if options and options.segments:
-        return "ast-json" if options.segments[0].endswith(".json") else "audioset"
+        return "ast-json" if options.segments[0].lower().endswith(".json") else "audioset"
     suffix = PurePosixPath(source).suffix.lower()
     if suffix in _BY_SUFFIX:
         return _BY_SUFFIX[suffix]

@@ -69,7 +69,7 @@ def list_file(
                     problems["left out: further audio under the same key"] += 1
                 else:
                     byte_ranges[key] = (member.offset_data, member.size)
-            elif extension == "json":
+            elif extension.lower() == "json":
                 file.seek(member.offset_data)
                 metadata[key] = _metadata(file.read(member.size), problems)
             else:

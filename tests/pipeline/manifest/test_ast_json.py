@@ -40,6 +40,13 @@ def test_class_labels_name_the_classes_of_a_json(tmp_path: Path) -> None:
     assert read_source(source, "auto").labels == ("/m/b", "/m/r")
 
 
+def test_the_suffix_may_be_in_any_case(tmp_path: Path) -> None:
+    source = write(f"{tmp_path}/TRAIN.JSON", TRAIN)
+    assert rows(source, SourceOptions(), "id") == [("one",), ("two",)]
+    options = SourceOptions(segments=(f"test={source}",))
+    assert rows(str(tmp_path), options, "id", "split") == [("one", "test"), ("two", "test")]
+
+
 def test_several_json_files_become_splits(tmp_path: Path) -> None:
     train = write(f"{tmp_path}/meta/train.json", TRAIN)
     test = write(f"{tmp_path}/meta/test.json", TEST)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ray_job import main
+from tests.support.errors import assert_error_line
 
 
 def folder_of(path: Path, sizes: dict[str, int]) -> str:
@@ -47,6 +48,17 @@ def test_of_many_classes_the_largest_and_the_smallest_are_printed(
     warnings = printed.err.splitlines()
     assert [line.startswith(f"warning: {source}: ") for line in warnings] == [True, True]
     assert "4 of 25 classes" in warnings[0]
+
+
+def test_faults_of_a_table_are_those_of_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "clips.CSV"
+    for line, value in (("a.wav,cat", "a.wav"), ("https://host/a.wav,cat", "https://host/a.wav")):
+        table.write_text(f"path,labels\na.wav,dog\n{line}\n")
+        assert main(["manifest", str(table), "--out", f"{tmp_path}/m.PARQUET"]) == 1
+        assert_error_line(capsys.readouterr().err, table, value)
+    assert [path.name for path in tmp_path.iterdir()] == ["clips.CSV"]
 
 
 def test_an_output_of_another_kind_is_refused_before_the_source_is_read(

@@ -356,7 +356,8 @@ def test_csv_columns_can_be_renamed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "where", "values"),
     [
-        ({"lables": "tags"}, "--column lables=...", ["path", "labels", "id"]),
+        ({"lables": "tags"}, "--column lables=...", ["'lables'", "did you mean labels?"]),
+        ({"text": "tags"}, "--column text=...", ["'text'", "path, labels, id"]),
         ({"labels": "tags"}, "clips.csv", ["no column tags", "path, labels"]),
         ({"path": "{folder}/{path}"}, "clips.csv", ["no column folder", "path, labels"]),
     ],
@@ -367,6 +368,37 @@ def test_missing_columns_are_refused(
     source = write_table(tmp_path / "clips.csv", "path,labels\na.wav,dog\n")
     with refused(where, *values):
         read_source(source, "csv", SourceOptions(columns=columns))
+
+
+@pytest.mark.parametrize(
+    ("header", "columns", "group", "remedy"),
+    [
+        ("path,label", {}, "", "did you mean --column labels=label?"),
+        ("path;Class Name", {}, "", "did you mean --column 'labels=Class Name'?"),
+        ("File,category", {}, "", "--column labels=category --column path=File?"),
+        ("path,label", {"labels": "lable"}, "", "did you mean --column labels=label?"),
+        ("path,label", {"labels": "tags"}, "", "did you mean --column labels=label?"),
+        ("name,labels", {"path": "a/{nmae}.wav"}, "", "--column 'path=a/{name}.wav'?"),
+        ("path,labels,speaker", {}, "spekar", "did you mean --group speaker?"),
+        ("path,labels,speaker", {}, "{table}/{spekar}", "--group '{table}/{speaker}'?"),
+        ("path,what", {}, "", "name the right one with --column labels=NAME"),
+        ("x,labels", {"path": "{y}/{x}"}, "", "--column 'path={NAME}/{x}'"),
+    ],
+)
+def test_a_missing_column_gets_a_suggestion(
+    tmp_path: Path, header: str, columns: dict[str, str], group: str, remedy: str
+) -> None:
+    source = write_table(tmp_path / "clips.csv", f"{header}\n")
+    with refused("clips.csv", "no column", "it has") as caught:
+        read_source(source, "csv", SourceOptions(columns=columns, group=group))
+    assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["clips.CSV", "clips.Tsv", "clips.TXT"])
+def test_suffixes_of_tables_may_be_in_any_case(tmp_path: Path, name: str) -> None:
+    text = "path\tlabels\na.wav\tdog, wet\n"
+    manifest = read_source(write_table(tmp_path / name, text))
+    assert rows(manifest, "id", "labels") == [("a.wav", ["dog, wet"])]
 
 
 def test_csv_rows_without_a_split_get_the_given_one(tmp_path: Path) -> None:
