@@ -21,6 +21,11 @@ RETRY_AFTER_S = (1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0)
 RETRY_FOR_S = 60.0
 """No retry starts later than this after the first try: a stalled one has waited long enough."""
 
+SILENT_FOR_S = 5.0
+"""A pause that would end later is announced, if the storage has never answered."""
+_answered: set[str] = set()
+"""Endpoints that need no announcement."""
+
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
 _REFUSED = {
     "AccessDenied",
@@ -212,8 +217,26 @@ def with_retries(action: Any, *arguments: object) -> Any:
             if not _may_pass(error) or left_s <= 0:
                 raise
             _logger.debug("%s; trying again in %g s", first_line(error), pause_s)
+            if time.monotonic() - start + pause_s > SILENT_FOR_S:
+                _note_waiting(error)
             time.sleep(min(pause_s, left_s))
     return action(*arguments)
+
+
+def note_answer(endpoint: str) -> None:
+    """Remember that a storage has answered in this process, so its address is right."""
+    _answered.add(endpoint)
+
+
+def _note_waiting(error: Exception) -> None:
+    """Say once that a storage has not answered at all yet: its address may be mistyped."""
+    if isinstance(error, ObjectStoreError) and not error.status and error.endpoint not in _answered:
+        _answered.add(error.endpoint)
+        variable = ENDPOINT_VARIABLES[error.path.partition("://")[0]]
+        _logger.info(
+            "no answer from %s yet; trying for %g s (is %s right?)",
+            *(error.endpoint, RETRY_FOR_S, variable),
+        )
 
 
 def _may_pass(error: Exception) -> bool:

@@ -15,7 +15,7 @@ import obstore
 from botocore.exceptions import ClientError, HTTPClientError
 from obstore.exceptions import BaseError, InvalidPathError
 
-from pipeline.storage.faults import ObjectStoreError, with_retries
+from pipeline.storage.faults import ObjectStoreError, note_answer, with_retries
 from pipeline.storage.paths import ObjectPath, is_usable_key, split
 from pipeline.storage.stores import connect, request_payer, s3_file_system
 
@@ -209,6 +209,7 @@ def _translated(path: str) -> Iterator[tuple[Any, str]]:
     connection = connect(where.scheme, where.bucket)
     try:
         yield connection.store, where.key
+        note_answer(connection.endpoint)
     except InvalidPathError:
         raise
     except (FileNotFoundError, PermissionError, BaseError) as error:
@@ -224,6 +225,8 @@ def _translated(path: str) -> Iterator[tuple[Any, str]]:
 def _error(path: str, error: BaseException, status: int, code: str) -> ObjectStoreError:
     where = split(path)
     connection = connect(where.scheme, where.bucket)
+    if status or isinstance(error, FileNotFoundError):
+        note_answer(connection.endpoint)
     # What follows is for the developers of obstore.
     text = str(error).partition("\n\nDebug source")[0]
     return ObjectStoreError(

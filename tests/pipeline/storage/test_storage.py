@@ -443,6 +443,36 @@ def test_silent_endpoint_is_a_passing_error(
             storage.list_files(f"{path}/below")
 
 
+@pytest.mark.parametrize("is_answered", [False, True])
+def test_storage_that_never_answered_is_noted_once(
+    is_answered: bool,
+    s3: str,
+    monkeypatch: pytest.MonkeyPatch,
+    fresh_clients: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("pipeline.storage.faults.RETRY_AFTER_S", (0.0,) * 3)
+    monkeypatch.setattr("pipeline.storage.faults.SILENT_FOR_S", -1.0)
+    monkeypatch.setattr("pipeline.storage.faults._answered", set())
+    path = f"{s3}/key"
+    if is_answered:
+        assert not storage.exists(path)
+
+    def read() -> None:
+        raise storage.ObjectStoreError(
+            path, status=0, code="", text="", endpoint=endpoint, is_anonymous=False
+        )
+
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    caplog.set_level("INFO")
+    for _ in range(2):
+        with pytest.raises(storage.ObjectStoreError):
+            storage.with_retries(read)
+    assert len(caplog.messages) == (0 if is_answered else 1)
+    for message in caplog.messages:
+        assert_names(message, endpoint, 60, "AWS_ENDPOINT_URL")
+
+
 def test_endpoint_without_scheme_is_an_explained_error(
     s3: str, monkeypatch: pytest.MonkeyPatch, fresh_clients: Any
 ) -> None:
