@@ -314,5 +314,3 @@ def test_changed_document_ends_no_step_with_a_traceback(
             errors = [line for line in lines if "error: " in line]
             assert status in (0, 1, 2, 3), (step, kind)  # 2: no argument, as links go in a circle
             assert len(errors) == (status in (1, 2)), (step, kind, errors)
-            if status == 1 and step != "train":  # which may warn of settings, then fail to write
-                assert not [line for line in lines if line.startswith("warning: ")], (step, kind)
