@@ -80,8 +80,13 @@ def history_plots(runs: Sequence[RunCurves]) -> list[Plot]:
     return [plot for plot in plots if plot.figure["data"]]
 
 
-def class_plot(rows: Sequence[ClassRow], run_names: Sequence[str]) -> Plot:
-    """Average precision per class, best first; every row must have a mean."""
+def class_plot(
+    rows: Sequence[ClassRow], run_names: Sequence[str], *, is_comparison: bool = False
+) -> Plot:
+    """Average precision per class, best first; every row must have a mean.
+
+    `is_comparison`: the runs have different settings, so their mean is not drawn.
+    """
     ordered = sorted(rows, key=lambda row: (-(row.mean or 0.0), row.label))
     bars = {
         "type": "bar",
@@ -99,6 +104,7 @@ def class_plot(rows: Sequence[ClassRow], run_names: Sequence[str]) -> Plot:
         "textposition": "middle right",
         "hoverinfo": "skip",
     }
+    means = [] if is_comparison else [bars, numbers]
     chance = _marks("markers", [rounded(row.chance) for row in ordered]) | {
         "marker": {"symbol": "line-ns-open", "size": 13, "color": _ORANGE, "line": {"width": 2}},
         "hoverinfo": "skip",
@@ -106,6 +112,8 @@ def class_plot(rows: Sequence[ClassRow], run_names: Sequence[str]) -> Plot:
     layout = bar_layout([row.label for row in ordered])
     layout["xaxis"] |= {"range": [0, 1.12], "tickvals": [0, 0.25, 0.5, 0.75, 1]}
     several = " The bar is the mean of the runs, a dot each run." if len(run_names) > 1 else ""
+    if is_comparison:
+        several = " A dot is a run, in its colour."
     return Plot(
         key="classes",
         title="Average precision per class",
@@ -115,7 +123,7 @@ def class_plot(rows: Sequence[ClassRow], run_names: Sequence[str]) -> Plot:
         f"from {ordered[0].label} ({ordered[0].mean:.3f}) "
         f"to {ordered[-1].label} ({ordered[-1].mean:.3f}).",
         figure={
-            "data": [bars, *_run_dots(ordered, run_names), chance, numbers],
+            "data": [*means[:1], *_run_dots(ordered, run_names), chance, *means[1:]],
             "layout": layout | {"barmode": "overlay"},
         },
         height_px=layout["height"],

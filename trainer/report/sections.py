@@ -19,8 +19,9 @@ from pipeline.pages import page
 from pipeline.pages.plots import counts_plot, series_colour
 from pipeline.terminal import units
 from trainer.report import examples, figures
+from trainer.report.groups import Group, are_on_same_clips, differences, make_groups
 from trainer.report.runs import ReportedRun, Row, Scores
-from trainer.scores.metrics import METRICS, ClassMetrics
+from trainer.scores.metrics import ClassMetrics
 from trainer.scores.over_runs import mean_and_deviation
 from trainer.scores.predictions import Predictions, predictions_path, read_predictions
 
@@ -29,23 +30,28 @@ def make_sections(runs: Sequence[ReportedRun]) -> Row:
     """All sections, by their names in the template."""
     dataset, data_problem = _open(runs[0])
     first = _predictions(runs[0])
+    groups = make_groups(runs)
     # Read lazily: the scores of all runs need not fit into memory together.
-    scored = itertools.chain([first], map(_predictions, runs[1:]))
+    scored = itertools.chain([first], map(_predictions, groups[0].runs[1:]))
+    colours = {run.path: series_colour(number) for number, run in enumerate(runs)}
     return {
-        "runs": [{"run": run, "colour": series_colour(number)} for number, run in enumerate(runs)],
+        "runs": [{"run": run, "colour": colours[run.path]} for run in runs],
         "recipes": ", ".join(dict.fromkeys(run.info.recipe for run in runs)),
-        "tiles": make_tiles(runs),
+        "tiles": make_tiles(groups[0]) if len(groups) == 1 else [],
+        "groups": [
+            {"group": group, "colours": [colours[run.path] for run in group.runs]}
+            for group in groups
+        ],
         "metrics": tuple(figures.METRIC_TITLES.items()),
-        "have_one_mean": have_one_mean(runs),
-        "summary": summarise(runs),
-        "differences": [row for row in settings_rows(runs) if row["differs"]],
+        "are_on_same_clips": are_on_same_clips(runs),
+        "differences": _differences(runs, groups),
         "settings": settings_rows(runs),
         "num_seeds": len({run.info.seed for run in runs}),
         "versions": _versions(runs),
         "published": {run.info.recipe: run.published_epochs for run in runs},
         "curves": figures.history_plots([run.curves for run in runs]),
-        "classes": class_section(runs),
-        "confusions": examples.confusion_section([run.name for run in runs], scored),
+        "classes": class_section(runs, is_comparison=len(groups) > 1),
+        "confusions": examples.confusion_section([run.name for run in groups[0].runs], scored),
         "examples": examples.example_section(
             runs[0].name, first, dataset, data_problem if first else runs[0].no_evaluation
         ),
@@ -54,17 +60,24 @@ def make_sections(runs: Sequence[ReportedRun]) -> Row:
     }
 
 
-def make_tiles(runs: Sequence[ReportedRun]) -> list[Row]:
-    """The headline numbers: label, value and details."""
+def _differences(runs: Sequence[ReportedRun], groups: Sequence[Group]) -> Row:
+    """Settings that differ: a column for each group, or for each run of a single group."""
+    if len(groups) > 1:
+        return {"names": [group.name for group in groups], "rows": differences(groups)}
+    rows = [row for row in settings_rows(runs) if row["differs"]]
+    return {"names": [run.name for run in runs], "rows": rows}
+
+
+def make_tiles(group: Group) -> list[Row]:
+    """The headline numbers of runs that may be averaged: label, value and details."""
+    runs, scores = group.runs, group.scores
     tiles: list[Row] = []
     for key, title in figures.METRIC_TITLES.items():
-        mean, spread = _over_runs(runs, key)
-        chance, _ = _over_runs(runs, "chance_mAP")
+        spread, chance = scores[key].deviation, scores["chance_mAP"].mean
         details = [f"± {units.number(spread)} in {len(runs)} runs"] if spread is not None else []
         if key == "mAP" and chance is not None:
             details.append(f"chance {units.number(chance)}")
-        tiles.append({"label": title, "value": units.number(mean), "details": details})
-    total_s = math.fsum(run.train_s for run in runs)
+        tiles.append({"label": title, "value": units.number(scores[key].mean), "details": details})
     num_skipped = sum(len(run.bad_steps) for run in runs)
     return [
         *tiles,
@@ -87,25 +100,10 @@ def make_tiles(runs: Sequence[ReportedRun]) -> list[Row]:
         },
         {
             "label": "Training time",
-            "value": units.duration(total_s / len(runs)),
+            "value": units.duration(group.train_s),
             "details": [f"mean of {len(runs)} runs"] if len(runs) > 1 else ["without evaluation"],
         },
     ]
-
-
-def have_one_mean(runs: Sequence[ReportedRun]) -> bool:
-    """Whether a mean over the runs makes sense: all are scored on one split, or folds of it."""
-    if len(runs) == 1:
-        return True
-    are_own = all(run.main_evaluation in (None, run.data.eval_name) for run in runs)
-    return are_own and (len({(run.data.fingerprint, run.data.eval_split) for run in runs}) == 1)
-
-
-def _over_runs(runs: Sequence[ReportedRun], key: str) -> tuple[float | None, float | None]:
-    """Mean and sample standard deviation of a final metric; None if a mean makes no sense."""
-    if not have_one_mean(runs):
-        return None, None
-    return mean_and_deviation([getattr(run.final, key) for run in runs])
 
 
 def _counts(values: Sequence[int | None]) -> str:
@@ -114,15 +112,6 @@ def _counts(values: Sequence[int | None]) -> str:
     if not known:
         return units.count(None)
     return "–".join(dict.fromkeys(units.count(end) for end in (min(known), max(known))))
-
-
-def summarise(runs: Sequence[ReportedRun]) -> dict[str, Row]:
-    """Mean and sample standard deviation over the runs, by metric."""
-    summary = {}
-    for key in METRICS:
-        mean, spread = _over_runs(runs, key)
-        summary[key] = {"mean": mean, "spread": spread}
-    return summary
 
 
 def settings_rows(runs: Sequence[ReportedRun]) -> list[Row]:
@@ -139,8 +128,11 @@ def settings_rows(runs: Sequence[ReportedRun]) -> list[Row]:
     return rows
 
 
-def class_section(runs: Sequence[ReportedRun]) -> Row:
-    """Average precision per class, over the runs with the same classes as the first."""
+def class_section(runs: Sequence[ReportedRun], *, is_comparison: bool) -> Row:
+    """Average precision per class, in the runs with the same classes as the first.
+
+    `is_comparison`: show that of each run rather than their mean.
+    """
     tables = [(run, _by_label(run.final)) for run in runs if run.final.per_class]
     if not tables:
         reason = runs[0].no_evaluation
@@ -153,7 +145,8 @@ def class_section(runs: Sequence[ReportedRun]) -> Row:
     )
     names = [run.name for run, _ in same]
     return {
-        "plot": figures.class_plot(scored, names) if scored else None,
+        "plot": figures.class_plot(scored, names, is_comparison=is_comparison) if scored else None,
+        "names": names if is_comparison else [],
         "rows": scored,
         "left_out": [row.label for row in rows if row.mean is None],
         "other_runs": [run.name for run in runs if run.name not in names],

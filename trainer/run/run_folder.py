@@ -24,7 +24,7 @@ from trainer.run.history import num_epochs_begun
 FORMAT_VERSION = 1
 
 _PACKAGES = ("torch", "torchaudio", "timm", "ray", "numpy", "pyarrow", "webdataset")
-_MAY_DIFFER = {
+MAY_DIFFER = {
     "loader",
     "published",
     "model.checkpoint_activations",
@@ -243,7 +243,7 @@ def _refuse_changes(run_path: str, before: Recipe, now: Recipe, num_past: int) -
     for section, keys in new.items():
         for key, value in keys.items():
             name = f"{section}.{key}"
-            if old[section][key] == value or _MAY_DIFFER & {section, name}:
+            if old[section][key] == value or MAY_DIFFER & {section, name}:
                 continue
             remedy = "give another --out, or remove this run"
             if num_past and name == "schedule.decay_after_epochs":
