@@ -125,7 +125,9 @@ def run(arguments: argparse.Namespace) -> None:
     sources = ", ".join(split_and_path(source)[1] for source in arguments.source)
     check_name(output)
     if arguments.group and arguments.folds is None:
-        raise UserError(f"--group {arguments.group}", "is for folds", "add --folds 5")
+        raise UserError(
+            f"--group {arguments.group}", "keeps groups together in folds", "add --folds 5"
+        )
     manifest = read_sources(arguments.source, arguments.layout, _options(arguments))
     check(manifest, sources)
     if arguments.folds is not None:

@@ -17,16 +17,19 @@ FEW = 5
 _MORE = "add clips of them, or remove or merge these classes"
 
 
-def count_warnings(splits: ClassCounts, folds: ClassCounts, *, is_official: bool) -> list[str]:
+def count_warnings(
+    splits: ClassCounts, folds: ClassCounts, *, are_classes: bool, is_official: bool
+) -> list[str]:
     """Warnings about classes with few clips, and with none in a split or fold.
 
     Args:
         splits: clips by split.
         folds: clips by fold.
+        are_classes: whether the labels are classes, of which each should have several clips.
         is_official: whether the labels are an official list, which may have unused ones.
     """
     return [
-        *_few(splits),
+        *(_few(splits) if are_classes else []),
         *([] if is_official else _unused(splits)),
         *_missing_in_splits(splits),
         *_missing_in_folds(folds),
@@ -39,7 +42,7 @@ def _few(splits: ClassCounts) -> Iterable[str]:
     few = [f"{splits.labels[i]!r} ({totals[i]})" for i in np.flatnonzero(totals) if totals[i] < FEW]
     if few:
         yield (
-            f"{len(few):,} of {len(splits.labels):,} classes have fewer than {FEW} clips: "
+            f"fewer than {FEW} clips in {len(few):,} of {len(splits.labels):,} classes: "
             f"{some(few)}; {_MORE}"
         )
 
@@ -49,7 +52,7 @@ def _unused(splits: ClassCounts) -> Iterable[str]:
     unused = [repr(splits.labels[i]) for i in np.flatnonzero(totals == 0)]
     if unused:
         yield (
-            f"{len(unused):,} of {len(splits.labels):,} classes have no clip: {some(unused)}; "
+            f"no clip in {len(unused):,} of {len(splits.labels):,} classes: {some(unused)}; "
             "add clips of them, or remove them from the list of labels"
         )
 
@@ -60,11 +63,11 @@ def _missing_in_splits(splits: ClassCounts) -> Iterable[str]:
     in_use = splits.totals > 0
     for index, split in enumerate(splits.parts):
         missing = np.flatnonzero(in_use & (splits.counts[:, index] == 0))
-        effect = "be learnt from it" if is_for_training(split) else "be scored on it"
+        effect = "learnt from" if is_for_training(split) else "scored on"
         if len(missing):
             yield (
-                f"{len(missing):,} of {int(in_use.sum()):,} classes have no clip in the split "
-                f"{split!r} and cannot {effect}: "
+                f"the split {split!r} has no clip of {len(missing):,} of {int(in_use.sum()):,} "
+                f"classes, which cannot be {effect} it: "
                 f"{some([repr(splits.labels[i]) for i in missing])}; {_MORE}"
             )
 
@@ -74,16 +77,16 @@ def _missing_in_folds(folds: ClassCounts) -> Iterable[str]:
     if len(numbers) < 2:
         return
     in_use = folds.totals > 0
-    missing = [
+    missing = [  # smaller classes have a warning already
         f"{folds.labels[i]!r} (in {int(held.sum())})"
-        for i in np.flatnonzero(in_use)
+        for i in np.flatnonzero(folds.totals >= FEW)
         if not (held := folds.counts[i, numbers] > 0).all()
     ]
     if missing:
         yield (
-            f"{len(missing):,} of {int(in_use.sum()):,} classes are not in all {len(numbers)} "
-            f"folds, and cannot be scored where they lack: {some(missing)}; {_MORE}, or make fewer "
-            "folds"
+            f"some of the {len(numbers)} folds have no clip of {len(missing):,} of "
+            f"{int(in_use.sum()):,} classes, which cannot be scored on them: {some(missing)}; "
+            f"{_MORE}, or make fewer folds"
         )
 
 

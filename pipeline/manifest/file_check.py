@@ -113,7 +113,9 @@ def file_warnings(check: FileCheck) -> list[str]:
     """A line for each of the first faults, and one that counts all of them."""
     if not check.faults:
         return []
-    more = "; --check looks at every file" if check.is_sample else ""
+    more = "; --verbose names all" if len(check.faults) > SHOWN else ""
+    if check.is_sample:
+        more = "; --check looks at every file"
     return [
         *map(str, check.faults[:SHOWN]),
         f"{len(check.faults):,} of {check.num_files:,} files looked at cannot be used: "

@@ -37,7 +37,7 @@ def _warn(grouping: Grouping, parts: pa.ChunkedArray, column: str) -> str | None
     if not num_spread:
         return None
     places = _PLACES[column]
-    remedy = "make splits that share none" if column == "split" else grouping.remedy
+    remedy = "put each in one split" if column == "split" else grouping.remedy
     return (
         f"{num_spread:,} of {num_groups:,} values of {grouping.name!r} have clips in several "
         f"{places}, so a model is scored on what it was trained on; {remedy}"

@@ -41,7 +41,7 @@ def label_warnings(counts: ClassCounts, num_clips: int, num_labelled: int) -> li
     has_lists = sum(clips_of.values()) > num_labelled
     return [
         *_one_label(clips_of, num_clips),
-        *_ids(clips_of, num_labelled),
+        *(_ids(clips_of, num_labelled) if are_ids(counts, num_labelled) else []),
         *_alike("labels", clips_of),
         *_lists(clips_of, has_lists),
         *_parts(clips_of),
@@ -61,6 +61,14 @@ def some(names: Sequence[object]) -> str:
     return f"{shown} and {len(names) - SHOWN:,} more" if len(names) > SHOWN else shown
 
 
+def are_ids(counts: ClassCounts, num_labelled: int) -> bool:
+    """Whether nearly every clip has a label to itself."""
+    num_single = int((counts.totals == 1).sum())
+    return num_labelled >= _MANY and num_single >= _MOST * max(
+        (counts.totals > 0).sum(), num_labelled
+    )
+
+
 def _one_label(clips_of: dict[str, int], num_clips: int) -> Iterable[str]:
     if list(clips_of.values()) == [num_clips]:
         (label,) = clips_of
@@ -71,12 +79,10 @@ def _one_label(clips_of: dict[str, int], num_clips: int) -> Iterable[str]:
 
 
 def _ids(clips_of: dict[str, int], num_labelled: int) -> Iterable[str]:
-    num_single = sum(count == 1 for count in clips_of.values())
-    if num_labelled >= _MANY and num_single >= _MOST * max(len(clips_of), num_labelled):
-        yield (
-            f"{len(clips_of):,} labels on {num_labelled:,} clips look like ids, not classes: "
-            f"{some(list(clips_of))}; {_NAME_THE_COLUMN}"
-        )
+    yield (
+        f"{len(clips_of):,} labels on {num_labelled:,} clips look like ids, not classes: "
+        f"{some(list(clips_of))}; {_NAME_THE_COLUMN}"
+    )
 
 
 def _alike(kind: str, clips_of: dict[str, int]) -> list[str]:
@@ -112,8 +118,8 @@ def _lists(clips_of: dict[str, int], has_lists: bool) -> Iterable[str]:
         if lists:
             yield (
                 f"{len(lists):,} labels hold {sign!r} and count as one class each: "
-                f"{some([repr(label) for label in lists])}; if they are lists, read a table with "
-                f"--separator {sign!r}, and list clips of folders in such a table"
+                f"{some([repr(label) for label in lists])}; if they are lists, list the files in "
+                f"a table and add --separator {sign!r}"
             )
 
 

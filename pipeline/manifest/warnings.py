@@ -5,7 +5,7 @@ import pyarrow.compute as pc
 from pipeline.manifest.class_counts import count_clips
 from pipeline.manifest.count_warnings import count_warnings
 from pipeline.manifest.group_warnings import group_warnings
-from pipeline.manifest.label_warnings import label_warnings, split_warnings
+from pipeline.manifest.label_warnings import are_ids, label_warnings, split_warnings
 from pipeline.manifest.manifest import Manifest
 
 
@@ -18,10 +18,11 @@ def manifest_warnings(manifest: Manifest) -> list[str]:
     is_official = manifest.coverage is not None
     lengths = pc.list_value_length(manifest.clips["labels"])
     num_clips, num_labelled = len(lengths), pc.sum(pc.greater(lengths, 0)).as_py()
+    are_classes = is_official or not are_ids(splits, num_labelled)
     return [
         *manifest.warnings,
         *([] if is_official else label_warnings(splits, num_clips, num_labelled)),
         *split_warnings(splits),
         *group_warnings(manifest),
-        *count_warnings(splits, folds, is_official=is_official),
+        *count_warnings(splits, folds, are_classes=are_classes, is_official=is_official),
     ]

@@ -50,6 +50,8 @@ _NAME = (
 """A title may precede the id. Otherwise it is unambiguous, as ids have 11 characters: an id is
 followed by nothing, suffixes, or `_` and a digit, and the first character after a misaligned id is
 none of these."""
+_NAME_AT_END = rf"[-\[ ](?P<id>{YOUTUBE_ID})\]?(?:\.[A-Za-z0-9]+)*$"
+"""After a title that looks as if it held an id and a start."""
 _TOLERANCE_MS = 1000
 """Starts in names are often whole seconds where the CSV has tenths."""
 
@@ -120,8 +122,10 @@ def read(source: str, options: SourceOptions) -> Manifest:
 def parse_names(names: pa.ChunkedArray, ids: pa.Array) -> Names:
     """Parse the names of files, matching them with the ids that the CSVs list."""
     fields = pc.extract_regex(names, _NAME).combine_chunks()
-    number = pc.fill_null(pc.index_in(fields.field("id"), ids), -1)
-    start = fields.field("start")
+    number = pc.index_in(fields.field("id"), ids)
+    start = pc.if_else(pc.is_null(number), None, fields.field("start"))
+    at_end = pc.struct_field(pc.extract_regex(names, _NAME_AT_END).combine_chunks(), "id")
+    number = pc.fill_null(pc.coalesce(number, pc.index_in(at_end, ids)), -1)
     start = pc.if_else(pc.equal(start, ""), None, start).cast(pa.float64())
     return Names(
         id_number=number.to_numpy(zero_copy_only=False).astype(np.int64),

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline import storage
@@ -273,6 +273,7 @@ def named_segments(draw: st.DrawFn) -> list[tuple[str, float, str]]:
     return segments
 
 
+@example(segments=[("0000000_000", 0.0, "Another-title, 1_2-0000000_000.wav")], whole=False)
 @given(segments=named_segments(), whole=st.booleans())
 def test_file_names_of_every_form_match_their_segment(
     segments: list[tuple[str, float, str]], whole: bool

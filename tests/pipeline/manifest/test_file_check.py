@@ -62,6 +62,7 @@ def test_faults_are_told_by_content(tmp_path: Path) -> None:
     assert len(warnings) == file_check.SHOWN + 1
     assert_notes(warnings[:2], [f"{tmp_path}/text", "audio"], [f"{tmp_path}/pointer", "Git LFS"])
     assert_names(warnings[-1], "6 of 9", "not found (2)", "--max-reject-share")
+    assert_names(warnings[-1], "--verbose names all")
     assert "--check" not in warnings[-1]
     refuse_if_all_fail(check, "clips.csv")
 

@@ -91,7 +91,7 @@ def test_a_group_in_several_splits_is_warned_of(tmp_path: Path) -> None:
     lines = [line.replace(".wav", ".flac") for line in LINES[:12]]
     test = write_table(tmp_path / "test.csv", COLUMNS + "".join(lines))
     manifest = read_sources([f"train={dev}", f"test={test}"], "auto", SourceOptions())
-    assert_notes(group_warnings(manifest), ["2 of 3", "'speaker'", "splits", "share none"])
+    assert_notes(group_warnings(manifest), ["2 of 3", "'speaker'", "splits", "one split"])
 
 
 def test_tables_may_differ_in_likely_columns(tmp_path: Path) -> None:

@@ -106,6 +106,12 @@ def test_classes_that_folds_lack_are_named() -> None:
     )
 
 
+def test_a_small_class_has_one_warning() -> None:
+    clips = [*made(["dog", "cat"], splits=("train",)), *made(["bird"], 2, splits=("train",))]
+    warnings = manifest_warnings(assign_folds(manifest_of(clips), 5))
+    assert_notes(warnings, ["fewer than 5", "'bird' (2)"])
+
+
 def test_clips_for_training_alone_are_named() -> None:
     manifest = manifest_of(made(["dog", "cat"], splits=("train",)))
     assert_notes(manifest_warnings(manifest), ["'train'", "--folds 5"])
