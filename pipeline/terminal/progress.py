@@ -6,20 +6,25 @@ Lines are text for people, or JSON for machines.
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
+from rich.text import Text
 
 from pipeline.terminal.log import is_quiet
 
@@ -40,28 +45,25 @@ class ProgressBar:
         self._last_line = time.monotonic()
         console = Console(stderr=True)
         self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            *_columns(console.width),
             console=console,
             disable=json_lines or is_quiet() or not console.is_terminal,
         )
-        self._task = self._bar.add_task(title, total=total, note="")
+        self._task = self._bar.add_task(title, total=total, notes=())
 
     def set_total(self, total: int) -> None:
         """Correct the total."""
         self._total = total
         self._bar.update(self._task, total=total)
 
-    def update(self, done: int, note: str = "", figures: Mapping[str, float] = _NO_FIGURES) -> None:
-        """Set how much is done; the note, or else the figures, follow the bar."""
+    def update(
+        self, done: int, notes: Sequence[str] = (), figures: Mapping[str, float] = _NO_FIGURES
+    ) -> None:
+        """Set how much is done; as many notes, or else figures, as fit follow the bar."""
         self._done = done
-        note = note or ", ".join(f"{value:,.0f} {name}" for name, value in figures.items())
-        self._bar.update(self._task, completed=done, note=note)
+        notes = notes or [f"{value:,.0f} {name}" for name, value in figures.items()]
+        note = ", ".join(notes)
+        self._bar.update(self._task, completed=done, notes=notes)
         now = time.monotonic()
         if self._bar.disable and now - self._last_line >= LINE_EVERY_S:
             self._last_line = now
@@ -98,6 +100,47 @@ class ProgressBar:
         self._bar.stop()
         if self._bar.disable:
             self._line("" if error is None else "(stopped)", _NO_FIGURES)
+
+
+def _columns(width: int) -> list[ProgressColumn]:
+    """Bar, percentage and times, which always fit; then as many notes as do."""
+    whole = Column(no_wrap=True)
+    title = Column(no_wrap=True, overflow="ellipsis", max_width=max(8, width // 3))
+    return [
+        TextColumn("[bold]{task.description}", table_column=title),
+        BarColumn(bar_width=min(40, max(8, width // 5)), table_column=whole),
+        TaskProgressColumn(table_column=whole),
+        TimeElapsedColumn(table_column=whole),
+        TimeRemainingColumn(table_column=whole),
+        _NotesColumn(),
+    ]
+
+
+class _NotesColumn(ProgressColumn):
+    """The notes, and how many of all are done."""
+
+    def render(self, task: Task) -> "_Notes":
+        done = f"{task.completed:,.0f}/{task.total or 0:,.0f}"
+        return _Notes([*task.fields["notes"], done])
+
+
+class _Notes:
+    """The first of some notes: as many as fit, none of them cut."""
+
+    def __init__(self, notes: Sequence[str]) -> None:
+        self._notes = notes
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(0, cell_len(", ".join(self._notes)))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        fitting = ""
+        for note in self._notes:
+            longer = f"{fitting}, {note}" if fitting else note
+            if cell_len(longer) > options.max_width:
+                break
+            fitting = longer
+        yield Text(fitting, no_wrap=True)
 
 
 class Rate:

@@ -20,12 +20,12 @@ REPORT_EVERY_S = 0.5
 """Shortest time between two reports of a run, and between two updates of the bar."""
 _SAY_WAITING_AFTER_S = 60.0
 _FIGURES: dict[str, Callable[[float], str]] = {
+    "num_bad_steps": lambda value: f"{value} steps skipped",
     "clips_per_s": lambda value: f"{value:.0f} clips/s",
     "data_wait_share": lambda value: f"{value:.0%} waiting for data",
     "peak_memory_bytes": lambda value: f"{value / 1e9:.1f} GB",
     "mfu": lambda value: f"{value:.0%} of peak FLOPs",
     "grad_norm": lambda value: f"gradient {value:.2g}",
-    "num_bad_steps": lambda value: f"{value} steps skipped",
 }
 """Parts of the progress line; unknown figures and zeros are left out."""
 
@@ -71,7 +71,7 @@ def _show_progress(board: Any, num_runs: int, stop: threading.Event) -> None:
                 is_over = stop.wait(REPORT_EVERY_S)
                 runs = ray.get(board.get.remote())
                 bar.set_total(_num_steps(runs, num_runs))
-                bar.update(sum(run.step for run in runs), _note(runs, num_runs))
+                bar.update(sum(run.step for run in runs), _notes(runs, num_runs))
 
 
 def _num_steps(runs: list[RunProgress], num_runs: int) -> int:
@@ -80,23 +80,28 @@ def _num_steps(runs: list[RunProgress], num_runs: int) -> int:
     return sum(run.num_steps for run in runs) + num_waiting * runs[0].num_steps
 
 
-def _note(runs: list[RunProgress], num_runs: int) -> str:
-    """The text after the bar: epoch and newest figures of one run, or the epochs of several."""
+def _notes(runs: list[RunProgress], num_runs: int) -> list[str]:
+    """What follows the bar: scores and newest figures of one run, or the epochs of several.
+
+    The most important first, as a narrow terminal shows only these; scores are of the last finished
+    epoch.
+    """
     if num_runs > 1:
-        return ", ".join(
+        return [
             f"{run.run.rpartition('/')[2]} "
             + ("trained" if run.step == run.num_steps else f"epoch {run.epoch}")
             for run in runs
-        )
+        ]
     run = runs[0]
-    figures = [f"epoch {run.epoch}", f"lr {run.lr:.1e}"]
+    notes = []
+    if run.last_epoch and run.last_epoch.mAP is not None:
+        notes.append(f"mAP {run.last_epoch.mAP:.3f}")
+    if run.last_point and run.last_point.loss is not None:
+        notes.append(f"loss {run.last_point.loss:.3f}")
+    notes.append(f"epoch {run.epoch}")
+    if run.last_epoch and run.last_epoch.accuracy is not None:
+        notes.append(f"accuracy {run.last_epoch.accuracy:.3f}")
+    notes.append(f"lr {run.lr:.1e}")
     values = asdict(run.last_point) if run.last_point else {}
     values["num_bad_steps"] = run.num_bad_steps
-    figures += [show(values[name]) for name, show in _FIGURES.items() if values.get(name)]
-    if run.last_point and run.last_point.loss is not None:
-        figures.append(f"loss {run.last_point.loss:.3f}")
-    if run.last_epoch:
-        scores = (("mAP", run.last_epoch.mAP), ("accuracy", run.last_epoch.accuracy))
-        figures += [f"{name} {score:.3f}" for name, score in scores if score is not None]
-        figures[-1] += f" (epoch {run.last_epoch.epoch})"
-    return ", ".join(figures)
+    return notes + [show(values[name]) for name, show in _FIGURES.items() if values.get(name)]

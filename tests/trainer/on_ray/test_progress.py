@@ -35,23 +35,22 @@ def test_unstarted_runs_count_as_long_as_the_first() -> None:
 
 
 def test_single_run_shows_its_newest_figures_and_scores() -> None:
-    assert ray_progress._note([RUN], 1) == (
-        "epoch 2, lr 1.0e-05, 812 clips/s, 3% waiting for data, 12.3 GB, 41% of peak FLOPs, "
-        "gradient 0.32, 3 steps skipped, loss 0.013"
+    assert ", ".join(ray_progress._notes([RUN], 1)) == (
+        "loss 0.013, epoch 2, lr 1.0e-05, 3 steps skipped, 812 clips/s, 3% waiting for data, "
+        "12.3 GB, 41% of peak FLOPs, gradient 0.32"
     )
     epoch = EpochResult(epoch=1, step=5, mAP=0.6, accuracy=0.5)
-    assert ray_progress._note([replace(RUN, last_epoch=epoch)], 1).endswith(
-        "loss 0.013, mAP 0.600, accuracy 0.500 (epoch 1)"
-    )
+    notes = ray_progress._notes([replace(RUN, last_epoch=epoch)], 1)
+    assert notes[:4] == ["mAP 0.600", "loss 0.013", "epoch 2", "accuracy 0.500"]
 
 
 def test_unknown_figures_are_left_out() -> None:
     new = replace(RUN, num_bad_steps=0, last_point=None)
-    assert ray_progress._note([new], 1) == "epoch 2, lr 1.0e-05"
+    assert ray_progress._notes([new], 1) == ["epoch 2", "lr 1.0e-05"]
 
 
 def test_progress_names_every_run_even_before_all_report() -> None:
     first = replace(RUN, run="/a/seed-0", epoch=3, step=18, num_steps=18)
     second = replace(RUN, run="/a/seed-1", epoch=1, step=2, num_steps=18)
-    assert ray_progress._note([first], 2) == "seed-0 trained"
-    assert ray_progress._note([first, second], 2) == "seed-0 trained, seed-1 epoch 1"
+    assert ray_progress._notes([first], 2) == ["seed-0 trained"]
+    assert ray_progress._notes([first, second], 2) == ["seed-0 trained", "seed-1 epoch 1"]
