@@ -23,7 +23,7 @@ from pipeline.audio import ffmpeg, flac, sndfile
 from pipeline.audio.block import Block
 from pipeline.audio.containers import Kind, examine, kind_of
 from pipeline.audio.frames import without_id3
-from pipeline.audio.rejects import RejectError
+from pipeline.audio.rejects import TOO_LONG, RejectError
 from pipeline.audio.settings import Channel, DecodeSettings
 from pipeline.audio.structure import Structure
 
@@ -176,7 +176,8 @@ def _check_limits(
     if not MIN_FILE_RATE_HZ <= rate_hz <= MAX_FILE_RATE_HZ:
         raise RejectError("decode", "the sample rate in the header is out of range")
     if num_frames > settings.max_duration_s * rate_hz:
-        raise RejectError("decode", f"longer than {settings.max_duration_s:g} s")
+        limit = f"{TOO_LONG} {settings.max_duration_s:g} s; --max-duration-s raises this limit"
+        raise RejectError("decode", limit)
     if num_frames * num_channels > settings.max_values:
         raise RejectError("decode", "more samples, of all channels, than are decoded for one clip")
 

@@ -15,6 +15,10 @@ from pipeline.errors import UserError
 
 Stage = Literal["fetch", "decode", "fbank"]
 
+TOO_LONG = "longer than"
+TOO_LARGE = "larger than the limit on files"
+"""How the reasons begin that a limit gives, which an option can raise."""
+
 SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "uri", "stage", "reason")])
 
 
@@ -43,6 +47,15 @@ class Reject:
     def may_return(self) -> bool:
         """Whether the file was not there, or not for us, and may be now."""
         return self.stage == "fetch" and self.reason in ("not found", "access refused")
+
+    @property
+    def limit(self) -> str | None:
+        """The limit that rejected the clip; None: no limit did."""
+        if self.stage == "decode" and self.reason.startswith(TOO_LONG):
+            return "max_duration_s"
+        if self.stage == "fetch" and self.reason.startswith(TOO_LARGE):
+            return "max_file_bytes"
+        return None
 
 
 def to_table(rejects: Sequence[Reject]) -> pa.Table:
@@ -77,5 +90,6 @@ def check_share(reasons: dict[str, int], num_clips: int, *, max_share: float, le
         "",
         f"{num_rejects} of {num_clips} clips were rejected, more than the allowed share of "
         f"{max_share:g}; most frequent: {most_frequent}. {ledger} lists all",
-        "repair them and run again with --retry-rejects, or raise --max-reject-share",
+        "repair them and run again with --retry-rejects, take them out of the manifest, or raise "
+        "--max-reject-share",
     )

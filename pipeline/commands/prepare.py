@@ -13,6 +13,7 @@ from pipeline.errors import SettingValueError, UserError, one_line
 from pipeline.shards.settings import BYTES_PER_MB, READS_AHEAD, PrepareSettings, Store
 
 if TYPE_CHECKING:  # it loads PyArrow, which `--help` does not need
+    from pipeline.dataset.prepare_summary import PrepareSummary
     from pipeline.manifest.manifest import Manifest
 
 _logger = logging.getLogger(__name__)
@@ -87,6 +88,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="dry run: say what would be done, and estimate the cost from a sample of the files",
     )
     parser.add_argument(
+        "--compact",
+        action="store_true",
+        help="then rewrite shards that hold clips or labels of before a correction; reads no audio",
+    )
+    parser.add_argument(
         "--json-logs", action="store_true", help="progress and summary as JSON lines"
     )
     add_session_options(parser)
@@ -108,6 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
     from pipeline import storage
     from pipeline.commands.summaries import prepare_summary
     from pipeline.dataset import prepare as on_ray
+    from pipeline.dataset.compact import compact
     from pipeline.dataset.prepared import page_path
 
     output = arguments.out
@@ -124,6 +131,11 @@ def run(arguments: argparse.Namespace) -> None:
         reads_ahead=arguments.reads_ahead,
         json_logs=arguments.json_logs,
     )
+    if arguments.compact:
+        done = compact(
+            manifest, output, settings, session=session(arguments), json_logs=arguments.json_logs
+        )
+        summary = _both(summary, done)
     page = _draw_page(output) if summary or not storage.exists(page_path(output)) else None
     if arguments.json_logs:
         figures = asdict(summary) if summary else {}
@@ -137,6 +149,22 @@ def run(arguments: argparse.Namespace) -> None:
         print(page)
     if summary and summary.changes:
         print(f"{output}: {summary.changes}")
+
+
+def _both(
+    prepared: "PrepareSummary | None", compacted: "PrepareSummary | None"
+) -> "PrepareSummary | None":
+    """What the run did: the later summary, which describes the data set, with all changes."""
+    if not prepared or not compacted:
+        return compacted or prepared
+    changes = "; ".join(filter(None, (prepared.changes, compacted.changes)))
+    return replace(
+        compacted,
+        changes=changes,
+        num_shards_built=prepared.num_shards_built,
+        num_clips_built=prepared.num_clips_built,
+        clips_per_s=prepared.clips_per_s,
+    )
 
 
 def _plan(manifest: "Manifest", settings: PrepareSettings, arguments: argparse.Namespace) -> None:

@@ -42,8 +42,9 @@ from pipeline.shards.parts import (
     part_names,
     part_path,
     read_part,
+    work_folder,
 )
-from pipeline.shards.plan import Plan, ShardSpec
+from pipeline.shards.plan import Plan, ShardSpec, remove_other_clips
 from pipeline.shards.usage import Usage
 
 _READERS = 16
@@ -263,11 +264,12 @@ def _summary(
 
 
 def _remove_strays(output: str, plan: Plan, tars: list[TarEntry]) -> None:
-    """Remove tars and part files of an earlier plan."""
+    """Remove what an earlier plan left: tars, part files, and lists of clips."""
     kept = {storage.join(output, tar.name) for tar in tars}
     for path in storage.list_files(storage.join(output, "shards")):
         if path not in kept and _SHARD_TAR.fullmatch(path.rpartition("/")[2]):
             storage.remove(path)
+    remove_other_clips(plan, work_folder(output))
     names = set(plan.names)
     for path, name in part_names(output).items():
         if name not in names:

@@ -41,6 +41,8 @@ class Changes:
     num_added: int = 0
     num_other_audio: int = 0
     """Clips with another file, or another stretch of it."""
+    num_again: int = 0
+    """Clips that were rejected for a limit that is higher now."""
 
     def __bool__(self) -> bool:
         return any(getattr(self, field.name) for field in fields(self))
@@ -54,6 +56,7 @@ class Changes:
             "{} removed": self.num_removed,
             "{} added": self.num_added,
             "other audio for {}": self.num_other_audio,
+            "higher limit for {} rejected before": self.num_again,
         }
         phrases = [text.format(in_words(count)) for text, count in counts.items() if count]
         return ", ".join([*phrases, *([self.classes] if self.classes else [])])

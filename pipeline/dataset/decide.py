@@ -6,7 +6,7 @@ None, if it is complete; or an error that says why the folder cannot be used for
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,6 +24,7 @@ from pipeline.manifest.manifest import Manifest
 from pipeline.shards.build import BuildJob
 from pipeline.shards.parts import part_fingerprints, part_path
 from pipeline.shards.plan import (
+    LIMITS,
     DamagedPlanError,
     Plan,
     ShardSpec,
@@ -31,6 +32,7 @@ from pipeline.shards.plan import (
     planned_fingerprint,
     read_plan,
 )
+from pipeline.shards.settings import PrepareSettings
 from pipeline.shards.usage import Usage
 
 _logger = logging.getLogger(__name__)
@@ -119,13 +121,15 @@ def decide(manifest: Manifest, job: BuildJob, *, retry_rejects: bool) -> Work | 
         before = read_plan(job.work) if card or _has_tar(output) else None
     except DamagedPlanError as error:
         lost = error
-    changes = Changes()
+    changes, again = Changes(), list[str]()
     if before:
         check_settings(before, settings, output)
         usage_before = Usage(before, manifest)
         _check_same_clips(usage_before, output)
+        again = _rejected_by_lower_limits(before, usage_before, settings, output)
         changes = find_changes(manifest, output, card, before, usage_before)
-    plan = make_plan(manifest, settings, before)
+        changes = replace(changes, num_again=len(again))
+    plan = make_plan(manifest, settings, before, again)
     if lost and not _reproduces(plan, lost.fingerprint, card, output):
         raise lost
     usage = Usage(plan, manifest)
@@ -151,6 +155,28 @@ def decide(manifest: Manifest, job: BuildJob, *, retry_rejects: bool) -> Work | 
     work = Work(plan=plan, usage=usage, changes=changes, before=before, stale=stale)
     _check_buckets(usage.used_clips(spec.name for spec in work.unfinished)["uri"])
     return work
+
+
+def _rejected_by_lower_limits(
+    plan: Plan, usage: Usage, settings: PrepareSettings, output: str
+) -> list[str]:
+    """Ids of clips that were rejected for a limit that is higher now."""
+
+    def is_lower(spec: ShardSpec, name: str) -> bool:
+        before = spec.settings(plan.basis.settings).decode
+        return bool(getattr(before, name) < getattr(settings.decode, name))
+
+    lower = [spec for spec in plan.specs if any(is_lower(spec, name) for name in LIMITS)]
+    if not lower:
+        return []
+    parts = finished_parts(plan, output, usage=usage)
+    return [
+        reject.id
+        for spec in lower
+        if spec.name in parts
+        for reject in usage.rejects(spec.name, parts[spec.name])
+        if reject.limit and is_lower(spec, reject.limit)
+    ]
 
 
 def _has_tar(output: str) -> bool:

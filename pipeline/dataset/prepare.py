@@ -6,8 +6,8 @@ passes between processes.
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -15,9 +15,8 @@ from pipeline import storage
 from pipeline.dataset.assemble import assemble
 from pipeline.dataset.decide import decide
 from pipeline.dataset.prepare_summary import PrepareSummary
-from pipeline.dataset.prepared import card_path, page_path
+from pipeline.dataset.prepared import remove_card
 from pipeline.dataset.resume import clear_damaged, discard_parts, remove_unfinished
-from pipeline.errors import UserError
 from pipeline.manifest.manifest import Manifest
 from pipeline.on_ray import TASK_MEMORY_BYTES, run_tasks
 from pipeline.shards.build import BuildJob, build_shard
@@ -66,11 +65,10 @@ def prepare(
     work = decide(manifest, job, retry_rejects=retry_rejects)
     if work is None:
         return None
+    job = replace(job, settings=work.plan.basis.settings)
     # Until the new card is written, tars may differ from the old index.
-    storage.remove(card_path(output))
-    with suppress(UserError):  # a page that cannot be removed is no reason to stop
-        storage.remove(page_path(output))
-    write_plan(work.plan, job.work, manifest, work.before)
+    remove_card(output)
+    write_plan(work.plan, job.work, manifest, work.before, settings)
     # After a stop between a new tar and its part file, the old part would vouch for the tar.
     discard_parts(work.stale, output)
     if work.unfinished:

@@ -6,6 +6,7 @@ they are as `prepare` wrote them. Out: the data set, whose clips have checksums 
 
 import hashlib
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -128,6 +129,13 @@ def ledger_path(path: str) -> str:
 def page_path(path: str) -> str:
     """Path of a data set's page."""
     return storage.join(path, "dataset.html")
+
+
+def remove_card(path: str) -> None:
+    """Remove a data set's card, and its page, which would describe another one."""
+    storage.remove(card_path(path))
+    with suppress(UserError):  # a page that cannot be removed is no reason to stop
+        storage.remove(page_path(path))
 
 
 def read_index_rows(path: str, start: int, end: int) -> pa.Table:

@@ -93,7 +93,7 @@ def check_settings(before: Plan, settings: PrepareSettings, output: str) -> None
         if options := [_option(name, old) for name, old, _ in differences if name in _OPTIONS]:
             remedy = f"repeat it with {' '.join(options)}, or {remedy}"
         raise UserError(
-            output, f"was prepared with other settings, and no clip can be kept: {changes}", remedy
+            output, f"was prepared with other settings, which concern every clip: {changes}", remedy
         )
 
 

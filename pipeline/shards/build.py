@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,7 @@ class BuildJob:
     output: str
     """The data set's folder."""
     settings: PrepareSettings
+    """Of the first shards: a later one may have higher limits."""
     reads_ahead: int = READS_AHEAD
     """Files fetched at once, ahead of the computation."""
 
@@ -87,6 +88,7 @@ def build_shard(spec: ShardSpec, job: BuildJob) -> Part:
         UserError: the storage as a whole refuses or does not answer; faults of single files only
             reject clips.
     """
+    job = replace(job, settings=spec.settings(job.settings))
     # More threads would only compete with other tasks, and change the rounding.
     torch.set_num_threads(1)
     marker = storage.join(job.work, "started", spec.name)
@@ -197,8 +199,7 @@ def build_clip(
         rate_hz = settings.fbank.sample_rate_hz
         duration_s = len(waveform) / rate_hz
         stored = numbers.numpy() if samples is None else encode_flac(samples, rate_hz)
-        details = {"labels": clip.labels, "split": clip.split, "fold": clip.fold}
-        byte_range = writer.add(clip.id, {**details, "duration_s": duration_s}, stored)
+        byte_range = writer.add(clip.id, metadata(clip, duration_s), stored)
     return {
         "id": clip.id,
         "uri": clip.uri,
@@ -216,6 +217,12 @@ def build_clip(
         "fbank_sum": exact.sum(dtype=torch.float64).item(),
         "fbank_sumsq": exact.square_().sum(dtype=torch.float64).item(),
     }
+
+
+def metadata(clip: Clip, duration_s: float) -> dict[str, object]:
+    """What a clip's JSON in the tar says besides its id."""
+    labelling = {"labels": clip.labels, "split": clip.split, "fold": clip.fold}
+    return {**labelling, "duration_s": duration_s}
 
 
 def _fbank16(waveform: npt.NDArray[np.float32], settings: PrepareSettings) -> torch.Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.audio.rejects import RejectError
+from pipeline.audio.rejects import TOO_LARGE, RejectError
 from pipeline.errors import UserError
 from pipeline.manifest.layouts.listing import HDF5_SUFFIXES
 from pipeline.manifest.layouts.parquet_audio import NoAudioColumnError, read_audio
@@ -71,7 +71,7 @@ def fetch_reject(error: Exception, uri: str) -> RejectError:
     if reason is None and isinstance(error, EOFError):
         reason = "its container ends before the clip"
     if isinstance(error, storage.TooLargeError):
-        reason = "larger than the limit on files"
+        reason = f"{TOO_LARGE}; --max-file-mb raises it"
     if reason is not None:
         return RejectError("fetch", reason)
     what, remedy = storage.explain(error) or (f"{type(error).__name__}: {error}", "")

@@ -12,7 +12,9 @@ to `_SHARDS_PER_FILE` row groups, one per shard: a task reads its row group and 
 import hashlib
 import io
 import json
+import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -36,6 +38,9 @@ READ_VERSIONS = (2, FORMAT_VERSION)
 """Those of data sets that can be read. Before version 3 the index had no checksums of clips."""
 
 
+LIMITS = ("max_duration_s", "max_file_bytes")
+"""Settings that may be raised later: only clips that they rejected are then tried again."""
+
 _MIN_SHARDS = 16
 _MIN_CLIPS_PER_SHARD = 25
 _SHARDS_PER_FILE = 64
@@ -51,11 +56,26 @@ class ShardSpec:
     num_clips: storage.Count
     fingerprint: str
     """Hash of the shard's clips and the settings: a finished shard with another one is outdated."""
+    max_duration_s: storage.Amount | None = None
+    """The limit that its clips are tried with, if it was raised since the first shards were built;
+    so is `max_file_bytes`."""
+    max_file_bytes: storage.Count | None = None
 
     @property
     def split(self) -> str:
         """The split that all its clips belong to."""
         return self.name.rpartition("-")[0]
+
+    def settings(self, basis: PrepareSettings) -> PrepareSettings:
+        """The settings of the shard."""
+        limits = {name: getattr(self, name) for name in LIMITS}
+        raised = {name: limit for name, limit in limits.items() if limit is not None}
+        return replace(basis, decode=replace(basis.decode, **raised)) if raised else basis
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of the document; without limits that were not raised."""
+        fields = asdict(self)
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,14 +135,20 @@ class DamagedPlanError(UserError):
         self.args = (path, error, fingerprint)
 
 
-def make_plan(manifest: Manifest, settings: PrepareSettings, before: Plan | None = None) -> Plan:
+def make_plan(
+    manifest: Manifest,
+    settings: PrepareSettings,
+    before: Plan | None = None,
+    again: Sequence[str] = (),
+) -> Plan:
     """Assign every clip of the manifest to a shard.
 
     Args:
         manifest: the clips.
         settings: how to prepare them.
-        before: a plan with the same settings; its shards stay, and clips that it lacks, or has
-            with other audio, go into new ones.
+        before: a plan with the same settings, but for limits; its shards stay, and clips that it
+            lacks, or has with other audio, go into new ones.
+        again: ids of clips that go into new shards though the plan has them.
 
     Raises:
         UserError: a split's name cannot be part of a file name.
@@ -135,47 +161,110 @@ def make_plan(manifest: Manifest, settings: PrepareSettings, before: Plan | None
         is_new = np.ones(clips.num_rows, dtype=bool)
         rows = match(before.clips, clips)
         is_new[rows[rows >= 0]] = False
+        is_new |= pc.is_in(clips["id"], pa.array(again, pa.string())).to_numpy()
         clips = clips.filter(pa.array(is_new))
-    num_shards = Counter(spec.split for spec in specs)
+    first_numbers = next_numbers(specs)
     num_kept = len(specs)
+    limits = _raised_limits(basis, settings)
     first_file = specs[-1].plan_file + 1 if specs else 0
     for split in sorted(pc.unique(clips["split"]).to_pylist()):
         check_split(split, "the manifest")
         ordered = _in_hash_order(clips.filter(pc.equal(clips["split"], split)))
         start = 0
         sizes = shard_sizes(ordered.num_rows, settings.clips_per_shard)
-        for number, num_clips in enumerate(sizes, start=num_shards[split]):
+        for number, num_clips in enumerate(sizes, start=first_numbers[split]):
             new_index = len(specs) - num_kept
             shard_clips = ordered.slice(start, num_clips)
             spec = ShardSpec(
-                name=f"{split}-{number:05d}",
+                name=shard_name(split, number),
                 plan_file=first_file + new_index // _SHARDS_PER_FILE,
                 row_group=new_index % _SHARDS_PER_FILE,
                 num_clips=num_clips,
-                fingerprint=_shard_fingerprint(basis, shard_clips),
+                fingerprint="",
+                **limits,
             )
-            specs.append(spec)
+            specs.append(with_fingerprint(spec, basis, shard_clips))
             start += num_clips
         tables.append(ordered)
     return Plan(specs=tuple(specs), clips=pa.concat_tables(tables).combine_chunks(), basis=basis)
 
 
+def shard_name(split: str, number: int) -> str:
+    """The name of a shard."""
+    return f"{split}-{number:05d}"
+
+
+def next_numbers(specs: Sequence[ShardSpec]) -> Counter[str]:
+    """The number of the next shard, by split; 0 for splits without one."""
+    numbers: Counter[str] = Counter()
+    for spec in specs:
+        numbers[spec.split] = max(numbers[spec.split], int(spec.name.rpartition("-")[2]) + 1)
+    return numbers
+
+
+def with_fingerprint(spec: ShardSpec, basis: Basis, clips: pa.Table) -> ShardSpec:
+    """The shard with its fingerprint if it is built from these clips."""
+    return replace(spec, fingerprint=_shard_fingerprint(basis, spec, clips))
+
+
+def rearranged(before: Plan, specs: Sequence[ShardSpec], clips: pa.Table) -> Plan:
+    """A plan of other shards in place of an earlier one, in files of other names."""
+    first_file = before.specs[-1].plan_file + 1
+    placed = (
+        replace(
+            spec,
+            plan_file=first_file + number // _SHARDS_PER_FILE,
+            row_group=number % _SHARDS_PER_FILE,
+        )
+        for number, spec in enumerate(specs)
+    )
+    return Plan(specs=tuple(placed), clips=clips.combine_chunks(), basis=before.basis)
+
+
 def setting_differences(before: Plan, settings: PrepareSettings) -> list[tuple[str, Any, Any]]:
-    """Settings that differ from those of a plan: the name, the old value and the new one."""
+    """Settings that a plan cannot have any more: the name, the old value and the new one."""
     old = _flat(before.basis)
     new = _flat(replace(before.basis, format_version=FORMAT_VERSION, settings=settings))
+    for name in LIMITS:
+        old[name] = max(old[name], *(getattr(spec, name) or 0 for spec in before.specs))
+        new[name] = new[name] if new[name] < old[name] else old[name]  # it may be raised
     return [(name, old[name], new[name]) for name in old if old[name] != new[name]]
 
 
-def write_plan(plan: Plan, folder: str, manifest: Manifest, before: Plan | None = None) -> None:
+def write_plan(
+    plan: Plan,
+    folder: str,
+    manifest: Manifest,
+    before: Plan | None = None,
+    settings: PrepareSettings | None = None,
+) -> None:
     """Write the files of a plan that are new, and last the document that lists the shards.
+
+    Until then the document lists those of the plan before.
 
     Args:
         plan: what to write.
         folder: where to write it.
         manifest: what the data set is prepared from now, for `planned_fingerprint`.
         before: the plan already written there, which this one extends.
+        settings: those of this run, for `planned_fingerprint`; None: those of the plan.
     """
+    write_plan_clips(plan, folder, before)
+    document = {
+        "basis": plan.basis.to_json(),
+        "manifest": content_hash(manifest.clips),
+        "fingerprint": plan.fingerprint,
+        "specs": [spec.to_json() for spec in plan.specs],
+    }
+    if settings and settings != plan.basis.settings:
+        document["settings"] = asdict(settings)
+    if list(manifest.labels) != plan.basis.labels:
+        document["labels"] = list(manifest.labels)
+    storage.write_json(_document_path(folder), document)
+
+
+def write_plan_clips(plan: Plan, folder: str, before: Plan | None = None) -> None:
+    """Write the files with the clips of a plan, but for those that an extended one has there."""
     num_specs = len(before.specs) if before else 0
     start = sum(spec.num_clips for spec in plan.specs[:num_specs])
     for first in range(num_specs, len(plan.specs), _SHARDS_PER_FILE):
@@ -189,15 +278,14 @@ def write_plan(plan: Plan, folder: str, manifest: Manifest, before: Plan | None 
                 writer.write_table(rows, row_group_size=spec.num_clips)
                 start += spec.num_clips
         storage.write_bytes(_clips_path(folder, specs[0].plan_file), buffer.getvalue())
-    document = {
-        "basis": plan.basis.to_json(),
-        "manifest": content_hash(manifest.clips),
-        "fingerprint": plan.fingerprint,
-        "specs": [asdict(spec) for spec in plan.specs],
-    }
-    if list(manifest.labels) != plan.basis.labels:
-        document["labels"] = list(manifest.labels)
-    storage.write_json(_document_path(folder), document)
+
+
+def remove_other_clips(plan: Plan, folder: str) -> None:
+    """Remove the files with clips of an earlier plan."""
+    kept = {_clips_path(folder, spec.plan_file) for spec in plan.specs}
+    for path in storage.list_files(storage.join(folder, "plan")):
+        if path not in kept and re.fullmatch(r"\d{5,}\.parquet", path.rpartition("/")[2]):
+            storage.remove(path)
 
 
 def planned_fingerprint(folder: str, manifest: Manifest, settings: PrepareSettings) -> str | None:
@@ -208,10 +296,9 @@ def planned_fingerprint(folder: str, manifest: Manifest, settings: PrepareSettin
         return None
     if document is None:
         return None
-    basis = document.basis
-    if document.labels is not None:
-        basis = replace(basis, labels=document.labels)
-    is_same = basis == _basis(manifest, settings)
+    labels = document.basis.labels if document.labels is None else document.labels
+    written = document.settings or document.basis.settings
+    is_same = replace(document.basis, labels=labels, settings=written) == _basis(manifest, settings)
     is_same = is_same and document.manifest == content_hash(manifest.clips)
     return document.fingerprint if is_same else None
 
@@ -244,7 +331,8 @@ def read_plan(folder: str) -> Plan | None:
 def _check_clips(clips: pa.Table, specs: list[ShardSpec], basis: Basis) -> None:
     start = 0
     for spec in specs:
-        if _shard_fingerprint(basis, clips.slice(start, spec.num_clips)) != spec.fingerprint:
+        rows = clips.slice(start, spec.num_clips)
+        if _shard_fingerprint(basis, spec, rows) != spec.fingerprint:
             raise ValueError(f"the clips of {spec.name} do not match their fingerprint")
         start += spec.num_clips
 
@@ -297,8 +385,19 @@ def _hashes(texts: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64).reshape(-1, 2)
 
 
-def _shard_fingerprint(basis: Basis, clips: pa.Table) -> str:
-    return _sha256(basis.canonical(), content_hash(_without_index_columns(clips)))
+def _shard_fingerprint(basis: Basis, spec: ShardSpec, clips: pa.Table) -> str:
+    own = replace(basis, settings=spec.settings(basis.settings))
+    return _sha256(own.canonical(), content_hash(_without_index_columns(clips)))
+
+
+def _raised_limits(basis: Basis, settings: PrepareSettings) -> dict[str, Any]:
+    """The limits that differ from those of the first shards."""
+    limits = {name: getattr(settings.decode, name) for name in LIMITS}
+    return {
+        name: limit
+        for name, limit in limits.items()
+        if limit != getattr(basis.settings.decode, name)
+    }
 
 
 def _without_index_columns(clips: pa.Table) -> pa.Table:
@@ -333,6 +432,8 @@ class _Document:
     specs: tuple[ShardSpec, ...]
     labels: list[str] | None = None
     """The vocabulary of that manifest; None: the basis has it."""
+    settings: PrepareSettings | None = None
+    """Those of the last run; None: the basis has them."""
 
 
 def _read_document(folder: str) -> _Document | None:

@@ -30,11 +30,21 @@ class Usage:
         }
         self._clips = manifest.clips
         self._ids = plan.clips["id"].combine_chunks()
-        self.is_changed = bool((self.rows < 0).any()) or any(
-            differing(plan.clips[name], manifest.clips[name].take(pa.array(self.rows))).any()
-            for name in LABELLING
-        )
+        self._is_changed = self.rows < 0
+        used = np.flatnonzero(~self._is_changed)
+        for name in LABELLING:
+            planned = plan.clips[name].take(pa.array(used))
+            now = manifest.clips[name].take(pa.array(self.rows[used]))
+            self._is_changed[used] |= differing(planned, now)
+
+    @property
+    def is_changed(self) -> bool:
         """Whether a clip is unused, or was planned with another label, split or fold."""
+        return bool(self._is_changed.any())
+
+    def is_shard_changed(self, shard: str) -> bool:
+        """Whether that is true of a clip of a shard."""
+        return bool(self._is_changed[self._ranges[shard]].any())
 
     def rows_of(self, shard: str, ids: pa.ChunkedArray) -> Rows:
         """The rows of the manifest for some clips of a shard; -1: unused."""
@@ -43,16 +53,20 @@ class Usage:
         rows: Rows = self.rows[where][found]
         return rows
 
+    def rows_in(self, shard: str) -> Rows:
+        """The rows of the manifest for the clips of a shard that are used."""
+        rows = self.rows[self._ranges[shard]]
+        return rows[rows >= 0]
+
     def num_used(self, shard: str) -> int:
         """How many clips of a shard the manifest uses; of 0 the shard need not be built."""
-        return int((self.rows[self._ranges[shard]] >= 0).sum())
+        return len(self.rows_in(shard))
 
     def used_clips(self, shards: Iterable[str]) -> pa.Table:
         """The clips of the manifest that some shards are for, in its order."""
         is_wanted = np.zeros(self._clips.num_rows, dtype=bool)
         for shard in shards:
-            rows = self.rows[self._ranges[shard]]
-            is_wanted[rows[rows >= 0]] = True
+            is_wanted[self.rows_in(shard)] = True
         return self._clips.filter(pa.array(is_wanted))
 
     def rejects(self, shard: str, part: Part) -> tuple[Reject, ...]:

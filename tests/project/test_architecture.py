@@ -6,7 +6,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-WITH_RAY = {"pipeline.on_ray", "pipeline.dataset.prepare", "pipeline.dataset.verify"}
+WITH_RAY = {
+    "pipeline.on_ray",
+    "pipeline.dataset.compact",
+    "pipeline.dataset.prepare",
+    "pipeline.dataset.verify",
+}
 
 
 def modules_without_ray() -> list[str]:

@@ -78,7 +78,9 @@ def bad_clips(folder: Path) -> dict[str, Clip]:
             np.full(16_000, np.nan), subtype="FLOAT"
         ),
         "decode: cut short or damaged": encode(noise(1.0, 16_000))[:9_000],
-        "decode: longer than 600 s": encode(np.zeros(601 * 1_000), 1_000, "FLAC"),
+        "decode: longer than 600 s; --max-duration-s raises this limit": encode(
+            np.zeros(601 * 1_000), 1_000, "FLAC"
+        ),
         "fbank: shorter than one 25 ms frame": encode(noise(0.02, 16_000)),
         "decode: samples far outside [-1, 1]; scale them": encode(
             32_768 * tone(0.1, 16_000), subtype="FLOAT"

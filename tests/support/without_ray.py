@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.commands import prepare as prepare_step
 from pipeline.commands import verify as verify_step
+from pipeline.dataset import compact as compacting
 from pipeline.dataset import prepare as preparing
 from pipeline.dataset import verify as verifying
 from pipeline.dataset.prepare_summary import PrepareSummary
@@ -18,7 +19,7 @@ from tests.support.preparation import SETTINGS
 
 def do_without_ray(patch: pytest.MonkeyPatch) -> None:
     """Let `prepare` and `verify`, also from the command line, call their tasks one by one."""
-    for module in (preparing, verifying):
+    for module in (preparing, compacting, verifying):
         patch.setattr(module, "run_tasks", lambda items, task, **_: map(task, items))
     for step in (prepare_step, verify_step):
         patch.setattr(step, "session", lambda _: nullcontext())
@@ -31,6 +32,14 @@ def prepare(
     with pytest.MonkeyPatch.context() as patch:
         do_without_ray(patch)
         return preparing.prepare(manifest, str(output), settings, **options)
+
+
+def compact(
+    manifest: Manifest, output: Path | str, settings: PrepareSettings = SETTINGS
+) -> PrepareSummary | None:
+    with pytest.MonkeyPatch.context() as patch:
+        do_without_ray(patch)
+        return compacting.compact(manifest, str(output), settings, session=nullcontext())
 
 
 def verify(path: Path | str) -> list[verifying.Fault]:

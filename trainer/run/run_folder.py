@@ -209,18 +209,34 @@ def check_same_run(
             )
         check_empty(run_path, but=_BEFORE_RUN)
         return False
+    check_same_data(run_path, dataset)
     run = read_run(run_path)
-    if run.data.fingerprint != dataset.card.fingerprint:
-        raise UserError(
-            run_path,
-            "the run was trained on other data",
-            "give another --out, or remove this run",
-        )
     before = read_recipe(run_path, run)
     goes_on = may_go_on and recipe.train.epochs > before.train.epochs and not run.imported_from
     num_past = num_epochs_begun(run_path) if goes_on else 0
     _refuse_changes(run_path, _continued(before, recipe, num_past), recipe, num_past)
     return True
+
+
+def check_same_data(run_path: str, dataset: PreparedDataset) -> None:
+    """Refuse to go on with a run on other data, or on data that was corrected since.
+
+    Raises:
+        UserError: the run in the folder has other data, or is damaged.
+    """
+    if not storage.exists(_run_json(run_path)):
+        return
+    data = read_run(run_path).data
+    if data.fingerprint == dataset.card.fingerprint:
+        return
+    remedy = "give another --out, or remove this run"
+    if data.path != dataset.path:
+        raise UserError(run_path, "the run was trained on other data", remedy)
+    raise UserError(
+        run_path,
+        f"the run was trained on {data.path} before it was corrected or prepared anew",
+        f"prepare it from its earlier manifest, {remedy}",
+    )
 
 
 def _continued(before: Recipe, now: Recipe, num_past: int) -> Recipe:

@@ -49,7 +49,7 @@ from trainer.optim.schedule import learning_rate
 from trainer.recipe.fit import check_fit
 from trainer.recipe.recipe import Recipe
 from trainer.run.history import reopen, write_history
-from trainer.run.run_folder import describe_run, write_run
+from trainer.run.run_folder import check_same_data, describe_run, write_run
 from trainer.run.skipped_steps import DivergedError
 from trainer.run.tensorboard_log import TensorBoardLog
 from trainer.run.writer import remove_unfinished, take_over, writing
@@ -105,6 +105,7 @@ def _set_up(
 ) -> Run:
     data = select_training_data(dataset, recipe.data)
     check_fit(recipe, data)
+    check_same_data(run_path, dataset)  # it may have been corrected since a worker was lost
     token = ""
     if world.is_first:
         token = take_over(run_path)

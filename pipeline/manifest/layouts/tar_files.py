@@ -15,6 +15,7 @@ from typing import Any, cast
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.errors import UserError
 from pipeline.manifest.layouts.container_rows import (
     ROW_SCHEMA,
     Problems,
@@ -44,9 +45,31 @@ def read(source: str, options: SourceOptions) -> Manifest:
     """List all tars below a folder, or one tar.
 
     Raises:
-        UserError: there are none, none holds audio, or a label is not in `class_labels`.
+        UserError: there are none, none holds audio, a label is not in `class_labels`, or they are
+            shards of a data set that was corrected since.
     """
+    _refuse_corrected(source)
     return read_containers(source, (SUFFIX,), list_file, options)
+
+
+def _refuse_corrected(source: str) -> None:
+    """Refuse the shards of a prepared data set that have other labels or clips than its index."""
+    shards = source.rpartition("/")[0] if source.endswith(SUFFIX) else source
+    for folder in (shards, shards.rpartition("/")[0]):
+        path = storage.join(folder, "card.json")
+        try:
+            card = storage.read_json(path) if folder else None
+        except (FileNotFoundError, storage.NoFileError, ValueError):
+            continue
+        corrections = card.get("corrections") if isinstance(card, dict) else None
+        if isinstance(corrections, dict):
+            raise UserError(
+                path,
+                "the data set was corrected, so the JSON in its shards is older than its index: "
+                f"{corrections.get('num_outdated')} clips have other labels, splits or folds now, "
+                f"and {corrections.get('num_unused')} are removed",
+                "rewrite its shards with `prepare --compact` first",
+            )
 
 
 def list_file(

@@ -17,16 +17,19 @@ import pytest
 
 import ray_job
 from pipeline import storage
+from pipeline.audio.settings import DecodeSettings
 from pipeline.dataset.prepare_summary import PrepareSummary
 from pipeline.dataset.prepared import open_dataset
 from pipeline.manifest.files import write_manifest
+from pipeline.manifest.layouts.read import read_source
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
 from pipeline.shards import build
 from pipeline.shards.fetch import fetch_ahead
+from pipeline.shards.settings import PrepareSettings, Store
 from tests.support.audio import write_clips
 from tests.support.errors import assert_names, refused
-from tests.support.preparation import LABELS, bad_clips, die, files
-from tests.support.without_ray import do_without_ray, prepare, tars, verify
+from tests.support.preparation import LABELS, SETTINGS, bad_clips, die, files
+from tests.support.without_ray import compact, do_without_ray, prepare, tars, verify
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +64,14 @@ def changed(clips: Sequence[Clip], numbers: Sequence[int], **changes: Any) -> li
     ]
 
 
-def corrected(manifest: Manifest, folder: Path, **options: Any) -> PrepareSummary:
+def corrected(
+    manifest: Manifest, folder: Path, settings: PrepareSettings = SETTINGS, **options: Any
+) -> PrepareSummary:
     """Prepare, check the result as a whole, and that a further run has nothing to do."""
-    summary = prepare(manifest, folder, **options)
+    summary = prepare(manifest, folder, settings, **options)
     assert summary is not None
     assert verify(folder) == []
-    assert prepare(manifest, folder) is None
+    assert prepare(manifest, folder, settings) is None
     dataset = open_dataset(str(folder))
     assert tuple(dataset.labels) == manifest.labels
     wanted = {row["id"]: row for row in manifest.clips.to_pylist()}
@@ -294,6 +299,180 @@ def test_all_corrections_at_once(
     assert sorted(tried) == sorted([clips[14].id, *(clip.id for clip in new)])
 
 
+# --- limits -------------------------------------------------------------------------------------
+
+
+def limited(**limits: Any) -> PrepareSettings:
+    return replace(SETTINGS, decode=DecodeSettings(**limits))
+
+
+@pytest.fixture(scope="module")
+def some_long(clips: list[Clip], tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
+    """5 short clips, 3 of 1, 2 and 3 s, and one of an empty file."""
+    folder = tmp_path_factory.mktemp("long")
+    long = [write_clips(folder, 1, split=f"of{s}s", duration_s=s) for s in (1, 2, 3)]
+    return [*clips[:5], *(part[0] for part in long), clips[13]]
+
+
+def test_only_clips_rejected_by_a_limit_are_tried_when_it_is_raised(
+    some_long: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, manifest = tmp_path / "out", manifest_of(some_long)
+    prepare(manifest, out, limited(max_duration_s=0.9))
+    reasons = open_dataset(str(out)).card.rejects.by_reason
+    assert reasons["decode: longer than 0.9 s; --max-duration-s raises this limit"] == 3
+    tried, shards = built(monkeypatch), tars(out)
+    raised = limited(max_duration_s=2.5)
+    summary = corrected(manifest, out, settings=raised)
+    assert sorted(tried) == sorted(clip.id for clip in some_long[5:8])
+    assert {name: tars(out)[name] for name in shards} == shards
+    assert summary.changes.startswith("higher limit for 3 clips rejected before: audio of 3 ")
+    assert (summary.num_clips, summary.num_rejects) == (7, 2)
+    # A damaged shard is built with the limit it had.
+    whole = files(out)
+    shutil.rmtree(out / "shards")
+    prepare(manifest, out, raised)
+    assert files(out) == whole
+    # Once more, and back.
+    tried.clear()
+    corrected(manifest, out, settings=limited(max_duration_s=3.5))
+    assert tried == [some_long[7].id]
+    with refused(out, "max_duration_s", 3.5, 2.5, remedy="--max-duration-s 3.5"):
+        prepare(manifest, out, raised)
+
+
+def test_limit_that_concerns_no_clip_may_be_raised(
+    clips: list[Clip], copy: Path, before: Path
+) -> None:
+    assert prepare(manifest_of(clips), copy, limited(max_duration_s=700.0)) is None
+    assert prepare(manifest_of(clips), copy) is None
+    assert files(copy) == files(before)
+
+
+def test_limit_on_files_may_be_raised_after_a_run_that_failed(
+    some_long: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, out = manifest_of(some_long[:-1]), tmp_path / "out"
+    with refused("", "3 of 8", "--max-file-mb"):
+        prepare(manifest, out, limited(max_file_bytes=30_000), max_reject_share=0.1)
+    tried = built(monkeypatch)
+    corrected(manifest, out, settings=limited(max_file_bytes=40_000), max_reject_share=0.3)
+    corrected(manifest, out, settings=limited(max_file_bytes=900_000), max_reject_share=0.1)
+    assert len(tried) == 3 + 2
+    assert open_dataset(str(out)).card.rejects.num == 0
+
+
+# --- compact ------------------------------------------------------------------------------------
+
+
+def compacted(manifest: Manifest, folder: Path) -> PrepareSummary:
+    """Compact, and check the result as a whole, and that a further run has nothing to do."""
+    index = open_dataset(str(folder)).index.sort_by("id")
+    summary = compact(manifest, folder)
+    assert summary is not None
+    assert verify(folder) == []
+    dataset = open_dataset(str(folder))
+    assert dataset.card.corrections is None
+    moved = ["shard", "offset_bytes"]
+    assert dataset.index.sort_by("id").drop_columns(moved).equals(index.drop_columns(moved))
+    assert prepare(manifest, folder) is None
+    assert compact(manifest, folder) is None
+    names = {row["shard"] for row in dataset.index.to_pylist()}
+    assert {f"shards/{name}.tar" for name in tars(folder)} == names
+    parts = {path.stem for path in (folder / "_work" / "parts").iterdir()}
+    assert parts >= {name.removeprefix("shards/").removesuffix(".tar") for name in names}
+    assert len(list((folder / "_work" / "plan").iterdir())) == 1
+    return summary
+
+
+@pytest.mark.usefixtures("no_audio")
+def test_only_shards_with_corrections_are_rewritten(clips: list[Clip], copy: Path) -> None:
+    before = tars(copy)
+    assert compact(manifest_of(clips), copy) is None
+    shard_of = {row["id"]: row["shard"] for row in open_dataset(str(copy)).index.to_pylist()}
+    affected = {Path(shard_of[clips[number].id]).stem for number in (0, 9)}
+    rows = changed(clips, (9,), labels=("never",), fold=2)[1:]
+    corrected(manifest_of(rows), copy)
+    summary = compacted(manifest_of(rows), copy)
+    assert_names(summary.changes, "2 shards", "1 clip removed", "1 clip with their present labels")
+    kept = {name: time for name, time in tars(copy).items() if name in before}
+    assert kept == {name: time for name, time in before.items() if name not in affected}
+    assert summary.fetched_bytes > 0
+    with tarfile.open(copy / "shards" / "eval-00001.tar") as tar:
+        documents = [
+            json.load(part)
+            for m in tar
+            if m.name.endswith(".json") and (part := tar.extractfile(m))
+        ]
+    assert [row["labels"] for row in documents if row["id"] == clips[9].id] == [["never"]]
+
+
+@pytest.mark.parametrize("store", ["fbank", "audio"])
+def test_rewritten_shards_are_those_that_building_gives(
+    store: Store, clips: list[Clip], tmp_path: Path
+) -> None:
+    out, settings = tmp_path / "out", replace(SETTINGS, store=store)
+    prepare(manifest_of(clips), out, settings)
+    rows = changed(clips, (2, 5, 6), split="eval", labels=("never",))[1:]
+    corrected(manifest_of(rows), out, settings)
+    assert compact(manifest_of(rows), out, settings) is not None
+    whole = files(out)
+    assert {"shards/eval-00001.tar", "shards/train-00004.tar"} <= set(whole)
+    shutil.rmtree(out / "shards")
+    prepare(manifest_of(rows), out, settings)
+    assert files(out) == whole
+    assert verify(out) == []
+
+
+def test_shards_are_listed_only_if_their_labels_are_those_of_the_index(
+    clips: list[Clip], tmp_path: Path
+) -> None:
+    out, settings = tmp_path / "out", replace(SETTINGS, store="audio")
+    prepare(manifest_of(clips), out, settings)
+    assert read_source(f"{out}/shards", "webdataset").clips.num_rows == 13
+    manifest = manifest_of(changed(clips, (2, 5), labels=("never",))[1:])
+    corrected(manifest, out, settings)
+    shard = next((out / "shards").iterdir())
+    for source in (out, out / "shards", shard):
+        with refused(out / "card.json", 2, 1, remedy="prepare --compact"):
+            read_source(str(source), "webdataset")
+    compact(manifest, out, settings)
+    listed = read_source(f"{out}/shards", "webdataset").clips.to_pylist()
+    index = {row["id"]: row["labels"] for row in open_dataset(str(out)).index.to_pylist()}
+    assert {row["id"]: row["labels"] for row in listed} == index
+
+
+def test_compacted_data_set_is_corrected_and_grows_again(
+    clips: list[Clip], copy: Path, tmp_path: Path
+) -> None:
+    manifest = manifest_of(clips[:8])  # no split `eval`, no rejects
+    corrected(manifest, copy)
+    compacted(manifest, copy)
+    assert {name.rpartition("-")[0] for name in tars(copy)} == {"train"}
+    corrected(manifest_of(changed(clips[1:], (0, 3), split="eval")), copy)
+    manifest = manifest_of(changed(clips[1:], (0, 3), fold=7))
+    corrected(manifest, copy)
+    compacted(manifest, copy)
+
+
+def test_damage_is_not_copied(clips: list[Clip], copy: Path) -> None:
+    manifest = manifest_of(clips[1:])
+    corrected(manifest, copy)
+    row = open_dataset(str(copy)).index.to_pylist()[-1]
+    clip = next(number for number, clip in enumerate(clips) if clip.id == row["id"])
+    manifest = manifest_of(changed(clips, (clip,), labels=("never",))[1:])
+    corrected(manifest, copy)
+    path = copy / row["shard"]
+    content = bytearray(path.read_bytes())
+    content[row["offset_bytes"]] ^= 1
+    path.write_bytes(content)
+    with refused(path, row["id"], remedy="verify"):
+        compact(manifest, copy)
+    assert verify(copy) != []
+    prepare(manifest, copy)
+    compacted(manifest, copy)
+
+
 # --- kills ----------------------------------------------------------------------------------------
 
 
@@ -346,7 +525,9 @@ def check_kills(
             assert files(copy) == contents["new"], (after, number)
             assert verify(copy) == []
             old(undone)
-            assert open_dataset(str(undone)).index.equals(open_dataset(str(before)).index)
+            rows = [open_dataset(str(folder)).index.sort_by("id") for folder in (undone, before)]
+            moved = ["shard", "offset_bytes"]  # if a compaction was finished
+            assert rows[0].drop_columns(moved).equals(rows[1].drop_columns(moved))
             assert verify(undone) == []
     assert states["old"]
     assert states["none"]
@@ -362,6 +543,21 @@ def state_of(copy: Path, contents: dict[str, dict[str, bytes]]) -> str:
     [state] = [name for name, whole in contents.items() if whole["card.json"] == card]
     assert (copy / "index.parquet").read_bytes() == contents[state]["index.parquet"]
     return state
+
+
+@pytest.mark.slow
+def test_killed_compaction_is_finished_by_the_next_run(
+    clips: list[Clip], before: Path, tmp_path: Path
+) -> None:
+    manifest = manifest_of(changed(clips, (2, 5), labels=("never",), split="eval")[1:])
+    start = Path(shutil.copytree(before, tmp_path / "corrected"))
+    prepare(manifest, start)
+
+    def prepare_and_compact(folder: Path) -> None:
+        prepare(manifest, folder)
+        compact(manifest, folder)
+
+    check_kills(start, tmp_path, lambda folder: prepare(manifest, folder), prepare_and_compact)
 
 
 @pytest.mark.slow

@@ -148,7 +148,7 @@ def test_too_large_file_is_not_read(folder: str) -> None:
     contents = list(fetch_ahead(clips, 2, 10))
     assert (contents[1], contents[3]) == (bytes(10), bytes(10))
     for number in (0, 2, 4):
-        assert reason(contents[number]) == "larger than the limit on files"
+        assert reason(contents[number]) == "larger than the limit on files; --max-file-mb raises it"
     assert list(fetch_ahead(clips[:1], 2, 100)) == [bytes(100)]
 
 

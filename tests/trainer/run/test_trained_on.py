@@ -58,6 +58,15 @@ def test_unreadable_training_data_are_named(run: RunInfo, tmp_path: Path) -> Non
     assert_names(note, "unknown", tmp_path / "data")
 
 
+def test_corrected_training_data_do_not_say_what_was_trained_on(
+    run: RunInfo, tmp_path: Path
+) -> None:
+    corrected = make_prepared(f"{tmp_path}/data", seed=1)
+    clips = select_clips(corrected, "train", 1)
+    note = note_trained_on(f"{tmp_path}/run", run, corrected, clips)
+    assert_names(note, "unknown", tmp_path / "data", "corrected")
+
+
 def test_nothing_is_known_of_the_training_of_an_imported_model(
     dataset: PreparedDataset, run: RunInfo, tmp_path: Path
 ) -> None:
