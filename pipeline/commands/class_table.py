@@ -33,7 +33,7 @@ def class_table(counts: ClassCounts, part: str) -> Table:
         between, last = order[ROWS // 2 : -ROWS // 2], order[-ROWS // 2 :]
         sums = _cells(numbers[between].sum(axis=0), counts.totals[between].sum())
         table.add_section()
-        table.add_row(f"{len(between):,} more classes", *sums, style="italic")
+        table.add_row(f"{len(between):,} more", *sums, style="italic")
         table.add_section()
         for index in last:
             table.add_row(counts.labels[index], *_cells(numbers[index], counts.totals[index]))

@@ -15,6 +15,7 @@ FEW = 5
 """A class of fewer clips is hardly learnt, nor scored with any certainty."""
 
 _MORE = "add clips of them, or remove or merge these classes"
+_OF_OFFICIAL = "the page of the coverage beside the manifest shows what is missing"
 
 
 def count_warnings(
@@ -28,22 +29,23 @@ def count_warnings(
         are_classes: whether the labels are classes, of which each should have several clips.
         is_official: whether the labels are an official list, which may have unused ones.
     """
+    remedy = _OF_OFFICIAL if is_official else _MORE
     return [
-        *(_few(splits) if are_classes else []),
+        *(_few(splits, remedy) if are_classes else []),
         *([] if is_official else _unused(splits)),
-        *_missing_in_splits(splits),
-        *_missing_in_folds(folds),
+        *_missing_in_splits(splits, remedy),
+        *_missing_in_folds(folds, remedy),
         *_nothing_to_evaluate_on(splits, folds),
     ]
 
 
-def _few(splits: ClassCounts) -> Iterable[str]:
+def _few(splits: ClassCounts, remedy: str) -> Iterable[str]:
     totals = splits.totals
     few = [f"{splits.labels[i]!r} ({totals[i]})" for i in np.flatnonzero(totals) if totals[i] < FEW]
     if few:
         yield (
             f"fewer than {FEW} clips in {len(few):,} of {len(splits.labels):,} classes: "
-            f"{some(few)}; {_MORE}"
+            f"{some(few)}; {remedy}"
         )
 
 
@@ -57,7 +59,7 @@ def _unused(splits: ClassCounts) -> Iterable[str]:
         )
 
 
-def _missing_in_splits(splits: ClassCounts) -> Iterable[str]:
+def _missing_in_splits(splits: ClassCounts, remedy: str) -> Iterable[str]:
     if len(splits.parts) < 2:
         return
     in_use = splits.totals > 0
@@ -68,11 +70,11 @@ def _missing_in_splits(splits: ClassCounts) -> Iterable[str]:
             yield (
                 f"the split {split!r} has no clip of {len(missing):,} of {int(in_use.sum()):,} "
                 f"classes, which cannot be {effect} it: "
-                f"{some([repr(splits.labels[i]) for i in missing])}; {_MORE}"
+                f"{some([repr(splits.labels[i]) for i in missing])}; {remedy}"
             )
 
 
-def _missing_in_folds(folds: ClassCounts) -> Iterable[str]:
+def _missing_in_folds(folds: ClassCounts, remedy: str) -> Iterable[str]:
     numbers = [index for index, fold in enumerate(folds.parts) if fold != "0"]
     if len(numbers) < 2:
         return
@@ -86,7 +88,7 @@ def _missing_in_folds(folds: ClassCounts) -> Iterable[str]:
         yield (
             f"some of the {len(numbers)} folds have no clip of {len(missing):,} of "
             f"{int(in_use.sum()):,} classes, which cannot be scored on them: {some(missing)}; "
-            f"{_MORE}, or make fewer folds"
+            f"{remedy}, or make fewer folds"
         )
 
 

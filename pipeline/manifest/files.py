@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import UserError
@@ -85,6 +86,17 @@ def read_manifest(path: str) -> Manifest:
     manifest = Manifest(clips=clips, labels=metadata.labels, coverage=metadata.coverage)
     check(manifest, path)
     return manifest
+
+
+def is_manifest(path: str) -> bool:
+    """Whether a file is a manifest that `write_manifest` wrote; a damaged one is none."""
+    with storage.open_binary(path) as file:
+        try:
+            return _METADATA_KEY in (pq.read_schema(file).metadata or {})
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise  # of the storage; Arrow's own for a damaged file have no number
+            return False
 
 
 def read_labels(path: str) -> tuple[str, ...]:

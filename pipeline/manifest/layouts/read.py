@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.manifest.files import is_manifest
 from pipeline.manifest.layouts import csv_table, esc50, speech_commands
 from pipeline.manifest.layouts.common_ids import mark_common
 from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES, CONTAINER_SUFFIXES, HDF5_SUFFIXES
@@ -15,6 +16,8 @@ from pipeline.manifest.layouts.options import SourceOptions, split_and_path
 from pipeline.manifest.layouts.visible import VisibleFiles
 from pipeline.manifest.manifest import Manifest
 
+_SAMPLE_SIZE = 4
+"""Parquet files that are told from manifests."""
 _BY_SUFFIX = {
     ".csv": "csv",
     ".tsv": "csv",
@@ -115,10 +118,16 @@ def _without_effect(options: SourceOptions, layout: str, manifest: Manifest) -> 
 def _detect_containers(source: str) -> str | None:
     """The layout of a folder's container files; None if an audio file is listed first."""
     for batch in VisibleFiles(source).batches():
-        suffixes = {PurePosixPath(path).suffix.lower() for path in batch["path"].to_pylist()}
-        if suffixes & AUDIO_SUFFIXES:
+        by_suffix: dict[str, list[str]] = {}
+        for path in batch["path"].to_pylist():
+            by_suffix.setdefault(PurePosixPath(path).suffix.lower(), []).append(path)
+        if by_suffix.keys() & AUDIO_SUFFIXES:
             return None
         for suffix in CONTAINER_SUFFIXES:
-            if suffix in suffixes:
+            paths = by_suffix.get(suffix, [])
+            # An earlier run may have written its manifest into the folder.
+            if suffix == ".parquet":
+                paths = [path for path in paths[:_SAMPLE_SIZE] if not is_manifest(path)]
+            if paths:
                 return _BY_SUFFIX[suffix]
     return None

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.manifest.layouts.read import detect
 from ray_job import main
 from tests.support.errors import assert_error_line
 
@@ -44,7 +45,7 @@ def test_of_many_classes_the_largest_and_the_smallest_are_printed(
     ]
     names = [row[0] for row in shown if row[0][1:].isdecimal()]
     assert names == [f"c{number:02}" for number in [*range(25, 15, -1), *range(10, 0, -1)]]
-    assert ["5 more classes", str(sum(range(11, 16)))] in cells(printed.out)
+    assert ["5 more", str(sum(range(11, 16)))] in cells(printed.out)
     warnings = printed.err.splitlines()
     assert [line.startswith(f"warning: {source}: ") for line in warnings] == [True, True]
     assert "4 of 25 classes" in warnings[0]
@@ -59,6 +60,18 @@ def test_faults_of_a_table_are_those_of_the_table(
         assert main(["manifest", str(table), "--out", f"{tmp_path}/m.PARQUET"]) == 1
         assert_error_line(capsys.readouterr().err, table, value)
     assert [path.name for path in tmp_path.iterdir()] == ["clips.CSV"]
+
+
+def test_a_manifest_in_the_folder_of_its_clips_is_no_container(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = folder_of(tmp_path, {"dog": 6, "cat": 6})
+    for _ in range(2):
+        assert main(["manifest", source, "--folds", "2", "--out", f"{source}/m.parquet"]) == 0
+    assert "1 .parquet" in capsys.readouterr().out
+    for damaged in (b"PAR1 of another program", b"PAR1" + b"x" * 40 + b"\x28\0\0\0PAR1"):
+        (tmp_path / "m.parquet").write_bytes(damaged)
+        assert detect(source) == "parquet"
 
 
 def test_an_output_of_another_kind_is_refused_before_the_source_is_read(

@@ -125,6 +125,9 @@ def test_labels_of_an_official_list_are_not_doubted() -> None:
     manifest = manifest_of(made(["Male speech, man speaking", "dog"]), "Zither")
     assert len(manifest_warnings(manifest)) == 2
     assert manifest_warnings(replace(manifest, coverage=coverage)) == []
+    small = manifest_of(made(["dog", "cat"], 1))
+    assert_notes(manifest_warnings(small), ["2 of 2", "merge"])
+    assert_notes(manifest_warnings(replace(small, coverage=coverage)), ["2 of 2", "coverage"])
 
 
 def test_clips_are_counted_by_class_and_part() -> None:
