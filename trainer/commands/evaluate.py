@@ -8,6 +8,7 @@ from cluster.commands.session_options import session
 from pipeline.commands.step import Step, path
 from trainer.commands.options import add_weights_option, add_worker_options, workers
 from trainer.model.settings import Precision
+from trainer.optim.settings import ScoreFunction
 
 _logger = logging.getLogger(__name__)
 
@@ -21,6 +22,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=get_args(Precision),
         help="precision that the model computes in (default: that of the training)",
+    )
+    parser.add_argument(
+        "--scores",
+        choices=get_args(ScoreFunction),
+        help="what makes scores of the model's outputs (default: as in the training)",
     )
     add_weights_option(parser)
     add_worker_options(parser)
@@ -52,7 +58,13 @@ def run(arguments: argparse.Namespace) -> None:
     if note := note_trained_on(folder, info, dataset, select_clips(dataset, *clips[2:])):
         _logger.info("%s", note)
     with session(arguments):
-        run_evaluation(*clips, workers(arguments), arguments.weights, arguments.precision)
+        run_evaluation(
+            *clips,
+            workers(arguments),
+            arguments.weights,
+            precision=arguments.precision,
+            scores=arguments.scores,
+        )
     Console().print(result_table(folder, name))
     print(predictions_path(folder, name))
 

@@ -30,7 +30,7 @@ from trainer.run.run_folder import check_empty, check_folder, describe_run, writ
 _logger = logging.getLogger(__name__)
 
 _IN_EFFECT = re.compile(
-    r"(data|loader|published)\..*|train\.(loss|batch_size|seed)|sampler\.bucket_frames|"
+    r"(data|loader|published)\..*|train\.(loss|scores|batch_size|seed)|sampler\.bucket_frames|"
     r"augment\.(frequency|time)_mask|"
     r"model\.(?!pretrained|position_embedding|patchout|checkpoint_activations).*"
 )

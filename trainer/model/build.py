@@ -27,6 +27,7 @@ from trainer.model.ast import AST
 from trainer.model.patches import adapt_position_embedding
 from trainer.model.settings import ModelSettings
 
+_TOKEN_STD = 0.02
 _logger = logging.getLogger(__name__)
 
 
@@ -71,7 +72,17 @@ def build_model(
         )
     if settings.layer_norm_eps:
         _set_norm_eps(backbone, settings.layer_norm_eps)
-    return AST(backbone, settings, num_classes=num_classes, num_mels=num_mels)
+    model = AST(backbone, settings, num_classes=num_classes, num_mels=num_mels)
+    if not settings.pretrained:
+        _draw_class_tokens(model)
+    return model
+
+
+def _draw_class_tokens(model: AST) -> None:
+    """As in timm 0.4.5, which the authors used; later versions start the first at nearly 0."""
+    for token in (model.cls_token, model.dist_token):
+        if token is not None:
+            nn.init.trunc_normal_(token, std=_TOKEN_STD)
 
 
 def load_ast(

@@ -31,6 +31,7 @@ from trainer.on_ray.progress import REPORT_EVERY_S, progress_board
 from trainer.on_ray.settings import Workers
 from trainer.on_ray.torch_trainer import Trainer, torch_config
 from trainer.on_ray.workers import fit_workers, note_precision, note_workers
+from trainer.optim.settings import ScoreFunction
 from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.run.run_folder import read_recipe, read_run
@@ -77,18 +78,24 @@ def run_evaluation(
     fold: int,
     workers: Workers,
     weights: Weights = "last",
+    *,
     precision: Precision | None = None,
+    scores: ScoreFunction | None = None,
 ) -> None:
     """Score a split with weights of a run and write the predictions into the run.
 
     Args:
         weights: which of the run's weights.
         precision: what the model computes in; None: as in training.
+        scores: what makes scores of its outputs; None: as in training.
     """
     workers, _ = fit_workers(workers)
     recipe = read_recipe(run_path, read_run(run_path))
-    if precision is not None:
-        recipe = replace(recipe, train=replace(recipe.train, precision=precision))
+    train = recipe.train
+    train = replace(
+        train, precision=precision or train.precision, scores=scores or train.score_function
+    )
+    recipe = replace(recipe, train=train)
     note_precision({recipe.train.precision}, workers, "--precision")
     config = {
         "recipe": (recipe.name, recipe.to_json()),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.optim.settings import Loss
+from trainer.optim.settings import Loss, ScoreFunction
 
 
 def loss_per_clip(logits: Tensor, targets: Tensor, loss: Loss) -> Tensor:
@@ -24,6 +24,6 @@ def loss_per_clip(logits: Tensor, targets: Tensor, loss: Loss) -> Tensor:
     return functional.cross_entropy(logits, targets, reduction="none")
 
 
-def scores(logits: Tensor, loss: Loss) -> Tensor:
-    """Scores `[B, C]` in [0, 1] from logits: sigmoid for BCE, softmax for CE."""
-    return torch.sigmoid(logits) if loss == "bce" else torch.softmax(logits, dim=1)
+def scores(logits: Tensor, function: ScoreFunction) -> Tensor:
+    """Scores `[B, C]` in [0, 1] from logits."""
+    return torch.sigmoid(logits) if function == "sigmoid" else torch.softmax(logits, dim=1)

@@ -9,6 +9,8 @@ from pipeline.errors import MAX_COUNT, SettingValueError, check_at_most
 Loss = Literal["bce", "ce"]
 """`bce`: independent labels, binary cross-entropy. `ce`: one label a clip, cross-entropy."""
 
+ScoreFunction = Literal["sigmoid", "softmax"]
+
 
 OptimiserName = Literal["adam", "adamw"]
 

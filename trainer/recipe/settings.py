@@ -7,9 +7,12 @@ from typing import Literal, get_args
 from pipeline.errors import MAX_COUNT, SettingValueError, check_at_most
 from trainer.data.settings import MAX_SEED
 from trainer.model.settings import Precision
-from trainer.optim.settings import Loss
+from trainer.optim.settings import Loss, ScoreFunction
 
 Sharding = Literal["replicate", "shard"]
+
+
+Scores = Literal["", "sigmoid", "softmax"]
 
 
 Selection = Literal["", "accuracy", "mAP"]
@@ -21,6 +24,10 @@ class TrainSettings:
 
     loss: Loss = "bce"
     """`bce` for multi-label data, `ce` for one label a clip."""
+    scores: Scores = ""
+    """`sigmoid` or `softmax` outputs as scores; empty: sigmoid with `bce`, softmax with `ce`. The
+    authors take sigmoid with either: set it where you compare mAP or ensembles of models trained
+    with `ce` with theirs. The accuracy of a single model is the same."""
     epochs: int = 5
     """Number of epochs. A finished run that is given more goes on from its end, as if it had had
     them from the start; `schedule.decay_after_epochs` may change for the epochs to come."""
@@ -58,6 +65,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for name, kind in (
             ("loss", Loss),
+            ("scores", Scores),
             ("precision", Precision),
             ("sharding", Sharding),
             ("select_by", Selection),
@@ -84,6 +92,11 @@ class TrainSettings:
                 "lr_after_divergence",
                 f"must be above 0 and at most 1, got {self.lr_after_divergence}",
             )
+
+    @property
+    def score_function(self) -> ScoreFunction:
+        """What makes scores of logits."""
+        return self.scores or ("sigmoid" if self.loss == "bce" else "softmax")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,7 +27,9 @@ from trainer.studies.ensemble import read_result
 from trainer.studies.shared import read_diverged, read_runs
 
 _OF_TRAINING = {"augment", "sampler", "schedule", "optimiser", "averaging", "train"}
-"""Sections whose settings, except train.loss, had no effect on an imported model."""
+"""Sections whose settings had no effect on an imported model."""
+_IN_EFFECT = {"loss", "scores"}
+"""Except these."""
 
 Row = dict[str, Any]
 """Plain data for the template."""
@@ -48,6 +50,8 @@ class Scores:
     """Epoch of the `best` weights."""
     step: int | None = None
     """Steps that the weights were trained for."""
+    function: str | None = None
+    """`sigmoid` or `softmax`: what made scores of the model's outputs."""
 
     @property
     def is_unlabelled(self) -> bool:
@@ -137,7 +141,8 @@ class ReportedRun:
 
     def setting(self, section: str, key: str) -> str | None:
         """A setting as text, or a dash if the run is older than it; None if it had no effect."""
-        if self.info.imported_from is not None and section in _OF_TRAINING and key != "loss":
+        is_unused = section in _OF_TRAINING and key not in _IN_EFFECT
+        if self.info.imported_from is not None and is_unused:
             return None
         settings = self.info.settings.get(section, {})
         return _setting(settings[key]) if key in settings else "–"
@@ -212,6 +217,7 @@ def _scores(scored: ScoredClips) -> Scores:
         per_class=metrics.per_class,
         epoch=scored.source.epoch,
         step=scored.source.checkpoint_step,
+        function=scored.source.score_function,
     )
 
 

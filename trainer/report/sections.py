@@ -43,6 +43,7 @@ def make_sections(runs: Sequence[ReportedRun]) -> Row:
             for group in groups
         ],
         "metrics": tuple(figures.METRIC_TITLES.items()),
+        "functions": sorted({run.final.function for run in runs if run.final.function}),
         "are_on_same_clips": are_on_same_clips(runs),
         "differences": _differences(runs, groups),
         "settings": settings_rows(runs),

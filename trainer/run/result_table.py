@@ -29,6 +29,8 @@ def result_table(run_path: str, name: str) -> Group:
     table = name_value_table()
     if scored.source.weights:
         table.add_row("weights", scored.source.weights + _epoch(scored))
+    if scored.source.loss == "ce":
+        table.add_row("scores", f"{scored.source.score_function} outputs")
     table.add_row("clips", f"{metrics.num_clips:,}")
     if metrics.is_unlabelled:
         table.add_row("note", "no clip has a label, so no score is defined")

@@ -33,7 +33,9 @@ class Source:
     """How scores were computed; a field that does not apply is None."""
 
     loss: str
-    """`bce` or `ce`: scores are sigmoid or softmax outputs."""
+    """`bce` or `ce`."""
+    scores: str | None = None
+    """`sigmoid` or `softmax` outputs; None: written by an older version, by the loss."""
     precision: str | None = None
     """Precision that the model computed in."""
     checkpoint_step: storage.Count | None = None
@@ -46,6 +48,11 @@ class Source:
     """Members of an ensemble."""
     data_fingerprint: str | None = None
     """Fingerprint of the data set."""
+
+    @property
+    def score_function(self) -> str:
+        """`sigmoid` or `softmax`."""
+        return self.scores or ("sigmoid" if self.loss == "bce" else "softmax")
 
     def to_json(self) -> dict[str, Any]:
         """The fields that apply."""

@@ -4,8 +4,9 @@ In: a recipe, seeds and variants of it; then the finished runs. Steps: make a re
 folder for each member; average the members' scores on the same clips. Out: the mean as predictions,
 a table, and `ensemble.json`.
 
-An ensemble's scores are the mean of its members' sigmoid (or softmax) outputs, with the weights of
-their last checkpoints, not averaged ones (paper section 3.1; the authors' `ensemble.py`).
+An ensemble's scores are the mean of its members' sigmoid or softmax outputs (`train.scores`), with
+the weights of their last checkpoints, not averaged ones (paper section 3.1; the authors'
+`ensemble.py`).
 """
 
 import re
@@ -166,26 +167,33 @@ def average_predictions(members: Mapping[str, Predictions]) -> Predictions:
     """The mean of the scores of members, by their names.
 
     Raises:
-        UserError: the members differ in clips, labels or targets, or in the loss, which decides
-            whether scores are sigmoid or softmax outputs.
+        UserError: the members differ in clips, labels or targets, or some scores are sigmoid
+            outputs and others softmax outputs.
     """
     (first_name, first), *others = members.items()
+    function = first.source.score_function
     for name, other in others:
-        for aspect, equal in (
-            ("clips", other.ids == first.ids),
-            ("labels", other.labels == first.labels),
-            ("targets", np.array_equal(other.targets, first.targets)),
-            ("losses", other.source.loss == first.source.loss),
+        for aspect, equal, remedy in (
+            ("clips", other.ids == first.ids, ""),
+            ("labels", other.labels == first.labels, ""),
+            ("targets", np.array_equal(other.targets, first.targets), ""),
+            ("losses", other.source.loss == first.source.loss, ""),
+            (
+                f"scores ({function} and {other.source.score_function})",
+                other.source.score_function == function,
+                f"score {name} again: `evaluate --scores {function}`",
+            ),
         ):
             if not equal:
                 raise UserError(
                     "",
                     f"{first_name} and {name}: their predictions on {first.name!r} cannot be "
                     f"averaged, as they have different {aspect}",
+                    remedy,
                 )
     stacked = np.stack([member.scores for member in members.values()])
     mean: NDArray[np.float32] = stacked.mean(axis=0, dtype=np.float64).astype(np.float32)
-    source = Source(loss=first.source.loss, num_members=len(members))
+    source = Source(loss=first.source.loss, scores=function, num_members=len(members))
     return replace(first, scores=mean, source=source)
 
 

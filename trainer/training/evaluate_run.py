@@ -38,7 +38,7 @@ def evaluate_run(
 
     Args:
         run_path: the run.
-        recipe: its settings; the precision may differ.
+        recipe: its settings; precision and scores may differ.
         dataset: with the classes of the run.
         split: name of the split.
         fold: number of the fold; 0 for the whole split.

@@ -104,5 +104,6 @@ def _score(
         logits = model(normalise(fbanks, mean, std))
     losses = loss_per_clip(logits, batch.targets, settings.loss)
     return torch.cat(
-        [scores(logits, settings.loss), losses[:, None], batch.clip_weights[:, None]], dim=1
+        [scores(logits, settings.score_function), losses[:, None], batch.clip_weights[:, None]],
+        dim=1,
     )

@@ -388,6 +388,7 @@ def scores_source(recipe: Recipe, progress: Progress, weights: Weights) -> Sourc
     """The source of scores by these weights of a run."""
     source = Source(
         loss=recipe.train.loss,
+        scores=recipe.train.score_function,
         precision=recipe.train.precision,
         checkpoint_step=progress.step,
         weights=None if weights == "last" else weights,

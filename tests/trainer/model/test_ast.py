@@ -459,6 +459,23 @@ def test_initialisation_depends_on_the_seed_alone() -> None:
         assert not torch.equal(first[name], other[name])
 
 
+@pytest.mark.parametrize("backbone", [TINY, TINY_ONE_TOKEN])
+def test_from_scratch_tokens_and_positions_start_at_the_authors_deviation(backbone: str) -> None:
+    """timm 0.4.5 draws all of them with a deviation of 0.02."""
+    draws: dict[str, list[Tensor]] = {}
+    for seed in range(10):
+        torch.manual_seed(seed)
+        model = build_model(small_settings(backbone=backbone), num_classes=3, num_mels=64)
+        for name in ("cls_token", "dist_token", "pos_embed"):
+            if (value := getattr(model, name)) is not None:
+                draws.setdefault(name, []).append(value.detach().flatten())
+    assert ("dist_token" in draws) == (backbone == TINY)
+    for name, values in draws.items():
+        drawn = torch.cat(values)
+        assert drawn.std().item() == pytest.approx(0.02, rel=0.08), name
+        assert drawn.mean().item() == pytest.approx(0, abs=0.002), name
+
+
 def test_logits_are_independent_of_the_batch() -> None:
     model = randomise(build_model(small_settings(), num_classes=3, num_mels=64)).eval()
     x = torch.randn(4, 64, 64)

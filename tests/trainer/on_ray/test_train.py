@@ -163,6 +163,7 @@ def test_evaluate_scores_another_split_with_the_last_checkpoint(
     np.testing.assert_allclose(predictions.scores, expected.scores, atol=1e-6)
     assert predictions.source == Source(
         loss="bce",
+        scores="sigmoid",
         precision="float32",
         checkpoint_step=24,
         data_fingerprint=dataset.card.fingerprint,
@@ -290,11 +291,11 @@ def test_invalid_commands_are_refused_before_ray_starts(
     sounds = tmp_path / "sounds"
     sounds.mkdir()
     (sounds / "dog.wav").touch()
-    longer, fold = ("--set", "train.epochs=9"), ("--set", "data.fold=9")
+    shorter, fold = ("--set", "train.epochs=3"), ("--set", "data.fold=9")
     mask = ("--set", "augment.time_mask=99")
     data = str(dataset.path)
     for command, where, values in (
-        (train_command(recipe_file, dataset, taken, *longer), taken, ["train.epochs = 4", 9]),
+        (train_command(recipe_file, dataset, taken, *shorter), taken, ["train.epochs = 4", 3]),
         (train_command(recipe_file, dataset, free, *fold), data, ["no fold 9"]),
         (train_command(recipe_file, dataset, free, *mask), "augment.time_mask", ["got 99"]),
         (train_command(recipe_file, dataset, free, *gone), "model.weights_file", ["/gone.pth"]),
@@ -388,6 +389,13 @@ def test_imported_run_can_be_a_member(
     assert ray_job.main([*evaluate_imported, "--precision", "bfloat16"]) == 0
     assert "warning: --precision: bfloat16" in capsys.readouterr().err
     assert read_predictions(imported, "eval").source.precision == "bfloat16"
+    assert ray_job.main([*evaluate_imported, "--scores", "softmax"]) == 0
+    softmax = read_predictions(imported, "eval")
+    assert softmax.source.scores == "softmax"
+    np.testing.assert_allclose(softmax.scores.sum(axis=1), 1, atol=1e-5)
+    assert ray_job.main(command) == 1
+    names = f"{Path(without_ray).name} and imported"
+    assert_error_line(capsys.readouterr().err, names, "sigmoid and softmax", "--scores sigmoid")
     assert ray_job.main(evaluate_imported) == 0
     assert ray_job.main(command) == 0
     scores, expected = (read_predictions(run, "eval").scores for run in (output, without_ray))

@@ -28,7 +28,7 @@ def test_ce_with_hard_targets_equals_the_log_loss(logits: Tensor) -> None:
     targets = torch.nn.functional.one_hot(classes, 4).float()
     losses = loss_per_clip(logits, targets, "ce")
     assert losses.shape == (6,)
-    expected = log_loss(classes, scores(logits.double(), "ce"), labels=range(4))
+    expected = log_loss(classes, scores(logits.double(), "softmax"), labels=range(4))
     assert float(losses.mean()) == pytest.approx(expected, rel=1e-6)
 
 
@@ -51,8 +51,8 @@ def test_losses_of_extreme_logits_are_finite(loss: Loss) -> None:
     assert torch.isfinite(logits.grad).all()
 
 
-def test_scores_are_sigmoid_for_bce_and_softmax_for_ce(logits: Tensor) -> None:
-    torch.testing.assert_close(scores(logits, "bce"), 1 / (1 + torch.exp(-logits)))
-    softmax = scores(logits, "ce")
+def test_scores_are_sigmoid_or_softmax_outputs(logits: Tensor) -> None:
+    torch.testing.assert_close(scores(logits, "sigmoid"), 1 / (1 + torch.exp(-logits)))
+    softmax = scores(logits, "softmax")
     torch.testing.assert_close(softmax.sum(dim=1), torch.ones(6))
     torch.testing.assert_close(softmax, torch.exp(logits) / torch.exp(logits).sum(1, keepdim=True))

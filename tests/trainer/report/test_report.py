@@ -438,12 +438,23 @@ def test_mean_covers_all_runs_or_is_omitted(tmp_path: Path, data: str) -> None:
     assert f"mAP {mean:.3f} ±" in text
 
 
+def test_report_says_whether_scores_are_sigmoid_or_softmax_outputs(
+    tmp_path: Path, data: str
+) -> None:
+    runs = [write_run(str(tmp_path / name), data) for name in ("one", "two")]
+    assert "Scores are sigmoid outputs." in report(*runs)
+    path = f"{runs[1]}/predictions/eval.json"
+    storage.write_json(path, {**storage.read_json(path), "scores": "softmax"})
+    assert "Scores are sigmoid or softmax outputs." in report(*runs)
+
+
 def test_imported_run_is_not_compared_by_training_settings(tmp_path: Path, data: str) -> None:
     """Its training settings are defaults that were never used."""
     runs = [write_run(str(tmp_path / name), data) for name in ("own", "imported")]
     for run, lr, loss in zip(runs, (1e-3, 1e-5), ("bce", "ce"), strict=True):
         info = storage.read_json(f"{run}/run.json")
-        info["settings"] |= {"schedule": {"lr": lr}, "train": {"epochs": 5, "loss": loss}}
+        train = {"epochs": 5, "loss": loss, "scores": {"ce": "sigmoid", "bce": "softmax"}[loss]}
+        info["settings"] |= {"schedule": {"lr": lr}, "train": train}
         storage.write_json(f"{run}/run.json", info)
     assert "schedule.lr 0.001 1e-05" in report(*runs)
     info["imported_from"], info["data"]["num_train_clips"] = "model.pth", 0
@@ -453,6 +464,7 @@ def test_imported_run_is_not_compared_by_training_settings(tmp_path: Path, data:
     assert "Standard deviation" not in text
     assert "schedule lr 0.001 –" in text
     assert "train.loss bce ce" in text
+    assert "train.scores softmax sigmoid" in text
 
 
 def test_runs_with_other_classes_are_not_mixed(tmp_path: Path, data: str) -> None:

@@ -57,7 +57,16 @@ def test_summary_shows_the_scores_of_all_weights(run: str) -> None:
         words = f"mAP {metrics['mAP']:.4f}, accuracy {metrics['accuracy']:.4f}"
         assert words in rows[f"{weights} weights"]
     assert "of epoch 1" in rows["best weights"]
+    assert "scores" not in rows
     assert "skipped" not in rows
+
+
+def test_summary_of_cross_entropy_names_the_scores(run: str, tmp_path: Path) -> None:
+    metrics = storage.read_json(f"{run}/predictions/eval.json")
+    for scores, shown_as in ((None, "softmax"), ("sigmoid", "sigmoid")):
+        changed = {**metrics, "loss": "ce", "scores": scores}
+        storage.write_json(f"{tmp_path}/predictions/eval.json", changed)
+        assert f"{shown_as} outputs" in shown(str(tmp_path))
 
 
 def test_labels_with_commas_stay_separate(run: str, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_average_is_the_mean_of_the_scores() -> None:
     np.testing.assert_allclose(average.scores, expected, atol=1e-7)
     assert average.scores.dtype == np.float32
     assert (average.ids, average.labels) == (members["seed-1"].ids, members["seed-1"].labels)
-    assert average.source == Source(loss="bce", num_members=3)
+    assert average.source == Source(loss="bce", scores="sigmoid", num_members=3)
 
 
 def test_average_of_one_member_equals_the_member(tmp_path: Path) -> None:
@@ -109,6 +109,18 @@ def test_incompatible_members_are_refused(difference: str, changes: dict[str, An
     members = {"a": make_member(0), "b": make_member(1), "c": replace(make_member(2), **changes)}
     with refused("", "a and c", "'eval'", difference):
         average_predictions(members)
+
+
+def test_sigmoid_and_softmax_scores_are_not_averaged() -> None:
+    """Predictions of older versions do not name the function, which follows from their loss."""
+    old = replace(make_member(0), source=Source(loss="ce"))
+    softmax = replace(make_member(1), source=Source(loss="ce", scores="softmax"))
+    sigmoid = replace(make_member(2), source=Source(loss="ce", scores="sigmoid"))
+    assert average_predictions({"a": old, "b": softmax}).source.scores == "softmax"
+    with refused(
+        "", "a and b", "softmax and sigmoid", remedy="score b again: `evaluate --scores softmax`"
+    ):
+        average_predictions({"a": old, "b": sigmoid})
 
 
 def test_runs_of_equal_name_are_shown_with_their_folders(tmp_path: Path) -> None:

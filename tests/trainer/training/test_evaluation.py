@@ -18,8 +18,8 @@ from trainer.data.loader import Loader
 from trainer.data.settings import LoaderSettings
 from trainer.model.ast import AST
 from trainer.optim.loss import loss_per_clip, scores
-from trainer.optim.settings import Loss
-from trainer.recipe.settings import TrainSettings
+from trainer.optim.settings import Loss, ScoreFunction
+from trainer.recipe.settings import Scores, TrainSettings
 from trainer.run.skipped_steps import DivergedError
 from trainer.training.evaluation import Evaluation, evaluate
 from trainer.training.loop import make_model
@@ -42,25 +42,37 @@ def tiny_model(dataset: PreparedDataset) -> AST:
 
 
 def evaluate_tiny(
-    dataset: PreparedDataset, loss: Loss, batch_size: int, world: World
+    dataset: PreparedDataset, loss: Loss, batch_size: int, world: World, function: Scores = ""
 ) -> Evaluation:
     return evaluate(
         tiny_model(dataset),
         make_loader(dataset),
         mean=MEAN,
         std=STD,
-        settings=TrainSettings(loss=loss, batch_size=batch_size),
+        settings=TrainSettings(loss=loss, batch_size=batch_size, scores=function),
         world=world,
         run_path="run",
     )
 
 
-@pytest.mark.parametrize("loss", ["bce", "ce"])
+@pytest.mark.parametrize(
+    ("loss", "function", "expected"),
+    [
+        ("bce", "", "sigmoid"),
+        ("ce", "", "softmax"),
+        ("ce", "sigmoid", "sigmoid"),
+        ("bce", "softmax", "softmax"),
+    ],
+)
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_scores_equal_those_of_single_clips(
-    dataset: PreparedDataset, loss: Loss, batch_size: int
+    dataset: PreparedDataset,
+    loss: Loss,
+    function: Scores,
+    expected: ScoreFunction,
+    batch_size: int,
 ) -> None:
-    result = evaluate_tiny(dataset, loss, batch_size, World())
+    result = evaluate_tiny(dataset, loss, batch_size, World(), function)
     loader, model = make_loader(dataset), tiny_model(dataset).eval()
     losses = []
     for row in range(9):
@@ -70,7 +82,7 @@ def test_scores_equal_those_of_single_clips(
         targets = torch.from_numpy(loader.clips.targets(np.array([row])))
         with torch.inference_mode():
             logits = model(x)
-        np.testing.assert_allclose(result.scores[row], scores(logits, loss)[0], atol=1e-6)
+        np.testing.assert_allclose(result.scores[row], scores(logits, expected)[0], atol=1e-6)
         assert np.array_equal(result.targets[row], targets[0])
         losses.append(float(loss_per_clip(logits, targets, loss)[0]))
     assert result.loss == pytest.approx(np.mean(losses), abs=1e-5)
@@ -100,7 +112,7 @@ def test_clips_are_padded_to_their_bucket(dataset: PreparedDataset) -> None:
         lengths.add(length)
         x = ((padded(fbank, length) - MEAN) / (2 * STD))[None]
         with torch.inference_mode():
-            np.testing.assert_allclose(evaluated[row], scores(model(x), "bce")[0], atol=1e-6)
+            np.testing.assert_allclose(evaluated[row], scores(model(x), "sigmoid")[0], atol=1e-6)
     assert lengths == {48, 56, 64}
 
 
