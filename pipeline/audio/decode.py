@@ -48,6 +48,8 @@ class Decoded:
     file_level_dbfs: float
     """Level of the stretch over all channels of the file, before they were mixed down; -inf for
     silence. Far above the level of `samples` where the channels cancel each other."""
+    file_rate_hz: int
+    """Sample rate of the file."""
     repaired: str | None = None
     """What was odd about the file, though no audio was missing; None if nothing."""
 
@@ -144,6 +146,7 @@ def _join(
     resampler = None
     num_frames = num_values = 0
     energy = 0.0
+    file_rate_hz = sample_rate_hz
     for file_rate_hz, samples in blocks:
         num_frames += len(samples)
         _check_limits(settings, file_rate_hz, num_frames, samples.shape[1])
@@ -166,6 +169,7 @@ def _join(
     return Decoded(
         samples=parts[0] if len(parts) == 1 else np.concatenate(parts),
         file_level_dbfs=level_dbfs(energy / num_values),
+        file_rate_hz=file_rate_hz,
         repaired=repaired,
     )
 

@@ -231,7 +231,11 @@ def _answer(
             start_s=request["start_s"],
             end_s=request["end_s"],
         )
-        notes = {"file_level_dbfs": decoded.file_level_dbfs, "repaired": decoded.repaired}
+        notes = {
+            "file_level_dbfs": decoded.file_level_dbfs,
+            "file_rate_hz": decoded.file_rate_hz,
+            "repaired": decoded.repaired,
+        }
         return {"notes": notes}, decoded.samples.astype(np.float32, copy=False).tobytes()
     except RejectError as error:
         return {"stage": error.stage, "reason": error.reason}, b""

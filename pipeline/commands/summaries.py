@@ -64,6 +64,8 @@ def prepare_summary(summary: "PrepareSummary") -> Group:
             f"{summary.num_faded_clips:,} (20 dB or more below their files: file_level_dbfs in "
             "index.parquet); if channels cancel each other, use --channel left",
         )
+    if summary.low_rate_note:
+        table.add_row("low rate", summary.low_rate_note)
     table.add_row(
         "shards",
         f"{summary.num_shards:,} ({size(summary.size_bytes)}), "

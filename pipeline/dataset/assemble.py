@@ -29,6 +29,7 @@ from pipeline.dataset.card import (
 from pipeline.dataset.prepare_summary import PrepareSummary, write_summary
 from pipeline.dataset.prepared import INDEX_ROWS_PER_GROUP, card_path, index_path, ledger_path
 from pipeline.dataset.resume import remove_unfinished
+from pipeline.dataset.source_rates import count_low_rates, low_rate_note
 from pipeline.errors import UserError
 from pipeline.manifest.manifest import Manifest
 from pipeline.shards.build import BuildJob
@@ -183,6 +184,7 @@ def assemble(
         labels=manifest.labels,
         index=index,
         reasons=reasons,
+        low_rates=count_low_rates(ordered.values(), index["id"].to_pylist()),
         tars=tars,
         plan_fingerprint=plan.fingerprint,
         corrections=_corrections(index, built_index, tars, manifest) if usage.is_changed else None,
@@ -250,6 +252,7 @@ def _summary(
         rejects_by_reason=card.rejects.by_reason,
         num_clipped_clips=card.clipped.num_clips if card.clipped else 0,
         num_repaired_clips=index.num_rows - index["repaired"].null_count,
+        low_rate_note=low_rate_note(card.low_rates, card.num_clips, card.fbank.sample_rate_hz),
         num_faded_clips=pc.sum(pc.greater_equal(lost_db, _FADED_DB)).as_py() or 0,
         num_shards=len(card.shards),
         num_shards_built=len(built),

@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -85,6 +85,8 @@ class Card:
     std: storage.Amount
     class_counts: dict[str, dict[str, storage.Count]]
     """Clips of each label, by split."""
+    low_rates: dict[str, storage.Count] = field(default_factory=dict)
+    """Clips of files with a sample rate below the data set's, by that rate in Hz."""
     rejects: RejectedClips
     shards: list[TarEntry]
     plan_fingerprint: str
@@ -101,12 +103,14 @@ class Card:
     """Hash of all other fields."""
 
     def to_json(self) -> dict[str, Any]:
-        """The document; without `store` and `clipped` if fbanks are stored, nor no corrections."""
+        """The document; without `store` and `clipped` if fbanks are stored, nor what is none."""
         document = asdict(self) | {"coverage": self.coverage and self.coverage.to_json()}
         if self.store == "fbank":
             del document["store"], document["clipped"]
         if self.corrections is None:
             del document["corrections"]
+        if not self.low_rates:
+            del document["low_rates"]
         return document
 
 
@@ -116,6 +120,7 @@ def make_card(
     labels: tuple[str, ...],
     index: pa.Table,
     reasons: dict[str, int],
+    low_rates: dict[str, int],
     tars: list[TarEntry],
     plan_fingerprint: str,
     corrections: Corrections | None = None,
@@ -131,6 +136,7 @@ def make_card(
         labels: the vocabulary, in the order of the classes.
         index: all clips, with the columns of `index_schema`.
         reasons: rejected clips by reason.
+        low_rates: clips of files with a lower sample rate, by that rate.
         tars: the shards.
         plan_fingerprint: hash of the clips and settings that the shards were built from.
         corrections: how the tars differ from the index; None if they do not.
@@ -153,6 +159,7 @@ def make_card(
         mean=mean,
         std=std,
         class_counts={split: _count_labels(part, labels) for split, part in parts.items()},
+        low_rates=low_rates,
         rejects=RejectedClips(num=sum(reasons.values()), by_reason=reasons),
         shards=tars,
         plan_fingerprint=plan_fingerprint,

@@ -25,6 +25,8 @@ class PrepareSummary:
     num_faded_clips: storage.Count
     """Clips 20 dB or more below the level of their files, usually of opposite channels, which
     cancel each other in the mean."""
+    low_rate_note: str = ""
+    """About clips of files with a sample rate below the data set's; empty if there are none."""
     num_shards: storage.Count
     num_shards_built: storage.Count
     """Shards built by this run; the others were finished before."""

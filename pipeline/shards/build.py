@@ -138,6 +138,7 @@ def _build(spec: ShardSpec, job: BuildJob, decode: Decode, writer: ShardWriter, 
         size_bytes=writer.size_bytes,
         sha256=writer.sha256,
     )
+    rate_hz = job.settings.fbank.sample_rate_hz
     return Part(
         fingerprint=spec.fingerprint,
         tar=tar if tar.num_clips else None,
@@ -145,6 +146,9 @@ def _build(spec: ShardSpec, job: BuildJob, decode: Decode, writer: ShardWriter, 
         rejects=tuple(rejects),
         stages_s=clock.seconds,
         fetched_bytes=fetched_bytes,
+        low_rates_hz={
+            row["id"]: row["file_rate_hz"] for row in rows if row["file_rate_hz"] < rate_hz
+        },
     )
 
 
@@ -213,6 +217,7 @@ def build_clip(
         "num_clipped": num_clipped,
         "level_dbfs": level_dbfs(power),
         "file_level_dbfs": decoded.file_level_dbfs,
+        "file_rate_hz": decoded.file_rate_hz,
         "repaired": decoded.repaired,
         "fbank_sum": exact.sum(dtype=torch.float64).item(),
         "fbank_sumsq": exact.square_().sum(dtype=torch.float64).item(),

@@ -162,6 +162,7 @@ def _write_index_and_card(folder: str, rows: list[dict[str, Any]], tars: list[Ta
         labels=LABELS,
         index=index,
         reasons={},
+        low_rates={},
         tars=tars,
         coverage=None,
         common_fingerprint="",

@@ -27,10 +27,13 @@ def train_all(
     """
     from cluster.worker_errors import unwrap_each
     from pipeline.dataset.prepared import note_unchecked, open_dataset
+    from pipeline.dataset.source_rates import note_low_rates
     from trainer.on_ray.tune import train_unfinished
     from trainer.run.skipped_steps import DivergedError
 
-    note_unchecked(open_dataset(arguments.data))  # refused once, not for each run
+    dataset = open_dataset(arguments.data)  # refused once, not for each run
+    note_unchecked(dataset)
+    note_low_rates(dataset)
     failures = train_unfinished(
         recipes, arguments.data, workers(arguments), session=session(arguments)
     )

@@ -17,12 +17,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from pipeline.dataset.prepared import note_unchecked, open_dataset
+    from pipeline.dataset.source_rates import note_low_rates
     from trainer.recipe.parse import load_recipe
 
     data, output = arguments.data, arguments.out
     # The most common mistakes are reported before PyTorch is loaded, which takes seconds.
     recipe = load_recipe(find_recipe(arguments.recipe), arguments.set)
-    note_unchecked(open_dataset(data))
+    dataset = open_dataset(data)
+    note_unchecked(dataset)
 
     from rich.console import Console
 
@@ -44,6 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
             _logger.info("%s: resuming; the newest checkpoint is %s", output, newest)
         from trainer.on_ray.train import run_training
 
+        note_low_rates(dataset)
         with session(arguments):
             run_training(recipe, data, output, workers(arguments))
     name = read_run(output).data.eval_name

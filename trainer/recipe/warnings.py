@@ -3,7 +3,10 @@
 In: a recipe and its clips. Out: a line for each setting without effect and each doubtful score.
 """
 
+import math
 from dataclasses import fields, replace
+
+import numpy as np
 
 from pipeline import storage
 from trainer.data.clips import TrainingData
@@ -11,6 +14,8 @@ from trainer.data.settings import DataSettings, SamplerSettings
 from trainer.recipe.fit import num_steps
 from trainer.recipe.recipe import Recipe
 
+_LARGE_PADDING = 0.5
+"""Share of the inputs that may be padding without a warning."""
 _SMALL_SHARE = 0.005
 """Share of the audio that may be cut without a warning: a few clips may be a frame too long."""
 
@@ -20,6 +25,7 @@ def recipe_warnings(recipe: Recipe, data: TrainingData) -> list[str]:
     return [
         *_on_data(recipe, data),
         *_on_model(recipe, data),
+        *_on_lengths(recipe, data),
         *_on_batches(recipe, data),
         *_on_schedule(recipe, data),
     ]
@@ -85,6 +91,39 @@ def _on_batches(recipe: Recipe, data: TrainingData) -> list[str]:
     if recipe.loader.cache_gb and not storage.is_remote(data.train.shards[0]):
         warnings.append("loader.cache_gb: without effect, as the shards are not on S3")
     return warnings
+
+
+def _on_lengths(recipe: Recipe, data: TrainingData) -> list[str]:
+    """Inputs that are mostly padding, and the settings that spare its computation."""
+    kept = recipe.model.num_frames
+    lengths = data.train.num_frames.clip(max=kept)
+    padding = 1 - lengths.mean() / kept
+    if padding <= _LARGE_PADDING:
+        return []
+    longest = max(lengths.max(), data.evaluation.num_frames.max())
+    fitting = _whole_patches(recipe, longest)
+    if fitting <= kept * (1 - _LARGE_PADDING):
+        mask = recipe.augment.time_mask * fitting // kept
+        too_wide = recipe.augment.time_mask > fitting
+        with_mask = f" and augment.time_mask={mask}" if too_wide else ""
+        return [
+            f"model.num_frames: {padding:.0%} of the inputs is padding, as the longest clip has "
+            f"{longest} of {kept} frames; set model.num_frames={fitting}{with_mask} to train faster"
+        ]
+    edge = _whole_patches(recipe, int(np.median(lengths)))
+    if recipe.sampler.bucket_frames or edge >= kept:
+        return []
+    return [
+        f"sampler.bucket_frames: {padding:.0%} of the inputs is padding, as most clips are far "
+        f"shorter than {kept} frames; set sampler.bucket_frames=[{edge}] to train faster"
+    ]
+
+
+def _whole_patches(recipe: Recipe, num_frames: int) -> int:
+    """The fewest frames that hold `num_frames` in whole patches."""
+    model = recipe.model
+    num_strides = max(0, math.ceil((num_frames - model.patch_time) / model.stride_time))
+    return model.patch_time + num_strides * model.stride_time
 
 
 def _on_schedule(recipe: Recipe, data: TrainingData) -> list[str]:

@@ -20,12 +20,13 @@ from pipeline.audio.settings import DecodeSettings
 from pipeline.dataset.assemble import is_intact, read_card
 from pipeline.dataset.prepare_summary import PrepareSummary
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
+from pipeline.dataset.source_rates import note_low_rates
 from pipeline.manifest.manifest import Clip
 from pipeline.shards.estimate import estimate
 from pipeline.shards.parts import INDEX_SCHEMA
 from pipeline.shards.settings import PrepareSettings
 from tests.support.audio import encode, noise, write_clips
-from tests.support.errors import refused
+from tests.support.errors import assert_names, refused
 from tests.support.preparation import (
     LABELS,
     SETTINGS,
@@ -314,6 +315,32 @@ def test_odd_files_and_lost_levels_are_noted(tmp_path: Path) -> None:
     summary, rows = prepare("left", channel="left", strict=True)
     assert (summary.num_rejects, summary.num_repaired_clips, summary.num_faded_clips) == (1, 0, 0)
     assert rows["opposite"]["level_dbfs"] == pytest.approx(-20.0, abs=0.2)
+
+
+def test_clips_of_a_lower_rate_are_counted_and_noted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clips = []
+    for name, rate_hz in (("phone", 8_000), ("tape", 11_025), ("disc", 44_100), ("usual", 16_000)):
+        (tmp_path / name).write_bytes(encode(noise(0.5, rate_hz), rate_hz))
+        clips.append(Clip(id=name, uri=str(tmp_path / name), labels=("dog",)))
+
+    def prepare(chosen: list[Clip], output: str) -> tuple[PrepareSummary, PreparedDataset]:
+        prepared = preparation(tmp_path / output, chosen, PrepareSettings())
+        prepared.build()
+        return prepared.finish(), open_dataset(str(tmp_path / output))
+
+    summary, dataset = prepare(clips, "mixed")
+    assert dataset.card.low_rates == {"8000": 1, "11025": 1}
+    assert_names(summary.low_rate_note, "2 of 4", "8,000 to 11,025 Hz", "16,000", "4,000 Hz")
+    with caplog.at_level("INFO"):
+        note_low_rates(dataset)
+    assert caplog.messages == [f"{dataset.path}: {summary.low_rate_note}"]
+    summary, dataset = prepare(clips[2:], "full")
+    assert (dataset.card.low_rates, summary.low_rate_note) == ({}, "")
+    assert "low_rates" not in storage.read_json(f"{dataset.path}/card.json")
+    summary, _ = prepare(clips[:1], "low")
+    assert_names(summary.low_rate_note, "all 1", "8,000 Hz")
 
 
 def test_files_that_decoders_stumble_over_need_a_single_run(

@@ -1,5 +1,7 @@
 """Warnings about recipes that are odd for their clips, and none about others."""
 
+import json
+import re
 from typing import Any
 
 import pytest
@@ -8,8 +10,8 @@ from pipeline.dataset.prepared import PreparedDataset
 from tests.support.errors import assert_names, refused
 from tests.support.prepared import make_prepared, tiny_recipe
 from trainer.data.clips import select_training_data
-from trainer.recipe.fit import check_rate
-from trainer.recipe.parse import load_recipe
+from trainer.recipe.fit import check_fit, check_rate
+from trainer.recipe.parse import load_recipe, make_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.recipe.warnings import recipe_warnings
 
@@ -93,6 +95,37 @@ def test_effective_settings_give_no_warning(
     assert recipe_warnings(recipe, select_training_data(dataset, recipe.data)) == []
 
 
+@pytest.mark.parametrize(
+    ("num_frames", "time_mask", "setting", "mended"),
+    [
+        (512, 0, "model.num_frames", {"model.num_frames": "96"}),
+        (512, 128, "model.num_frames", {"model.num_frames": "96", "augment.time_mask": "24"}),
+        (170, 0, "sampler.bucket_frames", {"sampler.bucket_frames": "[80]"}),
+    ],
+)
+def test_inputs_of_mostly_padding_come_with_the_settings_that_mend_it(
+    dataset: PreparedDataset,
+    num_frames: int,
+    time_mask: int,
+    setting: str,
+    mended: dict[str, str],
+) -> None:
+    """All clips are far shorter than the input, or most."""
+    sizes = {"model": {"num_frames": num_frames}, "augment": {"time_mask": time_mask}}
+    recipe = tiny_recipe(**sizes)
+    [warning] = recipe_warnings(recipe, select_training_data(dataset, recipe.data))
+    assert warning.startswith(f"{setting}: ")
+    assert dict(re.findall(r"([a-z]+\.[a-z_]+)=(\S+)", warning)) == mended
+    document = recipe.to_json()
+    for name, value in mended.items():
+        section, key = name.split(".")
+        document[section][key] = json.loads(value)
+    better = make_recipe("better", document, where="better")
+    data = select_training_data(dataset, better.data)
+    check_fit(better, data)
+    assert recipe_warnings(better, data) == []
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_published_recipes_warn_only_about_the_small_data_set(
     dataset: PreparedDataset, name: str
@@ -100,6 +133,7 @@ def test_published_recipes_warn_only_about_the_small_data_set(
     recipe = load_recipe(f"recipes/{name}.toml", PLAIN)
     warnings = recipe_warnings(recipe, select_training_data(dataset, recipe.data))
     assert {line.partition(":")[0] for line in warnings} <= {
+        "model.num_frames",
         "train.batch_size",
         "schedule.warmup_steps",
     }
