@@ -142,7 +142,9 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps({"event": "summary", "page": page, **figures}))
         return
     if summary is None:
-        print(f"{output}: already complete")
+        print(
+            f"{output}: already complete" + (", no shard to compact" if arguments.compact else "")
+        )
     else:
         Console().print(prepare_summary(summary))
     if page:
@@ -172,9 +174,11 @@ def _plan(manifest: "Manifest", settings: PrepareSettings, arguments: argparse.N
     from rich.console import Console
 
     from pipeline.commands.summaries import estimate_summary
+    from pipeline.dataset.compact import plan_compaction
     from pipeline.dataset.decide import decide
     from pipeline.shards.build import BuildJob
     from pipeline.shards.estimate import estimate
+    from pipeline.shards.plan import read_plan
 
     output = arguments.out
     job = BuildJob(output=output, settings=settings)
@@ -184,6 +188,10 @@ def _plan(manifest: "Manifest", settings: PrepareSettings, arguments: argparse.N
         clips = work.usage.used_clips(spec.name for spec in work.unfinished)
         planned = estimate(replace(manifest, clips=clips), settings, _PLAN_SAMPLE)
     outcome = (work.outcome or work.cost) if work else "already complete"
+    if arguments.compact:
+        plan = work.plan if work else read_plan(job.work)
+        num_shards = len(plan_compaction(plan, manifest)[1]) if plan else 0
+        outcome += f"; shards to compact: {num_shards:,}"
     if arguments.json_logs:
         figures = asdict(planned) if planned else {}
         print(json.dumps({"event": "plan", "outcome": outcome, **figures}))

@@ -107,8 +107,8 @@ def compact(
         max_reject_share=1.0,
         elapsed_s=lambda: time.monotonic() - start,
         changes=f"{len(rewrites):,} shards rewritten, no audio read: "
-        f"{in_words(card.corrections.num_unused)} removed, "
-        f"{in_words(card.corrections.num_outdated)} with their present labels, split and fold",
+        f"{in_words(card.corrections.num_unused)} removed, labels, split or fold of "
+        f"{in_words(card.corrections.num_outdated)} written anew",
     )
 
 

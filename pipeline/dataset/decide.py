@@ -71,7 +71,10 @@ class Work:
     @property
     def outcome(self) -> str:
         """What is corrected in an earlier data set, and at what cost; empty: nothing."""
-        return f"{self.changes}: {self.cost}" if self.changes else ""
+        if not self.changes:
+            return ""
+        left = "; --compact removes what is left of them" if self.changes.num_removed else ""
+        return f"{self.changes}: {self.cost}{left}"
 
 
 def decide(manifest: Manifest, job: BuildJob, *, retry_rejects: bool) -> Work | None:
@@ -125,7 +128,7 @@ def decide(manifest: Manifest, job: BuildJob, *, retry_rejects: bool) -> Work | 
     if before:
         check_settings(before, settings, output)
         usage_before = Usage(before, manifest)
-        _check_same_clips(usage_before, output)
+        _check_same_clips(before, usage_before, output)
         again = _rejected_by_lower_limits(before, usage_before, settings, output)
         changes = find_changes(manifest, output, card, before, usage_before)
         changes = replace(changes, num_again=len(again))
@@ -184,13 +187,15 @@ def _has_tar(output: str) -> bool:
     return any(path.endswith(".tar") for path in storage.list_files(storage.join(output, "shards")))
 
 
-def _check_same_clips(usage: Usage, output: str) -> None:
+def _check_same_clips(plan: Plan, usage: Usage, output: str) -> None:
     if not (usage.rows >= 0).any():
+        num_clips = pc.count_distinct(plan.clips["id"]).as_py()
         raise UserError(
             output,
-            f"holds a data set of other audio: the manifest has none of its {len(usage.rows):,} "
-            "clips, by id, path and stretch",
-            "give another --out",
+            f"holds another data set: the manifest has none of its {in_words(num_clips)} with the "
+            "same id, path and stretch",
+            "give another --out; if the audio has only moved, keep the earlier paths in the "
+            "manifest",
         )
 
 

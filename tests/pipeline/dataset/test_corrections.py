@@ -394,7 +394,7 @@ def test_only_shards_with_corrections_are_rewritten(clips: list[Clip], copy: Pat
     rows = changed(clips, (9,), labels=("never",), fold=2)[1:]
     corrected(manifest_of(rows), copy)
     summary = compacted(manifest_of(rows), copy)
-    assert_names(summary.changes, "2 shards", "1 clip removed", "1 clip with their present labels")
+    assert_names(summary.changes, "2 shards", "1 clip removed", "1 clip written anew")
     kept = {name: time for name, time in tars(copy).items() if name in before}
     assert kept == {name: time for name, time in before.items() if name not in affected}
     assert summary.fetched_bytes > 0
@@ -608,12 +608,18 @@ def test_command_says_what_is_corrected_and_a_dry_run_what_would_be(
     assert last_line("--plan") == f"{copy}: already complete"
     write_manifest(command[1], manifest_of(changed(clips, (2, 5), labels=())[1:]))
     outcome = (
-        "labels of 2 clips changed, 1 clip removed: index and card written anew, no audio read"
+        "labels of 2 clips changed, 1 clip removed: index and card written anew, no audio read; "
+        "--compact removes what is left of them"
     )
     assert last_line("--plan") == f"{copy}: planned: {outcome}; nothing was written"
     assert files(copy) == whole
     assert last_line() == f"{copy}: {outcome}"
     assert last_line() == f"{copy}: already complete"
+    planned = f"{copy}: already complete; shards to compact: 2"
+    assert last_line("--plan", "--compact") == planned
+    done = "2 shards rewritten, no audio read: 1 clip removed, "
+    assert last_line("--compact").startswith(f"{copy}: {done}")
+    assert last_line("--compact") == f"{copy}: already complete, no shard to compact"
     [new] = write_clips(tmp_path / "new", 1, split="new")
     write_manifest(command[1], manifest_of([*clips[1:], new]))
     outcome = "labels of 2 clips changed, 1 clip added: audio of 1 clip read, 4 shards kept"
