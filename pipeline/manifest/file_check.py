@@ -37,6 +37,7 @@ _NOT_FOUND = "not found"
 _REMEDIES = {
     _NOT_FOUND: "paths in a table are relative to it; make others with a pattern, such as "
     "--column path=../audio/{path}.wav, or skip this check with --no-check",
+    "access refused": "allow reading them, or skip this check with --no-check",
     _POINTER: "fetch the files with `git lfs pull`",
 }
 _OTHER_REMEDY = "name files of audio, or skip this check with --no-check"

@@ -76,17 +76,16 @@ def _by_group(manifest: Manifest, group: Grouping, num_folds: int, seed: int) ->
             "make fewer folds",
         )
     classes = [labels[0] if labels else "" for labels in manifest.clips["labels"].to_pylist()]
-    order = np.argsort(np.array(ids))  # whatever the order of the clips, the folds are the same
     split = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed).split
     folds = np.zeros(len(ids), np.int32)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of small classes, as we warn, too
-            parts = list(split(order, np.array(classes)[order], np.array(names)[order]))
+            parts = list(split(names, classes, names))
     except ValueError as error:
         raise UserError("--folds", f"no class has {num_folds} clips", "make fewer folds") from error
     for fold, (_, held_out) in enumerate(parts, start=1):
-        folds[order[held_out]] = fold
+        folds[held_out] = fold
     return folds
 
 

@@ -31,8 +31,8 @@ def _warn(grouping: Grouping, parts: pa.ChunkedArray, column: str) -> str | None
     table = table.filter(known(grouping.values))
     counts = table.group_by("group").aggregate([("part", "count_distinct"), ("part", "count")])
     num_groups = counts.num_rows
-    if num_parts < 2 or num_groups < num_parts or num_groups == table.num_rows:
-        return None  # no group could be kept together, or each clip is one
+    if num_groups < num_parts:
+        return None  # too few to keep together
     num_spread = pc.sum(pc.greater(counts["part_count_distinct"], 1)).as_py()
     if not num_spread:
         return None

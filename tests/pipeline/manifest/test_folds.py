@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,6 +101,15 @@ def test_classes_are_even_among_folds_of_groups() -> None:
     folded = assign_folds(manifest, 5)
     assert count_clips(folded, "fold").counts.tolist() == [[8] * 5] * 3
     assert_notes(folded.notes, [20, "'speaker'"])
+
+
+def test_a_class_smaller_than_the_number_of_folds_is_in_some_of_them() -> None:
+    manifest = speech({f"s{i}": 2 for i in range(6)})
+    labels = [["rare"], *manifest.clips["labels"].to_pylist()[1:]]
+    clips = manifest.clips.set_column(4, SCHEMA.field("labels"), pa.array(labels))
+    rare = replace(manifest, clips=clips, labels=("a", "b", "c", "rare"))
+    counts = count_clips(assign_folds(rare, 5), "fold")
+    assert sorted(counts.counts[3].tolist()) == [0, 0, 0, 0, 1]
 
 
 def test_another_seed_gives_other_folds() -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -125,6 +126,18 @@ def test_videos_of_names_are_warned_of() -> None:
     clips = [Clip(id=clip_id, uri=f"/{clip_id}", labels=("dog",)) for clip_id in ids]
     manifest = assign_folds(from_clips(clips, ["dog"]), 2)
     assert_notes(group_warnings(manifest), ["2 of 2", "'video'", "table", "--group video"])
+
+
+def test_a_few_names_like_those_of_videos_are_not_warned_of() -> None:
+    ids = [f"--PJHxphWEs_{start}.wav" for start in range(6)] + [f"{i}.wav" for i in range(6)]
+    clips = [Clip(id=clip_id, uri=f"/{clip_id}", labels=("dog",)) for clip_id in ids]
+    clips += [replace(clip, id=f"Y_0aE2O5G5_Y_{i}", uri="/x") for i, clip in enumerate(clips[:6])]
+    assert group_warnings(assign_folds(from_clips(clips, ["dog"]), 2)) == []
+
+
+def test_fewer_groups_than_folds_are_not_warned_of(tmp_path: Path) -> None:
+    source = write_table(tmp_path / "clips.csv", COLUMNS + "".join(LINES))
+    assert group_warnings(assign_folds(read_source(source), 4)) == []
 
 
 def test_clips_that_are_each_a_group_are_not_warned_of(tmp_path: Path) -> None:

@@ -475,8 +475,14 @@ def test_classes_within_folders_of_another_kind_are_warned_of(tmp_path: Path) ->
     assert_notes(manifest.warnings, ["anna, bob", "one, two", "table", "labels"])
     split = read_source(write_files(tmp_path / "b", *(f"train/{name}" for name in names)), "auto")
     assert_notes(split.warnings, ["anna, bob", "one, two"])
-    for fine in ((*names, "anna/3.wav"), ("dog/puppy/1.wav", "cat/kitten/1.wav")):
-        folder = write_files(tmp_path / str(len(fine)), *fine)
+    for number, fine in enumerate(
+        (
+            (*names, "anna/3.wav"),
+            ("dog/puppy/1.wav", "cat/kitten/1.wav"),
+            ("train/dog/1.wav", "train/cat/1.wav", "test/dog/1.wav"),
+        )
+    ):
+        folder = write_files(tmp_path / str(number), *fine)
         assert read_source(folder, "auto").warnings == ()
 
 

@@ -78,6 +78,11 @@ def test_ids_taken_for_labels_are_named() -> None:
     )
 
 
+def test_a_few_clips_may_have_a_label_each() -> None:
+    clips = [Clip(id=str(i), uri="/x", labels=(f"class {i}",), fold=1 + i % 2) for i in range(9)]
+    assert_notes(manifest_warnings(manifest_of(clips)), ["fewer than 5", "9 of 9"])
+
+
 def test_splits_that_differ_in_case_are_named() -> None:
     warnings = manifest_warnings(manifest_of(made(["a", "b"], splits=("Train", "train"))))
     assert_notes(warnings, ["splits", "'Train' (12 clips) and 'train' (12 clips)"])
