@@ -220,7 +220,7 @@ def test_unfolded_patches_equal_the_convolution() -> None:
 
 def test_every_side_but_the_authors_float16_has_a_finite_step() -> None:
     settings = ModelSettings(
-        backbone="deit_tiny_distilled_patch16_224", pretrained=False, depth=1, num_frames=64
+        backbone="deit_tiny_distilled_patch16_224.fb_in1k", pretrained=False, depth=1, num_frames=64
     )
     task = train_sides.Task(
         settings=settings,

@@ -114,3 +114,15 @@ def test_enhanced_labels_replace_those_of_the_segments(
     assert table["id"].to_pylist() == ids
     assert table["start_s"].to_pylist() == [30.0, 30.0]
     assert table["classes"].to_pylist() == [[0, 1], [1, 2]]
+
+
+def test_backbones_are_named_with_the_tag_of_their_weights() -> None:
+    untagged = r"\b(?:deit|vit)_\w+_(?:224|384)(?![\w.])"
+    recipes = [*PROJECT.glob("recipes/*"), PROJECT / "trainer" / "model" / "settings.py"]
+    found = {
+        path.name: re.findall(untagged, path.read_text()) for path in recipes if path.is_file()
+    }
+    assert not any(found.values()), found
+    table = (PROJECT / "docs" / "reproduce.md").read_text().split("| ablation |")[1]
+    assert "vit_base_patch16_384.orig_in21k_ft_in1k" in table
+    assert re.findall(untagged, table) == []

@@ -27,7 +27,7 @@ NUM_FOLDS = 2
 
 TINY: dict[str, dict[str, Any]] = {
     "model": {
-        "backbone": "deit_tiny_distilled_patch16_224",
+        "backbone": "deit_tiny_distilled_patch16_224.fb_in1k",
         "pretrained": False,
         "depth": 1,
         "patch_frequency": 64,

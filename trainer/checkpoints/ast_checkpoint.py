@@ -21,9 +21,9 @@ PATCH = 16
 """Frames and mel bins of a patch of every published AST."""
 
 _BACKBONES = {
-    192: "deit_tiny_distilled_patch16_224",
-    384: "deit_small_distilled_patch16_224",
-    768: "deit_base_distilled_patch16_384",
+    192: "deit_tiny_distilled_patch16_224.fb_in1k",
+    384: "deit_small_distilled_patch16_224.fb_in1k",
+    768: "deit_base_distilled_patch16_384.fb_in1k",
 }
 """Backbones of the authors' code and of transformers, by their width D; each has 12 blocks."""
 _NUM_BLOCKS = 12

@@ -15,7 +15,7 @@ def create_from_hub(backbone: str) -> nn.Module:
     """A timm backbone with its published weights, from the hub or its local cache.
 
     Args:
-        backbone: timm model name, with or without a tag ("deit_base_distilled_patch16_384").
+        backbone: timm model name, with or without a tag (`deit_tiny_patch16_224.fb_in1k`).
 
     Raises:
         UserError: no weights are published for it, or the download failed.
@@ -38,3 +38,18 @@ def create_from_hub(backbone: str) -> nn.Module:
         ) from error
     finally:
         client.setLevel(level)
+
+
+def ambiguous_weights(backbone: str) -> list[str]:
+    """Full names of the weights that a name without a tag may mean, those that timm takes first.
+
+    Empty if the name has a tag, or if timm has only one set of weights for it.
+    """
+    if "." in backbone:
+        return []
+    names: list[str] = timm.list_pretrained(f"{backbone}.*")
+    published = timm.get_pretrained_cfg(backbone)
+    if published is None or len(names) < 2:
+        return []
+    default = f"{backbone}.{published.tag}"
+    return [default, *(name for name in names if name != default)]

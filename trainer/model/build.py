@@ -199,8 +199,8 @@ def _create_backbone(settings: ModelSettings, state: State | None) -> VisionTran
             "backbone",
             f"{settings.backbone} is not a plain transformer with class tokens and a learned "
             "positional embedding",
-            "use a DeiT such as deit_base_distilled_patch16_384 or a ViT such as "
-            "vit_base_patch16_224",
+            "use a DeiT such as deit_base_distilled_patch16_384.fb_in1k or a ViT such as "
+            "vit_base_patch16_224.orig_in21k_ft_in1k",
         )
     if state is not None:
         load_backbone(backbone, state, source=settings.weights_file)

@@ -17,8 +17,9 @@ class ModelSettings:
         ValueError: a value out of range.
     """
 
-    backbone: str = "deit_base_distilled_patch16_384"
-    """timm name of a DeiT (two class tokens if distilled) or ViT (one), with or without a tag."""
+    backbone: str = "deit_base_distilled_patch16_384.fb_in1k"
+    """timm name of a DeiT (two class tokens if distilled) or ViT (one), with a tag that names its
+    weights; without one, timm's choice of them, which is not that of the AST authors for ViTs."""
     pretrained: bool = True
     """Start from the backbone's ImageNet weights, which timm fetches from Hugging Face's hub or
     takes from its cache (HF_HUB_OFFLINE=1: only from there); false: from random weights."""

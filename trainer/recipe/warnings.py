@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 import numpy as np
 
 from pipeline import storage
+from trainer.checkpoints.timm_hub import ambiguous_weights
 from trainer.data.clips import TrainingData
 from trainer.data.settings import DataSettings, SamplerSettings
 from trainer.recipe.fit import num_steps
@@ -50,6 +51,12 @@ def _on_model(recipe: Recipe, data: TrainingData) -> list[str]:
     if model.position_embedding == "reinitialise" and is_random:
         warnings.append(
             "model.position_embedding: without effect, as all weights are drawn at random"
+        )
+    names = ambiguous_weights(model.backbone)
+    if names and model.pretrained and not model.weights_file:
+        warnings.append(
+            f"model.backbone: the weights are those of {names[0]}; there are also "
+            f"{', '.join(names[1:])}: give the name with its tag"
         )
     num_candidates = replace(model, patchout_share=0.0).num_kept_patches(mels)
     if model.patchout_share and model.num_kept_patches(mels) == num_candidates:

@@ -30,7 +30,7 @@ from trainer.model.settings import ModelSettings
 from trainer.training.loop import make_model, train
 from trainer.training.world import World
 
-TINY = "deit_tiny_distilled_patch16_224"
+TINY = "deit_tiny_distilled_patch16_224.fb_in1k"
 LIKE = {
     "patch_frequency": 16,
     "patch_time": 16,
@@ -522,7 +522,7 @@ def test_exported_weights_without_settings_are_refused(tmp_path: Path) -> None:
     [
         ({"depth": 3}, ["missing", "blocks.2.attn.proj.bias", "8 more"]),
         (
-            {"backbone": "deit_tiny_patch16_224"},
+            {"backbone": "deit_tiny_patch16_224.fb_in1k"},
             ["unexpected: dist_token", "shape: pos_embed", [1, 66, 192], [1, 65, 192]],
         ),
     ],

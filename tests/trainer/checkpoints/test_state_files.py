@@ -15,7 +15,7 @@ from trainer.checkpoints.state_files import State, encode_state, read_metadata, 
 from trainer.model.build import build_model
 from trainer.model.settings import ModelSettings
 
-TINY = "deit_tiny_distilled_patch16_224"
+TINY = "deit_tiny_distilled_patch16_224.fb_in1k"
 
 
 def same_backbone(backbone: nn.Module, state: State) -> bool:

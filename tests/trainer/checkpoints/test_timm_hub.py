@@ -15,7 +15,7 @@ from safetensors.torch import save
 from tests.support.errors import refused
 from tests.trainer.checkpoints.test_state_files import TINY, same_backbone
 from trainer.checkpoints.state_files import State
-from trainer.checkpoints.timm_hub import create_from_hub
+from trainer.checkpoints.timm_hub import ambiguous_weights, create_from_hub
 from trainer.model.build import build_model
 from trainer.model.settings import ModelSettings
 
@@ -69,7 +69,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, b
 
 
 def test_weights_are_fetched_from_the_hub(hub: dict[str, bytes], published: State) -> None:
-    hub[f"/timm/{TINY}.fb_in1k/resolve/main/model.safetensors"] = save(published)
+    hub[f"/timm/{TINY}/resolve/main/model.safetensors"] = save(published)
     assert same_backbone(create_from_hub(TINY), published)
     settings = ModelSettings(backbone=TINY, num_frames=64)
     hub.clear()  # what follows comes from the cache
@@ -81,7 +81,7 @@ def test_weights_are_fetched_from_the_hub(hub: dict[str, bytes], published: Stat
 
 def test_weights_missing_on_the_hub_are_explained(hub: dict[str, bytes]) -> None:
     settings = ("model.weights_file", "model.pretrained=false")
-    with refused("model.pretrained", f"timm/{TINY}.fb_in1k", *settings, remedy=True):
+    with refused("model.pretrained", f"timm/{TINY}", *settings, remedy=True):
         build_model(ModelSettings(backbone=TINY), num_classes=2, num_mels=64)
 
 
@@ -96,3 +96,11 @@ def test_backbone_without_published_weights_is_explained() -> None:
     name = "vit_small_patch16_18x2_224"
     with torch.device("meta"), refused("model.pretrained", name, remedy="model.weights_file"):
         create_from_hub(name)
+
+
+def test_names_without_tag_are_ambiguous_only_where_timm_has_several_weights() -> None:
+    names = ambiguous_weights("vit_base_patch16_384")
+    assert names[0] == "vit_base_patch16_384.augreg_in21k_ft_in1k"
+    assert "vit_base_patch16_384.orig_in21k_ft_in1k" in names[1:]
+    for name in ("vit_base_patch16_384.orig_in21k_ft_in1k", "deit_base_distilled_patch16_384"):
+        assert ambiguous_weights(name) == []

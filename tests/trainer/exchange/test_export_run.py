@@ -179,14 +179,14 @@ def test_export_and_import_round_trip_bit_by_bit(
 
 
 @pytest.mark.parametrize(
-    "model", [{"backbone": "deit_tiny_patch16_224"}, {"patch_time": 8, "stride_time": 8}]
+    "model", [{"backbone": "deit_tiny_patch16_224.fb_in1k"}, {"patch_time": 8, "stride_time": 8}]
 )
 def test_models_unknown_to_transformers_are_refused(
     dataset: PreparedDataset, tmp_path: Path, model: dict[str, Any]
 ) -> None:
     recipe = tiny_recipe(model={**SHAPE, **model}, train={"epochs": 1})
     train(recipe, dataset, str(tmp_path / "run"), world=World())
-    shape = {"backbone": "deit_tiny_distilled_patch16_224", "patch_time": 16, **model}
+    shape = {"backbone": "deit_tiny_distilled_patch16_224.fb_in1k", "patch_time": 16, **model}
     with refused("", "transformers", shape["backbone"], f"16 x {shape['patch_time']}"):
         export_run(str(tmp_path / "run"), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

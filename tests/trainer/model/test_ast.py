@@ -31,8 +31,8 @@ from trainer.model.build import build_model, check_backbone
 from trainer.model.patches import adapt_position_embedding, draw_kept_patches
 from trainer.model.settings import ModelSettings
 
-TINY = "deit_tiny_distilled_patch16_224"
-TINY_ONE_TOKEN = "deit_tiny_patch16_224"
+TINY = "deit_tiny_distilled_patch16_224.fb_in1k"
+TINY_ONE_TOKEN = "deit_tiny_patch16_224.fb_in1k"
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Module = TypeVar("Module", bound=nn.Module)
@@ -103,13 +103,13 @@ def test_number_of_patches_equals_the_published(
         ({"num_frames": 512}, 600, 2),
         ({"num_frames": 128}, 144, 2),
         # ViT beside DeiT, with and without the distilled token, for images of 224 and 384.
-        ({"backbone": "vit_base_patch16_224"}, 1212, 1),
-        ({"backbone": "vit_base_patch16_384"}, 1212, 1),
-        ({"backbone": "deit_base_patch16_224"}, 1212, 1),
-        ({"backbone": "deit_base_patch16_384"}, 1212, 1),
-        ({"backbone": "deit_base_distilled_patch16_224"}, 1212, 2),
-        ({"backbone": "deit_small_distilled_patch16_224"}, 1212, 2),
-        ({"backbone": "deit_tiny_distilled_patch16_224"}, 1212, 2),
+        ({"backbone": "vit_base_patch16_224.orig_in21k_ft_in1k"}, 1212, 1),
+        ({"backbone": "vit_base_patch16_384.orig_in21k_ft_in1k"}, 1212, 1),
+        ({"backbone": "deit_base_patch16_224.fb_in1k"}, 1212, 1),
+        ({"backbone": "deit_base_patch16_384.fb_in1k"}, 1212, 1),
+        ({"backbone": "deit_base_distilled_patch16_224.fb_in1k"}, 1212, 2),
+        ({"backbone": "deit_small_distilled_patch16_224.fb_in1k"}, 1212, 2),
+        ({"backbone": "deit_tiny_distilled_patch16_224.fb_in1k"}, 1212, 2),
         ({"position_embedding": "reinitialise"}, 1212, 2),
         # Patches of other shapes, without overlap.
         (separate_patches(128, 2), 512, 2),

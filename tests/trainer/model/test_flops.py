@@ -22,7 +22,7 @@ def on_meta(settings: ModelSettings, num_classes: int) -> AST:
         (ModelSettings(pretrained=False), 527),
         (
             ModelSettings(
-                backbone="vit_tiny_patch16_224",
+                backbone="vit_tiny_patch16_224.augreg_in21k_ft_in1k",
                 pretrained=False,
                 stride_frequency=16,
                 stride_time=12,
@@ -33,7 +33,7 @@ def on_meta(settings: ModelSettings, num_classes: int) -> AST:
         ),
         (
             ModelSettings(
-                backbone="deit_tiny_distilled_patch16_224",
+                backbone="deit_tiny_distilled_patch16_224.fb_in1k",
                 pretrained=False,
                 patchout_time=11,
                 patchout_frequency=2,

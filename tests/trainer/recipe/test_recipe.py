@@ -30,7 +30,7 @@ PROJECT = Path(ray_job.__file__).parent
 def recipe_file(tmp_path: Path) -> str:
     path = tmp_path / "small.toml"
     path.write_text(
-        '[data]\nfold = 2\n[model]\nbackbone = "vit_tiny_patch16_224"\n'
+        '[data]\nfold = 2\n[model]\nbackbone = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"\n'
         "[schedule]\nlr = 1\ndecay_after_epochs = [3, 5]\n[augment]\nnoise = true\n"
     )
     return str(path)
@@ -39,7 +39,10 @@ def recipe_file(tmp_path: Path) -> str:
 def test_missing_settings_have_their_defaults(recipe_file: str) -> None:
     recipe = load_recipe(recipe_file)
     assert recipe.name == "small"
-    assert (recipe.data.fold, recipe.model.backbone) == (2, "vit_tiny_patch16_224")
+    assert (recipe.data.fold, recipe.model.backbone) == (
+        2,
+        "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+    )
     assert recipe.schedule.decay_after_epochs == (3, 5)
     assert recipe.augment.noise is True
     defaults = Recipe(name="small")
@@ -417,7 +420,7 @@ def test_published_recipes_have_the_published_values(name: str) -> None:
     assert (train.max_bad_steps, train.lr_after_divergence) == (10, 1)
     assert train.select_by == ("accuracy" if name == "speech-commands" else "")
     assert (augment.mixup_alpha, augment.crop) == (10, "first")
-    assert model.backbone == "deit_base_distilled_patch16_384"
+    assert model.backbone == "deit_base_distilled_patch16_384.fb_in1k"
     assert model.pretrained
     assert bool(model.weights_file) == (name == "esc50-from-audioset")
     assert model.num_patches(128) == {1024: 1212, 512: 600, 128: 144}[model.num_frames]

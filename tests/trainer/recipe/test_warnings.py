@@ -151,3 +151,17 @@ def test_run_with_a_rate_of_0_is_refused(
             check_rate(recipe, data)
     else:
         check_rate(recipe, data)
+
+
+def test_backbone_of_several_weights_needs_a_tag(dataset: PreparedDataset) -> None:
+    for name, warns in (
+        ("vit_base_patch16_384", True),
+        ("vit_base_patch16_384.orig_in21k_ft_in1k", False),
+        ("deit_base_patch16_384", False),
+    ):
+        recipe = cropping({"model": {"backbone": name, "pretrained": True}})
+        warnings = recipe_warnings(recipe, select_training_data(dataset, recipe.data))
+        found = [warning for warning in warnings if warning.startswith("model.backbone: ")]
+        assert bool(found) == warns
+        if warns:
+            assert_names(found[0], f"{name}.augreg_in21k_ft_in1k", f"{name}.orig_in21k_ft_in1k")

@@ -457,7 +457,7 @@ def test_pretrained_weights_are_not_needed_to_resume(
     dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = tmp_path / "weights.pth"
-    backbone = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=0)
+    backbone = timm.create_model("deit_tiny_distilled_patch16_224.fb_in1k", num_classes=0)
     torch.save(backbone.state_dict(), weights)
     recipe = tiny_recipe(
         model={
