@@ -120,7 +120,7 @@ def file_warnings(check: FileCheck) -> list[str]:
     return [
         *map(str, check.faults[:SHOWN]),
         f"{len(check.faults):,} of {check.num_files:,} files looked at cannot be used: "
-        f"{check.reasons()}; `prepare` rejects such files, and fails where they are more than "
+        f"{check.reasons()}; `prepare` rejects such files, and fails if they exceed "
         f"--max-reject-share{more}",
     ]
 
