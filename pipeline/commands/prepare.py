@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
     manifest = read_manifest(arguments.manifest)
     if arguments.labels:
         manifest = replace(manifest, labels=read_labels(arguments.labels))
-        check(manifest, arguments.manifest)
+        check(manifest, arguments.labels)  # the manifest itself is valid
 
     from rich.console import Console
 

@@ -158,9 +158,16 @@ def read_card_bytes(path: str) -> bytes:
     try:
         return storage.read_bytes(card_path(path))
     except FileNotFoundError as error:
-        raise UserError(
-            path, "not a complete data set (no card.json)", "finish `prepare` first"
-        ) from error
+        what, remedy = "not a complete data set (no card.json)", "finish `prepare` first"
+        if path.endswith(".toml"):
+            what = "a recipe, not a prepared data set"
+            remedy = "name the recipe first, and the data set's folder by --data"
+        elif path.endswith(".parquet"):
+            what = "a table, not the folder of a prepared data set"
+            remedy = "if it is a manifest, `prepare` it, and name the folder that it writes"
+        elif kind := storage.held_kind(path):
+            what, remedy = f"holds {kind}, not a data set", "name the folder that `prepare` wrote"
+        raise UserError(path, what, remedy) from error
 
 
 def open_dataset(path: str) -> PreparedDataset:

@@ -43,6 +43,7 @@ from pipeline.storage.files import (
     remove,
     write_bytes,
 )
+from pipeline.storage.folder_kinds import held_kind
 from pipeline.storage.listing import (
     file_sizes,
     holds_files,
@@ -78,6 +79,7 @@ __all__ = [
     "explain",
     "explained",
     "file_sizes",
+    "held_kind",
     "holds_files",
     "is_remote",
     "iter_files",

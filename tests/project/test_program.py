@@ -9,6 +9,7 @@ import pytest
 
 import ray_job
 from cluster.upload import PACKAGES
+from pipeline import storage
 from pipeline.version import VERSION
 from recipes import FOLDER, find_recipe, recipe_names
 from tests.support.errors import refused
@@ -72,6 +73,7 @@ def test_recipe_is_found_by_name_from_any_folder(
     monkeypatch.chdir(tmp_path)
     # A data set may have the same name.
     (tmp_path / "esc50").mkdir()
+    (tmp_path / "esc50" / "card.json").touch()
     assert find_recipe(given) == str(FOLDER / "esc50.toml")
 
 
@@ -82,6 +84,37 @@ def test_file_wins_over_a_recipe_name(tmp_path: Path, monkeypatch: pytest.Monkey
     own.touch()
     assert find_recipe("recipes/esc50.toml") == str(own.resolve())
     assert find_recipe("s3://lab/esc50.toml") == "s3://lab/esc50.toml"
+
+
+@pytest.mark.parametrize(
+    ("marker", "what", "remedy"),
+    [
+        ("card.json", "a prepared data set", "--data {given}"),
+        ("run.json", "a run", "model.weights_file={given}"),
+        ("ensemble.json", "an ensemble", "recipe"),
+    ],
+)
+def test_other_folder_in_place_of_a_recipe_is_named(
+    tmp_path: Path, marker: str, what: str, remedy: str
+) -> None:
+    folder = tmp_path / "given"
+    folder.mkdir()
+    (folder / marker).touch()
+    with refused(folder, what, marker, remedy=remedy.format(given=folder)):
+        find_recipe(str(folder))
+
+
+def test_table_in_place_of_a_recipe_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "clips.parquet"
+    path.touch()
+    with refused(path, "a table", remedy="--data"):
+        find_recipe(str(path))
+
+
+def test_data_set_in_a_bucket_in_place_of_a_recipe_is_named(s3: str) -> None:
+    storage.write_bytes(f"{s3}/ds/card.json", b"")
+    with refused(f"{s3}/ds", "card.json", remedy=f"--data {s3}/ds"):
+        find_recipe(f"{s3}/ds")
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "folder"])

@@ -17,7 +17,7 @@ from trainer.recipe.fit import check_fit, check_rate
 from trainer.recipe.recipe import Recipe
 from trainer.recipe.warnings import recipe_warnings
 from trainer.run.history import is_finished, read_history
-from trainer.run.run_folder import RunInfo, check_same_run, read_run
+from trainer.run.run_folder import RunInfo, check_same_run, first_difference, read_run
 from trainer.run.writer import alone_in, check_can_write
 from trainer.scores.predictions import metrics_path, predictions_name, predictions_path
 
@@ -103,11 +103,12 @@ def check_evaluation(
             has no checkpoint yet, or not these weights; its folder cannot be written.
     """
     run, dataset = read_run(run_path), open_dataset(dataset_path)
-    if dataset.labels != run.data.labels:
+    if difference := first_difference(dataset.labels, run.data.labels):
         raise UserError(
             dataset_path,
-            f"its {len(dataset.labels)} classes differ from the {len(run.data.labels)} classes of "
-            f"the run {run_path}, or their order does",
+            f"not the classes of the run {run_path}: {difference}",
+            "prepare it with --labels and a file of the run's classes, in their order (data.labels "
+            "in run.json)",
         )
     if weights != "last":
         check_weights(run_path, weights)

@@ -5,7 +5,9 @@ run is resumed only with the same data and the same settings, but for those that
 it was.
 """
 
+import itertools
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from typing import Any
@@ -35,14 +37,6 @@ MAY_DIFFER = {
     "train.checkpoint_every_s",
 }
 """Settings that may change when a run is resumed: they change the result by rounding at most."""
-_KINDS = {
-    "run.json": "a run",
-    "ensemble.json": "an ensemble",
-    "cross_validation.json": "a cross-validation",
-    "card.json": "a prepared data set",
-    "ast.safetensors": "an exported model",
-}
-"""What a folder holds, by the file that marks it."""
 _REMEDY = "restore it, or remove the run and start it again"
 _BEFORE_RUN = frozenset({"writer.json", "ray"})
 """Names in a run's folder before its `run.json` is written."""
@@ -138,6 +132,8 @@ def read_run(run_path: str) -> RunInfo:
         if version == FORMAT_VERSION:
             return storage.read_document(path, RunInfo, _REMEDY)
     except FileNotFoundError as error:
+        if kind := storage.held_kind(run_path):
+            raise UserError(run_path, f"holds {kind}, not a run", "name a run's folder") from error
         raise UserError(run_path, "no run there (no run.json)") from error
     raise UserError(
         run_path,
@@ -166,6 +162,19 @@ def read_recipe(run_path: str, run: RunInfo) -> Recipe:
             if missing := [key for key in keys if key not in run.settings.get(section, {})]:
                 raise UserError(path, f"damaged: settings.{section}.{missing[0]} missing", _REMEDY)
     return recipe
+
+
+def first_difference(labels: Sequence[str], expected: Sequence[str]) -> str:
+    """The first class that differs between two vocabularies; empty if none does."""
+    pairs = itertools.zip_longest(labels, expected)
+    for number, (label, other) in enumerate(pairs, start=1):
+        if label != other:
+            here, there = ("missing" if name is None else repr(name) for name in (label, other))
+            return (
+                f"class {number} is {here}, not {there} ({len(labels)} classes, not "
+                f"{len(expected)})"
+            )
+    return ""
 
 
 def held_out(run_path: str, run: RunInfo) -> tuple[str, int]:
@@ -278,9 +287,8 @@ def check_folder(path: str, own: str) -> None:
         UserError: names what the folder holds.
     """
     storage.check_bucket(path)
-    for name, kind in _KINDS.items():
-        if name != own and storage.exists(storage.join(path, name)):
-            raise UserError(path, f"holds {kind} ({name})", "give another --out")
+    if kind := storage.held_kind(path, but=own):
+        raise UserError(path, f"holds {kind}", "give another --out")
 
 
 def check_empty(folder: str, but: frozenset[str] = frozenset()) -> None:

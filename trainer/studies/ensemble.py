@@ -23,7 +23,7 @@ from pipeline.errors import SettingValueError, UserError
 from trainer.recipe.parse import load_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.run.history import check_learned, read_history
-from trainer.run.run_folder import check_folder, read_run
+from trainer.run.run_folder import check_folder, first_difference, read_run
 from trainer.scores.metrics import METRICS, Metrics, evaluate_scores
 from trainer.scores.predictions import Predictions, Source, read_predictions, write_predictions
 from trainer.studies.shared import (
@@ -282,11 +282,10 @@ def check_finished(run_paths: Sequence[str], name: str) -> None:
     for path in run_paths:
         labels = read_run(path).data.labels
         first = first or labels
-        if labels != first:
+        if difference := first_difference(labels, first):
             raise UserError(
                 path,
-                f"has other classes ({', '.join(labels[:3])}, ...) than {run_paths[0]} "
-                f"({', '.join(first[:3])}, ...)",
+                f"not the classes of {run_paths[0]}: {difference}",
                 "members of an ensemble must have the same classes in the same order",
             )
         if not read_history(path).finished:

@@ -265,6 +265,28 @@ def test_fingerprint_covers_the_whole_card(dataset: PreparedDataset) -> None:
     assert dataset.card.fingerprint == hashlib.sha256(canonical.encode()).hexdigest()
 
 
+@pytest.mark.parametrize(
+    ("name", "marker", "values", "remedy"),
+    [
+        ("run", "run.json", ["a run", "run.json"], "`prepare`"),
+        ("esc50.toml", "", ["a recipe"], "--data"),
+        ("clips.parquet", "", ["a table"], "`prepare`"),
+        ("nothing", "", ["card.json"], "`prepare`"),
+    ],
+)
+def test_what_is_given_in_place_of_a_data_set_is_named(
+    tmp_path: Path, name: str, marker: str, values: list[str], remedy: str
+) -> None:
+    path = tmp_path / name
+    if marker:
+        path.mkdir()
+        (path / marker).touch()
+    elif name != "nothing":
+        path.touch()
+    with refused(path, *values, remedy=remedy):
+        open_dataset(str(path))
+
+
 def test_data_set_of_another_format_is_refused(tmp_path: Path) -> None:
     storage.write_json(f"{tmp_path}/card.json", {"format_version": 99})
     with refused("card.json", 99, "2 and 3"):

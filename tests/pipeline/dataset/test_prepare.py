@@ -289,6 +289,7 @@ def test_label_outside_the_vocabulary_is_one_line(
     labels.write_text("\n".join(manifest.labels[1:]), encoding="utf-8")
     command = prepare_command(audio / "manifest.parquet", output, "--labels", str(labels))
     line = error_line(command, capfd)
+    assert line.startswith(f"{labels}: ")
     assert_names(line, "vocabulary", 9, repr(manifest.labels[0]))
     assert not output.exists()
 

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset
-from tests.support.errors import refused
+from tests.support.errors import assert_names, refused
 from tests.support.prepared import make_prepared, tiny_recipe
 from trainer.data.clips import select_training_data
 from trainer.recipe.recipe import Recipe
@@ -16,6 +16,7 @@ from trainer.run.run_folder import (
     check_folder,
     check_same_run,
     describe_run,
+    first_difference,
     held_out,
     read_run,
     write_run,
@@ -141,6 +142,27 @@ def test_checkpoints_without_run_json_are_refused(dataset: PreparedDataset, tmp_
 def test_data_set_as_run_folder_is_refused(dataset: PreparedDataset) -> None:
     with refused(dataset.path, "card.json", remedy="--out"):
         check_same_run(dataset.path, tiny_recipe(), dataset)
+
+
+def test_data_set_in_place_of_a_run_is_named(dataset: PreparedDataset) -> None:
+    with refused(dataset.path, "card.json", remedy="run"):
+        read_run(dataset.path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "values"),
+    [
+        (["a", "b", "c"], []),
+        (["a", "x", "c"], ["class 2", "'x'", "'b'"]),
+        (["a", "c", "b"], ["class 2", "'c'", "'b'"]),
+        (["a", "b"], ["class 3", "missing", "'c'", "2 classes", 3]),
+        (["a", "b", "c", "d"], ["class 4", "'d'", "missing"]),
+    ],
+)
+def test_first_class_that_differs_is_named(labels: list[str], values: list[object]) -> None:
+    difference = first_difference(labels, ["a", "b", "c"])
+    assert bool(difference) == bool(values)
+    assert_names(difference, *values)
 
 
 @pytest.mark.parametrize("own", ["run.json", "ensemble.json", "cross_validation.json"])

@@ -187,7 +187,7 @@ def test_members_with_other_classes_are_named(tmp_path: Path) -> None:
         storage.write_json(f"{run}/history.json", history)
         write_member(Path(run), make_member(0))
     check_finished(runs[:1], "eval")
-    with refused(runs[1], "cat, dog", runs[0], "dog, cat"):
+    with refused(runs[1], runs[0], "class 1 is 'cat', not 'dog'", remedy=True):
         check_finished(runs, "eval")
 
 
