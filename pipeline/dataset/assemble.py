@@ -145,6 +145,7 @@ def assemble(
     max_reject_share: float,
     elapsed_s: Callable[[], float],
     changes: str = "",
+    begin: Callable[[], None] = lambda: None,
 ) -> PrepareSummary:
     """Write the ledger, check the share of rejected clips, then write the index and the card.
 
@@ -156,6 +157,7 @@ def assemble(
         max_reject_share: the largest share of clips that may be rejected.
         elapsed_s: how long the run has taken.
         changes: what the run changes in an earlier data set.
+        begin: called before anything is written, once all parts are read.
 
     Raises:
         UserError: a shard is missing; or too many clips were rejected: then there is a ledger, but
@@ -170,6 +172,7 @@ def assemble(
     rejects = [reject for name, part in ordered.items() for reject in usage.rejects(name, part)]
     reasons = count_reasons(rejects)
     ledger = storage.encode_table(to_table(rejects))
+    begin()
     storage.write_bytes(ledger_path(job.output), ledger)
     num_clips = manifest.clips.num_rows
     check_share(reasons, num_clips, max_share=max_reject_share, ledger=ledger_path(job.output))

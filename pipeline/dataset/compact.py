@@ -97,8 +97,11 @@ def compact(
         largest = max(tar.size_bytes for tar in card.shards)
         with session:
             _rewrite_all(left, job, largest_bytes=largest, json_logs=json_logs)
-    remove_card(output)
-    write_plan(plan, job.work, manifest, settings=settings)
+
+    def begin() -> None:
+        remove_card(output)
+        write_plan(plan, job.work, manifest, settings=settings)
+
     return assemble(
         plan,
         manifest,
@@ -109,6 +112,7 @@ def compact(
         changes=f"{len(rewrites):,} shards rewritten, no audio read: "
         f"{in_words(card.corrections.num_unused)} removed, labels, split or fold of "
         f"{in_words(card.corrections.num_outdated)} written anew",
+        begin=begin,
     )
 
 

@@ -66,11 +66,16 @@ def prepare(
     if work is None:
         return None
     job = replace(job, settings=work.plan.basis.settings)
-    # Until the new card is written, tars may differ from the old index.
-    remove_card(output)
-    write_plan(work.plan, job.work, manifest, work.before, settings)
-    # After a stop between a new tar and its part file, the old part would vouch for the tar.
-    discard_parts(work.stale, output)
+
+    def begin() -> None:
+        # Until the new card is written, tars may differ from the old index.
+        remove_card(output)
+        write_plan(work.plan, job.work, manifest, work.before, settings)
+
+    if work.stale:
+        begin()
+        # After a stop between a new tar and its part file, the old part would vouch for the tar.
+        discard_parts(work.stale, output)
     if work.unfinished:
         # Before the first task, since the disk may be nearly full.
         remove_unfinished(output)
@@ -84,6 +89,8 @@ def prepare(
         max_reject_share=max_reject_share,
         elapsed_s=lambda: time.monotonic() - start,
         changes=work.outcome,
+        # If no tar changes, the old data set can be read until all is ready to be written.
+        begin=begin if not work.stale else lambda: None,
     )
     clear_damaged(job.work)
     return summary

@@ -28,7 +28,7 @@ from pipeline.shards.fetch import fetch_ahead
 from pipeline.shards.settings import PrepareSettings, Store
 from tests.support.audio import write_clips
 from tests.support.errors import assert_names, refused
-from tests.support.preparation import LABELS, SETTINGS, bad_clips, die, files
+from tests.support.preparation import LABELS, SETTINGS, bad_clips, contents, die, files
 from tests.support.without_ray import compact, do_without_ray, prepare, tars, verify
 
 
@@ -473,6 +473,21 @@ def test_damage_is_not_copied(clips: list[Clip], copy: Path) -> None:
     compacted(manifest, copy)
 
 
+def test_buckets_give_the_same_as_folders(clips: list[Clip], s3: str, tmp_path: Path) -> None:
+    manifest = manifest_of(changed(clips, (2, 5), labels=("never",), split="eval")[1:])
+    written = []
+    for output in (f"{tmp_path}/out", f"{s3}/out"):
+        prepare(manifest_of(clips), output)
+        prepare(manifest, output)
+        written.append(contents(output))
+        compact(manifest, output)
+        written.append(contents(output))
+        assert verify(output) == []
+        assert prepare(manifest, output) is None
+    assert written[0] == written[2]
+    assert written[1] == written[3]
+
+
 # --- kills ----------------------------------------------------------------------------------------
 
 
@@ -577,6 +592,25 @@ def test_killed_correction_is_finished_by_the_next_run(
         lambda folder: prepare(manifest_of(clips), folder),
         lambda folder: prepare(manifest_of(rows), folder),
     )
+
+
+def test_old_data_set_is_there_until_the_corrected_one_can_be_written(
+    clips: list[Clip], copy: Path, before: Path
+) -> None:
+    manifest = manifest_of(changed(clips, (2, 5), labels=("never",))[1:])
+
+    def stopped_at(name: str, step: Callable[..., object]) -> dict[str, bytes]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(name, die)
+            with pytest.raises(KeyboardInterrupt):
+                step(manifest, copy)
+        return files(copy)
+
+    assert stopped_at("pipeline.dataset.assemble.count_reasons", prepare) == files(before)
+    prepare(manifest, copy)
+    is_corrected = files(copy)
+    assert stopped_at("pipeline.dataset.compact._rewrite_all", compact) == is_corrected
+    compacted(manifest, copy)
 
 
 # --- the command ----------------------------------------------------------------------------------
