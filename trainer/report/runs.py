@@ -22,7 +22,7 @@ from trainer.run.history import read_history
 from trainer.run.run_folder import DataInfo, RunInfo, read_recipe, read_run
 from trainer.run.skipped_steps import read_bad_steps
 from trainer.scores.metrics import METRICS, ClassMetrics
-from trainer.scores.predictions import ScoredClips, read_metrics
+from trainer.scores.predictions import ScoredClips, metrics_path, read_metrics
 from trainer.studies.ensemble import read_result
 from trainer.studies.shared import read_diverged, read_runs
 
@@ -195,7 +195,7 @@ def load_run(path: str, name: str) -> ReportedRun:
     info, history = read_run(path), read_history(path)
     files = storage.list_files(storage.join(path, "predictions"))
     names = [PurePosixPath(file).stem for file in files if file.endswith(".json")]
-    evaluations = {evaluation: _scores(read_metrics(path, evaluation)) for evaluation in names}
+    evaluations = {name: _scores(_read_metrics(path, name, info.data.labels)) for name in names}
     return ReportedRun(
         path=path,
         name=name,
@@ -206,6 +206,17 @@ def load_run(path: str, name: str) -> ReportedRun:
         evaluations=evaluations,
         bad_steps=read_bad_steps(path),
     )
+
+
+def _read_metrics(path: str, name: str, labels: list[str]) -> ScoredClips:
+    scored = read_metrics(path, name)
+    if [entry.label for entry in scored.metrics.per_class] != labels:
+        raise UserError(
+            metrics_path(path, name),
+            "has other classes than run.json beside it",
+            "one of the two is of another run or damaged: restore it",
+        )
+    return scored
 
 
 def _scores(scored: ScoredClips) -> Scores:

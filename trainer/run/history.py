@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 from pipeline import storage
@@ -21,6 +22,13 @@ class History:
     epochs: tuple[EpochResult, ...] = ()
     finished: bool
     """Whether nothing is left to do."""
+
+    def __post_init__(self) -> None:
+        if [result.epoch for result in self.epochs] != list(range(1, len(self.epochs) + 1)):
+            raise ValueError("epochs: must be numbered from 1 without a gap")
+        for name, entries in (("steps", self.steps), ("epochs", self.epochs)):
+            if any(later.step < earlier.step for earlier, later in pairwise(entries)):
+                raise ValueError(f"{name}: must be in the order of their steps")
 
     @property
     def num_steps(self) -> int:

@@ -65,6 +65,18 @@ class Metrics:
         """Whether no clip has a label, so that no metric is defined."""
         return not any(entry.num_positives for entry in self.per_class)
 
+    def wrong_mean(self) -> str | None:
+        """The name of a mean that does not follow from the classes; None if all do."""
+        means = {
+            "mAP": (self.mAP, _mean(entry.AP for entry in self.per_class)),
+            "mAUC": (self.mAUC, _mean(entry.AUC for entry in self.per_class)),
+        }
+        for name, (stated, computed) in means.items():
+            known = stated is not None and computed is not None
+            if not (math.isclose(stated, computed, abs_tol=1e-6) if known else stated is computed):
+                return name
+        return None
+
     def to_json(self) -> dict[str, Any]:
         """As JSON types, undefined values as null."""
         values = asdict(self)

@@ -26,6 +26,8 @@ _SCHEMA = pa.schema(
 _PREDICTED = pa.field("predicted", pa.string(), nullable=False)
 """The class of the highest score, for readers of the table; the metadata names all classes."""
 _REMEDY = "write it again with `evaluate`"
+_MAX_SCORE = 1 + 1e-5
+"""Rounding may add to a softmax."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,10 +134,15 @@ def read_metrics(run_path: str, name: str) -> ScoredClips:
     try:
         data = storage.read_bytes(path)
         rest = storage.parse_document(data, _Rest)
+        metrics = storage.parse_document(data, Metrics)
+        _check_name(rest.name, name)
+        for scores in filter(None, (metrics, rest.common)):
+            if wrong := scores.wrong_mean():
+                raise storage.DocumentError(f"{wrong} is not the mean over its classes")
         return ScoredClips(
             name=rest.name,
             source=storage.parse_document(data, Source),
-            metrics=storage.parse_document(data, Metrics),
+            metrics=metrics,
             common=rest.common,
         )
     except FileNotFoundError as error:
@@ -193,13 +200,21 @@ def read_predictions(run_path: str, name: str) -> Predictions:
     """
     path = predictions_path(run_path, name)
     try:
-        return _decode(storage.read_bytes(path))
+        predictions = _decode(storage.read_bytes(path))
+        _check_name(predictions.name, name)
+        return predictions
     except FileNotFoundError as error:
         raise UserError(
             run_path, f"no predictions on {name!r}", "make them with `evaluate`"
         ) from error
     except storage.DocumentError as error:
         raise UserError(path, f"damaged: {error}", _REMEDY) from error
+
+
+def _check_name(written: str, name: str) -> None:
+    """Refuse a file that was put in the place of another."""
+    if written != name:
+        raise storage.DocumentError(f"holds the scores on {written!r}")
 
 
 def _decode(data: bytes) -> Predictions:
@@ -216,8 +231,10 @@ def _decode(data: bytes) -> Predictions:
     if set(pc.unique(pc.list_value_length(table["scores"])).to_pylist()) - {len(labels)}:
         raise storage.DocumentError(f"a clip does not have scores for all {len(labels)} classes")
     flat = table["scores"].combine_chunks().flatten().to_numpy()
-    if not np.isfinite(flat).all():
-        raise storage.DocumentError("a score is not finite")
+    if not ((flat >= 0) & (flat <= _MAX_SCORE)).all():
+        raise storage.DocumentError("a score is no number from 0 to 1")
+    if pc.count_distinct(table["id"]).as_py() != table.num_rows:
+        raise storage.DocumentError("a clip is in it twice")
     return Predictions(
         name=metadata.name,
         ids=table["id"].to_pylist(),

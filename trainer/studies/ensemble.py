@@ -25,7 +25,13 @@ from trainer.recipe.recipe import Recipe
 from trainer.run.history import check_learned, read_history
 from trainer.run.run_folder import check_folder, first_difference, read_run
 from trainer.scores.metrics import METRICS, Metrics, evaluate_scores
-from trainer.scores.predictions import Predictions, Source, read_predictions, write_predictions
+from trainer.scores.predictions import (
+    Predictions,
+    Source,
+    predictions_path,
+    read_predictions,
+    write_predictions,
+)
 from trainer.studies.shared import (
     Figures,
     diverged_cells,
@@ -291,7 +297,12 @@ def check_finished(run_paths: Sequence[str], name: str) -> None:
         if not read_history(path).finished:
             raise UserError(path, "the run is not finished", "train it to the end first")
         check_learned(path)
-        read_predictions(path, name)
+        if read_predictions(path, name).labels != labels:
+            raise UserError(
+                predictions_path(path, name),
+                "has other classes than the run's run.json",
+                "one of the two is of another run or damaged: write it again with `evaluate`",
+            )
 
 
 def _check_members(

@@ -36,7 +36,7 @@ from trainer.report.runs import member_paths, run_names
 from trainer.report.write import write_report
 from trainer.run.skipped_steps import write_bad_steps
 from trainer.scores.metrics import evaluate_scores
-from trainer.scores.predictions import Predictions, Source, write_predictions
+from trainer.scores.predictions import Predictions, Source, read_predictions, write_predictions
 from trainer.studies.ensemble import score_ensemble
 
 HOSTILE = (
@@ -302,7 +302,7 @@ def test_report_of_a_run_is_written_in_its_folder(run: str, data: str) -> None:
 
 def test_selected_epoch_is_shown_besides_the_last(run: str) -> None:
     metrics = storage.read_json(f"{run}/predictions/eval.json")
-    best = {**metrics, "weights": "best", "epoch": 2, "accuracy": 0.9753}
+    best = {**metrics, "name": "eval-best", "weights": "best", "epoch": 2, "accuracy": 0.9753}
     storage.write_json(f"{run}/predictions/eval-best.json", best)
     text = Text(storage.read_bytes(write_report([run])).decode())
     assert f"Accuracy {metrics['accuracy']:.3f}" in text
@@ -571,8 +571,11 @@ def test_runs_on_other_data_have_no_mean(tmp_path: Path, run: str, data: str) ->
         assert notice in text
         assert "Standard deviation" not in text
     storage.write_json(f"{other}/run.json", info)
-    for path in sorted(Path(other, "predictions").iterdir()):
-        path.rename(path.with_stem("train"))
+    scored = replace(read_predictions(other, "eval"), name="train")
+    metrics = evaluate_scores(scored.targets, scored.scores, scored.labels)
+    write_predictions(other, scored, metrics)
+    for path in Path(other, "predictions").glob("eval.*"):
+        path.unlink()
     assert notice in report(run, other), "one run is scored on train"
 
 
@@ -666,6 +669,14 @@ def test_value_that_no_run_has_is_named(run: str, place: str, value: object) -> 
     entry[last] = value
     storage.write_json(f"{run}/history.json", history)
     with refused(f"{run}/history.json", place, remedy="command"):
+        write_report([run])
+
+
+def test_scores_of_other_classes_than_the_run_are_named(run: str) -> None:
+    document = storage.read_json(f"{run}/run.json")
+    document["data"]["labels"].pop()
+    storage.write_json(f"{run}/run.json", document)
+    with refused(f"{run}/predictions/eval.json", "classes", remedy="restore"):
         write_report([run])
 
 

@@ -209,6 +209,8 @@ def assert_damaged(run: str, dataset: PreparedDataset) -> None:
         '{"steps": {}, "epochs": [], "finished": true}',
         '{"steps": [{"step": null, "epoch": 1}], "epochs": [], "finished": true}',
         '{"steps": [{"step": 1, "epoch": 1, "loss": "nan"}], "epochs": [], "finished": true}',
+        '{"steps": [{"step": 2, "epoch": 1}, {"step": 1, "epoch": 1}], "finished": true}',
+        '{"epochs": [{"epoch": 2, "step": 2, "mAP": null, "accuracy": null}], "finished": true}',
         '{"steps": [], "epochs": [{"epoch": 1, "step": 2, "mAP": null, "accuracy": "a"}], '
         '"finished": true}',
     ],

@@ -16,6 +16,7 @@ from trainer.scores.predictions import (
     Source,
     from_scores,
     predictions_path,
+    read_metrics,
     read_predictions,
     write_predictions,
 )
@@ -144,6 +145,48 @@ def test_damaged_predictions_are_refused(tmp_path: object, damage: str) -> None:
     storage.write_table(path, table)
     with refused(path, "damaged", remedy="`evaluate`"):
         read_predictions(str(tmp_path), "train-fold1")
+
+
+def test_scores_in_the_place_of_others_are_refused(tmp_path: object) -> None:
+    folder = str(tmp_path)
+    other = write(folder, replace(make_predictions(), name="train-fold2"))
+    for read, suffix in ((read_predictions, ".parquet"), (read_metrics, ".json")):
+        path = predictions_path(folder, "train-fold1").replace(".parquet", suffix)
+        storage.write_bytes(path, storage.read_bytes(other.replace(".parquet", suffix)))
+        with refused(path, "'train-fold2'", remedy="`evaluate`"):
+            read(folder, "train-fold1")
+
+
+@pytest.mark.parametrize("score", [-0.5, 1.5, float("nan"), 1e30])
+def test_scores_outside_their_range_are_refused(tmp_path: object, score: float) -> None:
+    written = make_predictions()
+    path = write(str(tmp_path), written)
+    table = storage.read_table(path)
+    scores = written.scores.copy()
+    scores[2, 1] = score
+    column = table.column_names.index("scores")
+    changed = table.set_column(column, table.schema.field(column), [[*map(list, scores)]])
+    storage.write_table(path, changed)
+    with refused(path, "score", remedy="`evaluate`"):
+        read_predictions(str(tmp_path), "train-fold1")
+
+
+def test_clip_that_is_scored_twice_is_refused(tmp_path: object) -> None:
+    path = write(str(tmp_path), make_predictions())
+    table = storage.read_table(path)
+    storage.write_table(path, table.take([0, 1, 2, 3, 0]))
+    with refused(path, "twice", remedy="`evaluate`"):
+        read_predictions(str(tmp_path), "train-fold1")
+
+
+@pytest.mark.parametrize(("name", "value"), [("mAP", 0.25), ("mAUC", None), ("per_class", [])])
+def test_means_that_do_not_follow_from_the_classes_are_refused(
+    tmp_path: object, name: str, value: object
+) -> None:
+    path = write(str(tmp_path), make_predictions()).replace(".parquet", ".json")
+    storage.write_json(path, storage.read_json(path) | {name: value})
+    with refused(path, "mAUC" if name == "mAUC" else "mAP", remedy="`evaluate`"):
+        read_metrics(str(tmp_path), "train-fold1")
 
 
 def test_predictions_are_replaced_when_written_again(tmp_path: object) -> None:

@@ -181,11 +181,11 @@ def test_invalid_members_are_refused(
 
 def test_members_with_other_classes_are_named(tmp_path: Path) -> None:
     runs = [str(tmp_path / name) for name in "ab"]
-    for run, labels in zip(runs, (["dog", "cat"], ["cat", "dog"]), strict=True):
+    for run, labels in zip(runs, (["dog", "cat", "cow"], ["cat", "dog", "cow"]), strict=True):
         storage.write_json(f"{run}/run.json", RUN | {"data": {**RUN["data"], "labels": labels}})
         history = {"steps": [], "epochs": [], "finished": True}
         storage.write_json(f"{run}/history.json", history)
-        write_member(Path(run), make_member(0))
+        write_member(Path(run), replace(make_member(0), labels=labels))
     check_finished(runs[:1], "eval")
     with refused(runs[1], runs[0], "class 1 is 'cat', not 'dog'", remedy=True):
         check_finished(runs, "eval")
@@ -247,7 +247,8 @@ def test_members_no_longer_included_are_named(
     output = str(tmp_path / "all")
     unfinished = write_member(tmp_path / "unfinished", make_member(3))
     for run in (*inside, outside, unfinished):
-        storage.write_json(f"{run}/run.json", RUN)
+        data = {**RUN["data"], "labels": ["a", "b", "c"]}
+        storage.write_json(f"{run}/run.json", RUN | {"data": data})
         history = {"steps": [], "epochs": [], "finished": run != unfinished}
         storage.write_json(f"{run}/history.json", history)
     score_ensemble([*inside, outside], "eval", output)
