@@ -26,8 +26,12 @@ class History:
     def __post_init__(self) -> None:
         if [result.epoch for result in self.epochs] != list(range(1, len(self.epochs) + 1)):
             raise ValueError("epochs: must be numbered from 1 without a gap")
-        for name, entries in (("steps", self.steps), ("epochs", self.epochs)):
-            if any(later.step < earlier.step for earlier, later in pairwise(entries)):
+        numbers = {
+            "steps": [point.step for point in self.steps],
+            "epochs": [result.step for result in self.epochs],
+        }
+        for name, steps in numbers.items():
+            if any(later < earlier for earlier, later in pairwise(steps)):
                 raise ValueError(f"{name}: must be in the order of their steps")
 
     @property

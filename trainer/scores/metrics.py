@@ -72,8 +72,11 @@ class Metrics:
             "mAUC": (self.mAUC, _mean(entry.AUC for entry in self.per_class)),
         }
         for name, (stated, computed) in means.items():
-            known = stated is not None and computed is not None
-            if not (math.isclose(stated, computed, abs_tol=1e-6) if known else stated is computed):
+            if stated is None or computed is None:
+                is_right = stated is computed
+            else:
+                is_right = math.isclose(stated, computed, abs_tol=1e-6)
+            if not is_right:
                 return name
         return None
 
