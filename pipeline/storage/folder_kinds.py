@@ -7,6 +7,7 @@ KINDS = {
     "run.json": "a run",
     "ensemble.json": "an ensemble",
     "cross_validation.json": "a cross-validation",
+    "repeated_cross_validation.json": "cross-validations of several seeds",
     "card.json": "a prepared data set",
     "ast.safetensors": "an exported model",
 }

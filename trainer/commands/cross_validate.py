@@ -15,10 +15,43 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folds", type=positive, nargs="+", default=[], help="folds to hold out (default: all)"
     )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[],
+        help="repeat the cross-validation with each of these seeds; show the mean and deviation, "
+        "over the seeds, of the folds' mean",
+    )
     add_training_options(parser, "folder of the runs and of the table")
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.seeds:
+        _repeat(arguments)
+    else:
+        _cross_validate(arguments)
+
+
+def _repeat(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from trainer.studies.repeated_validation import make_table, plan_seeds, score_seeds
+
+    plan = plan_seeds(
+        find_recipe(arguments.recipe),
+        arguments.set,
+        arguments.data,
+        arguments.out,
+        folds=arguments.folds,
+        seeds=arguments.seeds,
+    )
+    recipes = {path: recipe for folds in plan.values() for path, recipe in folds.items()}
+    diverged = train_all(recipes, arguments, recipes)
+    Console().print(make_table(score_seeds(plan, arguments.out, diverged)))
+
+
+def _cross_validate(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from trainer.studies.cross_validation import make_table, plan_folds, score_folds

@@ -12,6 +12,7 @@ import ray
 
 from pipeline.terminal.progress import ProgressBar
 from trainer.on_ray.actors import Board
+from trainer.run.run_folder import run_name
 from trainer.run.run_progress import RunProgress
 
 _logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def _notes(runs: list[RunProgress], num_runs: int) -> list[str]:
     """
     if num_runs > 1:
         return [
-            f"{run.run.rpartition('/')[2]} "
+            f"{run_name(run.run)} "
             + ("trained" if run.step == run.num_steps else f"epoch {run.epoch}")
             for run in runs
         ]

@@ -26,6 +26,7 @@ from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.run.checks import check_training
 from trainer.run.history import check_learned
+from trainer.run.run_folder import run_name
 
 _logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def unfinished(recipes: Mapping[str, Recipe], dataset_path: str) -> dict[str, Re
     waiting: dict[str, Recipe] = {}
     runs_warned: dict[str, list[str]] = {}
     for run_path, recipe in recipes.items():
-        name = run_path.rpartition("/")[2]
+        name = run_name(run_path)
         try:
             is_finished, warnings = check_training(recipe, dataset_path, run_path)
         except UserError as error:

@@ -31,6 +31,9 @@ _OF_TRAINING = {"augment", "sampler", "schedule", "optimiser", "averaging", "tra
 _IN_EFFECT = {"loss", "scores"}
 """Except these."""
 
+_STUDIES = ("ensemble", "cross_validation", "repeated_cross_validation")
+"""Names of the JSON files that list the runs of a folder."""
+
 Row = dict[str, Any]
 """Plain data for the template."""
 
@@ -236,7 +239,7 @@ def member_paths(folder: str) -> list[str]:
     """The runs of a folder: itself, or those of an ensemble or a cross-validation."""
     if storage.exists(storage.join(folder, "run.json")):
         return [folder]
-    results = [storage.join(folder, f"{name}.json") for name in ("ensemble", "cross_validation")]
+    results = [storage.join(folder, f"{name}.json") for name in _STUDIES]
     if scored := list(dict.fromkeys(itertools.chain.from_iterable(map(read_runs, results)))):
         return scored
     # Not scored yet.
@@ -247,7 +250,7 @@ def member_paths(folder: str) -> list[str]:
 
 def diverged_paths(folder: str) -> list[str]:
     """The runs that an ensemble or a cross-validation in a folder names as diverged."""
-    results = [storage.join(folder, f"{name}.json") for name in ("ensemble", "cross_validation")]
+    results = [storage.join(folder, f"{name}.json") for name in _STUDIES]
     return list(dict.fromkeys(itertools.chain.from_iterable(map(read_diverged, results))))
 
 

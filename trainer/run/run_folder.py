@@ -114,6 +114,14 @@ def describe_run(
     )
 
 
+def run_name(run_path: str) -> str:
+    """What messages call a run among others: its folder's name, and that of its seed."""
+    parent, _, name = run_path.rpartition("/")
+    above = parent.rpartition("/")[2]
+    is_repeated = above.startswith("seed-") and name.startswith("fold-")
+    return f"{above}/{name}" if is_repeated else name
+
+
 def write_run(run_path: str, info: RunInfo) -> None:
     """Write `run.json`."""
     storage.write_json(_run_json(run_path), info.to_json())
