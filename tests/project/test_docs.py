@@ -1,9 +1,12 @@
 """The documentation says what the code does."""
 
+import io
 import json
 import re
 import runpy
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -126,3 +129,32 @@ def test_backbones_are_named_with_the_tag_of_their_weights() -> None:
     table = (PROJECT / "docs" / "reproduce.md").read_text().split("| ablation |")[1]
     assert "vit_base_patch16_384.orig_in21k_ft_in1k" in table
     assert re.findall(untagged, table) == []
+
+
+def test_page_on_the_paper_names_what_exists() -> None:
+    """Each name in backquotes is a setting, a file, a test in a file, or a command."""
+    settings = {f"{name}.{key}" for name, kind in SECTIONS.items() for key in get_type_hints(kind)}
+    names = re.findall(r"`([^`]+)`", (PROJECT / "docs" / "paper.md").read_text())
+    kinds = {"setting": 0, "file": 0, "test": 0, "command": 0}
+    for name in names:
+        path, _, test = name.partition("::")
+        if name in settings:
+            kinds["setting"] += 1
+        elif " " in name:
+            step, option, *_ = name.split()
+            assert option in help_of(step), name
+            kinds["command"] += 1
+        else:
+            assert "/" in path, f"no setting {name}"
+            assert (PROJECT / path).is_file(), name
+            if test:
+                assert f"\ndef {test}(" in (PROJECT / path).read_text(), name
+            kinds["test" if test else "file"] += 1
+    assert min(kinds.values()) >= 2, kinds
+
+
+def help_of(step: str) -> str:
+    """The help of a step."""
+    with redirect_stdout(io.StringIO()) as shown, pytest.raises(SystemExit):
+        make_parser().parse_args([step, "--help"])
+    return shown.getvalue()
