@@ -215,7 +215,7 @@ def _draw_page(output: str) -> str | None:
         _logger.warning(
             "%s: not drawn (%s); the data set is complete, and the next `prepare` draws its page",
             page_path(output),
-            one_line(error),
+            error.what if isinstance(error, UserError) else one_line(error),
         )
         return None
 

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.dataset.assemble import assemble, finished_parts, read_card
+from pipeline.dataset.card import Corrections
 from pipeline.dataset.changes import in_words
 from pipeline.dataset.prepare_summary import PrepareSummary
 from pipeline.dataset.prepared import REPAIR, remove_card
@@ -109,11 +110,20 @@ def compact(
         built=set(),
         max_reject_share=1.0,
         elapsed_s=lambda: time.monotonic() - start,
-        changes=f"{len(rewrites):,} shards rewritten, no audio read: "
-        f"{in_words(card.corrections.num_unused)} removed, labels, split or fold of "
-        f"{in_words(card.corrections.num_outdated)} written anew",
+        changes=_in_words(len(rewrites), card.corrections),
         begin=begin,
     )
+
+
+def _in_words(num_shards: int, corrections: Corrections) -> str:
+    done = []
+    if corrections.num_unused:
+        done.append(f"{in_words(corrections.num_unused)} removed")
+    if corrections.num_outdated:
+        num_clips = in_words(corrections.num_outdated)
+        done.append(f"labels, split or fold of {num_clips} written anew")
+    what = f"{num_shards:,} shards rewritten, no audio read"
+    return f"{what}: {', '.join(done)}" if done else what
 
 
 def plan_compaction(before: Plan, manifest: Manifest) -> tuple[Plan, list[Rewrite]]:

@@ -62,7 +62,9 @@ def _refuse_corrected(source: str) -> None:
         except (FileNotFoundError, storage.NoFileError, ValueError):
             continue
         corrections = card.get("corrections") if isinstance(card, dict) else None
-        if isinstance(corrections, dict):
+        if isinstance(corrections, dict) and any(
+            corrections.get(name) for name in ("num_outdated", "num_unused")
+        ):
             raise UserError(
                 path,
                 "the data set was corrected, so the JSON in its shards is older than its index: "

@@ -318,11 +318,11 @@ def test_only_clips_rejected_by_a_limit_are_tried_when_it_is_raised(
     some_long: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, manifest = tmp_path / "out", manifest_of(some_long)
-    prepare(manifest, out, limited(max_duration_s=0.9))
+    prepare(manifest, out, replace(limited(max_duration_s=0.9), store="audio"))
     reasons = open_dataset(str(out)).card.rejects.by_reason
     assert reasons["decode: longer than 0.9 s; --max-duration-s raises this limit"] == 3
     tried, shards = built(monkeypatch), tars(out)
-    raised = limited(max_duration_s=2.5)
+    raised = replace(limited(max_duration_s=2.5), store="audio")
     summary = corrected(manifest, out, settings=raised)
     assert sorted(tried) == sorted(clip.id for clip in some_long[5:8])
     assert {name: tars(out)[name] for name in shards} == shards
@@ -333,9 +333,11 @@ def test_only_clips_rejected_by_a_limit_are_tried_when_it_is_raised(
     shutil.rmtree(out / "shards")
     prepare(manifest, out, raised)
     assert files(out) == whole
+    # No label is outdated.
+    assert read_source(f"{out}/shards", "webdataset").clips.num_rows == 7
     # Once more, and back.
     tried.clear()
-    corrected(manifest, out, settings=limited(max_duration_s=3.5))
+    corrected(manifest, out, settings=replace(raised, decode=DecodeSettings(max_duration_s=3.5)))
     assert tried == [some_long[7].id]
     with refused(out, "max_duration_s", 3.5, 2.5, remedy="--max-duration-s 3.5"):
         prepare(manifest, out, raised)
