@@ -72,7 +72,8 @@ def prepare_summary(summary: "PrepareSummary") -> Group:
         f"{summary.num_shards_built:,} built by this run",
     )
     table.add_row("audio read", size(summary.fetched_bytes))
-    table.add_row("speed", f"{summary.clips_per_s:,.1f} clips/s over {summary.wall_s:.1f} s")
+    if summary.num_clips_built:
+        table.add_row("speed", f"{summary.clips_per_s:,.1f} clips/s over {summary.wall_s:.1f} s")
     total_s = sum(summary.stages_s.values()) or 1.0
     stages = (f"{name} {100 * s / total_s:.0f} %" for name, s in summary.stages_s.items())
     table.add_row("time of tasks", ", ".join(stages))

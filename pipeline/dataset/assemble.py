@@ -187,7 +187,7 @@ def assemble(
         labels=manifest.labels,
         index=index,
         reasons=reasons,
-        low_rates=count_low_rates(ordered.values(), index["id"].to_pylist()),
+        low_rates=count_low_rates(ordered.values(), index),
         tars=tars,
         plan_fingerprint=plan.fingerprint,
         corrections=_corrections(index, built_index, tars, manifest) if usage.is_changed else None,

@@ -5,7 +5,9 @@ In: the clips of each lower rate, as the card counts them. Out: a note; empty if
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+
+import pyarrow as pa
 
 from pipeline.dataset.prepared import PreparedDataset
 from pipeline.shards.parts import Part
@@ -13,13 +15,19 @@ from pipeline.shards.parts import Part
 _logger = logging.getLogger(__name__)
 
 
-def count_low_rates(parts: Iterable[Part], ids: Collection[str]) -> dict[str, int]:
-    """Clips of each rate in Hz below the data set's, among those with these ids."""
-    low = {clip_id: rate for part in parts for clip_id, rate in part.low_rates_hz.items()}
+def count_low_rates(parts: Iterable[Part], index: pa.Table) -> dict[str, int]:
+    """Clips in the index of each rate in Hz below the data set's."""
+    # An older shard may hold a clip of the same id, with other audio.
+    low = {
+        (part.tar.name, clip_id): rate
+        for part in parts
+        if part.tar
+        for clip_id, rate in part.low_rates_hz.items()
+    }
     if not low:
         return {}
-    used = set(ids)
-    counts = Counter(rate for clip_id, rate in low.items() if clip_id in used)
+    used = zip(index["shard"].to_pylist(), index["id"].to_pylist(), strict=True)
+    counts = Counter(low[key] for key in used if key in low)
     return {str(rate): counts[rate] for rate in sorted(counts)}
 
 

@@ -178,10 +178,9 @@ def first_difference(labels: Sequence[str], expected: Sequence[str]) -> str:
     for number, (label, other) in enumerate(pairs, start=1):
         if label != other:
             here, there = ("missing" if name is None else repr(name) for name in (label, other))
-            return (
-                f"class {number} is {here}, not {there} ({len(labels)} classes, not "
-                f"{len(expected)})"
-            )
+            numbers = f" ({len(labels)} classes, not {len(expected)})"
+            is_as_long = len(labels) == len(expected)
+            return f"class {number} is {here}, not {there}{'' if is_as_long else numbers}"
     return ""
 
 

@@ -26,7 +26,7 @@ from pipeline.manifest.manifest import Clip, Manifest, from_clips
 from pipeline.shards import build
 from pipeline.shards.fetch import fetch_ahead
 from pipeline.shards.settings import PrepareSettings, Store
-from tests.support.audio import write_clips
+from tests.support.audio import encode, noise, write_clips
 from tests.support.errors import assert_names, refused
 from tests.support.preparation import LABELS, SETTINGS, bad_clips, contents, die, files
 from tests.support.without_ray import compact, do_without_ray, prepare, tars, verify
@@ -362,6 +362,26 @@ def test_limit_on_files_may_be_raised_after_a_run_that_failed(
     corrected(manifest, out, settings=limited(max_file_bytes=900_000), max_reject_share=0.1)
     assert len(tried) == 3 + 2
     assert open_dataset(str(out)).card.rejects.num == 0
+
+
+def test_low_rates_are_those_of_the_clips_that_are_left(clips: list[Clip], tmp_path: Path) -> None:
+    phones = []
+    for number in range(3):
+        path = tmp_path / f"{number}.wav"
+        path.write_bytes(encode(noise(0.5, 8_000), 8_000))
+        phones.append(Clip(id=path.stem, uri=str(path), labels=("dog",)))
+    out = tmp_path / "out"
+
+    def low_rates() -> dict[str, int]:
+        return open_dataset(str(out)).card.low_rates
+
+    prepare(manifest_of(phones), out)
+    assert low_rates() == {"8000": 3}
+    rows = [*phones[:1], replace(phones[1], uri=clips[0].uri)]
+    corrected(manifest_of(rows), out)
+    assert low_rates() == {"8000": 1}
+    compact(manifest_of(rows), out)
+    assert low_rates() == {"8000": 1}
 
 
 # --- compact ------------------------------------------------------------------------------------
