@@ -29,7 +29,7 @@ from pipeline.dataset.card import (
 from pipeline.dataset.prepare_summary import PrepareSummary, write_summary
 from pipeline.dataset.prepared import INDEX_ROWS_PER_GROUP, card_path, index_path, ledger_path
 from pipeline.dataset.resume import remove_unfinished
-from pipeline.dataset.source_rates import count_low_rates, low_rate_note
+from pipeline.dataset.source_rates import below, count_rates, low_rate_note
 from pipeline.errors import UserError
 from pipeline.manifest.manifest import Manifest
 from pipeline.shards.build import BuildJob
@@ -182,12 +182,14 @@ def assemble(
     index = _as_in(manifest, built_index)
     index_bytes = storage.encode_table(index, INDEX_ROWS_PER_GROUP)
     storage.write_bytes(index_path(job.output), index_bytes)
+    rate_hz = job.settings.fbank.sample_rate_hz
+    rates, is_complete = count_rates(ordered.values(), index, rate_hz)
     card = make_card(
         settings=job.settings,
         labels=manifest.labels,
         index=index,
         reasons=reasons,
-        low_rates=count_low_rates(ordered.values(), index),
+        low_rates=below(rates, rate_hz),
         tars=tars,
         plan_fingerprint=plan.fingerprint,
         corrections=_corrections(index, built_index, tars, manifest) if usage.is_changed else None,
@@ -198,7 +200,7 @@ def assemble(
     )
     every_part = [*ordered.values()]
     summary = _summary(plan, job.output, card, index, every_part, built=built, wall_s=elapsed_s())
-    summary = replace(summary, changes=changes)
+    summary = replace(summary, changes=changes, file_rates=rates if is_complete else {})
     write_summary(summary)
     _remove_strays(job.output, plan, tars)
     remove_unfinished(job.output)

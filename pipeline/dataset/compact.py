@@ -208,9 +208,8 @@ def rewrite_shard(rewrite: Rewrite, job: BuildJob) -> None:
         rejects=tuple(reject for reject in source.rejects if reject.id in ids),
         stages_s=source.stages_s if rewrite.is_first else dict.fromkeys(STAGES, 0.0),
         fetched_bytes=source.fetched_bytes if rewrite.is_first else 0,
-        low_rates_hz={
-            clip_id: rate for clip_id, rate in source.low_rates_hz.items() if clip_id in ids
-        },
+        other_rates_hz=source.other_rates_hz
+        and {clip_id: rate for clip_id, rate in source.other_rates_hz.items() if clip_id in ids},
     )
     write_part(part_path(job.output, rewrite.spec.name), part)
 

@@ -3,7 +3,7 @@
 Kept apart from the card, which is the same whenever and wherever it is written.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from pipeline import storage
 
@@ -27,6 +27,8 @@ class PrepareSummary:
     cancel each other in the mean."""
     low_rate_note: str = ""
     """About clips of files with a sample rate below the data set's; empty if there are none."""
+    file_rates: dict[str, storage.Count] = field(default_factory=dict)
+    """Clips by the sample rate of their files in Hz; empty if unknown."""
     num_shards: storage.Count
     num_shards_built: storage.Count
     """Shards built by this run; the others were finished before."""

@@ -1,6 +1,6 @@
-"""Clips whose files have a lower sample rate than the data set: their upper mel bins are empty.
+"""Sample rates of the files that clips are from; below the data set's, upper mel bins are empty.
 
-In: the clips of each lower rate, as the card counts them. Out: a note; empty if there are none.
+In: the records of the shards. Out: clips of each rate, and a note on those of lower rates.
 """
 
 import logging
@@ -15,20 +15,38 @@ from pipeline.shards.parts import Part
 _logger = logging.getLogger(__name__)
 
 
-def count_low_rates(parts: Iterable[Part], index: pa.Table) -> dict[str, int]:
-    """Clips in the index of each rate in Hz below the data set's."""
+def count_rates(
+    parts: Iterable[Part], index: pa.Table, sample_rate_hz: int
+) -> tuple[dict[str, int], bool]:
+    """Clips in the index by the rate of their files in Hz, the lowest first.
+
+    Args:
+        parts: the records of the shards.
+        index: of the data set.
+        sample_rate_hz: the data set's, which the records leave out.
+
+    Returns:
+        The counts, and whether they are of all clips: an older program did not write rates.
+    """
+    tars = [part for part in parts if part.tar]
     # An older shard may hold a clip of the same id, with other audio.
-    low = {
-        (part.tar.name, clip_id): rate
-        for part in parts
-        if part.tar
-        for clip_id, rate in part.low_rates_hz.items()
+    others = {
+        (part.tar and part.tar.name, clip_id): rate
+        for part in tars
+        for clip_id, rate in (part.other_rates_hz or {}).items()
     }
-    if not low:
-        return {}
-    used = zip(index["shard"].to_pylist(), index["id"].to_pylist(), strict=True)
-    counts = Counter(low[key] for key in used if key in low)
-    return {str(rate): counts[rate] for rate in sorted(counts)}
+    counts: Counter[int] = Counter()
+    if others:
+        used = zip(index["shard"].to_pylist(), index["id"].to_pylist(), strict=True)
+        counts.update(others[key] for key in used if key in others)
+    counts[sample_rate_hz] = index.num_rows - counts.total()
+    is_complete = all(part.other_rates_hz is not None for part in tars)
+    return {str(rate): counts[rate] for rate in sorted(counts) if counts[rate]}, is_complete
+
+
+def below(rates: Mapping[str, int], sample_rate_hz: int) -> dict[str, int]:
+    """The clips of lower rates than the data set's."""
+    return {rate: count for rate, count in rates.items() if int(rate) < sample_rate_hz}
 
 
 def low_rate_note(low_rates: Mapping[str, int], num_clips: int, sample_rate_hz: int) -> str:

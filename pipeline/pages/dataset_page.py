@@ -82,6 +82,7 @@ def write_dataset_page(dataset_path: str) -> str:
         "coverage": coverage and coverage_section(coverage),
         "is_prepared": is_prepared,
         "charts": charts,
+        "file_rates": file_rates(dataset),
         "rejects": reject_rows(dataset),
         "examples": _examples(dataset),
         "colours": COLOURS,
@@ -230,6 +231,16 @@ def fold_rows(dataset: PreparedDataset) -> list[Section]:
         for row in counted
     ]
     return sorted(rows, key=lambda row: (row["split"] != TRAIN_SPLIT, row["split"], row["fold"]))
+
+
+def file_rates(dataset: PreparedDataset) -> list[Section]:
+    """Clips of each sample rate of their files, the lowest first; none if unknown."""
+    summary = read_summary(dataset.path)
+    rate_hz = dataset.card.fbank.sample_rate_hz
+    return [
+        {"rate_hz": int(rate), "num": num, "is_low": int(rate) < rate_hz}
+        for rate, num in (summary.file_rates if summary else {}).items()
+    ]
 
 
 def choose_rows(num_clips: int, fingerprint: str) -> list[int]:

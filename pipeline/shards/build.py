@@ -146,8 +146,8 @@ def _build(spec: ShardSpec, job: BuildJob, decode: Decode, writer: ShardWriter, 
         rejects=tuple(rejects),
         stages_s=clock.seconds,
         fetched_bytes=fetched_bytes,
-        low_rates_hz={
-            row["id"]: row["file_rate_hz"] for row in rows if row["file_rate_hz"] < rate_hz
+        other_rates_hz={
+            row["id"]: row["file_rate_hz"] for row in rows if row["file_rate_hz"] != rate_hz
         },
     )
 

@@ -7,7 +7,7 @@ rest. Index, ledger and card are made from the part files alone.
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
@@ -70,8 +70,9 @@ class Part:
     """Seconds that the task waited for or worked on each of `STAGES`."""
     fetched_bytes: int
     """Size of the audio that was read."""
-    low_rates_hz: dict[str, int] = field(default_factory=dict)
-    """Sample rate of the file of each clip, by id, where it is below the data set's."""
+    other_rates_hz: dict[str, int] | None = None
+    """Sample rate of the file of each clip, by id, where it is not the data set's; None: of an
+    older program, which did not write them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +84,7 @@ class _Metadata:
     rejects: tuple[Reject, ...]
     stages_s: dict[str, float]
     fetched_bytes: int
-    low_rates_hz: dict[str, int] = field(default_factory=dict)
+    other_rates_hz: dict[str, int] | None = None
 
 
 def index_schema(store: Store, format_version: int = FORMAT_VERSION) -> pa.Schema:
@@ -149,7 +150,7 @@ def read_part(path: str) -> Part:
         rejects=metadata.rejects,
         stages_s=metadata.stages_s,
         fetched_bytes=metadata.fetched_bytes,
-        low_rates_hz=metadata.low_rates_hz,
+        other_rates_hz=metadata.other_rates_hz,
     )
 
 
@@ -161,7 +162,7 @@ def write_part(path: str, part: Part) -> None:
         rejects=part.rejects,
         stages_s=part.stages_s,
         fetched_bytes=part.fetched_bytes,
-        low_rates_hz=part.low_rates_hz,
+        other_rates_hz=part.other_rates_hz,
     )
     text = json.dumps(asdict(document)).encode()
     metadata = {_METADATA_KEY: text, _CHECKSUM_KEY: _checksum(text, part.index)}

@@ -354,12 +354,14 @@ def test_clips_of_a_lower_rate_are_counted_and_noted(
 
     summary, dataset = prepare(clips, "mixed")
     assert dataset.card.low_rates == {"8000": 1, "11025": 1}
+    assert summary.file_rates == {"8000": 1, "11025": 1, "16000": 1, "44100": 1}
     assert_names(summary.low_rate_note, "2 of 4", "8,000 to 11,025 Hz", "16,000", "4,000 Hz")
     with caplog.at_level("INFO"):
         note_low_rates(dataset)
     assert caplog.messages == [f"{dataset.path}: {summary.low_rate_note}"]
     summary, dataset = prepare(clips[2:], "full")
     assert (dataset.card.low_rates, summary.low_rate_note) == ({}, "")
+    assert summary.file_rates == {"16000": 1, "44100": 1}
     assert "low_rates" not in storage.read_json(f"{dataset.path}/card.json")
     summary, _ = prepare(clips[:1], "low")
     assert_names(summary.low_rate_note, "all 1", "8,000 Hz")

@@ -182,6 +182,17 @@ def test_folds_and_labels_with_commas_are_told_apart(tmp_path: Path) -> None:
     )
 
 
+def test_rates_of_the_files_are_shown(tmp_path: Path) -> None:
+    data = plain_data(str(tmp_path / "data"))
+    rates = {"8000": 2, "16000": 1_500, "44100": 3}
+    write_summary(replace(make_summary(data), file_rates=rates))
+    text = said(write_dataset_page(data))
+    assert "where it is lower, the mel bins above half of it are empty" in text
+    assert "Hz Clips 8,000 2 16,000 1,500 44,100 3" in text
+    write_summary(replace(make_summary(data), file_rates={}))
+    assert "Sample rates of the files" not in said(write_dataset_page(data))
+
+
 def test_empty_sections_are_not_in_the_contents(tmp_path: Path) -> None:
     content = storage.read_bytes(write_dataset_page(plain_data(str(tmp_path / "data")))).decode()
     links = re.findall(r'<li><a href="#(\w+)">', content)
