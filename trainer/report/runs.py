@@ -24,7 +24,7 @@ from trainer.run.skipped_steps import read_bad_steps
 from trainer.scores.metrics import METRICS, ClassMetrics
 from trainer.scores.predictions import ScoredClips, metrics_path, read_metrics
 from trainer.studies.ensemble import read_result
-from trainer.studies.shared import read_diverged, read_runs
+from trainer.studies.shared import check_result, read_diverged, read_runs
 
 _OF_TRAINING = {"augment", "sampler", "schedule", "optimiser", "averaging", "train"}
 """Sections whose settings had no effect on an imported model."""
@@ -236,10 +236,16 @@ def _scores(scored: ScoredClips) -> Scores:
 
 
 def member_paths(folder: str) -> list[str]:
-    """The runs of a folder: itself, or those of an ensemble or a cross-validation."""
+    """The runs of a folder: itself, or those of an ensemble or a cross-validation.
+
+    Raises:
+        UserError: what names the runs of one is damaged.
+    """
     if storage.exists(storage.join(folder, "run.json")):
         return [folder]
     results = [storage.join(folder, f"{name}.json") for name in _STUDIES]
+    for result in results:
+        check_result(result)
     if scored := list(dict.fromkeys(itertools.chain.from_iterable(map(read_runs, results)))):
         return scored
     # Not scored yet.

@@ -142,7 +142,9 @@ def read_run(run_path: str) -> RunInfo:
     except FileNotFoundError as error:
         if kind := storage.held_kind(run_path):
             raise UserError(run_path, f"holds {kind}, not a run", "name a run's folder") from error
-        raise UserError(run_path, "no run there (no run.json)") from error
+        raise UserError(
+            run_path, "no run there (no run.json)", "name the folder that a run was written to"
+        ) from error
     raise UserError(
         run_path,
         f"the run has format version {version}, this program reads {FORMAT_VERSION}",

@@ -5,6 +5,7 @@ with an option; run folders as a result's JSON names them; mean and standard dev
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pipeline import storage
@@ -44,6 +45,16 @@ def read_runs(result_path: str) -> list[str]:
 def read_diverged(result_path: str) -> list[str]:
     """The run folders that a result names as diverged, as `read_runs`."""
     return _folders(result_path, "diverged")
+
+
+def check_result(result_path: str) -> None:
+    """Check that a result names its runs, if there is one.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    with suppress(FileNotFoundError):
+        storage.read_document(result_path, _Members, "run the command that wrote it again")
 
 
 def _folders(result_path: str, key: str) -> list[str]:

@@ -717,9 +717,10 @@ def test_ensemble_folder_reports_its_members(tmp_path: Path, data: str) -> None:
     assert f"Ensemble eval {result.ensemble['mAP']:.4f}" in text
     assert "Ensemble" not in report(*members)
     assert "Training report of 3 runs" in report(output, members[0])
-    storage.write_json(f"{output}/ensemble.json", {"runs": ["seed-0"]})
-    with refused(f"{output}/ensemble.json", "damaged", remedy="command"):
-        write_report([output])
+    for damaged in ({"runs": ["seed-0"]}, {"runs": 3}, ["seed-0"]):
+        storage.write_json(f"{output}/ensemble.json", damaged)
+        with refused(f"{output}/ensemble.json", "damaged", remedy="command"):
+            write_report([output])
 
 
 def test_several_ensembles_are_named_by_their_folders(tmp_path: Path, data: str) -> None:
