@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> None:
     from pipeline.manifest.files import check_name, write_manifest
     from pipeline.manifest.folds import assign_folds
     from pipeline.manifest.layouts.read import read_sources
-    from pipeline.manifest.warnings import manifest_warnings
+    from pipeline.manifest.warnings.find import manifest_warnings
 
     output = arguments.out
     sources = ", ".join(split_and_path(source)[1] for source in arguments.source)

@@ -13,13 +13,13 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.manifest.label_warnings import some
 from pipeline.manifest.layouts.audio_files import AudioFiles
 from pipeline.manifest.layouts.listing import no_files_error
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.layouts.visible import VisibleFiles
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
 from pipeline.manifest.splits import SPLITS, is_fold_name
+from pipeline.manifest.warnings.labels import some
 
 
 def read(source: str, options: SourceOptions) -> Manifest:

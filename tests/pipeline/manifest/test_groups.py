@@ -12,11 +12,11 @@ import pytest
 
 from pipeline.manifest.files import read_manifest
 from pipeline.manifest.folds import assign_folds
-from pipeline.manifest.group_warnings import group_warnings
 from pipeline.manifest.groups import is_likely_group
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.layouts.read import read_source, read_sources
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
+from pipeline.manifest.warnings.groups import group_warnings
 from ray_job import main
 from tests.pipeline.manifest.test_layouts import write_files, write_table
 from tests.support.audio import encode, tone

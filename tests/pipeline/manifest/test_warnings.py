@@ -9,7 +9,7 @@ from pipeline.manifest.class_counts import count_clips
 from pipeline.manifest.coverage import Coverage, ListedClips
 from pipeline.manifest.folds import assign_folds
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
-from pipeline.manifest.warnings import manifest_warnings
+from pipeline.manifest.warnings.find import manifest_warnings
 from tests.support.errors import assert_notes
 
 

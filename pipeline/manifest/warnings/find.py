@@ -3,10 +3,10 @@
 import pyarrow.compute as pc
 
 from pipeline.manifest.class_counts import count_clips
-from pipeline.manifest.count_warnings import count_warnings
-from pipeline.manifest.group_warnings import group_warnings
-from pipeline.manifest.label_warnings import are_ids, label_warnings, split_warnings
 from pipeline.manifest.manifest import Manifest
+from pipeline.manifest.warnings.counts import count_warnings
+from pipeline.manifest.warnings.groups import group_warnings
+from pipeline.manifest.warnings.labels import are_ids, label_warnings, split_warnings
 
 
 def manifest_warnings(manifest: Manifest) -> list[str]:

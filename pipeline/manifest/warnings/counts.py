@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from pipeline.manifest.class_counts import ClassCounts
-from pipeline.manifest.label_warnings import some
 from pipeline.manifest.splits import is_for_training
+from pipeline.manifest.warnings.labels import some
 
 FEW = 5
 """A class of fewer clips is hardly learnt, nor scored with any certainty."""

@@ -1,0 +1,1 @@
+"""What looks wrong about a manifest: labels, counts, groups."""
