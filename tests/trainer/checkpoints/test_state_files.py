@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from pipeline import storage
 from tests.support.errors import refused
 from trainer.checkpoints.fit import load_backbone
 from trainer.checkpoints.state_files import State, encode_state, read_metadata, read_state
@@ -57,7 +58,7 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
 
 def test_folder_as_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.pt").mkdir()
-    with refused("folder.pt", "directory"):
+    with refused("folder.pt", "a folder", type=storage.NoFileError, remedy=True):
         read_state(str(tmp_path / "folder.pt"))
 
 
