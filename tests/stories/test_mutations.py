@@ -109,7 +109,7 @@ class StartedError(Exception):
 
 @pytest.fixture(scope="module", autouse=True)
 def _without_ray() -> Iterator[None]:
-    def start(*_: object) -> None:
+    def start(*_: object, **__: object) -> None:
         raise StartedError
 
     with pytest.MonkeyPatch.context() as patch:
