@@ -7,20 +7,19 @@ bytes.
 
 import base64
 import io
-from contextlib import closing
+from functools import partial
 
 import av
 import numpy as np
 import soxr
 from numpy.typing import NDArray
 
+from pipeline import storage
 from pipeline.audio.decode import decode_audio
 from pipeline.audio.rejects import RejectError
 from pipeline.audio.settings import DecodeSettings
 from pipeline.audio.stored_audio import to_waveform
 from pipeline.dataset.prepared import PreparedDataset
-from pipeline.manifest.manifest import Clip
-from pipeline.shards.fetch import fetch_ahead
 
 RATE_HZ = 24_000
 BITS_PER_S = 32_000
@@ -61,8 +60,8 @@ class Player:
         return "data:audio/webm;base64," + base64.b64encode(to_opus(samples)).decode()
 
     def _decode_source(self, row: int) -> Samples | None:
-        clip = self._dataset.index.select(["id", "uri", "duration_s"]).slice(row, 1).to_pylist()[0]
-        content = self._fetch(Clip(id=clip["id"], uri=clip["uri"], labels=()))
+        clip = self._dataset.index.select(["uri", "duration_s"]).slice(row, 1).to_pylist()[0]
+        content = self._fetch(clip["uri"])
         if content is None:
             return None
         try:
@@ -73,16 +72,18 @@ class Player:
         is_whole = abs(duration_s - clip["duration_s"]) < _SAME_LENGTH_S
         return decoded.samples if is_whole else None
 
-    def _fetch(self, clip: Clip) -> bytes | None:
+    def _fetch(self, uri: str) -> bytes | None:
         if not self._can_fetch:
             return None
-        with closing(fetch_ahead([clip], 1, _MAX_SOURCE_BYTES)) as contents:
-            content = next(contents)
-        if isinstance(content, Exception):
-            # A storage that does not answer would be waited for with each clip.
-            self._can_fetch = isinstance(content, FileNotFoundError | EOFError)
+        try:
+            read = partial(storage.read_file, max_bytes=_MAX_SOURCE_BYTES)
+            return bytes(storage.with_retries(read, uri))
+        except storage.TooLargeError:
             return None
-        return content
+        except Exception as error:
+            # A storage that does not answer would be waited for with each clip.
+            self._can_fetch = storage.one_file_fault(error) is not None
+            return None
 
 
 def to_opus(samples: Samples) -> bytes:

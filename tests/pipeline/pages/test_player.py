@@ -1,7 +1,6 @@
 """The sound of example clips on pages: what is copied, and when there is none."""
 
 import base64
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from pipeline.audio.decode import decode_audio
 from pipeline.audio.settings import DecodeSettings
 from pipeline.dataset.prepared import open_dataset
 from pipeline.manifest.manifest import Clip
-from pipeline.pages import player
 from pipeline.pages.dataset_page import write_dataset_page
 from pipeline.pages.player import RATE_HZ, Player
 from pipeline.shards.settings import Store
@@ -92,12 +90,11 @@ def test_storage_that_does_not_answer_is_asked_once(
     )
     asked = []
 
-    def refuse_all(clips: list[Clip], *_: object) -> Iterator[Exception]:
-        for clip in clips:
-            asked.append(clip.uri)
-            yield ConnectionResetError()
+    def give_up(_: object, path: str) -> bytes:
+        asked.append(path)
+        raise ConnectionResetError
 
-    monkeypatch.setattr(player, "fetch_ahead", refuse_all)
+    monkeypatch.setattr(storage, "with_retries", give_up)
     assert copied.copy(0) is copied.copy(1) is None
     assert len(asked) == 1
 
