@@ -81,7 +81,8 @@ def note_unlabelled(manifest: Manifest, source: str, *, required: bool = True) -
             f"none of {num_clips:,} clips has a label",
             "fill them in, or name the column that holds them with --column labels=NAME",
         )
-    return replace(manifest, notes=(*manifest.notes, f"{num_unlabelled:,} clips have no label"))
+    have = "clip has" if num_unlabelled == 1 else "clips have"
+    return replace(manifest, notes=(*manifest.notes, f"{num_unlabelled:,} {have} no label"))
 
 
 def _check_ids(ids: pa.ChunkedArray, path: str) -> None:
@@ -92,7 +93,7 @@ def _check_ids(ids: pa.ChunkedArray, path: str) -> None:
         raise UserError(
             path,
             f"{len(repeated)} duplicate ids, such as {names}",
-            "give every clip a unique id (in a table, add a column id)",
+            "remove what is listed twice, or give every clip a unique id (in a table, a column id)",
         )
     if pc.any(pc.equal(ids, "")).as_py():
         raise UserError(path, "a clip has an empty id", "give every clip a unique id")

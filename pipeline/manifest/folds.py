@@ -76,6 +76,13 @@ def _by_group(manifest: Manifest, group: Grouping, num_folds: int, seed: int) ->
             "make fewer folds",
         )
     classes = [labels[0] if labels else "" for labels in manifest.clips["labels"].to_pylist()]
+    pairs = set(zip(names, classes, strict=True))
+    if len(pairs) == num_groups == len(set(classes)) < len(ids):
+        raise UserError(
+            f"--group {group.name}",
+            "each of its values is one class, so a fold would hold out whole classes",
+            "name another column, such as one of speakers or recordings",
+        )
     split = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed).split
     folds = np.zeros(len(ids), np.int32)
     try:

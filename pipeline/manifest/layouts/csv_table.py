@@ -90,6 +90,8 @@ def read_tables(sources: Sequence[str], options: SourceOptions) -> Manifest:
                 f"{path} has no header: its columns are called 1, 2, ...; --column path=1 --column "
                 "labels=2 unless given otherwise"
             )
+        if not table.rows:
+            raise UserError(path, "has no rows below its header", "list the clips in it")
         of_table = replace(options, split=options.split if split is None else split)
         if len(sources) > 1 and split is None and not table.has_split:
             raise UserError(

@@ -71,6 +71,13 @@ def test_groups_are_a_column_of_a_table(tmp_path: Path) -> None:
         read_source(source, "auto", SourceOptions(group="speker"))
 
 
+def test_a_column_of_the_classes_is_no_group(tmp_path: Path) -> None:
+    source = write_table(tmp_path / "clips.csv", COLUMNS + "".join(LINES))
+    manifest = read_source(source, "auto", SourceOptions(group="labels"))
+    with refused("--group labels", "class", remedy="column"):
+        assign_folds(manifest, 2)
+
+
 def test_groups_may_be_a_numbered_column(tmp_path: Path) -> None:
     source = write_table(tmp_path / "clips.csv", "".join(LINES))
     manifest = read_source(source, "auto", SourceOptions(group="3"))

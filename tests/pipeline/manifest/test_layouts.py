@@ -290,7 +290,7 @@ def test_tsv_with_a_vocabulary_beside_it(tmp_path: Path) -> None:
         ("path,labels,fold\n\na,dog,1\n \nb,dog,x\n", "clips.csv, line 5", ["fold", "'x'"]),
         ("path,labels,start_s\na,dog,1:30\n", "clips.csv, line 2", ["start_s", "'1:30'"]),
         ("path,labels,fold\na,dog,1.5\n", "clips.csv, line 2", ["fold", "'1.5'"]),
-        ("path,labels\n", "clips.csv", ["no clip", "'csv'"]),
+        ("path,labels\n", "clips.csv", ["header"]),
         ('path,labels\n\n"a.wav,dog\nb.wav,cat\n', "clips.csv, line 3", ["quote"]),
         ("path,labels\na.wav,dog,cat\n", "clips.csv, line 2", ["3 cells", 2, "','"]),
         ('path,labels\n"a\n.wav",dog\nb.wav\n', "clips.csv, line 4", ["1 cells", 2]),
