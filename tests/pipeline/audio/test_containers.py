@@ -201,7 +201,7 @@ def test_parquet_columns_fill_every_field(tmp_path: Path) -> None:
     assert [clip["split"] for clip in clips.values()] == ["test", "validation", "dev_set"]
     assert [clip["fold"] for clip in clips.values()] == [1, 2, 0]
     assert (clips["7"]["start_s"], clips["7"]["end_s"], clips["8"]["end_s"]) == (0.5, 1.5, None)
-    assert_notes(manifest.notes, ["1 clips", "label"])
+    assert_notes(manifest.notes, ["1 clip", "label"])
 
 
 @pytest.mark.parametrize(
@@ -393,7 +393,7 @@ def test_tars_written_by_webdataset_are_read(tmp_path: Path) -> None:
     assert [clip["labels"] for clip in clips.values()][1:] == [["rain"], ["a", "b"], []]
     first = clips["set.1/000"]
     assert (first["fold"], first["start_s"], first["end_s"]) == (2, 0.5, 1.5)
-    assert_notes(manifest.notes, ["1 clips", "label"])
+    assert_notes(manifest.notes, ["1 clip", "label"])
 
 
 def test_other_tar_members_are_skipped_and_noted(tmp_path: Path) -> None:
