@@ -38,7 +38,7 @@ def unwrap(error: BaseException) -> BaseException:
 
     Looks through the causes of errors in tasks, actors, Ray Data, Ray Train (`worker_failures`,
     `controller_failure`, `health_check_failure`) and Ray Tune. Tasks on Ray Data return their
-    errors: `pipeline.on_ray`.
+    errors: `pipeline.on_ray.tasks`.
 
     Returns:
         The UserError; a new one if a process of Ray was killed, and nothing else happened; else

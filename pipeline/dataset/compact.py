@@ -26,7 +26,7 @@ from pipeline.dataset.prepared import REPAIR, remove_card
 from pipeline.dataset.resume import discard_parts
 from pipeline.errors import UserError
 from pipeline.manifest.manifest import Manifest, to_clips
-from pipeline.on_ray import TASK_MEMORY_BYTES, run_tasks
+from pipeline.on_ray.tasks import TASK_MEMORY_BYTES, run_tasks
 from pipeline.shards.build import BuildJob, metadata
 from pipeline.shards.parts import STAGES, Part, TarEntry, part_path, read_part, write_part
 from pipeline.shards.plan import (

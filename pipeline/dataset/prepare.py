@@ -18,7 +18,7 @@ from pipeline.dataset.prepare_summary import PrepareSummary
 from pipeline.dataset.prepared import remove_card
 from pipeline.dataset.resume import clear_damaged, discard_parts, remove_unfinished
 from pipeline.manifest.manifest import Manifest
-from pipeline.on_ray import TASK_MEMORY_BYTES, run_tasks
+from pipeline.on_ray.tasks import TASK_MEMORY_BYTES, run_tasks
 from pipeline.shards.build import BuildJob, build_shard
 from pipeline.shards.plan import ShardSpec, write_plan
 from pipeline.shards.settings import READS_AHEAD, PrepareSettings

@@ -38,7 +38,7 @@ from pipeline.dataset.prepared import (
 from pipeline.dataset.resume import Damaged, clear_damaged, write_damaged
 from pipeline.errors import UserError
 from pipeline.fbank_settings import FbankSettings
-from pipeline.on_ray import TASK_MEMORY_BYTES, run_tasks
+from pipeline.on_ray.tasks import TASK_MEMORY_BYTES, run_tasks
 from pipeline.shards.match import LABELLING
 from pipeline.shards.parts import (
     TarEntry,

@@ -443,7 +443,7 @@ def test_missing_credentials_are_refused() -> None:
 def fails_in(kind: str) -> Callable[[], None]:
     """A function that ends with a UserError as Ray's tasks pass it on.
 
-    Tasks on Ray Data return theirs, see `pipeline.on_ray` and its tests in `test_prepare`.
+    Tasks on Ray Data return theirs, see `pipeline.on_ray.tasks` and its tests in `test_prepare`.
 
     Local functions travel by value: workers need not be able to import this file.
     """

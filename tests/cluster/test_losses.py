@@ -15,7 +15,7 @@ from cluster.signals import one_interrupt
 from pipeline.errors import UserError
 from pipeline.manifest.files import read_manifest, write_manifest
 from pipeline.manifest.manifest import from_clips
-from pipeline.on_ray import MAX_LOST, TASK_MEMORY_BYTES, run_tasks
+from pipeline.on_ray.tasks import MAX_LOST, TASK_MEMORY_BYTES, run_tasks
 from pipeline.shards.settings import PrepareSettings
 from tests.support.audio import write_clips
 from tests.support.errors import assert_error_line, refused

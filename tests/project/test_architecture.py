@@ -7,7 +7,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 WITH_RAY = {
-    "pipeline.on_ray",
     "pipeline.dataset.compact",
     "pipeline.dataset.prepare",
     "pipeline.dataset.verify",
@@ -23,7 +22,7 @@ def modules_without_ray() -> list[str]:
     return sorted(
         name
         for name in names - WITH_RAY
-        if not name.startswith("trainer.on_ray.") and "__main__" not in name
+        if not name.startswith(("pipeline.on_ray.", "trainer.on_ray.")) and "__main__" not in name
     )
 
 

@@ -21,8 +21,8 @@ from torch import nn
 
 from cluster import loopback, ray_noise
 from cluster.job_server import JobServer
+from pipeline.on_ray.head_node import HEAD_NODE
 from trainer.model import compile as compiling
-from trainer.on_ray.head_node import HEAD_NODE
 from trainer.on_ray.torch_trainer import UNWANTED, Trainer
 from trainer.optim.optimiser import make_optimiser
 from trainer.optim.settings import OptimiserSettings
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 PRIVATE = {
     "cluster/job_server.py": ("_do_request", "_raise_error", "_ssl_context"),
     "trainer/on_ray/torch_trainer.py": ("_create_default_callbacks",),
-    "trainer/on_ray/head_node.py": ("__internal_head__",),
+    "pipeline/on_ray/head_node.py": ("__internal_head__",),
     "trainer/model/compile.py": ("torch._dynamo",),
     "trainer/optim/skip.py": ("found_inf",),
     "cluster/ray_noise.py": ("ray._private.", "ray.dashboard"),

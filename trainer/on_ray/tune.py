@@ -15,8 +15,8 @@ from typing import Any
 from ray import tune
 
 from pipeline.errors import UserError
+from pipeline.on_ray.head_node import HEAD_NODE
 from pipeline.terminal import log
-from trainer.on_ray.head_node import HEAD_NODE
 from trainer.on_ray.memory import model_bytes_of
 from trainer.on_ray.progress import progress_board
 from trainer.on_ray.settings import Workers

@@ -1,7 +1,6 @@
-"""Tasks on Ray Data; the only module of `pipeline` that imports Ray.
+"""Tasks on Ray Data: each item is a row of a Ray Data set, processed by one task on one CPU.
 
-Each item is a row of a Ray Data set, processed by one task on one CPU. Ray reruns tasks whose
-worker or node dies, a few times.
+Ray reruns tasks whose worker or node dies, a few times.
 """
 
 import logging

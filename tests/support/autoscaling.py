@@ -1,0 +1,192 @@
+"""A Ray cluster on this machine whose nodes are started by Ray's autoscaler when they are needed.
+
+Ray's own provider for tests starts a real raylet for each node. GPUs of a node are only a number to
+Ray. The head node has no CPUs.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from ray._private.parameter import RayParams
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.autoscaler._private.fake_multi_node.node_provider import (
+    FAKE_HEAD_NODE_ID,
+    FakeMultiNodeProvider,
+)
+
+from tests.support.ray_head import free_ports
+from tests.support.steps import PROJECT
+
+START_S = 120.0
+GB = 1_000_000_000
+
+
+class Provider(FakeMultiNodeProvider):
+    """Ray's provider, which takes `memory` for a custom resource that a node must not have."""
+
+    def _create_node_with_resources_and_labels(
+        self,
+        node_config: dict[str, Any],
+        tags: dict[str, str],
+        count: int,
+        resources: dict[str, float],
+        labels: dict[str, str],
+    ) -> None:
+        others = {name: value for name, value in resources.items() if name != "memory"}
+        with_memory = partial(RayParams, memory=resources["memory"])
+        with mock.patch("ray._private.parameter.RayParams", with_memory):
+            super()._create_node_with_resources_and_labels(  # type: ignore[no-untyped-call]
+                node_config, tags, count, others, labels
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeType:
+    """Nodes that the autoscaler may start."""
+
+    cpus: int
+    gpus: int = 0
+    memory: int = 3 * GB
+    max_num: int = 2
+
+    def config(self) -> dict[str, Any]:
+        resources = {"CPU": self.cpus, "memory": self.memory, "object_store_memory": GB // 10}
+        if self.gpus:
+            resources["GPU"] = self.gpus
+        limits = {"min_workers": 0, "max_workers": self.max_num}
+        return {"resources": resources, "node_config": {}, **limits}
+
+
+@contextlib.contextmanager
+def autoscaling_cluster(
+    folder: str,
+    node_types: Mapping[str, NodeType],
+    *,
+    is_v2: bool = True,
+    idle_s: float = 3600.0,
+) -> Iterator[str]:
+    """A cluster whose head has no CPUs and whose other nodes are not there yet; yields its address.
+
+    Args:
+        folder: of its files; short, as sockets are in it.
+        node_types: what may be started, by name.
+        is_v2: the second autoscaler rather than the first.
+        idle_s: how long a node without work stays.
+    """
+    names = (
+        "port", "node-manager-port", "object-manager-port", "dashboard-agent-listen-port",
+        "dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port",
+    )  # fmt: skip
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    address = f"127.0.0.1:{ports['port']}"
+    config = Path(folder, "autoscaling.yaml")
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(json.dumps(_config(node_types, address, idle_s)))
+    command = [
+        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=0",
+        "--include-dashboard=false", "--disable-usage-stats", f"--autoscaling-config={config}",
+        "--node-ip-address=127.0.0.1", f"--object-store-memory={GB // 10}",
+        f"--temp-dir={folder}/ray", "--min-worker-port=0", "--max-worker-port=0",
+        *(f"--{name}={port}" for name, port in ports.items()),
+    ]  # fmt: skip
+    with Path(folder, "head.log").open("wb") as log:
+        head = subprocess.Popen(
+            command,
+            env=_environment(is_v2),
+            cwd=PROJECT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # to find the nodes that the autoscaler starts
+        )
+        try:
+            _wait_until_ready(address, head)
+            yield address
+        finally:
+            head.terminate()
+            head.wait(60)
+            for process in _processes_in_session(head.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+
+
+def _config(node_types: Mapping[str, NodeType], address: str, idle_s: float) -> dict[str, Any]:
+    head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+    return {
+        "cluster_name": "test",
+        "max_workers": sum(kind.max_num for kind in node_types.values()),
+        "upscaling_speed": 100.0,
+        "idle_timeout_minutes": idle_s / 60,
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": head,
+            **{name: kind.config() for name, kind in node_types.items()},
+        },
+        "provider": {
+            "type": "external",
+            "module": f"{__name__}.{Provider.__name__}",
+            "gcs_address": address,
+            "head_node_id": FAKE_HEAD_NODE_ID,
+            "launch_multiple": True,
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "auth": {}, "docker": {}, "file_mounts": {}, "cluster_synced_files": [],
+        "initialization_commands": [], "setup_commands": [], "head_setup_commands": [],
+        "worker_setup_commands": [], "head_start_ray_commands": [],
+        "worker_start_ray_commands": [], "file_mounts_sync_continuously": False,
+        "rsync_exclude": [], "rsync_filter": [],
+    }  # fmt: skip
+
+
+def _environment(is_v2: bool) -> dict[str, str]:
+    without = ("RAY_", "PYTHONDONTWRITEBYTECODE", "AWS_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(without)}
+    path = [str(PROJECT), *filter(None, [environment.get("PYTHONPATH")])]
+    environment |= {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_FAKE_CLUSTER": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}",
+        "PYTHONPATH": ":".join(path),
+    }
+    if is_v2:
+        environment |= {
+            "RAY_enable_autoscaler_v2": "1",
+            "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+            "RAY_NODE_TYPE_NAME": "ray.head.default",
+        }
+    return environment
+
+
+def _wait_until_ready(address: str, head: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + START_S
+    while True:
+        assert head.poll() is None, "the head node ended"
+        with contextlib.suppress(Exception):
+            if GcsClient(address=address).get_all_node_info():
+                return
+        assert time.monotonic() < deadline, "the head node does not answer"
+        time.sleep(0.2)
+
+
+def _processes_in_session(session: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                found.append(int(stat.parent.name))
+    return found
