@@ -10,7 +10,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Ray tests run one after another, in parallel with the rest.
+# Ray tests run one after another, in parallel with the rest. A file's tests stay in one process.
 TESTS := @$(MAKE) --no-print-directory -j2 test-with-ray test-without-ray SELECTION
 
 .PHONY: demo test test-all check lint format hooks wheel clean
@@ -29,7 +29,7 @@ test-with-ray:
 	$(BIN)/python -m pytest -m "ray and ($(SELECTION))"
 
 test-without-ray:
-	$(BIN)/python -m pytest -m "not ray and ($(SELECTION))"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and ($(SELECTION))"
 
 check: lint test
 
