@@ -6,7 +6,7 @@ import logging
 from pipeline.commands.step import Step, positive
 from recipes import find_recipe
 from trainer.commands.options import add_training_options
-from trainer.commands.several_runs import train_all
+from trainer.commands.several_runs import add_several_options, train_all
 
 _logger = logging.getLogger(__name__)
 
@@ -24,6 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "over the seeds, of the folds' mean",
     )
     add_training_options(parser, "folder of the runs and of the table")
+    add_several_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ from typing import get_args
 
 from cluster.commands.session_options import session
 from pipeline.commands.step import Step, path
+from trainer.commands.evaluate_ensemble import evaluate_ensemble
 from trainer.commands.options import add_weights_option, add_worker_options, workers
 from trainer.model.settings import Precision
 from trainer.optim.settings import ScoreFunction
@@ -14,7 +15,9 @@ _logger = logging.getLogger(__name__)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_folder", metavar="run", type=path, help="folder of the run")
+    parser.add_argument(
+        "run_folder", metavar="run", type=path, help="folder of the run or of the ensemble"
+    )
     parser.add_argument("--split", help="split to score (default: the run's held-out clips)")
     parser.add_argument("--fold", type=int, help="score only this fold of the split")
     parser.add_argument("--data", type=path, help="prepared data set (default: the training data)")
@@ -33,6 +36,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from trainer.studies.ensemble.result import is_ensemble
+
+    if is_ensemble(arguments.run_folder):
+        evaluate_ensemble(arguments)
+    else:
+        _evaluate_run(arguments)
+
+
+def _evaluate_run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from pipeline.dataset.prepared import note_unchecked, open_dataset
@@ -71,8 +83,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 STEP = Step(
     name="evaluate",
-    summary="Score clips with a run's weights, by default those it held out: mAP, mAUC, d-prime "
-    "and accuracy, and per class.",
+    summary="Score clips with a run's weights or an ensemble's members, by default those they held "
+    "out: mAP, mAUC, d-prime and accuracy, and per class.",
     example="runs/esc50 --weights best",
     add_options=add_options,
     run=run,

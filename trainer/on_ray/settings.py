@@ -13,3 +13,6 @@ class Workers:
     """CPUs of each; without a GPU also its number of PyTorch threads."""
     use_gpu: bool | None = None
     """Whether each gets a GPU; None: if the cluster has any."""
+    gpus: float = 1.0
+    """GPUs of each, if it gets any. A fraction lets several runs share a GPU; each must then be a
+    single process, as NCCL refuses two ranks on one GPU."""

@@ -115,7 +115,7 @@ def _fit(
     run_path: str,
     workers: Workers,
 ) -> None:
-    resources = {"CPU": workers.cpus, **({"GPU": 1} if workers.use_gpu else {})}
+    resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.use_gpu else {})}
     with torch_config() as joining, ray_folder() as folder, _ctrl_c_interrupts():
         trainer = Trainer(
             partial(_traced, worker, log.level()),

@@ -1,19 +1,21 @@
 """Several runs in parallel on Ray Tune; each trial is a Ray Train run.
 
 A trial only starts and follows its run; the run's workers take the resources. As many trials run at
-once as the cluster has room for their workers. Each run has its own folder, so the same command
-resumes interrupted runs and skips finished ones.
+once as the cluster has room for their workers, or as the user allows; the one with the fewest steps
+left starts first. Each run has its own folder, so the same command resumes interrupted runs and
+skips finished ones.
 """
 
 import io
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from typing import Any
 
 from ray import tune
 
+from pipeline.dataset.prepared import open_dataset
 from pipeline.errors import UserError
 from pipeline.on_ray.head_node import HEAD_NODE
 from pipeline.terminal import log
@@ -26,6 +28,7 @@ from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.run.checks import check_training
 from trainer.run.history import check_learned
+from trainer.run.remaining import remaining_steps
 from trainer.run.run_folder import run_name
 
 _logger = logging.getLogger(__name__)
@@ -44,6 +47,8 @@ def train_unfinished(
     workers: Workers,
     *,
     session: AbstractContextManager[None],
+    at_once: int | None = None,
+    on_finished: Callable[[str], None] = lambda run_path: None,
 ) -> dict[str, Exception]:
     """Train the recipes, given by their run folders, whose runs are not finished.
 
@@ -52,6 +57,8 @@ def train_unfinished(
         dataset_path: the data set of all runs.
         workers: of each run.
         session: a Ray session, entered only if a run needs training.
+        at_once: the most runs to train at a time; None: as many as fit.
+        on_finished: called with the folder of each run once it is trained.
 
     Returns:
         The error of each run that failed or learned nothing, by its folder.
@@ -62,7 +69,9 @@ def train_unfinished(
     failures: dict[str, Exception] = {}
     if waiting := unfinished(recipes, dataset_path):
         with session:
-            failures |= run_recipes(waiting, dataset_path, workers)
+            failures |= run_recipes(
+                waiting, dataset_path, workers, at_once=at_once, on_finished=on_finished
+            )
     for run_path in recipes:
         try:
             check_learned(run_path)
@@ -72,7 +81,8 @@ def train_unfinished(
 
 
 def unfinished(recipes: Mapping[str, Recipe], dataset_path: str) -> dict[str, Recipe]:
-    """The recipes, by their run folders, whose runs are not finished.
+    """The recipes, by their run folders, whose runs are not finished; those with the fewest steps
+    left first.
 
     Logs each warning about their settings once, with the runs it is about.
 
@@ -94,13 +104,27 @@ def unfinished(recipes: Mapping[str, Recipe], dataset_path: str) -> dict[str, Re
     for warning, names in runs_warned.items():
         prefix = "" if len(names) == len(waiting) else f"{', '.join(names)}: "
         _logger.warning("%s%s", prefix, warning)
-    return waiting
+    dataset = open_dataset(dataset_path)
+    steps = {path: remaining_steps(recipe, dataset, path) for path, recipe in waiting.items()}
+    return {path: waiting[path] for path in sorted(waiting, key=steps.__getitem__)}
 
 
 def run_recipes(
-    recipes: Mapping[str, Recipe], dataset_path: str, workers: Workers
+    recipes: Mapping[str, Recipe],
+    dataset_path: str,
+    workers: Workers,
+    *,
+    at_once: int | None = None,
+    on_finished: Callable[[str], None] = lambda run_path: None,
 ) -> dict[str, Exception]:
-    """Train recipes, given by their run folders, on a connected Ray, as many at once as fit.
+    """Train recipes, given by their run folders, on a connected Ray, in their order.
+
+    Args:
+        recipes: by their run folders.
+        dataset_path: the data set of all runs.
+        workers: of each run.
+        at_once: the most runs to train at a time; None: as many as fit.
+        on_finished: called with the folder of each run once it is trained.
 
     Returns:
         The error of each run that failed, by its folder, once the others are finished.
@@ -110,6 +134,7 @@ def run_recipes(
     """
     needed = model_bytes_of(recipes.values(), dataset_path, workers)
     workers, num_at_once = fit_workers(workers, runs=len(recipes), model_bytes=needed)
+    num_at_once = min(num_at_once, at_once or num_at_once)
     note_workers(list(recipes.values()), workers)
     # Tune logs each error with its traceback; the exception below is enough.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -130,7 +155,12 @@ def run_recipes(
             trial,
             param_space={"run": tune.grid_search(list(recipes))},
             tune_config=tune.TuneConfig(max_concurrent_trials=num_at_once),
-            run_config=tune.RunConfig(name="tune", storage_path=folder, verbose=0),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=folder,
+                verbose=0,
+                callbacks=[_Ends(on_finished)] if len(recipes) > 1 else [],
+            ),
         )
         # Tune prints the experiment and its trials whatever `verbose` says.
         with _environment(_TUNE_VARIABLES), redirect_stdout(io.StringIO()):
@@ -138,6 +168,21 @@ def run_recipes(
     # Trials are in the order of the grid.
     ended = zip(recipes, results, strict=True)  # type: ignore[call-overload]
     return {run_path: result.error for run_path, result in ended if result.error is not None}
+
+
+class _Ends(tune.Callback):
+    """Follows, in this process, the ends of trials."""
+
+    def __init__(self, on_finished: Callable[[str], None]) -> None:
+        self._on_finished = on_finished
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """Called for a trial that ended well."""
+        self._on_finished(trial.config["run"])
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """Called for a trial that failed for good; the end of the command says why."""
+        _logger.warning("%s failed; the other runs go on", run_name(trial.config["run"]))
 
 
 @contextmanager

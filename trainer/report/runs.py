@@ -23,7 +23,6 @@ from trainer.run.run_folder import DataInfo, RunInfo, read_recipe, read_run
 from trainer.run.skipped_steps import read_bad_steps
 from trainer.scores.metrics import METRICS, ClassMetrics
 from trainer.scores.predictions import ScoredClips, metrics_path, read_metrics
-from trainer.studies.ensemble import read_result
 from trainer.studies.shared import check_result, read_diverged, read_runs
 
 _OF_TRAINING = {"augment", "sampler", "schedule", "optimiser", "averaging", "train"}
@@ -268,22 +267,6 @@ def run_names(paths: Sequence[str]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [f"{part[-1]} ({number})" for number, part in enumerate(parts, start=1)]
-
-
-def read_ensembles(folders: Sequence[str]) -> list[Row]:
-    """Title, clip set and scores of each folder with an `ensemble.json`.
-
-    Raises:
-        UserError: such a file is damaged.
-    """
-    scored = [folder for folder in folders if storage.exists(storage.join(folder, "ensemble.json"))]
-    ensembles = []
-    for folder, name in zip(scored, run_names(scored), strict=True):
-        path = storage.join(folder, "ensemble.json")
-        title = f"Ensemble {name}" if len(scored) > 1 else "Ensemble"
-        result = read_result(path)
-        ensembles.append({"title": title, "on": result.name, "metrics": result.ensemble})
-    return ensembles
 
 
 def _setting(value: object) -> str:

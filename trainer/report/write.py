@@ -13,12 +13,12 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.pages import page
 from pipeline.pages.plots import Plot
+from trainer.report.ensembles import ensemble_notes, failed_runs, read_ensembles
 from trainer.report.runs import (
     Row,
     diverged_paths,
     load_run,
     member_paths,
-    read_ensembles,
     run_names,
 )
 from trainer.report.sections import make_sections
@@ -52,6 +52,8 @@ def write_report(runs: list[str], *, output: str | None = None) -> str:
     target = storage.absolute(output) if output else storage.join(folders[0], "report.html")
     sections = make_sections(loaded) | {
         "ensembles": read_ensembles(folders),
+        "ensemble_notes": ensemble_notes(folders),
+        "failed": failed_runs(folders),
         "diverged": list(itertools.chain.from_iterable(map(diverged_paths, folders))),
     }
     page.write_page(target, _TEMPLATE, sections, _plots(sections))

@@ -47,7 +47,9 @@ class Source:
     weights: str | None = None
     """Which weights of a run; None: the last."""
     num_members: storage.Count | None = None
-    """Members of an ensemble."""
+    """Members of an ensemble that count."""
+    average: str | None = None
+    """What of its members an ensemble averages, `logits` or `ranks`; None: the scores."""
     data_fingerprint: str | None = None
     """Fingerprint of the data set."""
 

@@ -24,7 +24,7 @@ from trainer.studies.cross_validation import (
     plan_folds,
     score_folds,
 )
-from trainer.studies.ensemble import with_seed
+from trainer.studies.ensemble.plan import with_seed
 from trainer.studies.shared import (
     Figures,
     diverged_cells,

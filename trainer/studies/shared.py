@@ -34,6 +34,12 @@ def runs_to_json(run_paths: Sequence[str], output: str) -> list[str]:
     return [path.removeprefix(f"{output}/") for path in run_paths]
 
 
+def resolve_run(name: str, output: str) -> str:
+    """The run folder that a result in `output` names."""
+    is_whole = name.startswith("/") or storage.is_remote(name)
+    return name if is_whole else storage.join(output, name)
+
+
 def read_runs(result_path: str) -> list[str]:
     """The run folders that `ensemble.json` or `cross_validation.json` names.
 
@@ -64,10 +70,7 @@ def _folders(result_path: str, key: str) -> list[str]:
         return []
     folder = result_path.rpartition("/")[0]
     names: list[str] = getattr(members, key)
-    return [
-        name if name.startswith("/") or storage.is_remote(name) else storage.join(folder, name)
-        for name in names
-    ]
+    return [resolve_run(name, folder) for name in names]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,7 +24,7 @@ from trainer.recipe.parse import load_recipe
 from trainer.run.history import is_finished
 from trainer.run.run_folder import describe_run, write_run
 from trainer.scores.predictions import read_predictions
-from trainer.studies.ensemble import with_seed
+from trainer.studies.ensemble.plan import with_seed
 from trainer.training.loop import train
 from trainer.training.world import World
 
@@ -107,7 +107,8 @@ def test_seed_and_variant_train_in_parallel_and_are_averaged(
     assert ray_job.main(["ensemble", "--runs", *map(str, runs), "--out", str(again)]) == 0
     for name in ("ensemble.json", "predictions/eval.json"):
         numbers, expected = (storage.read_json(f"{path}/{name}") for path in (again, output))
-        assert numbers | {"runs": None} == expected | {"runs": None}
+        folders: dict[str, None] = {"runs": None, "entries": None}
+        assert numbers | folders == expected | folders
     assert storage.read_json(f"{output}/ensemble.json")["runs"] == ["seed-1", "wide"]
     assert storage.read_json(f"{again}/ensemble.json")["runs"] == [str(run) for run in runs]
 
@@ -146,7 +147,19 @@ def test_failed_trials_are_one_line_each_and_spare_the_others(
     ("options", "where", "values"),
     [
         (["--seeds", "1"], "--seeds", ["recipe"]),
-        (["--runs", "a", "--data", "d"], "--data", ["recipe"]),
+        (["--runs", "a", "--set", "train.epochs=2"], "--set", ["recipe"]),
+        (["--runs", "a", "--choose", "3"], "--choose", ["--choose-on"]),
+        (["--runs", "a", "--choose-on", "dev"], "--choose-on", ["--choose"]),
+        (
+            ["demo", "--data", "d", "--seeds", "0", "--gpus-per-worker", "0.5", "--workers", "2"],
+            "--gpus-per-worker",
+            ["0.5", "2 workers", "NCCL", "--workers 1"],
+        ),
+        (
+            ["demo", "--data", "d", "--seeds", "0", "--gpus-per-worker", "0.5", "--no-gpu"],
+            "--gpus-per-worker",
+            ["--no-gpu"],
+        ),
         ([], "ensemble", ["recipe", "--seeds", "--variant", "--runs"]),
         (["demo", "--seeds", "1"], "--data", ["data set"]),
         (["demo", "--data", "d"], "ensemble", ["members", "--seeds", "--variant"]),

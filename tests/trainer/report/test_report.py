@@ -30,7 +30,8 @@ from trainer.report.write import write_report
 from trainer.run.skipped_steps import write_bad_steps
 from trainer.scores.metrics import evaluate_scores
 from trainer.scores.predictions import read_predictions, write_predictions
-from trainer.studies.ensemble import score_ensemble
+from trainer.studies.ensemble.members import MemberClips, make_members
+from trainer.studies.ensemble.score import score_ensemble
 
 
 def test_report_of_a_run_is_written_in_its_folder(run: str, data: str) -> None:
@@ -468,7 +469,7 @@ def test_ensemble_folder_reports_its_members(tmp_path: Path, data: str) -> None:
     members = [write_run(f"{output}/seed-{seed}", data, seed=seed) for seed in range(3)]
     outside = write_run(str(tmp_path / "other"), data, seed=3)
     assert member_paths(output) == members  # one that is not scored yet
-    result = score_ensemble([*members[:2], outside], "eval", output)
+    result = score_ensemble(make_members([*members[:2], outside]), MemberClips(name="eval"), output)
     assert member_paths(output) == [*members[:2], outside]
     assert write_report([output]) == f"{output}/report.html"
     text = report(output)
@@ -485,7 +486,8 @@ def test_ensemble_folder_reports_its_members(tmp_path: Path, data: str) -> None:
 def test_several_ensembles_are_named_by_their_folders(tmp_path: Path, data: str) -> None:
     folders = [str(tmp_path / name) for name in ("small", "large")]
     for seed, folder in enumerate(folders):
-        score_ensemble([write_run(f"{folder}/seed-{seed}", data, seed=seed)], "eval", folder)
+        member = write_run(f"{folder}/seed-{seed}", data, seed=seed)
+        score_ensemble(make_members([member]), MemberClips(name="eval"), folder)
     text = report(*folders)
     assert "Ensemble small eval" in text
     assert "Ensemble large eval" in text

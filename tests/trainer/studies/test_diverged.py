@@ -16,6 +16,7 @@ from trainer.on_ray import tune as ray_tune
 from trainer.recipe.recipe import Recipe
 from trainer.report.runs import diverged_paths, member_paths
 from trainer.report.write import write_report
+from trainer.studies.ensemble.result import read_result
 from trainer.training.loop import train
 from trainer.training.world import World
 
@@ -103,12 +104,31 @@ def test_if_all_diverge_it_is_an_error(
     assert not Path(tmp_path, "runs", "ensemble.json").exists()
 
 
-def test_another_failure_is_an_error_beside_one_that_diverged(
+def test_members_that_failed_are_named_and_the_others_scored(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    storage.write_bytes(f"{tmp_path}/runs/seed-2/checkpoints/step-00000006.pt", b"")
-    seeds = ["--seeds", "1", "2", "--variant", "wild", *DIVERGING]
-    assert ray_job.main(["ensemble", *command, *seeds]) == 1
-    lines = capsys.readouterr().err.splitlines()
-    assert_error_line(lines[-2], f"{tmp_path}/runs/seed-2/checkpoints", "damaged")
-    assert_error_line(lines[-1], f"{tmp_path}/runs/wild", "schedule.lr")
+    """Another failure than a divergence makes the status 1; once it is mended, nobody is missing"""
+    runs = f"{tmp_path}/runs"
+    damaged = Path(runs, "seed-2", "checkpoints", "step-00000006.pt")
+    storage.write_bytes(str(damaged), b"")
+    members = ["--seeds", "1", "2", "--variant", "wild", *DIVERGING]
+    assert ray_job.main(["ensemble", *command, *members]) == 1
+    printed = capsys.readouterr()
+    failed, diverged = (line for line in printed.err.splitlines() if not line.startswith("note"))
+    assert_error_line(failed, f"{runs}/seed-2/checkpoints", "damaged")
+    assert_names(diverged, "warning", f"{runs}/wild", "schedule.lr")
+    text = " ".join(printed.out.split())
+    assert "Ensemble of 1 on eval" in text
+    assert "seed-2 │ failed │ - │ - │ - │" in text
+    result = read_result(f"{runs}/ensemble.json")
+    assert (result.runs, result.diverged) == (["seed-1"], ["wild"])
+    (named,) = result.failed
+    assert named.run == "seed-2"
+    assert_names(named.reason, f"{runs}/seed-2/checkpoints", "damaged")
+    page = Path(write_report([runs])).read_text()
+    assert f"{runs}/seed-2 failed" in page
+
+    damaged.unlink()
+    assert ray_job.main(["ensemble", *command, *members]) == 0
+    assert_names(capsys.readouterr().out, "Ensemble of 2 on eval")
+    assert read_result(f"{runs}/ensemble.json").failed == []

@@ -14,21 +14,16 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 import ray_job
 from pipeline import storage
 from tests.support.errors import assert_error_line, assert_names, refused
+from tests.support.members import NUM_CLIPS, TARGETS, make_member, write_member
 from tests.support.prepared import tiny_recipe, write_recipe
-from trainer.scores.metrics import evaluate_scores
-from trainer.scores.predictions import Predictions, Source, read_predictions, write_predictions
-from trainer.studies.ensemble import (
-    average_predictions,
-    check_finished,
-    make_table,
-    member_recipes,
-    score_ensemble,
-)
+from trainer.scores.predictions import Source, read_predictions
+from trainer.studies.ensemble.average import average_predictions
+from trainer.studies.ensemble.members import MemberClips, make_members
+from trainer.studies.ensemble.plan import check_finished, member_recipes
+from trainer.studies.ensemble.result import EnsembleResult
+from trainer.studies.ensemble.score import score_ensemble
+from trainer.studies.ensemble.table import make_table
 from trainer.studies.shared import read_runs
-
-NUM_CLIPS = 30
-TARGETS = (np.arange(NUM_CLIPS * 3).reshape(NUM_CLIPS, 3) * 7 % 5 < 2).astype(np.float32)
-
 
 RUN: dict[str, Any] = {
     "format_version": 1,
@@ -47,25 +42,8 @@ RUN: dict[str, Any] = {
 }
 
 
-def make_member(seed: int) -> Predictions:
-    """Scores that lean to the targets, with different errors in each member."""
-    rng = np.random.default_rng(seed)
-    scores = 1 / (1 + np.exp(-(TARGETS * 1.5 + rng.normal(0, 1, TARGETS.shape))))
-    return Predictions(
-        name="eval",
-        ids=[f"clip-{number}" for number in range(NUM_CLIPS)],
-        labels=["a", "b", "c"],
-        targets=TARGETS,
-        scores=scores.astype(np.float32),
-        common=np.zeros(len(TARGETS), dtype=bool),
-        source=Source(loss="bce", checkpoint_step=10 * seed),
-    )
-
-
-def write_member(folder: Path, predictions: Predictions) -> str:
-    metrics = evaluate_scores(predictions.targets, predictions.scores, predictions.labels)
-    write_predictions(str(folder), predictions, metrics)
-    return str(folder)
+def score_runs(paths: list[str], output: str) -> EnsembleResult:
+    return score_ensemble(make_members(paths), MemberClips(name="eval"), output)
 
 
 def figures(scores: NDArray[np.float32]) -> dict[str, float]:
@@ -90,7 +68,7 @@ def test_average_of_one_member_equals_the_member(tmp_path: Path) -> None:
     member = make_member(1)
     assert np.array_equal(average_predictions({"seed-1": member}).scores, member.scores)
     path = write_member(tmp_path / "seed-1", member)
-    score_ensemble([path], "eval", str(tmp_path))
+    score_runs([path], str(tmp_path))
     numbers = storage.read_json(f"{tmp_path}/ensemble.json")
     assert numbers["mean"] == numbers["ensemble"] == numbers["members"]["seed-1"]
     assert numbers["std"] == dict.fromkeys(("mAP", "mAUC", "d_prime", "accuracy"))
@@ -125,9 +103,9 @@ def test_sigmoid_and_softmax_scores_are_not_averaged() -> None:
 
 def test_runs_of_equal_name_are_shown_with_their_folders(tmp_path: Path) -> None:
     paths = [write_member(tmp_path / f"{seed}/run", make_member(seed)) for seed in (1, 2)]
-    assert list(score_ensemble(paths, "eval", str(tmp_path)).members) == paths
+    assert list(score_runs(paths, str(tmp_path)).members) == paths
     with refused("", "once", f"{paths[0]} {paths[0]}"):
-        score_ensemble([paths[0], paths[0]], "eval", str(tmp_path))
+        score_runs([paths[0], paths[0]], str(tmp_path))
 
 
 def test_seeds_and_variants_get_their_recipes(tmp_path: Path) -> None:
@@ -204,13 +182,13 @@ def test_damaged_history_of_a_member_is_the_only_message(
 def test_member_without_predictions_is_refused(tmp_path: Path) -> None:
     path = write_member(tmp_path / "seed-1", make_member(1))
     with refused("seed-2", "'eval'", remedy="`evaluate`"):
-        score_ensemble([path, str(tmp_path / "seed-2")], "eval", str(tmp_path))
+        score_runs([path, str(tmp_path / "seed-2")], str(tmp_path))
 
 
 def test_file_and_table_show_members_mean_and_ensemble(tmp_path: Path) -> None:
     members = {f"seed-{seed}": make_member(seed) for seed in (4, 5, 6)}
     paths = [write_member(tmp_path / name, member) for name, member in members.items()]
-    result = score_ensemble(paths, "eval", str(tmp_path / "all"))
+    result = score_runs(paths, str(tmp_path / "all"))
 
     numbers = storage.read_json(f"{tmp_path}/all/ensemble.json")
     by_hand = {name: figures(member.scores) for name, member in members.items()}
@@ -251,7 +229,7 @@ def test_members_no_longer_included_are_named(
         storage.write_json(f"{run}/run.json", RUN | {"data": data})
         history = {"steps": [], "epochs": [], "finished": run != unfinished}
         storage.write_json(f"{run}/history.json", history)
-    score_ensemble([*inside, outside], "eval", output)
+    score_runs([*inside, outside], output)
     assert storage.read_json(f"{output}/ensemble.json")["runs"] == ["seed-0", "seed-1", outside]
     assert read_runs(f"{output}/ensemble.json") == [*inside, outside]
 
@@ -281,7 +259,7 @@ def test_metric_missing_in_a_member_has_no_mean(tmp_path: Path) -> None:
         write_member(tmp_path / "seed-1", perfect),
         write_member(tmp_path / "seed-2", make_member(2)),
     ]
-    result = score_ensemble(paths, "eval", str(tmp_path))
+    result = score_runs(paths, str(tmp_path))
     numbers = storage.read_json(f"{tmp_path}/ensemble.json")
     assert numbers["members"]["seed-1"]["d_prime"] is None
     assert numbers["mean"]["d_prime"] is None
