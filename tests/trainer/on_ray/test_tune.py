@@ -3,6 +3,7 @@
 import os
 import signal
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -14,7 +15,7 @@ import ray_job
 from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset
 from pipeline.errors import UserError
-from tests.support.errors import assert_error_line
+from tests.support.errors import assert_error_line, assert_names
 from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
 from tests.support.runs import assert_close_runs
 from tests.support.steps import own_lines, started, wait_for_step
@@ -58,7 +59,8 @@ def assert_ensemble(output: Path, text: str, runs: list[str]) -> None:
     scores = read_predictions(str(output), "eval").scores
     expected = np.mean([member.scores for member in members], axis=0)
     np.testing.assert_allclose(scores, expected, atol=1e-6)
-    assert not np.allclose(members[0].scores, members[1].scores, atol=1e-3)
+    for one, other in pairwise(members):
+        assert not np.allclose(one.scores, other.scores, atol=1e-3)
     numbers = storage.read_json(f"{output}/ensemble.json")
     assert list(numbers["members"]) == runs
     assert f"Ensemble of {len(runs)} on eval" in text
@@ -91,7 +93,8 @@ def test_seed_and_variant_train_in_parallel_and_are_averaged(
     shown = capfd.readouterr()
     assert_ensemble(output, shown.out, ["seed-1", "wide"])
     assert shown.out.lstrip().startswith("Ensemble of 2"), "Tune is to be quiet"
-    assert own_lines(shown.err) == []
+    (line,) = own_lines(shown.err)
+    assert_names(line, "finished", "ensemble of 1 of 2", "mAP")
     assert "steps: 36/36" in shown.err
 
     runs = [output / "seed-1", output / "wide"]
@@ -130,9 +133,14 @@ def test_failed_trials_are_one_line_each_and_spare_the_others(
         storage.write_bytes(str(damaged[-1]), b"")
     command = ensemble_command(recipe_file, dataset, output, 1, 2, 3)
     assert ray_job.main(command) == 1
-    lines = own_lines(capfd.readouterr().err)
-    for line, path in zip(lines, damaged, strict=True):
+    shown = capfd.readouterr()
+    lines = own_lines(shown.err)
+    errors = [line for line in lines if line.startswith("ray_job.py: error: ")]
+    for line, path in zip(sorted(errors), damaged, strict=True):
         assert_error_line(line, path.parent, "all 1", "damaged")
+    others = [line for line in lines if line not in errors]
+    assert {line.split()[1] for line in others} >= {"seed-1", "seed-2", "seed-3"}
+    assert_ensemble(output, shown.out, ["seed-2"])
     assert is_finished(str(output / "seed-2"))
     finished = (output / "seed-2" / "history.json").stat().st_mtime_ns
 

@@ -55,7 +55,7 @@ def runs(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("runs")
     paths = [f"{folder}/seed-{seed}" for seed in (1, 2)]
     for seed, path in enumerate(paths, start=1):
-        recipe = with_seed(tiny_recipe(train={"epochs": 2}, schedule={"lr": 2e-4}), seed)
+        recipe = with_seed(tiny_recipe(train={"epochs": 2}, schedule={"lr": 1e-5}), seed)
         train(recipe, dataset, path, world=World())
     return paths
 
@@ -266,7 +266,7 @@ def test_remaining_steps_order_the_runs(
     """By the newest checkpoint, which may be damaged."""
     from trainer.run.remaining import remaining_steps
 
-    recipe = tiny_recipe(train={"epochs": 2}, schedule={"lr": 2e-4})
+    recipe = tiny_recipe(train={"epochs": 2}, schedule={"lr": 1e-5})
     total = read_history(runs[0]).epochs[-1].step
     assert remaining_steps(recipe, dataset, str(tmp_path)) == total
     assert remaining_steps(recipe, dataset, runs[0]) == 0
