@@ -18,10 +18,10 @@ TESTS := @$(MAKE) --no-print-directory -j2 test-with-ray test-without-ray SELECT
 demo: .venv/ready
 	sh recipes/demo.sh
 
-test: .venv/ready browser azurite
+test: .venv/ready browser azurite kustomize
 	$(TESTS)="not slow"
 
-test-all: .venv/ready browser azurite
+test-all: .venv/ready browser azurite kustomize
 	$(TESTS)="slow or not slow"
 
 .PHONY: test-with-ray test-without-ray
@@ -38,6 +38,7 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint cluster/Dockerfile
 
 format: .venv/ready
 	$(BIN)/ruff format .
@@ -73,3 +74,7 @@ browser:
 .PHONY: azurite
 azurite:
 	@sh tests/install_azurite.sh
+
+.PHONY: kustomize
+kustomize:
+	@sh tests/install_kustomize.sh

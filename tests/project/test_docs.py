@@ -49,7 +49,11 @@ def test_readme_names_every_folder() -> None:
 def test_links_point_to_files() -> None:
     links = [
         (page, link)
-        for page in [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")]
+        for page in [
+            *PROJECT.glob("*.md"),
+            *PROJECT.glob("docs/*.md"),
+            *PROJECT.glob("cluster/*.md"),
+        ]
         for link in re.findall(r"\]\(([^)#]+)", page.read_text())
         if "://" not in link
     ]
@@ -65,7 +69,8 @@ def test_index_names_every_page() -> None:
 
 def pages() -> dict[Path, str]:
     """What has commands for a reader to paste, each command in one line."""
-    paths = [PROJECT / "README.md", *PROJECT.glob("docs/*.md"), *PROJECT.glob("recipes/*.toml")]
+    paths = [PROJECT / "README.md", PROJECT / "cluster" / "README.md"]
+    paths += [*PROJECT.glob("docs/*.md"), *PROJECT.glob("recipes/*.toml")]
     return {path: re.sub(r"\s*\\\n\s*#?\s*", " ", path.read_text()) for path in paths}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from cluster.upload import PACKAGES, PROGRAM
 from pipeline.version import VERSION
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -46,6 +47,20 @@ def test_issue_forms_have_the_required_keys() -> None:
         assert all(isinstance(item["attributes"]["label"], str) for item in form["body"])
         ids = [item["id"] for item in form["body"]]
         assert len(ids) == len(set(ids)) > 0
+
+
+def test_image_gets_the_program_and_nothing_else() -> None:
+    dockerfile = (PROJECT / "cluster" / "Dockerfile").read_text(encoding="utf-8")
+    ignored = (PROJECT / ".dockerignore").read_text(encoding="utf-8")
+    copied = {
+        word
+        for line in re.findall(r"^COPY (?!--from)(.*)", dockerfile, re.MULTILINE)
+        for word in line.split()[:-1]
+    }
+    files = {PROGRAM, "constraints.txt", "LICENSE", "README.md", "pyproject.toml"}
+    assert copied == files | {f"{package}/" for package in PACKAGES}
+    assert set(re.findall(r"^!(.*)", ignored, re.MULTILINE)) == copied
+    assert "*" in ignored.splitlines()
 
 
 def test_citation_has_the_version_and_licence_of_the_package() -> None:
