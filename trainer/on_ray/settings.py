@@ -1,5 +1,6 @@
 """The processes that a user asks for, for each run."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -16,3 +17,8 @@ class Workers:
     gpus: float = 1.0
     """GPUs of each, if it gets any. A fraction lets several runs share a GPU; each must then be a
     single process, as NCCL refuses two ranks on one GPU."""
+
+    @property
+    def per_gpu(self) -> int:
+        """How many of them one GPU takes: none is split between GPUs."""
+        return math.floor(1 / self.gpus + 1e-9)

@@ -36,7 +36,7 @@ def fit_workers(workers: Workers, *, runs: int = 1, model_bytes: int = 0) -> tup
     workers_per_node = [
         min(
             node.get("CPU", 0) // workers.cpus,
-            node.get("GPU", 0) // workers.gpus if workers.use_gpu else math.inf,
+            node.get("GPU", 0) * workers.per_gpu if workers.use_gpu else math.inf,
         )
         for node in nodes
     ]

@@ -37,6 +37,14 @@ def test_gpus_are_used_if_present(monkeypatch: pytest.MonkeyPatch) -> None:
         fit_workers(Workers(num=3))
 
 
+def test_small_runs_share_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as fit on each GPU: of thirds, three."""
+    monkeypatch.setattr(ray, "nodes", nodes({"CPU": 16.0, "GPU": 2.0}))
+    for share, num_runs in ((0.5, 4), (1 / 3, 6), (0.3, 6), (0.6, 2), (1.0, 2), (0.1, 16)):
+        workers = Workers(num=1, use_gpu=True, gpus=share)
+        assert fit_workers(workers, runs=99)[1] == num_runs, share
+
+
 @pytest.mark.parametrize(
     ("precision", "use_gpu", "is_noted"),
     [("bfloat16", False, True), ("float32", False, False), ("bfloat16", True, False)],
