@@ -7,9 +7,11 @@ from typing import Self
 class UserError(Exception):
     """The user's input is wrong, or the storage or cluster that it names does not work.
 
-    `ray_job.py` prints it as one line, `where: what; remedy`, and exits with status 1, even if it
+    `ray_job.py` prints it as one line, `where: what; remedy`, and exits with `status`, even if it
     was raised in a Ray worker. All subclasses pickle: `args` are those of their constructor.
     """
+
+    status = 1
 
     def __init__(self, where: str, what: str, remedy: str = "") -> None:
         """Say what is wrong.

@@ -70,6 +70,30 @@ class SkippedStep:
     """The clips drawn as their mixup partners, mixed or not."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """One step, as all ranks see it."""
+
+    loss_sum: storage.Number
+    """Sum of the losses of the global batch."""
+    num_clips: storage.Count
+    """Clips in it."""
+    gradient_norm: storage.Number
+    is_bad: bool
+    """Whether it was skipped."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenWindow:
+    """The steps since the last point of the curve, in a checkpoint between two points."""
+
+    steps: list[StepResult] = field(default_factory=list)
+    elapsed_s: storage.Amount = 0.0
+    waited_s: storage.Amount = 0.0
+    """Seconds that the first rank waited for batches."""
+    flops: storage.Count = 0
+
+
 @dataclass(kw_only=True, slots=True)
 class Progress:
     """Progress of a run, as checkpoints save and restore it."""
@@ -88,6 +112,8 @@ class Progress:
     """Seconds trained in the epoch so far."""
     steps: list[CurvePoint] = field(default_factory=list)
     epochs: list[EpochResult] = field(default_factory=list)
+    window: OpenWindow = field(default_factory=OpenWindow)
+    """The newest steps, which no point of the curve has yet."""
     bad_steps: list[SkippedStep] = field(default_factory=list)
     num_bad_in_a_row: storage.Count = 0
     """Skipped steps since the last good one."""

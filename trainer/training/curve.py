@@ -11,14 +11,14 @@ from dataclasses import asdict
 
 import torch
 
-from trainer.checkpoints.progress import CurvePoint, SkippedStep
+from trainer.checkpoints.progress import CurvePoint, SkippedStep, StepResult
 from trainer.data.epoch_plan import EpochPlan
 from trainer.model.flops import peak_flops
 from trainer.run.run_progress import RunProgress
 from trainer.run.skipped_steps import write_bad_steps
 from trainer.training.divergence import diverged
 from trainer.training.run_state import Run
-from trainer.training.window import StepResult, Window
+from trainer.training.window import Window
 
 
 def add_point(run: Run, window: Window, plan: EpochPlan, lr: float) -> None:

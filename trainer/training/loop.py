@@ -32,7 +32,7 @@ from trainer.checkpoints.averaging import (
     write_weights,
 )
 from trainer.checkpoints.checkpoint import checkpoint_paths, load_newest
-from trainer.checkpoints.progress import EpochResult, Progress
+from trainer.checkpoints.progress import EpochResult, OpenWindow, Progress
 from trainer.checkpoints.settings import Weights
 from trainer.checkpoints.state_files import State, read_state
 from trainer.data.augment import augment_batch
@@ -58,8 +58,18 @@ from trainer.scores.predictions import Source, from_scores, predictions_name, wr
 from trainer.training.curve import add_point, run_progress
 from trainer.training.evaluation import Evaluation, evaluate
 from trainer.training.fsdp import load_model, whole_copy
+from trainer.training.notice import Notice
 from trainer.training.resume import check_resumable
-from trainer.training.run_state import Report, Run, restore, save, save_if_due
+from trainer.training.run_state import (
+    Asked,
+    Report,
+    Run,
+    leave,
+    restore,
+    save,
+    save_if_due,
+    wait_for_writes,
+)
 from trainer.training.step import make_learner, make_step
 from trainer.training.window import Window, timed
 from trainer.training.world import World
@@ -74,14 +84,16 @@ def train(
     *,
     world: World,
     report: Report = lambda progress: None,
+    asked: Asked = lambda: "",
 ) -> None:
     """Train a recipe to the end, resuming from the last checkpoint if there is one.
 
     Raises:
+        LeavingError: a rank was asked to leave; a checkpoint of this step is written.
         UserError: the data set lacks a split or fold of the recipe, its settings do not fit the
             data, weights cannot be loaded, or the training has diverged.
     """
-    run = _set_up(recipe, dataset, run_path, world, report)
+    run = _set_up(recipe, dataset, run_path, world, report, asked)
     try:
         evaluation = None
         while run.progress.epoch <= recipe.train.epochs:
@@ -101,7 +113,12 @@ def train(
 
 
 def _set_up(
-    recipe: Recipe, dataset: PreparedDataset, run_path: str, world: World, report: Report
+    recipe: Recipe,
+    dataset: PreparedDataset,
+    run_path: str,
+    world: World,
+    report: Report,
+    asked: Asked,
 ) -> Run:
     data = select_training_data(dataset, recipe.data)
     check_fit(recipe, data)
@@ -112,7 +129,7 @@ def _set_up(
         remove_unfinished(run_path)
         # Before `run.json` has the new settings: a run stopped in between is not finished.
         reopen(run_path, recipe.train.epochs)
-    _wait_for_all(world)
+    world.wait()
     ast = make_model(recipe, dataset, fresh=not checkpoint_paths(run_path))
     if world.is_first:
         # At each start, since a resumed run may change some settings.
@@ -138,6 +155,7 @@ def _set_up(
         log=None,
         token=token,
         report=report,
+        asked=asked,
         saved_at=time.monotonic(),
     )
     saved = load_newest(run_path, partial(check_resumable, run))
@@ -154,7 +172,7 @@ def _go_back(run: Run, error: DivergedError) -> None:
 
     Raises the error if there is no checkpoint, or if the run has gone back before.
     """
-    _wait_for_writes(run)
+    wait_for_writes(run)
     saved = None
     if not run.progress.has_gone_back:
         saved = load_newest(run.path, partial(check_resumable, run))
@@ -172,16 +190,6 @@ def _go_back(run: Run, error: DivergedError) -> None:
         run.log.close()
         run.log = TensorBoardLog(run.path, run.progress.step)
     save(run)
-
-
-def _wait_for_writes(run: Run) -> None:
-    """Wait until all ranks can see the first rank's files."""
-    run.background.wait()
-    _wait_for_all(run.world)
-
-
-def _wait_for_all(world: World) -> None:
-    float(world.sum(torch.zeros((), device=world.device)))
 
 
 def _check_ranks_agree(world: World, run_path: str, step: int) -> None:
@@ -224,7 +232,8 @@ def _train_epoch(run: Run) -> None:
     batches = run.train_loader.training_batches(
         plan, run.recipe.augment, first_step=progress.epoch_step
     )
-    window = Window()
+    window, notice = Window.resumed(progress.window), Notice()
+    progress.window = OpenWindow()
     run.ast.train()
     for batch, waited_s in timed(batches, run.world.device):
         lr = learning_rate(run.recipe.schedule, step=progress.step, epoch=progress.epoch)
@@ -234,17 +243,22 @@ def _train_epoch(run: Run) -> None:
         window.waited_s += waited_s
         run.ast.patchout_seed = patchout_seed(train.seed, progress.step)
         flops = training_flops(run.ast, batch.num_frames)
-        window.add(_step(run, batch, lr), batch.num_clips, flops)
+        result = _step(run, batch, lr)
+        window.add(result, batch.num_clips, flops)
+        notice.add(result[-1])
         if run.ema:
             update_ema(run.ema, run.ast.state_dict(), run.recipe.averaging.ema_decay)
         progress.step += 1
         progress.epoch_step += 1
-        if len(window) == train.log_every_steps or progress.epoch_step == plan.num_steps:
+        at_end = progress.epoch_step == plan.num_steps
+        if len(window) >= train.log_every_steps or at_end:
             add_point(run, window, plan, lr)
             save_if_due(run, plan)
             window = Window()
         if run.world.is_first:
             run.report(run_progress(run, plan, lr))
+        if notice.is_due(at_end=at_end):
+            leave(run, window.copy())
 
 
 def _seed_model(run: Run) -> None:
@@ -258,7 +272,7 @@ def _seed_model(run: Run) -> None:
 
 def _step(run: Run, batch: Batch, lr: float) -> Tensor:
     """Augment a batch on the device and make a step; see `make_step`."""
-    return make_step(run.learner, _augmented(run, batch), lr)
+    return make_step(run.learner, _augmented(run, batch), lr, leaves=bool(run.asked()))
 
 
 def _augmented(run: Run, batch: Batch) -> Batch:
@@ -344,7 +358,7 @@ def _needed_epochs(run: Run) -> set[int]:
 
 def _write_results(run: Run, evaluation: Evaluation) -> None:
     """Write predictions and metrics of all weights, then mark the run as finished."""
-    _wait_for_writes(run)
+    wait_for_writes(run)
     _write_predictions(run, evaluation, "last")
     for name, state in _other_weights(run):
         # No later step needs the last weights in the model.

@@ -44,7 +44,8 @@ def check_resumable(run: Run, saved: Checkpoint) -> None:
 def _check_progress(progress: Progress, num_steps: int, num_epochs: int) -> None:
     """Refuse a position that does not exist, or curves of another one."""
     epoch, epoch_step = progress.epoch, progress.epoch_step
-    last_step = num_steps - 1 if epoch <= num_epochs else 0
+    # All steps of an epoch: left before its evaluation.
+    last_step = num_steps if epoch <= num_epochs else 0
     if not 1 <= epoch <= num_epochs + 1 or epoch_step > last_step:
         raise ValueError(
             f"step {epoch_step} of epoch {epoch} is not in the run, which has {num_epochs} epochs "

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from pipeline.errors import PassingError
 from trainer.checkpoints.averaging import epoch_name, remove_other_epochs, write_weights
 from trainer.checkpoints.checkpoint import Background, Checkpoint, save_checkpoint
-from trainer.checkpoints.progress import Progress
+from trainer.checkpoints.progress import OpenWindow, Progress
 from trainer.checkpoints.state_files import State
 from trainer.data.clips import TrainingData
 from trainer.data.epoch_plan import EpochPlan
@@ -24,6 +25,7 @@ from trainer.data.loader import Loader
 from trainer.model.ast import AST
 from trainer.recipe.recipe import Recipe
 from trainer.run.history import write_history
+from trainer.run.leaving import LeavingError
 from trainer.run.run_progress import RunProgress
 from trainer.run.tensorboard_log import TensorBoardLog
 from trainer.run.writer import writing
@@ -35,6 +37,8 @@ _logger = logging.getLogger(__name__)
 
 Report = Callable[[RunProgress], None]
 """Called by the first rank after every step, for a progress bar."""
+Asked = Callable[[], str]
+"""Called by each rank before every step: why it is to leave the run; empty: it is not."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -55,6 +59,7 @@ class Run:
     token: str
     """Identifies the first rank as the writer of the run folder."""
     report: Report
+    asked: Asked
     saved_at: float
     score_sum: Tensor | None = None
     """Sum of the evaluations' scores over the finished epochs, `[N, C]`."""
@@ -93,6 +98,27 @@ def save_if_due(run: Run, plan: EpochPlan) -> None:
     votes = torch.tensor(float(is_due and run.world.is_first), device=run.world.device)
     if run.world.sum(votes) and not run.progress.num_bad_in_a_row:
         save(run, is_needed=False)
+
+
+def leave(run: Run, window: OpenWindow) -> NoReturn:
+    """Save a checkpoint of this step, and end the loop once it is written; all ranks call it.
+
+    Not while steps are being skipped, as in `save_if_due`.
+
+    Raises:
+        LeavingError: always.
+    """
+    if not run.progress.num_bad_in_a_row and not any(step.is_bad for step in window.steps):
+        run.progress.window = window
+        save(run, is_needed=False)
+    wait_for_writes(run)
+    raise LeavingError(run.progress.step, run.asked())
+
+
+def wait_for_writes(run: Run) -> None:
+    """Wait until all ranks can see the first rank's files."""
+    run.background.wait()
+    run.world.wait()
 
 
 def save(run: Run, needed_epochs: Collection[int] = (), *, is_needed: bool = True) -> None:

@@ -2,7 +2,7 @@
 
 In: this rank's slice of a batch. Steps: loss and gradients, in micro-batches where memory is short;
 their sums over the ranks; the optimiser's step, unless the loss or the gradient is not finite or
-too large. Out: the weights, and three figures that stay on the device.
+too large. Out: the weights, and four figures that stay on the device.
 
 B clips of this rank, T frames, F mels, C classes.
 """
@@ -58,14 +58,16 @@ def make_learner(
     )
 
 
-def make_step(learner: Learner, batch: Batch, lr: float) -> Tensor:
+def make_step(learner: Learner, batch: Batch, lr: float, *, leaves: bool = False) -> Tensor:
     """Make an optimiser step on a batch with the model's input (stage 3), unless it is a bad one.
 
-    Returns `[3]` on the device, the same on every rank: the sum of the global batch's losses, the
-    gradient's norm, and 1 if the step was skipped.
+    Returns `[4]` on the device, the same on every rank: the sum of the global batch's losses, the
+    gradient's norm, 1 if the step was skipped, and how many ranks are to leave (`leaves`).
     """
     optimiser, scaler, world = learner.optimiser, learner.scaler, learner.world
-    total = torch.zeros((), dtype=torch.float64, device=world.device)
+    sums = torch.zeros(2, dtype=torch.float64, device=world.device)
+    if leaves:
+        sums[1].fill_(1.0)
     optimiser.zero_grad(set_to_none=True)
     num_clips = len(batch.x)
     size = learner.settings.micro_batch_size or num_clips
@@ -75,16 +77,17 @@ def make_step(learner: Learner, batch: Batch, lr: float) -> Tensor:
             # The ranks' gradients are averaged, so each rank scales its loss by the world size.
             scaled = scaler.scale(loss * (world.size / batch.num_clips))
             scaled.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
+        sums[0] += loss.detach()
     scaler.unscale_(optimiser)
-    total, norm = world.sum(total), gradient_norm(learner.ast).double()
+    total, num_leaving = world.sum(sums)
+    norm = gradient_norm(learner.ast).double()
     bad = is_bad(total, norm, learner.settings.max_gradient_norm)
     for group in optimiser.param_groups:
         group["lr"] = lr
     # All ranks have the same gradients and so the same answer.
     step_unless(optimiser, bad)
     scaler.update()
-    return torch.stack([total, norm, bad.double()])
+    return torch.stack([total, norm, bad.double(), num_leaving])
 
 
 def _loss(learner: Learner, batch: Batch, part: slice) -> Tensor:

@@ -1,7 +1,8 @@
 """The steps between two points of the training curve, read from the device all at once.
 
 In: a tensor for each step, with its loss, gradient norm and whether it was skipped, which the host
-does not wait for. Steps: read them together at the next point. Out: the steps, good and bad.
+does not wait for; after a restart between two points, also the steps before it. Steps: read them
+together at the next point. Out: the steps, good and bad.
 """
 
 import time
@@ -12,23 +13,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from trainer.checkpoints.progress import OpenWindow, StepResult
 from trainer.data.batch import Batch
 
 MAX_STEPS_BEHIND = 2
 """Steps queued on a GPU while the host waits for the next batch: it never runs out of work."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepResult:
-    """One step, as all ranks see it."""
-
-    loss_sum: float
-    """Sum of the losses of the global batch."""
-    num_clips: int
-    """Clips in it."""
-    gradient_norm: float
-    is_bad: bool
-    """Whether it was skipped."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -40,24 +29,45 @@ class Window:
     flops: int = 0
     """FLOPs of the model for all clips of the global batches."""
     start_s: float = field(default_factory=time.monotonic)
+    _before: list[StepResult] = field(default_factory=list)
+    """Steps that were made before a restart."""
     _results: list[Tensor] = field(default_factory=list)
     _num_clips: list[int] = field(default_factory=list)
 
+    @classmethod
+    def resumed(cls, saved: OpenWindow) -> "Window":
+        """The window that `saved` copied."""
+        return cls(
+            waited_s=saved.waited_s,
+            flops=saved.flops,
+            start_s=time.monotonic() - saved.elapsed_s,
+            _before=saved.steps,
+        )
+
+    def copy(self) -> OpenWindow:
+        """A copy for a checkpoint; waits for the device."""
+        return OpenWindow(
+            steps=self.read(),
+            elapsed_s=time.monotonic() - self.start_s,
+            waited_s=self.waited_s,
+            flops=self.flops,
+        )
+
     def add(self, result: Tensor, num_clips: int, flops_per_clip: int) -> None:
-        """Add a step: `[3]` on the device, loss sum, gradient norm, and 1 if it was skipped."""
+        """Add a step: what `make_step` returns, `[4]` on the device."""
         self._results.append(result)
         self._num_clips.append(num_clips)
         self.flops += num_clips * flops_per_clip
 
     def __len__(self) -> int:
-        return len(self._results)
+        return len(self._before) + len(self._results)
 
     def read(self) -> list[StepResult]:
         """The steps in order; waits for the device."""
-        rows = torch.stack(self._results).tolist()
-        return [
+        rows = torch.stack(self._results).tolist() if self._results else []
+        return self._before + [
             StepResult(loss_sum=loss, num_clips=clips, gradient_norm=norm, is_bad=bad > 0)
-            for (loss, norm, bad), clips in zip(rows, self._num_clips, strict=True)
+            for (loss, norm, bad, _), clips in zip(rows, self._num_clips, strict=True)
         ]
 
 

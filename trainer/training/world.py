@@ -30,6 +30,10 @@ class World:
             torch.distributed.all_reduce(values)
         return values
 
+    def wait(self) -> None:
+        """Wait for all ranks to come here."""
+        float(self.sum(torch.zeros((), device=self.device)))
+
     def gather(self, rows: Tensor) -> Tensor:
         """`[size * R, ...]`: the `[R, ...]` of all ranks, in rank order; R must be equal."""
         if self.size == 1:

@@ -197,9 +197,9 @@ def test_balanced_runs_train_on_the_balanced_draws(
     )
     seen: list[int] = []
 
-    def spy(learner: Learner, batch: Batch, lr: float) -> torch.Tensor:
+    def spy(learner: Learner, batch: Batch, lr: float, *, leaves: bool) -> torch.Tensor:
         seen.extend(batch.targets.argmax(dim=1).tolist())
-        return make_step(learner, batch, lr)
+        return make_step(learner, batch, lr, leaves=leaves)
 
     monkeypatch.setattr(loop, "make_step", spy)
     train(recipe, dataset, str(tmp_path / "run"), world=World())
