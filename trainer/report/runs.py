@@ -119,7 +119,9 @@ class ReportedRun:
         evaluations = {
             self._title(name, scores): scores for name, scores in self.evaluations.items()
         }
-        if len(self.epochs) > 1 and self.epochs[-1].cumulative_mAP is not None:
+        is_stored = f"{self.data.eval_name}-cumulative" in self.evaluations
+        has_mean = len(self.epochs) > 1 and self.epochs[-1].cumulative_mAP is not None
+        if has_mean and not is_stored:
             name = f"{self.data.eval_name}, mean of the scores of all epochs"
             mean = {key: getattr(self.epochs[-1], f"cumulative_{key}") for key in METRICS}
             evaluations[name] = Scores(num_clips=self.data.num_eval_clips, **mean)

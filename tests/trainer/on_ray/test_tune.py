@@ -21,11 +21,13 @@ from tests.support.runs import assert_close_runs
 from tests.support.steps import own_lines, started, wait_for_step
 from trainer.data.clips import select_training_data
 from trainer.on_ray import tune as ray_tune
+from trainer.on_ray.settings import Workers
 from trainer.recipe.parse import load_recipe
 from trainer.run.history import is_finished
 from trainer.run.run_folder import describe_run, write_run
 from trainer.scores.predictions import read_predictions
 from trainer.studies.ensemble.plan import with_seed
+from trainer.studies.ensemble.result import read_ensemble, read_result
 from trainer.training.loop import train
 from trainer.training.world import World
 
@@ -151,6 +153,50 @@ def test_failed_trials_are_one_line_each_and_spare_the_others(
     assert (output / "seed-2" / "history.json").stat().st_mtime_ns == finished
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("session")
+def test_members_are_chosen_though_one_failed(
+    dataset: PreparedDataset,
+    recipe_file: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two of four train at a time; the chosen ones are a model, which is evaluated elsewhere."""
+    output = tmp_path / "runs"
+    recipe, broken = with_seed(load_recipe(recipe_file), 3), f"{output}/seed-3"
+    write_run(broken, describe_run(recipe, dataset, select_training_data(dataset, recipe.data), 1))
+    storage.write_bytes(f"{broken}/checkpoints/step-00000006.pt", b"")
+    tuner = Mock(wraps=tune.Tuner)
+    monkeypatch.setattr(tune, "Tuner", tuner)
+    command = ensemble_command(recipe_file, dataset, output, 1, 2, 3)
+    command += ["--variant", "wide", "model.stride_time=12", "--at-once", "2"]
+    assert ray_job.main([*command, "--choose", "3", "--choose-on", "train"]) == 1
+    shown = capfd.readouterr()
+    assert tuner.call_args.kwargs["tune_config"].max_concurrent_trials == 2
+    first, *_ = tuner.call_args.kwargs["param_space"]["run"]["grid_search"]
+    assert first == broken, "the one with the fewest steps left"
+    errors = [line for line in own_lines(shown.err) if "error: " in line]
+    assert_error_line(*errors, f"{broken}/checkpoints", "damaged")
+    assert_names(shown.err, "--choose-on train", f"{output}/wide", "trained on")
+    assert "of 3 on eval" in shown.out
+    assert "on train, where they were chosen by mAP" in shown.out
+    result = read_result(f"{output}/ensemble.json")
+    assert [failed.run for failed in result.failed] == ["seed-3"]
+    assert result.choice is not None
+    assert len(result.choice.picks) == 3
+    ensemble = read_ensemble(str(output))
+
+    assert ray_job.main(["evaluate", str(output), "--split", "train", "--fold", "1"]) == 0
+    assert "train-fold1" in capfd.readouterr().out
+    expected = sum(
+        share * read_predictions(ensemble.members[name].run, "train-fold1").scores
+        for name, share in ensemble.weights.items()
+    )
+    scores = read_predictions(str(output), "train-fold1").scores
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "where", "values"),
     [
@@ -188,6 +234,24 @@ def test_incompatible_options_are_refused(
     monkeypatch.setattr("cluster.session.connect", None)
     assert ray_job.main(["ensemble", *options, "--out", "runs"]) == 1
     assert_error_line(capsys.readouterr().err, where, *values)
+
+
+@pytest.mark.parametrize("step", ["ensemble", "cross-validate"])
+def test_limits_of_runs_and_gpus_reach_ray_tune(
+    step: str,
+    recipe_file: str,
+    dataset: PreparedDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = Mock(side_effect=UserError("", "enough"))
+    monkeypatch.setattr(ray_tune, "train_unfinished", asked)
+    command = [step, *ensemble_command(recipe_file, dataset, tmp_path, 1, 2)[1:]]
+    assert ray_job.main([*command, "--at-once", "3", "--gpus-per-worker", "0.25"]) == 1
+    _, _, workers = asked.call_args.args
+    assert workers == Workers(num=1, use_gpu=True, gpus=0.25)
+    assert workers.per_gpu == 4
+    assert asked.call_args.kwargs["at_once"] == 3
 
 
 def test_every_failed_run_is_named(

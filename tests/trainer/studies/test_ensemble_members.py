@@ -16,6 +16,7 @@ from tests.support.errors import assert_error_line, assert_names, refused
 from tests.support.members import TARGETS, make_member, write_member
 from tests.support.prepared import make_prepared, tiny_recipe
 from trainer.recipe.recipe import Recipe
+from trainer.report.runs import load_run
 from trainer.report.write import write_report
 from trainer.run.history import read_history
 from trainer.run.run_folder import read_run, write_run
@@ -108,6 +109,10 @@ def test_cumulative_scores_are_those_of_the_history(runs: list[str], tmp_path: P
     assert metrics.mAP == pytest.approx(last.cumulative_mAP, abs=1e-9)
     assert metrics.accuracy == pytest.approx(last.cumulative_accuracy, abs=1e-9)
     assert metrics.mAP != pytest.approx(last.mAP, abs=1e-9)
+    shown_by_report = load_run(runs[0], "one").all_evaluations
+    assert [name for name in shown_by_report if "cumul" in name or "mean of" in name] == [
+        "eval-cumulative"
+    ]
     command = ["ensemble", "--runs", *runs, "--outputs", "cumulative", "--out", str(tmp_path)]
     assert ray_job.main(command) == 0
     members = read_ensemble(str(tmp_path)).members

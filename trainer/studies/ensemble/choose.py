@@ -7,6 +7,7 @@ the mean was best.
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -91,16 +92,22 @@ def _pick(names: list[str], num_picks: int, score: Callable[[Counts], float]) ->
     picks = list[Pick]()
     for _ in range(num_picks):
         candidates = {name: {**counts, name: counts[name] + 1} for name in names}
-        for candidate in candidates.values():
-            if (key := tuple(candidate.values())) not in known:
-                known[key] = score(candidate)
+        keys = {name: _shares(candidate) for name, candidate in candidates.items()}
+        for name, key in keys.items():
+            if key not in known:
+                known[key] = score(candidates[name])
         # The first of two that are equal, by name.
-        name = max(names, key=lambda name: known[tuple(candidates[name].values())])
-        counts = candidates[name]
-        value = known[tuple(counts.values())]
+        name = max(names, key=lambda name: known[keys[name]])
+        counts, value = candidates[name], known[keys[name]]
         picks.append(Pick(member=name, score=value))
         _logger.debug("pick %d: %s, %.4f", len(picks), name, value)
         if best is None or value > best[0]:
             best = value, counts
     assert best is not None
     return Choice(counts=best[1], picks=tuple(picks))
+
+
+def _shares(counts: Counts) -> tuple[int, ...]:
+    """The same for counts that make the same mean."""
+    divisor = math.gcd(*counts.values())
+    return tuple(count // divisor for count in counts.values())

@@ -84,34 +84,24 @@ def score_ensemble(
     ensemble = average_predictions(predicted, average, counts)
     scores = {name: figures_of(one) for name, one in predicted.items()}
     mean, std = figures_over_runs(list(scores.values()))
-    failed = not_scored or NotScored()
+    not_scored = not_scored or NotScored()
+    metrics = metrics_of(ensemble)
     result = EnsembleResult(
         runs=runs_to_json(list(dict.fromkeys(member.run for member in members)), output),
         name=clips.name,
-        diverged=runs_to_json(failed.diverged, output),
-        failed=[
-            FailedRun(run=run, reason=failed.failed[path])
-            for path, run in zip(failed.failed, runs_to_json([*failed.failed], output), strict=True)
-        ],
+        diverged=runs_to_json(not_scored.diverged, output),
+        failed=_failed(not_scored, output),
         average=average,
-        entries=[
-            MemberEntry(name=name, run=run, outputs=member.outputs, count=counts[name])
-            for name, member, run in zip(
-                names,
-                members,
-                runs_to_json([member.run for member in members], output),
-                strict=True,
-            )
-        ],
+        entries=_entries(members, counts, output),
         members=scores,
         mean=mean,
         std=std,
-        ensemble=figures_of(ensemble),
+        ensemble=_headline(metrics),
         all=None if choice is None else figures_of(average_predictions(predicted, average)),
         choice=choice,
         paper=_of_the_paper(members, names, predicted),
     )
-    write_predictions(output, ensemble, metrics_of(ensemble))
+    write_predictions(output, ensemble, metrics)
     storage.write_json(storage.join(output, FILE), asdict(result))
     return result
 
@@ -128,8 +118,9 @@ def score_elsewhere(ensemble: Ensemble, clips: MemberClips) -> tuple[dict[str, F
     """
     predicted = _read(list(ensemble.members.values()), list(ensemble.members), clips)
     mean = average_predictions(predicted, ensemble.average, ensemble.counts)
-    write_predictions(ensemble.folder, mean, metrics_of(mean))
-    return {name: figures_of(one) for name, one in predicted.items()}, figures_of(mean)
+    metrics = metrics_of(mean)
+    write_predictions(ensemble.folder, mean, metrics)
+    return {name: figures_of(one) for name, one in predicted.items()}, _headline(metrics)
 
 
 def metrics_of(predictions: Predictions) -> Metrics:
@@ -139,8 +130,27 @@ def metrics_of(predictions: Predictions) -> Metrics:
 
 def figures_of(predictions: Predictions) -> Figures:
     """The headline metrics of predictions."""
-    metrics = metrics_of(predictions)
+    return _headline(metrics_of(predictions))
+
+
+def _headline(metrics: Metrics) -> Figures:
     return {name: getattr(metrics, name) for name in METRICS}
+
+
+def _failed(not_scored: NotScored, output: str) -> list[FailedRun]:
+    runs = runs_to_json([*not_scored.failed], output)
+    reasons = not_scored.failed.values()
+    return [FailedRun(run=run, reason=why) for run, why in zip(runs, reasons, strict=True)]
+
+
+def _entries(
+    members: Sequence[Member], counts: Mapping[str, int], output: str
+) -> list[MemberEntry]:
+    runs = runs_to_json([member.run for member in members], output)
+    return [
+        MemberEntry(name=name, run=run, outputs=member.outputs, count=count)
+        for member, run, (name, count) in zip(members, runs, counts.items(), strict=True)
+    ]
 
 
 def _read(members: Sequence[Member], names: Sequence[str], clips: MemberClips) -> _Predicted:
@@ -160,7 +170,7 @@ def _choose(
         all=figures_of(average_predictions(on, average)),
         ensemble=figures_of(average_predictions(on, average, chosen.counts)),
     )
-    return chosen.counts, result
+    return {name: chosen.counts[name] for name in on}, result
 
 
 def _of_the_paper(
