@@ -23,6 +23,7 @@ from trainer.commands import (
     export,
     import_checkpoint,
     report,
+    search,
     train,
 )
 
@@ -38,6 +39,7 @@ STEPS = (
     evaluate.STEP,
     ensemble.STEP,
     cross_validate.STEP,
+    search.STEP,
     report.STEP,
     import_checkpoint.STEP,
     export.STEP,

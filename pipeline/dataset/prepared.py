@@ -6,6 +6,7 @@ they are as `prepare` wrote them. Out: the data set, whose clips have checksums 
 
 import hashlib
 import logging
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -55,8 +56,8 @@ class PreparedDataset:
         """How to compute fbanks from the stored audio; None if fbanks are stored."""
         return self.card.fbank if self.card.store == "audio" else None
 
-    def select(self, split: str, *, fold: int = 0, except_fold: int = 0) -> pa.Table:
-        """Rows of the index: a split, one of its folds, or all its folds but one.
+    def select(self, split: str, *, fold: int = 0, except_folds: Collection[int] = ()) -> pa.Table:
+        """Rows of the index: a split, one of its folds, or all its folds but some.
 
         Raises:
             UserError: the data set has no such split or fold.
@@ -65,14 +66,15 @@ class PreparedDataset:
         if chosen.num_rows == 0:
             known = ", ".join(self.card.splits)
             raise UserError(self.path, f"no split {split!r}", f"choose from: {known}")
-        wanted = fold or except_fold
-        if wanted:
-            folds = sorted(pc.unique(chosen["fold"]).to_pylist())
+        folds = sorted(pc.unique(chosen["fold"]).to_pylist())
+        for wanted in [fold] if fold else except_folds:
             if wanted not in folds:
                 known = f"only {folds}" if folds != [0] else "it has none"
                 raise UserError(self.path, f"split {split!r} has no fold {wanted}, {known}")
-            keep = pc.equal if fold else pc.not_equal
-            chosen = chosen.filter(keep(chosen["fold"], wanted))
+        if fold:
+            chosen = chosen.filter(pc.equal(chosen["fold"], fold))
+        for unwanted in except_folds:
+            chosen = chosen.filter(pc.not_equal(chosen["fold"], unwanted))
         return chosen
 
     def read_fbank(self, row: int) -> Fbank:

@@ -47,6 +47,21 @@
     });
   });
 
+  // The button of a run brings its lines out; those of all runs, or of none, show all alike.
+  const marks = [...document.querySelectorAll("button[data-mark]")];
+  const isMarked = (button) => button.getAttribute("aria-pressed") === "true";
+  marks.forEach((button) => {
+    button.addEventListener("click", () => {
+      button.setAttribute("aria-pressed", String(!isMarked(button)));
+      const marked = new Set(marks.filter(isMarked).map((other) => other.dataset.mark));
+      for (const box of boxes) {
+        const traces = box.data.flatMap((trace, i) => trace.legendgroup ? [i] : []);
+        const opacity = traces.map((i) => !marked.size || marked.has(box.data[i].legendgroup) ? 1 : 0.1);
+        if (traces.length) Plotly.restyle(box, { opacity }, traces);
+      }
+    });
+  });
+
   // The button of a column sorts the table by it; a second click reverses the order.
   document.querySelectorAll("button[data-sort]").forEach((button) => {
     button.addEventListener("click", () => {

@@ -8,6 +8,7 @@ KINDS = {
     "ensemble.json": "an ensemble",
     "cross_validation.json": "a cross-validation",
     "repeated_cross_validation.json": "cross-validations of several seeds",
+    "search.json": "a search",
     "card.json": "a prepared data set",
     "ast.safetensors": "an exported model",
 }

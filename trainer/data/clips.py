@@ -124,14 +124,18 @@ def select_training_data(dataset: PreparedDataset, settings: DataSettings) -> Tr
         UserError: a split or fold is not in the data set, or nothing is left to train on.
     """
     try:
-        training = dataset.select(settings.train_split, except_fold=settings.fold)
+        training = dataset.select(settings.train_split, except_folds=settings.untrained_folds)
         evaluation = select_clips(dataset, *settings.evaluation)
     except UserError as error:
-        choice = "data.train_split, data.eval_split and data.fold (0: none) choose the clips"
+        choice = (
+            "data.train_split, data.eval_split, data.fold (0: none) and data.unused_folds choose "
+            "the clips"
+        )
         remedy = f"{error.remedy}; {choice}" if error.remedy else choice
         raise UserError(error.where, error.what, remedy) from error
     if training.num_rows == 0:
-        raise UserError(dataset.path, f"no clip outside fold {settings.fold} to train on")
+        folds = " and ".join(map(str, settings.untrained_folds))
+        raise UserError(dataset.path, f"no clip outside fold {folds} to train on")
     mean, std = settings.mean, settings.std
     if math.isnan(mean):
         mean, std = statistics(training, dataset.num_mels)

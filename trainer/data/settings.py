@@ -19,6 +19,9 @@ class DataSettings:
     """Split to evaluate on after each epoch; ignored when a fold is held out."""
     fold: int = 0
     """For cross-validation: hold this fold of `train_split` out and evaluate on it; 0: none."""
+    unused_folds: tuple[int, ...] = ()
+    """Folds of `train_split` to neither train nor evaluate on, such as the one to report while
+    `search` chooses settings by another."""
     mean: float = math.nan
     """Mean of the raw log-mel; NaN or left out: computed from the training clips."""
     std: float = math.nan
@@ -27,7 +30,12 @@ class DataSettings:
     def __post_init__(self) -> None:
         if self.fold < 0:
             raise SettingValueError("fold", f"must be at least 0, got {self.fold}")
-        check_at_most(self, MAX_COUNT, "fold")
+        check_at_most(self, MAX_COUNT, "fold", "unused_folds")
+        if min(self.unused_folds, default=1) < 1 or self.fold in self.unused_folds:
+            raise SettingValueError(
+                "unused_folds",
+                f"must be folds from 1, other than data.fold, got {list(self.unused_folds)}",
+            )
         if math.isnan(self.mean) != math.isnan(self.std):
             raise SettingValueError("mean", "must be given together with std, or neither")
         if math.isinf(self.mean):
@@ -39,6 +47,11 @@ class DataSettings:
     def evaluation(self) -> tuple[str, int]:
         """Split and fold to evaluate on after each epoch; fold 0: the whole split."""
         return (self.train_split, self.fold) if self.fold else (self.eval_split, 0)
+
+    @property
+    def untrained_folds(self) -> tuple[int, ...]:
+        """Folds of `train_split` that are not trained on."""
+        return (self.fold, *self.unused_folds) if self.fold else self.unused_folds
 
     @property
     def eval_name(self) -> str:

@@ -23,6 +23,7 @@ import torch
 
 from pipeline.dataset.prepared import open_dataset
 from pipeline.terminal import log
+from trainer.checkpoints.progress import EpochResult
 from trainer.checkpoints.settings import Weights
 from trainer.model.settings import Precision
 from trainer.on_ray.actors import Failures
@@ -57,15 +58,24 @@ def run_training(recipe: Recipe, dataset_path: str, run_path: str, workers: Work
 
 
 def fit_training(
-    recipe: Recipe, dataset_path: str, run_path: str, workers: Workers, board: Any
+    recipe: Recipe,
+    dataset_path: str,
+    run_path: str,
+    workers: Workers,
+    board: Any,
+    referee: Any = None,
 ) -> None:
-    """Train or resume one run with Ray Train; its progress goes to the board."""
+    """Train or resume one run with Ray Train; its progress goes to the board.
+
+    With a `Referee`, the run asks it after each epoch whether to go on.
+    """
     config = {
         "recipe": (recipe.name, recipe.to_json()),
         "dataset": dataset_path,
         "run": run_path,
         "threads": workers.cpus,
         "board": board,
+        "referee": referee,
     }
     with alone_in(run_path):
         _fit(_train_worker, config, run_path, workers)
@@ -188,13 +198,17 @@ def _world(threads: int) -> World:
 
 def _train_worker(config: dict[str, Any]) -> None:
     name, settings = config["recipe"]
-    board, last = config["board"], 0.0
+    board, referee, last = config["board"], config["referee"], 0.0
 
     def report(progress: RunProgress) -> None:
         nonlocal last
         if time.monotonic() - last >= REPORT_EVERY_S or progress.step == progress.num_steps:
             last = time.monotonic()
             board.put.remote(progress)
+
+    def go_on(result: EpochResult) -> bool:
+        answer: bool = ray.get(referee.ask.remote(config["run"], result))
+        return answer
 
     world = _world(config["threads"])
     train(
@@ -203,6 +217,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         config["run"],
         world=world,
         report=report,
+        go_on=go_on if referee else None,
     )
 
 

@@ -9,11 +9,12 @@ skips finished ones.
 import io
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from typing import Any
 
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
 
 from pipeline.dataset.prepared import open_dataset
 from pipeline.errors import UserError
@@ -41,6 +42,10 @@ _TUNE_VARIABLES = {
 }
 
 
+RunRecipes = Callable[..., dict[str, Exception]]
+"""Trains recipes, given by their run folders, with the arguments of `run_recipes`."""
+
+
 def train_unfinished(
     recipes: Mapping[str, Recipe],
     dataset_path: str,
@@ -49,6 +54,7 @@ def train_unfinished(
     session: AbstractContextManager[None],
     at_once: int | None = None,
     on_finished: Callable[[str], None] = lambda run_path: None,
+    run: RunRecipes | None = None,
 ) -> dict[str, Exception]:
     """Train the recipes, given by their run folders, whose runs are not finished.
 
@@ -59,6 +65,7 @@ def train_unfinished(
         session: a Ray session, entered only if a run needs training.
         at_once: the most runs to train at a time; None: as many as fit.
         on_finished: called with the folder of each run once it is trained.
+        run: what trains them in the session; None: `run_recipes`.
 
     Returns:
         The error of each run that failed or learned nothing, by its folder.
@@ -69,7 +76,7 @@ def train_unfinished(
     failures: dict[str, Exception] = {}
     if waiting := unfinished(recipes, dataset_path):
         with session:
-            failures |= run_recipes(
+            failures |= (run or run_recipes)(
                 waiting, dataset_path, workers, at_once=at_once, on_finished=on_finished
             )
     for run_path in recipes:
@@ -136,9 +143,7 @@ def run_recipes(
     workers, num_at_once = fit_workers(workers, runs=len(recipes), model_bytes=needed)
     num_at_once = min(num_at_once, at_once or num_at_once)
     note_workers(list(recipes.values()), workers)
-    # Tune logs each error with its traceback; the exception below is enough.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    with ray_folder() as folder, progress_board(len(recipes)) as board:
+    with progress_board(len(recipes)) as board:
         constants = {
             "recipes": {path: (recipe.name, recipe.to_json()) for path, recipe in recipes.items()},
             "dataset": dataset_path,
@@ -146,27 +151,52 @@ def run_recipes(
             "board": board,
             "log_level": log.level(),
         }
-        trial = tune.with_resources(
-            tune.with_parameters(_trial, constants=constants),
-            # Almost nothing, on the head node: Ray Train asks for the workers' resources.
-            {HEAD_NODE: 0.001},
-        )
+        trial = tune.with_parameters(_trial, constants=constants)
+        return fit_trials(trial, list(recipes), num_at_once, on_finished=on_finished)
+
+
+def fit_trials(
+    trial: Any,
+    run_paths: Sequence[str],
+    num_at_once: int,
+    *,
+    on_finished: Callable[[str], None],
+    scheduler: TrialScheduler | None = None,
+) -> dict[str, Exception]:
+    """Have Ray Tune run a trainable for each run folder, which is `config["run"]`.
+
+    Args:
+        trial: the trainable.
+        run_paths: folders, in the order in which the runs start.
+        num_at_once: how many run at a time.
+        on_finished: called with the folder of each run that ended well.
+        scheduler: what may stop runs early; None: nothing.
+
+    Returns:
+        The error of each run that failed, by its folder.
+    """
+    # Tune logs each error with its traceback; the exception below is enough.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    with ray_folder() as folder:
         tuner = tune.Tuner(
-            trial,
-            param_space={"run": tune.grid_search(list(recipes))},
-            tune_config=tune.TuneConfig(max_concurrent_trials=num_at_once),
+            # Almost nothing, on the head node: Ray Train asks for the workers' resources.
+            tune.with_resources(trial, {HEAD_NODE: 0.001}),
+            param_space={"run": tune.grid_search(list(run_paths))},
+            tune_config=tune.TuneConfig(max_concurrent_trials=num_at_once, scheduler=scheduler),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=folder,
                 verbose=0,
-                callbacks=[_Ends(on_finished)] if len(recipes) > 1 else [],
+                # The run folders hold them.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                callbacks=[_Ends(on_finished)] if len(run_paths) > 1 else [],
             ),
         )
         # Tune prints the experiment and its trials whatever `verbose` says.
         with _environment(_TUNE_VARIABLES), redirect_stdout(io.StringIO()):
             results = tuner.fit()
     # Trials are in the order of the grid.
-    ended = zip(recipes, results, strict=True)  # type: ignore[call-overload]
+    ended = zip(run_paths, results, strict=True)  # type: ignore[call-overload]
     return {run_path: result.error for run_path, result in ended if result.error is not None}
 
 

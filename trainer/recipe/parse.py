@@ -46,7 +46,11 @@ def load_recipe(
         except SettingError as error:
             where = _overrides_of(error.setting, overrides)
             raise SettingError(where, error.what, error.remedy, error.setting) from error
-    # Workers run in other working directories.
+    return with_absolute_paths(recipe)
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """The same recipe for workers, which run in other working directories."""
     model, loader = recipe.model, recipe.loader
     if model.weights_file:
         model = replace(model, weights_file=storage.absolute(model.weights_file))
@@ -161,10 +165,15 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
     section, dot, key = path.strip().partition(".")
     if not (equals and dot and section and key):
         raise UserError(f"--set {override}", "must be section.key=value, such as train.epochs=10")
+    return section, key, parse_value(text)
+
+
+def parse_value(text: str) -> Any:
+    """A value in TOML; any other text is a string without quotes."""
     try:
-        return section, key, tomllib.loads(f"value = {text}")["value"]
+        return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
-        return section, key, text.strip()
+        return text.strip()
 
 
 def _near(word: str, known: Mapping[str, Any], section: str = "") -> str:

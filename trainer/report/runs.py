@@ -30,7 +30,7 @@ _OF_TRAINING = {"augment", "sampler", "schedule", "optimiser", "averaging", "tra
 _IN_EFFECT = {"loss", "scores"}
 """Except these."""
 
-_STUDIES = ("ensemble", "cross_validation", "repeated_cross_validation")
+_STUDIES = ("ensemble", "cross_validation", "repeated_cross_validation", "search")
 """Names of the JSON files that list the runs of a folder."""
 
 Row = dict[str, Any]

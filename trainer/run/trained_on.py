@@ -26,7 +26,7 @@ def note_trained_on(run_path: str, run: RunInfo, dataset: PreparedDataset, clips
             dataset = open_dataset(run.data.path)
             if dataset.card.fingerprint != run.data.fingerprint:
                 raise UserError(dataset.path, "was corrected or prepared anew since")
-        trained = dataset.select(settings.train_split, except_fold=settings.fold)["id"]
+        trained = dataset.select(settings.train_split, except_folds=settings.untrained_folds)["id"]
     except UserError as error:
         return f"which of these clips the run was trained on is unknown ({error})"
     num_trained = len(set(trained.to_pylist()) & set(clips.ids))

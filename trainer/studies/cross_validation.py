@@ -133,7 +133,8 @@ def fold_recipes(
         UserError: the data set lacks the split or the folds, or one is named twice.
     """
     split = recipe.data.train_split
-    known = sorted(set(dataset.select(split)["fold"].to_pylist()) - {0})
+    present = set(dataset.select(split)["fold"].to_pylist())
+    known = sorted(present - {0, *recipe.data.unused_folds})
     if not known:
         raise UserError(
             dataset.path,

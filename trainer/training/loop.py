@@ -62,6 +62,7 @@ from trainer.training.notice import Notice
 from trainer.training.resume import check_resumable
 from trainer.training.run_state import (
     Asked,
+    GoOn,
     Report,
     Run,
     leave,
@@ -85,8 +86,12 @@ def train(
     world: World,
     report: Report = lambda progress: None,
     asked: Asked = lambda: "",
+    go_on: GoOn | None = None,
 ) -> None:
     """Train a recipe to the end, resuming from the last checkpoint if there is one.
+
+    `go_on` may stop it after an epoch, with a checkpoint but without predictions; all ranks must be
+    given it, or none.
 
     Raises:
         LeavingError: a rank was asked to leave; a checkpoint of this step is written.
@@ -104,6 +109,8 @@ def train(
                 _go_back(run, error)
             else:
                 _finish_epoch(run, evaluation)
+                if not _goes_on(run, go_on):
+                    return
         # A resumed run that had no epoch left to train has no evaluation yet.
         _write_results(run, evaluation or _evaluate(run))
     finally:
@@ -340,6 +347,15 @@ def _finish_epoch(run: Run, evaluation: Evaluation) -> None:
     is_last = progress.epoch > run.recipe.train.epochs
     # If any other checkpoint cannot be written, a later one makes up for it.
     save(run, needed_epochs, is_needed=is_last or bool(needed_epochs))
+
+
+def _goes_on(run: Run, go_on: GoOn | None) -> bool:
+    """Whether to train the next epoch, if there is one; the first rank decides for all."""
+    if go_on is None or run.progress.epoch > run.recipe.train.epochs:
+        return True
+    wait_for_writes(run)
+    stops = run.world.is_first and not go_on(run.progress.epochs[-1])
+    return not run.world.sum(torch.tensor(float(stops), device=run.world.device))
 
 
 def _needed_epochs(run: Run) -> set[int]:

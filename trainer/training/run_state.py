@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.errors import PassingError
 from trainer.checkpoints.averaging import epoch_name, remove_other_epochs, write_weights
 from trainer.checkpoints.checkpoint import Background, Checkpoint, save_checkpoint
-from trainer.checkpoints.progress import OpenWindow, Progress
+from trainer.checkpoints.progress import EpochResult, OpenWindow, Progress
 from trainer.checkpoints.state_files import State
 from trainer.data.clips import TrainingData
 from trainer.data.epoch_plan import EpochPlan
@@ -39,6 +39,9 @@ Report = Callable[[RunProgress], None]
 """Called by the first rank after every step, for a progress bar."""
 Asked = Callable[[], str]
 """Called by each rank before every step: why it is to leave the run; empty: it is not."""
+
+GoOn = Callable[[EpochResult], bool]
+"""Called by the first rank after every epoch but the last: whether to train the next."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)

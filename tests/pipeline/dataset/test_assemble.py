@@ -111,7 +111,7 @@ def test_splits_and_folds_are_selected_or_refused(tmp_path: Path, clips: list[Cl
     prep.finish()
     dataset = open_dataset(str(tmp_path))
     assert set(dataset.select("train", fold=1)["id"].to_pylist()) == {c.id for c in folded[::2]}
-    others = dataset.select("train", except_fold=1)["id"].to_pylist()
+    others = dataset.select("train", except_folds=[1])["id"].to_pylist()
     assert set(others) == {clip.id for clip in folded[1::2]}
     with refused(tmp_path, "test", remedy="train"):
         dataset.select("test")
