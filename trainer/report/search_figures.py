@@ -22,6 +22,8 @@ _LOW, _HIGH = (150, 158, 170), (63, 116, 209)
 _RULER = "rgba(138,143,152,0.45)"
 _AXIS_WIDTH_PX = 130
 _PARALLEL_HEIGHT_PX = 380
+_WIDE = 500
+"""Ratio of the ends of an axis above which it names only powers of ten."""
 _MAX_TICKS = 12
 """The most values of a setting that are named on its axis."""
 
@@ -104,8 +106,8 @@ def _parallel_plot(record: SearchRecord, runs: Sequence[SearchRun], space: Space
             "x": position,
             "y": share,
             "text": short_label(text, 16),
-            "xanchor": "right",
-            "xshift": -7,
+            "xanchor": "left" if position == len(space) else "right",
+            "xshift": 9 if position == len(space) else -9,
             "showarrow": False,
             "font": {"size": 11},
         }
@@ -123,7 +125,7 @@ def _parallel_plot(record: SearchRecord, runs: Sequence[SearchRun], space: Space
             "side": "top",
             "tickvals": positions,
             "ticktext": [f"<b>{short_label(axis.title, 18)}</b>" for axis in axes],
-            "range": [-0.45, len(axes) - 0.85],
+            "range": [-0.4, len(axes) - 0.65],
             "showgrid": False,
             "zeroline": False,
             "ticks": "",
@@ -214,7 +216,10 @@ def _setting_plot(
         shown = [short_label(show(value)) for value in order]
         xaxis |= {"type": "category", "categoryorder": "array", "categoryarray": shown}
     elif dimension.is_log:
-        xaxis |= {"type": "log", "tickformat": "~g", "nticks": 6}
+        # 1, 2 and 5 in each decade, if there are few.
+        numbers = [value for value in values if value > 0]
+        is_wide = max(numbers) / min(numbers) > _WIDE
+        xaxis |= {"type": "log", "tickformat": "~g", "dtick": 1 if is_wide else "D2"}
     return Plot(
         key=f"setting-{number}",
         title=f"{METRIC_TITLES[record.metric]} by {name}",

@@ -64,7 +64,7 @@ def _tiles(record: SearchRecord) -> list[dict[str, object]]:
     if best is not None:
         score = units.number(best.scores[record.metric])
         details = [f"run {best.number}, epoch {best.scored_epoch}", f"on {record.chosen_by}"]
-        title = f"Best {METRIC_TITLES[record.metric]}"
+        title = f"{METRIC_TITLES[record.metric]} of the best"
         tiles.append({"label": title, "value": score, "details": details})
         names = setting_names(record)
         tiles += [

@@ -40,6 +40,14 @@ def grid(space: Space) -> list[Choice]:
     return [dict(zip(settings, chosen, strict=True)) for chosen in itertools.product(*values)]
 
 
+def num_combinations(space: Space) -> float:
+    """How many combinations of values there are; infinite with a range."""
+    counts = (
+        math.inf if isinstance(dimension, Range) else len(dimension.values) for dimension in space
+    )
+    return math.prod(counts)
+
+
 def draw(space: Space, *, seed: int, num: int) -> list[Choice]:
     """The first `num` different draws from the space.
 

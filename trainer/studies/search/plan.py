@@ -22,7 +22,7 @@ from trainer.run.history import check_learned, is_finished
 from trainer.run.run_folder import check_folder
 from trainer.run.skipped_steps import DivergedError
 from trainer.studies.search.clips import ChosenClips, choose_clips
-from trainer.studies.search.draws import draw, grid
+from trainer.studies.search.draws import draw, grid, num_combinations
 from trainer.studies.search.record import (
     RESULT,
     AshaSettings,
@@ -131,7 +131,8 @@ def _choices(space: Space, options: SearchOptions) -> list[Choice]:
         if options.samples is not None:
             raise UserError("--samples", "a grid has as many runs as combinations", "leave it out")
         return grid(space)
-    return draw(space, seed=options.seed, num=options.samples or DEFAULT_SAMPLES)
+    num = options.samples or min(DEFAULT_SAMPLES, num_combinations(space))
+    return draw(space, seed=options.seed, num=int(num))
 
 
 def _describe(
@@ -221,14 +222,15 @@ def _try_settings(
 
 
 def _on_disk(run: SearchRun, path: str) -> SearchRun:
-    """The run with its state as its folder has it."""
-    if storage.exists(storage.join(path, "run.json")) and run.state != "diverged":
-        try:
-            check_learned(path)
-        except DivergedError as error:
-            return replace(run, state="diverged", reason=error.what)
-        if is_finished(path):
-            return replace(run, state="finished")
-        if is_stopped(path):
-            return replace(run, state="stopped")
-    return run
+    """The run with its state as its folder has it; one that diverged or failed stays so."""
+    if run.state == "diverged":
+        return run
+    try:
+        check_learned(path)
+    except DivergedError as error:
+        return replace(run, state="diverged", reason=error.what)
+    if is_finished(path):
+        return replace(run, state="finished")
+    if is_stopped(path):
+        return replace(run, state="stopped")
+    return run if run.state == "failed" else replace(run, state="waiting")

@@ -108,7 +108,7 @@ def caption(record: SearchRecord) -> str:
     text = f"Evaluated on {record.chosen_by}, by which the best was chosen"
     if record.are_reported:
         return f"{text}: the very clips to report, so its score there is too good."
-    return f"{text}: its score on other clips will be lower."
+    return f"{text}: on other clips it is likely to have a lower score."
 
 
 def show(value: object) -> str:

@@ -1,5 +1,7 @@
 """The settings of each run: a function of space, seed and number."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,7 +38,7 @@ def test_eight_draws_leave_no_large_gap(seed: int) -> None:
         list(range(8)), abs=1
     )
     ends = [0.0, *places, 1.0]
-    assert max(b - a for a, b in zip(ends, ends[1:], strict=False)) <= 0.26
+    assert max(b - a for a, b in itertools.pairwise(ends)) <= 0.26
 
 
 def test_values_are_drawn_alike() -> None:

@@ -66,7 +66,9 @@ def test_a_range_gives_short_numbers_within_it(share: float) -> None:
 def test_share_is_the_place_of_a_value(number: int) -> None:
     for text in ("schedule.lr=log:1e-5:1e-2", "augment.mixup_share=uniform:0:1"):
         dimension = parse(text)
-        assert dimension.share(dimension.at(number / 1000)) == pytest.approx(number / 1000, abs=1e-2)
+        assert dimension.share(dimension.at(number / 1000)) == pytest.approx(
+            number / 1000, abs=1e-2
+        )
 
 
 def test_narrow_range_keeps_enough_digits() -> None:
@@ -151,7 +153,12 @@ def test_choice_that_conflicts_with_another_setting_is_refused() -> None:
 
 def test_edges_are_near_the_ends_of_a_range() -> None:
     rate = parse("schedule.lr=log:1e-6:1e-3")
-    assert [rate.is_edge(value) for value in (1.1e-6, 1e-5, 1e-4, 9e-4)] == [True, False, False, True]
+    assert [rate.is_edge(value) for value in (1.1e-6, 1e-5, 1e-4, 9e-4)] == [
+        True,
+        False,
+        False,
+        True,
+    ]
     spaced = parse("schedule.lr=log:1e-6:1e-3:4")
     assert [spaced.is_edge(value) for value in (1e-6, 1e-5, 1e-3)] == [True, False, True]
     assert not parse("optimiser.name=adam,adamw").is_edge("adam")
