@@ -43,6 +43,8 @@ class Plot:
     height_px: int
     min_width_px: int = 0
     """On a narrower page the figure scrolls sideways."""
+    fills_width: bool = False
+    """Whether a figure with such a width grows with the page."""
     legend: tuple[tuple[str, str], ...] = field(default=())
     """Names and colours of the series, shown above the figure."""
 

@@ -14,6 +14,7 @@ from pipeline.manifest.layouts.segments import read_segments
 from ray_job import make_parser
 from trainer.recipe.parse import load_recipe
 from trainer.recipe.recipe import SECTIONS
+from trainer.studies.search.space import parse_space
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -76,7 +77,7 @@ def pages() -> dict[Path, str]:
 
 def test_every_command_in_the_readme_and_recipes_parses() -> None:
     steps = (
-        "download|manifest|prepare|verify|train|evaluate|ensemble|cross-validate|report|import|"
+        "download|manifest|prepare|verify|train|evaluate|ensemble|cross-validate|search|report|import|"
         "export"
     )
     commands = []
@@ -97,7 +98,10 @@ def test_every_override_in_the_readme_and_recipes_is_accepted() -> None:
         for line in text.splitlines() if path.name != "settings.md" else []:
             named = re.findall(r"recipes/[a-z0-9-]+\.toml", line)
             recipe = path if path.suffix == ".toml" else PROJECT / named[0] if named else ""
-            for part in line.split("--variant"):
+            spaces = re.findall(r"--space ([a-z_.]+=[^\s`]+)", line)
+            parse_space(spaces, load_recipe(str(recipe)))
+            accepted += spaces
+            for part in re.sub(r"--space \S+", "", line).split("--variant"):
                 overrides = re.findall(setting, part)
                 load_recipe(str(recipe), overrides)
                 accepted += overrides

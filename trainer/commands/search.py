@@ -5,12 +5,11 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from cluster.commands.session_options import session
-from cluster.program import print_error
 from pipeline.commands.step import Step, positive
 from pipeline.errors import UserError
 from recipes import find_recipe
-from trainer.commands.options import add_training_options, workers
+from trainer.commands.options import add_training_options
+from trainer.commands.several_runs import add_several_options, raise_last, train_runs
 
 if TYPE_CHECKING:  # they load PyTorch
     from trainer.studies.search.plan import SearchPlan
@@ -66,6 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="the best of so many runs goes on, for so many times the epochs (default: 3)",
     )
     add_training_options(parser, "folder of the runs, the table and best.toml")
+    add_several_options(parser)
 
 
 def _whole(text: str) -> int:
@@ -77,17 +77,11 @@ def _whole(text: str) -> int:
 def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from pipeline.dataset.prepared import note_unchecked, open_dataset
-    from pipeline.dataset.source_rates import note_low_rates
     from trainer.report.search_page import write_search_page
     from trainer.studies.search.best import write_best
     from trainer.studies.search.plan import SearchOptions, plan_search
     from trainer.studies.search.result import make_table, score_search
 
-    recipe = find_recipe(arguments.recipe)
-    dataset = open_dataset(arguments.data)
-    note_unchecked(dataset)
-    note_low_rates(dataset)
     options = SearchOptions(
         space=arguments.space,
         strategy=arguments.strategy,
@@ -99,7 +93,9 @@ def run(arguments: argparse.Namespace) -> None:
         first_epoch=arguments.first_epoch,
         factor=arguments.factor,
     )
-    plan = plan_search(recipe, arguments.set, arguments.data, arguments.out, options)
+    plan = plan_search(
+        find_recipe(arguments.recipe), arguments.set, arguments.data, arguments.out, options
+    )
     if plan.record.are_reported:
         _logger.warning(
             "%s: these are the clips that the recipe reports on: the best score will be too good, "
@@ -123,27 +119,18 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _train(plan: "SearchPlan", arguments: argparse.Namespace) -> dict[str, Exception]:
     """Train the runs; returns the error of each that failed, by its folder."""
-    from cluster.worker_errors import unwrap_each
+    if plan.record.asha is None:
+        return train_runs(plan.waiting, arguments)
     from trainer.on_ray.search import run_with_asha
-    from trainer.on_ray.tune import train_unfinished
 
-    record = plan.record
-    failures = train_unfinished(
-        plan.waiting,
-        record.data,
-        workers(arguments),
-        session=session(arguments),
-        run=run_with_asha(record.metric, record.asha, plan.past) if record.asha else None,
-    )
-    return dict(zip(failures, unwrap_each(failures), strict=True))
+    asha = run_with_asha(plan.record.metric, plan.record.asha, plan.past)
+    return train_runs(plan.waiting, arguments, run=asha)
 
 
 def _refuse(record: "SearchRecord", errors: Sequence[Exception], output: str) -> NoReturn:
     """Raise the last error of runs, none of which has a score; print the others."""
     if errors:
-        for error in errors[:-1]:
-            print_error(error)
-        raise errors[-1]
+        raise_last(errors)
     reasons = [run.reason for run in record.trials if run.reason]
     what = f"no run is finished and has {record.metric}"
     raise UserError(output, f"{what} ({reasons[0]})" if reasons else what)

@@ -4,6 +4,7 @@ import argparse
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NoReturn
 
 from cluster.commands.session_options import session
 from cluster.program import print_error
@@ -12,6 +13,9 @@ from pipeline.errors import UserError, last_line
 from trainer.commands.options import workers
 from trainer.on_ray.settings import Workers
 from trainer.recipe.recipe import Recipe
+
+if TYPE_CHECKING:  # it loads Ray
+    from trainer.on_ray.tune import RunRecipes
 
 _logger = logging.getLogger(__name__)
 
@@ -84,10 +88,10 @@ def train_all(
         arguments: of the command.
         scored: folders of all runs to score.
     """
-    errors = _train(recipes, arguments, lambda run_path: None)
+    errors = train_runs(recipes, arguments)
     diverged = _diverged(errors)
     if len(diverged) < len(errors) or not set(scored) - errors.keys():
-        _raise_last(list(errors.values()))
+        raise_last(list(errors.values()))
     _warn_of(diverged)
     return list(errors)
 
@@ -108,9 +112,9 @@ def train_members(
         scored: folders of all runs to score.
         on_finished: called with the folder of each run once it is trained.
     """
-    errors = _train(recipes, arguments, on_finished)
+    errors = train_runs(recipes, arguments, on_finished)
     if not set(scored) - errors.keys():
-        _raise_last(list(errors.values()))
+        raise_last(list(errors.values()))
     diverged = _diverged(errors)
     failed = {run: error for run, error in errors.items() if run not in diverged}
     for error in failed.values():
@@ -121,10 +125,20 @@ def train_members(
     )
 
 
-def _train(
-    recipes: dict[str, Recipe], arguments: argparse.Namespace, on_finished: Callable[[str], None]
+def train_runs(
+    recipes: dict[str, Recipe],
+    arguments: argparse.Namespace,
+    on_finished: Callable[[str], None] = lambda run_path: None,
+    run: "RunRecipes | None" = None,
 ) -> dict[str, Exception]:
-    """Train the runs; returns the error of each that failed, by its folder."""
+    """Train the runs; returns the error of each that failed, by its folder.
+
+    Args:
+        recipes: of the runs to train, by their folders.
+        arguments: of the command.
+        on_finished: called with the folder of each run once it is trained.
+        run: what trains them; None: `trainer.on_ray.tune.run_recipes`.
+    """
     of_each = workers_of_each(arguments)
 
     from cluster.worker_errors import unwrap_each
@@ -142,6 +156,7 @@ def _train(
         session=session(arguments),
         at_once=arguments.at_once,
         on_finished=on_finished,
+        run=run,
     )
     return dict(zip(failures, unwrap_each(failures), strict=True))
 
@@ -161,7 +176,8 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, UserError) else last_line(error)
 
 
-def _raise_last(errors: Sequence[Exception]) -> None:
+def raise_last(errors: Sequence[Exception]) -> NoReturn:
+    """Raise the last error, and print those before it."""
     for error in errors[:-1]:
         print_error(error)
     raise errors[-1]

@@ -25,7 +25,7 @@ from trainer.on_ray.memory import model_bytes_of
 from trainer.on_ray.progress import progress_board
 from trainer.on_ray.settings import Workers
 from trainer.on_ray.train import fit_training
-from trainer.on_ray.tune import fit_trials
+from trainer.on_ray.tune import RunRecipes, fit_trials
 from trainer.on_ray.workers import fit_workers, note_workers
 from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
@@ -67,9 +67,7 @@ class Asha(ASHAScheduler):
         return decision
 
 
-def run_with_asha(
-    metric: str, settings: AshaSettings, past: Sequence[str]
-) -> Callable[[Mapping[str, Recipe], str, Workers], dict[str, Exception]]:
+def run_with_asha(metric: str, settings: AshaSettings, past: Sequence[str]) -> RunRecipes:
     """What trains recipes, given by their run folders, on a connected Ray, as many at once as fit.
 
     Args:
@@ -82,10 +80,16 @@ def run_with_asha(
     """
 
     def run(
-        recipes: Mapping[str, Recipe], dataset_path: str, workers: Workers
+        recipes: Mapping[str, Recipe],
+        dataset_path: str,
+        workers: Workers,
+        *,
+        at_once: int | None = None,
+        on_finished: Callable[[str], None] = lambda run_path: None,
     ) -> dict[str, Exception]:
         needed = model_bytes_of(recipes.values(), dataset_path, workers)
         workers, num_at_once = fit_workers(workers, runs=len(recipes), model_bytes=needed)
+        num_at_once = min(num_at_once, at_once or num_at_once)
         note_workers(list(recipes.values()), workers)
         scheduler = Asha(settings, next(iter(recipes.values())).train.epochs)
         for path in past:
@@ -106,7 +110,13 @@ def run_with_asha(
             }
             trial = tune.with_parameters(_Trial, constants=constants)
             try:
-                return fit_trials(trial, list(recipes), num_at_once, scheduler)
+                return fit_trials(
+                    trial,
+                    list(recipes),
+                    num_at_once,
+                    on_finished=on_finished,
+                    scheduler=scheduler,
+                )
             finally:
                 ray.kill(referee)
 

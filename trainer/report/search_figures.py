@@ -13,14 +13,14 @@ from pipeline.pages.plots import SERIES_COLOURS, Plot, plotly_text, rounded, sho
 from trainer.checkpoints.progress import EpochResult
 from trainer.report.figures import CURVE_HEIGHT_PX, METRIC_TITLES
 from trainer.studies.search.record import SearchRecord, SearchRun
-from trainer.studies.search.result import setting_names, show
+from trainer.studies.search.result import show
 from trainer.studies.search.space import Dimension, Range, Space, Values
 
 _BEST = SERIES_COLOURS[1]
 _LOW, _HIGH = (150, 158, 170), (63, 116, 209)
 """Colours of the worst and of the second-best score."""
 _RULER = "rgba(138,143,152,0.45)"
-_AXIS_WIDTH_PX = 130
+_AXIS_WIDTH_PX = 150
 _PARALLEL_HEIGHT_PX = 380
 _WIDE = 500
 """Ratio of the ends of an axis above which it names only powers of ten."""
@@ -83,8 +83,7 @@ def colours(record: SearchRecord) -> dict[int, str]:
 
 
 def _parallel_plot(record: SearchRecord, runs: Sequence[SearchRun], space: Space) -> Plot:
-    names = setting_names(record)
-    axes = [_setting_axis(dimension, names[dimension.setting], runs) for dimension in space]
+    axes = [_setting_axis(dimension, runs) for dimension in space]
     axes.append(_score_axis(record, runs))
     positions = list(range(len(axes)))
     colour_of = colours(record)
@@ -124,12 +123,13 @@ def _parallel_plot(record: SearchRecord, runs: Sequence[SearchRun], space: Space
         "xaxis": {
             "side": "top",
             "tickvals": positions,
-            "ticktext": [f"<b>{short_label(axis.title, 18)}</b>" for axis in axes],
+            "ticktext": [f"<b>{short_label(axis.title)}</b>" for axis in axes],
             "range": [-0.4, len(axes) - 0.65],
             "showgrid": False,
             "zeroline": False,
             "ticks": "",
             "tickangle": 0,
+            "tickfont": {"size": 11},
         },
         "yaxis": {"visible": False, "range": [-0.05, 1.05]},
         "margin": {"l": 8, "r": 8, "t": 34, "b": 8},
@@ -146,6 +146,7 @@ def _parallel_plot(record: SearchRecord, runs: Sequence[SearchRun], space: Space
         figure={"data": data, "layout": layout},
         height_px=_PARALLEL_HEIGHT_PX,
         min_width_px=_AXIS_WIDTH_PX * len(axes) if len(axes) > 2 else 0,
+        fills_width=True,
     )
 
 
@@ -155,7 +156,7 @@ def _meaning(record: SearchRecord, runs: Sequence[SearchRun]) -> str:
     return text + (" Dotted: stopped early." if stopped else "")
 
 
-def _setting_axis(dimension: Dimension, title: str, runs: Sequence[SearchRun]) -> _Axis:
+def _setting_axis(dimension: Dimension, runs: Sequence[SearchRun]) -> _Axis:
     values = {run.number: run.settings[dimension.setting] for run in runs}
     if isinstance(dimension, Range):
         ends = [dimension.low, dimension.high]
@@ -167,7 +168,7 @@ def _setting_axis(dimension: Dimension, title: str, runs: Sequence[SearchRun]) -
         # Whole steps between the names that there is room for.
         ticks = ticks[:: math.ceil(len(ticks) / _MAX_TICKS)]
     return _Axis(
-        title=title,
+        title=dimension.setting,
         shares={number: dimension.share(value) for number, value in values.items()},
         texts={number: show(value) for number, value in values.items()},
         ticks=ticks,
@@ -196,7 +197,7 @@ def _score_axis(record: SearchRecord, runs: Sequence[SearchRun]) -> _Axis:
 def _setting_plot(
     record: SearchRecord, runs: Sequence[SearchRun], dimension: Dimension, number: int
 ) -> Plot:
-    name = setting_names(record)[dimension.setting]
+    name = dimension.setting
     values = [run.settings[dimension.setting] for run in runs]
     is_number = all(type(value) in (int, float) for value in values)
     colour_of = colours(record)
@@ -217,9 +218,9 @@ def _setting_plot(
         xaxis |= {"type": "category", "categoryorder": "array", "categoryarray": shown}
     elif dimension.is_log:
         # 1, 2 and 5 in each decade, if there are few.
-        numbers = [value for value in values if value > 0]
-        is_wide = max(numbers) / min(numbers) > _WIDE
-        xaxis |= {"type": "log", "tickformat": "~g", "dtick": 1 if is_wide else "D2"}
+        is_wide = max(values) / min(values) > _WIDE
+        tick_format = "~e" if max(values) < 1 else "~g"
+        xaxis |= {"type": "log", "tickformat": tick_format, "dtick": 1 if is_wide else "D2"}
     return Plot(
         key=f"setting-{number}",
         title=f"{METRIC_TITLES[record.metric]} by {name}",

@@ -13,7 +13,7 @@ from trainer.report.figures import METRIC_TITLES
 from trainer.report.search_figures import colours, search_plots
 from trainer.run.history import read_history
 from trainer.studies.search.record import SearchRecord, read_record
-from trainer.studies.search.result import caption, ranked, score_names, setting_names, show
+from trainer.studies.search.result import caption, ranked, score_names, show
 from trainer.studies.search.space import parse_space
 
 _TEMPLATE = Path(__file__).with_name("search_page.html.jinja")
@@ -39,7 +39,6 @@ def write_search_page(output: str) -> str:
         "record": record,
         "best": record.best_run,
         "runs": ranked(record),
-        "settings": setting_names(record),
         "score_titles": {name: METRIC_TITLES[name] for name in score_names(record)},
         "colours": colours(record),
         "places": {
@@ -66,9 +65,8 @@ def _tiles(record: SearchRecord) -> list[dict[str, object]]:
         details = [f"run {best.number}, epoch {best.scored_epoch}", f"on {record.chosen_by}"]
         title = f"{METRIC_TITLES[record.metric]} of the best"
         tiles.append({"label": title, "value": score, "details": details})
-        names = setting_names(record)
         tiles += [
-            {"label": names[setting], "value": show(value), "details": [record.space[setting]]}
+            {"label": setting, "value": show(value), "details": [record.space[setting]]}
             for setting, value in best.settings.items()
         ]
     details = [f"{ended} with scores", record.strategy]

@@ -421,6 +421,20 @@ def test_fold_is_held_out_for_evaluation(dataset: PreparedDataset) -> None:
     assert (given.mean, given.std, given.evaluation.name) == (-4.0, 3.0, "eval")
 
 
+def test_unused_folds_are_neither_trained_nor_evaluated_on(dataset: PreparedDataset) -> None:
+    data = select_training_data(dataset, DataSettings(unused_folds=(1,)))
+    used = set(dataset.select("train", fold=2)["id"].to_pylist())
+    assert set(data.train.ids) == used
+    assert data.evaluation.name == "eval"
+    with refused(dataset.path, "1 and 2"):
+        select_training_data(dataset, DataSettings(fold=1, unused_folds=(2,)))
+    with refused(dataset.path, "no fold 3", remedy="data.unused_folds"):
+        select_training_data(dataset, DataSettings(unused_folds=(3,)))
+    for settings in ({"unused_folds": (0,)}, {"fold": 1, "unused_folds": (1,)}):
+        with refused("unused_folds", type=SettingValueError):
+            DataSettings(**settings)
+
+
 @pytest.mark.parametrize(
     ("settings", "values"),
     [

@@ -87,6 +87,13 @@ def test_single_fold_has_no_deviation_and_keeps_undefined_scores() -> None:
     assert "mean over the folds" not in text
 
 
+def test_folds_that_are_not_used_are_not_held_out(dataset: PreparedDataset) -> None:
+    recipe = replace(RECIPE, data=replace(RECIPE.data, unused_folds=(1,)))
+    assert [path[-6:] for path in fold_recipes(recipe, dataset, "runs", ())] == ["fold-2"]
+    with refused("--folds", 1, 2):
+        fold_recipes(recipe, dataset, "runs", [1])
+
+
 def test_table_names_the_epochs_and_how_one_was_picked() -> None:
     text = shown(THREE)
     for words in ("over 3 folds", "epoch 3 (last)", "epoch 2 (picked)", "fold 4", "0.8000"):

@@ -60,21 +60,12 @@ def ranked(record: SearchRecord) -> list[SearchRun]:
     return sorted(record.trials, key=key)
 
 
-def setting_names(record: SearchRecord) -> dict[str, str]:
-    """A short name of each setting, unique among them."""
-    keys = [setting.partition(".")[2] for setting in record.space]
-    return {
-        setting: key if keys.count(key) == 1 else setting
-        for setting, key in zip(record.space, keys, strict=True)
-    }
-
-
 def make_table(record: SearchRecord) -> Table:
     """All runs with their settings and scores, best first."""
     table = Table(title=title(record), caption=caption(record))
     table.add_column("run", justify="right")
-    for name in setting_names(record).values():
-        table.add_column(name, justify="right", overflow="fold")
+    for setting in record.space:
+        table.add_column(setting, justify="right", overflow="fold")
     names = score_names(record)
     for name in names:
         table.add_column(name, justify="right")
