@@ -33,6 +33,8 @@ _LEVELS = {
 def skip_lines_of_workers() -> None:
     """Drop lines about Ray's own processes. Call it before `ray` is imported, which reads them."""
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", _SKIPPED_LINES)
+    # Those of the autoscaler, the same ones each second. Steps say what they wait for.
+    os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")
 
 
 def quiet_loggers() -> None:

@@ -38,6 +38,7 @@ WITH_RAY = {
     "test_losses",
     "test_jobs",
     "test_nodes",
+    "test_own_disks",
     "test_prepare",
     "test_train",
     "test_tune",

@@ -4,6 +4,7 @@ import argparse
 from contextlib import AbstractContextManager
 
 from pipeline.commands.step import positive
+from pipeline.on_ray.settings import WAIT_FOR_NODES_S
 
 
 def add_session_options(parser: argparse.ArgumentParser) -> None:
@@ -13,6 +14,13 @@ def add_session_options(parser: argparse.ArgumentParser) -> None:
         "else a local Ray is started)",
     )
     parser.add_argument("--num-cpus", type=positive, help="CPUs for the local Ray (default: all)")
+    parser.add_argument(
+        "--wait-for-nodes",
+        type=positive,
+        default=int(WAIT_FOR_NODES_S),
+        metavar="SECONDS",
+        help="longest wait for nodes that the cluster's autoscaler starts (default: %(default)s)",
+    )
 
 
 def session(arguments: argparse.Namespace) -> AbstractContextManager[None]:

@@ -130,10 +130,16 @@ def run(arguments: argparse.Namespace) -> None:
         retry_rejects=arguments.retry_rejects,
         reads_ahead=arguments.reads_ahead,
         json_logs=arguments.json_logs,
+        wait_s=arguments.wait_for_nodes,
     )
     if arguments.compact:
         done = compact(
-            manifest, output, settings, session=session(arguments), json_logs=arguments.json_logs
+            manifest,
+            output,
+            settings,
+            session=session(arguments),
+            json_logs=arguments.json_logs,
+            wait_s=arguments.wait_for_nodes,
         )
         summary = _both(summary, done)
     page = _draw_page(output) if summary or not storage.exists(page_path(output)) else None

@@ -26,7 +26,10 @@ def run(arguments: argparse.Namespace) -> int:
     from pipeline.dataset import verify as checks
 
     faults = checks.verify(
-        arguments.data, session=session(arguments), json_logs=arguments.json_logs
+        arguments.data,
+        session=session(arguments),
+        json_logs=arguments.json_logs,
+        wait_s=arguments.wait_for_nodes,
     )
     if arguments.json_logs:
         for fault in faults:

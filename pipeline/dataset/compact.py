@@ -26,6 +26,8 @@ from pipeline.dataset.prepared import REPAIR, remove_card
 from pipeline.dataset.resume import discard_parts
 from pipeline.errors import UserError
 from pipeline.manifest.manifest import Manifest, to_clips
+from pipeline.on_ray.settings import WAIT_FOR_NODES_S
+from pipeline.on_ray.shared_files import SharedPaths
 from pipeline.on_ray.tasks import TASK_MEMORY_BYTES, run_tasks
 from pipeline.shards.build import BuildJob, metadata
 from pipeline.shards.parts import STAGES, Part, TarEntry, part_path, read_part, write_part
@@ -65,6 +67,7 @@ def compact(
     *,
     session: AbstractContextManager[None],
     json_logs: bool = False,
+    wait_s: float = WAIT_FOR_NODES_S,
 ) -> PrepareSummary | None:
     """Rewrite the shards of a complete data set that corrections concern.
 
@@ -74,6 +77,7 @@ def compact(
         settings: what it was prepared with.
         session: connects to Ray; entered only if there is a shard to rewrite.
         json_logs: report progress as JSON lines.
+        wait_s: how long to wait for a node that an autoscaler starts.
 
     Returns:
         What was done, or None if no shard holds anything old or unused.
@@ -97,7 +101,7 @@ def compact(
     if left:
         largest = max(tar.size_bytes for tar in card.shards)
         with session:
-            _rewrite_all(left, job, largest_bytes=largest, json_logs=json_logs)
+            _rewrite_all(left, job, largest_bytes=largest, json_logs=json_logs, wait_s=wait_s)
 
     def begin() -> None:
         remove_card(output)
@@ -160,7 +164,12 @@ def plan_compaction(before: Plan, manifest: Manifest) -> tuple[Plan, list[Rewrit
 
 
 def _rewrite_all(
-    rewrites: Sequence[Rewrite], job: BuildJob, *, largest_bytes: int, json_logs: bool
+    rewrites: Sequence[Rewrite],
+    job: BuildJob,
+    *,
+    largest_bytes: int,
+    json_logs: bool,
+    wait_s: float,
 ) -> None:
     """Rewrite shards in Ray tasks and show progress."""
     with ProgressBar("shards", len(rewrites), json_lines=json_logs) as bar:
@@ -168,6 +177,8 @@ def _rewrite_all(
             [asdict(rewrite) for rewrite in rewrites],
             partial(_task, job=job),
             memory_bytes=TASK_MEMORY_BYTES + 4 * largest_bytes,
+            shared=SharedPaths(written=(job.output,)),
+            wait_s=wait_s,
         )
         for number, _ in enumerate(done, start=1):
             bar.update(number)

@@ -7,9 +7,11 @@ passes between processes.
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
+
+import pyarrow as pa
 
 from pipeline import storage
 from pipeline.dataset.assemble import assemble
@@ -18,6 +20,8 @@ from pipeline.dataset.prepare_summary import PrepareSummary
 from pipeline.dataset.prepared import remove_card
 from pipeline.dataset.resume import clear_damaged, discard_parts, remove_unfinished
 from pipeline.manifest.manifest import Manifest
+from pipeline.on_ray.settings import WAIT_FOR_NODES_S
+from pipeline.on_ray.shared_files import SharedPaths
 from pipeline.on_ray.tasks import TASK_MEMORY_BYTES, run_tasks
 from pipeline.shards.build import BuildJob, build_shard
 from pipeline.shards.plan import ShardSpec, write_plan
@@ -39,6 +43,7 @@ def prepare(
     retry_rejects: bool = False,
     reads_ahead: int = READS_AHEAD,
     json_logs: bool = False,
+    wait_s: float = WAIT_FOR_NODES_S,
 ) -> PrepareSummary | None:
     """Prepare a data set, or resume an earlier run.
 
@@ -51,6 +56,7 @@ def prepare(
         retry_rejects: rebuild shards that have rejected clips.
         reads_ahead: files each task fetches at once.
         json_logs: report progress as JSON lines.
+        wait_s: how long to wait for a node that an autoscaler starts.
 
     Returns:
         What was done, or None if the data set is already complete.
@@ -80,7 +86,9 @@ def prepare(
         # Before the first task, since the disk may be nearly full.
         remove_unfinished(output)
         with session:
-            _build(work.unfinished, work.usage, job, json_logs=json_logs)
+            shared = SharedPaths(read=_some_files(manifest), written=(output,))
+            tasks = _Tasks(shared=shared, wait_s=wait_s, json_logs=json_logs)
+            _build(work.unfinished, work.usage, job, tasks)
     summary = assemble(
         work.plan,
         manifest,
@@ -96,19 +104,37 @@ def prepare(
     return summary
 
 
-def _build(specs: Sequence[ShardSpec], usage: Usage, job: BuildJob, *, json_logs: bool) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Tasks:
+    """How the tasks run."""
+
+    shared: SharedPaths
+    wait_s: float
+    json_logs: bool
+
+
+def _some_files(manifest: Manifest) -> tuple[str, ...]:
+    """The first of the clips' files, one in the middle, and the last."""
+    last = manifest.clips.num_rows - 1
+    rows = manifest.clips["uri"].take(pa.array(sorted({0, last // 2, last})))
+    return tuple(rows.to_pylist())
+
+
+def _build(specs: Sequence[ShardSpec], usage: Usage, job: BuildJob, how: _Tasks) -> None:
     """Build shards in Ray tasks and show progress."""
     max_clips = max(spec.num_clips for spec in specs)
     tasks = run_tasks(
         [asdict(spec) for spec in specs],
         partial(_task, job=job),
         memory_bytes=TASK_MEMORY_BYTES + max_clips * _TASK_MEMORY_PER_CLIP_BYTES,
+        shared=how.shared,
+        wait_s=how.wait_s,
     )
     total = int((usage.rows >= 0).sum())
     done = total - sum(usage.num_used(spec.name) for spec in specs)
     rate = Rate()
     num_rejects = 0
-    with ProgressBar("clips", total, json_lines=json_logs) as bar:
+    with ProgressBar("clips", total, json_lines=how.json_logs) as bar:
         bar.update(done)
         for result in tasks:
             done += usage.num_used(result["shard"])

@@ -38,6 +38,8 @@ from pipeline.dataset.prepared import (
 from pipeline.dataset.resume import Damaged, clear_damaged, write_damaged
 from pipeline.errors import UserError
 from pipeline.fbank_settings import FbankSettings
+from pipeline.on_ray.settings import WAIT_FOR_NODES_S
+from pipeline.on_ray.shared_files import SharedPaths
 from pipeline.on_ray.tasks import TASK_MEMORY_BYTES, run_tasks
 from pipeline.shards.match import LABELLING
 from pipeline.shards.parts import (
@@ -67,7 +69,11 @@ class Fault:
 
 
 def verify(
-    path: str, *, session: AbstractContextManager[None], json_logs: bool = False
+    path: str,
+    *,
+    session: AbstractContextManager[None],
+    json_logs: bool = False,
+    wait_s: float = WAIT_FOR_NODES_S,
 ) -> list[Fault]:
     """Check a data set, and leave a note for `prepare` of what is damaged.
 
@@ -75,6 +81,7 @@ def verify(
         path: the data set.
         session: connects to Ray; entered to check the shards.
         json_logs: report progress as JSON lines.
+        wait_s: how long to wait for a node that an autoscaler starts.
 
     Returns:
         All faults, by path; empty if the data set is intact.
@@ -100,7 +107,14 @@ def verify(
                 audio_fbank=dataset.audio_fbank,
                 corrections=dataset.card.corrections,
             )
-            for result in run_tasks(items, task, memory_bytes=memory_bytes):
+            results = run_tasks(
+                items,
+                task,
+                memory_bytes=memory_bytes,
+                shared=SharedPaths(read=(card_path(path),)),
+                wait_s=wait_s,
+            )
+            for result in results:
                 faults += [Fault(**fault) for fault in result["faults"]]
                 done += 1
                 bar.update(done, figures={"faults": len(faults)})

@@ -4,6 +4,7 @@ Ray reruns tasks whose worker or node dies, a few times.
 """
 
 import logging
+import math
 import os
 import pickle
 import warnings
@@ -19,6 +20,17 @@ import ray
 import ray.data
 
 from pipeline.errors import UserError
+from pipeline.on_ray.nodes import (
+    NODE_ID_LABEL,
+    Need,
+    Nodes,
+    cluster_nodes,
+    plural,
+    room,
+    wait_for_nodes,
+)
+from pipeline.on_ray.settings import WAIT_FOR_NODES_S
+from pipeline.on_ray.shared_files import SharedPaths, check_here, check_shared, seen_here
 from pipeline.terminal import log
 
 _ERROR = "error"
@@ -39,17 +51,24 @@ def run_tasks(
     task: Callable[[dict[str, Any]], dict[str, Any]],
     *,
     memory_bytes: float,
+    shared: SharedPaths | None = None,
+    wait_s: float = WAIT_FOR_NODES_S,
 ) -> Iterator[dict[str, Any]]:
     """Call the task on every item, as many at once as fit; yields the results in no fixed order.
+
+    Nodes that join get tasks, too. Nodes with GPUs get some only if no others can hold a task.
 
     Args:
         items: small dictionaries, one per task.
         task: a function that can be pickled.
         memory_bytes: requested from Ray for each task, capped at the memory of the largest node:
             a larger request would never be scheduled.
+        shared: local paths that the tasks use; refused if not all nodes see them.
+        wait_s: how long to wait for a first node that an autoscaler starts.
 
     Raises:
-        UserError: a task raised it, or no node has memory for a task without data.
+        UserError: a task raised it; no node has memory for a task without data, or none came; or
+            the nodes do not see the same files.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -57,13 +76,21 @@ def run_tasks(
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.CRITICAL)
+    nodes = cluster_nodes()
+    memory = _memory(nodes, len(items), memory_bytes)
+    _wait_for_a_node(nodes, memory, wait_s)
+    shared = shared or SharedPaths()
+    check_shared(shared)
     rows = ray.data.from_items(list(items), override_num_blocks=len(items))
-    memory = _memory(len(items), memory_bytes)
     with warnings.catch_warnings():
         # Ray 2.60 deprecates such arguments, and has no other way to limit the repetitions.
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
         tasks = rows.map(
-            partial(_attempt, task, log.level()), num_cpus=1, memory=memory, max_retries=MAX_LOST
+            partial(_attempt, task, seen_here(shared), log.level()),
+            num_cpus=1,
+            memory=memory,
+            max_retries=MAX_LOST,
+            **_away_from_gpus(nodes, memory),
         )
     return _results(tasks)
 
@@ -75,20 +102,21 @@ def _results(tasks: ray.data.Dataset) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _memory(num_tasks: int, task_bytes: float) -> float:
+def _memory(nodes: Nodes, num_tasks: int, task_bytes: float) -> float:
     """The memory to request for a task; says so if there is too little for one on each CPU."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    largest = max(float(node.get("memory", 0)) for node in nodes)
+    if nodes.is_open:
+        return task_bytes
+    able = [node for node in nodes.possible(_each(TASK_MEMORY_BYTES)) if node.get("CPU", 0) >= 1]
+    largest = max((float(node.get("memory", math.inf)) for node in able), default=math.inf)
     if largest < TASK_MEMORY_BYTES:
         raise UserError(
             "",
             f"a task needs {TASK_MEMORY_BYTES / 1e9:.1f} GB of memory, and Ray leaves "
-            f"{largest / 1e9:.2f} GB for tasks on the largest of {len(nodes)} nodes",
+            f"{largest / 1e9:.2f} GB for tasks on the largest of {plural(len(able), 'node')}",
             "free or add memory",
         )
     task_bytes = min(task_bytes, largest)
-    cpus = int(sum(node.get("CPU", 0) for node in nodes))
-    fits = int(sum(min(node.get("CPU", 0), node.get("memory", 0) // task_bytes) for node in nodes))
+    cpus, fits = (room(able, each) for each in ({"CPU": 1.0}, _each(task_bytes)))
     if fits < min(cpus, num_tasks):
         _logger.info(
             "memory for %d tasks at once, of %.1f GB each, on %d CPUs", fits, task_bytes / 1e9, cpus
@@ -96,12 +124,45 @@ def _memory(num_tasks: int, task_bytes: float) -> float:
     return task_bytes
 
 
+def _each(memory_bytes: float) -> dict[str, float]:
+    """What a task takes of its node."""
+    return {"CPU": 1.0, "memory": memory_bytes}
+
+
+def _wait_for_a_node(nodes: Nodes, memory_bytes: float, wait_s: float) -> None:
+    """Wait until one task can start; Ray Data then asks for more nodes, as many as are of use."""
+    need = Need(
+        num=1,
+        each=_each(memory_bytes),
+        what=f"a task with 1 CPU and {memory_bytes / 1e9:.1f} GB of memory",
+        remedy="add nodes with CPUs",
+    )
+    wait_for_nodes(need, nodes, wait_s=wait_s)
+
+
+def _away_from_gpus(nodes: Nodes, memory_bytes: float) -> dict[str, Any]:
+    """Ray's options that keep tasks off the nodes with GPUs, if others can hold them.
+
+    Those that are there now are named. Of those that join later, Ray's default strategy uses others
+    first.
+    """
+    options: dict[str, Any] = {"scheduling_strategy": "DEFAULT"}
+    others = [node for node in nodes.possible(_each(memory_bytes)) if not node.get("GPU", 0)]
+    if nodes.gpu_node_ids and room(others, _each(memory_bytes)):
+        options["label_selector"] = {NODE_ID_LABEL: f"!in({','.join(nodes.gpu_node_ids)})"}
+    return options
+
+
 def _attempt(
-    task: Callable[[dict[str, Any]], dict[str, Any]], log_level: int, row: dict[str, Any]
+    task: Callable[[dict[str, Any]], dict[str, Any]],
+    paths: Sequence[str],
+    log_level: int,
+    row: dict[str, Any],
 ) -> dict[str, Any]:
     """The task's result, or its `UserError` as data: Ray Data keeps only the text of tracebacks."""
     log.set_up(log_level, is_worker=True)
     try:
+        check_here(paths)
         return task(row)
     except UserError as error:
         return {_ERROR: pickle.dumps(error)}

@@ -33,6 +33,7 @@ PRIVATE = {
     "cluster/job_server.py": ("_do_request", "_raise_error", "_ssl_context"),
     "trainer/on_ray/torch_trainer.py": ("_create_default_callbacks",),
     "pipeline/on_ray/head_node.py": ("__internal_head__",),
+    "pipeline/on_ray/autoscaler.py": ("__autoscaling_status", "_raylet", "autoscaler_pb2"),
     "trainer/model/compile.py": ("torch._dynamo",),
     "trainer/optim/skip.py": ("found_inf",),
     "cluster/ray_noise.py": ("ray._private.", "ray.dashboard"),

@@ -1,7 +1,8 @@
 """A Ray cluster on this machine whose nodes are started by Ray's autoscaler when they are needed.
 
-Ray's own provider for tests starts a real raylet for each node. GPUs of a node are only a number to
-Ray. The head node has no CPUs.
+Ray's own provider for tests starts a real raylet for each node. GPUs of a node are only a number
+to Ray: workers that are given one compute on CPUs, which nothing in the project knows of. The head
+node has no CPUs.
 """
 
 import contextlib
@@ -29,6 +30,40 @@ from tests.support.ray_head import free_ports
 from tests.support.steps import PROJECT
 
 START_S = 120.0
+AS_IF_GPUS = """
+import sys
+from importlib.machinery import PathFinder
+
+
+def use_cpu(torch_utils):
+    import torch
+
+    torch_utils.get_devices = lambda: [torch.device("cpu")]
+
+
+def use_gloo(config):
+    set_up = config._setup_torch_process_group
+    config._setup_torch_process_group = lambda *, backend, **more: set_up(backend="gloo", **more)
+
+
+class Finder:
+    changes = {
+        "ray.air._internal.torch_utils": use_cpu,
+        "ray.train.torch.config": use_gloo,
+    }
+
+    def find_spec(self, name, path=None, target=None):
+        change = self.changes.get(name)
+        spec = PathFinder.find_spec(name, path) if change else None
+        if spec:
+            load = spec.loader.exec_module
+            spec.loader.exec_module = lambda module: (load(module), change(module))
+        return spec
+
+
+sys.meta_path.insert(0, Finder())
+"""
+"""A `sitecustomize` of the nodes' processes."""
 GB = 1_000_000_000
 
 
@@ -43,6 +78,8 @@ class Provider(FakeMultiNodeProvider):
         resources: dict[str, float],
         labels: dict[str, str],
     ) -> None:
+        if node_config.get("is_broken"):
+            raise RuntimeError("no such machines left")
         others = {name: value for name, value in resources.items() if name != "memory"}
         with_memory = partial(RayParams, memory=resources["memory"])
         with mock.patch("ray._private.parameter.RayParams", with_memory):
@@ -59,13 +96,16 @@ class NodeType:
     gpus: int = 0
     memory: int = 3 * GB
     max_num: int = 2
+    is_broken: bool = False
+    """Whether each start of one fails."""
 
     def config(self) -> dict[str, Any]:
         resources = {"CPU": self.cpus, "memory": self.memory, "object_store_memory": GB // 10}
         if self.gpus:
             resources["GPU"] = self.gpus
         limits = {"min_workers": 0, "max_workers": self.max_num}
-        return {"resources": resources, "node_config": {}, **limits}
+        node_config = {"is_broken": self.is_broken}
+        return {"resources": resources, "node_config": node_config, **limits}
 
 
 @contextlib.contextmanager
@@ -93,6 +133,9 @@ def autoscaling_cluster(
     config = Path(folder, "autoscaling.yaml")
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(json.dumps(_config(node_types, address, idle_s)))
+    site = Path(folder, "site")
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(AS_IF_GPUS)
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=0",
         "--include-dashboard=false", "--disable-usage-stats", f"--autoscaling-config={config}",
@@ -103,7 +146,7 @@ def autoscaling_cluster(
     with Path(folder, "head.log").open("wb") as log:
         head = subprocess.Popen(
             command,
-            env=_environment(is_v2),
+            env=_environment(site, is_v2=is_v2),
             cwd=PROJECT,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -150,10 +193,10 @@ def _config(node_types: Mapping[str, NodeType], address: str, idle_s: float) -> 
     }  # fmt: skip
 
 
-def _environment(is_v2: bool) -> dict[str, str]:
+def _environment(site: Path, *, is_v2: bool) -> dict[str, str]:
     without = ("RAY_", "PYTHONDONTWRITEBYTECODE", "AWS_")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(without)}
-    path = [str(PROJECT), *filter(None, [environment.get("PYTHONPATH")])]
+    path = [str(site), str(PROJECT), *filter(None, [environment.get("PYTHONPATH")])]
     environment |= {
         "RAY_AUTH_MODE": "disabled",
         "RAY_FAKE_CLUSTER": "1",

@@ -62,11 +62,16 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
         "--gpu",
         action=argparse.BooleanOptionalAction,
         default=defaults.use_gpu,
-        help="give each worker a GPU (default: if the cluster has any)",
+        help="give each worker a GPU (default: if the cluster has any, or can start any)",
     )
     add_session_options(parser)
 
 
 def workers(arguments: argparse.Namespace) -> Workers:
     """The workers that `add_worker_options` asked for."""
-    return Workers(num=arguments.workers, cpus=arguments.cpus_per_worker, use_gpu=arguments.gpu)
+    return Workers(
+        num=arguments.workers,
+        cpus=arguments.cpus_per_worker,
+        use_gpu=arguments.gpu,
+        wait_s=arguments.wait_for_nodes,
+    )

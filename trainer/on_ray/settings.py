@@ -1,7 +1,8 @@
 """The processes that a user asks for, for each run."""
 
-import math
 from dataclasses import dataclass
+
+from pipeline.on_ray.settings import WAIT_FOR_NODES_S
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,12 +14,9 @@ class Workers:
     cpus: int = 1
     """CPUs of each; without a GPU also its number of PyTorch threads."""
     use_gpu: bool | None = None
-    """Whether each gets a GPU; None: if the cluster has any."""
+    """Whether each gets a GPU; None: if the cluster has any, or can start any."""
     gpus: float = 1.0
     """GPUs of each, if it gets any. A fraction lets several runs share a GPU; each must then be a
     single process, as NCCL refuses two ranks on one GPU."""
-
-    @property
-    def per_gpu(self) -> int:
-        """How many of them one GPU takes: none is split between GPUs."""
-        return math.floor(1 / self.gpus + 1e-9)
+    wait_s: float = WAIT_FOR_NODES_S
+    """How long to wait for nodes that an autoscaler starts."""

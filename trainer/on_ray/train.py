@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -21,7 +21,8 @@ import ray
 import ray.train
 import torch
 
-from pipeline.dataset.prepared import open_dataset
+from pipeline.dataset.prepared import card_path, open_dataset
+from pipeline.on_ray.shared_files import SharedPaths, check_here, check_shared, seen_here
 from pipeline.terminal import log
 from trainer.checkpoints.progress import EpochResult
 from trainer.checkpoints.settings import Weights
@@ -52,9 +53,15 @@ def run_training(recipe: Recipe, dataset_path: str, run_path: str, workers: Work
     """
     needed = model_bytes_of([recipe], dataset_path, workers)
     workers, _ = fit_workers(workers, model_bytes=needed)
+    check_shared(shared_paths(dataset_path, run_path))
     note_workers([recipe], workers)
     with progress_board(1) as board:
         fit_training(recipe, dataset_path, run_path, workers, board)
+
+
+def shared_paths(dataset_path: str, *run_paths: str) -> SharedPaths:
+    """What every node with a worker must see."""
+    return SharedPaths(read=(card_path(dataset_path),), written=run_paths)
 
 
 def fit_training(
@@ -100,6 +107,7 @@ def run_evaluation(
         scores: what makes scores of its outputs; None: as in training.
     """
     workers, _ = fit_workers(workers)
+    check_shared(shared_paths(dataset_path, run_path))
     recipe = read_recipe(run_path, read_run(run_path))
     train = recipe.train
     train = replace(
@@ -128,7 +136,9 @@ def _fit(
     resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.use_gpu else {})}
     with torch_config() as joining, ray_folder() as folder, _ctrl_c_interrupts():
         trainer = Trainer(
-            partial(_traced, worker, log.level()),
+            partial(
+                _traced, worker, seen_here(shared_paths(config["dataset"], run_path)), log.level()
+            ),
             train_loop_config=config,
             torch_config=joining,
             scaling_config=ray.train.ScalingConfig(
@@ -151,11 +161,15 @@ def _fit(
 
 
 def _traced(
-    worker: Callable[[dict[str, Any]], None], log_level: int, config: dict[str, Any]
+    worker: Callable[[dict[str, Any]], None],
+    paths: Sequence[str],
+    log_level: int,
+    config: dict[str, Any],
 ) -> None:
     """Run a worker; add the traceback to an error, as processes do not hand it on."""
     log.set_up(log_level, is_worker=True)
     try:
+        check_here(paths)
         worker(config)
     except Exception as error:
         error.add_note(traceback.format_exc())

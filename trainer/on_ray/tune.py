@@ -19,11 +19,12 @@ from ray.tune.schedulers import TrialScheduler
 from pipeline.dataset.prepared import open_dataset
 from pipeline.errors import UserError
 from pipeline.on_ray.head_node import HEAD_NODE
+from pipeline.on_ray.shared_files import check_shared
 from pipeline.terminal import log
 from trainer.on_ray.memory import model_bytes_of
 from trainer.on_ray.progress import progress_board
 from trainer.on_ray.settings import Workers
-from trainer.on_ray.train import fit_training, ray_folder
+from trainer.on_ray.train import fit_training, ray_folder, shared_paths
 from trainer.on_ray.workers import fit_workers, note_workers
 from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
@@ -142,6 +143,7 @@ def run_recipes(
     needed = model_bytes_of(recipes.values(), dataset_path, workers)
     workers, num_at_once = fit_workers(workers, runs=len(recipes), model_bytes=needed)
     num_at_once = min(num_at_once, at_once or num_at_once)
+    check_shared(shared_paths(dataset_path, *recipes))
     note_workers(list(recipes.values()), workers)
     with progress_board(len(recipes)) as board:
         constants = {

@@ -5,9 +5,16 @@ import math
 from collections.abc import Collection
 from dataclasses import replace
 
-import ray
-
 from pipeline.errors import UserError
+from pipeline.on_ray.nodes import (
+    Need,
+    Nodes,
+    NoSuchNodeError,
+    cluster_nodes,
+    plural,
+    room,
+    wait_for_nodes,
+)
 from trainer.model.settings import Precision
 from trainer.on_ray.memory import RUN_BYTES, WORKER_BYTES
 from trainer.on_ray.settings import Workers
@@ -19,43 +26,77 @@ _logger = logging.getLogger(__name__)
 def fit_workers(workers: Workers, *, runs: int = 1, model_bytes: int = 0) -> tuple[Workers, int]:
     """Decide on GPUs, and how many of `runs` runs fit into the connected cluster at once.
 
+    With an autoscaler, counts what the cluster can grow to, and waits until there are nodes for one
+    run.
+
     Args:
         workers: those of each run.
         runs: how many there are to train.
         model_bytes: memory that each worker without a GPU needs beside its libraries.
 
     Raises:
-        UserError: there is no room for even one; Ray would wait for ever, or the kernel would kill
-            the workers.
+        UserError: there is no room for even one, or it did not come in time; Ray would wait for
+            ever, or the kernel would kill the workers.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus, gpus = (int(sum(node.get(name, 0) for node in nodes)) for name in ("CPU", "GPU"))
-    if workers.use_gpu is None:
-        workers = replace(workers, use_gpu=gpus > 0)
+    nodes = cluster_nodes()
+    workers = _decide_on_gpus(workers, nodes)
+    need = _need(workers)
+    possible = nodes.possible(need.each)
     # A worker needs one node: leftovers of several nodes do not add up to one.
-    workers_per_node = [
-        min(
-            node.get("CPU", 0) // workers.cpus,
-            node.get("GPU", 0) * workers.per_gpu if workers.use_gpu else math.inf,
-        )
-        for node in nodes
-    ]
-    fits = int(sum(workers_per_node)) // workers.num
+    fits = room(possible, need.each) // workers.num
+    if nodes.is_open:
+        wait_for_nodes(need, nodes, wait_s=workers.wait_s)
+        return workers, runs
     if fits < 1:
         kind = "a GPU" if workers.use_gpu else "no GPU"
         raise UserError(
             "",
             f"{workers.num} workers with {workers.cpus} CPUs and {kind} each do not fit into "
-            f"this cluster of {len(nodes)} nodes, {cpus} CPUs and {gpus} GPUs",
-            "lower --workers or "
-            f"--cpus-per-worker{', or give --no-gpu' if workers.use_gpu else ''}",
+            f"this cluster of {nodes}",
+            need.remedy,
         )
     own_bytes = WORKER_BYTES + (0 if workers.use_gpu else model_bytes)
-    memory = [node.get("memory", math.inf) for node in nodes]
+    workers_per_node = [float(room([node], need.each)) for node in possible]
+    memory = [node.get("memory", math.inf) for node in possible]
     held = _fit_memory(workers.num, own_bytes, workers_per_node, memory)
     if held < min(fits, runs):
         _logger.info("memory for %d of %d runs at once", held, min(fits, runs))
+    wait_for_nodes(need, nodes, wait_s=workers.wait_s)
     return workers, min(fits, runs, held)
+
+
+def _decide_on_gpus(workers: Workers, nodes: Nodes) -> Workers:
+    """Whether the workers get GPUs, if the user left it open.
+
+    They do if a node has any, or one that may be started: a cluster that starts its GPU nodes when
+    they are asked for must not train on CPUs.
+    """
+    if workers.use_gpu is not None or any(node.get("GPU", 0) for node in nodes.live):
+        return replace(workers, use_gpu=workers.use_gpu is not False)
+    on_gpus = replace(workers, use_gpu=True)
+    if nodes.has("GPU"):
+        _logger.info("no GPU is there yet, but can be started: each worker gets one")
+        return on_gpus
+    if nodes.is_open:
+        try:
+            wait_for_nodes(_need(on_gpus), nodes, wait_s=workers.wait_s)
+            return on_gpus
+        except NoSuchNodeError:
+            _logger.info("this cluster starts no nodes for workers with GPUs: CPUs are used")
+    return replace(workers, use_gpu=False)
+
+
+def _need(workers: Workers) -> Need:
+    """What the workers of a run need of the nodes."""
+    each = {"CPU": float(workers.cpus), **({"GPU": workers.gpus} if workers.use_gpu else {})}
+    kind = f" and {plural(workers.gpus, 'GPU')}" if workers.use_gpu else ""
+    return Need(
+        num=workers.num,
+        each=each,
+        what=f"{plural(workers.num, 'worker')} with {plural(workers.cpus, 'CPU')}{kind} each",
+        remedy="lower --workers or "
+        f"--cpus-per-worker{', or give --no-gpu' if workers.use_gpu else ''}",
+    )
 
 
 def _fit_memory(
@@ -72,7 +113,7 @@ def _fit_memory(
         raise UserError(
             "",
             f"{num_workers} workers need at least {run_bytes / 1e9:.1f} GB of memory, and Ray "
-            f"leaves {sum(memory) / 1e9:.1f} GB on {len(memory)} nodes",
+            f"leaves {sum(memory) / 1e9:.1f} GB on {plural(len(memory), 'node')}",
             "free or add memory, or lower --workers or train.micro_batch_size",
         )
     return fits

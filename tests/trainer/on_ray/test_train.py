@@ -272,7 +272,7 @@ def test_worker_error_carries_its_traceback() -> None:
         raise ZeroDivisionError(config["what"])
 
     with pytest.raises(ZeroDivisionError) as caught:
-        ray_train._traced(worker, logging.INFO, {"what": "nothing"})
+        ray_train._traced(worker, (), logging.INFO, {"what": "nothing"})
     (note,) = pickle.loads(pickle.dumps(caught.value)).__notes__
     assert 'raise ZeroDivisionError(config["what"])' in note
 
@@ -337,6 +337,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     for step in (evaluate_step, train_step):
         monkeypatch.setattr(step, "session", lambda arguments: nullcontext())
     monkeypatch.setattr(ray_train, "fit_workers", lambda workers, **_: (workers, 1))
+    monkeypatch.setattr(ray_train, "check_shared", lambda paths: None)
     monkeypatch.setattr(ray_train, "_fit", lambda worker, config, *others: worker(config))
     monkeypatch.setattr(ray_train, "_world", lambda threads: World())
     board = SimpleNamespace(put=SimpleNamespace(remote=lambda values: None))

@@ -6,15 +6,19 @@ from typing import Any
 import pytest
 import ray
 
+from pipeline.on_ray import autoscaler
+from pipeline.on_ray.autoscaler import Growth, NodeType
+from pipeline.on_ray.nodes import Need, Nodes, NoSuchNodeError
 from tests.support.errors import assert_notes, refused
 from tests.support.prepared import tiny_recipe
+from trainer.on_ray import workers as on_ray_workers
 from trainer.on_ray.memory import model_bytes
 from trainer.on_ray.settings import Workers
 from trainer.on_ray.workers import fit_workers, note_workers
 
 
 def nodes(*resources: dict[str, float]) -> Callable[[], list[dict[str, Any]]]:
-    alive = [{"Alive": True, "Resources": amounts} for amounts in resources]
+    alive = [{"Alive": True, "NodeID": "", "Resources": amounts} for amounts in resources]
     return lambda: [*alive, {"Alive": False, "Resources": {"CPU": 100.0, "GPU": 8.0}}]
 
 
@@ -22,7 +26,7 @@ def test_room_for_workers_is_counted_node_by_node(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ray, "nodes", nodes({"CPU": 3.0}, {"CPU": 3.0}))
     assert fit_workers(Workers(num=2, cpus=2)) == (Workers(num=2, cpus=2, use_gpu=False), 1)
     # Six CPUs, but not three times two on one node.
-    with refused("", "3 workers", "2 CPUs", "no GPU", "2 nodes", "6 CPUs", remedy="--workers"):
+    with refused("", "3 workers", "2 CPUs", "2 nodes", "6 CPUs", remedy="--workers"):
         fit_workers(Workers(num=3, cpus=2))
     assert fit_workers(Workers(num=1, cpus=1), runs=4)[1] == 4
     assert fit_workers(Workers(num=1, cpus=1), runs=9)[1] == 6
@@ -79,7 +83,7 @@ def test_memory_limits_the_runs_at_once(
     assert fit_workers(Workers(), runs=4, model_bytes=1_000_000_000)[1] == 2
     assert_notes([record.getMessage() for record in caplog.records], ["2 of 4 runs"])
     assert fit_workers(Workers(num=2), runs=4, model_bytes=1_000_000_000)[1] == 1
-    with refused("", "4 workers", "6.8 GB", "5.0 GB", "1 nodes", remedy="--workers"):
+    with refused("", "4 workers", "6.8 GB", "5.0 GB", "1 node", remedy="--workers"):
         fit_workers(Workers(num=4), model_bytes=1_000_000_000)
 
 
@@ -99,3 +103,54 @@ def test_memory_of_a_model_grows_with_its_batch() -> None:
     assert needed(8, batch_size=8) == weights
     assert needed(batch_size=8) > weights
     assert needed(8, batch_size=8, sharding="shard") < weights
+
+
+GPU_TYPE = NodeType(name="gpus", resources={"CPU": 4.0, "GPU": 2.0}, max_num=2)
+
+
+def grow(monkeypatch: pytest.MonkeyPatch, growth: Growth) -> list[tuple[Need, float]]:
+    """A cluster whose head has no CPUs and that may grow; returns what is waited for."""
+    waited: list[tuple[Need, float]] = []
+    head = {"node:__internal_head__": 1.0, "memory": 8 * GB}
+    monkeypatch.setattr(ray, "nodes", nodes(head))
+    monkeypatch.setattr(autoscaler, "growth", lambda alive: growth)
+    monkeypatch.setattr(
+        on_ray_workers,
+        "wait_for_nodes",
+        lambda need, nodes, *, wait_s: waited.append((need, wait_s)),
+    )
+    return waited
+
+
+def test_runs_are_counted_on_what_the_cluster_can_grow_to(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="trainer")
+    waited = grow(monkeypatch, Growth(node_types=(GPU_TYPE,), max_nodes=2))
+    fitted = Workers(num=2, use_gpu=True, wait_s=7)
+    # Nobody asked for GPUs: that none is there yet must not mean CPUs.
+    assert fit_workers(Workers(num=2, wait_s=7), runs=9) == (fitted, 2)
+    assert_notes([record.getMessage() for record in caplog.records], ["GPU"])
+    [(need, wait_s)] = waited
+    assert (need.num, need.each, wait_s) == (2, {"CPU": 1.0, "GPU": 1.0}, 7)
+    with refused("", "5 workers", "a GPU", "gpus", remedy="--no-gpu"):
+        fit_workers(Workers(num=5))
+    assert fit_workers(Workers(num=1, use_gpu=False), runs=99)[1] == 8
+
+
+def test_gpus_are_asked_for_where_the_node_types_are_unknown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="trainer")
+    grow(monkeypatch, Growth(node_types=None))
+    assert fit_workers(Workers(num=2), runs=9) == (Workers(num=2, use_gpu=True), 9)
+
+    def wait_for_cpus_alone(need: Need, nodes: Nodes, *, wait_s: float) -> None:
+        if need.each.get("GPU"):
+            raise NoSuchNodeError("", "no node has GPUs")
+
+    monkeypatch.setattr(on_ray_workers, "wait_for_nodes", wait_for_cpus_alone)
+    assert fit_workers(Workers(num=2), runs=9) == (Workers(num=2, use_gpu=False), 9)
+    assert_notes([record.getMessage() for record in caplog.records], ["CPUs are used"])
+    with pytest.raises(NoSuchNodeError):
+        fit_workers(Workers(num=2, use_gpu=True))
