@@ -21,7 +21,7 @@ demo: .venv/ready
 test: .venv/ready browser azurite kustomize
 	$(TESTS)="not slow"
 
-test-all: .venv/ready browser azurite kustomize
+test-all: .venv/ready browser azurite kustomize slurm
 	$(TESTS)="slow or not slow"
 
 .PHONY: test-with-ray test-without-ray
@@ -78,3 +78,7 @@ azurite:
 .PHONY: kustomize
 kustomize:
 	@sh tests/install_kustomize.sh
+
+.PHONY: slurm
+slurm:
+	@sh tests/install_slurm.sh

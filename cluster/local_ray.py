@@ -33,6 +33,16 @@ def variables() -> dict[str, str]:
     }
 
 
+def worker_bytes(limit_bytes: int | None = None) -> int:
+    """Memory that Ray's workers may use together on this machine.
+
+    Args:
+        limit_bytes: what a batch system has given to the job here; None: all of the machine.
+    """
+    free_bytes = machine.memory().free_bytes
+    return max(0, min(free_bytes, limit_bytes or free_bytes) - RAY_BYTES)
+
+
 def start(num_cpus: int | None) -> None:
     """Start Ray and connect to it.
 
