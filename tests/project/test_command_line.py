@@ -92,6 +92,7 @@ def test_refused_argument_exits_with_2_and_loads_nothing(
             "train.epochs",
         ),
         (["train", "esc5", "--data", "d", "--out", "r"], "esc5", "esc50"),
+        (["search", "esc5", "--data", "d", "--out", "r"], "esc5", "esc50"),
         (["train", "esc50", "--data", "/no/data", "--out", "r"], "/no/data", "card.json"),
         (["prepare", "/no/manifest.parquet", "--out", "d"], "/no/manifest.parquet", "`manifest`"),
     ],

@@ -75,9 +75,18 @@ def _whole(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from pipeline.dataset.prepared import open_dataset
+    from trainer.recipe.parse import load_recipe
+
+    recipe = find_recipe(arguments.recipe)
+    # The most common mistakes are reported before PyTorch is loaded, which takes seconds.
+    load_recipe(recipe, arguments.set)
+    open_dataset(arguments.data)
+
     from rich.console import Console
 
     from trainer.report.search_page import write_search_page
+    from trainer.run.leaving import StoppedError
     from trainer.studies.search.best import write_best
     from trainer.studies.search.plan import SearchOptions, plan_search
     from trainer.studies.search.result import make_table, score_search
@@ -93,9 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
         first_epoch=arguments.first_epoch,
         factor=arguments.factor,
     )
-    plan = plan_search(
-        find_recipe(arguments.recipe), arguments.set, arguments.data, arguments.out, options
-    )
+    plan = plan_search(recipe, arguments.set, arguments.data, arguments.out, options)
     if plan.record.are_reported:
         _logger.warning(
             "%s: these are the clips that the recipe reports on: the best score will be too good, "
@@ -103,6 +110,9 @@ def run(arguments: argparse.Namespace) -> None:
             plan.record.chosen_by,
         )
     errors = _train(plan, arguments)
+    for error in errors.values():
+        if isinstance(error, StoppedError):
+            raise error
     record = score_search(plan, errors)
     Console().print(make_table(record))
     print(write_search_page(arguments.out))

@@ -225,11 +225,11 @@ def _on_disk(run: SearchRun, path: str) -> SearchRun:
     """The run with its state as its folder has it; one that diverged or failed stays so."""
     if run.state == "diverged":
         return run
-    try:
-        check_learned(path)
-    except DivergedError as error:
-        return replace(run, state="diverged", reason=error.what)
     if is_finished(path):
+        try:
+            check_learned(path)
+        except DivergedError as error:
+            return replace(run, state="diverged", reason=error.what)
         return replace(run, state="finished")
     if is_stopped(path):
         return replace(run, state="stopped")

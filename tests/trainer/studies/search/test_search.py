@@ -135,6 +135,15 @@ def test_same_command_resumes(search: Search) -> None:
     assert search.record == before
 
 
+def test_damaged_curves_are_written_again(search: Search) -> None:
+    assert search.run(*GRID) == 0
+    before = search.record
+    storage.write_bytes(f"{search.path(3)}/history.json", b"{")
+    assert search.run(*GRID) == 0
+    assert search.trained == [before.trials[2].folder]
+    assert search.record == before
+
+
 def test_more_samples_go_on_with_a_search(search: Search) -> None:
     assert search.run("--samples", "2") == 0
     first = search.record
