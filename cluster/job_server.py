@@ -3,16 +3,26 @@
 `JobSubmissionClient` of Ray 2.60 has no public hooks for either: it waits forever, and raises a
 RuntimeError whose text is a traceback. Its private `_do_request`, `_raise_error`, `_address` and
 `_ssl_context` are used here and nowhere else.
+
+Server: the given address, else `RAY_API_SERVER_ADDRESS`, else `RAY_ADDRESS` if it is an http(s)
+URL, else http://127.0.0.1:8265. For a server with token authentication, set `RAY_AUTH_MODE=token`
+and `RAY_AUTH_TOKEN` (or `RAY_AUTH_TOKEN_PATH`, or `~/.ray/auth_token`); Ray sends the token.
 """
 
+import os
 import re
+from collections.abc import Mapping
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
+from cluster.ray_noise import quiet_loggers
 from cluster.session import TOKEN_HINT
 from pipeline.errors import UserError
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 CONNECT_TIMEOUT_S = 5.0
 """Longest wait for a connection to the job server."""
@@ -74,3 +84,48 @@ def reason(error: BaseException) -> str:
     text = "".join(char if char.isprintable() else " " for char in str(error))
     text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def connect(address: str | None) -> JobServer:
+    """The job server at an address, which is asked for its version.
+
+    Raises:
+        UserError: it does not answer, refuses, or is no job server.
+    """
+    url = _server_url(address, os.environ)
+    quiet_loggers()
+    before = os.environ.get("RAY_API_SERVER_ADDRESS")
+    # In Ray, this variable and RAY_ADDRESS override the address that is passed.
+    os.environ["RAY_API_SERVER_ADDRESS"] = url
+    try:
+        return JobServer(url)
+    except AuthenticationError as error:
+        raise UserError(url, "RAY_AUTH_MODE is token, but no token is set", TOKEN_HINT) from error
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise UserError(url, f"not a Ray job server ({reason(error)})") from error
+    finally:
+        if before is None:
+            del os.environ["RAY_API_SERVER_ADDRESS"]
+        else:
+            os.environ["RAY_API_SERVER_ADDRESS"] = before
+
+
+def _server_url(address: str | None, environ: Mapping[str, str]) -> str:
+    """The job server's URL, without a trailing slash.
+
+    Raises:
+        UserError: it is not an http(s) URL.
+    """
+    ray_address = environ.get("RAY_ADDRESS", "")
+    if not ray_address.startswith(("http://", "https://")):
+        ray_address = ""  # A cluster's host:port, where no job server listens.
+    url = address or environ.get("RAY_API_SERVER_ADDRESS") or ray_address or DEFAULT_ADDRESS
+    url = (url if "://" in url else f"http://{url}").rstrip("/")
+    try:
+        parts = urlsplit(url)
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        raise UserError(url, f"a job server's address is a URL such as {DEFAULT_ADDRESS}")
+    return url

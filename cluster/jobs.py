@@ -1,4 +1,4 @@
-"""Run `ray_job.py` as a job of a cluster, and list, follow and stop such jobs, over HTTP.
+"""Run `ray_job.py` as a job of a cluster, and follow and stop such jobs, over HTTP.
 
 In: the command line after `ray_job.py`, the program's folder, variables for the job. Steps: upload
 the program (`upload`) to the cluster's job server (Ray's dashboard, port 8265), start
@@ -7,42 +7,28 @@ the program (`upload`) to the cluster's job server (Ray's dashboard, port 8265),
 A job belongs to the cluster: it keeps running when the connection drops (the log resumes where it
 stopped, without repeated or lost lines) and when following is interrupted; only `stop` ends it. No
 state is kept on this machine: the job's id is enough to return to it.
-
-Server: the given address, else `RAY_API_SERVER_ADDRESS`, else `RAY_ADDRESS` if it is an http(s)
-URL, else http://127.0.0.1:8265. For a server with token authentication, set `RAY_AUTH_MODE=token`
-and `RAY_AUTH_TOKEN` (or `RAY_AUTH_TOKEN_PATH`, or `~/.ray/auth_token`); Ray sends the token.
 """
 
 import asyncio
 import logging
-import os
 import re
 import shlex
-import sys
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import aiohttp
-from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from cluster.job_server import JobServer, UnreachableError, reason
+from cluster.job_server import JobServer, UnreachableError, connect, reason
+from cluster.own_files import OwnFiles
+from cluster.packages import NO_PACKAGES, Packages
 from cluster.program import program_name
-from cluster.ray_noise import quiet_loggers
-from cluster.session import TOKEN_HINT
 from cluster.upload import PROGRAM, job_folder, path_in_job
 from pipeline.errors import UserError
 
 _logger = logging.getLogger(__name__)
-
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 PLAIN_VARIABLES = (
     "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION",
@@ -77,6 +63,9 @@ def submit(
     *,
     working_dir: str,
     recipe: str | None = None,
+    own: OwnFiles | None = None,
+    packages: Packages = NO_PACKAGES,
+    image: str | None = None,
     address: str | None = None,
     environment: Mapping[str, str] | None = None,
     submission_id: str | None = None,
@@ -92,7 +81,10 @@ def submit(
         working_dir: The folder that holds `ray_job.py`; the program's files in it are uploaded.
         recipe: The argument that is the path of a local recipe: the file is uploaded, and the job
             gets its path on the cluster.
-        address: URL of the job server; see the module's docstring for the default.
+        own: Files of the user for the job's working folder.
+        packages: Packages to install for the job.
+        image: Image of a container to run the job in, which has the program: nothing is uploaded.
+        address: URL of the job server; see `job_server.connect` for the default.
         environment: Variables for the job, as `forwarded_environment` gives them.
         submission_id: Name of the job; a name that was used before is refused, so that a repeated
             submission does not start the same work twice. None: Ray chooses.
@@ -103,22 +95,33 @@ def submit(
         interrupted; 0 without `wait`.
 
     Raises:
-        UserError: the server cannot be reached or refuses, the id was used before, or files cannot
-            be uploaded.
+        UserError: the server cannot be reached or refuses, the id was used before, files cannot be
+            uploaded, or they are to be and there is an image.
     """
     if not arguments:
         raise UserError("submit", "give the command to run after --, such as: submit -- train ...")
-    root = Path(working_dir)
-    if recipe is not None:
-        arguments = _replaced(arguments, recipe, str(path_in_job(Path(recipe), root)))
-    with job_folder(root, None if recipe is None else Path(recipe)) as folder:
-        server = _connect(address)
+    checked_id = None if submission_id is None else _checked_id(submission_id)
+    variables = {"env_vars": dict(environment or {})}
+    if image is not None:
+        _check_alone(image, recipe, own, packages)
+        server = connect(address)
+        entrypoint = shlex.join(["ast-ray", *arguments])
+        runtime_env = {"image_uri": image, **variables}
         job_id = _start(
-            server,
-            entrypoint=shlex.join(["python", PROGRAM, *arguments]),
-            runtime_env={"working_dir": str(folder), "env_vars": dict(environment or {})},
-            submission_id=None if submission_id is None else _checked_id(submission_id),
+            server, entrypoint=entrypoint, runtime_env=runtime_env, submission_id=checked_id
         )
+    else:
+        root = Path(working_dir)
+        if recipe is not None:
+            arguments = _replaced(arguments, recipe, str(path_in_job(Path(recipe), root)))
+        with job_folder(root, None if recipe is None else Path(recipe), own, packages) as folder:
+            server = connect(address)
+            job_id = _start(
+                server,
+                entrypoint=shlex.join(["python", PROGRAM, *arguments]),
+                runtime_env={"working_dir": str(folder), **packages.runtime_env(), **variables},
+                submission_id=checked_id,
+            )
     if not wait:
         print(job_id, flush=True)
         _logger.info("%s", _how_to_return(server, job_id))
@@ -157,27 +160,6 @@ def forwarded_environment(
     return variables
 
 
-def list_jobs(*, address: str | None = None) -> None:
-    """Print a table of the jobs submitted to the server, the newest last.
-
-    Raises:
-        UserError: the server cannot be reached or refuses.
-    """
-    server = _connect(address)
-    jobs = [job for job in server.list_jobs() if job.submission_id]
-    if not jobs:
-        _logger.info("no jobs at %s", server.get_address())
-        return
-    table = Table(box=None, pad_edge=False)
-    for title in ("ID", "STATUS", "START", "DURATION"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("ENTRYPOINT", overflow="fold")
-    for job in sorted(jobs, key=lambda job: job.start_time or 0):
-        table.add_row(*(Text(cell) for cell in _row(job)))
-    # Output in a pipe is for programs: do not fold lines at 80 columns.
-    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
-
-
 def print_logs(job_id: str, *, address: str | None = None, follow: bool = False) -> int:
     """Print the log of a job to stdout.
 
@@ -188,7 +170,7 @@ def print_logs(job_id: str, *, address: str | None = None, follow: bool = False)
         UserError: the server cannot be reached or refuses, or has no such job.
     """
     job_id = _checked_id(job_id)
-    server = _connect(address)
+    server = connect(address)
     if follow:
         server.get_job_info(job_id)
         return _follow_to_end(server, job_id)
@@ -204,7 +186,7 @@ def stop(job_id: str, *, address: str | None = None) -> None:
             end.
     """
     job_id = _checked_id(job_id)
-    server = _connect(address)
+    server = connect(address)
     stopping = server.stop_job(job_id)
     deadline = time.monotonic() + STOP_S
     while not (details := server.get_job_info(job_id)).status.is_terminal():
@@ -274,9 +256,19 @@ def _follow_to_end(server: JobServer, job_id: str) -> int:
         return INTERRUPTED
     if code is None:
         # It never ran: the reason is not in the log.
-        _logger.warning("job %s: %s", job_id, details.message or "never ran")
+        _logger.warning("job %s: %s", job_id, _in_one_line(details.message or "never ran"))
+        _logger.debug("%s", details.message)
     # A negative code is the number of the signal that ended the shell.
     return 128 - code if code and code < 0 else code or 1
+
+
+def _in_one_line(message: str) -> str:
+    """Why a job never ran; of a traceback what Ray says first, and pip or Python last."""
+    lines = [line.strip() for line in message.splitlines() if re.search(r"\w", line)]
+    if "Traceback (most recent call last)" not in message:
+        return " ".join(lines)
+    of_pip = [line for line in lines if line.startswith("ERROR: ")]
+    return f"{lines[0]} {(of_pip or lines)[-1]}"
 
 
 def _follow(server: JobServer, job_id: str) -> Any:
@@ -307,6 +299,17 @@ def _follow(server: JobServer, job_id: str) -> Any:
         pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
 
+def _check_alone(image: str, recipe: str | None, own: OwnFiles | None, packages: Packages) -> None:
+    """Ray gives a job of an image neither files nor packages."""
+    given = [recipe, own and "--working-dir", packages.lines and "--pip"]
+    if names := [str(name) for name in given if name]:
+        raise UserError(
+            "--image",
+            f"a job in {image} can be sent neither files nor packages: {', '.join(names)}",
+            "build them into the image, or leave --image out",
+        )
+
+
 def _start(server: JobServer, **request: Any) -> str:
     try:
         return str(server.submit_job(**request))
@@ -325,46 +328,6 @@ def _replaced(arguments: Sequence[str], old: str, new: str) -> list[str]:
     return changed
 
 
-def _connect(address: str | None) -> JobServer:
-    url = _server_url(address, os.environ)
-    quiet_loggers()
-    before = os.environ.get("RAY_API_SERVER_ADDRESS")
-    # In Ray, this variable and RAY_ADDRESS override the address that is passed.
-    os.environ["RAY_API_SERVER_ADDRESS"] = url
-    try:
-        return JobServer(url)
-    except AuthenticationError as error:
-        raise UserError(url, "RAY_AUTH_MODE is token, but no token is set", TOKEN_HINT) from error
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
-        raise UserError(url, f"not a Ray job server ({reason(error)})") from error
-    finally:
-        if before is None:
-            del os.environ["RAY_API_SERVER_ADDRESS"]
-        else:
-            os.environ["RAY_API_SERVER_ADDRESS"] = before
-
-
-def _server_url(address: str | None, environ: Mapping[str, str]) -> str:
-    """The job server's URL, without a trailing slash.
-
-    Raises:
-        UserError: it is not an http(s) URL.
-    """
-    ray_address = environ.get("RAY_ADDRESS", "")
-    if not ray_address.startswith(("http://", "https://")):
-        ray_address = ""  # A cluster's host:port, where no job server listens.
-    url = address or environ.get("RAY_API_SERVER_ADDRESS") or ray_address or DEFAULT_ADDRESS
-    url = (url if "://" in url else f"http://{url}").rstrip("/")
-    try:
-        parts = urlsplit(url)
-        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_valid = False
-    if not is_valid:
-        raise UserError(url, f"a job server's address is a URL such as {DEFAULT_ADDRESS}")
-    return url
-
-
 def _checked_id(job_id: str) -> str:
     # It becomes part of a URL and of a file name on the cluster.
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", job_id):
@@ -373,14 +336,6 @@ def _checked_id(job_id: str) -> str:
             "a job's id may hold only letters, digits and _.-, and starts with a letter or digit",
         )
     return job_id
-
-
-def _row(job: Any) -> tuple[str, str, str, str, str]:
-    start_s = job.start_time / 1000
-    end_s = job.end_time / 1000 if job.end_time else time.time()
-    start = datetime.fromtimestamp(start_s).isoformat(sep=" ", timespec="seconds")
-    duration = str(timedelta(seconds=max(0, round(end_s - start_s))))
-    return job.submission_id, job.status.value, start, duration, job.entrypoint
 
 
 def _how_to_return(server: JobServer, job_id: str) -> str:

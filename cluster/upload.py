@@ -1,8 +1,9 @@
 """Copy the program into a temporary folder, which Ray uploads for a job.
 
-In: the folder that holds `ray_job.py` (a checkout, or the site-packages of an installed wheel) and
-a recipe given by path. Steps: list the program's files; copy them and the recipe. Out: a temporary
-folder in which `python ray_job.py STEP` runs on any node that has the packages of pyproject.toml.
+In: the folder that holds `ray_job.py` (a checkout, or the site-packages of an installed wheel), and
+what the user adds: a recipe given by path, files of a folder, wheels. Steps: list the program's
+files; copy them and the others. Out: a temporary folder in which `python ray_job.py STEP` runs on
+any node that has the packages of pyproject.toml.
 """
 
 import shutil
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.own_files import OwnFiles, check_size
+from cluster.packages import NO_PACKAGES, Packages
 from pipeline.errors import UserError
 
 PROGRAM = "ray_job.py"
@@ -47,15 +50,26 @@ def path_in_job(recipe: Path, root: Path) -> Path:
 
 
 @contextmanager
-def job_folder(root: Path, recipe: Path | None = None) -> Iterator[Path]:
-    """A temporary folder with the program, and with a recipe at its `path_in_job`.
+def job_folder(
+    root: Path,
+    recipe: Path | None = None,
+    own: OwnFiles | None = None,
+    packages: Packages = NO_PACKAGES,
+) -> Iterator[Path]:
+    """A temporary folder with the program, a recipe at its `path_in_job`, own files and wheels.
 
     Raises:
-        UserError: `root` does not hold the program, or a file cannot be copied.
+        UserError: `root` does not hold the program, own files have its names, all is too large, or
+            a file cannot be copied.
     """
     files = {path: root / path for path in program_files(root)}
     if recipe is not None:
         files[path_in_job(recipe, root)] = recipe
+    added = dict(packages.wheels)
+    if own is not None:
+        added |= _beside_the_program(own, root, files)
+    check_size("--pip and --working-dir", _sizes(added))
+    files |= added
     with tempfile.TemporaryDirectory(prefix="ast-ray-job-") as name:
         for path, source in files.items():
             target = Path(name) / path
@@ -66,3 +80,25 @@ def job_folder(root: Path, recipe: Path | None = None) -> Iterator[Path]:
                 reason = error.strerror or error
                 raise UserError(str(source), f"cannot be copied for the job ({reason})") from error
         yield Path(name)
+
+
+def _beside_the_program(own: OwnFiles, root: Path, others: dict[Path, Path]) -> dict[Path, Path]:
+    """Where the user's files stand in a job; in a checkout, the program is uploaded already."""
+    reserved = {PROGRAM, *PACKAGES}
+    files = {path: own.folder / path for path in own.paths}
+    if own.folder.resolve() == root.resolve():
+        files = {path: file for path, file in files.items() if path.parts[0] not in reserved}
+    for path, file in files.items():
+        is_other = path in others and not file.samefile(others[path])
+        if path.parts[0] in reserved or is_other:
+            name = path.parts[0]
+            raise UserError(
+                str(own.folder / name),
+                "has the name of a part of the program or of the recipe's folder",
+                f"rename it, or leave it out with --working-dir-exclude /{name}",
+            )
+    return files
+
+
+def _sizes(files: dict[Path, Path]) -> dict[Path, int]:
+    return {path: source.stat().st_size for path, source in files.items() if source.exists()}

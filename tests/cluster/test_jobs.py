@@ -14,7 +14,9 @@ import socketserver
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,11 +27,13 @@ import ray
 import requests
 from ray.job_submission import JobStatus
 
-from cluster import job_server, jobs, session, worker_errors
+from cluster import job_server, job_table, jobs, session, worker_errors
+from cluster.own_files import find_own_files
+from cluster.packages import parse_packages
 from pipeline.errors import UserError
 from pipeline.terminal import log
 from tests.support.errors import assert_names, refused
-from tests.support.ray_head import Cluster, started, submit_when_ready
+from tests.support.ray_head import Cluster, small_environment, started, submit_when_ready
 from tests.support.steps import PROJECT, ray_folder
 
 STAND_IN = """
@@ -46,6 +50,8 @@ if sys.argv[1] == "count" and len(sys.argv) == 5:
         time.sleep(0.05)
 if sys.argv[1] == "sleep":
     time.sleep(600)
+if sys.argv[1] == "import":
+    print("value", __import__(sys.argv[2]).VALUE, flush=True)
 if sys.argv[1] == "exit":
     sys.exit(int(sys.argv[2]))
 """
@@ -64,7 +70,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     for left_out in (".git", ".venv", "build", "data", "runs", "torch"):
         (project / left_out).mkdir()
         (project / left_out / "large").write_text("x")
-    with ray_folder() as folder, started(folder, str(project)) as (head, process):
+    python = str(small_environment(tmp_path_factory.mktemp("environment")))
+    with ray_folder() as folder, started(folder, str(project), python) as (head, process):
         # Started now, tested later: a job takes seconds to begin.
         submit_when_ready(head, process, "exit", "7", submission_id="seven")
         submit_when_ready(head, process, "sleep", submission_id="sleeper")
@@ -123,6 +130,55 @@ def test_job_finds_a_recipe_given_by_path(
     assert job["files"] == ["ray_job.py", "recipe"]
 
 
+def test_job_gets_own_files_and_packages(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own" / "lists").mkdir(parents=True)
+    for name in ("own.toml", "lists/clips.csv", "large.tar", ".env", "notes.md"):
+        (tmp_path / "own" / name).write_text(name)
+    status = jobs.submit(
+        ["import", "tiny"],
+        working_dir=cluster.project,
+        own=find_own_files(tmp_path / "own", ["*.md"]),
+        packages=parse_packages([str(tiny_wheel(tmp_path))]),
+        address=cluster.url,
+    )
+    out, err = capsys.readouterr()
+    assert status == 0, out + err
+    assert printed(out)["files"] == ["lists", "own.toml", "ray_job.py", "wheels"]
+    assert "value 7" in out
+
+
+def tiny_wheel(folder: Path) -> Path:
+    """A wheel with a module `tiny`, whose VALUE is 7."""
+    path = folder / "tiny-1.0-py3-none-any.whl"
+    about = "tiny-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("tiny.py", "VALUE = 7")
+        wheel.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        tag = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        wheel.writestr(f"{about}/WHEEL", tag)
+        wheel.writestr(f"{about}/RECORD", f"tiny.py,,\n{about}/METADATA,,\n{about}/WHEEL,,\n")
+    return path
+
+
+def test_packages_that_cannot_be_installed_fail_the_job_with_the_reason(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken-1.0-py3-none-any.whl"
+    broken.write_text("no wheel")
+    status = jobs.submit(
+        ["exit", "0"],
+        working_dir=cluster.project,
+        packages=parse_packages([str(broken)]),
+        address=cluster.url,
+    )
+    assert status == 1
+    err = capsys.readouterr().err
+    assert "broken-1.0-py3-none-any.whl is invalid" in err
+    assert "Traceback" not in err
+
+
 def test_exit_status_of_a_failed_job_is_returned(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,10 +198,18 @@ def test_submit_without_waiting_prints_only_the_id(
     job_id, err = capsys.readouterr()
     assert job_id.startswith("raysubmit_")
     assert f"ray_job.py logs --follow {job_id.strip()} --address {cluster.url}" in err
-    jobs.list_jobs(address=cluster.url)
+    job_table.list_jobs(address=cluster.url)
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "python ray_job.py exit 1" in rows[job_id.strip()]
     assert "seven" in rows
+    job_table.list_jobs(address=cluster.url, as_json=True)
+    listed = {job["id"]: job for job in json.loads(capsys.readouterr().out)}
+    assert list(listed["sleeper"]) == [
+        "id", "status", "start", "end", "exit_status", "entrypoint", "message",
+    ]  # fmt: skip
+    assert (listed["sleeper"]["end"], listed["sleeper"]["exit_status"]) == (None, None)
+    assert listed[job_id.strip()]["entrypoint"] == "python ray_job.py exit 1"
+    assert datetime.fromisoformat(listed["seven"]["start"]).utcoffset() == timedelta(0)
 
 
 def test_used_id_is_refused(cluster: Cluster) -> None:
@@ -178,7 +242,7 @@ def test_interrupted_follower_leaves_the_job_running(
     assert f"ray_job.py stop sleeper --address {cluster.url}" in err
     assert "Traceback" not in err
 
-    jobs.list_jobs(address=cluster.url)
+    job_table.list_jobs(address=cluster.url)
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "RUNNING" in rows["sleeper"]
     jobs.stop("sleeper", address=cluster.url)
@@ -294,7 +358,7 @@ def test_missing_server_is_an_immediate_error(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(requests, "request", counting)
     with refused("http://127.0.0.1:1", "no job server", type=job_server.UnreachableError):
-        jobs.list_jobs(address="127.0.0.1:1")
+        job_table.list_jobs(address="127.0.0.1:1")
     assert timeouts == [(job_server.CONNECT_TIMEOUT_S, job_server.VERSION_TIMEOUT_S)]
 
 
@@ -331,7 +395,7 @@ def test_refusing_or_foreign_server_is_an_explained_error(
     status: int, text: str, values: list[str]
 ) -> None:
     with answering(status, text) as url, refused(url, *values):
-        jobs.list_jobs(address=url)
+        job_table.list_jobs(address=url)
 
 
 @pytest.mark.parametrize(
@@ -347,13 +411,13 @@ def test_refusing_or_foreign_server_is_an_explained_error(
 def test_server_address_comes_from_option_or_environment(
     address: str | None, environ: dict[str, str], url: str
 ) -> None:
-    assert jobs._server_url(address, environ) == url
+    assert job_server._server_url(address, environ) == url
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://", "http://head:port"])
 def test_invalid_server_address_is_refused(address: str) -> None:
     with refused(address.rstrip("/"), "URL"):
-        jobs.list_jobs(address=address)
+        job_table.list_jobs(address=address)
 
 
 def test_given_address_wins_over_the_environment(
@@ -361,7 +425,7 @@ def test_given_address_wins_over_the_environment(
 ) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2")
     with refused("http://127.0.0.1:1", "no job server", type=job_server.UnreachableError):
-        jobs.list_jobs(address="http://127.0.0.1:1")
+        job_table.list_jobs(address="http://127.0.0.1:1")
     assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://127.0.0.1:2"
 
 

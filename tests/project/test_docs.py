@@ -4,6 +4,7 @@ import io
 import json
 import re
 import runpy
+import shlex
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import get_type_hints
@@ -86,6 +87,16 @@ def test_every_command_in_the_readme_and_recipes_parses() -> None:
     assert {command.split()[0] for command in commands} == set(steps.split("|"))
     for command in commands:
         make_parser().parse_args(command.strip("`").split())
+
+
+def test_every_command_to_submit_parses() -> None:
+    commands = []
+    for text in pages().values():
+        commands += re.findall(r"ast-ray (submit .*)", text)
+    assert len(commands) >= 5
+    for command in commands:
+        given = make_parser().parse_args(shlex.split(command.split(" | ")[0].split(" > ")[0]))
+        make_parser().parse_args(given.step[1:])
 
 
 def test_every_override_in_the_readme_and_recipes_is_accepted() -> None:

@@ -6,6 +6,7 @@ import random
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,9 +62,30 @@ def submit_when_ready(
             time.sleep(0.2)
 
 
+def small_environment(folder: Path) -> Path:
+    """Python of a new virtual environment that finds the packages of this one, and has pip.
+
+    Ray copies all of the environment that it runs in for a job that asks for packages.
+    """
+    options = [
+        "--quiet",
+        "--no-download",
+        "--no-periodic-update",
+        "--app-data",
+        str(folder / "seeds"),
+    ]
+    command = [sys.executable, "-m", "virtualenv", *options, str(folder / "small")]
+    subprocess.run(command, check=True)
+    (packages,) = (folder / "small" / "lib").glob("python*/site-packages")
+    (packages / "project.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    return folder / "small" / "bin" / "python"
+
+
 @contextlib.contextmanager
-def started(folder: str, project: str) -> Iterator[tuple[Cluster, subprocess.Popen[bytes]]]:
-    """A cluster of one node with one CPU; the caller waits for it to be ready."""
+def started(
+    folder: str, project: str, python: str = sys.executable
+) -> Iterator[tuple[Cluster, subprocess.Popen[bytes]]]:
+    """A cluster of one node with one CPU, run by a Python; the caller waits for it to be ready."""
     names = (
         "port", "dashboard-port", "node-manager-port", "object-manager-port",
         "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port",
@@ -71,7 +93,7 @@ def started(folder: str, project: str) -> Iterator[tuple[Cluster, subprocess.Pop
     )  # fmt: skip
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     command = [
-        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=1",
+        python, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=1",
         "--include-dashboard=true", "--dashboard-host=127.0.0.1", "--disable-usage-stats",
         f"--temp-dir={folder}", "--min-worker-port=0", "--max-worker-port=0",
         *(f"--{name}={port}" for name, port in ports.items()),
@@ -79,7 +101,7 @@ def started(folder: str, project: str) -> Iterator[tuple[Cluster, subprocess.Pop
     without = ("RAY_", "PYTHONDONTWRITEBYTECODE", "AWS_")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(without)}
     environment["RAY_AUTH_MODE"] = "disabled"
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    environment["PATH"] = f"{Path(python).parent}:{environment['PATH']}"
     # Its output is shown with the tests that fail without it.
     process = subprocess.Popen(command, env=environment, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{ports['dashboard-port']}"
