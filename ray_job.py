@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one step.
 
     Returns:
-        The exit status: 0; 1 after an explained error; 130 after Ctrl-C; or what the step returns.
+        The exit status: 0; 1 after an explained error; 130 after Ctrl-C; 143 after SIGTERM to a
+        training that has written its checkpoint; or what the step returns.
         An invalid argument exits with 2.
     """
     skip_lines_of_workers()
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except UserError as error:
         print_error(error)
-        return 1
+        return error.status
     except Exception as error:
         from cluster.worker_errors import unwrap
 
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(cause, UserError):
             raise
         print_error(cause)
-        return 1
+        return cause.status
 
 
 if __name__ == "__main__":

@@ -15,9 +15,16 @@ _SKIPPED_LINES = "|".join(
         "A worker died or was killed while executing a task",
         r"Task \S+ failed. There are \S+ retries remaining",
         "Raylet is terminated. Termination is unexpected",
+        # For a lost node, which `cluster.lost_nodes` tells of in one line.
+        "has been marked dead because the detector",
+        # What Ray's C++ logs, and its stack traces: of a raylet that was taken for dead, for one.
+        r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ [DIWECF] \d+ \d+\]",
+        r"^\*\*\* .* \*\*\*$",
+        r"\(\S*\+0x[0-9a-f]+\) \[0x[0-9a-f]+\]",
+        r"^(PC: |\s*)@\s+0x[0-9a-f]+",
     )
 )
-"""Begins of messages that Ray sends to the driver."""
+"""Parts of messages that Ray sends to the driver, line by line."""
 
 _LEVELS = {
     # Says at every start that authentication is on, as intended: see `cluster.session`.

@@ -26,6 +26,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from cluster import local_ray
+from cluster.lost_nodes import telling_of_lost_nodes
 from cluster.ray_noise import quiet_loggers
 from cluster.signals import one_interrupt
 from cluster.watch import ending_with_ray
@@ -74,7 +75,8 @@ def connect(*, address: str | None = None, num_cpus: int | None = None) -> Itera
             else:
                 _join(target, num_cpus)
             handle_signals()
-            yield
+            with telling_of_lost_nodes():
+                yield
         finally:
             watch.expect_end()
             ray.shutdown()

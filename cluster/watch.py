@@ -21,7 +21,8 @@ from pipeline.errors import UserError
 
 _NAMES = {"gcs_server": "control service (GCS)", "raylet": "raylet"}
 """Names of the executables, and what Ray calls the processes."""
-_GIVE_UP_S = 10.0
+_AGAIN_AFTER_S = 1.0
+_GIVE_UP_S = 8.0
 """Time for the clean-up, less than Ray takes to end this process."""
 
 
@@ -65,7 +66,11 @@ class Watch:
             self.error = self._explain(ended[0], processes[ended[0]])
             with Path(os.devnull).open("wb") as nowhere:
                 os.dup2(nowhere.fileno(), 2)
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            for _ in range(2):
+                # A training takes the first for a wish to stop, which its workers cannot fulfil.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+                if self._is_over.wait(_AGAIN_AFTER_S):
+                    break
             if not self._is_over.wait(_GIVE_UP_S):
                 os.dup2(self._stderr, 2)
                 print_error(self.error)

@@ -35,6 +35,7 @@ DATA_VARIABLE = "AST_RAY_TEST_DATA"
 WITH_RAY = {
     "test_asha",
     "test_doors",
+    "test_elastic",
     "test_losses",
     "test_jobs",
     "test_nodes",

@@ -4,25 +4,41 @@ Each stands in one file; a new version of a library that moves it fails here fir
 """
 
 import inspect
+import logging
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
 import torch
 from ray._private import ray_logging, services
 from ray.dashboard.modules.dashboard_sdk import SubmissionClient
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    _AutoscalingCoordinatorActor,
+)
+from ray.exceptions import ActorUnavailableError
 from ray.job_submission import JobSubmissionClient
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.context import TrainContext
+from ray.train.v2._internal.execution.preemption import PreemptionContext
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+from ray.train.v2.api.exceptions import ControllerError
+from ray.train.v2.api.preemption import PreemptionInfo
 from torch import nn
 
 from cluster import loopback, ray_noise
 from cluster.job_server import JobServer
 from pipeline.on_ray.head_node import HEAD_NODE
 from trainer.model import compile as compiling
+from trainer.on_ray import notices
+from trainer.on_ray.elastic import Elastic
+from trainer.on_ray.retry import MAX_LOST_AT_START, Retrying
 from trainer.on_ray.torch_trainer import UNWANTED, Trainer
 from trainer.optim.optimiser import make_optimiser
 from trainer.optim.settings import OptimiserSettings
@@ -31,7 +47,13 @@ from trainer.optim.skip import step_unless
 ROOT = Path(__file__).parents[2]
 PRIVATE = {
     "cluster/job_server.py": ("_do_request", "_raise_error", "_ssl_context"),
-    "trainer/on_ray/torch_trainer.py": ("_create_default_callbacks",),
+    "trainer/on_ray/torch_trainer.py": (
+        "_create_default_callbacks",
+        "_initialize_and_run_controller",
+    ),
+    "trainer/on_ray/elastic.py": ("_get_draining_nodes", "_get_reserved_resources"),
+    "trainer/on_ray/notices.py": ("get_train_context",),
+    "trainer/on_ray/retry.py": ("_is_retryable_error",),
     "pipeline/on_ray/head_node.py": ("__internal_head__",),
     "pipeline/on_ray/autoscaler.py": ("__autoscaling_status", "_raylet", "autoscaler_pb2"),
     "trainer/model/compile.py": ("torch._dynamo",),
@@ -79,6 +101,42 @@ def test_trainer_leaves_out_its_helper() -> None:
         return {type(callback).__name__ for callback in trainer._create_default_callbacks()}
 
     assert kinds(TorchTrainer) - kinds(Trainer) == {UNWANTED}
+
+
+def test_trainer_hands_our_policies_to_the_controller(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        TorchTrainer,
+        "_initialize_and_run_controller",
+        lambda self, **arguments: given.update(arguments),
+    )
+    for num_workers, kind in ((2, object), ((1, 2), Elastic)):
+        config = ray.train.ScalingConfig(num_workers=num_workers)
+        trainer = Trainer(lambda: None, scaling_config=config)
+        trainer._initialize_and_run_controller(scaling_policy=object())
+        assert isinstance(given["scaling_policy"], kind)
+        assert isinstance(given["failure_policy"], Retrying)
+    assert "_get_reserved_resources()" in inspect.getsource(ElasticScalingPolicy)
+    assert "_initialize_and_run_controller(" in inspect.getsource(TorchTrainer.fit)
+    assert "recompute" in inspect.getsource(_AutoscalingCoordinatorActor.get_reserved_resources)
+
+
+def test_worker_that_is_lost_at_the_start_is_replaced_some_times() -> None:
+    policy = Retrying(ray.train.FailureConfig(max_failures=-1), logging.INFO)
+    lost = ControllerError(ActorUnavailableError("lost", None))
+    decisions = [policy.make_decision(lost) for _ in range(MAX_LOST_AT_START + 1)]
+    assert [decision.value for decision in decisions] == ["RETRY"] * MAX_LOST_AT_START + ["RAISE"]
+    assert policy.make_decision(ControllerError(ValueError("a bug"))).value == "RAISE"
+
+
+def test_worker_learns_of_the_end_of_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = PreemptionContext()
+    context = SimpleNamespace(preemption_context=known)
+    monkeypatch.setattr(notices, "get_train_context", lambda: context)
+    assert {field.name for field in fields(TrainContext)} >= {"preemption_context"}
+    assert notices.reason() == ""
+    known.preemption_info = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"a": [0]})
+    assert "shut down" in notices.reason()
 
 
 def test_head_node_has_a_resource_for_it_alone(session: None) -> None:

@@ -48,9 +48,11 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
     defaults = Workers()
     parser.add_argument(
         "--workers",
-        type=positive,
-        default=defaults.num,
-        help="worker processes of each run (default: %(default)s)",
+        type=_worker_range,
+        default=str(defaults.num),
+        metavar="N or LEAST:MOST",
+        help="worker processes of each run; LEAST:MOST: as many as there is room for, while nodes "
+        "come and go (default: %(default)s)",
     )
     parser.add_argument(
         "--cpus-per-worker",
@@ -69,9 +71,22 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
 
 def workers(arguments: argparse.Namespace) -> Workers:
     """The workers that `add_worker_options` asked for."""
+    least, most = arguments.workers
     return Workers(
-        num=arguments.workers,
+        num=most,
+        least=least,
         cpus=arguments.cpus_per_worker,
         use_gpu=arguments.gpu,
         wait_s=arguments.wait_for_nodes,
     )
+
+
+def _worker_range(text: str) -> tuple[int, int]:
+    """`N` or `LEAST:MOST` as the least and the most; the least of a fixed number is 0."""
+    first, sign, last = text.partition(":")
+    if not sign:
+        return 0, positive(text)
+    least, most = positive(first), positive(last)
+    if least > most:
+        raise argparse.ArgumentTypeError(f"the first number must not be the larger, got {text!r}")
+    return least, most

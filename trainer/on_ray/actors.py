@@ -9,12 +9,14 @@ import logging
 from collections import defaultdict
 from typing import Any
 
+import ray
 from ray.exceptions import RayActorError
 from ray.train import UserCallback
 
 from pipeline.errors import PassingError, UserError, last_line
 from pipeline.terminal import log
 from trainer.checkpoints.progress import EpochResult
+from trainer.run.leaving import LeavingError, StoppedError
 from trainer.run.run_progress import RunProgress
 
 _logger = logging.getLogger(__name__)
@@ -24,18 +26,28 @@ MAX_RESTARTS_IN_PLACE = 3
 
 
 class Board:
-    """An actor that holds the latest progress of each run for the driver."""
+    """An actor that holds the latest progress of each run for the driver, and its word to stop."""
 
     def __init__(self) -> None:
         self._runs: dict[str, RunProgress] = {}
+        self._is_stopping = False
 
-    def put(self, progress: RunProgress) -> None:
-        """Store what `trainer.training.loop.train` reports."""
+    def put(self, progress: RunProgress) -> bool:
+        """Store what `trainer.training.loop.train` reports; returns `is_stopping`."""
         self._runs[progress.run] = progress
+        return self._is_stopping
 
     def get(self) -> list[RunProgress]:
         """The latest progress of each run."""
         return list(self._runs.values())
+
+    def stop(self) -> None:
+        """Let all runs leave with a checkpoint, and none start."""
+        self._is_stopping = True
+
+    def is_stopping(self) -> bool:
+        """Whether all runs are to leave."""
+        return self._is_stopping
 
 
 class Referee:
@@ -82,9 +94,11 @@ class Failures(UserCallback):  # type: ignore[misc]
     A long run may lose any number of workers, as long as new checkpoints appear between them.
     """
 
-    def __init__(self, run_path: str, log_level: int) -> None:
+    def __init__(self, run_path: str, log_level: int, board: Any = None) -> None:
+        """`board`: the actor `Board`; None: the run cannot be stopped with a checkpoint."""
         self._run_path = run_path
         self._log_level = log_level
+        self._board = board
         self._newest = ""
         self._num_in_place = 0
 
@@ -98,17 +112,24 @@ class Failures(UserCallback):  # type: ignore[misc]
         newest = self._newest_checkpoint()
         self._num_in_place = 1 if newest > self._newest else self._num_in_place + 1
         self._newest = newest
-        rank, error = next(iter(worker_exceptions.items()))
+        place = f"step {int(newest[-11:-3])}" if newest else "the start"
+        if self._is_stopping():
+            raise StoppedError(
+                self._run_path,
+                f"stopped; its newest checkpoint is of {place}" if newest else "stopped",
+                "run the same command again to resume",
+            )
+        error = next(iter(worker_exceptions.values()))
         if self._num_in_place > MAX_RESTARTS_IN_PLACE:
             notes = getattr(error, "__notes__", ())
             if notes and not isinstance(error, UserError):
                 # Ray Train's error lacks the traceback of the worker.
                 _logger.error("%s", "\n".join(notes))
             raise error
-        # The text of Ray's error is pages long.
-        is_lost = isinstance(getattr(error, "health_check_failure", error), RayActorError)
-        reason = "its process was killed or crashed" if is_lost else last_line(error)
-        _logger.warning("worker %d failed (%s); resuming from the last checkpoint", rank, reason)
+        _logger.warning("%s; restarting from %s", _explain(worker_exceptions), place)
+
+    def _is_stopping(self) -> bool:
+        return self._board is not None and ray.get(self._board.is_stopping.remote())
 
     def _newest_checkpoint(self) -> str:
         """Its path, which grows with the step; empty without one."""
@@ -119,3 +140,26 @@ class Failures(UserCallback):  # type: ignore[misc]
             return max(storage.list_files(storage.join(self._run_path, "checkpoints")), default="")
         except PassingError:
             return self._newest
+
+
+def _explain(worker_exceptions: dict[int, Exception]) -> str:
+    """Why the workers of a run failed, in a few words: Ray's own are pages long."""
+    leaving = [error for error in worker_exceptions.values() if isinstance(error, LeavingError)]
+    if leaving:
+        reason = next((error.reason for error in leaving if error.reason), "by request")
+        return f"the workers have left ({reason})"
+    lost = {
+        rank: cause
+        for rank, error in worker_exceptions.items()
+        if isinstance(cause := getattr(error, "health_check_failure", error), RayActorError)
+    }
+    nodes = {
+        node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if not node["Alive"]
+    }
+    for node, address in nodes.items():
+        if ranks := [rank for rank, cause in lost.items() if node in str(cause)]:
+            return f"{len(ranks)} of the workers were lost with node {address}"
+    # Others fail since one of them is gone.
+    rank, error = next(iter((lost or worker_exceptions).items()))
+    reason = "its process was killed or crashed" if lost else last_line(error)
+    return f"worker {rank} failed ({reason})"

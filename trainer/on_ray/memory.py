@@ -30,7 +30,7 @@ def model_bytes_of(recipes: Iterable[Recipe], dataset_path: str, workers: Worker
     """Memory that a worker of any of these runs needs for its model, if it trains on CPUs."""
     dataset = open_dataset(dataset_path)
     return max(
-        model_bytes(recipe, dataset.num_mels, len(dataset.labels), workers.num)
+        model_bytes(recipe, dataset.num_mels, len(dataset.labels), workers.fewest)
         for recipe in recipes
     )
 

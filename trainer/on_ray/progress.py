@@ -1,14 +1,21 @@
-"""The progress of runs in other processes: a board that workers report to, and a progress bar."""
+"""The progress of runs in other processes: a board that workers report to, and a progress bar.
+
+SIGTERM to the driver stops the runs by the same way: the workers read it where they report.
+"""
 
 import logging
+import math
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from types import FrameType
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.terminal.progress import ProgressBar
 from trainer.on_ray.actors import Board
@@ -31,33 +38,98 @@ _FIGURES: dict[str, Callable[[float], str]] = {
 """Parts of the progress line; unknown figures and zeros are left out."""
 
 
+LEAVE_S = 45.0
+"""Time for the workers to write their checkpoints after SIGTERM; batch systems kill soon after."""
+
+
+class Reporter:
+    """A worker's side of the board."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self._answer: Any = None
+        self._reported_at = 0.0
+        self._is_stopping = False
+
+    def report(self, progress: RunProgress) -> None:
+        """Report to the board, unless it was done just before; does not wait for it."""
+        now = time.monotonic()
+        if now - self._reported_at < REPORT_EVERY_S and progress.step < progress.num_steps:
+            return
+        self._reported_at = now
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            self._is_stopping = ray.get(self._answer)
+        self._answer = self._board.put.remote(progress)
+
+    def asked(self) -> str:
+        """Why the runs are to stop; empty if they are not."""
+        return "the step was told to stop" if self._is_stopping else ""
+
+
 @contextmanager
 def progress_board(num_runs: int) -> Iterator[Any]:
-    """A board for workers to report to; a bar shows the steps of all runs while it exists."""
-    board: Any = ray.remote(num_cpus=0)(Board).remote()
-    stop = threading.Event()
+    """A board for workers to report to; a bar shows the steps of all runs while it exists.
+
+    After SIGTERM, all runs leave with a checkpoint. It interrupts the block if none has begun, if
+    that takes longer than `LEAVE_S`, or if it comes again.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    # On this node, as the runs are to outlive any other.
+    actor: Any = ray.remote(num_cpus=0)(Board)
+    board = actor.options(scheduling_strategy=here).remote()
+    is_over, is_stopping = threading.Event(), threading.Event()
     thread = threading.Thread(
-        target=_show_progress, args=(board, num_runs, stop), name="progress", daemon=True
+        target=_show_progress,
+        args=(board, num_runs, is_over, is_stopping),
+        name="progress",
+        daemon=True,
     )
     thread.start()
     try:
-        yield board
+        with _stopping_once(is_stopping):
+            yield board
     finally:
-        stop.set()
+        is_over.set()
         thread.join(timeout=10)
         ray.kill(board)
 
 
-def _show_progress(board: Any, num_runs: int, stop: threading.Event) -> None:
+@contextmanager
+def _stopping_once(is_stopping: threading.Event) -> Iterator[None]:
+    """Take the first SIGTERM as a wish; a second one does what it did before."""
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if is_stopping.is_set():
+            before(number, frame)
+        is_stopping.set()
+
+    signal.signal(signal.SIGTERM, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _show_progress(
+    board: Any, num_runs: int, is_over: threading.Event, is_stopping: threading.Event
+) -> None:
     """The progress thread."""
     # When the session ends during a run, the caller of the run says why.
     with suppress(ray.exceptions.RayError):
         runs: list[RunProgress] = []
         waiting_since = time.monotonic()
         while not runs:
-            if stop.wait(REPORT_EVERY_S):
+            if is_over.wait(REPORT_EVERY_S):
                 return
             runs = ray.get(board.get.remote())
+            if is_stopping.is_set() and not runs:
+                # There is nothing to save.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+                return
             if time.monotonic() - waiting_since > _SAY_WAITING_AFTER_S:
                 waiting_since = time.monotonic()
                 free = ray.available_resources()
@@ -67,12 +139,33 @@ def _show_progress(board: Any, num_runs: int, stop: threading.Event) -> None:
                     *(free.get("CPU", 0), free.get("GPU", 0)),
                 )
         with ProgressBar("steps", _num_steps(runs, num_runs)) as bar:
-            is_over = False
-            while not is_over:
-                is_over = stop.wait(REPORT_EVERY_S)
+            ends_at = math.inf
+            while True:
+                now_over = is_over.wait(REPORT_EVERY_S)
                 runs = ray.get(board.get.remote())
                 bar.set_total(_num_steps(runs, num_runs))
                 bar.update(sum(run.step for run in runs), _notes(runs, num_runs))
+                if now_over:
+                    return
+                ends_at = _stop(board, ends_at, is_stopping)
+
+
+def _stop(board: Any, ends_at: float, is_stopping: threading.Event) -> float:
+    """Tell the board once that all is to stop, and interrupt the main thread when time is up.
+
+    Returns when that is, infinite before.
+    """
+    if not is_stopping.is_set():
+        return ends_at
+    now = time.monotonic()
+    if ends_at == math.inf:
+        board.stop.remote()
+        _logger.warning("stopping by SIGTERM once the workers have written a checkpoint")
+        return now + LEAVE_S
+    if now > ends_at:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        return now + LEAVE_S
+    return ends_at
 
 
 def _num_steps(runs: list[RunProgress], num_runs: int) -> int:

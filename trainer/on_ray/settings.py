@@ -10,7 +10,9 @@ class Workers:
     """The processes of a run."""
 
     num: int = 1
-    """Number of processes."""
+    """Number of processes; of an elastic run, the most."""
+    least: int = 0
+    """Of an elastic run, the fewest that it goes on with; 0: the number is fixed."""
     cpus: int = 1
     """CPUs of each; without a GPU also its number of PyTorch threads."""
     use_gpu: bool | None = None
@@ -20,3 +22,8 @@ class Workers:
     single process, as NCCL refuses two ranks on one GPU."""
     wait_s: float = WAIT_FOR_NODES_S
     """How long to wait for nodes that an autoscaler starts."""
+
+    @property
+    def fewest(self) -> int:
+        """The number that there is room for while the run goes on."""
+        return self.least or self.num

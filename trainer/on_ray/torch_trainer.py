@@ -1,6 +1,7 @@
 """Ray Train's trainer, without a helper that can end a training that is well.
 
-On one machine its workers find each other by a file in place of a port.
+On one machine its workers find each other by a file in place of a port. Those of a training take
+SIGTERM as a notice to leave, and their number may change by our own policy.
 """
 
 import os
@@ -18,6 +19,11 @@ import ray.train
 import torch.distributed
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from pipeline.terminal import log
+from trainer.on_ray.elastic import Elastic
+from trainer.on_ray.notices import listen
+from trainer.on_ray.retry import Retrying
+
 UNWANTED = "PlacementGroupCleanerCallback"
 
 
@@ -28,26 +34,56 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
     this is another than the one in use, it takes the resources from a training that does. What it
     is for, a lost controller, ends this process and with it what Ray holds for it.
 
-    Ray 2.60 has no option for it: the private `_create_default_callbacks` is overridden here.
+    Ray 2.60 has no option for it, nor for the policies of scaling and failures: the private
+    `_create_default_callbacks` and `_initialize_and_run_controller` are overridden here.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if type(callback).__name__ != UNWANTED]
 
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        if self.scaling_config.elasticity_enabled:
+            arguments["scaling_policy"] = Elastic(self.scaling_config)
+        arguments["failure_policy"] = Retrying(self.run_config.failure_config, log.level())
+        return super()._initialize_and_run_controller(**arguments)
+
 
 @contextmanager
-def torch_config() -> Iterator[TorchConfig]:
+def torch_config(*, listens: bool) -> Iterator[TorchConfig]:
     """How the workers join: by a file if the connected Ray is on the loopback interface alone.
 
     Otherwise by a port of the first worker, which PyTorch opens on every interface, to anybody.
+
+    Args:
+        listens: whether SIGTERM asks them to leave, in place of ending them.
     """
     addresses = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     if addresses != {"127.0.0.1"}:
-        yield TorchConfig()
+        yield JoinByPort(listens=listens)
         return
     with tempfile.TemporaryDirectory(prefix="ast-ray-") as folder:
-        yield JoinByFile(folder=folder)
+        yield JoinByFile(folder=folder, listens=listens)
+
+
+@dataclass
+class JoinByPort(TorchConfig):  # type: ignore[misc]
+    """A process group whose workers meet at a port of the first one."""
+
+    listens: bool = False
+
+    @property
+    def backend_cls(self) -> type:
+        return _JoinByPort
+
+
+class _JoinByPort(TorchConfig().backend_cls):  # type: ignore[misc]
+    """Runs in Ray Train's controller."""
+
+    def on_start(self, worker_group: Any, backend_config: JoinByPort) -> None:
+        super().on_start(worker_group, backend_config)
+        if backend_config.listens:
+            worker_group.execute(listen)
 
 
 @dataclass
@@ -55,6 +91,7 @@ class JoinByFile(TorchConfig):  # type: ignore[misc]
     """A process group whose workers, all on one machine, meet in a file of this user."""
 
     folder: str = ""
+    listens: bool = False
 
     @property
     def backend_cls(self) -> type:
@@ -74,6 +111,8 @@ class _JoinByFile(TorchConfig().backend_cls):  # type: ignore[misc]
             store=str(store),
             timeout_s=backend_config.timeout_s,
         )
+        if backend_config.listens:
+            worker_group.execute(listen)
 
 
 def _join(*, backend: str, store: str, timeout_s: int) -> None:

@@ -9,7 +9,6 @@ import logging
 import signal
 import tempfile
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,20 +27,33 @@ from trainer.checkpoints.progress import EpochResult
 from trainer.checkpoints.settings import Weights
 from trainer.model.settings import Precision
 from trainer.on_ray.actors import Failures
+from trainer.on_ray.environment import environment
 from trainer.on_ray.memory import model_bytes_of
-from trainer.on_ray.progress import REPORT_EVERY_S, progress_board
+from trainer.on_ray.notices import reason
+from trainer.on_ray.progress import Reporter, progress_board
 from trainer.on_ray.settings import Workers
 from trainer.on_ray.torch_trainer import Trainer, torch_config
-from trainer.on_ray.workers import fit_workers, note_precision, note_workers
+from trainer.on_ray.workers import fit_workers, fixed_workers, note_precision, note_workers
 from trainer.optim.settings import ScoreFunction
 from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
+from trainer.run.leaving import StoppedError
 from trainer.run.run_folder import read_recipe, read_run
-from trainer.run.run_progress import RunProgress
 from trainer.run.writer import alone_in
 from trainer.training.evaluate_run import evaluate_run
 from trainer.training.loop import train
 from trainer.training.world import World
+
+_VARIABLES = {
+    # Twice as often as by default is enough for a notice of 30 s, as clouds give it.
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",
+    # The time to wait for room, in place of 60 s: a lost node has room until it is taken for dead.
+    # After it, the room is counted anew, and asked for again.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
+}
+"""Variables that Ray Train reads, unless the user has set them."""
+_RESIZE_EVERY_S = 20.0
+"""How often an elastic run looks for room for more workers."""
 
 
 def run_training(recipe: Recipe, dataset_path: str, run_path: str, workers: Workers) -> None:
@@ -85,7 +97,9 @@ def fit_training(
         "referee": referee,
     }
     with alone_in(run_path):
-        _fit(_train_worker, config, run_path, workers)
+        if ray.get(board.is_stopping.remote()):
+            raise StoppedError(run_path, "stopped before its start")
+        _fit(_train_worker, config, run_path, workers, board)
 
 
 def run_evaluation(
@@ -106,7 +120,7 @@ def run_evaluation(
         precision: what the model computes in; None: as in training.
         scores: what makes scores of its outputs; None: as in training.
     """
-    workers, _ = fit_workers(workers)
+    workers = fixed_workers(fit_workers(workers)[0])
     check_shared(shared_paths(dataset_path, run_path))
     recipe = read_recipe(run_path, read_run(run_path))
     train = recipe.train
@@ -132,9 +146,16 @@ def _fit(
     config: dict[str, Any],
     run_path: str,
     workers: Workers,
+    board: Any = None,
 ) -> None:
+    """Run a function in all workers; `board` is that of a training, which may be left."""
     resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.use_gpu else {})}
-    with torch_config() as joining, ray_folder() as folder, _ctrl_c_interrupts():
+    with (
+        torch_config(listens=board is not None) as joining,
+        ray_folder() as folder,
+        environment(_VARIABLES),
+        _ctrl_c_interrupts(),
+    ):
         trainer = Trainer(
             partial(
                 _traced, worker, seen_here(shared_paths(config["dataset"], run_path)), log.level()
@@ -142,7 +163,8 @@ def _fit(
             train_loop_config=config,
             torch_config=joining,
             scaling_config=ray.train.ScalingConfig(
-                num_workers=workers.num,
+                num_workers=(workers.least, workers.num) if workers.least else workers.num,
+                elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,
                 use_gpu=bool(workers.use_gpu),
                 resources_per_worker=resources,
             ),
@@ -151,7 +173,7 @@ def _fit(
                 storage_path=folder,
                 # `Failures` ends a run that makes no progress.
                 failure_config=ray.train.FailureConfig(max_failures=-1),
-                callbacks=[Failures(run_path, log.level())],
+                callbacks=[Failures(run_path, log.level(), board)],
                 # Ray Train logs each start of its workers, and each error several times; the
                 # exception that `fit` raises is enough. Its log files have it all.
                 logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),
@@ -212,25 +234,19 @@ def _world(threads: int) -> World:
 
 def _train_worker(config: dict[str, Any]) -> None:
     name, settings = config["recipe"]
-    board, referee, last = config["board"], config["referee"], 0.0
-
-    def report(progress: RunProgress) -> None:
-        nonlocal last
-        if time.monotonic() - last >= REPORT_EVERY_S or progress.step == progress.num_steps:
-            last = time.monotonic()
-            board.put.remote(progress)
+    referee, reporter = config["referee"], Reporter(config["board"])
 
     def go_on(result: EpochResult) -> bool:
         answer: bool = ray.get(referee.ask.remote(config["run"], result))
         return answer
 
-    world = _world(config["threads"])
     train(
         make_recipe(name, settings, where="recipe"),
         open_dataset(config["dataset"]),
         config["run"],
-        world=world,
-        report=report,
+        world=_world(config["threads"]),
+        report=reporter.report,
+        asked=lambda: reason() or reporter.asked(),
         go_on=go_on if referee else None,
     )
 

@@ -8,9 +8,8 @@ skips finished ones.
 
 import io
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, redirect_stdout
 from typing import Any
 
 from ray import tune
@@ -21,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.on_ray.head_node import HEAD_NODE
 from pipeline.on_ray.shared_files import check_shared
 from pipeline.terminal import log
+from trainer.on_ray.environment import environment
 from trainer.on_ray.memory import model_bytes_of
 from trainer.on_ray.progress import progress_board
 from trainer.on_ray.settings import Workers
@@ -195,7 +195,7 @@ def fit_trials(
             ),
         )
         # Tune prints the experiment and its trials whatever `verbose` says.
-        with _environment(_TUNE_VARIABLES), redirect_stdout(io.StringIO()):
+        with environment(_TUNE_VARIABLES), redirect_stdout(io.StringIO()):
             results = tuner.fit()
     # Trials are in the order of the grid.
     ended = zip(run_paths, results, strict=True)  # type: ignore[call-overload]
@@ -215,18 +215,6 @@ class _Ends(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """Called for a trial that failed for good; the end of the command says why."""
         _logger.warning("%s failed; the other runs go on", run_name(trial.config["run"]))
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set variables that Ray Tune reads, unless the user has set them, and unset them again."""
-    added = variables.keys() - os.environ.keys()
-    os.environ.update({name: variables[name] for name in added})
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
 
 
 def _trial(config: dict[str, Any], constants: dict[str, Any]) -> None:

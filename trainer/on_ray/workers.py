@@ -43,7 +43,8 @@ def fit_workers(workers: Workers, *, runs: int = 1, model_bytes: int = 0) -> tup
     need = _need(workers)
     possible = nodes.possible(need.each)
     # A worker needs one node: leftovers of several nodes do not add up to one.
-    fits = room(possible, need.each) // workers.num
+    num_possible = room(possible, need.each)
+    fits = max(num_possible // workers.num, min(1, num_possible // workers.fewest))
     if nodes.is_open:
         wait_for_nodes(need, nodes, wait_s=workers.wait_s)
         return workers, runs
@@ -51,14 +52,14 @@ def fit_workers(workers: Workers, *, runs: int = 1, model_bytes: int = 0) -> tup
         kind = "a GPU" if workers.use_gpu else "no GPU"
         raise UserError(
             "",
-            f"{workers.num} workers with {workers.cpus} CPUs and {kind} each do not fit into "
+            f"{workers.fewest} workers with {workers.cpus} CPUs and {kind} each do not fit into "
             f"this cluster of {nodes}",
             need.remedy,
         )
     own_bytes = WORKER_BYTES + (0 if workers.use_gpu else model_bytes)
     workers_per_node = [float(room([node], need.each)) for node in possible]
     memory = [node.get("memory", math.inf) for node in possible]
-    held = _fit_memory(workers.num, own_bytes, workers_per_node, memory)
+    held = _fit_memory(workers.fewest, own_bytes, workers_per_node, memory)
     if held < min(fits, runs):
         _logger.info("memory for %d of %d runs at once", held, min(fits, runs))
     wait_for_nodes(need, nodes, wait_s=workers.wait_s)
@@ -91,12 +92,20 @@ def _need(workers: Workers) -> Need:
     each = {"CPU": float(workers.cpus), **({"GPU": workers.gpus} if workers.use_gpu else {})}
     kind = f" and {plural(workers.gpus, 'GPU')}" if workers.use_gpu else ""
     return Need(
-        num=workers.num,
+        num=workers.fewest,
         each=each,
-        what=f"{plural(workers.num, 'worker')} with {plural(workers.cpus, 'CPU')}{kind} each",
+        what=f"{plural(workers.fewest, 'worker')} with {plural(workers.cpus, 'CPU')}{kind} each",
         remedy="lower --workers or "
         f"--cpus-per-worker{', or give --no-gpu' if workers.use_gpu else ''}",
     )
+
+
+def fixed_workers(workers: Workers) -> Workers:
+    """As many workers as the connected cluster has room for now, if their number may change."""
+    if not workers.least:
+        return workers
+    num = room(cluster_nodes().live, _need(workers).each)
+    return replace(workers, num=max(workers.least, min(workers.num, num)), least=0)
 
 
 def _fit_memory(
@@ -123,12 +132,12 @@ def note_workers(recipes: Collection[Recipe], workers: Workers) -> None:
     """Warn of settings that have no effect with these workers, or are slow on CPUs."""
     sizes = {(recipe.train.batch_size, recipe.train.micro_batch_size) for recipe in recipes}
     for size, micro in sorted(sizes):
-        slice_size = math.ceil(size / workers.num)
+        slice_size = math.ceil(size / workers.fewest)
         if slice_size <= micro < size:
             _logger.warning(
                 "train.micro_batch_size: has no effect, as each of %d workers computes no more "
                 "than %d clips of a batch",
-                *(workers.num, slice_size),
+                *(workers.fewest, slice_size),
             )
     if workers.num == 1 and any(recipe.train.sharding == "shard" for recipe in recipes):
         _logger.warning("train.sharding: has no effect with one worker")

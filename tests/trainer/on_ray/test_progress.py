@@ -1,9 +1,19 @@
 """The progress bar's words and total."""
 
+import math
+import signal
+import threading
 from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import Mock
 
+import pytest
+import ray
+
+from cluster.signals import one_interrupt
 from trainer.checkpoints.progress import CurvePoint, EpochResult
 from trainer.on_ray import progress as ray_progress
+from trainer.on_ray.actors import Board
 from trainer.run.run_progress import RunProgress
 
 POINT = CurvePoint(
@@ -54,3 +64,52 @@ def test_progress_names_every_run_even_before_all_report() -> None:
     second = replace(RUN, run="/a/seed-1", epoch=1, step=2, num_steps=18)
     assert ray_progress._notes([first], 2) == ["seed-0 trained"]
     assert ray_progress._notes([first, second], 2) == ["seed-0 trained", "seed-1 epoch 1"]
+
+
+def receive_sigterm_twice(is_stopping: threading.Event) -> None:
+    with one_interrupt(), ray_progress._stopping_once(is_stopping):
+        signal.raise_signal(signal.SIGTERM)
+        assert is_stopping.is_set()
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_first_sigterm_is_a_wish_and_the_second_interrupts() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        receive_sigterm_twice(threading.Event())
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_board_is_told_to_stop_once_and_the_step_interrupted_when_time_is_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    board, is_stopping = SimpleNamespace(stop=SimpleNamespace(remote=Mock())), threading.Event()
+    interrupted = Mock()
+    monkeypatch.setattr(signal, "pthread_kill", interrupted)
+    assert ray_progress._stop(board, math.inf, is_stopping) == math.inf
+    is_stopping.set()
+    ends_at = ray_progress._stop(board, math.inf, is_stopping)
+    assert ray_progress._stop(board, ends_at, is_stopping) == ends_at
+    assert board.stop.remote.call_count == 1
+    interrupted.assert_not_called()
+    ray_progress._stop(board, -1.0, is_stopping)
+    interrupted.assert_called_once()
+
+
+def test_worker_learns_of_the_stop_from_the_answer_to_its_report(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    board = Board()
+    actor = SimpleNamespace(put=SimpleNamespace(remote=board.put))
+    monkeypatch.setattr(ray, "wait", lambda answers, timeout: (answers, []))
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    monkeypatch.setattr(ray_progress, "REPORT_EVERY_S", 0.0)
+    reporter = ray_progress.Reporter(actor)
+    for step in (1, 2):
+        reporter.report(replace(RUN, step=step))
+        assert not reporter.asked()
+    board.stop()
+    for step in (3, 4):
+        reporter.report(replace(RUN, step=step))
+    assert reporter.asked()
+    assert [run.step for run in board.get()] == [4]

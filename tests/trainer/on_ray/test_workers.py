@@ -1,6 +1,8 @@
 """Whether workers fit into a cluster, and notes about unsuitable settings."""
 
+import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,10 +13,11 @@ from pipeline.on_ray.autoscaler import Growth, NodeType
 from pipeline.on_ray.nodes import Need, Nodes, NoSuchNodeError
 from tests.support.errors import assert_notes, refused
 from tests.support.prepared import tiny_recipe
+from trainer.commands.options import add_worker_options, workers
 from trainer.on_ray import workers as on_ray_workers
 from trainer.on_ray.memory import model_bytes
 from trainer.on_ray.settings import Workers
-from trainer.on_ray.workers import fit_workers, note_workers
+from trainer.on_ray.workers import fit_workers, fixed_workers, note_workers
 
 
 def nodes(*resources: dict[str, float]) -> Callable[[], list[dict[str, Any]]]:
@@ -49,6 +52,27 @@ def test_small_runs_share_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         assert fit_workers(workers, runs=99)[1] == num_runs, share
 
 
+def test_elastic_workers_need_room_for_the_fewest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "nodes", nodes({"CPU": 3.0, "memory": 2 * GB}))
+    elastic = Workers(num=8, least=2)
+    assert fit_workers(elastic, runs=3) == (replace(elastic, use_gpu=False), 1)
+    assert fixed_workers(elastic) == Workers(num=3)
+    assert fixed_workers(Workers(num=8)) == Workers(num=8)
+    with refused("", "4 workers", remedy="--workers"):
+        fit_workers(Workers(num=8, least=4))
+
+
+def test_options_take_a_number_of_workers_or_two() -> None:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_worker_options(parser)
+    for given, expected in (([], Workers()), (["--workers=3"], Workers(num=3))):
+        assert workers(parser.parse_args(given)) == expected
+    assert workers(parser.parse_args(["--workers", "2:8"])) == Workers(num=8, least=2)
+    for wrong in ("8:2", "0:2", "2:", ":2", "x"):
+        with pytest.raises(argparse.ArgumentError, match="--workers"):
+            parser.parse_args(["--workers", wrong])
+
+
 @pytest.mark.parametrize(
     ("precision", "use_gpu", "is_noted"),
     [("bfloat16", False, True), ("float32", False, False), ("bfloat16", True, False)],
@@ -59,6 +83,15 @@ def test_half_precision_on_cpus_is_noted(
     recipe = tiny_recipe(train={"precision": precision})
     note_workers([recipe], Workers(use_gpu=use_gpu))
     assert ("train.precision: bfloat16" in caplog.text) is is_noted
+
+
+def test_settings_without_effect_for_any_number_of_workers_are_noted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One worker has the whole batch of eight clips, each of eight has one."""
+    recipe = tiny_recipe(train={"batch_size": 8, "micro_batch_size": 2, "sharding": "shard"})
+    note_workers([recipe], Workers(num=8, least=1))
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(("micro_batch_size", "is_noted"), [(3, False), (4, True), (8, False)])

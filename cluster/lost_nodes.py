@@ -1,0 +1,48 @@
+"""Tell of lost nodes of the connected cluster, one line each."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import ray
+
+_logger = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 3.0
+_UNEXPECTED = 2
+"""Why Ray says that a node is dead: not its end by a drain or the autoscaler. Of Ray's
+`NodeDeathInfo`."""
+
+
+@contextmanager
+def telling_of_lost_nodes() -> Iterator[None]:
+    """Log a warning for each node that is lost while the block runs."""
+    is_over = threading.Event()
+    known = set(_lost())
+    thread = threading.Thread(target=_follow, args=(known, is_over), name="nodes", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join(timeout=10)
+
+
+def _follow(known: set[str], is_over: threading.Event) -> None:
+    # Where the control service does not answer, the step itself says so.
+    with suppress(ray.exceptions.RayError, OSError, RuntimeError):
+        while not is_over.wait(_LOOK_EVERY_S):
+            lost = _lost()
+            for node in lost.keys() - known:
+                _logger.warning("node %s is lost; its work starts again elsewhere", lost[node])
+            known |= lost.keys()
+
+
+def _lost() -> dict[str, str]:
+    """Addresses of the lost nodes by their ids."""
+    return {
+        node["NodeID"]: node["NodeManagerAddress"]
+        for node in ray.nodes()
+        if not node["Alive"] and node["DeathReason"] == _UNEXPECTED
+    }
