@@ -9,8 +9,9 @@ the workers' placement group behind.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,12 +22,9 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from pipeline.terminal import log
 from trainer.checkpoints.progress import EpochResult
 from trainer.on_ray.actors import Referee
-from trainer.on_ray.memory import model_bytes_of
-from trainer.on_ray.progress import progress_board
 from trainer.on_ray.settings import Workers
 from trainer.on_ray.train import fit_training
-from trainer.on_ray.tune import RunRecipes, fit_trials
-from trainer.on_ray.workers import fit_workers, note_workers
+from trainer.on_ray.tune import RunRecipes, fit_trials, trial_constants
 from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.run.history import read_history
@@ -87,40 +85,33 @@ def run_with_asha(metric: str, settings: AshaSettings, past: Sequence[str]) -> R
         at_once: int | None = None,
         on_finished: Callable[[str], None] = lambda run_path: None,
     ) -> dict[str, Exception]:
-        needed = model_bytes_of(recipes.values(), dataset_path, workers)
-        workers, num_at_once = fit_workers(workers, runs=len(recipes), model_bytes=needed)
-        num_at_once = min(num_at_once, at_once or num_at_once)
-        note_workers(list(recipes.values()), workers)
         scheduler = Asha(settings, next(iter(recipes.values())).train.epochs)
         for path in past:
             results = [_result(epoch, metric) for epoch in read_history(path).epochs]
             scheduler.add_past(path, results)
-        referee: Any = ray.remote(num_cpus=0)(Referee).remote()
-        with progress_board(len(recipes)) as board:
-            constants = {
-                "recipes": {
-                    path: (recipe.name, recipe.to_json()) for path, recipe in recipes.items()
-                },
-                "dataset": dataset_path,
-                "workers": workers,
-                "board": board,
-                "referee": referee,
-                "metric": metric,
-                "log_level": log.level(),
-            }
-            trial = tune.with_parameters(_Trial, constants=constants)
-            try:
-                return fit_trials(
-                    trial,
-                    list(recipes),
-                    num_at_once,
-                    on_finished=on_finished,
-                    scheduler=scheduler,
-                )
-            finally:
-                ray.kill(referee)
+        with (
+            trial_constants(recipes, dataset_path, workers, at_once) as (constants, num_at_once),
+            _referee() as referee,
+        ):
+            constants |= {"referee": referee, "metric": metric}
+            return fit_trials(
+                tune.with_parameters(_Trial, constants=constants),
+                list(recipes),
+                num_at_once,
+                on_finished=on_finished,
+                scheduler=scheduler,
+            )
 
     return run
+
+
+@contextmanager
+def _referee() -> Iterator[Any]:
+    referee: Any = ray.remote(num_cpus=0)(Referee).remote()
+    try:
+        yield referee
+    finally:
+        ray.kill(referee)
 
 
 class _Trial(tune.Trainable):

@@ -140,9 +140,24 @@ def run_recipes(
     Raises:
         UserError: the cluster has no room for even one run.
     """
+    with trial_constants(recipes, dataset_path, workers, at_once) as (constants, num_at_once):
+        trial = tune.with_parameters(_trial, constants=constants)
+        return fit_trials(trial, list(recipes), num_at_once, on_finished=on_finished)
+
+
+@contextmanager
+def trial_constants(
+    recipes: Mapping[str, Recipe], dataset_path: str, workers: Workers, at_once: int | None
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """What the trials of these runs are given, and how many of them run at a time.
+
+    A progress bar shows the steps of all runs in the meantime.
+
+    Raises:
+        UserError: the cluster has no room for even one run, or a node does not see the files.
+    """
     needed = model_bytes_of(recipes.values(), dataset_path, workers)
     workers, num_at_once = fit_workers(workers, runs=len(recipes), model_bytes=needed)
-    num_at_once = min(num_at_once, at_once or num_at_once)
     check_shared(shared_paths(dataset_path, *recipes))
     note_workers(list(recipes.values()), workers)
     with progress_board(len(recipes)) as board:
@@ -153,8 +168,7 @@ def run_recipes(
             "board": board,
             "log_level": log.level(),
         }
-        trial = tune.with_parameters(_trial, constants=constants)
-        return fit_trials(trial, list(recipes), num_at_once, on_finished=on_finished)
+        yield constants, min(num_at_once, at_once or num_at_once)
 
 
 def fit_trials(
