@@ -51,11 +51,10 @@ def score_search(plan: SearchPlan, errors: Mapping[str, BaseException]) -> Searc
 def ranked(record: SearchRecord) -> list[SearchRun]:
     """The runs, best first: finished ones, then those stopped early, then all others."""
 
-    def key(run: SearchRun) -> tuple[int, int, float, int]:
-        score = run.scores.get(record.metric)
+    def key(run: SearchRun) -> tuple[int, int, tuple[float, ...], int]:
         epochs = run.epochs if run.state == "stopped" else 0
-        missing = float("inf")
-        return _RANKS.index(run.state), -epochs, missing if score is None else -score, run.number
+        scores = _descending(run, record.metric)
+        return _RANKS.index(run.state), -epochs, scores, run.number
 
     return sorted(record.trials, key=key)
 
@@ -147,15 +146,16 @@ def _reason(error: BaseException) -> str:
 
 def _best(runs: Sequence[SearchRun], metric: str) -> SearchRun | None:
     """The finished run with the highest score, the first of those that are equal."""
-
-    def score(run: SearchRun) -> float:
-        value = run.scores.get(metric)
-        return float("-inf") if value is None else value
-
     finished = [
         run for run in runs if run.state == "finished" and run.scores.get(metric) is not None
     ]
-    return max(finished, key=score, default=None)
+    return min(finished, key=lambda run: _descending(run, metric), default=None)
+
+
+def _descending(run: SearchRun, metric: str) -> tuple[float, ...]:
+    """What sorts runs by the metric, and those that are equal by accuracy and mAP."""
+    scores = [run.scores.get(name) for name in (metric, "accuracy", "mAP")]
+    return tuple(float("inf") if score is None else -score for score in scores)
 
 
 def _edges(best: SearchRun, space: Space) -> list[str]:

@@ -22,6 +22,7 @@ from trainer.run.history import read_history
 from trainer.run.run_folder import read_run
 from trainer.studies.search.best import write_best
 from trainer.studies.search.record import SearchRecord, mark_stopped, read_record
+from trainer.studies.search.result import ranked
 from trainer.training.loop import train
 from trainer.training.world import World
 
@@ -118,6 +119,17 @@ def test_best_of_a_grid(search: Search, capsys: pytest.CaptureFixture[str]) -> N
     text = Path(search.output, "best.toml").read_text()
     assert_names(text, best, "train-fold1", "eval", "schedule.lr")
     assert member_paths(search.output) == [search.path(number) for number in (1, 2, 3)]
+
+
+def test_equal_scores_are_told_apart_by_the_other_metric(search: Search) -> None:
+    assert search.run(*GRID) == 0
+    record = search.record
+    scores = ((0.5, 0.6), (0.5, 0.7), (0.4, 0.9))
+    trials = [
+        replace(run, scores={**run.scores, "accuracy": accuracy, "mAP": precision})
+        for run, (accuracy, precision) in zip(record.trials, scores, strict=True)
+    ]
+    assert [run.number for run in ranked(replace(record, trials=trials))] == [2, 1, 3]
 
 
 def test_same_command_resumes(search: Search) -> None:
