@@ -8,8 +8,8 @@ skips finished ones.
 
 import io
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from typing import Any
 
 from ray import tune
