@@ -211,9 +211,12 @@ def _note_trained_on(members: "Sequence[Member]", choosing: "SplitClips") -> Non
     from trainer.run.run_folder import read_run
     from trainer.run.trained_on import note_trained_on
 
+    runs_by_note: dict[str, list[str]] = {}
     for run in dict.fromkeys(member.run for member in members):
         if note := note_trained_on(run, read_run(run), choosing.dataset, choosing.clips):
-            _logger.warning("--choose-on %s: of %s, %s", choosing.split, run, note)
+            runs_by_note.setdefault(note, []).append(run)
+    for note, runs in runs_by_note.items():
+        _logger.warning("--choose-on %s: of %s: %s", choosing.split, ", ".join(runs), note)
 
 
 STEP = Step(

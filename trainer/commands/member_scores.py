@@ -55,12 +55,15 @@ def complete_predictions(
     for run, weights in missing.values():
         check_evaluation(run, *place, weights)
     if missing:
-        from trainer.on_ray.train import run_evaluation
+        from trainer.on_ray.train import run_evaluations
 
+        _logger.info("evaluates on %s: %s", clips.name, ", ".join(missing))
         with session(arguments):
-            for number, (name, (run, weights)) in enumerate(missing.items(), start=1):
-                _logger.info("evaluates %s (%d of %d)", name, number, len(missing))
-                run_evaluation(
-                    run, *place, workers(arguments), weights, precision=precision, scores=scores
-                )
+            run_evaluations(
+                list(missing.values()),
+                *place,
+                workers(arguments),
+                precision=precision,
+                scores=scores,
+            )
     return clips

@@ -120,25 +120,50 @@ def run_evaluation(
         precision: what the model computes in; None: as in training.
         scores: what makes scores of its outputs; None: as in training.
     """
-    workers = fixed_workers(fit_workers(workers)[0])
-    check_shared(shared_paths(dataset_path, run_path))
-    recipe = read_recipe(run_path, read_run(run_path))
-    train = recipe.train
-    train = replace(
-        train, precision=precision or train.precision, scores=scores or train.score_function
+    run_evaluations(
+        [(run_path, weights)],
+        dataset_path,
+        split,
+        fold,
+        workers,
+        precision=precision,
+        scores=scores,
     )
-    recipe = replace(recipe, train=train)
-    note_precision({recipe.train.precision}, workers, "--precision")
+
+
+def run_evaluations(
+    runs: Sequence[tuple[str, Weights]],
+    dataset_path: str,
+    split: str,
+    fold: int,
+    workers: Workers,
+    *,
+    precision: Precision | None = None,
+    scores: ScoreFunction | None = None,
+) -> None:
+    """As `run_evaluation` for each of several run folders and weights, by the same workers."""
+    workers = fixed_workers(fit_workers(workers)[0])
+    check_shared(shared_paths(dataset_path, *dict.fromkeys(run for run, _ in runs)))
+    recipes = []
+    for run_path, _ in runs:
+        recipe = read_recipe(run_path, read_run(run_path))
+        train = recipe.train
+        train = replace(
+            train, precision=precision or train.precision, scores=scores or train.score_function
+        )
+        recipes.append(replace(recipe, train=train))
+    note_precision({recipe.train.precision for recipe in recipes}, workers, "--precision")
     config = {
-        "recipe": (recipe.name, recipe.to_json()),
-        "run": run_path,
+        "runs": [
+            (run_path, weights, recipe.name, recipe.to_json())
+            for (run_path, weights), recipe in zip(runs, recipes, strict=True)
+        ],
         "dataset": dataset_path,
         "split": split,
         "fold": fold,
-        "weights": weights,
         "threads": workers.cpus,
     }
-    _fit(_evaluate_worker, config, run_path, workers)
+    _fit(_evaluate_worker, config, runs[0][0], workers)
 
 
 def _fit(
@@ -252,13 +277,14 @@ def _train_worker(config: dict[str, Any]) -> None:
 
 
 def _evaluate_worker(config: dict[str, Any]) -> None:
-    name, settings = config["recipe"]
-    evaluate_run(
-        config["run"],
-        make_recipe(name, settings, where="recipe"),
-        open_dataset(config["dataset"]),
-        split=config["split"],
-        fold=config["fold"],
-        weights=config["weights"],
-        world=_world(config["threads"]),
-    )
+    dataset, world = open_dataset(config["dataset"]), _world(config["threads"])
+    for run_path, weights, name, settings in config["runs"]:
+        evaluate_run(
+            run_path,
+            make_recipe(name, settings, where="recipe"),
+            dataset,
+            split=config["split"],
+            fold=config["fold"],
+            weights=weights,
+            world=world,
+        )
