@@ -197,7 +197,13 @@ def test_jobs_run_steps_that_fit_their_workers(manifests: dict[str, Manifest]) -
                 requests = group["template"]["spec"]["containers"][0]["resources"]["requests"]
                 assert arguments.gpu
                 assert arguments.cpus_per_worker < int(requests["cpu"])
-                assert arguments.workers <= group["maxReplicas"]
+                assert max(arguments.workers) <= group["maxReplicas"]
+
+
+def test_ended_workers_have_time_for_a_checkpoint(manifests: dict[str, Manifest]) -> None:
+    """Ray waits 30 s after SIGTERM; Kubernetes kills the pod after its own time."""
+    for group in cluster_of(manifests["long-lived"])["workerGroupSpecs"]:
+        assert group["template"]["spec"]["terminationGracePeriodSeconds"] > 30
 
 
 def test_kueue_gets_jobs_of_a_fixed_size(manifests: dict[str, Manifest]) -> None:
