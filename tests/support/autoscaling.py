@@ -194,7 +194,7 @@ def _config(node_types: Mapping[str, NodeType], address: str, idle_s: float) -> 
 
 
 def _environment(site: Path, *, is_v2: bool) -> dict[str, str]:
-    without = ("RAY_", "PYTHONDONTWRITEBYTECODE", "AWS_")
+    without = ("RAY_", "PYTHONDONTWRITEBYTECODE", "AWS_", "CUDA_VISIBLE_DEVICES")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(without)}
     path = [str(site), str(PROJECT), *filter(None, [environment.get("PYTHONPATH")])]
     environment |= {
