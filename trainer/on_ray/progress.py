@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from types import FrameType
 from typing import Any
@@ -86,7 +86,7 @@ def progress_board(num_runs: int) -> Iterator[Any]:
     )
     thread.start()
     try:
-        with _stopping_once(is_stopping):
+        with _stopping_once(is_stopping, thread):
             yield board
     finally:
         is_over.set()
@@ -95,15 +95,18 @@ def progress_board(num_runs: int) -> Iterator[Any]:
 
 
 @contextmanager
-def _stopping_once(is_stopping: threading.Event) -> Iterator[None]:
-    """Take the first SIGTERM as a wish; a second one does what it did before."""
+def _stopping_once(is_stopping: threading.Event, thread: threading.Thread) -> Iterator[None]:
+    """Take the first SIGTERM as a wish, if `thread` still follows the runs.
+
+    Any other does what it did before.
+    """
     before = signal.getsignal(signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        if is_stopping.is_set():
+        if is_stopping.is_set() or not thread.is_alive():
             before(number, frame)
         is_stopping.set()
 
@@ -118,36 +121,50 @@ def _show_progress(
     board: Any, num_runs: int, is_over: threading.Event, is_stopping: threading.Event
 ) -> None:
     """The progress thread."""
-    # When the session ends during a run, the caller of the run says why.
-    with suppress(ray.exceptions.RayError):
-        runs: list[RunProgress] = []
-        waiting_since = time.monotonic()
-        while not runs:
-            if is_over.wait(REPORT_EVERY_S):
-                return
+    try:
+        _follow(board, num_runs, is_over, is_stopping)
+    except ray.exceptions.RayError:
+        # When the session ends during a run, the caller of the run says why.
+        if is_stopping.is_set():
+            _interrupt()
+
+
+def _follow(
+    board: Any, num_runs: int, is_over: threading.Event, is_stopping: threading.Event
+) -> None:
+    """Show the progress until it is over, or until there is nothing to stop."""
+    runs: list[RunProgress] = []
+    waiting_since = time.monotonic()
+    while not runs:
+        if is_over.wait(REPORT_EVERY_S):
+            return
+        runs = ray.get(board.get.remote())
+        if is_stopping.is_set() and not runs:
+            # There is nothing to save.
+            _interrupt()
+            return
+        if time.monotonic() - waiting_since > _SAY_WAITING_AFTER_S:
+            waiting_since = time.monotonic()
+            free = ray.available_resources()
+            _logger.info(
+                "still waiting for the first step: the workers are starting, or the cluster is "
+                "busy (%g CPUs, %g GPUs free)",
+                *(free.get("CPU", 0), free.get("GPU", 0)),
+            )
+    with ProgressBar("steps", _num_steps(runs, num_runs)) as bar:
+        ends_at = math.inf
+        while True:
+            now_over = is_over.wait(REPORT_EVERY_S)
             runs = ray.get(board.get.remote())
-            if is_stopping.is_set() and not runs:
-                # There is nothing to save.
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            bar.set_total(_num_steps(runs, num_runs))
+            bar.update(sum(run.step for run in runs), _notes(runs, num_runs))
+            if now_over:
                 return
-            if time.monotonic() - waiting_since > _SAY_WAITING_AFTER_S:
-                waiting_since = time.monotonic()
-                free = ray.available_resources()
-                _logger.info(
-                    "still waiting for the first step: the workers are starting, or the cluster is "
-                    "busy (%g CPUs, %g GPUs free)",
-                    *(free.get("CPU", 0), free.get("GPU", 0)),
-                )
-        with ProgressBar("steps", _num_steps(runs, num_runs)) as bar:
-            ends_at = math.inf
-            while True:
-                now_over = is_over.wait(REPORT_EVERY_S)
-                runs = ray.get(board.get.remote())
-                bar.set_total(_num_steps(runs, num_runs))
-                bar.update(sum(run.step for run in runs), _notes(runs, num_runs))
-                if now_over:
-                    return
-                ends_at = _stop(board, ends_at, is_stopping)
+            ends_at = _stop(board, ends_at, is_stopping)
+
+
+def _interrupt() -> None:
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 def _stop(board: Any, ends_at: float, is_stopping: threading.Event) -> float:
@@ -163,7 +180,7 @@ def _stop(board: Any, ends_at: float, is_stopping: threading.Event) -> float:
         _logger.warning("stopping by SIGTERM once the workers have written a checkpoint")
         return now + LEAVE_S
     if now > ends_at:
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        _interrupt()
         return now + LEAVE_S
     return ends_at
 

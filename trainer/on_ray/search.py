@@ -99,6 +99,7 @@ def run_with_asha(metric: str, settings: AshaSettings, past: Sequence[str]) -> R
                 list(recipes),
                 num_at_once,
                 on_finished=on_finished,
+                board=constants["board"],
                 scheduler=scheduler,
             )
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
@@ -142,7 +143,13 @@ def run_recipes(
     """
     with trial_constants(recipes, dataset_path, workers, at_once) as (constants, num_at_once):
         trial = tune.with_parameters(_trial, constants=constants)
-        return fit_trials(trial, list(recipes), num_at_once, on_finished=on_finished)
+        return fit_trials(
+            trial,
+            list(recipes),
+            num_at_once,
+            on_finished=on_finished,
+            board=constants["board"],
+        )
 
 
 @contextmanager
@@ -177,6 +184,7 @@ def fit_trials(
     num_at_once: int,
     *,
     on_finished: Callable[[str], None],
+    board: Any = None,
     scheduler: TrialScheduler | None = None,
 ) -> dict[str, Exception]:
     """Have Ray Tune run a trainable for each run folder, which is `config["run"]`.
@@ -186,6 +194,7 @@ def fit_trials(
         run_paths: folders, in the order in which the runs start.
         num_at_once: how many run at a time.
         on_finished: called with the folder of each run that ended well.
+        board: of the runs' progress, which knows whether they are told to stop.
         scheduler: what may stop runs early; None: nothing.
 
     Returns:
@@ -205,7 +214,7 @@ def fit_trials(
                 verbose=0,
                 # The run folders hold them.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[_Ends(on_finished)] if len(run_paths) > 1 else [],
+                callbacks=[_Ends(on_finished, board)] if len(run_paths) > 1 else [],
             ),
         )
         # Tune prints the experiment and its trials whatever `verbose` says.
@@ -219,8 +228,9 @@ def fit_trials(
 class _Ends(tune.Callback):
     """Follows, in this process, the ends of trials."""
 
-    def __init__(self, on_finished: Callable[[str], None]) -> None:
+    def __init__(self, on_finished: Callable[[str], None], board: Any) -> None:
         self._on_finished = on_finished
+        self._board = board
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """Called for a trial that ended well."""
@@ -228,6 +238,8 @@ class _Ends(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """Called for a trial that failed for good; the end of the command says why."""
+        if self._board is not None and ray.get(self._board.is_stopping.remote()):
+            return
         _logger.warning("%s failed; the other runs go on", run_name(trial.config["run"]))
 
 

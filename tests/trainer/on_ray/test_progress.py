@@ -67,7 +67,7 @@ def test_progress_names_every_run_even_before_all_report() -> None:
 
 
 def receive_sigterm_twice(is_stopping: threading.Event) -> None:
-    with one_interrupt(), ray_progress._stopping_once(is_stopping):
+    with one_interrupt(), ray_progress._stopping_once(is_stopping, threading.main_thread()):
         signal.raise_signal(signal.SIGTERM)
         assert is_stopping.is_set()
         signal.raise_signal(signal.SIGTERM)
@@ -78,6 +78,17 @@ def test_first_sigterm_is_a_wish_and_the_second_interrupts() -> None:
     with pytest.raises(KeyboardInterrupt):
         receive_sigterm_twice(threading.Event())
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def receive_sigterm() -> None:
+    lost = threading.Thread()
+    with one_interrupt(), ray_progress._stopping_once(threading.Event(), lost):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_first_sigterm_interrupts_if_nothing_follows_the_runs_any_more() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        receive_sigterm()
 
 
 def test_board_is_told_to_stop_once_and_the_step_interrupted_when_time_is_up(
