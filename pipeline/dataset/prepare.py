@@ -20,6 +20,7 @@ from pipeline.dataset.prepare_summary import PrepareSummary
 from pipeline.dataset.prepared import remove_card
 from pipeline.dataset.resume import clear_damaged, discard_parts, remove_unfinished
 from pipeline.manifest.manifest import Manifest
+from pipeline.on_ray.metrics import prepare_gauges
 from pipeline.on_ray.settings import WAIT_FOR_NODES_S
 from pipeline.on_ray.shared_files import SharedPaths
 from pipeline.on_ray.tasks import TASK_MEMORY_BYTES, run_tasks
@@ -134,13 +135,26 @@ def _build(specs: Sequence[ShardSpec], usage: Usage, job: BuildJob, how: _Tasks)
     done = total - sum(usage.num_used(spec.name) for spec in specs)
     rate = Rate()
     num_rejects = 0
-    with ProgressBar("clips", total, json_lines=how.json_logs) as bar:
+    with (
+        ProgressBar("clips", total, json_lines=how.json_logs) as bar,
+        prepare_gauges(job.output) as gauges,
+    ):
         bar.update(done)
+        gauges.set({"ast_prepare_clips": done, "ast_prepare_num_clips": total})
         for result in tasks:
             done += usage.num_used(result["shard"])
             num_rejects += result["num_rejects"]
             rate.add(result["num_clips"], result["fetched_bytes"])
-            bar.update(done, figures={**rate.figures(total - done), "rejected": num_rejects})
+            figures = rate.figures(total - done)
+            bar.update(done, figures={**figures, "rejected": num_rejects})
+            gauges.set(
+                {
+                    "ast_prepare_clips": done,
+                    "ast_prepare_rejects": num_rejects,
+                    "ast_prepare_clips_per_s": figures["clips/s"],
+                    "ast_prepare_bytes_per_s": figures["MB/s"] * 1e6,
+                }
+            )
 
 
 def _task(fields: dict[str, Any], job: BuildJob) -> dict[str, Any]:

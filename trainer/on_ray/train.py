@@ -11,7 +11,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from trainer.model.settings import Precision
 from trainer.on_ray.actors import Failures
 from trainer.on_ray.environment import environment
 from trainer.on_ray.memory import model_bytes_of
+from trainer.on_ray.metrics import run_gauges, values_of
 from trainer.on_ray.notices import reason
 from trainer.on_ray.progress import Reporter, progress_board
 from trainer.on_ray.settings import Workers
@@ -39,6 +40,7 @@ from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.run.leaving import StoppedError
 from trainer.run.run_folder import read_recipe, read_run
+from trainer.run.run_progress import RunProgress
 from trainer.run.writer import alone_in
 from trainer.training.evaluate_run import evaluate_run
 from trainer.training.loop import train
@@ -260,20 +262,28 @@ def _world(threads: int) -> World:
 def _train_worker(config: dict[str, Any]) -> None:
     name, settings = config["recipe"]
     referee, reporter = config["referee"], Reporter(config["board"])
+    world = _world(config["threads"])
 
     def go_on(result: EpochResult) -> bool:
         answer: bool = ray.get(referee.ask.remote(config["run"], result))
         return answer
 
-    train(
-        make_recipe(name, settings, where="recipe"),
-        open_dataset(config["dataset"]),
-        config["run"],
-        world=_world(config["threads"]),
-        report=reporter.report,
-        asked=lambda: reason() or reporter.asked(),
-        go_on=go_on if referee else None,
-    )
+    with run_gauges(config["run"]) if world.is_first else nullcontext() as gauges:
+
+        def report(progress: RunProgress) -> None:
+            reporter.report(progress)
+            if gauges is not None:
+                gauges.set(values_of(progress))
+
+        train(
+            make_recipe(name, settings, where="recipe"),
+            open_dataset(config["dataset"]),
+            config["run"],
+            world=world,
+            report=report,
+            asked=lambda: reason() or reporter.asked(),
+            go_on=go_on if referee else None,
+        )
 
 
 def _evaluate_worker(config: dict[str, Any]) -> None:

@@ -18,6 +18,9 @@ Scores = Literal["", "sigmoid", "softmax"]
 Selection = Literal["", "accuracy", "mAP"]
 
 
+Tracker = Literal["", "mlflow", "wandb"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainSettings:
     """Loss, length, batches, precision, FSDP, divergence, logging and checkpoints of a run."""
@@ -61,6 +64,9 @@ class TrainSettings:
     """Steps between two points of the loss curve."""
     checkpoint_every_s: float = 300.0
     """Longest time between checkpoints within an epoch, in seconds; each epoch ends with one."""
+    tracker: Tracker = ""
+    """`mlflow` or `wandb`: also send settings and curves there, with each checkpoint; empty: to
+    TensorBoard's files alone. A resumed run may change it."""
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -69,6 +75,7 @@ class TrainSettings:
             ("precision", Precision),
             ("sharding", Sharding),
             ("select_by", Selection),
+            ("tracker", Tracker),
         ):
             if getattr(self, name) not in get_args(kind):
                 raise SettingValueError(

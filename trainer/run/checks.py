@@ -18,6 +18,7 @@ from trainer.recipe.recipe import Recipe
 from trainer.recipe.warnings import recipe_warnings
 from trainer.run.history import is_finished, read_history
 from trainer.run.run_folder import RunInfo, check_same_run, first_difference, read_run
+from trainer.run.trackers.checks import check_tracker
 from trainer.run.writer import alone_in, check_can_write
 from trainer.scores.predictions import metrics_path, predictions_name, predictions_path
 
@@ -54,6 +55,7 @@ def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> tuple[bo
     weights = recipe.model.weights_file
     if weights and not (is_begun or storage.exists(weights) or storage.list_files(weights)):
         raise UserError("model.weights_file", f"{weights} does not exist")
+    check_tracker(recipe.train.tracker, run_path)
     with alone_in(run_path):  # refused before Ray starts; the training itself holds the lock
         pass
     return False, warnings + recipe_warnings(recipe, data)

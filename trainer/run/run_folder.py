@@ -35,6 +35,7 @@ MAY_DIFFER = {
     "train.micro_batch_size",
     "train.log_every_steps",
     "train.checkpoint_every_s",
+    "train.tracker",
 }
 """Settings that may change when a run is resumed: they change the result by rounding at most."""
 _REMEDY = "restore it, or remove the run and start it again"

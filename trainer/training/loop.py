@@ -52,6 +52,7 @@ from trainer.run.history import reopen, write_history
 from trainer.run.run_folder import check_same_data, describe_run, write_run
 from trainer.run.skipped_steps import DivergedError
 from trainer.run.tensorboard_log import TensorBoardLog
+from trainer.run.trackers.follow import start_tracker
 from trainer.run.writer import remove_unfinished, take_over, writing
 from trainer.scores.metrics import METRICS, evaluate_scores
 from trainer.scores.predictions import Source, from_scores, predictions_name, write_predictions
@@ -99,6 +100,7 @@ def train(
             data, weights cannot be loaded, or the training has diverged.
     """
     run = _set_up(recipe, dataset, run_path, world, report, asked)
+    finished = False
     try:
         evaluation = None
         while run.progress.epoch <= recipe.train.epochs:
@@ -113,10 +115,13 @@ def train(
                     return
         # A resumed run that had no epoch left to train has no evaluation yet.
         _write_results(run, evaluation or _evaluate(run))
+        finished = True
     finally:
         run.background.close()
         if run.log is not None:
             run.log.close()
+        if run.tracker is not None:
+            run.tracker.close(finished=finished)
 
 
 def _set_up(
@@ -160,6 +165,7 @@ def _set_up(
         train_loader=make_loader(data.train),
         eval_loader=make_loader(data.evaluation),
         log=None,
+        tracker=None,
         token=token,
         report=report,
         asked=asked,
@@ -171,6 +177,9 @@ def _set_up(
         restore(run, saved)
     if world.is_first:
         run.log = TensorBoardLog(run_path, run.progress.step)
+        run.tracker = start_tracker(recipe, run_path)
+        if run.tracker is not None and saved is not None:
+            run.tracker.follow(saved.progress.copy())
     return run
 
 

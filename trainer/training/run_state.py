@@ -28,6 +28,7 @@ from trainer.run.history import write_history
 from trainer.run.leaving import LeavingError
 from trainer.run.run_progress import RunProgress
 from trainer.run.tensorboard_log import TensorBoardLog
+from trainer.run.trackers.follow import TrackerThread
 from trainer.run.writer import writing
 from trainer.training.fsdp import load_model, load_optimiser, shard_like, whole_copy
 from trainer.training.step import Learner
@@ -59,6 +60,8 @@ class Run:
     eval_loader: Loader
     log: TensorBoardLog | None
     """On the first rank."""
+    tracker: TrackerThread | None
+    """On the first rank, if the recipe names one."""
     token: str
     """Identifies the first rank as the writer of the run folder."""
     report: Report
@@ -171,3 +174,5 @@ def _write(run: Run, saved: Checkpoint, needed_epochs: Collection[int]) -> None:
         write_history(run.path, saved.progress, finished=False)
         if needed_epochs:
             remove_other_epochs(run.path, needed_epochs)
+    if run.tracker is not None:
+        run.tracker.follow(saved.progress)
