@@ -36,6 +36,7 @@ WITH_RAY = {
     "test_asha",
     "test_doors",
     "test_elastic",
+    "test_from_zero",
     "test_losses",
     "test_jobs",
     "test_nodes",
