@@ -6,7 +6,8 @@ import logging
 from pipeline.commands.step import Step, positive
 from recipes import find_recipe
 from trainer.commands.options import add_training_options
-from trainer.commands.several_runs import add_several_options, train_all
+from trainer.commands.several_runs import add_several_options, train_scored
+from trainer.studies.shared import NotScored
 
 _logger = logging.getLogger(__name__)
 
@@ -27,14 +28,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_several_options(parser)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    if arguments.seeds:
-        _repeat(arguments)
-    else:
-        _cross_validate(arguments)
+def run(arguments: argparse.Namespace) -> int:
+    not_scored = _repeat(arguments) if arguments.seeds else _cross_validate(arguments)
+    return 1 if not_scored.failed else 0
 
 
-def _repeat(arguments: argparse.Namespace) -> None:
+def _repeat(arguments: argparse.Namespace) -> NotScored:
     from rich.console import Console
 
     from trainer.studies.repeated_validation import make_table, plan_seeds, score_seeds
@@ -48,22 +47,24 @@ def _repeat(arguments: argparse.Namespace) -> None:
         seeds=arguments.seeds,
     )
     recipes = {path: recipe for folds in plan.values() for path, recipe in folds.items()}
-    diverged = train_all(recipes, arguments, recipes)
-    Console().print(make_table(score_seeds(plan, arguments.out, diverged)))
+    not_scored = train_scored(recipes, arguments, recipes)
+    Console().print(make_table(score_seeds(plan, arguments.out, not_scored)))
+    return not_scored
 
 
-def _cross_validate(arguments: argparse.Namespace) -> None:
+def _cross_validate(arguments: argparse.Namespace) -> NotScored:
     from rich.console import Console
 
     from trainer.studies.cross_validation import make_table, plan_folds, score_folds
 
     recipe = find_recipe(arguments.recipe)
     plan = plan_folds(recipe, arguments.set, arguments.data, arguments.out, arguments.folds)
-    diverged = train_all(plan.recipes, arguments, plan.scored)
-    Console().print(make_table(score_folds(plan.scored, arguments.out, diverged)))
+    not_scored = train_scored(plan.recipes, arguments, plan.scored)
+    Console().print(make_table(score_folds(plan.scored, arguments.out, not_scored)))
     if plan.left_out:
         names = " ".join(folder.rpartition("/")[2] for folder in plan.left_out)
         _logger.warning("not in the table, as not finished: %s", names)
+    return not_scored
 
 
 STEP = Step(

@@ -10,8 +10,9 @@ from pipeline.errors import UserError
 from recipes import find_recipe
 from trainer.commands.member_scores import complete_predictions
 from trainer.commands.options import add_training_options
-from trainer.commands.several_runs import Outcome, add_several_options, train_members
+from trainer.commands.several_runs import add_several_options, train_scored
 from trainer.studies.ensemble.settings import Average, ChoiceMetric, Outputs
+from trainer.studies.shared import NotScored
 
 if TYPE_CHECKING:
     from trainer.studies.ensemble.clips import SplitClips
@@ -107,16 +108,16 @@ def run(arguments: argparse.Namespace) -> int:
         are_scored=_are_own_clips(arguments),
     )
     sets = None if _are_own_clips(arguments) else _open_sets(arguments, plan)
-    outcome = _train(arguments, plan) if plan.recipes else Outcome(diverged=[], failed={})
+    not_scored = _train(arguments, plan) if plan.recipes else NotScored()
     left_out = former_members(plan.runs, arguments.out)
-    Console().print(make_table(_score(arguments, plan, outcome, sets)))
+    Console().print(make_table(_score(arguments, plan, not_scored, sets)))
     if left_out:
         _logger.warning(
             "previous members that are no longer included: %s; name them by --seeds, --variant or "
             "--runs to include them",
             " ".join(left_out),
         )
-    return 1 if outcome.failed else 0
+    return 1 if not_scored.failed else 0
 
 
 def _check_choice(arguments: argparse.Namespace) -> None:
@@ -134,7 +135,7 @@ def _are_own_clips(arguments: argparse.Namespace) -> bool:
     return not names_data and all(value is None for value in others)
 
 
-def _train(arguments: argparse.Namespace, plan: "EnsemblePlan") -> Outcome:
+def _train(arguments: argparse.Namespace, plan: "EnsemblePlan") -> NotScored:
     from trainer.run.history import is_finished
     from trainer.studies.ensemble.growing import GrowingEnsemble
     from trainer.studies.ensemble.members import MemberClips
@@ -143,7 +144,7 @@ def _train(arguments: argparse.Namespace, plan: "EnsemblePlan") -> Outcome:
     for run_path in plan.runs:
         if is_finished(run_path):
             growing.start_with(run_path)
-    return train_members(plan.recipes, arguments, plan.runs, growing.add)
+    return train_scored(plan.recipes, arguments, plan.runs, growing.add)
 
 
 def _open_sets(
@@ -174,15 +175,15 @@ def _open_sets(
 def _score(
     arguments: argparse.Namespace,
     plan: "EnsemblePlan",
-    outcome: Outcome,
+    not_scored: NotScored,
     sets: "tuple[SplitClips, SplitClips | None] | None",
 ) -> "EnsembleResult":
     from trainer.studies.ensemble.cumulative import write_cumulative
     from trainer.studies.ensemble.members import MemberClips, make_members
-    from trainer.studies.ensemble.score import Choosing, NotScored, score_ensemble
+    from trainer.studies.ensemble.score import Choosing, score_ensemble
 
-    missing = {*outcome.diverged, *outcome.failed}
-    members = make_members([run for run in plan.runs if run not in missing], arguments.outputs)
+    scored = [run for run in plan.runs if run not in not_scored.runs]
+    members = make_members(scored, arguments.outputs)
     choosing = None
     if sets is None:
         clips = MemberClips(name=plan.name)
@@ -202,7 +203,7 @@ def _score(
         arguments.out,
         average=arguments.average,
         choosing=choosing,
-        not_scored=NotScored(diverged=outcome.diverged, failed=outcome.failed),
+        not_scored=not_scored,
     )
 
 

@@ -3,7 +3,7 @@
 import argparse
 import logging
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from cluster.commands.session_options import session
@@ -13,20 +13,12 @@ from pipeline.errors import UserError, last_line
 from trainer.commands.options import workers
 from trainer.on_ray.settings import Workers
 from trainer.recipe.recipe import Recipe
+from trainer.studies.shared import NotScored
 
 if TYPE_CHECKING:  # it loads Ray
     from trainer.on_ray.tune import RunRecipes
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """Runs that have no scores."""
-
-    diverged: list[str]
-    failed: dict[str, str]
-    """Why, in one line, by run folder."""
 
 
 def add_several_options(parser: argparse.ArgumentParser) -> None:
@@ -75,33 +67,12 @@ def workers_of_each(arguments: argparse.Namespace) -> Workers:
     return replace(of_each, use_gpu=True, gpus=share)
 
 
-def train_all(
-    recipes: dict[str, Recipe], arguments: argparse.Namespace, scored: Collection[str]
-) -> list[str]:
-    """Train the runs; returns those that diverged, with a warning of each.
-
-    If others fail, or if none of the runs to score is left, prints the error of each run that
-    failed, but raises the last.
-
-    Args:
-        recipes: of the runs to train, by their folders.
-        arguments: of the command.
-        scored: folders of all runs to score.
-    """
-    errors = train_runs(recipes, arguments)
-    diverged = _diverged(errors)
-    if len(diverged) < len(errors) or not set(scored) - errors.keys():
-        raise_last(list(errors.values()))
-    _warn_of(diverged)
-    return list(errors)
-
-
-def train_members(
+def train_scored(
     recipes: dict[str, Recipe],
     arguments: argparse.Namespace,
     scored: Collection[str],
-    on_finished: Callable[[str], None],
-) -> Outcome:
+    on_finished: Callable[[str], None] = lambda run_path: None,
+) -> NotScored:
     """Train the runs, any of which may fail: prints the error of each that did.
 
     If none of the runs to score is left, raises the last error.
@@ -120,7 +91,7 @@ def train_members(
     for error in failed.values():
         print_error(error)
     _warn_of(diverged)
-    return Outcome(
+    return NotScored(
         diverged=list(diverged), failed={run: _reason(error) for run, error in failed.items()}
     )
 

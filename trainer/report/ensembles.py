@@ -1,7 +1,7 @@
 """Ensembles for the report.
 
 In: folders with an `ensemble.json`. Out: a row of scores for each clip set that an ensemble was
-scored on, how its members were chosen, and the runs that failed.
+scored on, and how its members were chosen.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,6 @@ from trainer.report.runs import Row, run_names
 from trainer.scores.metrics import METRICS
 from trainer.scores.predictions import read_metrics
 from trainer.studies.ensemble.result import FILE, EnsembleResult, read_result
-from trainer.studies.shared import resolve_run
 
 
 def read_ensembles(folders: Sequence[str]) -> list[Row]:
@@ -58,19 +57,6 @@ def ensemble_notes(folders: Sequence[str]) -> list[str]:
                 f"pick{'s' * (num_picks > 1)} with replacement: {counts}."
             )
     return notes
-
-
-def failed_runs(folders: Sequence[str]) -> dict[str, str]:
-    """Runs that an ensemble names as failed, and why.
-
-    Raises:
-        UserError: an `ensemble.json` is damaged.
-    """
-    return {
-        resolve_run(one.run, folder): one.reason
-        for _, folder, result in _results(folders)
-        for one in result.failed
-    }
 
 
 def _results(folders: Sequence[str]) -> list[tuple[str, str, EnsembleResult]]:

@@ -23,7 +23,7 @@ from trainer.run.run_folder import DataInfo, RunInfo, read_recipe, read_run
 from trainer.run.skipped_steps import read_bad_steps
 from trainer.scores.metrics import METRICS, ClassMetrics
 from trainer.scores.predictions import ScoredClips, metrics_path, read_metrics
-from trainer.studies.shared import check_result, read_diverged, read_runs
+from trainer.studies.shared import check_result, read_diverged, read_failed, read_runs
 
 _OF_TRAINING = {"augment", "sampler", "schedule", "optimiser", "averaging", "train"}
 """Sections whose settings had no effect on an imported model."""
@@ -244,7 +244,7 @@ def member_paths(folder: str) -> list[str]:
     """
     if storage.exists(storage.join(folder, "run.json")):
         return [folder]
-    results = [storage.join(folder, f"{name}.json") for name in _STUDIES]
+    results = _results(folder)
     for result in results:
         check_result(result)
     if scored := list(dict.fromkeys(itertools.chain.from_iterable(map(read_runs, results)))):
@@ -257,8 +257,15 @@ def member_paths(folder: str) -> list[str]:
 
 def diverged_paths(folder: str) -> list[str]:
     """The runs that an ensemble or a cross-validation in a folder names as diverged."""
-    results = [storage.join(folder, f"{name}.json") for name in _STUDIES]
-    return list(dict.fromkeys(itertools.chain.from_iterable(map(read_diverged, results))))
+    return list(dict.fromkeys(itertools.chain.from_iterable(map(read_diverged, _results(folder)))))
+
+
+def failed_paths(folder: str) -> dict[str, str]:
+    """The runs that an ensemble or a cross-validation in a folder names as failed, and why."""
+    failed: dict[str, str] = {}
+    for result in _results(folder):
+        failed |= read_failed(result)
+    return failed
 
 
 def run_names(paths: Sequence[str]) -> list[str]:
@@ -273,3 +280,7 @@ def run_names(paths: Sequence[str]) -> list[str]:
 
 def _setting(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _results(folder: str) -> list[str]:
+    return [storage.join(folder, f"{name}.json") for name in _STUDIES]

@@ -13,10 +13,11 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.pages import page
 from pipeline.pages.plots import Plot
-from trainer.report.ensembles import ensemble_notes, failed_runs, read_ensembles
+from trainer.report.ensembles import ensemble_notes, read_ensembles
 from trainer.report.runs import (
     Row,
     diverged_paths,
+    failed_paths,
     load_run,
     member_paths,
     run_names,
@@ -53,7 +54,7 @@ def write_report(runs: list[str], *, output: str | None = None) -> str:
     sections = make_sections(loaded) | {
         "ensembles": read_ensembles(folders),
         "ensemble_notes": ensemble_notes(folders),
-        "failed": failed_runs(folders),
+        "failed": {path: why for folder in folders for path, why in failed_paths(folder).items()},
         "diverged": list(itertools.chain.from_iterable(map(diverged_paths, folders))),
     }
     page.write_page(target, _TEMPLATE, sections, _plots(sections))

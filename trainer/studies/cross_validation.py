@@ -22,7 +22,8 @@ from trainer.run.history import is_finished, read_history
 from trainer.run.run_folder import check_folder, check_same_run
 from trainer.studies.shared import (
     Figures,
-    diverged_cells,
+    NotScored,
+    cells_without_scores,
     figures_over_runs,
     refuse_override,
     runs_to_json,
@@ -44,6 +45,8 @@ class CrossValidation:
     """Scores of each fold after every epoch; all have the same number of epochs."""
     diverged: list[int] = field(default_factory=list)
     """Folds whose runs diverged, and have no scores."""
+    failed: list[int] = field(default_factory=list)
+    """Folds whose runs failed otherwise."""
 
     @property
     def num_epochs(self) -> int:
@@ -171,28 +174,28 @@ def with_finished(
 
 
 def score_folds(
-    recipes: Mapping[str, Recipe], output: str, diverged: Sequence[str] = ()
+    recipes: Mapping[str, Recipe], output: str, not_scored: NotScored | None = None
 ) -> CrossValidation:
     """Read the finished runs of `fold_recipes` and write `cross_validation.json` to `output`.
 
-    `diverged`: folders of those runs that have no scores.
+    `not_scored`: those of these runs that have no scores.
 
     Raises:
         UserError: a run's curves are damaged.
     """
+    not_scored = not_scored or NotScored()
+    scored = [path for path in recipes if path not in not_scored.runs]
     losses = {recipe.train.loss for recipe in recipes.values()}
     result = CrossValidation(
         metric="accuracy" if losses == {"ce"} else "mAP",
-        folds={
-            recipe.data.fold: _read_curve(path)
-            for path, recipe in recipes.items()
-            if path not in diverged
-        },
-        diverged=[recipes[path].data.fold for path in diverged],
+        folds={recipes[path].data.fold: _read_curve(path) for path in scored},
+        diverged=[recipes[path].data.fold for path in not_scored.diverged],
+        failed=[recipes[path].data.fold for path in not_scored.failed],
     )
     document = {
-        "runs": runs_to_json([path for path in recipes if path not in diverged], output),
-        "diverged": runs_to_json(diverged, output),
+        "runs": runs_to_json(scored, output),
+        "diverged": runs_to_json(not_scored.diverged, output),
+        "failed": [asdict(one) for one in not_scored.failed_to_json(output)],
         "metric": result.metric,
         "last_epoch": result.last.to_json(),
         "picked_epoch": result.picked.to_json(),
@@ -215,8 +218,9 @@ def make_table(result: CrossValidation) -> Table:
     for fold in result.folds:
         of_last, of_picked = (table_cells(scores.folds[str(fold)]) for scores in (last, picked))
         table.add_row(f"fold {fold}", *of_last, *of_picked)
-    for fold in result.diverged:
-        table.add_row(f"fold {fold}", *diverged_cells(2 * len(FIGURES)))
+    for state, folds in (("diverged", result.diverged), ("failed", result.failed)):
+        for fold in folds:
+            table.add_row(f"fold {fold}", *cells_without_scores(state, 2 * len(FIGURES)))
     table.add_section()
     table.add_row("mean", *table_cells(last.mean), *table_cells(picked.mean))
     table.add_row("standard deviation", *table_cells(last.std), *table_cells(picked.std))

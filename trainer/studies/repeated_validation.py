@@ -27,7 +27,8 @@ from trainer.studies.cross_validation import (
 from trainer.studies.ensemble.plan import with_seed
 from trainer.studies.shared import (
     Figures,
-    diverged_cells,
+    NotScored,
+    cells_without_scores,
     figures_over_runs,
     refuse_override,
     runs_to_json,
@@ -63,6 +64,8 @@ class RepeatedValidation:
     seeds: dict[int, CrossValidation]
     diverged: list[int] = field(default_factory=list)
     """Seeds of which a run diverged: the mean of their other folds would not compare."""
+    failed: list[int] = field(default_factory=list)
+    """Other seeds of which a run failed."""
 
     @property
     def last(self) -> SeedScores:
@@ -113,27 +116,35 @@ def plan_seeds(
 
 
 def score_seeds(
-    recipes: Mapping[int, Mapping[str, Recipe]], output: str, diverged: Sequence[str] = ()
+    recipes: Mapping[int, Mapping[str, Recipe]], output: str, not_scored: NotScored | None = None
 ) -> RepeatedValidation:
     """Read the finished runs of `plan_seeds` and write the result, and each seed's, to `output`.
 
     Args:
-        diverged: folders of those runs that have no scores.
+        not_scored: those of these runs that have no scores.
 
     Raises:
-        UserError: a run's curves are damaged, or every seed has a run that diverged.
+        UserError: a run's curves are damaged, or every seed has a run without scores.
     """
-    incomplete = [seed for seed, runs in recipes.items() if set(runs) & set(diverged)]
-    complete = {seed: runs for seed, runs in recipes.items() if seed not in incomplete}
+    not_scored = not_scored or NotScored()
+    states = {
+        seed: "diverged" if runs.keys() & set(not_scored.diverged) else "failed"
+        for seed, runs in recipes.items()
+        if runs.keys() & not_scored.runs
+    }
+    complete = {seed: runs for seed, runs in recipes.items() if seed not in states}
     if not complete:
-        raise UserError(output, "of every seed, a run diverged", "lower schedule.lr")
+        remedy = "lower schedule.lr" if not_scored.diverged else "see the errors of the runs"
+        raise UserError(output, "of every seed, a run diverged or failed", remedy)
     result = RepeatedValidation(
         seeds={seed: score_folds(runs, _folder(output, seed)) for seed, runs in complete.items()},
-        diverged=incomplete,
+        diverged=[seed for seed, state in states.items() if state == "diverged"],
+        failed=[seed for seed, state in states.items() if state == "failed"],
     )
     document = {
         "runs": runs_to_json([path for runs in complete.values() for path in runs], output),
-        "diverged": runs_to_json(diverged, output),
+        "diverged": runs_to_json(not_scored.diverged, output),
+        "failed": [asdict(one) for one in not_scored.failed_to_json(output)],
         "last_epoch": result.last.to_json(),
         "picked_epoch": result.picked.to_json(),
     }
@@ -156,8 +167,9 @@ def make_table(result: RepeatedValidation) -> Table:
     for seed in result.seeds:
         figures = (scores.seeds[str(seed)] for scores in (last, picked))
         table.add_row(str(seed), *(cell for each in figures for cell in table_cells(each)))
-    for seed in result.diverged:
-        table.add_row(str(seed), *diverged_cells(2 * len(FIGURES)))
+    for state, seeds in (("diverged", result.diverged), ("failed", result.failed)):
+        for seed in seeds:
+            table.add_row(str(seed), *cells_without_scores(state, 2 * len(FIGURES)))
     table.add_section()
     table.add_row("mean", *table_cells(last.mean), *table_cells(picked.mean))
     table.add_row("standard deviation", *table_cells(last.std), *table_cells(picked.std))

@@ -4,7 +4,7 @@ In: overrides, run folders, and the scores of each run. Out: an error for an ove
 with an option; run folders as a result's JSON names them; mean and standard deviation; table cells.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -53,6 +53,12 @@ def read_diverged(result_path: str) -> list[str]:
     return _folders(result_path, "diverged")
 
 
+def read_failed(result_path: str) -> dict[str, str]:
+    """Why runs failed, by their folders, as `read_runs`."""
+    failed = _read(result_path).failed
+    return {resolve_run(one.run, _folder(result_path)): one.reason for one in failed}
+
+
 def check_result(result_path: str) -> None:
     """Check that a result names its runs, if there is one.
 
@@ -64,13 +70,28 @@ def check_result(result_path: str) -> None:
 
 
 def _folders(result_path: str, key: str) -> list[str]:
+    names: list[str] = getattr(_read(result_path), key)
+    return [resolve_run(name, _folder(result_path)) for name in names]
+
+
+def _folder(result_path: str) -> str:
+    return result_path.rpartition("/")[0]
+
+
+def _read(result_path: str) -> "_Members":
     try:
-        members = storage.parse_document(storage.read_bytes(result_path), _Members)
+        return storage.parse_document(storage.read_bytes(result_path), _Members)
     except (FileNotFoundError, storage.DocumentError):
-        return []
-    folder = result_path.rpartition("/")[0]
-    names: list[str] = getattr(members, key)
-    return [resolve_run(name, folder) for name in names]
+        return _Members(runs=[])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FailedRun:
+    """A run in a result that has no scores, as its training failed."""
+
+    run: str
+    reason: str
+    """In one line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +100,27 @@ class _Members:
 
     runs: list[str]
     diverged: list[str] = field(default_factory=list)
+    failed: list[FailedRun] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NotScored:
+    """Runs that a result names, but that have no scores, by their folders."""
+
+    diverged: Sequence[str] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Those that failed otherwise, and why, in one line."""
+
+    @property
+    def runs(self) -> set[str]:
+        """All of them."""
+        return {*self.diverged, *self.failed}
+
+    def failed_to_json(self, output: str) -> list[FailedRun]:
+        """The failed runs as a result in `output` names them."""
+        runs = runs_to_json([*self.failed], output)
+        reasons = self.failed.values()
+        return [FailedRun(run=run, reason=why) for run, why in zip(runs, reasons, strict=True)]
 
 
 def figures_over_runs(runs: Sequence[Figures]) -> tuple[Figures, Figures]:
@@ -91,9 +133,9 @@ def figures_over_runs(runs: Sequence[Figures]) -> tuple[Figures, Figures]:
     return means, {name: deviation for name, (_, deviation) in both.items()}
 
 
-def diverged_cells(num_cells: int) -> list[str]:
-    """The cells of a run that diverged, and so has no scores."""
-    return ["diverged", *["-"] * (num_cells - 1)]
+def cells_without_scores(state: str, num_cells: int) -> list[str]:
+    """The cells of a run that has none: it diverged or failed."""
+    return [state, *["-"] * (num_cells - 1)]
 
 
 def table_cells(figures: Figures) -> list[str]:

@@ -128,6 +128,7 @@ def test_scores_come_from_the_runs(dataset: PreparedDataset, tmp_path: Path) -> 
     assert written == {
         "runs": ["fold-1", "fold-2"],
         "diverged": [],
+        "failed": [],
         "metric": "accuracy",
         "last_epoch": result.last.to_json(),
         "picked_epoch": result.picked.to_json(),

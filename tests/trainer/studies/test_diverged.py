@@ -93,6 +93,33 @@ def test_cross_validation_without_the_folds_that_diverged(
     assert (result["runs"], result["diverged"]) == (["fold-2"], ["fold-1"])
 
 
+@pytest.mark.parametrize("seeds", [[], ["--seeds", "0", "1"]])
+def test_cross_validation_without_the_folds_that_failed(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], seeds: list[str]
+) -> None:
+    """The table has the others, the status is 1, and the same command trains the rest."""
+    runs = f"{tmp_path}/runs"
+    fold = f"{runs}/seed-1/fold-1" if seeds else f"{runs}/fold-1"
+    damaged = Path(fold, "checkpoints", "step-00000006.pt")
+    storage.write_bytes(str(damaged), b"")
+    assert ray_job.main(["cross-validate", *command, *seeds]) == 1
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert_error_line(line, f"{fold}/checkpoints", "damaged")
+    row = "1 │ failed │ - │ - │ - │" if seeds else "fold 1 │ failed │ - │ - │ - │"
+    assert row in " ".join(printed.out.split())
+    name = "repeated_cross_validation.json" if seeds else "cross_validation.json"
+    ((failed),) = storage.read_json(f"{runs}/{name}")["failed"]
+    assert failed["run"] == fold.removeprefix(f"{runs}/")
+    assert_names(failed["reason"], "damaged")
+    assert f"{fold} failed" in Path(write_report([runs])).read_text()
+
+    damaged.unlink()
+    assert ray_job.main(["cross-validate", *command, *seeds]) == 0
+    assert "failed" not in capsys.readouterr().out
+    assert storage.read_json(f"{runs}/{name}")["failed"] == []
+
+
 def test_if_all_diverge_it_is_an_error(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ from trainer.studies.repeated_validation import (
     plan_seeds,
     score_seeds,
 )
+from trainer.studies.shared import NotScored
 from trainer.training.loop import train
 from trainer.training.world import World
 
@@ -107,9 +108,9 @@ def test_each_seed_has_a_folder_of_folds(
     assert result.last.std["mAP"] == pytest.approx(statistics.stdev(precisions))
     assert member_paths(out) == [path for runs in plan.values() for path in runs]
     first = f"{out}/seed-0/fold-1"
-    assert score_seeds(plan, out, [first]).diverged == [0]
+    assert score_seeds(plan, out, NotScored(diverged=[first])).diverged == [0]
     with refused(out, "diverged", remedy="schedule.lr"):
-        score_seeds(plan, out, [first, f"{out}/seed-3/fold-2"])
+        score_seeds(plan, out, NotScored(diverged=[first], failed={f"{out}/seed-3/fold-2": "why"}))
 
 
 def test_unsuitable_seeds_are_refused(

@@ -11,7 +11,7 @@ from pipeline import storage
 from pipeline.errors import UserError
 from trainer.studies.ensemble.members import Member
 from trainer.studies.ensemble.settings import Average, ChoiceMetric, Outputs
-from trainer.studies.shared import Figures, read_runs, resolve_run
+from trainer.studies.shared import FailedRun, Figures, read_runs, resolve_run
 
 FILE = "ensemble.json"
 _REMEDY = "run the ensemble's command again"
@@ -28,15 +28,6 @@ class MemberEntry:
     outputs: Outputs = "last"
     count: storage.Count = 1
     """How often it counts in the mean; 0: not at all."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FailedRun:
-    """A run that would be a member, had its training not failed."""
-
-    run: str
-    reason: str
-    """In one line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

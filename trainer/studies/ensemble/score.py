@@ -5,7 +5,7 @@ In: members; the clips that are reported, and those to choose on, if asked. Out:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from pipeline import storage
 from trainer.scores.metrics import METRICS, Metrics, evaluate_scores
@@ -19,13 +19,12 @@ from trainer.studies.ensemble.result import (
     ChoiceResult,
     Ensemble,
     EnsembleResult,
-    FailedRun,
     MemberEntry,
     PaperEnsemble,
     PickEntry,
 )
 from trainer.studies.ensemble.settings import Average, ChoiceMetric
-from trainer.studies.shared import Figures, figures_over_runs, runs_to_json
+from trainer.studies.shared import Figures, NotScored, figures_over_runs, runs_to_json
 
 _Predicted = Mapping[str, Predictions]
 """Predictions of members by their names."""
@@ -39,15 +38,6 @@ class Choosing:
     metric: ChoiceMetric = "mAP"
     clips: MemberClips
     """Those to choose on."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NotScored:
-    """Runs that a result names, but that have no scores."""
-
-    diverged: Sequence[str] = ()
-    failed: Mapping[str, str] = field(default_factory=dict)
-    """Why, by run folder."""
 
 
 def score_ensemble(
@@ -90,7 +80,7 @@ def score_ensemble(
         runs=runs_to_json(list(dict.fromkeys(member.run for member in members)), output),
         name=clips.name,
         diverged=runs_to_json(not_scored.diverged, output),
-        failed=_failed(not_scored, output),
+        failed=not_scored.failed_to_json(output),
         average=average,
         entries=_entries(members, counts, output),
         members=scores,
@@ -135,12 +125,6 @@ def figures_of(predictions: Predictions) -> Figures:
 
 def _headline(metrics: Metrics) -> Figures:
     return {name: getattr(metrics, name) for name in METRICS}
-
-
-def _failed(not_scored: NotScored, output: str) -> list[FailedRun]:
-    runs = runs_to_json([*not_scored.failed], output)
-    reasons = not_scored.failed.values()
-    return [FailedRun(run=run, reason=why) for run, why in zip(runs, reasons, strict=True)]
 
 
 def _entries(

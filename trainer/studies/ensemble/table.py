@@ -8,7 +8,7 @@ from rich.table import Table
 from pipeline.terminal.tables import titled
 from trainer.scores.metrics import METRICS
 from trainer.studies.ensemble.result import EnsembleResult, PaperEnsemble
-from trainer.studies.shared import Figures, diverged_cells, figures_over_runs, table_cells
+from trainer.studies.shared import Figures, cells_without_scores, figures_over_runs, table_cells
 
 _OF = {"scores": "", "logits": ", mean of logits", "ranks": ", mean of ranks"}
 
@@ -23,9 +23,10 @@ def make_table(result: EnsembleResult) -> Group:
     of_all = "" if counts is None else f" of {len(result.members)}"
     title = f"Ensemble of {num_members}{of_all} on {result.name}{_OF[result.average]}"
     table = _member_table(result.members, counts)
-    missing = {run: diverged_cells(len(METRICS)) for run in result.diverged}
-    missing |= {one.run: ["failed", *["-"] * (len(METRICS) - 1)] for one in result.failed}
-    for run, cells in missing.items():
+    states = dict.fromkeys(result.diverged, "diverged")
+    states |= {one.run: "failed" for one in result.failed}
+    for run, state in states.items():
+        cells = cells_without_scores(state, len(METRICS))
         table.add_row(run.rpartition("/")[2], *_count(counts, ""), *cells)
     _add_mean(table, counts, result.mean, result.std)
     table.add_section()
