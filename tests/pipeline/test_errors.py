@@ -22,6 +22,7 @@ from pipeline.errors import (
     one_line,
 )
 from pipeline.manifest.layouts.hdf5_audio import DamagedPackError
+from pipeline.on_ray.nodes import NoSuchNodeError
 from pipeline.shards.fetch import DamagedContainerError
 from pipeline.shards.plan import DamagedPlanError
 from pipeline.storage.documents import DocumentError
@@ -32,6 +33,7 @@ from pipeline.storage.faults import (
     TooLargeError,
 )
 from pipeline.storage.paths import UnusableKeyError
+from trainer.run.leaving import LeavingError, StoppedError
 from trainer.run.skipped_steps import DivergedError
 
 
@@ -72,6 +74,9 @@ ERRORS = [
     SettingValueError("lr", "must be above 0, got -1"),
     DamagedPlanError("plan.json", ValueError("cut off"), "0f1e"),
     DivergedError("runs/a", "the loss is nan", "lower schedule.lr"),
+    LeavingError(120, "the node ends"),
+    StoppedError("runs/a", "stopped", "run the same command again"),
+    NoSuchNodeError("", "no room for 2 workers", "lower --workers"),
     RejectError("decode", "cut short"),
     TooLargeError("a.wav: 3 bytes, at most 2 are read"),
     UnreachableError("http://head:8265", "no job server answers", "check --address"),
