@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from pipeline.errors import UserError
 from trainer.scores.predictions import Predictions, Source
@@ -106,7 +107,7 @@ def to_values(member: Predictions, average: Average) -> Values:
     if average == "scores":
         return scores
     if average == "ranks":
-        return _midranks(scores) / len(scores)
+        return np.asarray(rankdata(scores, axis=0)) / len(scores)
     if member.source.score_function == "softmax":
         return np.asarray(np.log(np.maximum(scores, LOWEST)))
     scores = scores.clip(LOWEST, HIGHEST)
@@ -142,14 +143,3 @@ def warn_of_saturation(members: Mapping[str, Predictions]) -> None:
 def _sigmoid(logits: Values) -> Values:
     powers = np.exp(-np.abs(logits))
     return np.asarray(np.where(logits >= 0, 1, powers) / (1 + powers))
-
-
-def _midranks(scores: Values) -> Values:
-    """For each class, the rank of each clip from 1; ties share the mean of their ranks."""
-    ranks = np.empty_like(scores)
-    for column, values in enumerate(scores.T):
-        ordered = np.sort(values)
-        num_below = np.searchsorted(ordered, values, side="left")
-        num_not_above = np.searchsorted(ordered, values, side="right")
-        ranks[:, column] = (num_below + num_not_above + 1) / 2
-    return ranks
