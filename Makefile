@@ -26,7 +26,7 @@ test-all: .venv/ready browser azurite kustomize slurm
 
 .PHONY: test-with-ray test-without-ray
 test-with-ray:
-	$(BIN)/python -m pytest -m "ray and ($(SELECTION))"
+	$(BIN)/python -m pytest --durations=20 -m "ray and ($(SELECTION))"
 
 test-without-ray:
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and ($(SELECTION))"
