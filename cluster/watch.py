@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cluster import signals
 from cluster.machine import memory_kills
 from cluster.program import print_error
 from pipeline.errors import UserError
@@ -66,11 +67,18 @@ class Watch:
             self.error = self._explain(ended[0], processes[ended[0]])
             with Path(os.devnull).open("wb") as nowhere:
                 os.dup2(nowhere.fileno(), 2)
-            for _ in range(2):
-                # A training takes the first for a wish to stop, which its workers cannot fulfil.
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-                if self._is_over.wait(_AGAIN_AFTER_S):
-                    break
+            main = threading.main_thread().ident or 0
+            handler = signal.getsignal(signal.SIGTERM)
+            signal.pthread_kill(main, signal.SIGTERM)
+            # A training takes the first for a wish to stop, which its workers cannot fulfil. Where
+            # the first has begun the clean-up, another could kill this process in the middle.
+            is_wish = callable(handler) and handler.__module__ != signals.__name__
+            if (
+                is_wish
+                and not self._is_over.wait(_AGAIN_AFTER_S)
+                and signal.getsignal(signal.SIGTERM) is handler
+            ):
+                signal.pthread_kill(main, signal.SIGTERM)
             if not self._is_over.wait(_GIVE_UP_S):
                 os.dup2(self._stderr, 2)
                 print_error(self.error)
