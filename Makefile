@@ -10,7 +10,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Ray tests run one after another, in parallel with the rest. A file's tests stay in one process.
+# Four processes: half of Ray's tests is waiting. A file's tests stay in one process, and the files that
+# take longest come first (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 TESTS := @$(MAKE) --no-print-directory -j2 test-with-ray test-without-ray SELECTION
 
 .PHONY: demo test test-all check lint format hooks wheel clean
@@ -21,15 +23,15 @@ demo: .venv/ready
 test: .venv/ready browser azurite kustomize
 	$(TESTS)="not slow"
 
-test-all: .venv/ready browser azurite kustomize slurm
+test-all: .venv/ready browser azurite kustomize slurm espeak
 	$(TESTS)="slow or not slow"
 
 .PHONY: test-with-ray test-without-ray
 test-with-ray:
-	$(BIN)/python -m pytest --durations=20 -m "ray and ($(SELECTION))"
+	$(PYTEST) -m "ray and ($(SELECTION))"
 
 test-without-ray:
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and ($(SELECTION))"
+	$(PYTEST) -m "not ray and ($(SELECTION))"
 
 check: lint test
 
@@ -82,3 +84,7 @@ kustomize:
 .PHONY: slurm
 slurm:
 	@sh tests/install_slurm.sh
+
+.PHONY: espeak
+espeak:
+	@sh tests/install_espeak.sh

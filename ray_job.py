@@ -24,6 +24,8 @@ from trainer.commands import (
     import_checkpoint,
     report,
     search,
+    serve,
+    tag,
     train,
 )
 
@@ -43,6 +45,8 @@ STEPS = (
     report.STEP,
     import_checkpoint.STEP,
     export.STEP,
+    tag.STEP,
+    serve.STEP,
     submit_step(lambda command: make_parser().parse_args(command)),
     list_jobs.STEP,
     logs.STEP,

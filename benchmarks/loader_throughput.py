@@ -29,6 +29,7 @@ from pipeline.audio.stored_audio import encode_flac
 from pipeline.fbank_settings import FbankSettings
 from pipeline.shards.tar import Fbank, ShardWriter
 from trainer.data.batch import Batch
+from trainer.data.clip_columns import ClipIds, ClipLabels, ClipShards
 from trainer.data.clips import ClipSet, StoredAudio
 from trainer.data.epoch_plan import EpochPlan, plan_epoch
 from trainer.data.loader import Loader
@@ -92,12 +93,12 @@ def make_shards(folder: str, num_clips: int, stored: Sequence[Fbank | bytes]) ->
             file.commit()
     return ClipSet(
         name="train",
-        ids=[str(number) for number in range(num_clips)],
-        shards=shards,
+        ids=ClipIds.of([str(number) for number in range(num_clips)]),
+        shards=ClipShards.of(shards),
         offset_bytes=np.array(offsets),
         size_bytes=np.array(sizes),
         xxh3=np.array(checksums, dtype=np.uint64),
-        label_indices=[[0]] * num_clips,
+        label_indices=ClipLabels.of([[0]] * num_clips),
         common=np.zeros(num_clips, dtype=np.bool_),
         labels=["noise"],
         num_mels=NUM_MELS,
@@ -108,7 +109,8 @@ def make_shards(folder: str, num_clips: int, stored: Sequence[Fbank | bytes]) ->
 def move(clips: ClipSet, old: str, new: str) -> ClipSet:
     """The same clips under another path."""
     fields = {name: getattr(clips, name) for name in ClipSet.__slots__}
-    return ClipSet(**fields | {"shards": [shard.replace(old, new) for shard in clips.shards]})
+    paths = [path.replace(old, new) for path in clips.shards.paths]
+    return ClipSet(**fields | {"shards": clips.shards.moved(paths)})
 
 
 def compare_local(clips: ClipSet, audio: ClipSet, rounds: int) -> None:
@@ -132,7 +134,7 @@ def compare_local(clips: ClipSet, audio: ClipSet, rounds: int) -> None:
 
 def stream(clips: ClipSet) -> Iterator[Tensor]:
     """Batches of stock webdataset, padded to the input of AST, float32."""
-    paths = sorted(set(clips.shards))
+    paths = sorted(clips.shards.paths)
     stored = webdataset.WebDataset(paths, shardshuffle=False).decode().to_tuple("npy")
     for (fbanks,) in stored.batched(BATCH_SIZE):
         x = torch.zeros(len(fbanks), INPUT_FRAMES, NUM_MELS)

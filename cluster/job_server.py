@@ -9,15 +9,18 @@ URL, else http://127.0.0.1:8265. For a server with token authentication, set `RA
 and `RAY_AUTH_TOKEN` (or `RAY_AUTH_TOKEN_PATH`, or `~/.ray/auth_token`); Ray sends the token.
 """
 
+import http.client
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
+from cluster.program import program_name
 from cluster.ray_noise import quiet_loggers
 from cluster.session import TOKEN_HINT
 from pipeline.errors import UserError
@@ -58,7 +61,7 @@ class JobServer(JobSubmissionClient):
             raise UnreachableError(
                 self._address,
                 f"no job server answers ({reason(error)})",
-                "check --address and that the cluster is up",
+                "check --address, with the port (8265, as a rule), and that the cluster is up",
             ) from error
 
     def _refusal(self, text: str) -> UserError:
@@ -74,13 +77,18 @@ class JobServer(JobSubmissionClient):
         # An internal error's text is a traceback, whose last line with words is the reason.
         lines = [line.strip() for line in response.text.splitlines() if re.search(r"\w", line)]
         last = lines[-1] if lines else f"refused with status {response.status_code}"
-        raise UserError(self._address, f"{re.sub('^[A-Za-z_.]+(Error|Exception): ', '', last)}")
+        what = re.sub("^[A-Za-z_.]+(Error|Exception): ", "", last)
+        is_unknown = response.status_code == 404 and what.startswith("Job ")
+        remedy = f"{program_name()} jobs lists all" if is_unknown else ""
+        raise UserError(self._address, what, remedy)
 
 
 def reason(error: BaseException) -> str:
     """The text of an error, or of its innermost cause, in one line of at most 200 characters."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
+    if isinstance(error, http.client.BadStatusLine):
+        return "what listens there does not speak HTTP"
     text = "".join(char if char.isprintable() else " " for char in str(error))
     text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
@@ -100,7 +108,7 @@ def connect(address: str | None) -> JobServer:
     try:
         return JobServer(url)
     except AuthenticationError as error:
-        raise UserError(url, "RAY_AUTH_MODE is token, but no token is set", TOKEN_HINT) from error
+        raise _no_token(url, os.environ) from error
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise UserError(url, f"not a Ray job server ({reason(error)})") from error
     finally:
@@ -108,6 +116,14 @@ def connect(address: str | None) -> JobServer:
             del os.environ["RAY_API_SERVER_ADDRESS"]
         else:
             os.environ["RAY_API_SERVER_ADDRESS"] = before
+
+
+def _no_token(url: str, environ: Mapping[str, str]) -> UserError:
+    """Ray asks for a token, and finds none."""
+    path = environ.get("RAY_AUTH_TOKEN_PATH", "")
+    if path and not environ.get("RAY_AUTH_TOKEN") and not Path(path).is_file():
+        return UserError("RAY_AUTH_TOKEN_PATH", f"no file {path}", "put the server's token there")
+    return UserError(url, "RAY_AUTH_MODE is token, but no token is set", TOKEN_HINT)
 
 
 def _server_url(address: str | None, environ: Mapping[str, str]) -> str:

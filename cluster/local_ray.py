@@ -28,6 +28,8 @@ def variables() -> dict[str, str]:
         **({} if given or disabled else {"RAY_AUTH_TOKEN": _TOKEN}),
         # An idle worker for each CPU takes memory, and saves no time.
         "RAY_prestart_worker_first_driver": "0",
+        # A watch for nodes that are about to be shut down: this one ends with this process.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         # Tasks that Ray itself kills for lack of memory; otherwise it repeats them for ever.
         "RAY_task_oom_retries": "3",
     }

@@ -1,11 +1,14 @@
-"""Tell of lost nodes of the connected cluster, one line each."""
+"""Tell of lost nodes of the connected cluster, one line each, during a step of many small tasks."""
 
 import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import ray
+
+from pipeline.threads import beside
 
 _logger = logging.getLogger(__name__)
 
@@ -18,21 +21,17 @@ _UNEXPECTED = 2
 @contextmanager
 def telling_of_lost_nodes() -> Iterator[None]:
     """Log a warning for each node that is lost while the block runs."""
-    is_over = threading.Event()
-    known = set(_lost())
-    thread = threading.Thread(target=_follow, args=(known, is_over), name="nodes", daemon=True)
-    thread.start()
-    try:
+    with beside(partial(_follow, set(_lost())), name="nodes"):
         yield
-    finally:
-        is_over.set()
-        thread.join(timeout=10)
 
 
 def _follow(known: set[str], is_over: threading.Event) -> None:
     # Where the control service does not answer, the step itself says so.
     with suppress(ray.exceptions.RayError, OSError, RuntimeError):
-        while not is_over.wait(_LOOK_EVERY_S):
+        is_last = False
+        while not is_last:
+            # The last look comes after the step: what it had to do again may have been its last.
+            is_last = is_over.wait(_LOOK_EVERY_S)
             lost = _lost()
             for node in lost.keys() - known:
                 _logger.warning("node %s is lost; its work starts again elsewhere", lost[node])

@@ -22,6 +22,13 @@ _SKIPPED_LINES = "|".join(
         r"^\*\*\* .* \*\*\*$",
         r"\(\S*\+0x[0-9a-f]+\) \[0x[0-9a-f]+\]",
         r"^(PC: |\s*)@\s+0x[0-9a-f]+",
+        # Between and after these.
+        r"^\s*$",
+        r"^\[\w+\.cc : \d+\] RAW: ",
+        # What Python prints of a process that crashes. (In a traceback, a comma follows the line.)
+        r"^(Fatal Python error|Extension modules): ",
+        r"^((Current t|T)hread 0x[0-9a-f]+|Stack) .*\(most recent call first\)",
+        r"^  File \".*\", line \d+ in\b",
     )
 )
 """Parts of messages that Ray sends to the driver, line by line."""

@@ -15,11 +15,13 @@ Workers can import the installed package. For code that is not installed, Ray pa
 of the script that was run, the working folder and `PYTHONPATH`, but nothing else of `sys.path`.
 """
 
+import importlib
 import logging
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from urllib.parse import urlsplit
 
 import ray
@@ -48,7 +50,13 @@ _JOINING = {
 
 
 @contextmanager
-def connect(*, address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
+def connect(
+    *,
+    address: str | None = None,
+    num_cpus: int | None = None,
+    tells_of_lost_nodes: bool = False,
+    loading: Sequence[str] = (),
+) -> Iterator[None]:
     """Use a Ray session for the length of a `with` block.
 
     A session that this process already has is used as it is and left running.
@@ -57,6 +65,10 @@ def connect(*, address: str | None = None, num_cpus: int | None = None) -> Itera
         address: `host:port` of a cluster that this machine is a node of, `auto` for the one that
             runs here, `local` for a local session. None: `RAY_ADDRESS`, else local.
         num_cpus: CPUs of a local session; None: all of the machine.
+        tells_of_lost_nodes: whether to log each lost node; the workers of a training do it
+            themselves, with what it cost.
+        loading: modules that the block needs and that take seconds to import; they are while Ray
+            starts.
 
     Raises:
         UserError: the cluster cannot be reached or refuses, or an argument is invalid.
@@ -69,17 +81,26 @@ def connect(*, address: str | None = None, num_cpus: int | None = None) -> Itera
     variables = local_ray.variables() if target == "local" else _JOINING
     with _environment(variables), ending_with_ray() as watch, one_interrupt() as handle_signals:
         try:
-            if target == "local":
-                local_ray.start(num_cpus)
-                watch.follow()
-            else:
-                _join(target, num_cpus)
+            with _imported_beside(loading):
+                if target == "local":
+                    local_ray.start(num_cpus)
+                    watch.follow()
+                else:
+                    _join(target, num_cpus)
             handle_signals()
-            with telling_of_lost_nodes():
+            with telling_of_lost_nodes() if tells_of_lost_nodes else nullcontext():
                 yield
         finally:
             watch.expect_end()
             ray.shutdown()
+
+
+@contextmanager
+def _imported_beside(modules: Sequence[str]) -> Iterator[None]:
+    """Import modules in a thread beside the block; whoever needs one that fails gets the error."""
+    with ThreadPoolExecutor(1, thread_name_prefix="imports") as pool:
+        pool.map(importlib.import_module, modules)
+        yield
 
 
 def _join(address: str, num_cpus: int | None) -> None:

@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 
 PROGRAM = "ray_job.py"
 PACKAGES = ("pipeline", "trainer", "cluster", "recipes")
-SUFFIXES = (".py", ".jinja", ".css", ".csv", ".js", ".toml")
+SUFFIXES = (".py", ".jinja", ".css", ".csv", ".html", ".js", ".toml")
 """Of the program's files; others in its packages are not uploaded."""
 RECIPE_FOLDER = "recipe"
 """Folder, in a job, of a recipe that does not come with the program."""

@@ -1,6 +1,7 @@
 """Exceptions that users see as one line, not as a traceback, and any exception as one line."""
 
 import copy
+from collections.abc import Sequence
 from typing import Self
 
 
@@ -78,6 +79,18 @@ def check_at_most(settings: object, highest: float, *names: str) -> None:
         value = getattr(settings, name)
         if any(number > highest for number in (value if isinstance(value, tuple) else (value,))):
             raise SettingValueError(name, f"must be at most {highest:,}, got {value}")
+
+
+def check_one_of(settings: object, choices: Sequence[str], *names: str) -> None:
+    """Check settings that have a few values.
+
+    Raises:
+        SettingValueError: one has another; the message names all that there are.
+    """
+    for name in names:
+        if (value := getattr(settings, name)) not in choices:
+            known = ", ".join(map(repr, choices))
+            raise SettingValueError(name, f"must be one of {known}, got {value!r}")
 
 
 def one_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import settings
 
 from cluster.ray_noise import skip_lines_of_workers
+from tests.support.faulty_proxy import FaultyProxy, faulty_proxy
 
 # The program does this first, but some tests import Ray before they call it.
 skip_lines_of_workers()
@@ -34,6 +36,7 @@ DATA_VARIABLE = "AST_RAY_TEST_DATA"
 
 WITH_RAY = {
     "test_asha",
+    "test_coming_and_going",
     "test_doors",
     "test_elastic",
     "test_from_zero",
@@ -51,8 +54,25 @@ WITH_RAY = {
 """Files whose tests start Ray; in others those do that ask for `session` or are marked."""
 
 
+LONG = (
+    "test_slurm", "test_coming_and_going", "test_elastic", "test_from_zero", "test_losses",
+    "test_faults", "test_own_disks", "test_nodes", "test_stories", "test_train", "test_tune",
+    "test_rehearsal", "test_prepare",
+    "test_own_data", "test_tag_bucket",
+    "test_events", "test_mutations", "test_storage_sweep", "test_fuzz_decode", "test_gpu_script",
+)  # fmt: skip
+"""Files that take minutes: those that mostly wait, then those that compute."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let processes side by side take the longest files first, so that they end together."""
+    num_tests = Counter(item.path for item in items)
+    ranks = {name: rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: (ranks.get(item.path.stem, len(LONG)), -num_tests[item.path]))
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark the tests that `make test` runs serially, beside the rest, and give them time."""
+    """Mark the tests that `make test` runs in processes apart from the rest; give them time."""
     if item.path.stem in WITH_RAY or "session" in getattr(item, "fixturenames", ()):
         item.add_marker(pytest.mark.ray)
     # What takes seconds takes minutes on a busy machine.
@@ -178,6 +198,15 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     make_bucket(bucket)
     yield bucket
     forget_clients()
+
+
+@pytest.fixture
+def proxy(s3: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """The proxy between this process and the bucket `s3`; at first it passes everything on."""
+    with faulty_proxy(s3_endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        forget_clients()
+        yield proxy
 
 
 def make_bucket(bucket: str) -> None:

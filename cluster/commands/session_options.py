@@ -1,6 +1,8 @@
 """Options of every step that runs on Ray, and the session for them."""
 
 import argparse
+import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 from pipeline.commands.step import positive
@@ -23,8 +25,24 @@ def add_session_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def session(arguments: argparse.Namespace) -> AbstractContextManager[None]:
-    """A Ray session, which connects when it is entered."""
+def has_cluster(arguments: argparse.Namespace) -> bool:
+    """Whether `session` joins a cluster, and does not start a Ray on this machine."""
+    address = arguments.address or os.environ.get("RAY_ADDRESS") or "local"
+    return bool(address != "local")
+
+
+def session(
+    arguments: argparse.Namespace,
+    *,
+    tells_of_lost_nodes: bool = False,
+    loading: Sequence[str] = (),
+) -> AbstractContextManager[None]:
+    """A Ray session, which connects when it is entered: see `cluster.session.connect`."""
     from cluster.session import connect
 
-    return connect(address=arguments.address, num_cpus=arguments.num_cpus)
+    return connect(
+        address=arguments.address,
+        num_cpus=arguments.num_cpus,
+        tells_of_lost_nodes=tells_of_lost_nodes,
+        loading=loading,
+    )

@@ -10,12 +10,14 @@ from pathlib import Path
 from cluster.commands.job_options import add_server_option
 from pipeline.commands.step import Step
 from pipeline.errors import UserError
-from pipeline.storage.paths import is_remote
+from pipeline.storage.paths import absolute, is_remote
 from recipes import find_recipe
 
 _logger = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).resolve().parents[2]
+_TRAINING_STEPS = ("train", "ensemble", "cross-validate", "search")
+"""Steps with a recipe and settings, which can be checked before the job is sent."""
 
 
 def submit_step(parse: Callable[[Sequence[str]], argparse.Namespace]) -> Step:
@@ -26,8 +28,12 @@ def submit_step(parse: Callable[[Sequence[str]], argparse.Namespace]) -> Step:
         recipe = None
         if command:
             # Mistakes in the step's options are reported here, before anything runs on the cluster.
-            given = getattr(parse(command), "recipe", None)
-            recipe = _recipe_to_upload(given, arguments.working_dir)
+            step = parse(command)
+            if step.command == "submit":
+                raise UserError("submit -- submit", "a job cannot submit jobs", "name one step")
+            recipe = _recipe_to_upload(getattr(step, "recipe", None), arguments.working_dir)
+            _check_output(step, command)
+            _check_settings(step, arguments.working_dir)
         if arguments.working_dir_exclude and not arguments.working_dir:
             raise UserError("--working-dir-exclude", "needs --working-dir")
         return (_print_rayjob if arguments.kuberay else _submit)(arguments, command, recipe)
@@ -170,6 +176,50 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_server_option(parser)
 
 
+def _check_output(step: argparse.Namespace, command: Sequence[str]) -> None:
+    """Refuse to write into the job's own folder, which goes with the job.
+
+    Raises:
+        UserError: `--out` is relative to it.
+    """
+    output = getattr(step, "out", None)
+    if not output or is_remote(output):
+        return
+    # The parser has made `output` absolute here: look how it was given.
+    values = [value for item in command for value in (item, item.partition("=")[2]) if value]
+    if not any(value.startswith(("/", "~")) and absolute(value) == output for value in values):
+        raise UserError(
+            "--out",
+            f"{os.path.relpath(output)} would be in the job's own folder, which goes with the job",
+            "give a path in a bucket, or the absolute one on a disk that all nodes share",
+        )
+
+
+def _check_settings(step: argparse.Namespace, working_dir: str | None) -> None:
+    """Check a recipe and the settings of a step that trains; a recipe that is not here is passed.
+
+    Raises:
+        UserError: the recipe or a setting is invalid.
+    """
+    if step.command not in _TRAINING_STEPS or not step.recipe or is_remote(step.recipe):
+        return
+    from trainer.recipe.parse import load_recipe
+
+    own = _in_working_dir(step.recipe, working_dir)
+    if own is not None:
+        load_recipe(str(own), step.set)
+    elif Path(step.recipe).is_file() or not Path(step.recipe).is_absolute():
+        load_recipe(find_recipe(step.recipe), step.set)
+
+
+def _in_working_dir(given: str, working_dir: str | None) -> Path | None:
+    """The file that a relative path names in the folder, if there is one."""
+    if not working_dir or Path(given).is_absolute():
+        return None
+    path = Path(working_dir) / given
+    return path if path.is_file() else None
+
+
 def _recipe_to_upload(given: str | None, working_dir: str | None) -> str | None:
     """The recipe of a job if it is a local file.
 
@@ -180,7 +230,7 @@ def _recipe_to_upload(given: str | None, working_dir: str | None) -> str | None:
     """
     if given is None or is_remote(given):
         return None
-    if working_dir and not Path(given).is_absolute() and (Path(working_dir) / given).is_file():
+    if _in_working_dir(given, working_dir) is not None:
         return None
     if Path(given).is_file():
         return given

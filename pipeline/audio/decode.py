@@ -11,9 +11,10 @@ before the cut can be used.
 """
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -83,40 +84,69 @@ def decode_audio(
         RejectError: the file is empty, cannot be decoded, is cut short or outside the limits, has
             no samples in the stretch, or has samples that are not finite or far outside [-1, 1].
     """
-    if not data:
-        raise RejectError("decode", "the file is empty")
     try:
-        data = without_id3(data)
-        kind = kind_of(data)
-        if kind is None:
-            raise RejectError("decode", "cannot be decoded (no known kind of audio file)")
-        structure = examine(data, kind)
-        if settings.strict and structure.repairs:
-            raise RejectError("decode", "cut short or damaged")
-        blocks = _read_blocks(structure, kind, settings, start_s or 0.0, end_s)
+        structure, kind = examined(data, settings)
+        blocks = read_blocks(
+            structure, kind, start_s or 0.0, end_s, partial(_check_limits, settings)
+        )
         with closing(blocks):
-            return _join(blocks, settings, sample_rate_hz, "; ".join(structure.repairs) or None)
+            return _join(blocks, settings, sample_rate_hz, repairs_of(structure))
     except (RejectError, MemoryError):
         raise
     except Exception as error:
-        # Decoders answer broken files in many ways. Whichever it is, only this clip is lost.
-        reason = f"cannot be decoded ({type(error).__name__} in a decoder)"
-        raise RejectError("decode", reason) from error
+        raise as_reject(error) from error
 
 
-def _read_blocks(
+def examined(data: bytes, settings: DecodeSettings) -> tuple[Structure, Kind]:
+    """The parts of a file, and its kind.
+
+    Raises:
+        RejectError: the file is empty or of no known kind, or odd and the settings are strict.
+    """
+    if not data:
+        raise RejectError("decode", "the file is empty")
+    data = without_id3(data)
+    kind = kind_of(data)
+    if kind is None:
+        raise RejectError("decode", "cannot be decoded (no known kind of audio file)")
+    structure = examine(data, kind)
+    if settings.strict and structure.repairs:
+        raise RejectError("decode", "cut short or damaged")
+    return structure, kind
+
+
+def repairs_of(structure: Structure) -> str | None:
+    """What is odd about a file, in words; None if nothing."""
+    return "; ".join(structure.repairs) or None
+
+
+def as_reject(error: Exception) -> RejectError:
+    """Decoders answer broken files in many ways. Whichever it is, only this clip is lost."""
+    return RejectError("decode", f"cannot be decoded ({type(error).__name__} in a decoder)")
+
+
+def read_blocks(
     structure: Structure,
     kind: Kind,
-    settings: DecodeSettings,
     start_s: float,
     end_s: float | None,
+    check: Callable[[int, int, int], None],
 ) -> Generator[Block, None, None]:
-    """The stretch's samples, from the decoder for this kind."""
+    """A stretch's samples, from the decoder for this kind; an error after all before a fault.
+
+    Args:
+        structure: of the file.
+        kind: of the file.
+        start_s: where the stretch starts.
+        end_s: where it ends; None: at the end of the file.
+        check: called with sample rate, samples per channel and channels, if a header has them,
+            before anything is decoded; raises if they are out of range.
+    """
     recordings, is_cut, _ = structure
     data = recordings[0]
     is_single_flac = kind == "flac" and len(recordings) == 1
     if is_single_flac and start_s == 0 and end_s is None:
-        block = flac.read_flac(data, min(_BLOCK_VALUES, settings.max_values))
+        block = flac.read_flac(data, _BLOCK_VALUES)
         if block is not None:
             yield block
             return
@@ -132,53 +162,98 @@ def _read_blocks(
         yield from ffmpeg.read_blocks(recordings, kind, start_s, end_s, is_cut=is_cut)
         return
     with stretch.file:
-        _check_limits(settings, stretch.rate_hz, stretch.num_frames, stretch.num_channels)
+        check(stretch.rate_hz, stretch.num_frames, stretch.num_channels)
+        yield from stretch.read_blocks()
         if stretch.reaches_end and is_cut:
             raise RejectError("decode", "cut short or damaged")
-        yield from stretch.read_blocks()
 
 
 def _join(
     blocks: Iterator[Block], settings: DecodeSettings, sample_rate_hz: int, repaired: str | None
 ) -> Decoded:
-    """The blocks as one waveform, mixed down and resampled block by block."""
+    """The blocks as one waveform."""
+    mixer = Mixer(settings.channel, sample_rate_hz)
     parts: list[Samples] = []
-    resampler = None
-    num_frames = num_values = 0
-    energy = 0.0
-    file_rate_hz = sample_rate_hz
     for file_rate_hz, samples in blocks:
-        num_frames += len(samples)
+        num_frames = mixer.num_frames + len(samples)
         _check_limits(settings, file_rate_hz, num_frames, samples.shape[1])
-        num_values += samples.size
+        parts.append(mixer.mix(file_rate_hz, samples))
+    if not mixer.num_frames:
+        raise RejectError("decode", "no samples in the stretch from start_s to end_s")
+    if len(rest := mixer.rest()):
+        parts.append(rest)
+    return Decoded(
+        samples=parts[0] if len(parts) == 1 else np.concatenate(parts),
+        file_level_dbfs=level_dbfs(mixer.power),
+        file_rate_hz=mixer.file_rate_hz,
+        repaired=repaired,
+    )
+
+
+class Mixer:
+    """Mixes a file's blocks down to one channel and resamples them, without seams.
+
+    Args:
+        channel: what to make of several channels.
+        sample_rate_hz: rate of the result.
+    """
+
+    def __init__(self, channel: Channel, sample_rate_hz: int) -> None:
+        self.num_frames = 0
+        """Samples per channel of the file so far."""
+        self.file_rate_hz = sample_rate_hz
+        """Sample rate of the file, after the first block."""
+        self._channel: Channel = channel
+        self._rate_hz = sample_rate_hz
+        self._resampler: soxr.ResampleStream | None = None
+        self._num_values, self._energy = 0, 0.0
+
+    @property
+    def power(self) -> float:
+        """Mean square of the file's samples so far, over all channels."""
+        return self._energy / self._num_values
+
+    def mix(self, file_rate_hz: int, samples: Samples) -> Samples:
+        """The samples `[N]` that are known after a block; resampling holds some back.
+
+        Raises:
+            RejectError: a sample is not finite or far outside [-1, 1].
+        """
+        self.num_frames += len(samples)
+        self._num_values += samples.size
         block_energy = float(np.vdot(samples, samples))
-        energy += block_energy
+        self._energy += block_energy
         # Each sample of less energy is finite and small enough; halved for the rounding.
         if not block_energy <= MAX_LEVEL**2 / 2:
             _check_levels(samples)
-        mono = _one_channel(samples, settings.channel)
-        if file_rate_hz != sample_rate_hz:
-            if resampler is None:
-                resampler = soxr.ResampleStream(file_rate_hz, sample_rate_hz, 1, dtype="float32")
-            mono = resampler.resample_chunk(mono)
-        parts.append(mono)
-    if num_frames == 0:
-        raise RejectError("decode", "no samples in the stretch from start_s to end_s")
-    if resampler is not None:
-        parts.append(resampler.resample_chunk(np.empty(0, np.float32), last=True))
-    return Decoded(
-        samples=parts[0] if len(parts) == 1 else np.concatenate(parts),
-        file_level_dbfs=level_dbfs(energy / num_values),
-        file_rate_hz=file_rate_hz,
-        repaired=repaired,
-    )
+        mono = _one_channel(samples, self._channel)
+        self.file_rate_hz = file_rate_hz
+        if file_rate_hz == self._rate_hz:
+            return mono
+        if self._resampler is None:
+            self._resampler = soxr.ResampleStream(file_rate_hz, self._rate_hz, 1, dtype="float32")
+        resampled: Samples = self._resampler.resample_chunk(mono)
+        return resampled
+
+    def rest(self) -> Samples:
+        """The last samples `[N]`, after the last block."""
+        nothing = np.empty(0, np.float32)
+        if self._resampler is None:
+            return nothing
+        rest: Samples = self._resampler.resample_chunk(nothing, last=True)
+        return rest
+
+
+def check_rate(rate_hz: int) -> None:
+    """Reject a sample rate of the file that no recording has."""
+    if not MIN_FILE_RATE_HZ <= rate_hz <= MAX_FILE_RATE_HZ:
+        raise RejectError("decode", "the sample rate in the header is out of range")
 
 
 def _check_limits(
     settings: DecodeSettings, rate_hz: int, num_frames: int, num_channels: int
 ) -> None:
-    if not MIN_FILE_RATE_HZ <= rate_hz <= MAX_FILE_RATE_HZ:
-        raise RejectError("decode", "the sample rate in the header is out of range")
+    check_rate(rate_hz)
     if num_frames > settings.max_duration_s * rate_hz:
         limit = f"{TOO_LONG} {settings.max_duration_s:g} s; --max-duration-s raises this limit"
         raise RejectError("decode", limit)

@@ -13,7 +13,7 @@ starts at the beginning of the file. Only plain samples are decoded from the str
 
 import io
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -93,9 +93,16 @@ _Numbered = tuple[int, int, npt.NDArray[np.float32]]
 
 
 def read_blocks(
-    recordings: Sequence[bytes], kind: Kind, start_s: float, end_s: float | None, *, is_cut: bool
+    recordings: Sequence[bytes | BinaryIO],
+    kind: Kind,
+    start_s: float,
+    end_s: float | None,
+    *,
+    is_cut: bool,
 ) -> Iterator[Block]:
     """The samples from `start_s` to `end_s` or the end of the file, in blocks.
+
+    All that precedes a fault is yielded before the error.
 
     Args:
         recordings: the file, or its parts if several recordings follow each other in it.
@@ -109,6 +116,7 @@ def read_blocks(
     """
     parts: list[npt.NDArray[np.float32]] = []
     rate_hz, num_values = 1, 0
+    fault: RejectError | None = None
     try:
         for rate_hz, index, samples in _chained(recordings, kind, start_s):
             start = round(start_s * rate_hz)
@@ -124,14 +132,21 @@ def read_blocks(
                 parts, num_values = [], 0
         else:
             if is_cut:
-                raise RejectError("decode", "cut short or damaged")
+                fault = RejectError("decode", "cut short or damaged")
+    except RejectError as error:
+        fault = error
     except av.FFmpegError as error:
-        raise RejectError("decode", f"cannot be decoded ({error.strerror})") from error
+        fault = RejectError("decode", f"cannot be decoded ({error.strerror})")
+        fault.__cause__ = error
     if parts:
         yield rate_hz, np.concatenate(parts)
+    if fault is not None:
+        raise fault
 
 
-def _chained(recordings: Sequence[bytes], kind: Kind, start_s: float) -> Iterator[_Numbered]:
+def _chained(
+    recordings: Sequence[bytes | BinaryIO], kind: Kind, start_s: float
+) -> Iterator[_Numbered]:
     """The samples of recordings, numbered throughout."""
     base = end = 0
     before = None
@@ -146,11 +161,10 @@ def _chained(recordings: Sequence[bytes], kind: Kind, start_s: float) -> Iterato
         base = end
 
 
-def _recording(data: bytes, kind: Kind, start_s: float) -> Iterator[_Numbered]:
+def _recording(data: bytes | BinaryIO, kind: Kind, start_s: float) -> Iterator[_Numbered]:
     """The samples of one recording, from its beginning or from shortly before `start_s`."""
-    with av.open(
-        io.BytesIO(data), "r", format=_FORMATS[kind], metadata_errors="ignore"
-    ) as container:
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    with av.open(file, "r", format=_FORMATS[kind], metadata_errors="ignore") as container:
         stream = _audio_stream(container)
         coding = stream.codec_context.name
         if kind == "caf" and coding == "alac":
@@ -161,7 +175,8 @@ def _recording(data: bytes, kind: Kind, start_s: float) -> Iterator[_Numbered]:
             clock_s = _clock_start_s(container, stream, _start_s(stream))
             ahead_s = clock_s + start_s - _SEEK_AHEAD_S
             container.seek(int(ahead_s / stream.time_base), stream=stream)
-        has_duration = kind not in _WITHOUT_DURATION and not video.is_live_asf(data)
+        is_live = isinstance(data, bytes) and video.is_live_asf(data)
+        has_duration = kind not in _WITHOUT_DURATION and not is_live
         declared_s = _declared_s(container, stream) if has_duration else 0.0
         rate_hz, end_s = 1, declared_s  # of a stretch behind the end, nothing is decoded
         for rate_hz, index, samples in _numbered_frames(container, stream, kind, clock_s):

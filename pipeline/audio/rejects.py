@@ -12,6 +12,7 @@ from typing import Literal
 import pyarrow as pa
 
 from pipeline.errors import UserError
+from pipeline.terminal.units import counted
 
 Stage = Literal["fetch", "decode", "fbank"]
 
@@ -88,7 +89,8 @@ def check_share(reasons: dict[str, int], num_clips: int, *, max_share: float, le
     most_frequent = "; ".join(f"{reason} ({count})" for reason, count in list(reasons.items())[:3])
     raise UserError(
         "",
-        f"{num_rejects} of {num_clips} clips were rejected, more than the allowed share of "
+        f"{num_rejects} of {counted(num_clips, 'clip')} "
+        f"{'was' if num_rejects == 1 else 'were'} rejected, more than the allowed share of "
         f"{max_share:g}; most frequent: {most_frequent}. {ledger} lists all",
         "repair them and run again with --retry-rejects, take them out of the manifest, or raise "
         "--max-reject-share",

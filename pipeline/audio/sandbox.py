@@ -1,36 +1,34 @@
 """Decoding in a separate process: a file that crashes it, or exhausts memory or time, is rejected.
 
-A clip's bytes go over a pipe to a child process, which runs `decode_audio` under a memory limit;
-the samples come back over another pipe, bit for bit as from `decode_audio` in this process. Each
-message is a line of JSON with the number of bytes that follow, and those bytes; samples are float32
-in native order. When a child dies, the clip is rejected with the cause and the next clip goes to a
-new child.
+A clip's bytes go over a pipe to a child process (`pipeline.audio.sandbox_child`), which decodes
+under a memory limit; the samples come back over another pipe, bit for bit as from `decode_audio` or
+`decode_stream` in this process. When a child dies, the clip is rejected with the cause and the next
+clip goes to a new child.
 
 The child is spawned, not forked, and loads neither torch nor Ray.
 """
 
-import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from pipeline.audio.decode import Decoded, decode_audio
+from pipeline.audio.decode import Decoded
+from pipeline.audio.messages import receive, send
+from pipeline.audio.recording import SoundBlock
 from pipeline.audio.rejects import RejectError
 from pipeline.audio.settings import DecodeSettings
 
-_COMMAND = (sys.executable, "-m", "pipeline.audio.sandbox")
-_ALARM_MARGIN_S = 10.0
+_COMMAND = (sys.executable, "-m", "pipeline.audio.sandbox_child")
 
 
 class DecoderProcess:
@@ -38,9 +36,9 @@ class DecoderProcess:
 
     Args:
         memory_bytes: memory limit of the child, some 200 MB of which it needs itself.
-        timeout_s: the longest time for one clip.
+        timeout_s: the longest time for one clip, or for one block of a recording.
         command: starts another child than the usual one; gets `memory_bytes` as an argument, and
-            must call `run`.
+            must call `sandbox_child.run`.
     """
 
     def __init__(
@@ -55,6 +53,7 @@ class DecoderProcess:
         """Children started so far."""
         self._command = [*command, str(memory_bytes)]
         self._child: subprocess.Popen[bytes] | None = None
+        self._is_ready = False
 
     def __enter__(self) -> Self:
         return self
@@ -87,29 +86,104 @@ class DecoderProcess:
             RejectError: as in this process, or the child crashed or ran out of time or memory.
             RuntimeError: the child cannot be started.
         """
-        request = {
-            "settings": asdict(settings),
-            "sample_rate_hz": sample_rate_hz,
-            "start_s": start_s,
-            "end_s": end_s,
-            "timeout_s": self.timeout_s,
-        }
-        try:
-            answer, body = self._ask(request, data)
-        except _ChildDiedError:
-            # Another process may have caused it: only a second death is blamed on the clip.
+        stretch = {"sample_rate_hz": sample_rate_hz, "start_s": start_s, "end_s": end_s}
+        request = {**self._request(settings, stretch), "is_stream": False}
+        for is_again in (False, True):
             try:
-                answer, body = self._ask(request, data)
+                self._send(self._running_child(), request, data)
+                answer, body = self._receive()
+                break
             except _ChildDiedError as death:
-                raise RejectError("decode", f"the decoder crashed ({death})") from death
+                # Another process may have caused it: only a second death is blamed on the clip.
+                if is_again:
+                    raise RejectError("decode", f"the decoder crashed ({death})") from death
         if "reason" in answer:
             raise RejectError(answer["stage"], answer["reason"])
         samples = np.frombuffer(body, np.float32).copy()
         return Decoded(samples=samples, **answer["notes"])
 
-    def _ask(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
-        child = self._running_child()
+    def decode_stream(
+        self,
+        source: bytes | BinaryIO,
+        settings: DecodeSettings,
+        *,
+        sample_rate_hz: int,
+        start_s: float | None = None,
+        end_s: float | None = None,
+    ) -> Generator[SoundBlock, None, None]:
+        """As `pipeline.audio.recording.decode_stream`, one recording at a time.
+
+        Raises:
+            RejectError: as in this process, or the child crashed or ran out of time or memory.
+            RuntimeError: the child cannot be started.
+        """
+        stretch = {"sample_rate_hz": sample_rate_hz, "start_s": start_s, "end_s": end_s}
+        data, size_bytes = b"", None
+        if isinstance(source, bytes):
+            data = source
+        else:
+            size_bytes = source.seek(0, os.SEEK_END)
+        request = {
+            **self._request(settings, stretch), "is_stream": True, "size_bytes": size_bytes
+        }  # fmt: skip
+        num_blocks = 0
+        for is_again in (False, True):
+            try:
+                for number, block in enumerate(self._blocks(request, data, source)):
+                    if number >= num_blocks:
+                        num_blocks += 1
+                        yield block
+                return
+            except _ChildDiedError as death:
+                if is_again:
+                    raise RejectError("decode", f"the decoder crashed ({death})") from death
+
+    def _blocks(
+        self, request: dict[str, Any], data: bytes, source: bytes | BinaryIO
+    ) -> Generator[SoundBlock, None, None]:
+        is_over = False
+        try:
+            child = self._running_child()
+            self._send(child, request, data)
+            while not is_over:
+                answer, body = self._receive()
+                if "read_at" in answer:
+                    assert not isinstance(source, bytes)
+                    source.seek(answer["read_at"])
+                    self._send(child, {}, source.read(answer["read_bytes"]))
+                elif "file_rate_hz" in answer:
+                    samples = np.frombuffer(body, np.float32).copy()
+                    yield SoundBlock(samples=samples, file_rate_hz=answer["file_rate_hz"])
+                else:
+                    is_over = True
+            if "reason" in answer:
+                raise RejectError(answer["stage"], answer["reason"])
+        finally:
+            if not is_over and self._child is not None:
+                # The caller wants no more, or failed; the child is in the middle of it.
+                self._child.kill()
+                self._end()
+
+    def start(self) -> None:
+        """Start the child, if there is none, without waiting for it to be ready."""
+        if self._child is None or self._child.poll() is not None:
+            self._end()
+            self._child = self._spawn()
+            self._is_ready = False
+
+    def _request(self, settings: DecodeSettings, stretch: dict[str, Any]) -> dict[str, Any]:
+        return {"settings": asdict(settings), "stretch": stretch, "timeout_s": self.timeout_s}
+
+    def _send(self, child: subprocess.Popen[bytes], header: dict[str, Any], data: bytes) -> None:
         assert child.stdin is not None
+        try:
+            send(child.stdin, header, data)
+        except OSError as error:
+            raise self._death() from error
+
+    def _receive(self) -> tuple[dict[str, Any], bytes]:
+        child = self._child
+        assert child is not None
         assert child.stdout is not None
         late = threading.Event()
 
@@ -120,41 +194,45 @@ class DecoderProcess:
         timer = threading.Timer(self.timeout_s, expire)
         timer.start()
         try:
-            _send(child.stdin, request, data)
-            return _receive(child.stdout)
+            return receive(child.stdout)
         except (OSError, EOFError) as error:
-            self._child = None
-            status = _reap(child)
+            death = self._death()
             if late.is_set():
                 reason = f"decoding took longer than {self.timeout_s:g} s"
                 raise RejectError("decode", reason) from error
-            raise _ChildDiedError(_describe(status)) from error
+            raise death from error
         finally:
             timer.cancel()
 
+    def _death(self) -> "_ChildDiedError":
+        child, self._child = self._child, None
+        assert child is not None
+        return _ChildDiedError(_describe(_reap(child)))
+
     def _running_child(self) -> subprocess.Popen[bytes]:
-        if self._child is not None and self._child.poll() is None:
-            return self._child
-        self._end()
+        self.start()
+        child = self._child
+        assert child is not None
+        if not self._is_ready:
+            assert child.stdout is not None
+            try:
+                receive(child.stdout)
+            except EOFError as error:
+                raise RuntimeError(f"the decoder process cannot start ({self._death()})") from error
+            self._is_ready = True
+        return child
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
         root = str(Path(__file__).resolve().parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        child = subprocess.Popen(
+        self.num_starts += 1
+        return subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # Each BLAS thread would take memory, and nothing here uses them.
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"},
         )
-        self._child = child
-        self.num_starts += 1
-        assert child.stdout is not None
-        try:
-            _receive(child.stdout)  # the child is ready
-        except EOFError as error:
-            self._child = None
-            status = _describe(_reap(child))
-            raise RuntimeError(f"the decoder process cannot start ({status})") from error
-        return child
 
     def _end(self) -> None:
         if self._child is not None:
@@ -182,66 +260,3 @@ def _reap(child: subprocess.Popen[bytes]) -> int:
 
 def _describe(status: int) -> str:
     return signal.Signals(-status).name if status < 0 else f"exit status {status}"
-
-
-def _send(pipe: IO[bytes], header: dict[str, Any], body: bytes) -> None:
-    pipe.write(json.dumps({**header, "num_bytes": len(body)}).encode() + b"\n")
-    pipe.write(body)
-    pipe.flush()
-
-
-def _receive(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes]:
-    line = pipe.readline()
-    if not line.endswith(b"\n"):
-        raise EOFError
-    header = json.loads(line)
-    body = pipe.read(header["num_bytes"])
-    if len(body) < header["num_bytes"]:
-        raise EOFError
-    return header, body
-
-
-def run(memory_bytes: int, decode: Callable[..., Decoded] = decode_audio) -> None:
-    """Main loop of the child: answer requests until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it, by closing the pipe
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-    # Output of libraries must not mix with the answers.
-    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answers:
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        _send(answers, {}, b"")
-        while True:
-            try:
-                request, data = _receive(sys.stdin.buffer)
-            except EOFError:
-                return
-            # The parent kills earlier; this is for a child whose parent is gone.
-            signal.setitimer(signal.ITIMER_REAL, request["timeout_s"] + _ALARM_MARGIN_S)
-            _send(answers, *_answer(request, data, decode))
-
-
-def _answer(
-    request: dict[str, Any], data: bytes, decode: Callable[..., Decoded]
-) -> tuple[dict[str, Any], bytes]:
-    try:
-        decoded = decode(
-            data,
-            DecodeSettings(**request["settings"]),
-            sample_rate_hz=request["sample_rate_hz"],
-            start_s=request["start_s"],
-            end_s=request["end_s"],
-        )
-        notes = {
-            "file_level_dbfs": decoded.file_level_dbfs,
-            "file_rate_hz": decoded.file_rate_hz,
-            "repaired": decoded.repaired,
-        }
-        return {"notes": notes}, decoded.samples.astype(np.float32, copy=False).tobytes()
-    except RejectError as error:
-        return {"stage": error.stage, "reason": error.reason}, b""
-    except MemoryError:
-        return {"stage": "decode", "reason": "decoding needed more memory than allowed"}, b""
-
-
-if __name__ == "__main__":
-    run(int(sys.argv[1]))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pipeline.errors import SettingValueError
+from pipeline.errors import SettingValueError, check_one_of
 
 Channel = Literal["mean", "left", "right"]
 
@@ -34,9 +34,7 @@ class DecodeSettings:
             raise SettingValueError(
                 "max_duration_s", f"must be above 0 and at most 86400, got {self.max_duration_s}"
             )
-        if self.channel not in get_args(Channel):
-            known = ", ".join(get_args(Channel))
-            raise SettingValueError("channel", f"must be one of {known}, got {self.channel!r}")
+        check_one_of(self, get_args(Channel), "channel")
         for name in ("max_file_bytes", "max_values"):
             if getattr(self, name) < 1:
                 raise SettingValueError(name, f"must be at least 1, got {getattr(self, name)}")

@@ -9,6 +9,7 @@ header is read here, too, and both must agree. Other files are left to FFmpeg.
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import soundfile
 
@@ -65,8 +66,17 @@ class Stretch:
             yield self.rate_hz, samples
 
 
-def open_wav(data: bytes, start_s: float, end_s: float | None) -> Stretch | None:
-    """A stretch of plain samples; None if FFmpeg is to read the file."""
+def open_wav(
+    data: bytes, start_s: float, end_s: float | None, file: BinaryIO | None = None
+) -> Stretch | None:
+    """A stretch of plain samples; None if FFmpeg is to read the file.
+
+    Args:
+        data: the file, or if `file` is given, at least all that precedes its samples.
+        start_s: where the stretch starts.
+        end_s: where it ends; None: at the end of the file.
+        file: to read the samples from.
+    """
     header = wav.read_header(data)
     if header is None or not header.data_bytes:
         return None
@@ -80,7 +90,7 @@ def open_wav(data: bytes, start_s: float, end_s: float | None) -> Stretch | None
             return None
         num_frames = header.data_bytes // frame_bytes
     expected = (subtype, header.channels, header.rate_hz, num_frames)
-    return _open(data, expected, start_s, end_s)
+    return _open(file or io.BytesIO(data), expected, start_s, end_s)
 
 
 def open_flac(data: bytes, start_s: float, end_s: float) -> Stretch | None:
@@ -89,18 +99,21 @@ def open_flac(data: bytes, start_s: float, end_s: float) -> Stretch | None:
     if info is None or round(end_s * info.rate_hz) > info.num_frames:
         return None
     expected = (f"PCM_{info.bits}", info.channels, info.rate_hz, info.num_frames)
-    return _open(data, expected, start_s, end_s)
+    return _open(io.BytesIO(data), expected, start_s, end_s)
 
 
 def _open(
-    data: bytes, expected: tuple[str, int, int, int | None], start_s: float, end_s: float | None
+    source: BinaryIO,
+    expected: tuple[str, int, int, int | None],
+    start_s: float,
+    end_s: float | None,
 ) -> Stretch | None:
     """The file at the start of a stretch, if its coding, channels, rate and length are these.
 
     A length of None is not compared.
     """
     try:
-        file = soundfile.SoundFile(io.BytesIO(data))
+        file = soundfile.SoundFile(source)
         num_frames = None if expected[-1] is None else file.frames
         if (file.subtype, file.channels, file.samplerate, num_frames) != expected:
             file.close()

@@ -44,8 +44,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=defaults.group,
         metavar="COLUMN",
         help="with --folds: keep clips with the same value in this column, such as speaker, in one "
-        "fold, and each class as even as that allows; a pattern as for --column, or for AudioSet "
-        "video (default: no groups)",
+        "fold, and each class as even as that allows; a pattern as for --column; for a folder per "
+        "class a pattern of the files' names: '{speaker}_*' for anna_1.wav; for AudioSet video "
+        "(default: no groups)",
     )
     parser.add_argument(
         "--seed",
@@ -172,7 +173,8 @@ def _write_coverage(output: str, manifest: "Manifest") -> None:
 
     stem = output[: -len(".parquet")]
     if manifest.missing is not None:
-        storage.write_table(f"{stem}.missing.parquet", manifest.missing)
+        path, missing = f"{stem}.missing.parquet", manifest.missing
+        storage.write_batches(path, missing.schema, missing.batches())
     if manifest.coverage is not None:
         storage.write_json(f"{stem}.coverage.json", manifest.coverage.to_json())
         write_coverage_page(f"{stem}.coverage.html", manifest.coverage, stem.rpartition("/")[2])

@@ -13,8 +13,10 @@ from pipeline.errors import SettingValueError, UserError, one_line
 from pipeline.shards.settings import BYTES_PER_MB, READS_AHEAD, PrepareSettings, Store
 
 if TYPE_CHECKING:  # it loads PyArrow, which `--help` does not need
+    from pipeline.dataset.decide import Work
     from pipeline.dataset.prepare_summary import PrepareSummary
     from pipeline.manifest.manifest import Manifest
+    from pipeline.shards.plan import Plan
 
 _logger = logging.getLogger(__name__)
 
@@ -125,7 +127,7 @@ def run(arguments: argparse.Namespace) -> None:
         manifest,
         output,
         settings,
-        session=session(arguments),
+        session=session(arguments, tells_of_lost_nodes=True),
         max_reject_share=arguments.max_reject_share,
         retry_rejects=arguments.retry_rejects,
         reads_ahead=arguments.reads_ahead,
@@ -137,7 +139,7 @@ def run(arguments: argparse.Namespace) -> None:
             manifest,
             output,
             settings,
-            session=session(arguments),
+            session=session(arguments, tells_of_lost_nodes=True),
             json_logs=arguments.json_logs,
             wait_s=arguments.wait_for_nodes,
         )
@@ -182,8 +184,8 @@ def _plan(manifest: "Manifest", settings: PrepareSettings, arguments: argparse.N
     from pipeline.commands.summaries import estimate_summary
     from pipeline.dataset.compact import plan_compaction
     from pipeline.dataset.decide import decide
-    from pipeline.shards.build import BuildJob
     from pipeline.shards.estimate import estimate
+    from pipeline.shards.job import BuildJob
     from pipeline.shards.plan import read_plan
 
     output = arguments.out
@@ -191,8 +193,7 @@ def _plan(manifest: "Manifest", settings: PrepareSettings, arguments: argparse.N
     work = decide(manifest, job, retry_rejects=arguments.retry_rejects)
     planned = None
     if work and work.unfinished:
-        clips = work.usage.used_clips(spec.name for spec in work.unfinished)
-        planned = estimate(replace(manifest, clips=clips), settings, _PLAN_SAMPLE)
+        planned = estimate(_unfinished(work, manifest, settings), settings, _PLAN_SAMPLE)
     outcome = (work.outcome or work.cost) if work else "already complete"
     if arguments.compact:
         plan = work.plan if work else read_plan(job.work)
@@ -208,6 +209,20 @@ def _plan(manifest: "Manifest", settings: PrepareSettings, arguments: argparse.N
         print(f"{output}: {outcome}")
     elif work.before:
         print(f"{output}: planned: {outcome}; nothing was written")
+
+
+def _unfinished(work: "Work", manifest: "Manifest", settings: PrepareSettings) -> "Plan":
+    """A plan of the clips that are left to compute."""
+    from pipeline.manifest.manifest import SCHEMA
+    from pipeline.shards.plan import make_plan
+    from pipeline.storage.stored_table import StoredTable
+
+    if work.unfinished == work.plan.specs:
+        return work.plan
+    clips = StoredTable(SCHEMA)
+    for batch in work.usage.used_clips(spec.name for spec in work.unfinished):
+        clips.append(batch)
+    return make_plan(replace(manifest, clips=clips), settings)
 
 
 def _draw_page(output: str) -> str | None:

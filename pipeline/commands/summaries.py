@@ -1,12 +1,15 @@
 """Results of the pipeline's steps as tables for the terminal."""
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Group
 
 from pipeline.manifest.manifest import Manifest
+from pipeline.storage.stored_table import StoredTable, batches
 from pipeline.terminal.tables import name_value_table, titled
 from pipeline.terminal.units import duration, size
 
@@ -25,23 +28,31 @@ def manifest_summary(manifest: Manifest, path: str) -> Group:
     table.add_row("clips", f"{clips.num_rows:,}")
     table.add_row("labels", f"{len(manifest.labels):,}")
     if manifest.coverage:
-        counts = {**manifest.coverage.splits, "all": manifest.coverage.total}
-        for name, count in counts.items():
+        listed = {**manifest.coverage.splits, "all": manifest.coverage.total}
+        for name, clips_of in listed.items():
             parts = (
-                f"{getattr(count, kind):,} {kind}"
+                f"{getattr(clips_of, kind):,} {kind}"
                 for kind in ("listed", "found", "missing", "unreadable")
             )
             table.add_row(f"segments in {name}", ", ".join(parts))
     else:
-        splits = pc.value_counts(clips["split"]).to_pylist()
-        for split in sorted(splits, key=lambda split: str(split["values"])):
-            table.add_row(f"clips in {split['values']}", f"{split['counts']:,}")
-    folds = [fold for fold in sorted(pc.unique(clips["fold"]).to_pylist()) if fold]
+        for split, count in sorted(_counts(clips, "split").items()):
+            table.add_row(f"clips in {split}", f"{count:,}")
+    folds = [fold for fold in _counts(clips, "fold") if fold]
     if folds:
         table.add_row("folds", f"{len(folds)}")
     for note in manifest.notes:
         table.add_row("note", note)
     return titled(f"Manifest {path}", table)
+
+
+def _counts(clips: pa.Table | StoredTable, column: str) -> Counter[Any]:
+    """How many clips have each value of a column."""
+    counts = Counter[Any]()
+    for batch in batches(clips, [column]):
+        for entry in pc.value_counts(batch[column]).to_pylist():
+            counts[entry["values"]] += entry["counts"]
+    return counts
 
 
 def prepare_summary(summary: "PrepareSummary") -> Group:

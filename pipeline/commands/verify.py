@@ -16,6 +16,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json-logs", action="store_true", help="progress and faults as JSON lines"
     )
+    parser.add_argument(
+        "--clean",
+        action="store_true",
+        help="in S3, also remove the parts of uploads that killed processes left unfinished",
+    )
     add_session_options(parser)
 
 
@@ -23,18 +28,26 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from pipeline.commands.summaries import faults_summary
+    from pipeline.dataset import unfinished_uploads
     from pipeline.dataset import verify as checks
 
+    removed = {}
+    if arguments.clean:
+        # First: a `prepare` that was killed has left no card, without which nothing is checked.
+        unfinished_uploads.check_is_cleanable(arguments.data)
+        removed["num_uploads_removed"] = unfinished_uploads.remove_all(arguments.data)
     faults = checks.verify(
         arguments.data,
-        session=session(arguments),
+        session=session(arguments, tells_of_lost_nodes=True),
         json_logs=arguments.json_logs,
         wait_s=arguments.wait_for_nodes,
     )
+    if not arguments.clean:
+        unfinished_uploads.report(arguments.data)
     if arguments.json_logs:
         for fault in faults:
             print(json.dumps({"event": "fault", **asdict(fault)}))
-        print(json.dumps({"event": "summary", "num_faults": len(faults)}))
+        print(json.dumps({"event": "summary", "num_faults": len(faults), **removed}))
     else:
         Console().print(faults_summary(faults, arguments.data))
     return FAULTS_FOUND if faults else 0

@@ -1,19 +1,18 @@
 """From finished shards to a complete data set: index, ledger, card, summary. Runs without Ray.
 
 Clips come from the part files, in the order of the plan, so the result does not depend on who built
-which shard, or when; labels, splits and folds come from the manifest, which may be newer. The card
-is written last. The part files stay, so that a later run can retry rejected clips.
+which shard, or when; labels, splits and folds come from the manifest, which may be newer. Some part
+files are read at a time, and their rows go straight to the index. The card is written last. The
+part files stay, so that a later run can retry rejected clips.
 """
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.audio.rejects import Reject, check_share, count_reasons, to_table
@@ -26,16 +25,17 @@ from pipeline.dataset.card import (
     make_card,
     manifest_fingerprint,
 )
+from pipeline.dataset.index_writer import IndexWriter
+from pipeline.dataset.labelling import Labelling
 from pipeline.dataset.prepare_summary import PrepareSummary, write_summary
-from pipeline.dataset.prepared import INDEX_ROWS_PER_GROUP, card_path, index_path, ledger_path
+from pipeline.dataset.prepared import card_path, index_path, ledger_path
 from pipeline.dataset.resume import remove_unfinished
-from pipeline.dataset.source_rates import below, count_rates, low_rate_note
+from pipeline.dataset.source_rates import RateCounts, below, low_rate_note
+from pipeline.dataset.totals import IndexTotals
 from pipeline.errors import UserError
 from pipeline.manifest.manifest import Manifest
-from pipeline.shards.build import BuildJob
-from pipeline.shards.match import LABELLING, differing
+from pipeline.shards.job import BuildJob
 from pipeline.shards.parts import (
-    INDEX_SCHEMA,
     STAGES,
     Part,
     TarEntry,
@@ -47,10 +47,16 @@ from pipeline.shards.parts import (
 )
 from pipeline.shards.plan import Plan, ShardSpec, remove_other_clips
 from pipeline.shards.usage import Usage
+from pipeline.threads import ahead
 
 _READERS = 16
-_FADED_DB = 20.0
-"""So much level lost between file and clip is worth a note."""
+_PARTS_AHEAD = 64
+"""Part files that are read before their turn: each is some 100 KB, or 1 MB in memory."""
+_PARTS_AT_ONCE = 32
+"""Part files whose rows are counted and written together."""
+
+Result = TypeVar("Result")
+
 _SHARD_TAR = re.compile(r"[A-Za-z0-9_-]+-\d{5,}\.tar")
 
 
@@ -93,6 +99,15 @@ def any_is_back(rejects: Iterable[Reject]) -> bool:
     return any(is_there(reject.uri) for reject in rejects if reject.may_return)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """What is kept of a part file while others are read: its index may have millions of rows."""
+
+    tar: TarEntry | None
+    rejects: tuple[Reject, ...]
+    """Those that the manifest uses."""
+
+
 def finished_parts(
     plan: Plan,
     output: str,
@@ -101,8 +116,8 @@ def finished_parts(
     retry_rejects: bool = False,
     look_again: bool = False,
     damaged: frozenset[str] = frozenset(),
-) -> dict[str, Part]:
-    """Parts of shards that need not be rebuilt: same clips and settings, and the tar exists.
+) -> dict[str, Finished]:
+    """Shards that need not be rebuilt: same clips and settings, and the tar exists.
 
     Args:
         plan: the shards.
@@ -112,28 +127,57 @@ def finished_parts(
         look_again: treat shards as unfinished if files that were missing or refused are there now.
         damaged: shards that `verify` found damaged.
     """
-    sizes = storage.file_sizes(output)
-    paths = {spec: part_path(output, spec.name) for spec in plan.specs}
 
-    def read(spec: ShardSpec) -> Part | None:
-        if paths[spec] not in sizes or spec.name in damaged:
+    def check(spec: ShardSpec, part: Part) -> Finished | None:
+        rejects = usage.rejects(spec.name, part)
+        if (retry_rejects and rejects) or (look_again and any_is_back(rejects)):
+            return None
+        return Finished(tar=part.tar, rejects=rejects)
+
+    specs = [spec for spec in plan.specs if spec.name not in damaged]
+    return {spec.name: finished for spec, finished in _from_parts(specs, output, check)}
+
+
+def _from_parts(
+    specs: Sequence[ShardSpec], output: str, take: Callable[[ShardSpec, Part], Result | None]
+) -> Iterator[tuple[ShardSpec, Result]]:
+    """What is taken from the part file of each shard, in order.
+
+    Left out are shards whose part file is missing, damaged or outdated, or of which None is taken.
+    """
+    sizes = storage.file_sizes(output)
+
+    def read(spec: ShardSpec) -> Result | None:
+        path = part_path(output, spec.name)
+        if path not in sizes:
             return None
         try:
-            part = read_part(paths[spec])
+            part = read_part(path)
         except (ValueError, OSError, storage.NoFileError):
             return None  # Damaged: the shard is rebuilt.
         if part.fingerprint != spec.fingerprint:
             return None
-        rejects = usage.rejects(spec.name, part)
-        if (retry_rejects and rejects) or (look_again and any_is_back(rejects)):
-            return None
         if part.tar and sizes.get(storage.join(output, part.tar.name)) != part.tar.size_bytes:
             return None
-        return part
+        return take(spec, part)
 
-    with ThreadPoolExecutor(_READERS) as pool:
-        parts = pool.map(read, plan.specs)
-        return {spec.name: part for spec, part in zip(plan.specs, parts, strict=True) if part}
+    results = ahead(read, specs, threads=_READERS, num_ahead=_PARTS_AHEAD)
+    for spec, result in zip(specs, results, strict=True):
+        if result is not None:
+            yield spec, result
+
+
+@dataclass(kw_only=True, slots=True)
+class _Collected:
+    """What the card and the summary say, collected from the part files."""
+
+    totals: IndexTotals = field(default_factory=IndexTotals)
+    rates: RateCounts
+    rejects: list[Reject] = field(default_factory=list)
+    tars: list[TarEntry] = field(default_factory=list)
+    num_outdated: int = 0
+    fetched_bytes: int = 0
+    stages_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
 
 def assemble(
@@ -164,91 +208,90 @@ def assemble(
             no card.
     """
     usage = Usage(plan, manifest)
-    parts = finished_parts(plan, job.output, usage=usage)
-    missing = [name for name in plan.names if name not in parts and usage.num_used(name)]
-    if missing:
-        raise UserError(job.output, f"shards {missing[:3]} are missing", "run prepare again")
-    ordered = {name: parts[name] for name in plan.names if name in parts}
-    rejects = [reject for name, part in ordered.items() for reject in usage.rejects(name, part)]
-    reasons = count_reasons(rejects)
-    ledger = storage.encode_table(to_table(rejects))
-    begin()
-    storage.write_bytes(ledger_path(job.output), ledger)
-    num_clips = manifest.clips.num_rows
-    check_share(reasons, num_clips, max_share=max_reject_share, ledger=ledger_path(job.output))
-
-    tars = [part.tar for part in ordered.values() if part.tar]
-    built_index = _used_rows(ordered, usage, index_schema(job.settings.store))
-    index = _as_in(manifest, built_index)
-    index_bytes = storage.encode_table(index, INDEX_ROWS_PER_GROUP)
-    storage.write_bytes(index_path(job.output), index_bytes)
+    with IndexWriter(index_path(job.output), index_schema(job.settings.store)) as index:
+        found = _collect(plan, manifest, job, usage, index)
+        reasons = count_reasons(found.rejects)
+        ledger = storage.encode_table(to_table(found.rejects))
+        begin()
+        storage.write_bytes(ledger_path(job.output), ledger)
+        num_clips = manifest.clips.num_rows
+        check_share(reasons, num_clips, max_share=max_reject_share, ledger=ledger_path(job.output))
+        index.commit()
     rate_hz = job.settings.fbank.sample_rate_hz
-    rates, is_complete = count_rates(ordered.values(), index, rate_hz)
+    rates = found.rates.counts(found.totals.num_clips)
+    corrections = Corrections(
+        num_outdated=found.num_outdated,
+        num_unused=sum(tar.num_clips for tar in found.tars) - found.totals.num_clips,
+        manifest_fingerprint=manifest_fingerprint(manifest) if usage.is_changed else "",
+    )
     card = make_card(
         settings=job.settings,
         labels=manifest.labels,
-        index=index,
+        totals=found.totals,
         reasons=reasons,
         low_rates=below(rates, rate_hz),
-        tars=tars,
+        tars=found.tars,
         plan_fingerprint=plan.fingerprint,
-        corrections=_corrections(index, built_index, tars, manifest) if usage.is_changed else None,
+        corrections=corrections if usage.is_changed else None,
         coverage=manifest.coverage,
         common_fingerprint=common_fingerprint(manifest),
-        index_sha256=hashlib.sha256(index_bytes).hexdigest(),
+        index_sha256=index.sha256,
         rejects_sha256=hashlib.sha256(ledger).hexdigest(),
     )
-    every_part = [*ordered.values()]
-    summary = _summary(plan, job.output, card, index, every_part, built=built, wall_s=elapsed_s())
-    summary = replace(summary, changes=changes, file_rates=rates if is_complete else {})
-    write_summary(summary)
-    _remove_strays(job.output, plan, tars)
+    summary = _summary(plan, job.output, card, found, built=built, wall_s=elapsed_s())
+    rates = rates if found.rates.is_complete else {}
+    write_summary(replace(summary, changes=changes, file_rates=rates))
+    _remove_strays(job.output, plan, found.tars)
     remove_unfinished(job.output)
     storage.write_json(card_path(job.output), card.to_json())
-    return summary
+    return replace(summary, changes=changes, file_rates=rates)
 
 
-def _used_rows(parts: dict[str, Part], usage: Usage, schema: pa.Schema) -> pa.Table:
-    """The rows of the index that the manifest uses, as the shards were built."""
-    tables = [schema.empty_table()]
-    for name, part in parts.items():
-        is_used = usage.rows_of(name, part.index["id"]) >= 0
-        tables.append(part.index if is_used.all() else part.index.filter(pa.array(is_used)))
-    return pa.concat_tables(tables)
+def _collect(
+    plan: Plan, manifest: Manifest, job: BuildJob, usage: Usage, index: IndexWriter
+) -> _Collected:
+    """Write the rows of all shards into the index, in the order of the plan.
 
+    Raises:
+        UserError: a shard is missing.
+    """
+    found = _Collected(rates=RateCounts(job.settings.fbank.sample_rate_hz))
+    labelling = Labelling(usage, manifest)
+    finished = set[str]()
+    waiting = list[pa.Table]()
 
-def _as_in(manifest: Manifest, index: pa.Table) -> pa.Table:
-    """The index with the labels, splits, folds and common subset of the manifest."""
-    rows = pc.index_in(index["id"], manifest.clips["id"])
-    for name in (*LABELLING, "common"):
-        column = INDEX_SCHEMA.get_field_index(name)
-        values = manifest.clips[name].take(rows)
-        index = index.set_column(column, INDEX_SCHEMA.field(column), values)
-    return index
+    def flush() -> None:
+        if waiting:
+            rows = pa.concat_tables(waiting)
+            index.write(rows)
+            found.totals.add(rows)
+            waiting.clear()
 
-
-def _corrections(
-    index: pa.Table, built_index: pa.Table, tars: list[TarEntry], manifest: Manifest
-) -> Corrections:
-    is_outdated = [differing(index[name], built_index[name]) for name in LABELLING]
-    return Corrections(
-        num_outdated=int(np.logical_or.reduce(is_outdated).sum()),
-        num_unused=sum(tar.num_clips for tar in tars) - index.num_rows,
-        manifest_fingerprint=manifest_fingerprint(manifest),
-    )
+    for spec, part in _from_parts(plan.specs, job.output, lambda _, part: part):
+        finished.add(spec.name)
+        found.rejects += usage.rejects(spec.name, part)
+        found.fetched_bytes += part.fetched_bytes
+        for stage in STAGES:
+            found.stages_s[stage] += part.stages_s[stage]
+        rows, num_outdated = labelling.apply(spec.name, part.index)
+        found.num_outdated += num_outdated
+        if part.tar:
+            found.tars.append(part.tar)
+            found.rates.add(part, rows["id"])
+        if rows.num_rows:
+            waiting.append(rows)
+        if len(waiting) >= _PARTS_AT_ONCE:
+            flush()
+    flush()
+    missing = [name for name in plan.names if name not in finished and usage.num_used(name)]
+    if missing:
+        raise UserError(job.output, f"shards {missing[:3]} are missing", "run prepare again")
+    return found
 
 
 def _summary(
-    plan: Plan,
-    output: str,
-    card: Card,
-    index: pa.Table,
-    parts: list[Part],
-    *,
-    built: set[str],
-    wall_s: float,
+    plan: Plan, output: str, card: Card, found: _Collected, *, built: set[str], wall_s: float
 ) -> PrepareSummary:
-    lost_db = pc.subtract(index["file_level_dbfs"], index["level_dbfs"])  # NaN for silent files
     num_clips_built = sum(spec.num_clips for spec in plan.specs if spec.name in built)
     return PrepareSummary(
         output=output,
@@ -256,18 +299,18 @@ def _summary(
         num_rejects=card.rejects.num,
         rejects_by_reason=card.rejects.by_reason,
         num_clipped_clips=card.clipped.num_clips if card.clipped else 0,
-        num_repaired_clips=index.num_rows - index["repaired"].null_count,
+        num_repaired_clips=found.totals.num_repaired,
         low_rate_note=low_rate_note(card.low_rates, card.num_clips, card.fbank.sample_rate_hz),
-        num_faded_clips=pc.sum(pc.greater_equal(lost_db, _FADED_DB)).as_py() or 0,
+        num_faded_clips=found.totals.num_faded,
         num_shards=len(card.shards),
         num_shards_built=len(built),
         num_clips_built=num_clips_built,
         size_bytes=sum(tar.size_bytes for tar in card.shards),
-        fetched_bytes=sum(part.fetched_bytes for part in parts),
+        fetched_bytes=found.fetched_bytes,
         audio_s=sum(split.duration_s for split in card.splits.values()),
         wall_s=wall_s,
         clips_per_s=num_clips_built / wall_s,
-        stages_s={stage: sum(part.stages_s[stage] for part in parts) for stage in STAGES},
+        stages_s=found.stages_s,
     )
 
 

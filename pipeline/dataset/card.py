@@ -6,24 +6,24 @@ card: it holds no times and no output paths.
 
 import hashlib
 import json
-import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
+from pipeline.dataset.totals import IndexTotals, SplitTotals
 from pipeline.errors import UserError
 from pipeline.fbank_settings import FbankSettings
 from pipeline.manifest.coverage import Coverage
-from pipeline.manifest.manifest import Manifest
+from pipeline.manifest.manifest import SCHEMA, Manifest
 from pipeline.manifest.splits import TRAIN_SPLIT
 from pipeline.shards.parts import TarEntry
-from pipeline.shards.plan import FORMAT_VERSION, READ_VERSIONS, content_hash
+from pipeline.shards.plan import FORMAT_VERSION, READ_VERSIONS
 from pipeline.shards.settings import PrepareSettings, Store
+from pipeline.storage.stored_table import taken
+from pipeline.storage.table_hashes import content_hash
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +118,7 @@ def make_card(
     *,
     settings: PrepareSettings,
     labels: tuple[str, ...],
-    index: pa.Table,
+    totals: IndexTotals,
     reasons: dict[str, int],
     low_rates: dict[str, int],
     tars: list[TarEntry],
@@ -134,7 +134,7 @@ def make_card(
     Args:
         settings: what it was prepared with.
         labels: the vocabulary, in the order of the classes.
-        index: all clips, with the columns of `index_schema`.
+        totals: of all clips of the index.
         reasons: rejected clips by reason.
         low_rates: clips of files with a lower sample rate, by that rate.
         tars: the shards.
@@ -145,20 +145,23 @@ def make_card(
         index_sha256: checksum of the index.
         rejects_sha256: checksum of the ledger.
     """
-    splits = sorted(pc.unique(index["split"]).to_pylist())
-    parts = {split: index.filter(pc.equal(index["split"], split)) for split in splits}
-    mean, std = statistics(parts.get(TRAIN_SPLIT, index), settings.fbank.num_mels)
+    splits = dict(sorted(totals.by_split.items()))
+    num_mels = settings.fbank.num_mels
+    trained = splits[TRAIN_SPLIT].moments if TRAIN_SPLIT in splits else totals.moments
+    mean, std = trained.mean_and_std(num_mels)
     card = Card(
         format_version=FORMAT_VERSION,
         fbank=settings.fbank,
         store=settings.store,
-        clipped=None if settings.store == "fbank" else _clipped(index),
+        clipped=None if settings.store == "fbank" else _clipped(totals),
         labels=list(labels),
-        num_clips=index.num_rows,
-        splits={split: _split_entry(part, settings) for split, part in parts.items()},
+        num_clips=totals.num_clips,
+        splits={name: _split_entry(split, num_mels) for name, split in splits.items()},
         mean=mean,
         std=std,
-        class_counts={split: _count_labels(part, labels) for split, part in parts.items()},
+        class_counts={
+            name: {label: split.labels[label] for label in labels} for name, split in splits.items()
+        },
         low_rates=low_rates,
         rejects=RejectedClips(num=sum(reasons.values()), by_reason=reasons),
         shards=tars,
@@ -205,7 +208,8 @@ def common_fingerprint(manifest: Manifest) -> str:
 
 def manifest_fingerprint(manifest: Manifest) -> str:
     """Hash of the clips, whatever their order, without the common subset."""
-    return content_hash(manifest.clips.drop_columns(["common"]).sort_by("id"))
+    by_id = taken(manifest.clips, pc.sort_indices(manifest.clips["id"]).to_numpy())
+    return content_hash(by_id, [name for name in SCHEMA.names if name != "common"])
 
 
 def fingerprint(document: Mapping[str, Any]) -> str:
@@ -227,33 +231,16 @@ def checksum_fault(data: bytes) -> str | None:
     return None if is_unchanged else "does not match its own checksum"
 
 
-def statistics(clips: pa.Table, num_mels: int) -> tuple[float, float]:
-    """Exact mean and standard deviation over all values of the clips' fbanks.
-
-    Sums are exact (`math.fsum`), so the order of the clips does not matter.
-    """
-    num_values = pc.sum(clips["frames"]).as_py() * num_mels
-    mean = math.fsum(clips["fbank_sum"].to_pylist()) / num_values
-    mean_square = math.fsum(clips["fbank_sumsq"].to_pylist()) / num_values
-    return mean, math.sqrt(max(0.0, mean_square - mean * mean))
+def _clipped(totals: IndexTotals) -> ClippedAudio:
+    return ClippedAudio(num_clips=totals.num_clipped_clips, num_samples=totals.num_clipped_samples)
 
 
-def _clipped(index: pa.Table) -> ClippedAudio:
-    num_clipped = index["num_clipped"].to_numpy()
-    return ClippedAudio(num_clips=int((num_clipped > 0).sum()), num_samples=int(num_clipped.sum()))
-
-
-def _split_entry(clips: pa.Table, settings: PrepareSettings) -> SplitEntry:
-    mean, std = statistics(clips, settings.fbank.num_mels)
+def _split_entry(split: SplitTotals, num_mels: int) -> SplitEntry:
+    mean, std = split.moments.mean_and_std(num_mels)
     return SplitEntry(
-        num_clips=clips.num_rows,
-        num_frames=pc.sum(clips["frames"]).as_py(),
-        duration_s=math.fsum(clips["duration_s"].to_pylist()),
+        num_clips=split.num_clips,
+        num_frames=split.moments.num_frames,
+        duration_s=split.duration_s.value(),
         mean=mean,
         std=std,
     )
-
-
-def _count_labels(clips: pa.Table, labels: tuple[str, ...]) -> dict[str, int]:
-    counts = Counter(pc.list_flatten(clips["labels"]).to_pylist())
-    return {label: counts[label] for label in labels}

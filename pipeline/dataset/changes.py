@@ -9,21 +9,21 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.audio import rejects
 from pipeline.dataset.card import Card
 from pipeline.dataset.prepared import index_path, ledger_path
 from pipeline.manifest.manifest import Manifest
-from pipeline.shards.match import differing
+from pipeline.shards.match import Rows, find_ids, hashes_of, id_hashes
 from pipeline.shards.parts import INDEX_SCHEMA
 from pipeline.shards.plan import Plan
 from pipeline.shards.usage import Usage
+from pipeline.storage.stored_table import StoredTable
+from pipeline.terminal.units import counted
 
-_COMPARED = pa.schema(
-    [INDEX_SCHEMA.field(name) for name in ("id", "uri", "labels", "split", "fold", "common")]
-)
+_LABELLING = ("labels", "split", "fold", "common")
+_COMPARED = pa.schema([INDEX_SCHEMA.field(name) for name in ("id", "uri", *_LABELLING)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +64,7 @@ class Changes:
 
 def in_words(count: int) -> str:
     """A number of clips, in words."""
-    return f"{count:,} clip" + ("" if count == 1 else "s")
+    return counted(count, "clip")
 
 
 def find_changes(
@@ -79,57 +79,75 @@ def find_changes(
         plan: its plan, which stands for a missing or damaged index.
         usage: which clips of the plan the manifest uses.
     """
-    known = _written(output) if card else None
-    if known is None:
-        known = _planned(plan)
+    known = (_written(output) if card else None) or _planned(plan)
     now = manifest.clips
-    rows = pc.index_in(known["id"], now["id"])
-    is_kept = pc.is_valid(rows)
-    before, rows = known.filter(is_kept), pc.drop_null(rows)
-    after = now.take(rows)
+    rows = find_ids(id_hashes(known.clips)[known.rows], id_hashes(now))
+    is_kept = rows >= 0
+    before, rows = known.rows[is_kept], rows[is_kept]
 
     def is_changed(name: str) -> npt.NDArray[np.bool_]:
-        is_known = pc.is_valid(before[name]).to_numpy()
-        is_other: npt.NDArray[np.bool_] = is_known & differing(before[name], after[name])
+        differs = hashes_of(known.clips, [name])[before] != hashes_of(now, [name])[rows]
+        is_other: npt.NDArray[np.bool_] = differs & (
+            (before < known.num_labelled) | (name == "uri")
+        )
         return is_other
 
     is_planned = np.zeros(now.num_rows, dtype=bool)
     is_planned[usage.rows[usage.rows >= 0]] = True
-    has_other_audio = is_changed("uri") | ~is_planned[rows.to_numpy()]
+    has_other_audio = is_changed("uri") | ~is_planned[rows]
     return Changes(
         num_labels=int(is_changed("labels").sum()),
         num_splits=int(is_changed("split").sum()),
         num_folds=int(is_changed("fold").sum()),
         num_common=int(is_changed("common").sum()),
         classes=_classes(card.labels if card else plan.basis.labels, list(manifest.labels)),
-        num_removed=known.num_rows - before.num_rows,
-        num_added=now.num_rows - before.num_rows,
+        num_removed=len(known.rows) - len(rows),
+        num_added=now.num_rows - len(rows),
         num_other_audio=int(has_other_audio.sum()),
     )
 
 
-def _written(output: str) -> pa.Table | None:
-    """The clips of index and ledger, in which labels, split and fold are unknown; None: damaged."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Known:
+    """The clips of a data set."""
+
+    clips: StoredTable
+    """With the columns of `_COMPARED`, and perhaps others."""
+    rows: Rows
+    """Those that count."""
+    num_labelled: int
+    """Of the rows after these many, labels, split and fold are unknown."""
+
+
+def _written(output: str) -> _Known | None:
+    """The clips of index and ledger; None: damaged."""
+    clips = StoredTable(_COMPARED)
     try:
-        index = storage.read_table(index_path(output), _COMPARED)
+        for batch in storage.iter_table(index_path(output), _COMPARED):
+            storage.check_columns(batch.schema, _COMPARED)
+            for field in _COMPARED:
+                storage.check_cells(batch[field.name], field)
+            clips.append(batch)
+        num_labelled = clips.num_rows
         ledger = storage.read_table(ledger_path(output), rejects.SCHEMA)
     except (FileNotFoundError, storage.NoFileError, storage.DocumentError):
         return None
-    rejected = pa.table({name: ledger[name] for name in ("id", "uri")})
-    return pa.concat_tables([index, rejected], promote_options="default")
+    unknown = {name: pa.nulls(ledger.num_rows, _COMPARED.field(name).type) for name in _LABELLING}
+    clips.append(pa.table({"id": ledger["id"], "uri": ledger["uri"], **unknown}))
+    return _Known(clips=clips, rows=np.arange(clips.num_rows), num_labelled=num_labelled)
 
 
-def _planned(plan: Plan) -> pa.Table:
+def _planned(plan: Plan) -> _Known:
     """The clips of a plan; one that was planned again counts as the last time."""
-    numbers = pa.array(range(plan.clips.num_rows))
-    last = pa.table({"id": plan.clips["id"], "row": numbers}).group_by("id")
-    rows = last.aggregate([("row", "max")])["row_max"]
-    return plan.clips.select(_COMPARED.names).take(rows)
+    num_clips = plan.clips.num_rows
+    _, last = np.unique(id_hashes(plan.clips)[::-1], return_index=True)
+    rows = np.sort(num_clips - 1 - last)
+    return _Known(clips=plan.clips, rows=rows, num_labelled=num_clips)
 
 
 def _classes(before: list[str], now: list[str]) -> str:
     if before == now:
         return ""
     if len(before) != len(now):
-        return f"{len(before):,} classes became {len(now):,}"
+        return f"{counted(len(before), 'class', 'classes')} became {len(now):,}"
     return "order of the classes changed" if {*before} == {*now} else "classes renamed"

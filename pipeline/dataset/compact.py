@@ -25,11 +25,11 @@ from pipeline.dataset.prepare_summary import PrepareSummary
 from pipeline.dataset.prepared import REPAIR, remove_card
 from pipeline.dataset.resume import discard_parts
 from pipeline.errors import UserError
-from pipeline.manifest.manifest import Manifest, to_clips
+from pipeline.manifest.manifest import SCHEMA, Manifest, to_clips
 from pipeline.on_ray.settings import WAIT_FOR_NODES_S
 from pipeline.on_ray.shared_files import SharedPaths
 from pipeline.on_ray.tasks import TASK_MEMORY_BYTES, run_tasks
-from pipeline.shards.build import BuildJob, metadata
+from pipeline.shards.job import BuildJob
 from pipeline.shards.parts import STAGES, Part, TarEntry, part_path, read_part, write_part
 from pipeline.shards.plan import (
     Plan,
@@ -44,9 +44,11 @@ from pipeline.shards.plan import (
     write_plan_clips,
 )
 from pipeline.shards.settings import PrepareSettings
-from pipeline.shards.tar import Fbank, ShardWriter, checksum, fbank_from_bytes
+from pipeline.shards.tar import Fbank, ShardWriter, checksum, fbank_from_bytes, metadata
 from pipeline.shards.usage import Usage
+from pipeline.storage.stored_table import StoredTable
 from pipeline.terminal.progress import ProgressBar
+from pipeline.terminal.units import counted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,7 +128,7 @@ def _in_words(num_shards: int, corrections: Corrections) -> str:
     if corrections.num_outdated:
         num_clips = in_words(corrections.num_outdated)
         done.append(f"labels, split or fold of {num_clips} written anew")
-    what = f"{num_shards:,} shards rewritten, no audio read"
+    what = f"{counted(num_shards, 'shard')} rewritten, no audio read"
     return f"{what}: {', '.join(done)}" if done else what
 
 
@@ -138,7 +140,7 @@ def plan_compaction(before: Plan, manifest: Manifest) -> tuple[Plan, list[Rewrit
     usage = Usage(before, manifest)
     numbers = next_numbers(before.specs)
     specs: list[ShardSpec] = []
-    tables: list[pa.Table] = []
+    planned_anew = StoredTable(SCHEMA)
     rewrites: list[Rewrite] = []
     start = 0
     for spec in before.specs:
@@ -146,19 +148,19 @@ def plan_compaction(before: Plan, manifest: Manifest) -> tuple[Plan, list[Rewrit
         start += spec.num_clips
         if not usage.is_shard_changed(spec.name):
             specs.append(spec)
-            tables.append(planned)
+            planned_anew.append(planned)
             continue
-        used = manifest.clips.take(pa.array(usage.rows_in(spec.name)))
+        used = usage.clips_in(spec.name)
         for split in sorted(pc.unique(used["split"]).to_pylist()):
             clips = used.filter(pc.equal(used["split"], split))
             name = shard_name(split, numbers[split])
             numbers[split] += 1
             new = replace(spec, name=name, num_clips=clips.num_rows)
             specs.append(with_fingerprint(new, before.basis, clips))
-            tables.append(clips)
+            planned_anew.append(clips)
             is_first = not rewrites or rewrites[-1].source != spec.name
             rewrites.append(Rewrite(spec=specs[-1], source=spec.name, is_first=is_first))
-    plan = rearranged(before, specs, pa.concat_tables(tables))
+    plan = rearranged(before, specs, planned_anew)
     placed = {spec.name: spec for spec in plan.specs}
     return plan, [replace(rewrite, spec=placed[rewrite.spec.name]) for rewrite in rewrites]
 

@@ -6,6 +6,7 @@ None, if it is complete; or an error that says why the folder cannot be used for
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -21,7 +22,7 @@ from pipeline.dataset.prepared import ledger_path
 from pipeline.dataset.resume import check_output, check_settings, read_damaged
 from pipeline.errors import UserError
 from pipeline.manifest.manifest import Manifest
-from pipeline.shards.build import BuildJob
+from pipeline.shards.job import BuildJob
 from pipeline.shards.parts import part_fingerprints, part_path
 from pipeline.shards.plan import (
     LIMITS,
@@ -34,6 +35,7 @@ from pipeline.shards.plan import (
 )
 from pipeline.shards.settings import PrepareSettings
 from pipeline.shards.usage import Usage
+from pipeline.terminal.units import counted
 
 _logger = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class Work:
             return "index and card written anew, no audio read"
         num_clips = sum(spec.num_clips for spec in self.unfinished)
         num_kept = len(self.plan.specs) - len(self.stale)
-        return f"audio of {in_words(num_clips)} read, {num_kept:,} shards kept"
+        return f"audio of {in_words(num_clips)} read, {counted(num_kept, 'shard')} kept"
 
     @property
     def outcome(self) -> str:
@@ -119,7 +121,7 @@ def decide(manifest: Manifest, job: BuildJob, *, retry_rejects: bool) -> Work | 
     fingerprint = planned_fingerprint(job.work, manifest, settings)
     if card and is_complete(fingerprint, is_corrected=card.corrections is not None):
         return None
-    before, lost = None, None
+    before, lost, usage_before = None, None, None
     try:
         before = read_plan(job.work) if card or _has_tar(output) else None
     except DamagedPlanError as error:
@@ -132,7 +134,8 @@ def decide(manifest: Manifest, job: BuildJob, *, retry_rejects: bool) -> Work | 
         again = _rejected_by_lower_limits(before, usage_before, settings, output)
         changes = find_changes(manifest, output, card, before, usage_before)
         changes = replace(changes, num_again=len(again))
-    plan = make_plan(manifest, settings, before, again)
+    rows_before = usage_before.rows if usage_before else None
+    plan = make_plan(manifest, settings, before, again, rows_before=rows_before)
     if lost and not _reproduces(plan, lost.fingerprint, card, output):
         raise lost
     usage = Usage(plan, manifest)
@@ -156,7 +159,7 @@ def decide(manifest: Manifest, job: BuildJob, *, retry_rejects: bool) -> Work | 
     _logger.debug("%d of %d shards are finished", len(finished), len(plan.specs))
     stale = tuple(spec for spec in plan.specs if spec.name not in finished)
     work = Work(plan=plan, usage=usage, changes=changes, before=before, stale=stale)
-    _check_buckets(usage.used_clips(spec.name for spec in work.unfinished)["uri"])
+    _check_buckets(usage.used_clips((spec.name for spec in work.unfinished), ["uri"]))
     return work
 
 
@@ -177,7 +180,7 @@ def _rejected_by_lower_limits(
         reject.id
         for spec in lower
         if spec.name in parts
-        for reject in usage.rejects(spec.name, parts[spec.name])
+        for reject in parts[spec.name].rejects
         if reject.limit and is_lower(spec, reject.limit)
     ]
 
@@ -216,10 +219,16 @@ def _rejects(output: str) -> list[Reject]:
         return []  # for `verify` to find
 
 
-def _check_buckets(uris: pa.ChunkedArray) -> None:
+def _check_buckets(batches: Iterator[pa.Table]) -> None:
     """Fail before any work when a bucket of these clips cannot be read."""
-    remote = uris.filter(pc.match_substring(uris, "://"))
-    buckets = pc.replace_substring_regex(remote, r"^([a-z0-9]+://[^/]+/).*", r"\1")
-    for bucket in pc.unique(buckets).to_pylist():
-        samples = remote.filter(pc.equal(buckets, bucket)).slice(0, _SAMPLES_PER_BUCKET)
-        storage.check_readable(samples.to_pylist())
+    samples: dict[str, list[str]] = {}
+    for batch in batches:
+        remote = batch["uri"].filter(pc.match_substring(batch["uri"], "://"))
+        buckets = pc.replace_substring_regex(remote, r"^([a-z0-9]+://[^/]+/).*", r"\1")
+        for bucket in pc.unique(buckets).to_pylist():
+            known = samples.setdefault(bucket, [])
+            if (num_wanted := _SAMPLES_PER_BUCKET - len(known)) > 0:
+                of_bucket = remote.filter(pc.equal(buckets, bucket))
+                known += of_bucket.slice(0, num_wanted).to_pylist()
+    for uris in samples.values():
+        storage.check_readable(uris)

@@ -24,7 +24,7 @@ from pipeline.on_ray.metrics import prepare_gauges
 from pipeline.on_ray.settings import WAIT_FOR_NODES_S
 from pipeline.on_ray.shared_files import SharedPaths
 from pipeline.on_ray.tasks import TASK_MEMORY_BYTES, run_tasks
-from pipeline.shards.build import BuildJob, build_shard
+from pipeline.shards.job import BuildJob
 from pipeline.shards.plan import ShardSpec, write_plan
 from pipeline.shards.settings import READS_AHEAD, PrepareSettings
 from pipeline.shards.usage import Usage
@@ -117,8 +117,8 @@ class _Tasks:
 def _some_files(manifest: Manifest) -> tuple[str, ...]:
     """The first of the clips' files, one in the middle, and the last."""
     last = manifest.clips.num_rows - 1
-    rows = manifest.clips["uri"].take(pa.array(sorted({0, last // 2, last})))
-    return tuple(rows.to_pylist())
+    rows = manifest.clips.take(pa.array(sorted({0, last // 2, last})))
+    return tuple(rows["uri"].to_pylist())
 
 
 def _build(specs: Sequence[ShardSpec], usage: Usage, job: BuildJob, how: _Tasks) -> None:
@@ -158,6 +158,9 @@ def _build(specs: Sequence[ShardSpec], usage: Usage, job: BuildJob, how: _Tasks)
 
 
 def _task(fields: dict[str, Any], job: BuildJob) -> dict[str, Any]:
+    # Loads PyTorch, which only the workers need.
+    from pipeline.shards.build import build_shard
+
     spec = ShardSpec(**fields)
     part = build_shard(spec, job)
     return {

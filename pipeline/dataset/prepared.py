@@ -1,15 +1,18 @@
 """A prepared data set, opened for reading: the card, the index, and any clip's fbank.
 
 In: a folder. Steps: check the card against its own checksum, and the index against the card's: so
-they are as `prepare` wrote them. Out: the data set, whose clips have checksums in the index.
+they are as `prepare` wrote them. Out: the data set, whose clips have checksums in the index. Of the
+index only the rows and columns that are asked for are read: it may have millions of clips.
 """
 
 import hashlib
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -39,7 +42,8 @@ class PreparedDataset:
 
     path: str
     card: Card
-    index: pa.Table
+    index: storage.TableFile
+    """One row per clip, with the columns of `index_schema`."""
 
     @property
     def labels(self) -> list[str]:
@@ -56,26 +60,64 @@ class PreparedDataset:
         """How to compute fbanks from the stored audio; None if fbanks are stored."""
         return self.card.fbank if self.card.store == "audio" else None
 
-    def select(self, split: str, *, fold: int = 0, except_folds: Collection[int] = ()) -> pa.Table:
-        """Rows of the index: a split, one of its folds, or all its folds but some.
+    def rows(
+        self, split: str, *, fold: int = 0, except_folds: Collection[int] = ()
+    ) -> npt.NDArray[np.bool_]:
+        """Which rows of the index are of a split, of one of its folds, or of all folds but some.
 
         Raises:
             UserError: the data set has no such split or fold.
         """
-        chosen = self.index.filter(pc.equal(self.index["split"], split))
-        if chosen.num_rows == 0:
+        in_split = np.zeros(self.index.num_rows, dtype=bool)
+        folds = np.zeros(self.index.num_rows, dtype=np.int32)
+        start = 0
+        for piece in self.index.pieces(["split", "fold"]):
+            where = slice(start, start + piece.num_rows)
+            in_split[where] = pc.equal(piece["split"], split).to_numpy()
+            folds[where] = piece["fold"].to_numpy()
+            start = where.stop
+        if not in_split.any():
             known = ", ".join(self.card.splits)
             raise UserError(self.path, f"no split {split!r}", f"choose from: {known}")
-        folds = sorted(pc.unique(chosen["fold"]).to_pylist())
+        present = np.unique(folds[in_split]).tolist()
         for wanted in [fold] if fold else except_folds:
-            if wanted not in folds:
-                known = f"only {folds}" if folds != [0] else "it has none"
+            if wanted not in present:
+                known = f"only {present}" if present != [0] else "it has none"
                 raise UserError(self.path, f"split {split!r} has no fold {wanted}, {known}")
         if fold:
-            chosen = chosen.filter(pc.equal(chosen["fold"], fold))
+            in_split &= folds == fold
         for unwanted in except_folds:
-            chosen = chosen.filter(pc.not_equal(chosen["fold"], unwanted))
-        return chosen
+            in_split &= folds != unwanted
+        return in_split
+
+    def folds(self, split: str) -> list[int]:
+        """The folds of a split in order; 0: clips without one.
+
+        Raises:
+            UserError: the data set has no such split.
+        """
+        pieces = self.index.pieces(["fold"], self.rows(split))
+        return sorted(set().union(*(np.unique(piece["fold"]).tolist() for piece in pieces)))
+
+    def select(
+        self,
+        split: str,
+        *,
+        fold: int = 0,
+        except_folds: Collection[int] = (),
+        names: Sequence[str] | None = None,
+    ) -> pa.Table:
+        """Rows of the index: a split, one of its folds, or all its folds but some.
+
+        `names`: the columns; None: all of them.
+
+        Raises:
+            UserError: the data set has no such split or fold.
+        """
+        chosen = self.rows(split, fold=fold, except_folds=except_folds)
+        names = self.index.column_names if names is None else names
+        empty = pa.schema([self.index.schema.field(name) for name in names]).empty_table()
+        return pa.concat_tables([empty, *self.index.pieces(names, chosen)])
 
     def read_fbank(self, row: int) -> Fbank:
         """The fbank `[T, F]` float16 of a clip, given by its row of the index, in one ranged read.
@@ -100,11 +142,11 @@ class PreparedDataset:
         Raises:
             OSError, EOFError, UserError: the shard is missing, truncated or damaged.
         """
-        duration_s = self.index["duration_s"][row].as_py()
+        duration_s = self.index.row(row)["duration_s"]
         return decode_flac(self._read_clip(row), self.card.fbank.samples_in(duration_s))
 
     def _read_clip(self, row: int) -> bytes:
-        clip = self.index.slice(row, 1).to_pylist()[0]
+        clip = self.index.row(row)
         path = storage.join(self.path, clip["shard"])
         data = storage.read_range(path, clip["offset_bytes"], clip["size_bytes"])
         if "xxh3" in clip and clip["xxh3"] != checksum(data):
@@ -188,10 +230,25 @@ def open_dataset(path: str) -> PreparedDataset:
     card = decode_card(data, card_path(path))
     if fault := checksum_fault(data):
         raise UserError(card_path(path), f"the card {fault}", REPAIR)
-    index = _read_table(
-        index_path(path), card.index_sha256, index_schema(card.store, card.format_version)
-    )
-    return PreparedDataset(path=path, card=card, index=index)
+    return PreparedDataset(path=path, card=card, index=open_index(path, card))
+
+
+def open_index(path: str, card: Card) -> storage.TableFile:
+    """Open the index of a data set with this card.
+
+    Raises:
+        UserError: the index is missing or damaged, or of another card.
+    """
+    where = index_path(path)
+    try:
+        source, sha256 = storage.open_whole(where)
+    except FileNotFoundError as error:
+        raise UserError(where, "is missing", REPAIR) from error
+    except storage.NoFileError as error:
+        raise UserError(where, error.what, REPAIR) from error
+    _check_sha256(where, sha256, card.index_sha256)
+    schema = index_schema(card.store, card.format_version)
+    return storage.TableFile(source, schema, where=where, remedy=REPAIR)
 
 
 def read_ledger(dataset: PreparedDataset) -> pa.Table:
@@ -201,21 +258,21 @@ def read_ledger(dataset: PreparedDataset) -> pa.Table:
         UserError: the ledger is missing or damaged.
     """
     path = ledger_path(dataset.path)
-    return _read_table(path, dataset.card.rejects_sha256, rejects.SCHEMA)
-
-
-def _read_table(path: str, sha256: str, schema: pa.Schema) -> pa.Table:
     try:
         data = storage.read_bytes(path)
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise UserError(path, "does not match the card's checksum", REPAIR)
-        return storage.parse_table(data, schema)
+        _check_sha256(path, hashlib.sha256(data).hexdigest(), dataset.card.rejects_sha256)
+        return storage.parse_table(data, rejects.SCHEMA)
     except FileNotFoundError as error:
         raise UserError(path, "is missing", REPAIR) from error
     except storage.NoFileError as error:
         raise UserError(path, error.what, REPAIR) from error
     except storage.DocumentError as error:
         raise UserError(path, str(error), REPAIR) from error
+
+
+def _check_sha256(path: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise UserError(path, "does not match the card's checksum", REPAIR)
 
 
 def note_unchecked(dataset: PreparedDataset) -> None:

@@ -5,43 +5,39 @@ In: the records of the shards. Out: clips of each rate, and a note on those of l
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import pyarrow as pa
 
 from pipeline.dataset.prepared import PreparedDataset
 from pipeline.shards.parts import Part
+from pipeline.terminal.units import counted
 
 _logger = logging.getLogger(__name__)
 
 
-def count_rates(
-    parts: Iterable[Part], index: pa.Table, sample_rate_hz: int
-) -> tuple[dict[str, int], bool]:
-    """Clips in the index by the rate of their files in Hz, the lowest first.
+class RateCounts:
+    """Clips in the index by the rate of their files in Hz."""
 
-    Args:
-        parts: the records of the shards.
-        index: of the data set.
-        sample_rate_hz: the data set's, which the records leave out.
+    def __init__(self, sample_rate_hz: int) -> None:
+        """`sample_rate_hz`: the data set's, which the records of the shards leave out."""
+        self._sample_rate_hz = sample_rate_hz
+        self._others: Counter[int] = Counter()
+        self.is_complete = True
+        """Whether the counts are of all clips: an older program did not write rates."""
 
-    Returns:
-        The counts, and whether they are of all clips: an older program did not write rates.
-    """
-    tars = [part for part in parts if part.tar]
-    # An older shard may hold a clip of the same id, with other audio.
-    others = {
-        (part.tar and part.tar.name, clip_id): rate
-        for part in tars
-        for clip_id, rate in (part.other_rates_hz or {}).items()
-    }
-    counts: Counter[int] = Counter()
-    if others:
-        used = zip(index["shard"].to_pylist(), index["id"].to_pylist(), strict=True)
-        counts.update(others[key] for key in used if key in others)
-    counts[sample_rate_hz] = index.num_rows - counts.total()
-    is_complete = all(part.other_rates_hz is not None for part in tars)
-    return {str(rate): counts[rate] for rate in sorted(counts) if counts[rate]}, is_complete
+    def add(self, part: Part, ids: pa.ChunkedArray) -> None:
+        """Count the clips of a shard that are in the index."""
+        rates = part.other_rates_hz
+        self.is_complete = self.is_complete and rates is not None
+        if rates:
+            self._others.update(rates[clip_id] for clip_id in ids.to_pylist() if clip_id in rates)
+
+    def counts(self, num_clips: int) -> dict[str, int]:
+        """The counts of `num_clips` in all, the lowest rate first."""
+        counts = Counter(self._others)
+        counts[self._sample_rate_hz] = num_clips - counts.total()
+        return {str(rate): counts[rate] for rate in sorted(counts) if counts[rate]}
 
 
 def below(rates: Mapping[str, int], sample_rate_hz: int) -> dict[str, int]:
@@ -54,12 +50,13 @@ def low_rate_note(low_rates: Mapping[str, int], num_clips: int, sample_rate_hz: 
     if not low_rates:
         return ""
     num_low = sum(low_rates.values())
-    what = f"all {num_clips:,}" if num_low == num_clips else f"{num_low:,} of {num_clips:,}"
+    share = f"{num_low:,} of " if num_low < num_clips else "all " if num_clips > 1 else ""
+    what = f"{share}{counted(num_clips, 'clip')} {'is' if num_low == 1 else 'are'}"
     rates = [f"{int(rate):,}" for rate in low_rates]
     shown = f"{rates[0]} Hz" if len(rates) == 1 else f"{rates[0]} to {rates[-1]} Hz"
     empty_from = min(map(int, low_rates)) // 2
     return (
-        f"{what} clips are of files at {shown}, below {sample_rate_hz:,} Hz: their mel bins above "
+        f"{what} of files at {shown}, below {sample_rate_hz:,} Hz: mel bins above "
         f"{empty_from:,} Hz{' or more' if len(rates) > 1 else ''} are empty; use files of "
         f"{sample_rate_hz:,} Hz or more if there are any"
     )

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,8 @@ from pipeline.dataset.card import Card, Corrections, checksum_fault, decode_card
 from pipeline.dataset.prepared import (
     PreparedDataset,
     card_path,
-    index_path,
     open_dataset,
+    open_index,
     read_card_bytes,
     read_index_rows,
 )
@@ -45,14 +44,15 @@ from pipeline.shards.match import LABELLING
 from pipeline.shards.parts import (
     TarEntry,
     has_parts,
-    index_schema,
     part_path,
     read_part,
     work_folder,
 )
 from pipeline.shards.plan import DamagedPlanError, read_plan
 from pipeline.shards.tar import checksum, fbank_from_bytes, shard_key
+from pipeline.storage.table_hashes import text_hashes
 from pipeline.terminal.progress import ProgressBar
+from pipeline.terminal.units import counted
 
 _METADATA_FIELDS = ("labels", "split", "fold", "duration_s")
 
@@ -159,14 +159,19 @@ def shard_faults(
 
 def _items(dataset: PreparedDataset) -> list[dict[str, Any]]:
     """One item per tar: the card's entry and its rows of the index, which are contiguous."""
-    codes = dataset.index["shard"].combine_chunks().dictionary_encode().indices.to_numpy()
-    starts = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
-    names = dataset.index["shard"].take(starts[:-1]).to_pylist() if len(codes) else []
-    ranges = dict(zip(names, pairwise(starts), strict=False))
+    ranges: dict[str, tuple[int, int]] = {}
+    start = 0
+    for piece in dataset.index.pieces(["shard"]):
+        for run in pc.run_end_encode(piece["shard"]).chunks:
+            first = start
+            for name, end in zip(run.values.to_pylist(), run.run_ends.to_pylist(), strict=True):
+                ranges[name] = (ranges.get(name, (first, 0))[0], start + end)
+                first = start + end
+            start = first
     return [
-        {"tar": asdict(tar), "start": start, "end": end}
+        {"tar": asdict(tar), "start": first, "end": end}
         for tar in dataset.card.shards
-        for start, end in [ranges.get(tar.name, (0, 0))]
+        for first, end in [ranges.get(tar.name, (0, 0))]
     ]
 
 
@@ -198,7 +203,7 @@ def document_faults(path: str) -> list[Fault]:
     expected = {"index.parquet": card.index_sha256, "rejects.parquet": card.rejects_sha256}
     for file, sha256 in expected.items():
         try:
-            digest = hashlib.sha256(storage.read_bytes(storage.join(path, file))).hexdigest()
+            _, digest = storage.open_whole(storage.join(path, file))
         except FileNotFoundError:
             faults.append(Fault(path=file, what="is missing"))
             continue
@@ -210,10 +215,10 @@ def document_faults(path: str) -> list[Fault]:
     if faults:
         return faults
     try:
-        index = storage.read_table(index_path(path), index_schema(card.store, card.format_version))
-    except storage.DocumentError as error:
-        return [Fault(path="index.parquet", what=str(error))]
-    return _index_faults(card, index)
+        problems = _index_faults(card, open_index(path, card))
+    except UserError as error:
+        problems = [error.what]
+    return [Fault(path="index.parquet", what=problem) for problem in problems]
 
 
 def plan_faults(path: str) -> list[Fault]:
@@ -225,21 +230,36 @@ def plan_faults(path: str) -> list[Fault]:
         return [Fault(path=error.where.removeprefix(f"{path}/"), what=error.fault)]
 
 
-def _index_faults(card: Card, index: pa.Table) -> list[Fault]:
-    unknown = set(pc.unique(pc.list_flatten(index["labels"])).to_pylist()) - set(card.labels)
+def _index_faults(card: Card, index: storage.TableFile) -> list[str]:
+    labels = set[str]()
+    for piece in index.pieces(index.column_names):  # all, for what is wrong with any of them
+        labels.update(pc.unique(pc.list_flatten(piece["labels"])).to_pylist())
+    unknown = labels - set(card.labels)
     faults = [f"has the label {label!r}, which the card lacks" for label in sorted(unknown)]
     if index.num_rows != card.num_clips:
-        faults.append(f"has {index.num_rows} clips, the card has {card.num_clips}")
+        faults.append(f"has {counted(index.num_rows, 'clip')}, the card has {card.num_clips}")
     num_stored = sum(tar.num_clips for tar in card.shards)
     num_unused = card.corrections.num_unused if card.corrections else 0
     if num_stored != index.num_rows + num_unused:
         faults.append(
-            f"has {index.num_rows} clips, the card {num_stored} in its shards, of which "
-            f"{num_unused} are unused"
+            f"has {counted(index.num_rows, 'clip')}, the card {num_stored} in its shards, of which "
+            f"{num_unused} {'is' if num_unused == 1 else 'are'} unused"
         )
-    if pc.count_distinct(index["id"]).as_py() != index.num_rows:
+    if _has_duplicates(index):
         faults.append("has duplicate ids")
-    return [Fault(path="index.parquet", what=problem) for problem in faults]
+    return faults
+
+
+def _has_duplicates(index: storage.TableFile) -> bool:
+    """Whether two clips have the same id; of millions, only the hashes of ids are kept."""
+    parts = [text_hashes(piece["id"]) for piece in index.pieces(["id"])]
+    hashes = np.concatenate([np.empty(0, np.uint64), *parts])
+    ordered = np.sort(hashes)
+    is_repeated = np.isin(hashes, ordered[1:][ordered[1:] == ordered[:-1]])
+    if not is_repeated.any():
+        return False
+    ids = pa.concat_tables(index.pieces(["id"], is_repeated))["id"]
+    return bool(pc.count_distinct(ids).as_py() < len(ids))
 
 
 def _part_fault(path: str, shard: str, tar: TarEntry) -> str | None:
@@ -273,7 +293,7 @@ def _tar_faults(
     elif hashlib.sha256(data).hexdigest() != tar.sha256:
         yield "does not match the card's checksum"
     if len(rows) != tar.num_clips and not corrections:
-        yield f"has {len(rows)} clips in the index, {tar.num_clips} in the card"
+        yield f"has {counted(len(rows), 'clip')} in the index, {tar.num_clips} in the card"
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
             members = {

@@ -4,14 +4,15 @@ L labels of the vocabulary, P splits or folds.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.manifest.manifest import SCHEMA, Manifest
+from pipeline.manifest.manifest import Manifest
+from pipeline.storage.stored_table import batches
 
 Counts = npt.NDArray[np.int64]
 
@@ -35,15 +36,17 @@ class ClassCounts:
 
 def count_clips(manifest: Manifest, column: Literal["split", "fold"]) -> ClassCounts:
     """Count the clips of each class, by a column; its values are sorted."""
-    lists = manifest.clips["labels"].combine_chunks()
-    parts = sorted(pc.unique(manifest.clips[column]).to_pylist())
-    part = pc.index_in(manifest.clips[column], pa.array(parts, SCHEMA.field(column).type))
-    label = pc.index_in(pc.list_flatten(lists), pa.array(manifest.labels, pa.string()))
-    clip = pc.list_parent_indices(lists)
-    cell = label.to_numpy().astype(np.int64) * len(parts) + part.to_numpy()[clip.to_numpy()]
-    counts = np.bincount(cell, minlength=len(manifest.labels) * len(parts))
+    vocabulary = pa.array(manifest.labels, pa.string())
+    counts: dict[Any, Counts] = {}
+    for batch in batches(manifest.clips, ["labels", column]):
+        for part in pc.unique(batch[column]).to_pylist():
+            labels = pc.list_flatten(batch["labels"].filter(pc.equal(batch[column], part)))
+            numbers = pc.index_in(labels, vocabulary).to_numpy()
+            counted = np.bincount(numbers, minlength=len(manifest.labels)).astype(np.int64)
+            counts[part] = counts[part] + counted if part in counts else counted
+    parts = sorted(counts)
     return ClassCounts(
         labels=manifest.labels,
         parts=tuple(map(str, parts)),
-        counts=counts.reshape(len(manifest.labels), len(parts)).astype(np.int64),
+        counts=np.stack([counts[part] for part in parts], axis=1),
     )

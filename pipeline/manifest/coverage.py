@@ -6,6 +6,7 @@ manifest and in the card of a data set; the coverage page draws them. All functi
 Shapes: N listed clips.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -79,66 +80,86 @@ class Coverage:
         return {**asdict(self), "classes": [asdict(entry) for entry in self.classes]}
 
 
-def count_coverage(
-    source: str,
-    *,
-    split: pa.Array,
-    duration_s: npt.NDArray[np.float64],
-    classes: pa.ListArray,
-    labels: Sequence[str],
-    found: Mask,
-    unreadable: Mask,
-) -> Coverage:
-    """Count a listing.
+class CoverageCounts:
+    """Counts a listing, part by part."""
 
-    Args:
-        source: where the audio was looked for.
-        split: `[N]` names of splits.
-        duration_s: `[N]` lengths of the clips, in seconds.
-        classes: `[N]` lists of indices into `labels`.
-        labels: the vocabulary.
-        found: `[N]` whether the clip has a file with content.
-        unreadable: `[N]` whether its only file is empty.
-    """
-    names = sorted(pc.unique(split).to_pylist())
-    masks = {name: pc.equal(split, name).to_numpy(zero_copy_only=False) for name in names}
-    return Coverage(
-        source=source,
-        splits={
-            name: _count(found[mask], unreadable[mask], duration_s[mask])
-            for name, mask in masks.items()
-        },
-        total=_count(found, unreadable, duration_s),
-        classes=count_classes(classes, labels, found),
-    )
+    def __init__(self, labels: Sequence[str]) -> None:
+        self._labels = labels
+        self._official = np.zeros(len(labels), np.int64)
+        self._found = np.zeros(len(labels), np.int64)
+        self._splits: dict[str, _Tally] = {}
 
+    def add(
+        self,
+        *,
+        split: pa.Array,
+        duration_s: npt.NDArray[np.float64],
+        classes: pa.ListArray,
+        found: Mask,
+        unreadable: Mask,
+    ) -> None:
+        """Count some listed clips.
 
-def count_classes(
-    classes: pa.ListArray, labels: Sequence[str], found: Mask
-) -> tuple[ListedClass, ...]:
-    """Clips of each class that are listed and found, the smallest share first."""
-    indices = classes.flatten().to_numpy()
-    official = np.bincount(indices, minlength=len(labels))
-    num_found = np.bincount(
-        indices[np.repeat(found, classes.value_lengths().to_numpy())], minlength=len(labels)
-    )
-    share = np.where(official > 0, num_found / np.maximum(official, 1), 1.0)
-    return tuple(
-        ListedClass(
-            label=labels[i],
-            official=int(official[i]),
-            found=int(num_found[i]),
-            share=float(share[i]),
+        Args:
+            split: `[N]` names of splits.
+            duration_s: `[N]` lengths of the clips, in seconds.
+            classes: `[N]` lists of indices into the vocabulary.
+            found: `[N]` whether the clip has a file with content.
+            unreadable: `[N]` whether its only file is empty.
+        """
+        for name in pc.unique(split).to_pylist():
+            mask = pc.equal(split, name).to_numpy(zero_copy_only=False)
+            tally = self._splits.setdefault(name, _Tally())
+            tally.add(found[mask], unreadable[mask], duration_s[mask])
+        indices = classes.flatten().to_numpy()
+        is_found = np.repeat(found, classes.value_lengths().to_numpy())
+        self._official += np.bincount(indices, minlength=len(self._labels))
+        self._found += np.bincount(indices[is_found], minlength=len(self._labels))
+
+    def coverage(self, source: str) -> Coverage:
+        """The counts; `source`: where the audio was looked for."""
+        total = _Tally()
+        for tally in self._splits.values():
+            total.add_all(tally)
+        return Coverage(
+            source=source,
+            splits={name: self._splits[name].listed_clips() for name in sorted(self._splits)},
+            total=total.listed_clips(),
+            classes=self._classes(),
         )
-        for i in np.argsort(share, kind="stable")
-    )
+
+    def _classes(self) -> tuple[ListedClass, ...]:
+        """The smallest share first."""
+        share = np.where(self._official > 0, self._found / np.maximum(self._official, 1), 1.0)
+        return tuple(
+            ListedClass(
+                label=self._labels[i],
+                official=int(self._official[i]),
+                found=int(self._found[i]),
+                share=float(share[i]),
+            )
+            for i in np.argsort(share, kind="stable")
+        )
 
 
-def _count(found: Mask, unreadable: Mask, duration_s: npt.NDArray[np.float64]) -> ListedClips:
-    return ListedClips(
-        listed=len(found),
-        found=int(found.sum()),
-        missing=int((~found & ~unreadable).sum()),
-        unreadable=int(unreadable.sum()),
-        found_s=round(float(duration_s[found].sum()), 3),
-    )
+class _Tally:
+    """Counts of listed clips."""
+
+    def __init__(self) -> None:
+        self._counts = dict.fromkeys(("listed", "found", "missing", "unreadable"), 0)
+        self._found_s: list[float] = []
+
+    def add(self, found: Mask, unreadable: Mask, duration_s: npt.NDArray[np.float64]) -> None:
+        self._counts["listed"] += len(found)
+        self._counts["found"] += int(found.sum())
+        self._counts["missing"] += int((~found & ~unreadable).sum())
+        self._counts["unreadable"] += int(unreadable.sum())
+        self._found_s.append(float(duration_s[found].sum()))
+
+    def add_all(self, other: "_Tally") -> None:
+        for name, count in other._counts.items():
+            self._counts[name] += count
+        self._found_s += other._found_s
+
+    def listed_clips(self) -> ListedClips:
+        return ListedClips(**self._counts, found_s=round(math.fsum(self._found_s), 3))

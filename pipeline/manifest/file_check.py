@@ -6,11 +6,13 @@ packs are not looked at: reading one costs its row group, and listing them has f
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,13 +21,17 @@ from pipeline.audio.containers import kind_of
 from pipeline.audio.frames import without_id3
 from pipeline.errors import UserError, one_line
 from pipeline.manifest.manifest import Manifest
+from pipeline.storage.stored_table import batches
+from pipeline.storage.table_hashes import row_hashes
 from pipeline.terminal.progress import ProgressBar
+from pipeline.terminal.units import counted
 
 SAMPLE_SIZE = 20
 SHOWN = 5
 """Faults that have a line of their own; the rest is counted."""
 
 _SEED = 0
+_PLACE = ["uri", "offset_bytes", "size_bytes"]
 _START_BYTES = (1 << 12, 1 << 17, 1 << 23)
 """Read one after the other until the kind is known: most files need the first, MP3 files with other
 bytes in front the second, those with pictures the third."""
@@ -81,17 +87,38 @@ def check_files(manifest: Manifest, *, every_file: bool) -> FileCheck:
     Raises:
         UserError: the storage as a whole refuses or does not answer.
     """
-    places = manifest.clips.select(["uri", "offset_bytes", "size_bytes"])
-    places = places.filter(pc.is_null(manifest.clips["row_group"]))
-    is_sample = not every_file and places.num_rows > SAMPLE_SIZE
+    num_places = sum(batch.num_rows for batch in _places(manifest))
+    is_sample = not every_file and num_places > SAMPLE_SIZE
+    chosen = np.arange(num_places)
     if is_sample:
-        chosen = np.random.default_rng(_SEED).choice(places.num_rows, SAMPLE_SIZE, replace=False)
-        places = places.take(pa.array(np.sort(chosen)))
-    columns = places.to_pydict()
-    files = list(dict.fromkeys(map(_File, *columns.values())))
+        chosen = np.random.default_rng(_SEED).choice(num_places, SAMPLE_SIZE, replace=False)
+        chosen.sort()
+    # By hashes, as there may be millions; some clips are of the same file.
+    hashes = np.concatenate([np.empty(0, np.uint64), *map(row_hashes, _places(manifest))])
+    _, first = np.unique(hashes[chosen], return_index=True)
+    rows = chosen[np.sort(first)]
     with ThreadPoolExecutor(max_workers=_READS_AT_ONCE) as pool:
-        faults = _all_faults(files, pool) if every_file else _faults(files, pool)
-    return FileCheck(num_files=len(files), faults=tuple(faults), is_sample=is_sample)
+        faults = list(_all_faults(_files(manifest, rows), len(rows), pool, show=every_file))
+    return FileCheck(num_files=len(rows), faults=tuple(faults), is_sample=is_sample)
+
+
+def _places(manifest: Manifest) -> Iterator[pa.Table]:
+    """Where the audio of clips is that are not rows of a container, in batches."""
+    for batch in batches(manifest.clips, [*_PLACE, "row_group"]):
+        yield batch.filter(pc.is_null(batch["row_group"])).select(_PLACE)
+
+
+def _files(manifest: Manifest, rows: npt.NDArray[np.int64]) -> Iterator[list[_File]]:
+    """The files of some places, in steps."""
+    start = 0
+    for batch in _places(manifest):
+        end = start + batch.num_rows
+        first, last = np.searchsorted(rows, [start, end])
+        files = batch.take(pa.array(rows[first:last] - start))
+        for number in range(0, files.num_rows, _FILES_PER_STEP):
+            step = files.slice(number, _FILES_PER_STEP)
+            yield list(map(_File, *step.to_pydict().values()))
+        start = end
 
 
 def refuse_if_all_fail(check: FileCheck, source: str) -> None:
@@ -102,10 +129,11 @@ def refuse_if_all_fail(check: FileCheck, source: str) -> None:
     """
     if check.faults and len(check.faults) == check.num_files:
         main = Counter(fault.reason for fault in check.faults).most_common(1)[0][0]
+        example = next(fault.uri for fault in check.faults if fault.reason == main)
         raise UserError(
             source,
-            f"none of the {check.num_files:,} files looked at can be used: {check.reasons()}, such "
-            f"as {next(fault.uri for fault in check.faults if fault.reason == main)}",
+            f"none of the {counted(check.num_files, 'file')} looked at can be used: "
+            f"{check.reasons()}, such as {example}",
             _REMEDIES.get(main, _OTHER_REMEDY),
         )
 
@@ -119,21 +147,23 @@ def file_warnings(check: FileCheck) -> list[str]:
         more = "; --check looks at every file"
     return [
         *map(str, check.faults[:SHOWN]),
-        f"{len(check.faults):,} of {check.num_files:,} files looked at cannot be used: "
+        f"{len(check.faults):,} of {counted(check.num_files, 'file')} looked at cannot be used: "
         f"{check.reasons()}; `prepare` rejects such files, and fails if they exceed "
         f"--max-reject-share{more}",
     ]
 
 
-def _all_faults(files: Sequence[_File], pool: ThreadPoolExecutor) -> list[FileFault]:
-    """The faults of many files, in steps, with progress."""
-    faults: list[FileFault] = []
-    with ProgressBar("check files", len(files)) as bar:
-        for start in range(0, len(files), _FILES_PER_STEP):
-            step = files[start : start + _FILES_PER_STEP]
-            faults += _faults(step, pool)
-            bar.update(start + len(step))
-    return faults
+def _all_faults(
+    steps: Iterable[list[_File]], num_files: int, pool: ThreadPoolExecutor, *, show: bool
+) -> Iterator[FileFault]:
+    """The faults of the files of all steps, with progress if that is to be shown."""
+    with ProgressBar("check files", num_files) if show else nullcontext() as bar:
+        num_done = 0
+        for files in steps:
+            yield from _faults(files, pool)
+            num_done += len(files)
+            if bar:
+                bar.update(num_done)
 
 
 def _faults(files: Sequence[_File], pool: ThreadPoolExecutor) -> list[FileFault]:

@@ -7,6 +7,9 @@ means, without it, gets the sorted labels it uses.
 """
 
 import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -19,6 +22,7 @@ from pipeline.manifest.checks import check
 from pipeline.manifest.coverage import Coverage
 from pipeline.manifest.manifest import SCHEMA, Manifest, default_value, labels_in_use
 from pipeline.manifest.text_files import read_text
+from pipeline.storage.stored_table import BATCH_ROWS, StoredTable, batches
 
 _REQUIRED = ("id", "uri", "labels")
 _METADATA_KEY = b"ast_ray.manifest"
@@ -52,31 +56,40 @@ def write_manifest(path: str, manifest: Manifest) -> None:
     check(manifest, path)
     coverage = manifest.coverage and manifest.coverage.to_json()
     document = {"labels": manifest.labels, "coverage": coverage}
-    metadata = {_METADATA_KEY: json.dumps(document).encode()}
-    storage.write_table(path, manifest.clips.replace_schema_metadata(metadata))
+    schema = SCHEMA.with_metadata({_METADATA_KEY: json.dumps(document).encode()})
+    storage.write_batches(path, schema, batches(manifest.clips))
 
 
-def read_manifest(path: str) -> Manifest:
+def read_manifest(path: str, batch_rows: int = BATCH_ROWS) -> Manifest:
     """Read and check a manifest; columns other than `id`, `uri` and `labels` are optional.
+
+    Args:
+        path: the file.
+        batch_rows: most clips that are in memory at once.
 
     Raises:
         UserError: there is no such file, it is not Parquet, a column is missing or of another
             type, or the manifest is invalid.
     """
-    try:
-        table = storage.read_table(path)
-    except FileNotFoundError as error:
-        raise UserError(path, "no manifest here", "write one with `manifest`") from error
-    except (storage.DocumentError, UserError) as error:
-        if isinstance(error, UserError) and not isinstance(error.__cause__, IsADirectoryError):
-            raise
-        raise UserError(
-            path, "not a manifest (a Parquet file)", "write one with `manifest`"
-        ) from error
-    text = (table.schema.metadata or {}).get(_METADATA_KEY)
-    clips = _conform(table, path)
+    clips = StoredTable(SCHEMA)
+    num_empty = Counter[str]()
+    used: set[str] = set()
+    with _explained(path):
+        tables = storage.iter_table(path, SCHEMA, batch_rows)
+        schema = next(tables).schema
+        _check_names(schema, path)
+        text = (schema.metadata or {}).get(_METADATA_KEY)
+        for table in tables:
+            batch = _conform(table, path)
+            num_empty.update(_count_empty(batch))
+            if not num_empty:
+                clips.append(batch)
+                if text is None:
+                    used.update(labels_in_use(batch))
+    for name in filter(num_empty.get, SCHEMA.names):
+        raise UserError(path, f"column {name!r} has {num_empty[name]} empty cells")
     if text is None:
-        metadata = _Metadata(labels=tuple(labels_in_use(clips)))
+        metadata = _Metadata(labels=tuple(sorted(used)))
     else:
         try:
             metadata = storage.parse_document(text, _Metadata)
@@ -86,6 +99,21 @@ def read_manifest(path: str) -> Manifest:
     manifest = Manifest(clips=clips, labels=metadata.labels, coverage=metadata.coverage)
     check(manifest, path)
     return manifest
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Says of a file that is missing, or no Parquet file, how to write a manifest."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(path, "no manifest here", "write one with `manifest`") from error
+    except (storage.DocumentError, UserError) as error:
+        if isinstance(error, UserError) and not isinstance(error.__cause__, IsADirectoryError):
+            raise
+        raise UserError(
+            path, "not a manifest (a Parquet file)", "write one with `manifest`"
+        ) from error
 
 
 def is_manifest(path: str) -> bool:
@@ -109,28 +137,39 @@ def read_labels(path: str) -> tuple[str, ...]:
     return labels
 
 
+def _check_names(schema: pa.Schema, path: str) -> None:
+    for field in SCHEMA:
+        count = schema.names.count(field.name)
+        if count > 1:
+            raise UserError(path, f"the manifest has several columns {field.name!r}")
+        if not count and field.name in _REQUIRED:
+            raise UserError(path, f"the manifest has no column {field.name!r}")
+
+
 def _conform(table: pa.Table, path: str) -> pa.Table:
     """The table with exactly the columns and types of `SCHEMA`."""
     columns = []
     for field in SCHEMA:
-        if table.column_names.count(field.name) > 1:
-            raise UserError(path, f"the manifest has several columns {field.name!r}")
         if field.name in table.column_names:
             column = table[field.name]
-        elif field.name in _REQUIRED:
-            raise UserError(path, f"the manifest has no column {field.name!r}")
         else:
             column = pa.repeat(default_value(field), table.num_rows)
         try:
-            column = column.cast(field.type)
+            columns.append(column.cast(field.type))
         except pa.ArrowException as error:
             raise UserError(
                 path, f"column {field.name!r} is {column.type}, expected {field.type}"
             ) from error
-        num_empty = column.null_count
-        if field.name == "labels":
-            num_empty += pc.list_flatten(column).null_count
-        if not field.nullable and num_empty:
-            raise UserError(path, f"column {field.name!r} has {num_empty} empty cells")
-        columns.append(column)
     return pa.table(columns, schema=SCHEMA)
+
+
+def _count_empty(clips: pa.Table) -> dict[str, int]:
+    """Empty cells of each column that has some, but should not."""
+    counts = {}
+    for field in SCHEMA:
+        num_empty = 0 if field.nullable else clips[field.name].null_count
+        if field.name == "labels":
+            num_empty += pc.list_flatten(clips["labels"]).null_count
+        if num_empty:
+            counts[field.name] = num_empty
+    return counts

@@ -4,6 +4,7 @@ In: a manifest. Out: the same clips, each with the number of its fold.
 """
 
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 
@@ -14,7 +15,9 @@ import pyarrow.compute as pc
 
 from pipeline.errors import UserError
 from pipeline.manifest.groups import Grouping, known
-from pipeline.manifest.manifest import SCHEMA, Manifest
+from pipeline.manifest.manifest import Manifest, with_column
+from pipeline.storage.stored_table import batches
+from pipeline.terminal.units import counted
 
 MAX_SEED = 2**32 - 1
 
@@ -46,20 +49,31 @@ def assign_folds(manifest: Manifest, num_folds: int, seed: int = 0) -> Manifest:
     else:
         folds = _by_group(manifest, group, num_folds, seed)
         notes += _group_notes(group)
-    column = pa.array(folds.tolist(), pa.int32())
-    table = manifest.clips.set_column(SCHEMA.get_field_index("fold"), SCHEMA.field("fold"), column)
-    return replace(manifest, clips=table, notes=notes)
+    return replace(
+        manifest, clips=with_column(manifest.clips, "fold", _parts(manifest, folds)), notes=notes
+    )
+
+
+def _parts(manifest: Manifest, folds: Folds) -> Iterator[pa.Array]:
+    """The folds of each batch of clips."""
+    start = 0
+    for batch in batches(manifest.clips, ["id"]):
+        yield pa.array(folds[start : start + batch.num_rows])
+        start += batch.num_rows
 
 
 def _by_class(manifest: Manifest, num_folds: int, seed: int) -> Folds:
     """Clips of a class are ordered by a hash of the id, so that neighbouring files, often cuts of
     one recording, are not assigned in turn by name."""
-    clips = manifest.clips.select(["id", "labels"]).to_pylist()
-    ordered = sorted(
-        range(len(clips)), key=lambda i: (clips[i]["labels"][:1], _hash(clips[i]["id"], seed))
-    )
-    folds = np.zeros(len(clips), np.int32)
-    folds[ordered] = np.arange(len(clips)) % num_folds + 1
+    number_of = {label: number for number, label in enumerate(sorted(manifest.labels))}
+    classes, hashes = [], []
+    for batch in batches(manifest.clips, ["id", "labels"]):
+        first = [labels[:1] for labels in batch["labels"].to_pylist()]
+        classes.append(np.array([number_of[labels[0]] if labels else -1 for labels in first]))
+        hashes.append(_hashes(batch["id"].to_pylist(), seed))
+    ordered = np.lexsort((np.concatenate(hashes), np.concatenate(classes)))
+    folds = np.zeros(len(ordered), np.int32)
+    folds[ordered] = np.arange(len(ordered)) % num_folds + 1
     return folds
 
 
@@ -72,7 +86,7 @@ def _by_group(manifest: Manifest, group: Grouping, num_folds: int, seed: int) ->
     if num_groups < num_folds:
         raise UserError(
             f"--group {group.name}",
-            f"has {num_groups} values, too few for {num_folds} folds",
+            f"has {counted(num_groups, 'value')}, too few for {num_folds} folds",
             "make fewer folds",
         )
     classes = [labels[0] if labels else "" for labels in manifest.clips["labels"].to_pylist()]
@@ -102,7 +116,8 @@ def _group_notes(group: Grouping) -> tuple[str, ...]:
     num_unknown = len(group.values) - pc.sum(known(group.values)).as_py()
     if not num_unknown:
         return (note,)
-    return note, f"{num_unknown:,} clips have no {group.name!r}; each counts as a value"
+    have = counted(num_unknown, "clip has", "clips have")
+    return note, f"{have} no {group.name!r}; each counts as a value"
 
 
 def _group_names(group: Grouping, ids: list[str]) -> list[str]:
@@ -115,5 +130,8 @@ def _group_names(group: Grouping, ids: list[str]) -> list[str]:
     ]
 
 
-def _hash(text: str, seed: int) -> bytes:
-    return blake2b(text.encode(), digest_size=8, salt=seed.to_bytes(16, "big")).digest()
+def _hashes(texts: Sequence[str], seed: int) -> npt.NDArray[np.uint64]:
+    """`[N]`: a number for each text, which is another with another seed."""
+    salt = seed.to_bytes(16, "big")
+    digests = [blake2b(text.encode(), digest_size=8, salt=salt).digest() for text in texts]
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)

@@ -29,7 +29,7 @@ class Grouping:
 
     name: str
     """A column of the source, or what else tells the groups apart."""
-    values: pa.Array
+    values: pa.ChunkedArray
     """`[N]` texts; null or empty: unknown."""
     remedy: str
     """How to keep the groups together."""
@@ -56,12 +56,13 @@ def videos_in_names(ids: pa.Array) -> Grouping | None:
     return Grouping(name="video", values=_texts(videos), remedy=remedy)
 
 
-def known(values: pa.Array) -> pa.Array:
+def known(values: pa.ChunkedArray) -> pa.ChunkedArray:
     """`[N]` where the group is known."""
     return pc.fill_null(pc.not_equal(values, ""), False)
 
 
-def _texts(values: Sequence[str | None] | pa.Array | pa.ChunkedArray) -> pa.Array:
+def _texts(values: Sequence[str | None] | pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
     if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-    return values if isinstance(values, pa.Array) else pa.array(values, pa.string())
+        return values
+    texts = values if isinstance(values, pa.Array) else pa.array(values, pa.string())
+    return pa.chunked_array([texts])

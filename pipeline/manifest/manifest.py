@@ -5,7 +5,7 @@ another: a member of a tar (`offset_bytes`, `size_bytes`), or a row of a Parquet
 (`row_group`, `row`). The order of the labels in the vocabulary is the order of the classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.manifest.coverage import Coverage
 from pipeline.manifest.groups import Grouping, column_grouping
 from pipeline.manifest.splits import TRAIN_SPLIT
+from pipeline.storage.stored_table import StoredTable, batches
 
 SCHEMA = pa.schema(
     [
@@ -58,7 +59,8 @@ class Clip:
 class Manifest:
     """The clips (a table of `SCHEMA`), the vocabulary, and notes on the source."""
 
-    clips: pa.Table
+    clips: pa.Table | StoredTable
+    """In memory or, if there may be millions, on the disk."""
     labels: tuple[str, ...]
     notes: tuple[str, ...] = ()
     """What was left out and why, one line each, for the user."""
@@ -70,7 +72,7 @@ class Manifest:
     """Where the user named none: what clips seem to belong together by."""
     coverage: Coverage | None = None
     """How many of the clips that the source lists were found; None if it has no list."""
-    missing: pa.Table | None = None
+    missing: StoredTable | None = None
     """Listed clips that were not found, if the source has a list; not written to the file."""
 
 
@@ -116,14 +118,25 @@ def with_groups(manifest: Manifest, chosen: str, columns: Mapping[str, Any]) -> 
     return replace(manifest, likely_groups=groupings)
 
 
-def to_clips(table: pa.Table) -> list[Clip]:
-    """The rows of a table of `SCHEMA`."""
-    return [Clip(**{**row, "labels": tuple(row["labels"])}) for row in table.to_pylist()]
+def with_column(
+    clips: pa.Table | StoredTable, name: str, parts: Iterable[pa.Array | pa.ChunkedArray]
+) -> StoredTable:
+    """The clips with other values in a column: those of each batch of `batches` in turn."""
+    index = SCHEMA.get_field_index(name)
+    changed = StoredTable(SCHEMA)
+    for batch, values in zip(batches(clips), parts, strict=True):
+        changed.append(batch.set_column(index, SCHEMA.field(name), values))
+    return changed
 
 
 def labels_in_use(clips: pa.Table) -> list[str]:
     """The labels of all clips in a table of `SCHEMA`, sorted."""
     return sorted(pc.unique(pc.list_flatten(clips["labels"])).to_pylist())
+
+
+def to_clips(table: pa.Table) -> list[Clip]:
+    """The rows of a table of `SCHEMA`."""
+    return [Clip(**{**row, "labels": tuple(row["labels"])}) for row in table.to_pylist()]
 
 
 def default_value(field: pa.Field) -> pa.Scalar:

@@ -13,6 +13,8 @@ from typing import Self
 
 from ray.util.metrics import Gauge
 
+from pipeline.threads import beside
+
 _REFRESH_S = 5.0
 """Less than Ray's 10 s from report to report."""
 _LEAST_S = 0.5
@@ -31,8 +33,7 @@ class Gauges:
         self._values: dict[str, float] = {}
         self._shown_at = time.monotonic() - _LEAST_S
         self._lock = threading.Lock()
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._refresh, name="metrics", daemon=True)
+        self._refreshing = beside(self._refresh, name="metrics")
 
     def set(self, values: Mapping[str, float | None]) -> None:
         """Set some of the gauges; leaves those that are None as they were."""
@@ -46,13 +47,13 @@ class Gauges:
         for name, value in self._values.items():
             self._gauges[name].set(value)
 
-    def _refresh(self) -> None:
-        while not self._is_over.wait(_REFRESH_S):
+    def _refresh(self, is_over: threading.Event) -> None:
+        while not is_over.wait(_REFRESH_S):
             with self._lock:
                 self._show()
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._refreshing.__enter__()
         return self
 
     def __exit__(
@@ -61,7 +62,8 @@ class Gauges:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._lock:
-            self._show()
-        self._is_over.set()
-        self._thread.join()
+        try:
+            with self._lock:
+                self._show()
+        finally:
+            self._refreshing.__exit__(kind, error, traceback)

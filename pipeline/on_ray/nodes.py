@@ -48,6 +48,12 @@ class Need:
     """In words, such as `4 workers with 1 CPU each`."""
     remedy: str
     """What to do if no node can hold it."""
+    without_gpus: bool = False
+    """Only nodes without GPUs count."""
+
+    def counted(self, nodes: Sequence[Resources]) -> list[Resources]:
+        """Those of the nodes that count."""
+        return [node for node in nodes if not (self.without_gpus and node.get("GPU", 0))]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,8 +62,6 @@ class Nodes:
 
     live: tuple[Resources, ...]
     growth: Growth | None
-    gpu_node_ids: tuple[str, ...] = ()
-    """Of the live nodes, those with GPUs."""
 
     @property
     def is_open(self) -> bool:
@@ -80,6 +84,18 @@ class Nodes:
             nodes += [kind.resources] * num
             left -= num
         return nodes
+
+    def without_gpus(self) -> "Nodes":
+        """Those without GPUs, and how many of them may be added beside the others."""
+        live = tuple(node for node in self.live if not node.get("GPU", 0))
+        if self.growth is None or self.growth.node_types is None:
+            return Nodes(live=live, growth=self.growth)
+        kinds = tuple(k for k in self.growth.node_types if not k.resources.get("GPU", 0))
+        others = sum(1 for node in self.live if node.get("GPU", 0) and not _is_head(node))
+        return Nodes(
+            live=live,
+            growth=Growth(node_types=kinds, max_nodes=self.growth.max_nodes - others),
+        )
 
     def has(self, resource: str) -> bool:
         """Whether a live node or one that may be added has some of a resource."""
@@ -105,7 +121,6 @@ def cluster_nodes() -> Nodes:
     return Nodes(
         live=tuple(node["Resources"] for node in alive),
         growth=autoscaler.growth(alive),
-        gpu_node_ids=tuple(node["NodeID"] for node in alive if node["Resources"].get("GPU", 0)),
     )
 
 
@@ -141,12 +156,14 @@ def wait_for_nodes(need: Need, nodes: Nodes, *, wait_s: float) -> None:
         NoSuchNodeError: nothing that the cluster may start can hold it.
         UserError: the nodes did not come in time.
     """
+    if need.without_gpus:
+        nodes, elsewhere = nodes.without_gpus(), room(nodes.live, need.each)
+    else:
+        elsewhere = 0
     there = room(nodes.live, need.each)
     if there >= need.num:
         return
-    if nodes.growth is None or (
-        not nodes.is_open and room(nodes.possible(need.each), need.each) < need.num
-    ):
+    if not nodes.is_open and room(nodes.possible(need.each), need.each) < need.num:
         raise _no_such_node(need, nodes)
     start = time.monotonic()
     said: tuple[int, float] | None = None
@@ -155,13 +172,14 @@ def wait_for_nodes(need: Need, nodes: Nodes, *, wait_s: float) -> None:
         while there < need.num:
             waited_s = time.monotonic() - start
             if waited_s - asked_s >= _ASK_EVERY_S:
-                ask([need.each] * need.num)
+                # What fits on nodes that do not count is asked for, too: else it would suffice.
+                ask([need.each] * (need.num + elsewhere))
                 asked_s = waited_s
             if said is None or said[0] != there or waited_s - said[1] >= _SAY_EVERY_S:
                 _logger.info("waiting for %s: %d of %d there", need.what, there, need.num)
                 said = there, waited_s
             time.sleep(_LOOK_EVERY_S)
-            there = min(room(_live(), need.each), need.num)
+            there = min(room(need.counted(_live()), need.each), need.num)
             answer = autoscaler.answer(need.each)
             if there < need.num and nodes.is_open and _is_refusal(answer, waited_s):
                 raise _no_such_node(need, nodes)

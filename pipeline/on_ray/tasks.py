@@ -9,6 +9,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from pipeline.on_ray.nodes import (
     room,
     wait_for_nodes,
 )
+from pipeline.on_ray.quiet import quiet_ray_data
 from pipeline.on_ray.settings import WAIT_FOR_NODES_S
 from pipeline.on_ray.shared_files import SharedPaths, check_here, check_shared, seen_here
 from pipeline.terminal import log
@@ -56,7 +58,7 @@ def run_tasks(
 ) -> Iterator[dict[str, Any]]:
     """Call the task on every item, as many at once as fit; yields the results in no fixed order.
 
-    Nodes that join get tasks, too. Nodes with GPUs get some only if no others can hold a task.
+    Nodes that join get tasks, too. Nodes with GPUs get some only while no others can hold a task.
 
     Args:
         items: small dictionaries, one per task.
@@ -70,12 +72,7 @@ def run_tasks(
         UserError: a task raised it; no node has memory for a task without data, or none came; or
             the nodes do not see the same files.
     """
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    # It would print every plan, and errors before we do; its log file still has everything.
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.CRITICAL)
+    quiet_ray_data()
     nodes = cluster_nodes()
     memory = _memory(nodes, len(items), memory_bytes)
     _wait_for_a_node(nodes, memory, wait_s)
@@ -83,14 +80,16 @@ def run_tasks(
     check_shared(shared)
     rows = ray.data.from_items(list(items), override_num_blocks=len(items))
     with warnings.catch_warnings():
-        # Ray 2.60 deprecates such arguments, and has no other way to limit the repetitions.
-        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        # Ray 2.60 deprecates such arguments, and has no other way to limit the repetitions
+        # or to choose nodes.
+        warnings.filterwarnings("ignore", message="`ray_remote_args(_fn)?` is deprecated")
         tasks = rows.map(
             partial(_attempt, task, seen_here(shared), log.level()),
             num_cpus=1,
             memory=memory,
             max_retries=MAX_LOST,
-            **_away_from_gpus(nodes, memory),
+            scheduling_strategy="DEFAULT",
+            ray_remote_args_fn=partial(away_from_gpus, _each(memory)),
         )
     return _results(tasks)
 
@@ -130,27 +129,40 @@ def _each(memory_bytes: float) -> dict[str, float]:
 
 
 def _wait_for_a_node(nodes: Nodes, memory_bytes: float, wait_s: float) -> None:
-    """Wait until one task can start; Ray Data then asks for more nodes, as many as are of use."""
+    """Wait until one task can start; Ray Data then asks for more nodes, as many as are of use.
+
+    Where there are only nodes with GPUs, waits for one without, if one may be started.
+    """
     need = Need(
         num=1,
         each=_each(memory_bytes),
         what=f"a task with 1 CPU and {memory_bytes / 1e9:.1f} GB of memory",
         remedy="add nodes with CPUs",
     )
-    wait_for_nodes(need, nodes, wait_s=wait_s)
+    others = nodes.without_gpus()
+    is_only_on_gpus = room(nodes.live, need.each) and not room(others.live, need.each)
+    if not (is_only_on_gpus and room(others.possible(need.each), need.each)):
+        wait_for_nodes(need, nodes, wait_s=wait_s)
+        return
+    apart = replace(need, without_gpus=True, what=f"{need.what}, on a node without GPUs")
+    try:
+        wait_for_nodes(apart, nodes, wait_s=wait_s)
+    except UserError as error:
+        _logger.warning("%s: nodes with GPUs are used", error.what)
 
 
-def _away_from_gpus(nodes: Nodes, memory_bytes: float) -> dict[str, Any]:
-    """Ray's options that keep tasks off the nodes with GPUs, if others can hold them.
+def away_from_gpus(each: dict[str, float]) -> dict[str, Any]:
+    """Ray's options that keep a task off the nodes with GPUs, if others can hold what it takes.
 
-    Those that are there now are named. Of those that join later, Ray's default strategy uses others
-    first.
+    Called for each task, as nodes come and go. Ray's default strategy alone would use nodes with
+    GPUs once the others are busy.
     """
-    options: dict[str, Any] = {"scheduling_strategy": "DEFAULT"}
-    others = [node for node in nodes.possible(_each(memory_bytes)) if not node.get("GPU", 0)]
-    if nodes.gpu_node_ids and room(others, _each(memory_bytes)):
-        options["label_selector"] = {NODE_ID_LABEL: f"!in({','.join(nodes.gpu_node_ids)})"}
-    return options
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    with_gpus = [node["NodeID"] for node in alive if node["Resources"].get("GPU", 0)]
+    others = [node["Resources"] for node in alive if not node["Resources"].get("GPU", 0)]
+    if with_gpus and room(others, each):
+        return {"label_selector": {NODE_ID_LABEL: f"!in({','.join(with_gpus)})"}}
+    return {}
 
 
 def _attempt(

@@ -75,7 +75,7 @@ def _row(name: str, counts: ListedClips) -> Section:
 def _tiles(coverage: Coverage, section: Section) -> list[Section]:
     total, common = coverage.total, coverage.common
     tiles = [
-        ("Found", units.percent(total.share), f"{units.count(total.found)} clips"),
+        ("Found", units.percent(total.share), units.counted(total.found, "clip")),
         ("Missing", units.count(total.missing), "listed, but no file"),
         ("Unreadable", units.count(total.unreadable), "empty files"),
         ("Audio found", units.duration(total.found_s), ""),
@@ -84,7 +84,7 @@ def _tiles(coverage: Coverage, section: Section) -> list[Section]:
         least = section["classes"][0]
         tiles.append(("Least covered class", units.percent(least["share"]), least["label"]))
     if common:
-        whole = f"{units.count(common.found)} of {units.count(common.listed)} clips"
+        whole = f"{units.count(common.found)} of {units.counted(common.listed, 'clip')}"
         tiles.append(("Common subset", units.percent(common.share), whole))
     return [
         {"label": label, "value": value, "details": [detail] if detail else []}

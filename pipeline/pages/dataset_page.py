@@ -165,7 +165,7 @@ def level_plot(levels_dbfs: FloatArray) -> Plot | None:
     if num_silent:
         # Set apart by a gap: silence is not next to any level.
         names, counts, ticks = ["silence", "", ""], [num_silent, 0, 0], [(0.0, "−∞")]
-        notes = [f"{num_silent:,} clips are silent throughout (−∞)."]
+        notes = [f"{units.counted(num_silent, 'clip is', 'clips are')} silent throughout (−∞)."]
     if len(audible):
         # A tiny level below an edge would be divided to 0, the bin above it.
         audible = np.round(audible, 6)
@@ -181,7 +181,7 @@ def level_plot(levels_dbfs: FloatArray) -> Plot | None:
         notes = [f"Median {units.number(float(np.median(audible)), 1)} dB.", *notes]
     num_unknown = len(levels_dbfs) - len(audible) - num_silent
     if num_unknown:
-        notes.append(f"Level unknown for {num_unknown:,} clips.")
+        notes.append(f"Level unknown for {units.counted(num_unknown, 'clip')}.")
     if not counts:
         return None
     return _histogram(
@@ -252,7 +252,7 @@ def choose_rows(num_clips: int, fingerprint: str) -> list[int]:
 def _examples(dataset: PreparedDataset) -> Section:
     """The chosen clips, or the `reason` why none can be shown."""
     rows = choose_rows(dataset.index.num_rows, dataset.card.fingerprint)
-    chosen = dataset.index.select(["id", "labels", "duration_s"]).take(rows).to_pylist()
+    chosen = [dataset.index.row(row) for row in rows]
     player = Player(dataset)
     try:
         drawn = [draw(dataset.read_fbank(row), dataset.card) for row in rows]
@@ -313,7 +313,7 @@ def _tiles(card: Card, coverage: Coverage | None) -> list[Section]:
         ("Rejected", units.count(num_rejects), f"{units.percent(reject_share)} of the clips"),
     ]
     if coverage:
-        whole = f"of {units.count(coverage.total.listed)} listed clips"
+        whole = f"of {units.counted(coverage.total.listed, 'listed clip')}"
         tiles.append(("Coverage", units.percent(coverage.total.share), whole))
     return [
         {"label": label, "value": value, "details": [detail] if detail else []}

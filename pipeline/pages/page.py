@@ -45,6 +45,7 @@ def write_page(
     environment.filters |= {
         "number": units.number,
         "count": units.count,
+        "counted": units.counted,
         "percent": units.percent,
         "duration": units.duration,
     }

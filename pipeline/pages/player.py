@@ -60,7 +60,7 @@ class Player:
         return "data:audio/webm;base64," + base64.b64encode(to_opus(samples)).decode()
 
     def _decode_source(self, row: int) -> Samples | None:
-        clip = self._dataset.index.select(["uri", "duration_s"]).slice(row, 1).to_pylist()[0]
+        clip = self._dataset.index.row(row)
         content = self._fetch(clip["uri"])
         if content is None:
             return None

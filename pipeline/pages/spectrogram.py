@@ -7,6 +7,7 @@ import base64
 import io
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import plotly.colors
@@ -65,6 +66,11 @@ def spectrogram_png(fbank: FloatArray, *, low: float, high: float) -> bytes:
     starts = np.arange(0, len(fbank), stretch)
     lengths = np.diff(np.append(starts, len(fbank)))
     columns = np.add.reduceat(fbank, starts, axis=0) / lengths[:, None]
+    return columns_png(columns, low=low, high=high)
+
+
+def columns_png(columns: NDArray[np.floating[Any]], *, low: float, high: float) -> bytes:
+    """Draw log-mel energies `[T, F]`, one pixel each."""
     brightness = np.clip((columns - low) / max(high - low, 1e-6), 0, 1)
     levels = np.round(brightness * (_NUM_LEVELS - 1)).astype(np.uint8)
     image = Image.fromarray(np.ascontiguousarray(levels.T[::-1]))

@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -30,40 +30,23 @@ from pipeline.audio.stored_audio import encode_flac, to_16_bits, to_waveform
 from pipeline.fbank import fbank
 from pipeline.manifest.manifest import Clip, to_clips
 from pipeline.shards.fetch import fetch_ahead, fetch_reject
+from pipeline.shards.job import BuildJob
 from pipeline.shards.parts import (
     STAGES,
     Part,
     TarEntry,
     index_schema,
     part_path,
-    work_folder,
     write_part,
 )
 from pipeline.shards.plan import ShardSpec, read_shard_clips
-from pipeline.shards.settings import READS_AHEAD, PrepareSettings
-from pipeline.shards.tar import ShardWriter
+from pipeline.shards.settings import PrepareSettings
+from pipeline.shards.tar import ShardWriter, metadata
 
 MAX_DECODE_S = 60.0
 """Longest time for decoding a clip; a process that takes longer is ended."""
 
 Decode = Callable[..., Decoded]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BuildJob:
-    """What all shards of a data set share."""
-
-    output: str
-    """The data set's folder."""
-    settings: PrepareSettings
-    """Of the first shards: a later one may have higher limits."""
-    reads_ahead: int = READS_AHEAD
-    """Files fetched at once, ahead of the computation."""
-
-    @property
-    def work(self) -> str:
-        """The folder of the plan, part files and markers."""
-        return work_folder(self.output)
 
 
 class Stages:
@@ -222,12 +205,6 @@ def build_clip(
         "fbank_sum": exact.sum(dtype=torch.float64).item(),
         "fbank_sumsq": exact.square_().sum(dtype=torch.float64).item(),
     }
-
-
-def metadata(clip: Clip, duration_s: float) -> dict[str, object]:
-    """What a clip's JSON in the tar says besides its id."""
-    labelling = {"labels": clip.labels, "split": clip.split, "fold": clip.fold}
-    return {**labelling, "duration_s": duration_s}
 
 
 def _fbank16(waveform: npt.NDArray[np.float32], settings: PrepareSettings) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Estimate of what preparing a manifest costs, measured on a random sample of its files.
 
-In: a manifest and settings. Steps: make the plan; fetch, decode and compute fbanks of the sample in
+In: a plan and settings. Steps: fetch, decode and compute fbanks of the sample in
 one thread of this process. Out: clips, shards, bytes and core-hours. Nothing is written.
 """
 
@@ -16,11 +16,11 @@ from pipeline.audio.decode import decode_audio
 from pipeline.audio.rejects import RejectError
 from pipeline.errors import UserError
 from pipeline.fbank import fbank
-from pipeline.manifest.manifest import Manifest, to_clips
+from pipeline.manifest.manifest import to_clips
 from pipeline.shards.build import Stages, build_clip
 from pipeline.shards.fetch import fetch_ahead, fetch_reject
 from pipeline.shards.parts import STAGES
-from pipeline.shards.plan import make_plan
+from pipeline.shards.plan import Plan
 from pipeline.shards.settings import PrepareSettings
 from pipeline.shards.tar import ShardWriter
 
@@ -43,14 +43,13 @@ class Estimate:
     """Number of sampled clips that cannot be used, by reason."""
 
 
-def estimate(manifest: Manifest, settings: PrepareSettings, num_sampled: int) -> Estimate:
-    """Measure `num_sampled` random clips and scale up.
+def estimate(plan: Plan, settings: PrepareSettings, num_sampled: int) -> Estimate:
+    """Measure `num_sampled` random clips of a plan, of which no shard is built yet, and scale up.
 
     Raises:
         UserError: the storage does not answer, or no clip of the sample can be used.
     """
     torch.set_num_threads(1)
-    plan = make_plan(manifest, settings)
     num_clips = plan.clips.num_rows
     num_sampled = min(num_sampled, num_clips)
     row_indices = np.random.default_rng(0).choice(num_clips, num_sampled, replace=False)

@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.audio.rejects import Reject
-from pipeline.shards.plan import FORMAT_VERSION, READ_VERSIONS, content_hash
+from pipeline.shards.plan import FORMAT_VERSION, READ_VERSIONS
 from pipeline.shards.settings import STORES, Store
+from pipeline.storage.table_hashes import content_hash
 
 INDEX_SCHEMA = pa.schema(
     [

@@ -7,6 +7,7 @@ was built, also where the manifest is corrected later; `usage` tells what of it 
 
 On storage a plan is a JSON document that lists its shards, and Parquet files with the clips, of up
 to `_SHARDS_PER_FILE` row groups, one per shard: a task reads its row group and a small footer.
+While it is made or read, its clips lie in a stored table: millions never are in memory at once.
 """
 
 import hashlib
@@ -14,13 +15,12 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -29,8 +29,11 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest.manifest import SCHEMA, Manifest
 from pipeline.manifest.splits import check_split
-from pipeline.shards.match import match
+from pipeline.shards.hash_order import HashOrder, Ordered
+from pipeline.shards.match import Rows, match
 from pipeline.shards.settings import PrepareSettings
+from pipeline.storage.stored_table import BATCH_ROWS, StoredTable, batches
+from pipeline.storage.table_hashes import RangeHasher, content_hash
 
 FORMAT_VERSION = 3
 """Changes whenever the same manifest and settings would give other tars, index or card."""
@@ -103,8 +106,12 @@ class Plan:
     """All shards, and the clips in the order of the shards."""
 
     specs: tuple[ShardSpec, ...]
-    clips: pa.Table
+    clips: StoredTable
     basis: Basis
+    made_from: object = field(default=None, compare=False, repr=False)
+    """The clips of the manifest that all shards were just planned from, if they were."""
+    rows: Rows | None = field(default=None, compare=False, repr=False)
+    """For each clip its row there."""
 
     @property
     def names(self) -> list[str]:
@@ -140,6 +147,9 @@ def make_plan(
     settings: PrepareSettings,
     before: Plan | None = None,
     again: Sequence[str] = (),
+    *,
+    rows_before: Rows | None = None,
+    partition_rows: int = BATCH_ROWS,
 ) -> Plan:
     """Assign every clip of the manifest to a shard.
 
@@ -149,44 +159,96 @@ def make_plan(
         before: a plan with the same settings, but for limits; its shards stay, and clips that it
             lacks, or has with other audio, go into new ones.
         again: ids of clips that go into new shards though the plan has them.
+        rows_before: what `match` finds for the plan before, if it is known.
+        partition_rows: about how many clips are sorted at once.
 
     Raises:
         UserError: a split's name cannot be part of a file name.
     """
     basis = before.basis if before else _basis(manifest, settings)
     specs = list(before.specs) if before else []
-    tables = [before.clips] if before else []
-    clips = manifest.clips
+    clips = StoredTable(SCHEMA)
     if before:
-        is_new = np.ones(clips.num_rows, dtype=bool)
-        rows = match(before.clips, clips)
-        is_new[rows[rows >= 0]] = False
-        is_new |= pc.is_in(clips["id"], pa.array(again, pa.string())).to_numpy()
-        clips = clips.filter(pa.array(is_new))
+        for batch in before.clips.batches():
+            clips.append(batch)
+        if rows_before is None:
+            rows_before = match(before.clips, manifest.clips)
+    new = HashOrder(manifest.clips.num_rows, partition_rows)
+    _add_new(new, manifest, again, rows_before)
     first_numbers = next_numbers(specs)
     num_kept = len(specs)
     limits = _raised_limits(basis, settings)
     first_file = specs[-1].plan_file + 1 if specs else 0
-    for split in sorted(pc.unique(clips["split"]).to_pylist()):
+    all_rows: list[Rows] = []
+    for split in sorted(new.num_clips):
         check_split(split, "the manifest")
-        ordered = _in_hash_order(clips.filter(pc.equal(clips["split"], split)))
-        start = 0
-        sizes = shard_sizes(ordered.num_rows, settings.clips_per_shard)
-        for number, num_clips in enumerate(sizes, start=first_numbers[split]):
-            new_index = len(specs) - num_kept
-            shard_clips = ordered.slice(start, num_clips)
-            spec = ShardSpec(
-                name=shard_name(split, number),
-                plan_file=first_file + new_index // _SHARDS_PER_FILE,
-                row_group=new_index % _SHARDS_PER_FILE,
-                num_clips=num_clips,
-                fingerprint="",
-                **limits,
-            )
-            specs.append(with_fingerprint(spec, basis, shard_clips))
-            start += num_clips
-        tables.append(ordered)
-    return Plan(specs=tuple(specs), clips=pa.concat_tables(tables).combine_chunks(), basis=basis)
+        sizes = shard_sizes(new.num_clips[split], settings.clips_per_shard)
+        for cut in _cut(new.read(split), sizes):
+            clips.append(cut.clips)
+            all_rows.append(cut.rows)
+            hasher = _hasher(cut.clips)
+            start = 0
+            for num_clips in cut.sizes:
+                new_index = len(specs) - num_kept
+                spec = ShardSpec(
+                    name=shard_name(split, first_numbers[split]),
+                    plan_file=first_file + new_index // _SHARDS_PER_FILE,
+                    row_group=new_index % _SHARDS_PER_FILE,
+                    num_clips=num_clips,
+                    fingerprint="",
+                    **limits,
+                )
+                clips_hash = hasher.hash(start, start + num_clips)
+                specs.append(replace(spec, fingerprint=_shard_fingerprint(basis, spec, clips_hash)))
+                first_numbers[split] += 1
+                start += num_clips
+    if before:
+        return Plan(specs=tuple(specs), clips=clips, basis=basis)
+    rows = np.concatenate([np.empty(0, np.int64), *all_rows])
+    return Plan(specs=tuple(specs), clips=clips, basis=basis, made_from=manifest.clips, rows=rows)
+
+
+def _add_new(
+    order: HashOrder, manifest: Manifest, again: Sequence[str], rows_before: Rows | None
+) -> None:
+    """Add the clips that no earlier shard is for, with their rows of the manifest."""
+    is_new = np.ones(manifest.clips.num_rows, dtype=bool)
+    if rows_before is not None:
+        is_new[rows_before[rows_before >= 0]] = False
+    ids = pa.array(again, pa.string())
+    start = 0
+    for batch in batches(manifest.clips):
+        rows = np.arange(start, start + batch.num_rows)
+        start += batch.num_rows
+        wanted = is_new[rows]
+        if len(ids):
+            wanted |= pc.is_in(batch["id"], ids).to_numpy()
+        order.add(batch.filter(pa.array(wanted)), rows[wanted])
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Clips of neighbouring shards, and the size of each shard."""
+
+    clips: pa.Table
+    rows: Rows
+    sizes: list[int]
+
+
+def _cut(ordered: Iterator[Ordered], sizes: list[int]) -> Iterator[_Cut]:
+    """Cut tables of any length into whole shards; what is left over goes before the next table."""
+    ends = np.cumsum(sizes)
+    clips, rows = SCHEMA.empty_table(), np.empty(0, np.int64)
+    done = num_done = 0
+    for part in ordered:
+        clips = pa.concat_tables([clips, part.clips]).combine_chunks()
+        rows = np.concatenate([rows, part.rows])
+        last = int(np.searchsorted(ends, num_done + len(rows), side="right"))
+        num_clips = int(sum(sizes[done:last]))
+        if num_clips:
+            yield _Cut(clips.slice(0, num_clips), rows[:num_clips], sizes[done:last])
+        clips, rows = clips.slice(num_clips), rows[num_clips:]
+        done, num_done = last, num_done + num_clips
 
 
 def shard_name(split: str, number: int) -> str:
@@ -204,10 +266,11 @@ def next_numbers(specs: Sequence[ShardSpec]) -> Counter[str]:
 
 def with_fingerprint(spec: ShardSpec, basis: Basis, clips: pa.Table) -> ShardSpec:
     """The shard with its fingerprint if it is built from these clips."""
-    return replace(spec, fingerprint=_shard_fingerprint(basis, spec, clips))
+    clips_hash = _hasher(clips).hash(0, clips.num_rows)
+    return replace(spec, fingerprint=_shard_fingerprint(basis, spec, clips_hash))
 
 
-def rearranged(before: Plan, specs: Sequence[ShardSpec], clips: pa.Table) -> Plan:
+def rearranged(before: Plan, specs: Sequence[ShardSpec], clips: StoredTable) -> Plan:
     """A plan of other shards in place of an earlier one, in files of other names."""
     first_file = before.specs[-1].plan_file + 1
     placed = (
@@ -218,7 +281,7 @@ def rearranged(before: Plan, specs: Sequence[ShardSpec], clips: pa.Table) -> Pla
         )
         for number, spec in enumerate(specs)
     )
-    return Plan(specs=tuple(placed), clips=clips.combine_chunks(), basis=before.basis)
+    return Plan(specs=tuple(placed), clips=clips, basis=before.basis)
 
 
 def setting_differences(before: Plan, settings: PrepareSettings) -> list[tuple[str, Any, Any]]:
@@ -312,15 +375,15 @@ def read_plan(folder: str) -> Plan | None:
     document = _read_document(folder)
     if document is None:
         return None
-    tables = []
+    clips = StoredTable(SCHEMA)
     for number, specs in groupby(document.specs, key=lambda spec: spec.plan_file):
         path = _clips_path(folder, number)
         try:
-            tables.append(storage.read_table(path, SCHEMA))
-            _check_clips(tables[-1], list(specs), document.basis)
+            table = storage.read_table(path, SCHEMA)
+            _check_clips(table, list(specs), document.basis)
         except (FileNotFoundError, ValueError, storage.NoFileError) as error:
             raise DamagedPlanError(path, error, document.fingerprint) from error
-    clips = pa.concat_tables(tables).combine_chunks()
+        clips.append(table)
     plan = Plan(specs=document.specs, clips=clips, basis=document.basis)
     if plan.fingerprint != document.fingerprint:
         fault = ValueError("does not match its fingerprint")
@@ -330,11 +393,12 @@ def read_plan(folder: str) -> Plan | None:
 
 def _check_clips(clips: pa.Table, specs: list[ShardSpec], basis: Basis) -> None:
     start = 0
+    hasher = _hasher(clips)
     for spec in specs:
-        rows = clips.slice(start, spec.num_clips)
-        if _shard_fingerprint(basis, spec, rows) != spec.fingerprint:
+        end = min(start + spec.num_clips, clips.num_rows)
+        if _shard_fingerprint(basis, spec, hasher.hash(start, end)) != spec.fingerprint:
             raise ValueError(f"the clips of {spec.name} do not match their fingerprint")
-        start += spec.num_clips
+        start = end
 
 
 def read_shard_clips(folder: str, spec: ShardSpec) -> pa.Table:
@@ -361,33 +425,13 @@ def shard_sizes(num_clips: int, clips_per_shard: int) -> list[int]:
     return [num_clips // num_shards + (i < num_clips % num_shards) for i in range(num_shards)]
 
 
-def _in_hash_order(clips: pa.Table) -> pa.Table:
-    """Clips ordered by hashes of their ids; those of one Parquet row group by a hash of that."""
-    id_hashes = _hashes(clips["id"])
-    group_hashes = id_hashes
-    if clips["row_group"].null_count < clips.num_rows:
-        groups = pc.binary_join_element_wise(
-            clips["uri"], pc.cast(clips["row_group"], pa.string()), "#"
-        )
-        in_group = pc.is_valid(groups).to_numpy()[:, None]
-        group_hashes = np.where(in_group, _hashes(pc.fill_null(groups, "")), id_hashes)
-    keys = (id_hashes[:, 1], id_hashes[:, 0], group_hashes[:, 1], group_hashes[:, 0])
-    return clips.take(pa.array(np.lexsort(keys)))
-
-
-def _hashes(texts: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
-    """`[N, 2]`: 128 bits per text."""
-    digests = (
-        hashlib.blake2b(text.encode(), digest_size=16).digest()
-        for chunk in texts.chunks
-        for text in chunk.to_pylist()
-    )
-    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64).reshape(-1, 2)
-
-
-def _shard_fingerprint(basis: Basis, spec: ShardSpec, clips: pa.Table) -> str:
+def _shard_fingerprint(basis: Basis, spec: ShardSpec, clips_hash: str) -> str:
     own = replace(basis, settings=spec.settings(basis.settings))
-    return _sha256(own.canonical(), content_hash(_without_index_columns(clips)))
+    return _sha256(own.canonical(), clips_hash)
+
+
+def _hasher(clips: pa.Table) -> RangeHasher:
+    return RangeHasher(_without_index_columns(clips))
 
 
 def _raised_limits(basis: Basis, settings: PrepareSettings) -> dict[str, Any]:
@@ -457,28 +501,6 @@ def _read_document(folder: str) -> _Document | None:
 
 def _clips_path(folder: str, number: int) -> str:
     return storage.join(folder, "plan", f"{number:05d}.parquet")
-
-
-def content_hash(clips: pa.Table) -> str:
-    """Hash of every cell of a table of clips, whatever its layout in memory."""
-    digest = hashlib.sha256()
-    for column in clips.columns:
-        _hash_column(digest, column.combine_chunks())
-    return digest.hexdigest()
-
-
-def _hash_column(digest: Any, column: pa.Array) -> None:
-    digest.update(column.is_null().to_numpy(zero_copy_only=False).tobytes())
-    if pa.types.is_list(column.type):
-        digest.update(pc.fill_null(pc.list_value_length(column), -1).to_numpy().tobytes())
-        _hash_column(digest, column.flatten())
-    elif pa.types.is_string(column.type):
-        filled = pc.fill_null(column, "")
-        digest.update(pc.binary_length(filled).to_numpy().tobytes())
-        digest.update("".join(filled.to_pylist()).encode())
-    else:
-        filled = pc.fill_null(column, pa.scalar(0).cast(column.type))
-        digest.update(filled.to_numpy(zero_copy_only=False).tobytes())
 
 
 def _sha256(*texts: str) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from pipeline.audio.settings import DecodeSettings
-from pipeline.errors import SettingValueError
+from pipeline.errors import SettingValueError, check_one_of
 from pipeline.fbank_settings import FbankSettings
 
 BYTES_PER_MB = 1_000_000
@@ -33,8 +33,7 @@ class PrepareSettings:
     mixes waveforms and computes their fbanks."""
 
     def __post_init__(self) -> None:
-        if self.store not in STORES:
-            raise SettingValueError("store", f"must be one of {STORES}, got {self.store!r}")
+        check_one_of(self, STORES, "store")
         if not 1 <= self.clips_per_shard <= 100_000:
             raise SettingValueError(
                 "clips_per_shard", f"must be from 1 to 100000, got {self.clips_per_shard}"

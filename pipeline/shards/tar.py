@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from pipeline.manifest.manifest import Clip
+
 Fbank = npt.NDArray[np.float16]
 
 _MODE = 0o644
@@ -118,3 +120,9 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
         buffer, {"descr": "<f2", "fortran_order": False, "shape": shape}
     )
     return buffer.getvalue()
+
+
+def metadata(clip: Clip, duration_s: float) -> dict[str, object]:
+    """What a clip's JSON in the tar says besides its id."""
+    labelling = {"labels": clip.labels, "split": clip.split, "fold": clip.fold}
+    return {**labelling, "duration_s": duration_s}

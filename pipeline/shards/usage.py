@@ -4,7 +4,8 @@ A plan says what the shards were built from. Labels, splits and folds may be cor
 a rebuild; clips that the manifest lost, or names other audio for, stay in the shards unused.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -12,30 +13,36 @@ import pyarrow.compute as pc
 
 from pipeline.audio.rejects import Reject
 from pipeline.manifest.manifest import Manifest
-from pipeline.shards.match import LABELLING, Rows, differing, match
+from pipeline.shards.match import LABELLING, Rows, hashes_of, match
 from pipeline.shards.parts import Part
 from pipeline.shards.plan import Plan
+from pipeline.storage.stored_table import StoredTable, batches, taken
 
 
 class Usage:
     """Where each clip of a plan stands in a manifest."""
 
     def __init__(self, plan: Plan, manifest: Manifest) -> None:
-        self.rows = match(plan.clips, manifest.clips)
+        own = plan.rows if plan.made_from is manifest.clips else None
+        self.rows: Rows = match(plan.clips, manifest.clips) if own is None else own
         """For each clip of the plan its row of the manifest; -1: it is unused."""
         ends = np.cumsum([spec.num_clips for spec in plan.specs]).tolist()
         self._ranges = {
             spec.name: slice(end - spec.num_clips, end)
             for spec, end in zip(plan.specs, ends, strict=True)
         }
+        self._plan = plan
         self._clips = manifest.clips
-        self._ids = plan.clips["id"].combine_chunks()
         self._is_changed = self.rows < 0
-        used = np.flatnonzero(~self._is_changed)
-        for name in LABELLING:
-            planned = plan.clips[name].take(pa.array(used))
-            now = manifest.clips[name].take(pa.array(self.rows[used]))
-            self._is_changed[used] |= differing(planned, now)
+        if own is None:
+            used = np.flatnonzero(~self._is_changed)
+            planned = hashes_of(plan.clips, LABELLING)[used]
+            now = hashes_of(manifest.clips, LABELLING)[self.rows[used]]
+            self._is_changed[used] = planned != now
+
+    @cached_property
+    def _ids(self) -> pa.Array:
+        return self._plan.clips["id"].combine_chunks()
 
     @property
     def is_changed(self) -> bool:
@@ -62,15 +69,39 @@ class Usage:
         """How many clips of a shard the manifest uses; of 0 the shard need not be built."""
         return len(self.rows_in(shard))
 
-    def used_clips(self, shards: Iterable[str]) -> pa.Table:
-        """The clips of the manifest that some shards are for, in its order."""
+    def clips_in(self, shard: str) -> pa.Table:
+        """The clips of the manifest for those of a shard that are used, in its order."""
+        where = self._ranges[shard]
+        start, end = self._num_used[[where.start, where.stop]].tolist()
+        return self._in_order.slice(start, end - start)
+
+    @cached_property
+    def _in_order(self) -> StoredTable:
+        """The clips of the manifest that are used, in the order of the plan."""
+        return taken(self._clips, self.rows[self.rows >= 0])
+
+    @cached_property
+    def _num_used(self) -> Rows:
+        """Clips of the plan that are used before each, and of all."""
+        return np.concatenate([[0], np.cumsum(self.rows >= 0)])
+
+    def used_clips(
+        self, shards: Iterable[str], names: Sequence[str] | None = None
+    ) -> Iterator[pa.Table]:
+        """The clips of the manifest that some shards are for, in its order, in batches."""
         is_wanted = np.zeros(self._clips.num_rows, dtype=bool)
         for shard in shards:
             is_wanted[self.rows_in(shard)] = True
-        return self._clips.filter(pa.array(is_wanted))
+        start = 0
+        for batch in batches(self._clips, names):
+            wanted = is_wanted[start : start + batch.num_rows]
+            start += batch.num_rows
+            yield batch if wanted.all() else batch.filter(pa.array(wanted))
 
     def rejects(self, shard: str, part: Part) -> tuple[Reject, ...]:
         """The rejected clips of a shard that the manifest uses."""
+        if not part.rejects:
+            return ()
         ids = pa.chunked_array([[reject.id for reject in part.rejects]], pa.string())
         rows = self.rows_of(shard, ids)
         return tuple(reject for reject, row in zip(part.rejects, rows, strict=True) if row >= 0)

@@ -6,14 +6,18 @@ In: paths and contents. Out: contents and listings; a file is written whole or n
 from pipeline.storage.abandoned import UNFINISHED
 from pipeline.storage.documents import (
     DocumentError,
+    check_cells,
+    check_columns,
     conform,
     encode_table,
+    iter_table,
     parse_document,
     parse_json,
     parse_table,
     read_document,
     read_json,
     read_table,
+    write_batches,
     write_json,
     write_table,
 )
@@ -56,6 +60,7 @@ from pipeline.storage.paths import (
     join,
 )
 from pipeline.storage.ranges import Amount, Count, Number, Ordinal, Share
+from pipeline.storage.table_file import TableFile, open_whole
 
 __all__ = [
     "UNFINISHED",
@@ -69,9 +74,12 @@ __all__ = [
     "ObjectStoreError",
     "Ordinal",
     "Share",
+    "TableFile",
     "TooLargeError",
     "absolute",
     "check_bucket",
+    "check_cells",
+    "check_columns",
     "check_readable",
     "conform",
     "encode_table",
@@ -83,6 +91,7 @@ __all__ = [
     "holds_files",
     "is_remote",
     "iter_files",
+    "iter_table",
     "join",
     "list_files",
     "make_folder",
@@ -90,6 +99,7 @@ __all__ = [
     "object_version",
     "one_file_fault",
     "open_binary",
+    "open_whole",
     "parse_document",
     "parse_json",
     "parse_table",
@@ -102,6 +112,7 @@ __all__ = [
     "regular_size",
     "remove",
     "with_retries",
+    "write_batches",
     "write_bytes",
     "write_json",
     "write_table",

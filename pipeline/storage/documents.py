@@ -1,4 +1,4 @@
-"""JSON documents and Parquet tables, read and written as a whole.
+"""JSON documents and Parquet tables, read and written as a whole, or tables batch by batch.
 
 A document that this program writes is a dataclass; pydantic checks it when it is read. A table has
 a schema. Whatever else a file holds is one error, which names the keys or columns.
@@ -11,10 +11,12 @@ import codecs
 import io
 import json
 import reprlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.errors import UserError, first_line
-from pipeline.storage.files import read_bytes, write_bytes
+from pipeline.storage.files import NewFile, new_file, open_binary, read_bytes, write_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 Document = TypeVar("Document")
 
 _NUM_FAULTS_SHOWN = 3
+_BATCH_ROWS = 2**17
+ROWS_PER_GROUP = 2**20
+"""Rows in a row group of a large table."""
 
 _adapters: dict[type[Any], TypeAdapter[Any]] = {}
 
@@ -131,16 +136,14 @@ def parse_table(data: bytes, schema: pa.Schema | None = None) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with _damage():
         table = pq.ParquetFile(pa.BufferReader(data)).read()
         table.validate(full=True)
-    # Damage makes the library raise errors of many unrelated types.
-    except Exception as error:
-        raise DocumentError(f"not a Parquet file, or damaged ({first_line(error)})") from error
     if schema is None:
         return table
+    check_columns(table.schema, schema)
     for field in schema:
-        _check_column(table, field)
+        check_cells(table[field.name], field)
     return table.select(schema.names)
 
 
@@ -149,17 +152,66 @@ def read_table(path: str, schema: pa.Schema | None = None) -> pa.Table:
     return parse_table(read_bytes(path), schema)
 
 
-def _check_column(table: pa.Table, field: pa.Field) -> None:
+def iter_table(path: str, schema: pa.Schema, batch_rows: int = _BATCH_ROWS) -> Iterator[pa.Table]:
+    """Read a Parquet file batch by batch: first an empty one, with all columns of the file.
+
+    Args:
+        path: of the file.
+        schema: the columns to return of those that it has.
+        batch_rows: most rows of a batch.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DocumentError: it is no Parquet file, or damaged; if in the middle, after some batches.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with open_binary(path) as file:
+        with _damage():
+            opened = pq.ParquetFile(file)
+            present = opened.schema_arrow
+            empty = present.empty_table()
+        yield empty
+        names = [name for name in schema.names if name in present.names]
+        rows = opened.iter_batches(batch_rows, columns=names)
+        while True:
+            with _damage():
+                batch = next(rows, None)
+                if batch is None:
+                    return
+                batch.validate(full=True)
+            yield pa.Table.from_batches([batch])
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Raises a DocumentError for whatever the library raises of a damaged file: many types."""
+    try:
+        yield
+    except UserError:
+        raise  # of the storage
+    except Exception as error:
+        raise DocumentError(f"not a Parquet file, or damaged ({first_line(error)})") from error
+
+
+def check_columns(found: pa.Schema, expected: pa.Schema) -> None:
+    """Raise DocumentError unless a table has each expected column once, of its type."""
+    for field in expected:
+        count = found.names.count(field.name)
+        if count != 1:
+            has = f"{count} columns" if count else "no column"
+            raise DocumentError(f"has {has} {field.name!r}")
+        kind = found.field(field.name).type
+        if kind != field.type:
+            raise DocumentError(f"column {field.name!r} is {kind}, expected {field.type}")
+
+
+def check_cells(column: pa.ChunkedArray, field: pa.Field) -> None:
+    """Raise DocumentError for an empty cell, in a list or where the field allows none."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    count = table.column_names.count(field.name)
-    if count != 1:
-        has = f"{count} columns" if count else "no column"
-        raise DocumentError(f"has {has} {field.name!r}")
-    column = table[field.name]
-    if column.type != field.type:
-        raise DocumentError(f"column {field.name!r} is {column.type}, expected {field.type}")
     num_empty = 0 if field.nullable else column.null_count
     if pa.types.is_list(field.type):
         num_empty += pc.list_flatten(column).null_count
@@ -174,6 +226,50 @@ def encode_table(table: pa.Table, rows_per_group: int | None = None) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", row_group_size=rows_per_group)
     return buffer.getvalue()
+
+
+def write_batches(
+    path: str,
+    schema: pa.Schema,
+    batches: Iterable[pa.Table],
+    rows_per_group: int = ROWS_PER_GROUP,
+) -> None:
+    """Write a table as Parquet of which the rows come in batches; the same rows, the same bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with new_file(path) as file:
+        sink = pa.PythonFile(_Sink(file), "w")
+        with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+            waiting = schema.empty_table()
+            for batch in batches:
+                waiting = pa.concat_tables([waiting, batch])
+                while waiting.num_rows >= rows_per_group:
+                    writer.write_table(
+                        waiting.slice(0, rows_per_group).combine_chunks(), rows_per_group
+                    )
+                    waiting = waiting.slice(rows_per_group)
+            if waiting.num_rows:
+                writer.write_table(waiting.combine_chunks(), rows_per_group)
+        file.commit()
+
+
+class _Sink:
+    """A new file as PyArrow writes to it; closing it does not put it in place."""
+
+    closed = False
+
+    def __init__(self, file: NewFile) -> None:
+        self._file = file
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self._file.write(view)
+        return view.nbytes
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def write_table(path: str, table: pa.Table) -> None:

@@ -6,6 +6,8 @@ their classes.
 
 import errno
 import logging
+import math
+import os
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -20,6 +22,8 @@ RETRY_AFTER_S = (1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0)
 """Pauses before each retry of a read or write that failed temporarily."""
 RETRY_FOR_S = 60.0
 """No retry starts later than this after the first try: a stalled one has waited long enough."""
+RETRY_VARIABLE = "AST_RAY_RETRY_S"
+"""Environment variable with another time than `RETRY_FOR_S`."""
 
 SILENT_FOR_S = 5.0
 """A pause that would end later is announced, if the storage has never answered."""
@@ -43,7 +47,7 @@ _NAMELESS_REFUSAL = 400
 """Without a code: an expired token, as responses to HEAD have no code."""
 _OVERLOADED = {"SlowDown", "RequestTimeout", "Throttling", "RequestLimitExceeded"}
 _OVERLOADED_STATUS = {408, 429}
-_LOST_UPLOAD = "NoSuchUpload"
+LOST_UPLOAD = "NoSuchUpload"
 """A server has forgotten an upload in parts: the object is written again."""
 _NO_SUCH_PATH = {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 _CREDENTIALS = {
@@ -97,7 +101,7 @@ class ObjectStoreError(Exception):
     @property
     def may_pass(self) -> bool:
         """Whether the same request may succeed later."""
-        if self.code == _LOST_UPLOAD or self.code in _OVERLOADED:
+        if self.code == LOST_UPLOAD or self.code in _OVERLOADED:
             return True
         return self.status in (0, *_OVERLOADED_STATUS) or self.status >= 500
 
@@ -207,20 +211,41 @@ def one_file_fault(error: Exception) -> str | None:
 
 
 def with_retries(action: Any, *arguments: object) -> Any:
-    """Call, and retry for a minute, after the pauses of `RETRY_AFTER_S`, what fails temporarily."""
-    start = time.monotonic()
-    for pause_s in RETRY_AFTER_S:
+    """Call, and retry for a minute, after the pauses of `RETRY_AFTER_S`, what fails temporarily.
+
+    Raises:
+        UserError: `RETRY_VARIABLE` gives another time than a minute, and is no number of seconds.
+    """
+    start, retry_for_s = time.monotonic(), _retry_for_s()
+    for pause_s in _pauses_s(retry_for_s):
         try:
             return action(*arguments)
         except Exception as error:
-            left_s = start + RETRY_FOR_S - time.monotonic()
+            left_s = start + retry_for_s - time.monotonic()
             if not _may_pass(error) or left_s <= 0:
                 raise
             _logger.debug("%s; trying again in %g s", first_line(error), pause_s)
             if time.monotonic() - start + pause_s > SILENT_FOR_S:
-                _note_waiting(error)
+                _note_waiting(error, retry_for_s)
             time.sleep(min(pause_s, left_s))
     return action(*arguments)
+
+
+def _retry_for_s() -> float:
+    text = os.environ.get(RETRY_VARIABLE) or str(RETRY_FOR_S)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise UserError(RETRY_VARIABLE, f"must be a number of seconds, at least 0, got {text!r}")
+    return seconds
+
+
+def _pauses_s(retry_for_s: float) -> Iterator[float]:
+    yield from RETRY_AFTER_S
+    while retry_for_s > RETRY_FOR_S:
+        yield RETRY_AFTER_S[-1]
 
 
 def note_answer(endpoint: str) -> None:
@@ -228,14 +253,14 @@ def note_answer(endpoint: str) -> None:
     _answered.add(endpoint)
 
 
-def _note_waiting(error: Exception) -> None:
+def _note_waiting(error: Exception, retry_for_s: float) -> None:
     """Say once that a storage has not answered at all yet: its address may be mistyped."""
     if isinstance(error, ObjectStoreError) and not error.status and error.endpoint not in _answered:
         _answered.add(error.endpoint)
         variable = ENDPOINT_VARIABLES[error.path.partition("://")[0]]
         _logger.info(
             "no answer from %s yet; trying for %g s (is %s right?)",
-            *(error.endpoint, RETRY_FOR_S, variable),
+            *(error.endpoint, retry_for_s, variable),
         )
 
 

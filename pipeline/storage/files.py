@@ -2,8 +2,8 @@
 
 All files of the project are read and written here; buckets through `pipeline.storage.objects`. A
 write is atomic: locally a temporary file beside the target and a rename; in a bucket one put or, if
-large, one multipart upload, which a killed process leaves unfinished for the bucket's lifecycle
-rules. Errors to explain to the user (a bucket that does not exist, refused credentials, a full
+large, one multipart upload, whose parts a killed process leaves behind (see `uploads`).
+Errors to explain to the user (a bucket that does not exist, refused credentials, a full
 disk, no answer) are raised as `UserError`; a missing file always as `FileNotFoundError`.
 """
 

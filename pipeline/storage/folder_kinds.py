@@ -11,6 +11,8 @@ KINDS = {
     "search.json": "a search",
     "card.json": "a prepared data set",
     "ast.safetensors": "an exported model",
+    "model.onnx": "a model in ONNX",
+    "tags.json": "tags of recordings",
 }
 """By the file that marks the folder."""
 

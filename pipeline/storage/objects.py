@@ -171,9 +171,18 @@ def _all_s3_pages(where: ObjectPath, last: str) -> Iterator[Page]:
 
 
 def _s3_page(remote: Any, bucket: str, prefix: str, last: str, max_keys: int) -> Any:
-    where = {"Bucket": bucket, "Prefix": prefix, "StartAfter": last, "MaxKeys": max_keys}
+    where = {"Prefix": prefix, "StartAfter": last, "MaxKeys": max_keys}
+    return call_s3(remote, "list_objects_v2", bucket, **where, **request_payer())
+
+
+def call_s3(remote: Any, request: str, bucket: str, **arguments: Any) -> Any:
+    """One request by s3fs, for what obstore cannot ask.
+
+    Raises:
+        ObjectStoreError: the storage's answer, or that there was none.
+    """
     try:
-        return remote.call_s3("list_objects_v2", **where, **request_payer())
+        return remote.call_s3(request, Bucket=bucket, **arguments)
     except (OSError, HTTPClientError) as error:
         status, code, answer = 0, "", error.__cause__
         if isinstance(answer, ClientError):

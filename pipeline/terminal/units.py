@@ -14,6 +14,11 @@ def count(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
+def counted(value: int, one: str, several: str = "") -> str:
+    """A number and what it counts: `1 clip`, `1,200 clips`; `several` for other plurals."""
+    return f"{value:,} {one if value == 1 else several or f'{one}s'}"
+
+
 def percent(share: float | None) -> str:
     """A share, 0 to 1, in percent; only 1 is shown as 100 %, and only 0 as 0 %."""
     if share is None:

@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 import ray
 import requests
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus
 
 from cluster import job_server, job_table, jobs, session, worker_errors
@@ -330,7 +331,7 @@ def test_dropped_connection_neither_loses_nor_repeats_lines(
 def test_unknown_id_is_an_explained_error(
     cluster: Cluster, action: Callable[[str], object]
 ) -> None:
-    with refused(cluster.url, "Job nobody", "exist"):
+    with refused(cluster.url, "Job nobody", "exist", remedy="jobs"):
         action(cluster.url)
 
 
@@ -360,6 +361,35 @@ def test_missing_server_is_an_immediate_error(monkeypatch: pytest.MonkeyPatch) -
     with refused("http://127.0.0.1:1", "no job server", type=job_server.UnreachableError):
         job_table.list_jobs(address="127.0.0.1:1")
     assert timeouts == [(job_server.CONNECT_TIMEOUT_S, job_server.VERSION_TIMEOUT_S)]
+
+
+def test_port_of_another_protocol_is_an_explained_error() -> None:
+    """Such as 6379, where Ray's nodes meet: the answer's bytes are not shown."""
+
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1024)
+            self.request.sendall(b"\x00\x00\x12\x04@\xfe\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        with refused(url, "HTTP", type=job_server.UnreachableError, remedy="--address") as caught:
+            job_table.list_jobs(address=url)
+        server.shutdown()
+    assert "@" not in str(caught.value)
+
+
+def test_missing_file_of_the_token_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(url: str) -> None:
+        raise AuthenticationError("no token")
+
+    monkeypatch.setattr(job_server, "JobServer", fail)
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    for path, where in (("/no/such/token", "RAY_AUTH_TOKEN_PATH"), (__file__, "http://head:8265")):
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", path)
+        with refused(where, remedy=True):
+            job_table.list_jobs(address="http://head:8265")
 
 
 @contextlib.contextmanager

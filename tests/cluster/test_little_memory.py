@@ -60,7 +60,7 @@ def train_command(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("make_command", "limit_bytes"),
-    [(prepare_command, GB), (prepare_command, 1_200_000_000), (train_command, 2 * GB)],
+    [(prepare_command, GB), (prepare_command, 1_200_000_000), (train_command, 1_600_000_000)],
 )
 def test_too_little_memory_is_refused_in_one_line(
     make_command: Callable[[Path], list[str]], limit_bytes: int, tmp_path: Path

@@ -22,12 +22,19 @@ LINES = [
     "    [state-dump] DebugString() time ms: 0",
     "[2026-11-28 23:38:36,297 C 22609 22609] (raylet) node_manager.cc:971: Exiting",
     "*** StackTrace Information ***",
+    "",
     f"{RAYLET}(+0xff770a) [0x564a293b170a] ray::operator<<()",
     "/lib/x86_64-linux-gnu/libc.so.6(__libc_start_main+0x85) [0x7fc24d845305] __libc_start_main",
     f"{RAYLET}(+0x263cb7) [0x564a2861dcb7]",
     "*** SIGTERM received at time=1795908716 on cpu 1 ***",
     "PC: @     0x7fc24d8ba56e  (unknown)  epoll_wait",
     "    @     0x7fc24d8ba56e       3984  absl::lts_20230802::WriteFailureInfo()",
+    # Of a worker that crashed as its node was busy.
+    "[mutex.cc : 1954] RAW: Check (v & (kMuWriter | kMuReader)) failed: Lock: Mutex corrupt",
+    "Fatal Python error: Aborted",
+    "Thread 0x00007fc24d8ba56e (most recent call first):",
+    '  File "/opt/python/lib/threading.py", line 320 in wait',
+    "Extension modules: msgpack._cmsgpack, psutil._psutil_linux (total: 2)",
 ]
 
 
@@ -41,6 +48,7 @@ def test_lines_of_ray_are_skipped(line: str) -> None:
     [
         "warning: 2 of the workers were lost with node 10.0.0.7; restarting from step 120",
         "Traceback (most recent call last):",
+        '  File "/opt/program/loop.py", line 320, in train',
         "[2026-11-28 23:38:36,297] what a library prints",
     ],
 )

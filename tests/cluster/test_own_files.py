@@ -125,6 +125,7 @@ def test_recipe_of_the_folder_keeps_its_path(
 
     monkeypatch.setattr("cluster.jobs.submit", note)
     write(tmp_path, "own/lists/mine.toml", "own/clips.csv")
+    (tmp_path / "own/lists/mine.toml").write_text("")
     monkeypatch.chdir(tmp_path)
     step = ["train", "lists/mine.toml", "--data", "s3://lab/data", "--out", "s3://lab/run"]
     command = ["submit", "--working-dir", "own", "--working-dir-exclude", "*.csv", "--", *step]
@@ -185,7 +186,7 @@ def test_image_takes_neither_files_nor_packages(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write(tmp_path, "own.toml")
+    (tmp_path / "own.toml").touch()
     step = ["train", recipe, "--data", "s3://lab/data", "--out", "s3://lab/run"]
     assert ray_job.main(["submit", "--image", "mine:1", *options, "--", *step]) == 1
     assert_error_line(capsys.readouterr().err, "--image", "mine:1", named)

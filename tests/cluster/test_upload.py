@@ -94,7 +94,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str,
 
     monkeypatch.setattr(jobs, "submit", note)
     monkeypatch.chdir(tmp_path)
-    write(tmp_path, "own.toml")
+    (tmp_path / "own.toml").touch()
     return calls
 
 
@@ -131,6 +131,55 @@ def test_unknown_recipe_is_refused_before_submitting(
     assert ray_job.main(["submit", "--", *step]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert_error_line(line, "owm.toml", "no such recipe")
+    assert submitted == []
+
+
+@pytest.mark.parametrize("step", ["train", "ensemble", "cross-validate", "search"])
+@pytest.mark.parametrize("folder", ["", "lists"])
+def test_settings_are_checked_before_submitting(
+    step: str,
+    folder: str,
+    submitted: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also those of a recipe in the folder of the user's files."""
+    options = ["--working-dir", folder] if folder else []
+    (tmp_path / folder).mkdir(exist_ok=True)
+    for where, recipe, setting in (
+        ("bad.toml", "[train]\nepoch = 3\n", "train.epochs=3"),
+        ("--set train.epoch=3", "", "train.epoch=3"),
+    ):
+        (tmp_path / folder / "bad.toml").write_text(recipe)
+        command = [step, "bad.toml", "--data", "s3://lab/data", "--out", "s3://lab/run"]
+        assert ray_job.main(["submit", *options, "--", *command, "--set", setting]) == 1
+        assert_error_line(capsys.readouterr().err, where, "train.epochs")
+    assert submitted == []
+
+
+@pytest.mark.parametrize("given", [["--out", "data"], ["--out=data"], ["--out", "./data"]])
+def test_output_in_the_folder_of_the_job_is_refused(
+    given: list[str], submitted: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The results would be lost without a word."""
+    assert ray_job.main(["submit", "--", "prepare", "s3://lab/data.parquet", *given]) == 1
+    assert_error_line(capsys.readouterr().err, "--out", "data", "absolute")
+    assert submitted == []
+
+
+@pytest.mark.parametrize(
+    "given", [["--out", "/data"], ["--out=/data/"], ["--out", "~/d"], ["--out", "s3://lab/d"]]
+)
+def test_output_elsewhere_is_accepted(given: list[str], submitted: list[dict[str, Any]]) -> None:
+    assert ray_job.main(["submit", "--", "prepare", "s3://lab/data.parquet", *given]) == 0
+    assert len(submitted) == 1
+
+
+def test_job_that_submits_is_refused(
+    submitted: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ray_job.main(["submit", "--", "submit", "--", "verify", "s3://lab/data"]) == 1
+    assert_error_line(capsys.readouterr().err, "submit -- submit", "jobs")
     assert submitted == []
 
 

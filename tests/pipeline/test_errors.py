@@ -33,8 +33,12 @@ from pipeline.storage.faults import (
     TooLargeError,
 )
 from pipeline.storage.paths import UnusableKeyError
+from tests.support.errors import refused
+from trainer.data.settings import AugmentSettings
 from trainer.run.leaving import LeavingError, StoppedError
 from trainer.run.skipped_steps import DivergedError
+from trainer.serving.refusal import RefusedError
+from trainer.tagging.gpu_faults import GpuError
 
 
 def test_error_is_one_line_of_three_parts() -> None:
@@ -73,9 +77,11 @@ ERRORS = [
     SettingError("--set a.b=1", "a.b: must be 2", "take 2", setting="a.b"),
     SettingValueError("lr", "must be above 0, got -1"),
     DamagedPlanError("plan.json", ValueError("cut off"), "0f1e"),
+    RefusedError(401, "needs a token", headers={"WWW-Authenticate": "Bearer"}),
     DivergedError("runs/a", "the loss is nan", "lower schedule.lr"),
     LeavingError(120, "the node ends"),
     StoppedError("runs/a", "stopped", "run the same command again"),
+    GpuError("node-3", "the GPU failed: launch failure", "run the same command again to resume"),
     NoSuchNodeError("", "no room for 2 workers", "lower --workers"),
     RejectError("decode", "cut short"),
     TooLargeError("a.wav: 3 bytes, at most 2 are read"),
@@ -122,3 +128,9 @@ def test_every_exception_is_covered() -> None:
     missing = {kind.__name__ for kind in ours - {type(error) for error in ERRORS}}
     # Only another name for a `UserError`.
     assert missing == {"NoAudioColumnError"}
+
+
+def test_value_that_is_no_choice_is_told_which_there_are() -> None:
+    """As one writes them, not as Python's tuple."""
+    with refused("crop", "must be one of 'first', 'random', got 'rnd'", type=SettingValueError):
+        AugmentSettings(crop="rnd")  # type: ignore[arg-type]

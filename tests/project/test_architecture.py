@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 WITH_RAY = {
     "pipeline.dataset.compact",
@@ -63,3 +65,19 @@ def test_settings_load_no_heavy_library() -> None:
     settings = [name for name in modules_without_ray() if name.endswith("settings")]
     assert len(settings) >= 8
     assert loaded([*settings, "trainer.recipe.parse"], heavy) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "without"),
+    [
+        ("trainer.report.write", {"ray", "timm", "torch"}),
+        ("trainer.run.checks", {"ray", "timm", "torch"}),
+        ("trainer.on_ray.board", {"ray", "timm", "torch"}),
+        ("trainer.on_ray.actors", {"timm", "torch"}),
+        ("pipeline.dataset.prepare", {"timm", "torch"}),
+    ],
+)
+def test_what_a_person_waits_for_loads_no_more_than_it_needs(
+    module: str, without: set[str]
+) -> None:
+    assert loaded([module], without) == []

@@ -11,7 +11,7 @@ from typing import get_type_hints
 
 import pytest
 
-from pipeline.manifest.layouts.segments import read_segments
+from pipeline.manifest.layouts.segments import iter_segments
 from ray_job import make_parser
 from trainer.recipe.parse import load_recipe
 from trainer.recipe.recipe import SECTIONS
@@ -79,7 +79,7 @@ def pages() -> dict[Path, str]:
 def test_every_command_in_the_readme_and_recipes_parses() -> None:
     steps = (
         "download|manifest|prepare|verify|train|evaluate|ensemble|cross-validate|search|report|import|"
-        "export"
+        "export|serve"
     )
     commands = []
     for text in pages().values():
@@ -133,7 +133,7 @@ def test_enhanced_labels_replace_those_of_the_segments(
     enhanced.write_text(json.dumps({"data": [clip]}))
     page = (PROJECT / "docs" / "audioset.md").read_text()
     exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], {})
-    table, _ = read_segments(["balanced=enhanced_segments.csv"], ["/m/a", "/m/b", "/m/c"])
+    (table,) = iter_segments(["balanced=enhanced_segments.csv"], ["/m/a", "/m/b", "/m/c"])
     assert table["id"].to_pylist() == ids
     assert table["start_s"].to_pylist() == [30.0, 30.0]
     assert table["classes"].to_pylist() == [[0, 1], [1, 2]]

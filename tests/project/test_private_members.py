@@ -21,13 +21,19 @@ from ray.dashboard.modules.dashboard_sdk import SubmissionClient
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
     _AutoscalingCoordinatorActor,
 )
+from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
+from ray.data._internal.execution.operators.map_operator import MapOperator
 from ray.exceptions import ActorUnavailableError
 from ray.job_submission import JobSubmissionClient
+from ray.serve._private import replica as serve_replica
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.context import TrainContext
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.preemption import PreemptionContext
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ScalingPolicy
 from ray.train.v2.api.exceptions import ControllerError
 from ray.train.v2.api.preemption import PreemptionInfo
 from torch import nn
@@ -37,8 +43,10 @@ from cluster.job_server import JobServer
 from pipeline.on_ray.head_node import HEAD_NODE
 from trainer.model import compile as compiling
 from trainer.on_ray import notices
-from trainer.on_ray.elastic import Elastic
+from trainer.on_ray.actor_pool import VALUES
+from trainer.on_ray.actors import Failures
 from trainer.on_ray.retry import MAX_LOST_AT_START, Retrying
+from trainer.on_ray.scaling import Elastic, Fixed, OnOnlyNode
 from trainer.on_ray.torch_trainer import UNWANTED, Trainer
 from trainer.optim.optimiser import make_optimiser
 from trainer.optim.settings import OptimiserSettings
@@ -51,8 +59,18 @@ PRIVATE = {
         "_create_default_callbacks",
         "_initialize_and_run_controller",
     ),
-    "trainer/on_ray/elastic.py": ("_get_draining_nodes", "_get_reserved_resources"),
+    "trainer/on_ray/scaling.py": (
+        "_get_draining_nodes",
+        "_get_reserved_resources",
+        "_send_resource_request",
+        "_maybe_send_resource_request",
+        "_cancel_resource_request",
+        "on_controller_start_worker_group",
+    ),
+    "trainer/on_ray/actors.py": ("WorkerGroupCallback",),
+    "trainer/on_ray/actor_pool.py": ("ActorPoolMapOperator", "_transformer_ref", "_context_ref"),
     "trainer/on_ray/notices.py": ("get_train_context",),
+    "trainer/on_ray/serve.py": ("ray.serve._private", "add_port_to_grpc_server"),
     "trainer/on_ray/retry.py": ("_is_retryable_error",),
     "pipeline/on_ray/head_node.py": ("__internal_head__",),
     "pipeline/on_ray/autoscaler.py": ("__autoscaling_status", "_raylet", "autoscaler_pb2"),
@@ -93,14 +111,15 @@ def test_job_client_calls_the_methods_we_override() -> None:
         assert f"self.{name} = " in sources
 
 
-def test_trainer_leaves_out_its_helper() -> None:
-    assert PlacementGroupCleanerCallback.__name__ == UNWANTED
+def test_trainer_leaves_out_two_helpers() -> None:
+    callbacks = (PlacementGroupCleanerCallback, DatasetsCallback)
+    assert {callback.__name__ for callback in callbacks} == UNWANTED
 
     def kinds(kind: type[TorchTrainer]) -> set[str]:
         trainer = kind(lambda: None, scaling_config=ray.train.ScalingConfig(num_workers=1))
         return {type(callback).__name__ for callback in trainer._create_default_callbacks()}
 
-    assert kinds(TorchTrainer) - kinds(Trainer) == {UNWANTED}
+    assert kinds(TorchTrainer) - kinds(Trainer) == UNWANTED
 
 
 def test_trainer_hands_our_policies_to_the_controller(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,15 +129,33 @@ def test_trainer_hands_our_policies_to_the_controller(monkeypatch: pytest.Monkey
         "_initialize_and_run_controller",
         lambda self, **arguments: given.update(arguments),
     )
-    for num_workers, kind in ((2, object), ((1, 2), Elastic)):
+    for num_workers, kind in ((2, Fixed), ((1, 2), Elastic)):
         config = ray.train.ScalingConfig(num_workers=num_workers)
         trainer = Trainer(lambda: None, scaling_config=config)
         trainer._initialize_and_run_controller(scaling_policy=object())
         assert isinstance(given["scaling_policy"], kind)
         assert isinstance(given["failure_policy"], Retrying)
+    asking = inspect.getsource(TrainController._start_worker_group)
+    assert "in self._controller_callbacks" in asking
+    assert "callback.on_controller_start_worker_group(" in asking
+    for claim in ("_send_resource_request", "_maybe_send_resource_request"):
+        assert vars(OnOnlyNode)[claim] is not vars(ScalingPolicy)[claim]
+    assert "self._coordinator_client." in inspect.getsource(ScalingPolicy._cancel_resource_request)
     assert "_get_reserved_resources()" in inspect.getsource(ElasticScalingPolicy)
     assert "_initialize_and_run_controller(" in inspect.getsource(TorchTrainer.fit)
     assert "recompute" in inspect.getsource(_AutoscalingCoordinatorActor.get_reserved_resources)
+
+
+def test_failures_are_called_by_the_names_that_ray_train_has() -> None:
+    names = {"after_worker_group_start", "after_worker_group_poll_status"}
+    assert names <= vars(Failures).keys() & vars(WorkerGroupCallback).keys()
+
+
+def test_actors_of_ray_data_are_given_the_references_that_ours_replaces() -> None:
+    starting = inspect.getsource(ActorPoolMapOperator._start_actor)
+    for reference, value in VALUES.items():
+        assert f"=self.{reference}," in starting
+        assert f"ray.put(self.{value})" in inspect.getsource(MapOperator)
 
 
 def test_worker_that_is_lost_at_the_start_is_replaced_some_times() -> None:
@@ -137,6 +174,15 @@ def test_worker_learns_of_the_end_of_its_node(monkeypatch: pytest.MonkeyPatch) -
     assert notices.reason() == ""
     known.preemption_info = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"a": [0]})
     assert "shut down" in notices.reason()
+
+
+def test_replica_opens_its_port_by_the_function_that_ours_replaces() -> None:
+    """After the model is there, whose constructor replaces it."""
+    module = inspect.getsource(serve_replica)
+    assert len(re.findall(r"\.add_(?:in)?secure_port\(", module)) == 0
+    assert module.count("add_port_to_grpc_server(self._server,") == 1
+    first = inspect.getsource(serve_replica.Replica.initialize)
+    assert first.index("initialize_callable()") < first.index("_on_initialized()")
 
 
 def test_head_node_has_a_resource_for_it_alone(session: None) -> None:

@@ -24,7 +24,7 @@ from pipeline.shards.fetch import fetch_ahead
 from tests.conftest import forget_clients
 from tests.support.audio import encode, noise, write_clips
 from tests.support.errors import assert_names
-from tests.support.faulty_proxy import KINDS, Faults, FaultyProxy, faulty_proxy
+from tests.support.faulty_proxy import KINDS, Faults, FaultyProxy
 from tests.support.preparation import LABELS, contents
 from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
 from tests.support.steps import own_lines, started
@@ -35,15 +35,6 @@ NUM_SHARDS = 7
 
 def slow(*values: object) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow)
-
-
-@pytest.fixture
-def proxy(s3: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """The proxy between this process and the bucket `s3`; at first it passes everything on."""
-    with faulty_proxy(s3_endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        forget_clients()
-        yield proxy
 
 
 @pytest.fixture
@@ -263,8 +254,15 @@ def test_passing_faults_change_nothing_on_ray(
     ],
 )
 def test_lasting_fault_ends_training_in_one_line(
-    faults: Faults, named: str, s3: str, proxy: FaultyProxy, tmp_path: Path
+    faults: Faults,
+    named: str,
+    s3: str,
+    proxy: FaultyProxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Driver and workers each wait for the storage.
+    monkeypatch.setenv("AST_RAY_RETRY_S", "4")
     make_prepared(f"{s3}/data")
     recipe = write_recipe(tmp_path / "tiny.toml", tiny_recipe(train={"epochs": 3}))
     proxy.spoil(faults)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.dataset.prepared import open_dataset
 from pipeline.manifest.files import write_manifest
 from pipeline.manifest.manifest import from_clips
 from tests.support.audio import write_clips
@@ -15,6 +16,8 @@ from tests.support.autoscaling import NodeType, autoscaling_cluster
 from tests.support.preparation import LABELS
 from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
 from tests.support.steps import PROJECT, own_lines, ray_folder
+from trainer.training.loop import train
+from trainer.training.world import World
 
 pytestmark = pytest.mark.slow
 
@@ -97,10 +100,16 @@ def test_training_waits_for_gpus_that_nobody_named(
 def test_first_autoscaler_starts_the_nodes_of_all_workers(
     command: list[str], tmp_path: Path
 ) -> None:
+    recipe = tiny_recipe(train={"epochs": 1})
+    train(recipe, open_dataset(command[-1]), str(tmp_path / "trained"), world=World())
     with (
         ray_folder() as folder,
         autoscaling_cluster(folder, {"gpu": GPU_NODES}, is_v2=False) as address,
     ):
+        status, lines = run(address, "evaluate", str(tmp_path / "trained"), "--split", "train")
+        assert status == 0, lines
+        assert any("waiting for 1 worker with 1 CPU and 1 GPU" in line for line in lines)
+        assert "1.0" in live_gpus(address)
         status, lines = run(
             address, "train", *command, "--out", str(tmp_path / "run"), "--workers", "2"
         )

@@ -115,7 +115,7 @@ def _without_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         do_without_ray(patch)
         for step in (train_step, evaluate_step):
-            patch.setattr(step, "session", lambda _: nullcontext())
+            patch.setattr(step, "session", lambda _, **__: nullcontext())
         for name in ("run_training", "run_evaluation"):
             patch.setattr(ray_train, name, start)
         yield

@@ -36,7 +36,8 @@ from ray.cluster_utils import Cluster
 import ray_job
 
 note, *command = sys.argv[1:]
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+head = {"num_cpus": 0, "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args=head)
 nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
 
 def kill_the_node_in_the_note():

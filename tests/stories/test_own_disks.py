@@ -24,7 +24,8 @@ from ray.cluster_utils import Cluster
 import ray_job
 
 own_disk, commands = sys.argv[1], json.loads(sys.argv[2])
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+head = {"num_cpus": 1, "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args=head)
 start = (
     f"mount -t tmpfs none {own_disk} && exec {sys.executable} -m ray.scripts.scripts start "
     f"--address={cluster.address} --block --num-cpus=1 --object-store-memory=100000000"

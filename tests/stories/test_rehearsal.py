@@ -253,7 +253,8 @@ def two_nodes() -> Iterator[tuple[str, Callable[[], None]]]:
     """The address of a Ray of two nodes of one CPU each, and what kills the second."""
     code = (
         "import sys; from ray.cluster_utils import Cluster;"
-        "cluster = Cluster(initialize_head=True); node = cluster.add_node();"
+        "cluster = Cluster(initialize_head=True, head_node_args={'include_dashboard': False});"
+        "node = cluster.add_node();"
         "print(cluster.address, flush=True); sys.stdin.readline();"
         "cluster.remove_node(node, allow_graceful=False); print('killed', flush=True);"
         "sys.stdin.readline(); cluster.shutdown()"

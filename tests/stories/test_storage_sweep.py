@@ -27,6 +27,7 @@ from trainer.training.world import World
 
 NUM_FAULTS = 100
 LASTING = ("slow down", "reset", "cut", "denied", "expired")
+NOTE = "_work/damaged.json"
 RECIPE = tiny_recipe(train={"epochs": 1})
 
 
@@ -62,7 +63,10 @@ def test_hundred_faults(
         return contents(f"{s3}/out-{number}") == reference
 
     def does_verify(number: int) -> bool:
-        return verify(f"{s3}/reference") == []
+        found = verify(f"{s3}/reference")
+        # A lasting fault may begin when all is checked and only the note for `prepare` is left.
+        is_lasting = number % 4 == 3
+        return not found or (is_lasting and {fault.path for fault in found} == {NOTE})
 
     def does_train(number: int) -> bool:
         train(RECIPE, dataset, f"{s3}/run-{number}", world=World())

@@ -1,8 +1,7 @@
 """A Ray cluster on this machine whose nodes are started by Ray's autoscaler when they are needed.
 
 Ray's own provider for tests starts a real raylet for each node. GPUs of a node are only a number
-to Ray: workers that are given one compute on CPUs, which nothing in the project knows of. The head
-node has no CPUs.
+to Ray: workers that are given one compute on CPUs, which nothing in the project knows of.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
 )
 
 from tests.support.ray_head import free_ports
-from tests.support.steps import PROJECT
+from tests.support.steps import PROJECT, processes_in_session
 
 START_S = 120.0
 AS_IF_GPUS = """
@@ -113,14 +112,16 @@ def autoscaling_cluster(
     folder: str,
     node_types: Mapping[str, NodeType],
     *,
+    head_cpus: int = 0,
     is_v2: bool = True,
     idle_s: float = 3600.0,
 ) -> Iterator[str]:
-    """A cluster whose head has no CPUs and whose other nodes are not there yet; yields its address.
+    """A cluster whose nodes but for the head are not there yet; yields its address.
 
     Args:
         folder: of its files; short, as sockets are in it.
         node_types: what may be started, by name.
+        head_cpus: CPUs of the head.
         is_v2: the second autoscaler rather than the first.
         idle_s: how long a node without work stays.
     """
@@ -132,15 +133,16 @@ def autoscaling_cluster(
     address = f"127.0.0.1:{ports['port']}"
     config = Path(folder, "autoscaling.yaml")
     config.parent.mkdir(parents=True, exist_ok=True)
-    config.write_text(json.dumps(_config(node_types, address, idle_s)))
+    config.write_text(json.dumps(_config(node_types, address, head_cpus, idle_s)))
     site = Path(folder, "site")
     site.mkdir()
     (site / "sitecustomize.py").write_text(AS_IF_GPUS)
     command = [
-        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=0",
-        "--include-dashboard=false", "--disable-usage-stats", f"--autoscaling-config={config}",
-        "--node-ip-address=127.0.0.1", f"--object-store-memory={GB // 10}",
-        f"--temp-dir={folder}/ray", "--min-worker-port=0", "--max-worker-port=0",
+        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
+        f"--num-cpus={head_cpus}", "--include-dashboard=false", "--disable-usage-stats",
+        f"--autoscaling-config={config}", "--node-ip-address=127.0.0.1",
+        f"--object-store-memory={GB // 10}", f"--temp-dir={folder}/ray",
+        "--min-worker-port=0", "--max-worker-port=0",
         *(f"--{name}={port}" for name, port in ports.items()),
     ]  # fmt: skip
     with Path(folder, "head.log").open("wb") as log:
@@ -153,18 +155,20 @@ def autoscaling_cluster(
             start_new_session=True,  # to find the nodes that the autoscaler starts
         )
         try:
-            _wait_until_ready(address, head)
+            _wait_until_ready(address, head, Path(log.name))
             yield address
         finally:
             head.terminate()
             head.wait(60)
-            for process in _processes_in_session(head.pid):
+            for process in processes_in_session(head.pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
 
 
-def _config(node_types: Mapping[str, NodeType], address: str, idle_s: float) -> dict[str, Any]:
-    head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+def _config(
+    node_types: Mapping[str, NodeType], address: str, head_cpus: int, idle_s: float
+) -> dict[str, Any]:
+    head = {"resources": {"CPU": head_cpus}, "node_config": {}, "max_workers": 0}
     return {
         "cluster_name": "test",
         "max_workers": sum(kind.max_num for kind in node_types.values()),
@@ -214,22 +218,12 @@ def _environment(site: Path, *, is_v2: bool) -> dict[str, str]:
     return environment
 
 
-def _wait_until_ready(address: str, head: "subprocess.Popen[bytes]") -> None:
+def _wait_until_ready(address: str, head: "subprocess.Popen[bytes]", log: Path) -> None:
     deadline = time.monotonic() + START_S
     while True:
-        assert head.poll() is None, "the head node ended"
+        assert head.poll() is None, f"the head node ended:\n{log.read_text()[-4000:]}"
         with contextlib.suppress(Exception):
             if GcsClient(address=address).get_all_node_info():
                 return
         assert time.monotonic() < deadline, "the head node does not answer"
         time.sleep(0.2)
-
-
-def _processes_in_session(session: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session:
-                found.append(int(stat.parent.name))
-    return found

@@ -72,6 +72,26 @@ class OfflineBrowser:
         is_phone: bool = False,
     ) -> OpenPage:
         """Open a local HTML file; a request to anything but a file is refused and noted."""
+        return self.open_address(
+            path.resolve().as_uri(),
+            "file:",
+            width_px=width_px,
+            height_px=height_px,
+            colour_scheme=colour_scheme,
+            is_phone=is_phone,
+        )
+
+    def open_address(
+        self,
+        address: str,
+        allowed: str,
+        *,
+        width_px: int = 1280,
+        height_px: int = 900,
+        colour_scheme: Literal["dark", "light"] = "light",
+        is_phone: bool = False,
+    ) -> OpenPage:
+        """Open a page; a request to an address that does not start as allowed is refused."""
         page = self.browser.new_page(
             viewport={"width": width_px, "height": height_px},
             color_scheme=colour_scheme,
@@ -79,16 +99,16 @@ class OfflineBrowser:
             has_touch=is_phone,
         )
         opened = OpenPage(page=page)
-        address = path.resolve().as_uri()
-        _watch(opened, address)
+        _watch(opened, address, allowed)
         page.goto(address, timeout=LOAD_TIMEOUT_S * 1000)
         return opened
 
 
 @contextmanager
-def open_browser() -> Iterator[OfflineBrowser]:
+def open_browser(*options: str) -> Iterator[OfflineBrowser]:
     """Start the browser; it ends with the context, and all pages with it."""
-    arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    arguments = [*options]
+    arguments += ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     program = find_chromium()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -130,9 +150,9 @@ def wait_until(page: Page, expression: str, *, timeout_s: float = 60) -> None:
         page.wait_for_timeout(50)
 
 
-def _watch(opened: OpenPage, address: str) -> None:
+def _watch(opened: OpenPage, address: str, allowed: str) -> None:
     def refuse_network(route: Route) -> None:
-        if route.request.url.startswith("file:"):
+        if route.request.url.startswith(allowed):
             route.continue_()
         else:
             route.abort()

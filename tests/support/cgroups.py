@@ -1,5 +1,6 @@
 """Control groups (cgroups) that limit the memory of a step."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ def memory_group(limit_bytes: int) -> Iterator[Path]:
     for controllers, root, limit in VERSIONS:
         parent = Path(f"{root}{own.get(controllers, '/')}")
         if (parent / limit).exists():
-            folder = parent / "ast-ray-test"
+            folder = parent / f"ast-ray-test-{os.getpid()}"
             try:
                 folder.mkdir(exist_ok=True)
                 (folder / limit).write_text(str(limit_bytes))

@@ -11,7 +11,8 @@ from pipeline import storage
 from pipeline.dataset.assemble import assemble, finished_parts
 from pipeline.dataset.prepare_summary import PrepareSummary
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
-from pipeline.shards.build import BuildJob, build_shard
+from pipeline.shards.build import build_shard
+from pipeline.shards.job import BuildJob
 from pipeline.shards.parts import Part
 from pipeline.shards.plan import Plan, make_plan, write_plan
 from pipeline.shards.settings import PrepareSettings

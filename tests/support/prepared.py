@@ -13,6 +13,7 @@ import torch
 from pipeline import storage
 from pipeline.dataset.card import fingerprint, make_card
 from pipeline.dataset.prepared import PreparedDataset, card_path, open_dataset
+from pipeline.dataset.totals import IndexTotals
 from pipeline.shards.parts import INDEX_SCHEMA, TarEntry
 from pipeline.shards.settings import PrepareSettings
 from pipeline.shards.tar import Fbank, ShardWriter
@@ -157,10 +158,12 @@ def _write_index_and_card(folder: str, rows: list[dict[str, Any]], tars: list[Ta
     index_bytes = storage.encode_table(index)
     storage.write_bytes(storage.join(folder, "index.parquet"), index_bytes)
     shas = "".join(tar.sha256 for tar in tars)
+    totals = IndexTotals()
+    totals.add(index)
     card = make_card(
         settings=PrepareSettings(),
         labels=LABELS,
-        index=index,
+        totals=totals,
         reasons={},
         low_rates={},
         tars=tars,

@@ -28,10 +28,13 @@ class Cluster:
 def free_ports(num: int) -> list[int]:
     """Ports that are free now and differ from each other.
 
-    They are below the ephemeral range, so that only a process that names one can take it.
+    They are below the ephemeral range, so that only a process that names one can take it. Test
+    processes side by side choose among different ones, as a port is free until its server starts.
     """
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    num_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     free: list[int] = []
-    for port in random.sample(range(20_000, 32_000), 1_000):
+    for port in random.sample(range(20_000 + number, 32_000, num_processes), 1_000):
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
             free.append(port)

@@ -9,9 +9,15 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pipeline.dataset.prepared import open_dataset
 from trainer.checkpoints.checkpoint import Checkpoint, load_newest
 from trainer.run.history import is_finished, read_history
+from trainer.run.leaving import LeavingError
+from trainer.run.run_folder import read_recipe, read_run
+from trainer.run.run_progress import RunProgress
 from trainer.scores.predictions import read_predictions
+from trainer.training.loop import train
+from trainer.training.world import World
 
 
 def untimed(run: str) -> dict[str, Any]:
@@ -105,3 +111,27 @@ def assert_events_match_history(run: Path) -> None:
             assert [step for step, _ in shown] == [point.step for point in points]
             values = [value for _, value in shown]
             assert values == pytest.approx([getattr(point, name) for point in points], rel=1e-6)
+
+
+def assert_losses_of_one_worker(run: str, dataset: str, last_step: int, other: str) -> None:
+    """One worker, up to the same step, has the same curve as the run, up to sums of floats."""
+    done = 0
+
+    def report(progress: RunProgress) -> None:
+        nonlocal done
+        done = progress.step
+
+    def asked() -> str:
+        return "far enough" if done >= last_step - 1 else ""
+
+    recipe = read_recipe(run, read_run(run))
+    with pytest.raises(LeavingError):
+        train(recipe, open_dataset(dataset), other, world=World(), report=report, asked=asked)
+    history, expected = read_history(run), read_history(other)
+    for points, others, name in (
+        (history.steps, expected.steps, "loss"),
+        (history.epochs, expected.epochs, "eval_loss"),
+    ):
+        assert [point.step for point in points] == [point.step for point in others]
+        losses = [known(getattr(point, name)) for point in points]
+        assert losses == pytest.approx([known(getattr(point, name)) for point in others], abs=1e-4)

@@ -3,6 +3,7 @@
 A `sitecustomize` in the `PYTHONPATH` of such a process does it; nothing in the project knows of it.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,5 +83,5 @@ def sabotaged(
     )
     with ray_folder() as short, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", short)
-        patch.setenv("PYTHONPATH", str(folder))
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
         yield note

@@ -12,9 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import ray_job
-from trainer.checkpoints.checkpoint import checkpoint_paths
+from trainer.checkpoints.paths import checkpoint_paths
 
 PROJECT = Path(ray_job.__file__).parent
+SLOW = "note: still waiting for the first step"
+"""Said after a minute, which the start of workers takes on a busy machine."""
 
 
 def ray_folder() -> tempfile.TemporaryDirectory[str]:
@@ -61,7 +63,8 @@ def own_lines(stderr: str) -> list[str]:
     repeated = re.compile(r"\(RayTrainWorker pid=\d+\)\S* (note: |.*\bINFO\b)")
     assert not [line for line in own if repeated.search(line)], stderr
     assert not [line for line in own if any(words in line for words in unwanted)], stderr
-    return [line for line in own if line.startswith(("note: ", "warning: ", "ray_job.py: error: "))]
+    starts = ("note: ", "warning: ", "ray_job.py: error: ")
+    return [line for line in own if line.startswith(starts) and not line.startswith(SLOW)]
 
 
 def wait_for_step(process: "subprocess.Popen[str]", run: Path, step: int) -> None:
@@ -82,3 +85,14 @@ def is_session_alive(session: int) -> bool:
             if int(session_id) == session and state not in "ZX":
                 return True
     return False
+
+
+def processes_in_session(session: int) -> list[int]:
+    """Process ids of a session, such as of a node that `ray start --block` leads."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                found.append(int(stat.parent.name))
+    return found

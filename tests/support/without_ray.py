@@ -22,7 +22,7 @@ def do_without_ray(patch: pytest.MonkeyPatch) -> None:
     for module in (preparing, compacting, verifying):
         patch.setattr(module, "run_tasks", lambda items, task, **_: map(task, items))
     for step in (prepare_step, verify_step):
-        patch.setattr(step, "session", lambda _: nullcontext())
+        patch.setattr(step, "session", lambda _, **__: nullcontext())
 
 
 def prepare(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import SettingValueError, UserError
+from pipeline.terminal.units import counted
 from trainer.checkpoints.audioset_classes import other_name
 from trainer.checkpoints.fit import check_values
 from trainer.checkpoints.patch_grid import patches_along
@@ -54,6 +55,8 @@ class AstCheckpoint:
     """Normalisation of its inputs; None: unknown."""
     loss: str | None
     """`bce`, `ce`, or None: unknown."""
+    scores: str = ""
+    """What makes scores of its outputs, `sigmoid` or `softmax`; empty: as usual for its loss."""
 
     def __post_init__(self) -> None:
         check_values(self.state, self.source)
@@ -61,7 +64,8 @@ class AstCheckpoint:
         if self.labels is not None and len(self.labels) != num_classes:
             raise UserError(
                 self.source,
-                f"the head has {num_classes} classes, but its settings name {len(self.labels)}",
+                f"the head has {counted(num_classes, 'class', 'classes')}, but its settings name "
+                f"{len(self.labels)}",
             )
         shape, (rows, columns) = list(self.state["pos_embed"].shape), self.grid
         if shape[:2] != [1, self.num_class_tokens + rows * columns]:

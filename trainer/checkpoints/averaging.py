@@ -7,7 +7,6 @@ training is through, entry by entry, as the authors' `wa_model` does. Out: state
 which are written before the checkpoint that ends their epoch.
 """
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
@@ -15,34 +14,8 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pipeline import storage
-from pipeline.errors import UserError
-from trainer.checkpoints.progress import EpochResult
+from trainer.checkpoints.paths import epoch_name, weights_path
 from trainer.checkpoints.state_files import State, encode_state, read_state
-
-
-def weights_path(run_path: str, name: str) -> str:
-    """Where weights of a run stand: `epoch-05`, `averaged`, `ema` or `best`."""
-    return storage.join(run_path, "epochs", f"{name}.safetensors")
-
-
-def check_weights(run_path: str, name: str) -> None:
-    """Refuse weights beside the last that a run does not have.
-
-    Raises:
-        UserError: they are not there.
-    """
-    if not storage.exists(weights_path(run_path, name)):
-        raise UserError(
-            run_path,
-            f"no weights {name!r} there",
-            "averaging.first_epoch, averaging.ema_decay and train.select_by ask for such, "
-            "and the end of the run writes them",
-        )
-
-
-def epoch_name(epoch: int) -> str:
-    """What an epoch's weights are called."""
-    return f"epoch-{epoch:02d}"
 
 
 def write_weights(run_path: str, name: str, state: Mapping[str, Tensor]) -> None:
@@ -66,19 +39,6 @@ def average_epochs(run_path: str, epochs: Sequence[int]) -> State:
             kinds[name] = value.dtype
             sums[name] = sums.get(name, torch.zeros_like(value, dtype=torch.float64)) + value
     return {name: (value / len(epochs)).to(kinds[name]) for name, value in sums.items()}
-
-
-def best_epoch(epochs: Sequence[EpochResult], metric: str) -> EpochResult:
-    """The epoch with the highest value of a metric, the earlier of two that are equal.
-
-    A metric that is undefined, None, is below all others.
-    """
-
-    def value(result: EpochResult) -> float:
-        number: float | None = getattr(result, metric)
-        return -math.inf if number is None else number
-
-    return max(epochs, key=value)
 
 
 def remove_other_epochs(run_path: str, kept: Collection[int]) -> None:

@@ -8,7 +8,6 @@ while a copy of its state is written.
 
 import io
 import logging
-import re
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.errors import UserError, first_line
+from trainer.checkpoints.paths import checkpoint_paths, checkpoints_path
 from trainer.checkpoints.progress import Progress
 
 _logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def save_checkpoint(run_path: str, checkpoint: Checkpoint) -> str:
     document = {name: getattr(checkpoint, name) for name in _TENSOR_FIELDS}
     document["progress"] = asdict(checkpoint.progress)
     torch.save(document, buffer)
-    path = storage.join(_folder(run_path), f"step-{checkpoint.progress.step:08d}.pt")
+    path = storage.join(checkpoints_path(run_path), f"step-{checkpoint.progress.step:08d}.pt")
     storage.write_bytes(path, buffer.getvalue())
     for old in checkpoint_paths(run_path)[:-NUM_KEPT]:
         storage.remove(old)
@@ -107,7 +107,7 @@ def load_newest(
         return saved
     if damaged:
         raise UserError(
-            _folder(run_path),
+            checkpoints_path(run_path),
             f"all {len(paths)} checkpoints are damaged ({damaged[paths[-1]]})",
             "remove the run and start it again",
         )
@@ -148,12 +148,6 @@ def load_last(run_path: str) -> Checkpoint:
     return saved
 
 
-def checkpoint_paths(run_path: str) -> list[str]:
-    """All checkpoints of a run, the oldest first."""
-    files = storage.list_files(_folder(run_path))
-    return [path for path in files if re.search(r"/step-\d{8}\.pt$", path)]
-
-
 def _decode(data: bytes) -> Checkpoint:
     """A checkpoint from a file's content; no code that a pickle may hold is run."""
     file = io.BytesIO(data)
@@ -165,7 +159,3 @@ def _decode(data: bytes) -> Checkpoint:
     document = torch.load(file, map_location="cpu", weights_only=True)
     progress = storage.conform(document["progress"], Progress)
     return Checkpoint(**{**document, "progress": progress})
-
-
-def _folder(run_path: str) -> str:
-    return storage.join(run_path, "checkpoints")

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pipeline import storage
 from pipeline.errors import UserError
@@ -32,6 +32,8 @@ class _Exported:
     mean: float
     std: float
     loss: str
+    scores: Literal["", "sigmoid", "softmax"] = ""
+    """Empty: as usual for the loss, and in files of older versions."""
 
     def __post_init__(self) -> None:
         check_positive({"num_mels": self.num_mels})
@@ -48,6 +50,7 @@ class _RunData:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _RunTraining:
     loss: str
+    scores: Literal["", "sigmoid", "softmax"] = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,10 +89,17 @@ def metadata(
     mean: float,
     std: float,
     loss: str,
+    scores: Literal["", "sigmoid", "softmax"] = "",
 ) -> dict[str, str]:
     """Header metadata of an `ast.safetensors`."""
     settings = _Exported(
-        model=dict(model), num_mels=num_mels, labels=list(labels), mean=mean, std=std, loss=loss
+        model=dict(model),
+        num_mels=num_mels,
+        labels=list(labels),
+        mean=mean,
+        std=std,
+        loss=loss,
+        scores=scores,
     )
     return {METADATA_KEY: json.dumps(asdict(settings))}
 
@@ -106,6 +116,7 @@ def read_run_folder(path: str) -> AstCheckpoint:
         mean=run.data.mean,
         std=run.data.std,
         loss=run.settings.train.loss,
+        scores=run.settings.train.scores,
     )
     return _from_own(path, saved.model, settings, file)
 
@@ -156,4 +167,5 @@ def _from_own(source: str, state: State, settings: _Exported, where: str) -> Ast
         mean=settings.mean,
         std=settings.std,
         loss=settings.loss,
+        scores=settings.scores,
     )

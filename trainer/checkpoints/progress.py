@@ -4,6 +4,8 @@
 `divergence.jsonl`. A field that older runs did not write is None for them.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from pipeline import storage
@@ -125,3 +127,16 @@ class Progress:
         return replace(
             self, steps=[*self.steps], epochs=[*self.epochs], bad_steps=[*self.bad_steps]
         )
+
+
+def best_epoch(epochs: Sequence[EpochResult], metric: str) -> EpochResult:
+    """The epoch with the highest value of a metric, the earlier of two that are equal.
+
+    A metric that is undefined, None, is below all others.
+    """
+
+    def value(result: EpochResult) -> float:
+        number: float | None = getattr(result, metric)
+        return -math.inf if number is None else number
+
+    return max(epochs, key=value)

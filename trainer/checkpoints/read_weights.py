@@ -1,9 +1,9 @@
 """Weights from a file or folder, whoever trained them.
 
 In: a path, local or on S3: the authors' `.pth`, a folder of transformers, a run folder, or what
-`trainer.exchange.export_run` writes. Steps: look which it is, read tensors only, rename them, find
-out patch grid, classes and normalisation. Out: an `AstCheckpoint`; or, from a file of a timm
-backbone, its state dict.
+`trainer.exchange.export_transformers` writes. Steps: look which it is, read tensors only, rename
+them, find out patch grid, classes and normalisation. Out: an `AstCheckpoint`; or, from a file of a
+timm backbone, its state dict.
 """
 
 from collections.abc import Mapping

@@ -7,7 +7,7 @@ from typing import get_args
 from cluster.commands.session_options import session
 from pipeline.commands.step import Step, path
 from trainer.commands.evaluate_ensemble import evaluate_ensemble
-from trainer.commands.options import add_weights_option, add_worker_options, workers
+from trainer.commands.options import LOADING, add_weights_option, add_worker_options, workers
 from trainer.model.settings import Precision
 from trainer.optim.settings import ScoreFunction
 
@@ -49,7 +49,6 @@ def _evaluate_run(arguments: argparse.Namespace) -> None:
 
     from pipeline.dataset.prepared import note_unchecked, open_dataset
     from trainer.data.clips import select_clips
-    from trainer.on_ray.train import run_evaluation
     from trainer.run.checks import check_evaluation
     from trainer.run.result_table import result_table
     from trainer.run.run_folder import held_out, read_run
@@ -69,7 +68,9 @@ def _evaluate_run(arguments: argparse.Namespace) -> None:
     name = check_evaluation(*clips, arguments.weights)
     if note := note_trained_on(folder, info, dataset, select_clips(dataset, *clips[2:])):
         _logger.info("%s", note)
-    with session(arguments):
+    with session(arguments, loading=LOADING):
+        from trainer.on_ray.train import run_evaluation
+
         run_evaluation(
             *clips,
             workers(arguments),

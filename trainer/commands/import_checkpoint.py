@@ -3,6 +3,7 @@
 import argparse
 
 from pipeline.commands.step import Step, path
+from pipeline.terminal.units import counted
 from recipes import find_recipe
 from trainer.commands.options import RECIPE_HELP, add_set_option
 
@@ -27,8 +28,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     how = "matched by name" if result.by_name else "assumed to be in the order of the data set's"
     num_others = result.num_classes_left_out
-    others = f"; left out {num_others} others of the checkpoint" if num_others else ""
-    print(f"{arguments.out}: {result.num_classes} classes, {how}{others}")
+    others = f"; left out {counted(num_others, 'other')} of the checkpoint" if num_others else ""
+    print(f"{arguments.out}: {counted(result.num_classes, 'class', 'classes')}, {how}{others}")
 
 
 STEP = Step(

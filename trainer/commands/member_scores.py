@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cluster.commands.session_options import session
-from trainer.commands.options import workers
+from trainer.commands.options import LOADING, workers
 
 if TYPE_CHECKING:
     from trainer.model.settings import Precision
@@ -55,10 +55,10 @@ def complete_predictions(
     for run, weights in missing.values():
         check_evaluation(run, *place, weights)
     if missing:
-        from trainer.on_ray.train import run_evaluations
-
         _logger.info("evaluates on %s: %s", clips.name, ", ".join(missing))
-        with session(arguments):
+        with session(arguments, loading=LOADING):
+            from trainer.on_ray.train import run_evaluations
+
             run_evaluations(
                 list(missing.values()),
                 *place,

@@ -4,9 +4,14 @@ import argparse
 from typing import get_args
 
 from cluster.commands.session_options import add_session_options
-from pipeline.commands.step import path, positive
+from pipeline.commands.step import path, positive, seconds
+from pipeline.errors import SettingValueError, UserError
 from trainer.checkpoints.settings import Weights
 from trainer.on_ray.settings import Workers
+from trainer.tagging.settings import WindowSettings
+
+LOADING = ("torch", "timm", "pandas")
+"""Modules that a training needs, the last for Ray Train, to import while Ray starts."""
 
 RECIPE_HELP = "settings of the run: path of a .toml file, or a name such as esc50"
 
@@ -42,6 +47,31 @@ def add_weights_option(parser: argparse.ArgumentParser) -> None:
         default=choices[0],
         help="weights to use: the last, or others that the recipe kept (default: %(default)s)",
     )
+
+
+def add_window_options(parser: argparse.ArgumentParser, window_help: str, hop_help: str) -> None:
+    parser.add_argument(
+        "--window",
+        type=seconds,
+        metavar="SECONDS",
+        help=f"{window_help} (default: the length of the model's input)",
+    )
+    parser.add_argument(
+        "--hop", type=seconds, metavar="SECONDS", help=f"{hop_help} (default: half a window)"
+    )
+
+
+def window_settings(arguments: argparse.Namespace) -> WindowSettings:
+    """The windows that `add_window_options` asked for.
+
+    Raises:
+        UserError: a length is out of range.
+    """
+    try:
+        return WindowSettings(length_s=arguments.window, hop_s=arguments.hop)
+    except SettingValueError as error:
+        option = {"length_s": "--window", "hop_s": "--hop"}[error.name]
+        raise UserError(option, error.what) from error
 
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:

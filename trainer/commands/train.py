@@ -6,7 +6,7 @@ import logging
 from cluster.commands.session_options import session
 from pipeline.commands.step import Step
 from recipes import find_recipe
-from trainer.commands.options import add_training_options, workers
+from trainer.commands.options import LOADING, add_training_options, workers
 
 _logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from trainer.checkpoints.checkpoint import checkpoint_paths
+    from trainer.checkpoints.paths import checkpoint_paths
     from trainer.run.checks import check_training
     from trainer.run.history import check_learned
     from trainer.run.result_table import result_table
@@ -44,10 +44,10 @@ def run(arguments: argparse.Namespace) -> None:
         if checkpoints := checkpoint_paths(output):
             newest = checkpoints[-1].rpartition("/")[2]
             _logger.info("%s: resuming; the newest checkpoint is %s", output, newest)
-        from trainer.on_ray.train import run_training
-
         note_low_rates(dataset)
-        with session(arguments):
+        with session(arguments, loading=LOADING):
+            from trainer.on_ray.train import run_training
+
             run_training(recipe, data, output, workers(arguments))
     name = read_run(output).data.eval_name
     Console().print(result_table(output, name))

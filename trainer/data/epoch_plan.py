@@ -29,8 +29,8 @@ class EpochPlan:
     """Index of the clip at each position, `[N]`."""
     partners: NDArray[np.int64]
     """Index of the mixup partner at each position, `[N]`."""
-    position_order: NDArray[np.int64]
-    """Positions in the order in which they are computed, `[N]`."""
+    position_order: NDArray[np.int64] | None
+    """Positions in the order in which they are computed, `[N]`; None: in their own order."""
     epoch: int
     seed: int
     batch_size: int
@@ -44,7 +44,8 @@ class EpochPlan:
 
     def positions(self, step: int) -> NDArray[np.int64]:
         """Positions of the global batch at a step of the epoch."""
-        return self.position_order[batch_positions(step, self.batch_size, len(self.order))]
+        places = np.asarray(batch_positions(step, self.batch_size, len(self.order)))
+        return places if self.position_order is None else self.position_order[places]
 
 
 def plan_epoch(
@@ -65,7 +66,7 @@ def plan_epoch(
     together (see `SamplerSettings.bucket_frames`); None: in the order of the epoch.
     """
     order = epoch_order(seed=seed, epoch=epoch, num_clips=num_clips, weights=weights)
-    position_order = np.arange(num_clips)
+    position_order = None
     if padded_frames is not None:
         position_order = bucketed_order(
             padded_frames[order], seed=seed, epoch=epoch, batch=batch_size, window=bucket_batches

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pipeline.errors import MAX_COUNT, SettingValueError, check_at_most
+from pipeline.errors import MAX_COUNT, SettingValueError, check_at_most, check_one_of
 from pipeline.storage.paths import is_remote
 
 
@@ -95,10 +95,7 @@ class SamplerSettings:
             raise SettingValueError(
                 "bucket_batches", f"must be at least 1, got {self.bucket_batches}"
             )
-        if self.mode not in get_args(SamplingMode):
-            raise SettingValueError(
-                "mode", f"must be one of {get_args(SamplingMode)}, got {self.mode!r}"
-            )
+        check_one_of(self, get_args(SamplingMode), "mode")
 
 
 CropMode = Literal["first", "random"]
@@ -124,10 +121,7 @@ class AugmentSettings:
     """Part of a longer clip or mixup partner to use: its "first" frames, or a "random" stretch."""
 
     def __post_init__(self) -> None:
-        if self.crop not in get_args(CropMode):
-            raise SettingValueError(
-                "crop", f"must be one of {get_args(CropMode)}, got {self.crop!r}"
-            )
+        check_one_of(self, get_args(CropMode), "crop")
         for name in ("frequency_mask", "time_mask", "roll_frames"):
             if getattr(self, name) < 0:
                 raise SettingValueError(name, f"must be at least 0, got {getattr(self, name)}")

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.errors import UserError
+from pipeline.terminal.units import counted
 from trainer.checkpoints.ast_checkpoint import AstCheckpoint, missing_labels
 from trainer.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from trainer.checkpoints.progress import Progress
@@ -21,7 +22,7 @@ from trainer.checkpoints.read_weights import read_weights
 from trainer.data.clips import select_training_data
 from trainer.model.build import build_model, load_ast
 from trainer.optim.optimiser import make_optimiser
-from trainer.recipe.fit import check_fit
+from trainer.recipe.model_fit import check_fit
 from trainer.recipe.parse import load_recipe, make_recipe
 from trainer.recipe.recipe import SECTIONS
 from trainer.run.history import write_history
@@ -138,6 +139,8 @@ def _settings_of(checkpoint: AstCheckpoint) -> dict[str, dict[str, Any]]:
         settings["data"] = {"mean": checkpoint.mean, "std": checkpoint.std}
     if checkpoint.loss is not None:
         settings["train"] = {"loss": checkpoint.loss}
+        if checkpoint.scores:
+            settings["train"]["scores"] = checkpoint.scores
     return settings
 
 
@@ -150,7 +153,7 @@ def _rows(checkpoint: AstCheckpoint, dataset: PreparedDataset) -> list[int]:
         f"it lacks {len(missing)} of the data set's {len(dataset.labels)} classes: "
         f"{', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}"
         if missing
-        else f"it has {len(checkpoint.state['head.bias'])} classes without names, the data set "
-        f"{len(dataset.labels)}"
+        else f"it has {counted(len(checkpoint.state['head.bias']), 'class', 'classes')} without "
+        f"names, the data set {len(dataset.labels)}"
     )
     raise UserError(checkpoint.source, f"cannot score {dataset.path}: {reason}")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.model.compile import compile_blocks
+from trainer.model.last_block import take_num_outputs
 from trainer.model.patches import draw_kept_patches, patch_projection, position_embedding
 from trainer.model.precision import in_float32
 from trainer.model.settings import ModelSettings
@@ -57,6 +58,7 @@ class AST(nn.Module):
         self.register_parameter("dist_token", dist_token)
         self.pos_embed = nn.Parameter(position_embedding(backbone, settings, num_mels))
         self.blocks = cast(nn.Sequential, backbone.blocks[: settings.depth or None])
+        take_num_outputs(self.blocks[-1])
         if settings.compile:
             compile_blocks(self.blocks)
         self.norm = backbone.norm
@@ -64,13 +66,16 @@ class AST(nn.Module):
         self.head = nn.Linear(backbone.embed_dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, C] of normalised log-mel spectrograms [B, T, F]; raises as `embed`.
+        """Logits [B, C] of normalised log-mel spectrograms [B, T, F]; raises as `embed`."""
+        return self.classify(self.embed(x))
+
+    def classify(self, embeddings: Tensor) -> Tensor:
+        """Logits [B, C] of clip embeddings [B, D].
 
         The head always computes in float32: bfloat16 is so coarse that many clips would tie, which
         costs mAP.
         """
-        embeddings = self.embed(x)
-        with in_float32(x.device):
+        with in_float32(embeddings.device):
             return cast(Tensor, self.head(self.head_norm(embeddings.float())))
 
     def embed(self, x: Tensor) -> Tensor:
@@ -124,11 +129,16 @@ class AST(nn.Module):
         return torch.cat([class_tokens, self.num_class_tokens + kept])
 
     def _run_blocks(self, tokens: Tensor) -> Tensor:
-        if not (self.settings.checkpoint_activations and torch.is_grad_enabled()):
-            return cast(Tensor, self.blocks(tokens))
-        for block in self.blocks:
-            tokens = checkpoint(block, tokens, use_reentrant=False)
-        return tokens
+        """The blocks' outputs of at least the class tokens, which come first."""
+        *others, last = self.blocks
+        for block in others:
+            tokens = self._run(block, tokens)
+        return self._run(last, tokens, self.num_class_tokens)
+
+    def _run(self, block: nn.Module, *arguments: Tensor | int) -> Tensor:
+        if self.settings.checkpoint_activations and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(block, *arguments, use_reentrant=False))
+        return cast(Tensor, block(*arguments))
 
     def _class_tokens(self, num_clips: int) -> list[Tensor]:
         tokens = [self.cls_token] if self.dist_token is None else [self.cls_token, self.dist_token]

@@ -18,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from pipeline.errors import UserError
+from pipeline.terminal.units import counted
 from trainer.checkpoints.ast_checkpoint import AstCheckpoint, missing_labels
 from trainer.checkpoints.fit import load_backbone, load_exactly
 from trainer.checkpoints.read_weights import read_weights
@@ -161,7 +162,8 @@ def _head_notice(
     reason = (
         f"it lacks {len(missing)} of the {num_classes} classes, such as {missing[0]!r}"
         if missing
-        else f"it has {len(checkpoint.state['head.bias'])} classes, not {num_classes}"
+        else f"it has {counted(len(checkpoint.state['head.bias']), 'class', 'classes')}, "
+        f"not {num_classes}"
     )
     return f"{checkpoint.source}: the head starts from random weights: {reason}"
 

@@ -9,8 +9,10 @@ N patches, P class tokens, D width, C classes.
 """
 
 import torch
+from torch import nn
 
 from trainer.model.ast import AST
+from trainer.model.last_block import can_leave_out
 
 _BACKWARD = 2
 """Forward passes that a backward pass costs: gradients of the inputs, and of the weights."""
@@ -40,10 +42,21 @@ def forward_flops(model: AST, num_frames: int | None = None) -> int:
     num_kept = model.settings.num_kept_patches(*shape) if model.training else num_patches
     num_tokens, width = model.num_class_tokens + num_kept, model.head.in_features
     patches = 2 * num_patches * model.patch_embed.weight.numel()
-    weights = sum(weight.numel() for weight in model.blocks.parameters() if weight.ndim == 2)
-    # Attention of every token to every other: the scores, and the weighted sum of values.
-    attention = 2 * 2 * num_tokens**2 * width * len(model.blocks)
-    return int(patches + 2 * num_tokens * weights + attention + 2 * model.head.weight.numel())
+    *others, last = model.blocks
+    blocks = sum(_block_flops(block, num_tokens, num_tokens, width) for block in others)
+    num_outputs = model.num_class_tokens if can_leave_out(last) else num_tokens
+    blocks += _block_flops(last, num_tokens, num_outputs, width)
+    return int(patches + blocks + 2 * model.head.weight.numel())
+
+
+def _block_flops(block: nn.Module, num_tokens: int, num_outputs: int, width: int) -> int:
+    """FLOPs of a block that computes the outputs of the first of its tokens, or of all."""
+    weights = sum(weight.numel() for weight in block.parameters() if weight.ndim == 2)
+    # Keys and values are of all tokens.
+    shared = 2 * width**2
+    # Attention of every output to every token: the scores, and the weighted sum of values.
+    attention = 2 * 2 * num_outputs * num_tokens * width
+    return 2 * (num_tokens * shared + num_outputs * (weights - shared)) + attention
 
 
 def training_flops(model: AST, num_frames: int | None = None) -> int:

@@ -1,23 +1,22 @@
-"""What runs in processes of Ray beside the workers of a training.
+"""What runs in Ray Train's controller.
 
-These processes must start fast, as the workers wait for them: this module loads neither PyTorch nor
-timm.
+The workers wait for it to start: this module loads neither PyTorch nor timm.
 """
 
-import asyncio
 import logging
-from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
-from ray.train import UserCallback
+
+# Ray 2.60 tells the public `UserCallback` of failures, but not where the workers were.
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from pipeline.errors import PassingError, UserError, last_line
+from pipeline.on_ray.silent_nodes import silent_nodes
 from pipeline.terminal import log
-from trainer.checkpoints.progress import EpochResult
 from trainer.run.leaving import LeavingError, StoppedError
-from trainer.run.run_progress import RunProgress
 
 _logger = logging.getLogger(__name__)
 
@@ -25,70 +24,7 @@ MAX_RESTARTS_IN_PLACE = 3
 """Restarts in a row without a new checkpoint before a run gives up."""
 
 
-class Board:
-    """An actor that holds the latest progress of each run for the driver, and its word to stop."""
-
-    def __init__(self) -> None:
-        self._runs: dict[str, RunProgress] = {}
-        self._is_stopping = False
-
-    def put(self, progress: RunProgress) -> bool:
-        """Store what `trainer.training.loop.train` reports; returns `is_stopping`."""
-        self._runs[progress.run] = progress
-        return self._is_stopping
-
-    def get(self) -> list[RunProgress]:
-        """The latest progress of each run."""
-        return list(self._runs.values())
-
-    def stop(self) -> None:
-        """Let all runs leave with a checkpoint, and none start."""
-        self._is_stopping = True
-
-    def is_stopping(self) -> bool:
-        """Whether all runs are to leave."""
-        return self._is_stopping
-
-
-class Referee:
-    """An actor between the workers of runs, which ask whether to go on, and what decides it.
-
-    A worker that was lost while it waited leaves its question behind: only the newest is answered.
-    """
-
-    def __init__(self) -> None:
-        self._results: dict[str, asyncio.Queue[EpochResult]] = defaultdict(asyncio.Queue)
-        self._asked: dict[str, asyncio.Future[bool]] = {}
-        self._stopped: set[str] = set()
-
-    async def ask(self, run: str, result: EpochResult) -> bool:
-        """Hand in the scores of an epoch of a run, and wait for the answer."""
-        if run in self._stopped:
-            return False
-        self._asked[run] = asyncio.get_running_loop().create_future()
-        self._results[run].put_nowait(result)
-        return await self._asked[run]
-
-    async def next_result(self, run: str) -> EpochResult:
-        """Wait for the scores of a run's next epoch."""
-        return await self._results[run].get()
-
-    async def go_on(self, run: str) -> None:
-        """Answer the newest question of a run."""
-        self._answer(run, is_yes=True)
-
-    async def stop(self, run: str) -> None:
-        """Answer this and all later questions of a run with no."""
-        self._stopped.add(run)
-        self._answer(run, is_yes=False)
-
-    def _answer(self, run: str, *, is_yes: bool) -> None:
-        asked = self._asked.pop(run, None)
-        if asked and not asked.done():
-            asked.set_result(is_yes)
-
-
-class Failures(UserCallback):  # type: ignore[misc]
+class Failures(WorkerGroupCallback):  # type: ignore[misc]
     """Decides, in Ray Train's controller, which failures of workers a restart can repair.
 
     A long run may lose any number of workers, as long as new checkpoints appear between them.
@@ -101,9 +37,18 @@ class Failures(UserCallback):  # type: ignore[misc]
         self._board = board
         self._newest = ""
         self._num_in_place = 0
+        self._nodes: list[str] = []
 
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Note the node of each rank."""
+        self._nodes = [worker.metadata.node_id for worker in worker_group.get_workers()]
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         """Called before Ray Train restarts the workers; an error raised here ends the run."""
+        if worker_group_status.errors:
+            self._decide(worker_group_status.errors)
+
+    def _decide(self, worker_exceptions: dict[int, Exception]) -> None:
         log.set_up(self._log_level, is_worker=True)
         for error in worker_exceptions.values():
             # Also of a storage that does not answer: the worker has waited for it.
@@ -126,7 +71,8 @@ class Failures(UserCallback):  # type: ignore[misc]
                 # Ray Train's error lacks the traceback of the worker.
                 _logger.error("%s", "\n".join(notes))
             raise error
-        _logger.warning("%s; restarting from %s", _explain(worker_exceptions), place)
+        why = _explain(worker_exceptions, self._nodes)
+        _logger.warning("%s: %s; restarting from %s", _name(self._run_path), why, place)
 
     def _is_stopping(self) -> bool:
         return self._board is not None and ray.get(self._board.is_stopping.remote())
@@ -142,7 +88,11 @@ class Failures(UserCallback):  # type: ignore[misc]
             return self._newest
 
 
-def _explain(worker_exceptions: dict[int, Exception]) -> str:
+def _name(run_path: str) -> str:
+    return run_path.rstrip("/").rpartition("/")[2]
+
+
+def _explain(worker_exceptions: dict[int, Exception], node_of_rank: Sequence[str]) -> str:
     """Why the workers of a run failed, in a few words: Ray's own are pages long."""
     leaving = [error for error in worker_exceptions.values() if isinstance(error, LeavingError)]
     if leaving:
@@ -153,13 +103,18 @@ def _explain(worker_exceptions: dict[int, Exception]) -> str:
         for rank, error in worker_exceptions.items()
         if isinstance(cause := getattr(error, "health_check_failure", error), RayActorError)
     }
-    nodes = {
-        node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if not node["Alive"]
-    }
-    for node, address in nodes.items():
-        if ranks := [rank for rank, cause in lost.items() if node in str(cause)]:
-            return f"{len(ranks)} of the workers were lost with node {address}"
+    if lost_nodes := set(node_of_rank) & (gone := _gone_nodes()).keys():
+        num = sum(node in lost_nodes for node in node_of_rank)
+        names = " and ".join(sorted(gone[node] for node in lost_nodes))
+        is_lost = "node {} is" if len(lost_nodes) == 1 else "nodes {} are"
+        return f"{is_lost.format(names)} lost with {num} of {len(node_of_rank)} workers"
     # Others fail since one of them is gone.
     rank, error = next(iter((lost or worker_exceptions).items()))
     reason = "its process was killed or crashed" if lost else last_line(error)
     return f"worker {rank} failed ({reason})"
+
+
+def _gone_nodes() -> dict[str, str]:
+    """Addresses of the nodes that are lost, whether Ray knows it or not, by their ids."""
+    dead = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if not node["Alive"]}
+    return dead | silent_nodes()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -18,7 +19,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.terminal.progress import ProgressBar
-from trainer.on_ray.actors import Board
+from pipeline.terminal.units import counted
+from pipeline.threads import beside
+from trainer.on_ray.board import Board
 from trainer.run.run_folder import run_name
 from trainer.run.run_progress import RunProgress
 
@@ -27,8 +30,10 @@ _logger = logging.getLogger(__name__)
 REPORT_EVERY_S = 0.5
 """Shortest time between two reports of a run, and between two updates of the bar."""
 _SAY_WAITING_AFTER_S = 60.0
+_ANSWER_S = 5.0
+"""Longest wait for the board, since the end of the step waits for the thread that asks it."""
 _FIGURES: dict[str, Callable[[float], str]] = {
-    "num_bad_steps": lambda value: f"{value} steps skipped",
+    "num_bad_steps": lambda value: f"{counted(int(value), 'step')} skipped",
     "clips_per_s": lambda value: f"{value:.0f} clips/s",
     "data_wait_share": lambda value: f"{value:.0%} waiting for data",
     "peak_memory_bytes": lambda value: f"{value / 1e9:.1f} GB",
@@ -77,20 +82,15 @@ def progress_board(num_runs: int) -> Iterator[Any]:
     # On this node, as the runs are to outlive any other.
     actor: Any = ray.remote(num_cpus=0)(Board)
     board = actor.options(scheduling_strategy=here).remote()
-    is_over, is_stopping = threading.Event(), threading.Event()
-    thread = threading.Thread(
-        target=_show_progress,
-        args=(board, num_runs, is_over, is_stopping),
-        name="progress",
-        daemon=True,
-    )
-    thread.start()
+    is_stopping = threading.Event()
+    show = partial(_show_progress, board, num_runs, is_stopping)
     try:
-        with _stopping_once(is_stopping, thread):
+        with (
+            beside(show, name="progress") as thread,
+            _stopping_once(is_stopping, thread),
+        ):
             yield board
     finally:
-        is_over.set()
-        thread.join(timeout=10)
         ray.kill(board)
 
 
@@ -118,11 +118,11 @@ def _stopping_once(is_stopping: threading.Event, thread: threading.Thread) -> It
 
 
 def _show_progress(
-    board: Any, num_runs: int, is_over: threading.Event, is_stopping: threading.Event
+    board: Any, num_runs: int, is_stopping: threading.Event, is_over: threading.Event
 ) -> None:
     """The progress thread."""
     try:
-        _follow(board, num_runs, is_over, is_stopping)
+        _follow(board, num_runs, is_stopping, is_over)
     except ray.exceptions.RayError:
         # When the session ends during a run, the caller of the run says why.
         if is_stopping.is_set():
@@ -130,7 +130,7 @@ def _show_progress(
 
 
 def _follow(
-    board: Any, num_runs: int, is_over: threading.Event, is_stopping: threading.Event
+    board: Any, num_runs: int, is_stopping: threading.Event, is_over: threading.Event
 ) -> None:
     """Show the progress until it is over, or until there is nothing to stop."""
     runs: list[RunProgress] = []
@@ -138,7 +138,7 @@ def _follow(
     while not runs:
         if is_over.wait(REPORT_EVERY_S):
             return
-        runs = ray.get(board.get.remote())
+        runs = _newest(board, runs)
         if is_stopping.is_set() and not runs:
             # There is nothing to save.
             _interrupt()
@@ -155,12 +155,21 @@ def _follow(
         ends_at = math.inf
         while True:
             now_over = is_over.wait(REPORT_EVERY_S)
-            runs = ray.get(board.get.remote())
+            runs = _newest(board, runs)
             bar.set_total(_num_steps(runs, num_runs))
             bar.update(sum(run.step for run in runs), _notes(runs, num_runs))
             if now_over:
                 return
             ends_at = _stop(board, ends_at, is_stopping)
+
+
+def _newest(board: Any, before: list[RunProgress]) -> list[RunProgress]:
+    """The progress of the runs; as it was `before` if the board does not answer in time."""
+    try:
+        runs: list[RunProgress] = ray.get(board.get.remote(), timeout=_ANSWER_S)
+    except ray.exceptions.GetTimeoutError:
+        return before
+    return runs
 
 
 def _interrupt() -> None:

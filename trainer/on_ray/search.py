@@ -21,7 +21,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from pipeline.terminal import log
 from trainer.checkpoints.progress import EpochResult
-from trainer.on_ray.actors import Referee
+from trainer.on_ray.board import Referee
 from trainer.on_ray.settings import Workers
 from trainer.on_ray.train import fit_training
 from trainer.on_ray.tune import RunRecipes, fit_trials, trial_constants

@@ -22,6 +22,8 @@ class Workers:
     single process, as NCCL refuses two ranks on one GPU."""
     wait_s: float = WAIT_FOR_NODES_S
     """How long to wait for nodes that an autoscaler starts."""
+    kind: str = "worker"
+    """What messages call each, and the options that set their number and size."""
 
     @property
     def fewest(self) -> int:

@@ -1,4 +1,4 @@
-"""Ray Train's trainer, without a helper that can end a training that is well.
+"""Ray Train's trainer, without helpers that cost time or can end a training that is well.
 
 On one machine its workers find each other by a file in place of a port. Those of a training take
 SIGTERM as a notice to leave, and their number may change by our own policy.
@@ -19,20 +19,24 @@ import ray.train
 import torch.distributed
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from pipeline.on_ray.nodes import cluster_nodes
 from pipeline.terminal import log
-from trainer.on_ray.elastic import Elastic
 from trainer.on_ray.notices import listen
 from trainer.on_ray.retry import Retrying
+from trainer.on_ray.scaling import Elastic, Fixed, OnOnlyNode
 
-UNWANTED = "PlacementGroupCleanerCallback"
+UNWANTED = frozenset({"PlacementGroupCleanerCallback", "DatasetsCallback"})
 
 
 class Trainer(TorchTrainer):  # type: ignore[misc]
-    """`TorchTrainer` without its `PlacementGroupCleaner`.
+    """`TorchTrainer` without two of its helpers.
 
-    That helper asks the Ray it happens to find on the machine whether the training still lives. If
-    this is another than the one in use, it takes the resources from a training that does. What it
-    is for, a lost controller, ends this process and with it what Ray holds for it.
+    `PlacementGroupCleaner` asks the Ray it happens to find on the machine whether the training
+    still lives. If this is another than the one in use, it takes the resources from a training that
+    does. What it is for, a lost controller, ends this process and with it what Ray holds for it.
+
+    `DatasetsCallback` starts a process that hands out Ray Data's sets, which these workers, with
+    loaders of their own, would never ask.
 
     Ray 2.60 has no option for it, nor for the policies of scaling and failures: the private
     `_create_default_callbacks` and `_initialize_and_run_controller` are overridden here.
@@ -40,11 +44,13 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if type(callback).__name__ != UNWANTED]
+        return [callback for callback in callbacks if type(callback).__name__ not in UNWANTED]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        if self.scaling_config.elasticity_enabled:
-            arguments["scaling_policy"] = Elastic(self.scaling_config)
+        policy = Elastic if self.scaling_config.elasticity_enabled else Fixed
+        if policy is Fixed and getattr(self.backend_config, "is_only_node", False):
+            policy = OnOnlyNode
+        arguments["scaling_policy"] = policy(self.scaling_config)
         arguments["failure_policy"] = Retrying(self.run_config.failure_config, log.level())
         return super()._initialize_and_run_controller(**arguments)
 
@@ -58,12 +64,13 @@ def torch_config(*, listens: bool) -> Iterator[TorchConfig]:
     Args:
         listens: whether SIGTERM asks them to leave, in place of ending them.
     """
-    addresses = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    if addresses != {"127.0.0.1"}:
+    addresses = [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
+    if set(addresses) != {"127.0.0.1"}:
         yield JoinByPort(listens=listens)
         return
     with tempfile.TemporaryDirectory(prefix="ast-ray-") as folder:
-        yield JoinByFile(folder=folder, listens=listens)
+        is_only_node = len(addresses) == 1 and cluster_nodes().growth is None
+        yield JoinByFile(folder=folder, listens=listens, is_only_node=is_only_node)
 
 
 @dataclass
@@ -92,6 +99,8 @@ class JoinByFile(TorchConfig):  # type: ignore[misc]
 
     folder: str = ""
     listens: bool = False
+    is_only_node: bool = False
+    """Whether the cluster is this machine, and no autoscaler adds to it."""
 
     @property
     def backend_cls(self) -> type:

@@ -69,8 +69,10 @@ def run_training(recipe: Recipe, dataset_path: str, run_path: str, workers: Work
     workers, _ = fit_workers(workers, model_bytes=needed)
     check_shared(shared_paths(dataset_path, run_path))
     note_workers([recipe], workers)
-    with progress_board(1) as board:
-        fit_training(recipe, dataset_path, run_path, workers, board)
+    # There is no wait for the board, whose process starts beside that of the controller.
+    with progress_board(1) as board, alone_in(run_path):
+        config = _config(recipe, dataset_path, run_path, workers, board)
+        _fit(_train_worker, config, run_path, workers, board)
 
 
 def shared_paths(dataset_path: str, *run_paths: str) -> SharedPaths:
@@ -86,11 +88,27 @@ def fit_training(
     board: Any,
     referee: Any = None,
 ) -> None:
-    """Train or resume one run with Ray Train; its progress goes to the board.
+    """Train or resume one of several runs with Ray Train; its progress goes to their board.
 
     With a `Referee`, the run asks it after each epoch whether to go on.
     """
-    config = {
+    with alone_in(run_path):
+        if ray.get(board.is_stopping.remote()):
+            raise StoppedError(run_path, "stopped before its start")
+        config = _config(recipe, dataset_path, run_path, workers, board, referee)
+        _fit(_train_worker, config, run_path, workers, board)
+
+
+def _config(
+    recipe: Recipe,
+    dataset_path: str,
+    run_path: str,
+    workers: Workers,
+    board: Any,
+    referee: Any = None,
+) -> dict[str, Any]:
+    """What a worker of a training is given."""
+    return {
         "recipe": (recipe.name, recipe.to_json()),
         "dataset": dataset_path,
         "run": run_path,
@@ -98,10 +116,6 @@ def fit_training(
         "board": board,
         "referee": referee,
     }
-    with alone_in(run_path):
-        if ray.get(board.is_stopping.remote()):
-            raise StoppedError(run_path, "stopped before its start")
-        _fit(_train_worker, config, run_path, workers, board)
 
 
 def run_evaluation(

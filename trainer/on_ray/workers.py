@@ -15,6 +15,7 @@ from pipeline.on_ray.nodes import (
     room,
     wait_for_nodes,
 )
+from pipeline.terminal.units import counted
 from trainer.model.settings import Precision
 from trainer.on_ray.memory import RUN_BYTES, WORKER_BYTES
 from trainer.on_ray.settings import Workers
@@ -52,8 +53,8 @@ def fit_workers(workers: Workers, *, runs: int = 1, model_bytes: int = 0) -> tup
         kind = "a GPU" if workers.use_gpu else "no GPU"
         raise UserError(
             "",
-            f"{workers.fewest} workers with {workers.cpus} CPUs and {kind} each do not fit into "
-            f"this cluster of {nodes}",
+            f"this cluster of {nodes} has no room for {plural(workers.fewest, workers.kind)} with "
+            f"{plural(workers.cpus, 'CPU')} and {kind} each",
             need.remedy,
         )
     own_bytes = WORKER_BYTES + (0 if workers.use_gpu else model_bytes)
@@ -90,13 +91,14 @@ def _decide_on_gpus(workers: Workers, nodes: Nodes) -> Workers:
 def _need(workers: Workers) -> Need:
     """What the workers of a run need of the nodes."""
     each = {"CPU": float(workers.cpus), **({"GPU": workers.gpus} if workers.use_gpu else {})}
-    kind = f" and {plural(workers.gpus, 'GPU')}" if workers.use_gpu else ""
+    gpus = f" and {plural(workers.gpus, 'GPU')}" if workers.use_gpu else ""
+    one = workers.kind
     return Need(
         num=workers.fewest,
         each=each,
-        what=f"{plural(workers.fewest, 'worker')} with {plural(workers.cpus, 'CPU')}{kind} each",
-        remedy="lower --workers or "
-        f"--cpus-per-worker{', or give --no-gpu' if workers.use_gpu else ''}",
+        what=f"{plural(workers.fewest, one)} with {plural(workers.cpus, 'CPU')}{gpus} each",
+        remedy=f"lower --{one}s or --cpus-per-{one}"
+        f"{', or give --no-gpu' if workers.use_gpu else ''}",
     )
 
 
@@ -104,8 +106,12 @@ def fixed_workers(workers: Workers) -> Workers:
     """As many workers as the connected cluster has room for now, if their number may change."""
     if not workers.least:
         return workers
-    num = room(cluster_nodes().live, _need(workers).each)
-    return replace(workers, num=max(workers.least, min(workers.num, num)), least=0)
+    return replace(workers, num=max(workers.least, min(workers.num, room_now(workers))), least=0)
+
+
+def room_now(workers: Workers) -> int:
+    """How many such workers the live nodes of the connected cluster hold."""
+    return room(cluster_nodes().live, _need(workers).each)
 
 
 def _fit_memory(
@@ -121,8 +127,9 @@ def _fit_memory(
     if (fits := int(sum(held)) // num_workers) < 1:
         raise UserError(
             "",
-            f"{num_workers} workers need at least {run_bytes / 1e9:.1f} GB of memory, and Ray "
-            f"leaves {sum(memory) / 1e9:.1f} GB on {plural(len(memory), 'node')}",
+            f"{counted(num_workers, 'worker needs', 'workers need')} at least "
+            f"{run_bytes / 1e9:.1f} GB of memory, and Ray leaves "
+            f"{sum(memory) / 1e9:.1f} GB on {plural(len(memory), 'node')}",
             "free or add memory, or lower --workers or train.micro_batch_size",
         )
     return fits

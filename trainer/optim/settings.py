@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pipeline.errors import MAX_COUNT, SettingValueError, check_at_most
+from pipeline.errors import MAX_COUNT, SettingValueError, check_at_most, check_one_of
 
 Loss = Literal["bce", "ce"]
 """`bce`: independent labels, binary cross-entropy. `ce`: one label a clip, cross-entropy."""
@@ -29,10 +29,7 @@ class OptimiserSettings:
     """Weight decay."""
 
     def __post_init__(self) -> None:
-        if self.name not in get_args(OptimiserName):
-            raise SettingValueError(
-                "name", f"must be one of {get_args(OptimiserName)}, got {self.name!r}"
-            )
+        check_one_of(self, get_args(OptimiserName), "name")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise SettingValueError(

@@ -1,21 +1,24 @@
-"""Checks that a recipe fits its clips, and that a run of it would learn anything."""
+"""Checks that a recipe fits its clips, and that a run of it would learn anything.
 
-import torch
+Loads no PyTorch: `trainer.recipe.model_fit` checks the model, too.
+"""
+
+import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.terminal.units import counted
 from trainer.data.clips import ClipSet, TrainingData
 from trainer.data.sampler import steps_per_epoch
-from trainer.model.build import build_model
 from trainer.recipe.recipe import Recipe
 
 
-def check_fit(recipe: Recipe, data: TrainingData) -> None:
+def check_settings(recipe: Recipe, data: TrainingData) -> None:
     """Reject settings that do not fit these clips.
 
     Raises:
-        UserError: a mask, patch or bucket larger than the input, more blocks than the backbone
-            has, a backbone that is no plain transformer, an average over epochs that the
-            run does not have, or cross-entropy on clips that have no or several labels.
+        UserError: a mask, patch or bucket larger than the input, an average over epochs that the
+            run does not have, cross-entropy on clips that have no or several labels, or a best
+            epoch of clips without any label.
     """
     for key in ("first_epoch", "last_epoch"):
         epoch = getattr(recipe.averaging, key)
@@ -40,27 +43,27 @@ def check_fit(recipe: Recipe, data: TrainingData) -> None:
             f"must be at least model.patch_time ({shortest}) and below model.num_frames "
             f"({recipe.model.num_frames}), got {list(edges)}",
         )
-    # On the meta device, the model costs neither memory nor a download.
-    with torch.device("meta"):
-        build_model(
-            recipe.model.without_weights(),
-            num_classes=len(data.train.labels),
-            num_mels=data.train.num_mels,
-        )
     if recipe.train.loss == "ce":
         for clips in (data.train, data.evaluation):
             _check_single_label(clips)
+    if recipe.train.select_by and not len(data.evaluation.label_indices.classes):
+        raise UserError(
+            "train.select_by",
+            f"no clip of {data.evaluation.name!r} has a label, so no epoch is the best",
+            "remove it, or evaluate on clips with labels (data.eval_split)",
+        )
 
 
 def _check_single_label(clips: ClipSet) -> None:
-    for clip_id, labels in zip(clips.ids, clips.label_indices, strict=True):
-        if len(set(labels)) != 1:
-            raise UserError(
-                "train.loss",
-                f"'ce' is for clips with one label, but clip {clip_id!r} of {clips.name!r} "
-                f"has {len(set(labels))}",
-                "set train.loss=bce",
-            )
+    counts = clips.label_indices.num_distinct()
+    if (counts != 1).any():
+        first = int(np.argmax(counts != 1))
+        raise UserError(
+            "train.loss",
+            f"'ce' is for clips with one label, but clip {clips.ids[first]!r} of {clips.name!r} "
+            f"has {counts[first]}",
+            "set train.loss=bce",
+        )
 
 
 def check_rate(recipe: Recipe, data: TrainingData) -> None:
@@ -73,8 +76,8 @@ def check_rate(recipe: Recipe, data: TrainingData) -> None:
     if schedule.warmup_steps and steps <= schedule.warmup_every_steps:
         raise UserError(
             "schedule.warmup_every_steps",
-            f"the run has {steps} steps, and the first {schedule.warmup_every_steps} have "
-            "a learning rate of 0",
+            f"the run has {counted(steps, 'step')}, and the first {schedule.warmup_every_steps} "
+            "have a learning rate of 0",
             "lower it, or set schedule.warmup_steps=0",
         )
 

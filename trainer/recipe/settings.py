@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from pipeline.errors import MAX_COUNT, SettingValueError, check_at_most
+from pipeline.errors import MAX_COUNT, SettingValueError, check_at_most, check_one_of
 from trainer.data.settings import MAX_SEED
 from trainer.model.settings import Precision
 from trainer.optim.settings import Loss, ScoreFunction
@@ -77,10 +77,7 @@ class TrainSettings:
             ("select_by", Selection),
             ("tracker", Tracker),
         ):
-            if getattr(self, name) not in get_args(kind):
-                raise SettingValueError(
-                    name, f"must be one of {get_args(kind)}, got {getattr(self, name)!r}"
-                )
+            check_one_of(self, get_args(kind), name)
         for name in ("epochs", "batch_size", "log_every_steps", "max_bad_steps"):
             if getattr(self, name) < 1:
                 raise SettingValueError(name, f"must be at least 1, got {getattr(self, name)}")

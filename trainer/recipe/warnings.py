@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 import numpy as np
 
 from pipeline import storage
-from trainer.checkpoints.timm_hub import ambiguous_weights
+from pipeline.terminal.units import counted
 from trainer.data.clips import TrainingData
 from trainer.data.settings import DataSettings, SamplerSettings
 from trainer.recipe.fit import num_steps
@@ -34,11 +34,12 @@ def recipe_warnings(recipe: Recipe, data: TrainingData) -> list[str]:
 
 def _on_data(recipe: Recipe, data: TrainingData) -> list[str]:
     warnings = []
-    shared = len(set(data.train.ids) & set(data.evaluation.ids))
+    shared = data.train.ids.num_shared(data.evaluation.ids)
     if shared:
         warnings.append(
-            f"data.eval_split: {shared} of its {len(data.evaluation)} clips are also trained on, "
-            f"so its scores say little about other clips"
+            f"data.eval_split: {shared} of its {counted(len(data.evaluation), 'clip')} "
+            f"{'is' if shared == 1 else 'are'} also trained on, so its scores say little about "
+            "other clips"
         )
     if recipe.data.fold and recipe.data.eval_split != DataSettings().eval_split:
         warnings.append("data.eval_split: without effect, as data.fold is evaluated on")
@@ -52,12 +53,8 @@ def _on_model(recipe: Recipe, data: TrainingData) -> list[str]:
         warnings.append(
             "model.position_embedding: without effect, as all weights are drawn at random"
         )
-    names = ambiguous_weights(model.backbone)
-    if names and model.pretrained and not model.weights_file:
-        warnings.append(
-            f"model.backbone: the weights are those of {names[0]}; there are also "
-            f"{', '.join(names[1:])}: give the name with its tag"
-        )
+    if model.pretrained and not model.weights_file:
+        warnings += _on_hub_weights(model.backbone)
     num_candidates = replace(model, patchout_share=0.0).num_kept_patches(mels)
     if model.patchout_share and model.num_kept_patches(mels) == num_candidates:
         warnings.append(f"model.patchout_share: is less than one of {num_candidates} patches")
@@ -92,12 +89,27 @@ def _on_batches(recipe: Recipe, data: TrainingData) -> list[str]:
     share = 1 - lengths.clip(max=kept).sum() / lengths.sum()
     if share > _SMALL_SHARE and augment.crop == "first":
         warnings.append(
-            f"model.num_frames: {num_longer} of {len(data.train)} clips are longer than {kept} "
-            f"frames and are cut, which drops {share:.0%} of all frames"
+            f"model.num_frames: {num_longer} of {counted(len(data.train), 'clip')} "
+            f"{'is' if num_longer == 1 else 'are'} longer than {kept} frames and cut, which drops "
+            f"{share:.0%} of all frames"
         )
     if recipe.loader.cache_gb and not storage.is_remote(data.train.shards[0]):
         warnings.append("loader.cache_gb: without effect, as the shards are not on S3")
     return warnings
+
+
+def _on_hub_weights(backbone: str) -> list[str]:
+    # It loads timm, which takes seconds.
+    from trainer.checkpoints.timm_hub import ambiguous_weights
+
+    names = ambiguous_weights(backbone)
+    if not names:
+        return []
+    others = ", ".join(names[1:])
+    return [
+        f"model.backbone: the weights are those of {names[0]}; there are also {others}: give the "
+        "name with its tag"
+    ]
 
 
 def _on_lengths(recipe: Recipe, data: TrainingData) -> list[str]:
@@ -138,13 +150,13 @@ def _on_schedule(recipe: Recipe, data: TrainingData) -> list[str]:
     steps = num_steps(recipe, data)
     if schedule.warmup_steps >= steps:
         warnings.append(
-            f"schedule.warmup_steps: the run has {steps} steps, so the learning rate never "
-            f"reaches schedule.lr"
+            f"schedule.warmup_steps: the run has {counted(steps, 'step')}, so the learning rate "
+            f"never reaches schedule.lr"
         )
     if schedule.decay_after_epochs and schedule.decay_after_epochs[0] >= epochs:
         warnings.append(
-            f"schedule.decay_after_epochs: the run has {epochs} epochs, so the learning rate never "
-            f"decays"
+            f"schedule.decay_after_epochs: the run has {counted(epochs, 'epoch')}, so the learning "
+            f"rate never decays"
         )
     if schedule.decay_factor != type(schedule)().decay_factor and not schedule.decay_after_epochs:
         warnings.append("schedule.decay_factor: without effect, as no schedule.decay_after_epochs")
@@ -152,6 +164,7 @@ def _on_schedule(recipe: Recipe, data: TrainingData) -> list[str]:
         num_values = len(getattr(recipe.published, metric.name))
         if num_values not in (0, epochs):
             warnings.append(
-                f"published.{metric.name}: scores of {num_values} epochs, but the run has {epochs}"
+                f"published.{metric.name}: scores of {counted(num_values, 'epoch')}, but the run "
+                f"has {epochs}"
             )
     return warnings

@@ -235,16 +235,25 @@ def make_examples(clips: Predictions, dataset: PreparedDataset) -> list[Example]
         OSError, EOFError, UserError: the data set's shards are missing, truncated or damaged.
     """
     rows = choose_rows(clips, num_right=NUM_RIGHT, num_wrong=NUM_WRONG)
-    indices = pc.index_in(
-        pa.array([clips.ids[row] for row in rows], pa.string()),
-        value_set=dataset.index["id"].combine_chunks(),
-    ).to_pylist()
+    indices = _find([clips.ids[row] for row in rows], dataset)
     player = Player(dataset)
     return [
         _example(clips, row, draw(dataset.read_fbank(index), dataset.card), player.copy(index))
         for row, index in zip(rows, indices, strict=True)
         if index is not None
     ]
+
+
+def _find(ids: list[str], dataset: PreparedDataset) -> list[int | None]:
+    """The row of the index of each clip; None: the data set lacks it."""
+    wanted = pa.array(ids, pa.string())
+    found: dict[str, int] = {}
+    start = 0
+    for piece in dataset.index.pieces(["id"]):
+        rows = np.flatnonzero(pc.is_in(piece["id"], value_set=wanted).to_numpy())
+        found |= zip(piece["id"].take(rows).to_pylist(), (start + rows).tolist(), strict=True)
+        start += piece.num_rows
+    return [found.get(clip_id) for clip_id in ids]
 
 
 def _example(clips: Predictions, row: int, spectrogram: Spectrogram, sound: str | None) -> Example:

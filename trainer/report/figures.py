@@ -19,6 +19,7 @@ from pipeline.pages.plots import (
     rounded,
     series_colour,
 )
+from pipeline.terminal.units import counted
 from trainer.checkpoints.progress import CurvePoint, EpochResult
 from trainer.optim.schedule import learning_rate
 from trainer.optim.settings import ScheduleSettings
@@ -117,8 +118,8 @@ def class_plot(
     return Plot(
         key="classes",
         title="Average precision per class",
-        caption=f"{len(ordered)} classes, best first. The thin stroke is chance, the class's "
-        f"share of the clips.{several}",
+        caption=f"{counted(len(ordered), 'class', 'classes')}, best first. The thin stroke is "
+        f"chance, the class's share of the clips.{several}",
         summary=f"Bar chart of average precision for {len(ordered)} classes, best first: "
         f"from {ordered[0].label} ({ordered[0].mean:.3f}) "
         f"to {ordered[-1].label} ({ordered[-1].mean:.3f}).",

@@ -9,18 +9,18 @@ import logging
 from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.errors import UserError
-from trainer.checkpoints.averaging import check_weights, epoch_name, weights_path
-from trainer.checkpoints.checkpoint import checkpoint_paths
+from trainer.checkpoints.paths import check_weights, checkpoint_paths, epoch_name, weights_path
 from trainer.checkpoints.settings import Weights
-from trainer.data.clips import ClipSet, select_clips, select_training_data
-from trainer.recipe.fit import check_fit, check_rate
+from trainer.data.clips import select_clips, select_training_data
+from trainer.recipe.fit import check_rate, check_settings
 from trainer.recipe.recipe import Recipe
 from trainer.recipe.warnings import recipe_warnings
+from trainer.run.evaluation_name import evaluation_name
 from trainer.run.history import is_finished, read_history
 from trainer.run.run_folder import RunInfo, check_same_run, first_difference, read_run
 from trainer.run.trackers.checks import check_tracker
 from trainer.run.writer import alone_in, check_can_write
-from trainer.scores.predictions import metrics_path, predictions_name, predictions_path
+from trainer.scores.predictions import metrics_path, predictions_path
 
 _logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> tuple[bo
     """
     dataset = open_dataset(dataset_path)
     data = select_training_data(dataset, recipe.data)
-    check_fit(recipe, data)
+    check_settings(recipe, data)
     warnings = list[str]()
     is_begun = check_same_run(run_path, recipe, dataset, may_go_on=True)
     if is_begun and is_finished(run_path):
@@ -105,13 +105,7 @@ def check_evaluation(
             has no checkpoint yet, or not these weights; its folder cannot be written.
     """
     run, dataset = read_run(run_path), open_dataset(dataset_path)
-    if difference := first_difference(dataset.labels, run.data.labels):
-        raise UserError(
-            dataset_path,
-            f"not the classes of the run {run_path}: {difference}",
-            "prepare it with --labels and a file of the run's classes, in their order (data.labels "
-            "in run.json)",
-        )
+    check_same_classes(run_path, run, dataset)
     if weights != "last":
         check_weights(run_path, weights)
     elif not checkpoint_paths(run_path):
@@ -121,11 +115,16 @@ def check_evaluation(
     return name
 
 
-def evaluation_name(
-    run: RunInfo, dataset: PreparedDataset, clips: ClipSet, weights: Weights
-) -> str:
-    """The name of the predictions; on other data it never equals that of the run's own."""
-    if clips.data_fingerprint == run.data.fingerprint:
-        return predictions_name(clips.name, weights)
-    other = f"{dataset.path.rpartition('/')[2]}-{clips.data_fingerprint[:8]}"
-    return predictions_name(f"{clips.name}-of-{other}", weights)
+def check_same_classes(run_path: str, run: RunInfo, dataset: PreparedDataset) -> None:
+    """Check that a run can score a data set.
+
+    Raises:
+        UserError: the vocabulary differs.
+    """
+    if difference := first_difference(dataset.labels, run.data.labels):
+        raise UserError(
+            dataset.path,
+            f"not the classes of the run {run_path}: {difference}",
+            "prepare it with --labels and a file of the run's classes, in their order (data.labels "
+            "in run.json)",
+        )

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.terminal.units import counted
 from trainer.checkpoints.progress import CurvePoint, EpochResult, Progress
 from trainer.run.skipped_steps import DivergedError
 
@@ -101,7 +102,7 @@ def check_learned(run_path: str) -> None:
     if history.finished and num_skipped and num_skipped == history.num_steps:
         raise DivergedError(
             run_path,
-            f"all {num_skipped} steps were skipped, so the model has learned nothing",
+            f"all {counted(num_skipped, 'step')} were skipped, so the model has learned nothing",
             "divergence.jsonl there has their losses and gradients: raise "
             "train.max_gradient_norm or lower schedule.lr, and give another --out",
         )

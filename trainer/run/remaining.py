@@ -6,7 +6,7 @@ In: a recipe, its data set, and a run folder. Out: a number of steps, to order r
 from pathlib import PurePosixPath
 
 from pipeline.dataset.prepared import PreparedDataset
-from trainer.checkpoints.checkpoint import checkpoint_paths
+from trainer.checkpoints.paths import checkpoint_paths
 from trainer.data.sampler import steps_per_epoch
 from trainer.recipe.recipe import Recipe
 
@@ -14,7 +14,7 @@ from trainer.recipe.recipe import Recipe
 def remaining_steps(recipe: Recipe, dataset: PreparedDataset, run_path: str) -> int:
     """Steps from the run's newest checkpoint, damaged or not, to its end."""
     data = recipe.data
-    num_clips = dataset.select(data.train_split, except_folds=data.untrained_folds).num_rows
+    num_clips = int(dataset.rows(data.train_split, except_folds=data.untrained_folds).sum())
     num_steps = recipe.train.epochs * steps_per_epoch(num_clips, recipe.train.batch_size)
     newest = checkpoint_paths(run_path)[-1:]
     done = [int(PurePosixPath(path).stem.removeprefix("step-")) for path in newest]

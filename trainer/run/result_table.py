@@ -7,6 +7,7 @@ from rich.table import Table
 
 from pipeline import storage
 from pipeline.terminal.tables import name_value_table, titled
+from pipeline.terminal.units import counted
 from trainer.checkpoints.settings import Weights
 from trainer.run.history import read_history
 from trainer.run.skipped_steps import read_bad_steps
@@ -38,7 +39,9 @@ def result_table(run_path: str, name: str) -> Group:
     for key in METRICS[1:]:
         table.add_row(key.replace("_", "-"), _number(getattr(metrics, key)))
     if common:
-        table.add_row("common subset", f"mAP {_number(common.mAP)} on {common.num_clips:,} clips")
+        table.add_row(
+            "common subset", f"mAP {_number(common.mAP)} on {counted(common.num_clips, 'clip')}"
+        )
     for weights in get_args(Weights)[1:]:
         other = predictions_name(name, weights)
         if storage.exists(predictions_path(run_path, other)):
@@ -50,7 +53,7 @@ def result_table(run_path: str, name: str) -> Group:
         train_s = sum(epoch.train_s or 0 for epoch in history.epochs)
         table.add_row("training", f"epochs: {len(history.epochs)}, {train_s:,.0f} s")
     if num_skipped := len(read_bad_steps(run_path)):
-        share = f"{num_skipped} of {history.num_steps} steps"
+        share = f"{num_skipped} of {counted(history.num_steps, 'step')}"
         table.add_row("skipped", f"{share}, see divergence.jsonl")
     return titled(f"{run_path} on {name}", table)
 
@@ -60,8 +63,8 @@ def _add_classes(table: Table, metrics: Metrics) -> None:
     if left_out := [entry.label for entry in metrics.per_class if entry.AP is None]:
         more = f"; and {len(left_out) - _NUM_NAMED} more" if len(left_out) > _NUM_NAMED else ""
         names = "; ".join(left_out[:_NUM_NAMED])
-        classes = "class" if len(left_out) == 1 else "classes"
-        table.add_row("left out", f"{len(left_out)} {classes} without positives: {names}{more}")
+        classes = counted(len(left_out), "class", "classes")
+        table.add_row("left out", f"{classes} without positives: {names}{more}")
     by_class = [(entry.AP, entry.label) for entry in metrics.per_class if entry.AP is not None]
     ordered = sorted(by_class, key=lambda pair: -pair[0])
     if len(ordered) > 2 * _NUM_SHOWN:

@@ -15,8 +15,10 @@ from typing import Any
 from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset
 from pipeline.errors import UserError
+from pipeline.shards.settings import Store
+from pipeline.terminal.units import counted
 from pipeline.version import VERSION
-from trainer.checkpoints.checkpoint import checkpoint_paths
+from trainer.checkpoints.paths import checkpoint_paths
 from trainer.data.clips import TrainingData
 from trainer.optim.schedule import until
 from trainer.recipe.parse import make_recipe
@@ -53,6 +55,7 @@ class DataInfo:
     """Of the card."""
     labels: list[str]
     num_mels: storage.Count | None = None
+    store: Store | None = None
     num_train_clips: storage.Count | None = None
     num_eval_clips: storage.Count | None = None
     eval_name: str
@@ -104,6 +107,7 @@ def describe_run(
             fingerprint=dataset.card.fingerprint,
             labels=dataset.labels,
             num_mels=dataset.num_mels,
+            store=dataset.card.store,
             num_train_clips=len(data.train),
             num_eval_clips=len(data.evaluation),
             eval_name=data.evaluation.name,
@@ -126,6 +130,11 @@ def run_name(run_path: str) -> str:
 def write_run(run_path: str, info: RunInfo) -> None:
     """Write `run.json`."""
     storage.write_json(_run_json(run_path), info.to_json())
+
+
+def is_run(path: str) -> bool:
+    """Whether a folder holds a run."""
+    return storage.exists(_run_json(path))
 
 
 def read_run(run_path: str) -> RunInfo:
@@ -181,7 +190,7 @@ def first_difference(labels: Sequence[str], expected: Sequence[str]) -> str:
     for number, (label, other) in enumerate(pairs, start=1):
         if label != other:
             here, there = ("missing" if name is None else repr(name) for name in (label, other))
-            numbers = f" ({len(labels)} classes, not {len(expected)})"
+            numbers = f" ({counted(len(labels), 'class', 'classes')}, not {len(expected)})"
             is_as_long = len(labels) == len(expected)
             return f"class {number} is {here}, not {there}{'' if is_as_long else numbers}"
     return ""

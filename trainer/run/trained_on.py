@@ -5,6 +5,8 @@ In: a run and the clips to score. Out: a note with their number; empty if there 
 
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.errors import UserError
+from pipeline.terminal.units import counted
+from trainer.data.clip_columns import ClipIds
 from trainer.data.clips import ClipSet
 from trainer.run.run_folder import RunInfo, read_recipe
 
@@ -26,13 +28,18 @@ def note_trained_on(run_path: str, run: RunInfo, dataset: PreparedDataset, clips
             dataset = open_dataset(run.data.path)
             if dataset.card.fingerprint != run.data.fingerprint:
                 raise UserError(dataset.path, "was corrected or prepared anew since")
-        trained = dataset.select(settings.train_split, except_folds=settings.untrained_folds)["id"]
+        trained = dataset.select(
+            settings.train_split, except_folds=settings.untrained_folds, names=["id"]
+        )
     except UserError as error:
         return f"which of these clips the run was trained on is unknown ({error})"
-    num_trained = len(set(trained.to_pylist()) & set(clips.ids))
+    num_trained = ClipIds(trained["id"].chunks).num_shared(clips.ids)
     if not num_trained:
         return ""
-    what = "all" if num_trained == len(clips) else f"{num_trained:,} of"
+    share = (
+        f"{num_trained:,} of " if num_trained < len(clips) else "all " if num_trained > 1 else ""
+    )
     return (
-        f"{what} {len(clips):,} clips were trained on, so their scores say little about other clips"
+        f"{share}{counted(len(clips), 'clip')} {'was' if num_trained == 1 else 'were'} trained on, "
+        "so their scores say little about other clips"
     )

@@ -102,7 +102,7 @@ def from_scores(
     """Predictions on a clip set."""
     return Predictions(
         name=name,
-        ids=clips.ids,
+        ids=list(clips.ids),
         labels=clips.labels,
         targets=targets,
         scores=scores,

@@ -136,7 +136,7 @@ def fold_recipes(
         UserError: the data set lacks the split or the folds, or one is named twice.
     """
     split = recipe.data.train_split
-    present = set(dataset.select(split)["fold"].to_pylist())
+    present = set(dataset.folds(split))
     known = sorted(present - {0, *recipe.data.unused_folds})
     if not known:
         raise UserError(

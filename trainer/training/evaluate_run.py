@@ -6,16 +6,16 @@ the clips. Out: predictions and metrics in the run folder.
 
 from pipeline.dataset.prepared import PreparedDataset
 from pipeline.errors import UserError
-from trainer.checkpoints.averaging import weights_path
 from trainer.checkpoints.checkpoint import load_last
 from trainer.checkpoints.fit import load_exactly
+from trainer.checkpoints.paths import weights_path
 from trainer.checkpoints.progress import Progress
 from trainer.checkpoints.settings import Weights
 from trainer.checkpoints.state_files import State, read_state
 from trainer.data.clips import select_clips
 from trainer.data.loader import Loader
 from trainer.recipe.recipe import Recipe
-from trainer.run.checks import evaluation_name
+from trainer.run.evaluation_name import evaluation_name
 from trainer.run.history import read_history
 from trainer.run.run_folder import read_run
 from trainer.scores.predictions import from_scores, write_predictions

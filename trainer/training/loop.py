@@ -24,15 +24,13 @@ from pipeline.dataset.prepared import PreparedDataset
 from pipeline.errors import UserError
 from trainer.checkpoints.averaging import (
     average_epochs,
-    best_epoch,
-    epoch_name,
     remove_other_epochs,
     update_ema,
-    weights_path,
     write_weights,
 )
-from trainer.checkpoints.checkpoint import checkpoint_paths, load_newest
-from trainer.checkpoints.progress import EpochResult, OpenWindow, Progress
+from trainer.checkpoints.checkpoint import load_newest
+from trainer.checkpoints.paths import checkpoint_paths, epoch_name, weights_path
+from trainer.checkpoints.progress import EpochResult, OpenWindow, Progress, best_epoch
 from trainer.checkpoints.settings import Weights
 from trainer.checkpoints.state_files import State, read_state
 from trainer.data.augment import augment_batch
@@ -46,7 +44,7 @@ from trainer.model.ast import AST
 from trainer.model.build import build_model
 from trainer.model.flops import training_flops
 from trainer.optim.schedule import learning_rate
-from trainer.recipe.fit import check_fit
+from trainer.recipe.model_fit import check_fit
 from trainer.recipe.recipe import Recipe
 from trainer.run.history import reopen, write_history
 from trainer.run.run_folder import check_same_data, describe_run, write_run
@@ -233,10 +231,10 @@ def make_model(recipe: Recipe, dataset: PreparedDataset, *, fresh: bool) -> AST:
 def _train_epoch(run: Run) -> None:
     """The rest of the epoch in progress."""
     train, progress, clips = run.recipe.train, run.progress, run.data.train
-    weights = sampling_weights(run.recipe.sampler, clips.label_indices, len(clips.labels))
     plan = plan_epoch(
         len(clips),
-        weights,
+        # Not kept for the epoch: of 20 million clips they take 160 MB.
+        sampling_weights(run.recipe.sampler, clips.label_indices, len(clips.labels)),
         seed=train.seed,
         epoch=progress.epoch,
         batch_size=train.batch_size,

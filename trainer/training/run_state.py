@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PassingError
-from trainer.checkpoints.averaging import epoch_name, remove_other_epochs, write_weights
+from trainer.checkpoints.averaging import remove_other_epochs, write_weights
 from trainer.checkpoints.checkpoint import Background, Checkpoint, save_checkpoint
+from trainer.checkpoints.paths import epoch_name
 from trainer.checkpoints.progress import EpochResult, OpenWindow, Progress
 from trainer.checkpoints.state_files import State
 from trainer.data.clips import TrainingData

@@ -1,83 +1,88 @@
 """AudioSet: its segment CSVs joined with the audio that is available.
 
 In: segment CSVs (`segments.py`) and a location of audio (`location.py`), whose files are named
-after YouTube's id, which may contain `-` and `_`: `ID`, `YID`, `ID_START` or `ID_START_END`, START
-in seconds or milliseconds, or as yt-dlp and youtube-dl do, `TITLE [ID]` or `TITLE-ID`; with any
-suffix and in any folder. Steps: read the segments, list the
-location once, distinguish whole videos from clips already cut, join. Out: a manifest of the found
-segments, in the order of the CSVs, with a table of the others and counts of both.
+after YouTube's ids (`audioset_names.py`). Steps: read the segments, and list the location once,
+both into partitions by a hash of the id, on the disk; distinguish whole videos from clips already
+cut (`audioset_length.py`); join one partition after another (`audioset_join.py`); bring the clips
+back into the order of the CSVs. Out: a manifest of the found segments, with a table of the others
+and counts of both. Only about a partition is in memory at a time.
 """
 
-import io
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-import av
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import soundfile
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.manifest.coverage import Mask, count_coverage
-from pipeline.manifest.layouts.location import list_audio
+from pipeline.manifest.coverage import CoverageCounts
+from pipeline.manifest.layouts.audioset_join import Joined, join, match_names, readable
+from pipeline.manifest.layouts.audioset_length import LengthSample
+from pipeline.manifest.layouts.audioset_names import chosen_ids, ids_in_names
+from pipeline.manifest.layouts.listing import LISTING_SCHEMA
+from pipeline.manifest.layouts.location import AudioListing
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.layouts.segments import (
     CLASS_LABELS,
-    SPAN_MS,
-    YOUTUBE_ID,
-    read_segments,
+    SEGMENTS_SCHEMA,
+    iter_segments,
     read_vocabulary,
     segment_keys,
     split_and_segments,
 )
-from pipeline.manifest.manifest import Manifest, from_columns, with_groups
-
-WHOLE_S = 12.0
-"""A longer file is a whole video, not an already cut segment of 10 s."""
-SAMPLE_SIZE = 32
-"""Files whose headers are read to distinguish whole videos from clips."""
-
-_NUMBER = r"[0-9]+(?:\.[0-9]+)?"
-_NAME = (
-    rf"(?:^|/)(?:[^/]*?[-\[ ])??Y?(?P<id>{YOUTUBE_ID})"
-    rf"(?:_(?P<start>{_NUMBER})(?:_{_NUMBER})?)?\]?(?:\.[A-Za-z0-9]+)*$"
-)
-"""A title may precede the id. Otherwise it is unambiguous, as ids have 11 characters: an id is
-followed by nothing, suffixes, or `_` and a digit, and the first character after a misaligned id is
-none of these."""
-_NAME_AT_END = rf"[-\[ ](?P<id>{YOUTUBE_ID})\]?(?:\.[A-Za-z0-9]+)*$"
-"""After a title that looks as if it held an id and a start."""
-_TOLERANCE_MS = 1000
-"""Starts in names are often whole seconds where the CSV has tenths."""
+from pipeline.manifest.manifest import SCHEMA, Manifest, from_columns, with_groups
+from pipeline.storage.stored_table import BATCH_ROWS, Partitions, StoredTable
+from pipeline.terminal.units import counted
 
 _VIDEO = "video"
 """Stands for YouTube's id where clips are grouped."""
+_NUM_PARTITIONS = 64
+_ROW = pa.field("_row", pa.int64())
+"""The place of a segment in the CSVs."""
+_SEGMENTS = pa.schema([_ROW, *SEGMENTS_SCHEMA])
+_LOCATION = ("offset_bytes", "size_bytes", "row_group", "row")
+_FILES = pa.schema(
+    [
+        ("id", pa.string()),
+        ("start", pa.float64()),
+        *(LISTING_SCHEMA.field(name) for name in ("name", "uri", "file_size_bytes", *_LOCATION)),
+    ]
+)
+_UNCLEAR_FILES = pa.schema([*_FILES, ("other", pa.string())])
+_FOUND = pa.schema(
+    [
+        _ROW,
+        SEGMENTS_SCHEMA.field("classes"),
+        *(field for field in SCHEMA if field.name in ("id", "uri", "start_s", "end_s", "split")),
+        *(SCHEMA.field(name) for name in _LOCATION),
+        (_VIDEO, pa.string()),
+    ]
+)
+_MISSING = pa.schema(
+    [
+        _ROW,
+        *(SEGMENTS_SCHEMA.field(name) for name in ("id", "split", "classes")),
+        ("reason", pa.string()),
+    ]
+)
 
-Indices = npt.NDArray[np.int64]
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Names:
-    """Ids and starts from the names of `F` files; `N` segments have `I` different ids."""
-
-    id_number: Indices
-    """`[F]` index of the id; -1: no id of the CSVs."""
-    start: npt.NDArray[np.float64]
-    """`[F]` START as in the name; NaN: none."""
-
-    @property
-    def without_start(self) -> Mask:
-        """`[F]` files named only by an id of the CSVs."""
-        return (self.id_number >= 0) & np.isnan(self.start)
-
-
-def read(source: str, options: SourceOptions) -> Manifest:
+def read(
+    source: str,
+    options: SourceOptions,
+    *,
+    num_partitions: int = _NUM_PARTITIONS,
+    rows_per_range: int = BATCH_ROWS,
+) -> Manifest:
     """List AudioSet's segments that a location holds.
+
+    Args:
+        source: the location.
+        options: the CSVs, and how to read the names of files.
+        num_partitions: how many parts of the ids are joined one after another.
+        rows_per_range: how many segments are brought into their order at once.
 
     Raises:
         UserError: a CSV is missing or broken, the location is empty, or none of its files is named
@@ -88,93 +93,230 @@ def read(source: str, options: SourceOptions) -> Manifest:
     if not options.segments:
         raise UserError("--segments", "the layout audioset needs AudioSet's segment CSVs")
     vocabulary = read_vocabulary(options.class_labels or _class_labels(options.segments[0]))
-    segments, notes = read_segments(options.segments, list(vocabulary))
-    # In a fixed order, so that every run picks the same of two files for a segment.
-    order = ("name", "uri", "offset_bytes", "row_group", "row")
-    listing, left_out = list_audio(source)
-    listing = listing.combine_chunks().sort_by([(name, "ascending") for name in order])
-    keys, ids = segment_keys(segments)
-    names = parse_names(listing["name"], ids)
-    whole, note = _are_whole(listing, names.without_start & _readable(listing), options.cut)
-    pairs = pair(names, keys, whole=whole)
-    file, unreadable = choose(pairs, _readable(listing), segments.num_rows)
-    if not (file >= 0).any():
-        raise _nothing_found(source, listing)
-    stretches = whole & names.without_start[file]
-    manifest = _manifest(segments, listing, file, stretches, keys, list(vocabulary.values()))
-    videos = segments["id"].filter(pa.array(file >= 0))
-    return replace(
-        with_groups(manifest, options.group, {_VIDEO: videos}),
-        notes=(*notes, *left_out, *note, *_notes(listing, pairs, file)),
-        missing=_missing(segments, file, unreadable, manifest.labels),
-        coverage=count_coverage(
-            source,
-            split=segments["split"],
-            duration_s=segments["end_s"].to_numpy() - segments["start_s"].to_numpy(),
-            classes=segments["classes"].combine_chunks(),
-            labels=manifest.labels,
-            found=file >= 0,
-            unreadable=unreadable,
-        ),
-    )
+    segments = _Segments(options.segments, list(vocabulary), num_partitions)
+    files = _Files(source, segments, num_partitions)
+    whole, note = _are_whole(segments, files, options.cut)
+    labels = list(vocabulary.values())
+    coverage = CoverageCounts(labels)
+    clips = _Clips(labels, rows_per_range)
+    num_duplicates = num_double = 0
+    for number in range(num_partitions):
+        joined = join(segments.read(number), files.read(number), whole=whole)
+        files.unlisted.add(joined.files["name"].filter(pa.array(joined.unlisted)))
+        num_duplicates += joined.num_duplicates
+        num_double += joined.num_double
+        clips.add(joined)
+        coverage.add(
+            split=joined.segments["split"],
+            duration_s=joined.segments["end_s"].to_numpy() - joined.segments["start_s"].to_numpy(),
+            classes=joined.segments["classes"].combine_chunks(),
+            found=joined.file >= 0,
+            unreadable=joined.unreadable,
+        )
+    if not clips.num_found:
+        raise _nothing_found(source, files)
+    notes = [
+        *_duplicates(num_duplicates),
+        *files.notes,
+        *note,
+        *_left_out(num_double, files.unlisted),
+    ]
+    return clips.manifest(options.group, notes, coverage, source)
 
 
-def parse_names(names: pa.ChunkedArray, ids: pa.Array) -> Names:
-    """Parse the names of files, matching them with the ids that the CSVs list."""
-    fields = pc.extract_regex(names, _NAME).combine_chunks()
-    number = pc.index_in(fields.field("id"), ids)
-    start = pc.if_else(pc.is_null(number), None, fields.field("start"))
-    at_end = pc.struct_field(pc.extract_regex(names, _NAME_AT_END).combine_chunks(), "id")
-    number = pc.fill_null(pc.coalesce(number, pc.index_in(at_end, ids)), -1)
-    start = pc.if_else(pc.equal(start, ""), None, start).cast(pa.float64())
-    return Names(
-        id_number=number.to_numpy(zero_copy_only=False).astype(np.int64),
-        start=start.to_numpy(zero_copy_only=False),
-    )
+class _Segments:
+    """The segments of the CSVs, in partitions."""
+
+    def __init__(self, given: Sequence[str], mids: Sequence[str], num_partitions: int) -> None:
+        self._partitions = Partitions(_SEGMENTS)
+        for batch in iter_segments(given, mids):
+            start = self._partitions.num_rows
+            rows = pa.array(np.arange(start, start + batch.num_rows))
+            numbers = _partition_numbers(batch["id"], num_partitions)
+            self._partitions.scatter(batch.append_column(_ROW, rows), numbers)
+
+    def read(self, number: int) -> pa.Table:
+        return self._partitions.read(number).select(_SEGMENTS.names)
+
+    def ids(self, number: int) -> pa.Array:
+        return segment_keys(self._partitions.read(number, ["id", "start_s"]))[1]
 
 
-def pair(names: Names, keys: Indices, *, whole: bool) -> tuple[Indices, Indices]:
-    """Pair files with the segments that they can serve: indices of files, and of segments.
+class _Files:
+    """The audio of a location, in partitions."""
 
-    A file with a START serves the segment that starts there, and precedes files without. A whole
-    video serves all segments of its id; a clip without START serves one, if its id has only one.
+    def __init__(self, source: str, segments: _Segments, num_partitions: int) -> None:
+        self.unlisted = _Unlisted()
+        self.num_files = 0
+        self.first = ""
+        """The first of all names."""
+        self.num_partitions = num_partitions
+        self._partitions = Partitions(_FILES)
+        unclear = Partitions(_UNCLEAR_FILES)
+        listing = AudioListing(source)
+        for table in listing.tables(BATCH_ROWS):
+            self.num_files += table.num_rows
+            self.first = min(filter(None, (self.first, pc.min(table["name"]).as_py())), default="")
+            ids = ids_in_names(table["name"])
+            for name in ids.column_names:
+                table = table.append_column(name, ids[name])
+            self._add(table, unclear)
+        self.notes = listing.notes
+        for number in range(num_partitions):
+            rows = unclear.read(number)
+            if rows.num_rows:
+                is_listed = pc.is_in(rows["id"], segments.ids(number))
+                ids = chosen_ids(rows, is_listed)
+                for column, name in enumerate(ids.column_names):
+                    rows = rows.set_column(column, name, ids[name])
+                self._scatter(rows)
 
-    Args:
-        names: of `F` files.
-        keys: `[N]` ids and starts of the segments, from `segment_keys`.
-        whole: whether files without START are whole videos.
-    """
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    timed = np.flatnonzero((names.id_number >= 0) & ~np.isnan(names.start))
-    number, start = names.id_number[timed], names.start[timed]
-    index = _nearest(ordered, number, start * 1000)
-    other_unit = index < 0
-    index[other_unit] = _nearest(ordered, number[other_unit], start[other_unit])
-    untimed = np.flatnonzero(names.without_start)
-    number = names.id_number[untimed]
-    first = np.searchsorted(ordered, number * SPAN_MS)
-    num_served = np.searchsorted(ordered, (number + 1) * SPAN_MS) - first
-    if not whole:
-        num_served[num_served > 1] = 0
-    before = np.cumsum(num_served) - num_served
-    indices = np.repeat(first - before, num_served) + np.arange(num_served.sum())
-    file = np.concatenate([timed[index >= 0], np.repeat(untimed, num_served)])
-    return file, order[np.concatenate([index[index >= 0], indices])]
+    def _add(self, files: pa.Table, unclear: Partitions) -> None:
+        """Add files to partitions by their ids; those that may have another id wait."""
+        has_first, has_other = pc.is_valid(files["id"]), pc.is_valid(files["other"])
+        has_none = pc.invert(pc.or_(has_first, has_other))
+        self.unlisted.add(files["name"].filter(has_none))
+        if pc.any(has_other).as_py():
+            has_both = pc.and_(has_first, has_other)
+            both = files.filter(has_both).select(_UNCLEAR_FILES.names)
+            unclear.scatter(both, _partition_numbers(both["id"], self.num_partitions))
+            files = files.filter(pc.invert(pc.or_(has_both, has_none)))
+            files = files.set_column(
+                files.column_names.index("id"), "id", pc.coalesce(files["id"], files["other"])
+            )
+        elif pc.any(has_none).as_py():
+            files = files.filter(has_first)
+        self._scatter(files)
+
+    def _scatter(self, files: pa.Table) -> None:
+        numbers = _partition_numbers(files["id"], self.num_partitions)
+        self._partitions.scatter(files.select(_FILES.names), numbers)
+
+    def read(self, number: int) -> pa.Table:
+        return self._partitions.read(number)
 
 
-def choose(
-    pairs: tuple[Indices, Indices], readable: Mask, num_segments: int
-) -> tuple[Indices, Mask]:
-    """`[N]` first readable file of each segment (-1: none), and whether it has only unreadable."""
-    file, segment = pairs
-    usable = np.flatnonzero(readable[file])
-    served, first = np.unique(segment[usable], return_index=True)
-    chosen = np.full(num_segments, -1)
-    chosen[served] = file[usable[first]]
-    has_file = np.zeros(num_segments, dtype=bool)
-    has_file[segment] = True
-    return chosen, has_file & (chosen < 0)
+class _Unlisted:
+    """Files of no listed segment: how many, and the first of their names."""
+
+    NUM_SHOWN = 3
+
+    def __init__(self) -> None:
+        self.num = 0
+        self.names: list[str] = []
+
+    def add(self, names: pa.ChunkedArray) -> None:
+        self.num += len(names)
+        if len(names):
+            first = names.take(pc.select_k_unstable(names, self.NUM_SHOWN, [("", "ascending")]))
+            self.names = sorted([*self.names, *first.to_pylist()])[: self.NUM_SHOWN]
+
+
+class _Clips:
+    """Segments that were found, and others, brought back into the order of the CSVs."""
+
+    def __init__(self, labels: Sequence[str], rows_per_range: int) -> None:
+        self._labels = labels
+        self._rows_per_range = rows_per_range
+        self._found, self._missing = Partitions(_FOUND), Partitions(_MISSING)
+        self._num_ranges = 0
+
+    @property
+    def num_found(self) -> int:
+        return self._found.num_rows
+
+    def add(self, joined: Joined) -> None:
+        is_found = joined.file >= 0
+        found, missing = pa.array(is_found), pa.array(~is_found)
+        files = joined.files.take(pa.array(joined.file[is_found]))
+        rows = joined.segments.filter(found)
+        stretches = pa.array(joined.stretches[is_found])
+        self._scatter(
+            self._found,
+            {
+                **{name: files[name] for name in ("uri", *_LOCATION)},
+                **{name: rows[name] for name in (_ROW.name, "classes", "split")},
+                **{name: pc.if_else(stretches, rows[name], None) for name in ("start_s", "end_s")},
+                "id": joined.clip_ids.filter(found),
+                _VIDEO: rows["id"],
+            },
+        )
+        rows = joined.segments.filter(missing)
+        reason = pc.if_else(pa.array(joined.unreadable[~is_found]), "file of 0 bytes", "no file")
+        names = (_ROW.name, "id", "split", "classes")
+        self._scatter(self._missing, {**{name: rows[name] for name in names}, "reason": reason})
+
+    def _scatter(self, partitions: Partitions, columns: dict[str, pa.ChunkedArray]) -> None:
+        rows = columns[_ROW.name].to_numpy()
+        if len(rows):
+            ranges = rows // self._rows_per_range
+            self._num_ranges = max(self._num_ranges, int(ranges.max()) + 1)
+            partitions.scatter(pa.table(columns), ranges)
+
+    def manifest(
+        self, group: str, notes: Sequence[str], coverage: CoverageCounts, source: str
+    ) -> Manifest:
+        clips = StoredTable(SCHEMA)
+        videos: list[pa.Array] = []
+        for rows in self._in_order(self._found):
+            columns = {name: rows[name] for name in SCHEMA.names if name in rows.column_names}
+            columns["labels"] = self._label_lists(rows)
+            clips.append(from_columns(columns, self._labels).clips)
+            videos.append(rows[_VIDEO].combine_chunks())
+        missing = StoredTable(
+            pa.schema(
+                [SCHEMA.field(name).with_nullable(True) for name in ("id", "split", "labels")]
+            ).append(_MISSING.field("reason"))
+        )
+        for rows in self._in_order(self._missing):
+            missing.append(rows.append_column("labels", self._label_lists(rows)))
+        manifest = Manifest(
+            clips=clips,
+            labels=tuple(self._labels),
+            notes=tuple(notes),
+            missing=missing,
+            coverage=coverage.coverage(source),
+        )
+        return with_groups(manifest, group, {_VIDEO: pa.chunked_array(videos, pa.string())})
+
+    def _in_order(self, partitions: Partitions) -> Iterator[pa.Table]:
+        for number in range(self._num_ranges):
+            rows = partitions.read(number)
+            if rows.num_rows:
+                yield rows.take(pa.array(np.argsort(rows[_ROW.name].to_numpy(), kind="stable")))
+
+    def _label_lists(self, rows: pa.Table) -> pa.ListArray:
+        classes = rows["classes"].combine_chunks()
+        names = pa.array(self._labels, pa.string()).take(classes.flatten())
+        return pa.ListArray.from_arrays(classes.offsets, names)
+
+
+def _partition_numbers(ids: pa.ChunkedArray, num_partitions: int) -> npt.NDArray[np.int32]:
+    """The partition of each of YouTube's ids, which all have 11 characters."""
+    if not len(ids):
+        return np.empty(0, np.int32)
+    texts = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
+    fixed = texts.cast(pa.binary(11))
+    data = np.frombuffer(fixed.buffers()[1], np.uint8)[11 * fixed.offset :][: 11 * len(fixed)]
+    characters = data.reshape(-1, 11)
+    head = np.ascontiguousarray(characters[:, :8]).view(np.uint64)[:, 0]
+    tail = np.ascontiguousarray(characters[:, 3:]).view(np.uint64)[:, 0]
+    mixed = (head ^ (tail << np.uint64(7))) * np.uint64(0x9E3779B97F4A7C15)
+    numbers = (mixed >> np.uint64(32)) * np.uint64(num_partitions) >> np.uint64(32)
+    return numbers.astype(np.int32)
+
+
+def _are_whole(segments: _Segments, files: _Files, cut: str) -> tuple[bool, list[str]]:
+    """Whether files named by an id alone are whole videos, and a note on how that was decided."""
+    if cut != "auto":
+        return cut == "no", []
+    sample = LengthSample()
+    for number in range(files.num_partitions):
+        of_partition = files.read(number)
+        names = match_names(of_partition, segments.ids(number))
+        unclear = names.without_start & readable(of_partition)
+        sample.add(of_partition.filter(pa.array(unclear)))
+    return sample.are_whole()
 
 
 def _class_labels(segments: str) -> str:
@@ -185,140 +327,31 @@ def _class_labels(segments: str) -> str:
     return path
 
 
-def _nearest(ordered: Indices, number: Indices, start_ms: npt.NDArray[np.float64]) -> Indices:
-    """Index in `ordered` of the segment with this id and start; -1: none."""
-    key = number * SPAN_MS + np.minimum(np.rint(start_ms), SPAN_MS - 1).astype(np.int64)
-    after = np.minimum(np.searchsorted(ordered, key), len(ordered) - 1)
-    before = np.maximum(after - 1, 0)
-    index = np.where(np.abs(key - ordered[before]) < np.abs(key - ordered[after]), before, after)
-    near = np.abs(key - ordered[index]) < _TOLERANCE_MS
-    return np.where(near & (ordered[index] // SPAN_MS == number), index, -1)
+def _duplicates(num: int) -> list[str]:
+    if not num:
+        return []
+    are = counted(num, "segment is a duplicate", "segments are duplicates")
+    return [f"{are} (same id and start); the first counts"]
 
 
-def _readable(listing: pa.Table) -> Mask:
-    not_empty = pc.not_equal(listing["file_size_bytes"], 0)
-    readable: Mask = pc.fill_null(not_empty, True).to_numpy()
-    return readable
-
-
-def _are_whole(listing: pa.Table, unclear: Mask, cut: str) -> tuple[bool, list[str]]:
-    """Whether the unclear files are whole videos, and a note on how that was decided.
-
-    The first file, the last and some evenly between are sampled; their majority decides for all.
-    """
-    file_indices = np.flatnonzero(unclear)
-    if not len(file_indices) or cut != "auto":
-        return cut == "no", []
-    sampled = np.linspace(0, len(file_indices) - 1, min(SAMPLE_SIZE, len(file_indices)))
-    files = listing.take(file_indices[sampled.astype(np.int64)]).to_pylist()
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        lengths = list(pool.map(_duration_s, files))
-    durations_s = [duration_s for duration_s in lengths if duration_s is not None]
-    num_long = sum(duration_s > WHOLE_S for duration_s in durations_s)
-    whole = num_long > len(durations_s) / 2
-    meaning, other = ("whole videos", "yes") if whole else ("already cut clips", "no")
-    return whole, [
-        f"{len(file_indices):,} files named by an id alone are treated as {meaning}: {num_long} of "
-        f"{len(durations_s)} whose length could be read last over {WHOLE_S:g} s; --cut {other} "
-        f"overrides this"
-    ]
-
-
-def _duration_s(row: dict[str, Any]) -> float | None:
-    """Length by the header, in seconds; None if unknown."""
-    if row["row"] is not None:
-        return None  # reading a row costs its row group, and nobody keeps whole videos in Parquet
-    try:
-        with storage.open_binary(row["uri"]) as file:
-            if row["offset_bytes"] is not None:
-                file.seek(row["offset_bytes"])
-                file = io.BytesIO(file.read(row["size_bytes"]))
-            return _header_duration_s(file)
-    except (OSError, av.FFmpegError):
-        return None
-
-
-def _header_duration_s(file: io.IOBase) -> float | None:
-    try:
-        duration_s: float = soundfile.info(file).duration
-        return duration_s
-    except soundfile.LibsndfileError:
-        file.seek(0)
-    with av.open(file, "r") as container:
-        return None if container.duration is None else container.duration / av.time_base
-
-
-def _manifest(
-    segments: pa.Table,
-    listing: pa.Table,
-    file: Indices,
-    stretches: Mask,
-    keys: Indices,
-    labels: Sequence[str],
-) -> Manifest:
-    """The clips of segments that have a file; `stretches`: `[N]` segments to cut out of it."""
-    kept = file >= 0
-    rows = listing.take(file[kept])
-    clips = segments.append_column("clip", _clip_ids(segments, keys)).filter(pa.array(kept))
-    columns = {
-        "id": clips["clip"],
-        "uri": rows["uri"],
-        "labels": _label_lists(clips, labels),
-        "split": clips["split"],
-        **{name: rows[name] for name in ("offset_bytes", "size_bytes", "row_group", "row")},
-    }
-    for name in ("start_s", "end_s"):
-        columns[name] = pc.if_else(pa.array(stretches[kept]), clips[name], None)
-    return from_columns(columns, labels)
-
-
-def _clip_ids(segments: pa.Table, keys: Indices) -> pa.ChunkedArray:
-    """YouTube's id, with the start in ms if the id has several segments."""
-    number, start_ms = np.divmod(keys, SPAN_MS)
-    several = np.bincount(number)[number] > 1
-    numbered = pc.binary_join_element_wise(
-        segments["id"], pa.array(start_ms).cast(pa.string()), "_"
-    )
-    return pc.if_else(pa.array(several), numbered, segments["id"])
-
-
-def _label_lists(segments: pa.Table, labels: Sequence[str]) -> pa.ListArray:
-    classes = segments["classes"].combine_chunks()
-    names = pa.array(labels, pa.string()).take(classes.flatten())
-    return pa.ListArray.from_arrays(classes.offsets, names)
-
-
-def _missing(
-    segments: pa.Table, file: Indices, unreadable: Mask, labels: Sequence[str]
-) -> pa.Table:
-    """The segments without a clip: id, split, labels, reason."""
-    absent = file < 0
-    rows = segments.filter(pa.array(absent))
-    reason = pc.if_else(pa.array(unreadable[absent]), "file of 0 bytes", "no file")
-    columns = {"id": rows["id"], "split": rows["split"], "labels": _label_lists(rows, labels)}
-    return pa.table({**columns, "reason": reason})
-
-
-def _notes(listing: pa.Table, pairs: tuple[Indices, Indices], file: Indices) -> list[str]:
+def _left_out(num_double: int, unlisted: _Unlisted) -> list[str]:
     """Notes on files of the listing that were left out."""
     notes = []
-    num_double = int(_readable(listing)[pairs[0]].sum() - (file >= 0).sum())
     if num_double:
-        notes.append(f"left out {num_double:,} files of segments that have another file")
-    is_extra = np.ones(listing.num_rows, dtype=bool)
-    is_extra[pairs[0]] = False
-    extra = np.flatnonzero(is_extra)
-    if len(extra):
-        names = ", ".join(listing["name"].take(extra[:3]).to_pylist())
-        notes.append(f"left out {len(extra):,} files of no listed segment, such as {names}")
+        notes.append(f"left out {counted(num_double, 'file')} of segments that have another file")
+    if unlisted.num:
+        notes.append(
+            f"left out {counted(unlisted.num, 'file')} of no listed segment, such as "
+            f"{', '.join(unlisted.names)}"
+        )
     return notes
 
 
-def _nothing_found(source: str, listing: pa.Table) -> UserError:
-    example = f", such as {listing['name'][0]}" if listing.num_rows else ""
+def _nothing_found(source: str, files: _Files) -> UserError:
+    example = f", such as {files.first}" if files.num_files else ""
     return UserError(
         source,
-        f"none of {listing.num_rows} audio files holds a listed segment{example}",
+        f"none of {files.num_files} audio files holds a listed segment{example}",
         "expected ID.flac, YID.wav, TITLE [ID].webm, ID_START.wav or ID_START_END.wav, START in "
         "seconds or milliseconds",
     )

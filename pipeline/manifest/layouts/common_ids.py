@@ -13,8 +13,10 @@ import pyarrow.compute as pc
 from pipeline.errors import UserError
 from pipeline.manifest.coverage import CommonClips
 from pipeline.manifest.layouts.listing import AUDIO_SUFFIXES
-from pipeline.manifest.manifest import SCHEMA, Manifest
+from pipeline.manifest.manifest import Manifest, with_column
 from pipeline.manifest.text_files import read_text
+from pipeline.storage.stored_table import batches
+from pipeline.terminal.units import counted
 
 _SUFFIX = re.compile(rf"({'|'.join(map(re.escape, sorted(AUDIO_SUFFIXES)))})$", re.IGNORECASE)
 _Y = re.compile(r"^Y(.{11})$")
@@ -30,20 +32,21 @@ def mark_common(manifest: Manifest, path: str) -> Manifest:
         UserError: there is no such file, or none of its ids is in the manifest.
     """
     listed = _read_ids(path)
-    ids = pc.replace_substring_regex(manifest.clips["id"], f"(?i:{_SUFFIX.pattern})", "")
-    ids = pc.replace_substring_regex(ids, _Y.pattern, r"\1")
-    known = {_Y.sub(r"\1", name) for name in listed}
-    common = pc.is_in(ids, pa.array(sorted(known), pa.string()))
-    present = set(ids.filter(common).to_pylist())
+    known = pa.array(sorted({_Y.sub(r"\1", name) for name in listed}), pa.string())
+    common, present = [], set[str]()
+    for batch in batches(manifest.clips, ["id"]):
+        ids = pc.replace_substring_regex(batch["id"], f"(?i:{_SUFFIX.pattern})", "")
+        ids = pc.replace_substring_regex(ids, _Y.pattern, r"\1")
+        common.append(pc.is_in(ids, known))
+        present.update(ids.filter(common[-1]).to_pylist())
     num_found = sum(_Y.sub(r"\1", name) in present for name in listed)
     if not num_found:
-        raise UserError(path, f"none of its {len(listed):,} ids is in the manifest")
-    column_index = SCHEMA.get_field_index("common")
+        raise UserError(path, f"none of its {counted(len(listed), 'id')} is in the manifest")
     notes, coverage = manifest.notes, manifest.coverage
     notes += (f"{num_found:,} of {len(listed):,} common ids are clips of this manifest",)
     if coverage is not None:
         coverage = replace(coverage, common=CommonClips(listed=len(listed), found=num_found))
-    clips = manifest.clips.set_column(column_index, SCHEMA.field(column_index), common)
+    clips = with_column(manifest.clips, "common", common)
     return replace(manifest, clips=clips, notes=notes, coverage=coverage)
 
 

@@ -6,7 +6,7 @@ A row is a clip: its location in a container, with its labels and other metadata
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -24,6 +24,7 @@ from pipeline.manifest.layouts.segments import read_vocabulary
 from pipeline.manifest.layouts.visible import VisibleFiles
 from pipeline.manifest.manifest import SCHEMA, Manifest, from_columns, with_groups
 from pipeline.manifest.splits import SPLITS
+from pipeline.terminal.units import counted
 
 ROW_SCHEMA = pa.schema(
     [
@@ -46,6 +47,8 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
 """Metadata of a clip, and the names it may have; the first that is present counts."""
 THREADS = 16
 """Containers listed at once."""
+_CONTAINERS_AHEAD = 128
+"""Containers of which the rows may wait in memory."""
 
 Problems = Counter[str]
 """Problems in a container, and how often each occurred."""
@@ -69,19 +72,40 @@ def list_rows(
     fields: Mapping[str, tuple[str, ...]] = FIELDS,
 ) -> tuple[pa.Table, list[str]]:
     """The rows of several containers, in order, and notes on problems in them."""
-    names = [_below(location, path) for path in paths]
+    problems: list[Problems] = []
+    tables = list(iter_rows(paths, location, list_container, problems, fields))
+    return pa.concat_tables([ROW_SCHEMA.empty_table(), *tables]), note_problems(paths, problems)
+
+
+def iter_rows(
+    paths: Sequence[str],
+    location: str,
+    list_container: ListContainer,
+    problems: list[Problems],
+    fields: Mapping[str, tuple[str, ...]] = FIELDS,
+) -> Iterator[pa.Table]:
+    """The rows of each container, in order; the problems of each are appended to `problems`."""
     with ThreadPoolExecutor(max_workers=THREADS) as pool:
-        listings = list(pool.map(partial(_list_container, list_container, fields), paths, names))
+        for start in range(0, len(paths), _CONTAINERS_AHEAD):
+            some = paths[start : start + _CONTAINERS_AHEAD]
+            names = [_below(location, path) for path in some]
+            listed = pool.map(partial(_list_container, list_container, fields), some, names)
+            for table, found in listed:
+                problems.append(found)
+                yield table
+
+
+def note_problems(paths: Sequence[str], problems: Sequence[Problems]) -> list[str]:
+    """Notes on the problems of each container."""
     files_by_reason: dict[str, list[str]] = {}
-    for path, (_, problems) in zip(paths, listings, strict=True):
-        for reason in problems:
+    for path, found in zip(paths, problems, strict=True):
+        for reason in found:
             files_by_reason.setdefault(reason, []).append(path)
-    notes = [
-        f"{reason} ({sum(problems[reason] for _, problems in listings)} in {len(files)} files, "
-        f"such as {files[0]})"
+    return [
+        f"{reason} ({sum(found[reason] for found in problems)} in "
+        f"{counted(len(files), 'file')}, such as {files[0]})"
         for reason, files in files_by_reason.items()
     ]
-    return pa.concat_tables([ROW_SCHEMA.empty_table(), *(table for table, _ in listings)]), notes
 
 
 def read_containers(
@@ -104,7 +128,7 @@ def read_containers(
     if not rows.num_rows:
         more = [f"and {len(notes) - 3} more"] if len(notes) > 3 else []
         why = "; ".join([*notes[:3], *more])
-        raise UserError(source, f"no clip in {len(paths)} {kinds} files", why)
+        raise UserError(source, f"no clip in {counted(len(paths), f'{kinds} file')}", why)
     _check_present(rows, source, options)
     ids = rows["name"]
     if pc.count_distinct(ids).as_py() < len(ids):
@@ -234,7 +258,8 @@ def _labels(rows: pa.Table, options: SourceOptions) -> tuple[list[list[str]], li
     unknown = sorted(used - names_of.keys())
     if unknown:
         raise UserError(
-            options.class_labels, f"{len(unknown)} labels are not in it, such as {unknown[0]!r}"
+            options.class_labels,
+            f"{counted(len(unknown), 'label is', 'labels are')} not in it, such as {unknown[0]!r}",
         )
     return [[names_of[label] for label in row_labels] for row_labels in labels], list(
         names.values()

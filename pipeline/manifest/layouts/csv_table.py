@@ -33,6 +33,7 @@ from pipeline.manifest.layouts.options import SourceOptions, split_and_path
 from pipeline.manifest.manifest import Clip, Manifest, from_clips, with_groups
 from pipeline.manifest.splits import check_split
 from pipeline.manifest.text_files import read_text
+from pipeline.terminal.units import counted
 
 TABLE = "table"
 """In a pattern, the name of the table without its suffix."""
@@ -243,7 +244,8 @@ def _read_table(path: str, options: SourceOptions) -> _Table:
         numbers = [str(number) for number in range(1, len(first) + 1)]
         missing = sorted(asked_by.keys() - set(numbers))
         if missing:
-            raise UserError(path, f"no column {', '.join(missing)}", f"it has {len(first)} columns")
+            has = f"it has {counted(len(first), 'column')}"
+            raise UserError(path, f"no column {', '.join(missing)}", has)
         rows = _rows(_records(text, delimiter, path), numbers, path, delimiter)
     return _with_our_columns(rows, patterns, path, options.group, has_header=has_header)
 
@@ -338,4 +340,5 @@ def _note_leaks(clips: Sequence[Clip]) -> list[str]:
     ]
     if not leaks:
         return []
-    return [f"{len(leaks):,} clips are in another split, too, such as {leaks[0]}"]
+    are = counted(len(leaks), "clip is", "clips are")
+    return [f"{are} in another split, too, such as {leaks[0]}"]

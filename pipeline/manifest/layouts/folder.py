@@ -15,11 +15,13 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest.layouts.audio_files import AudioFiles
 from pipeline.manifest.layouts.listing import no_files_error
+from pipeline.manifest.layouts.name_groups import group_by_names
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.layouts.visible import VisibleFiles
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
 from pipeline.manifest.splits import SPLITS, is_fold_name
 from pipeline.manifest.warnings.labels import some
+from pipeline.terminal.units import counted
 
 
 def read(source: str, options: SourceOptions) -> Manifest:
@@ -54,6 +56,7 @@ def read(source: str, options: SourceOptions) -> Manifest:
     vocabulary = sorted({label for clip in clips for label in clip.labels})
     _check_classes(source, [clip.id for clip in clips], vocabulary, depth)
     manifest = from_clips(clips, vocabulary, [*files.notes(), *_notes(relative, audio, len(clips))])
+    manifest = group_by_names(manifest, options.group, "folder")
     return replace(manifest, warnings=_warn_of_inner_classes([clip.id for clip in clips], depth))
 
 
@@ -98,7 +101,8 @@ def _notes(relative: list[str], audio: list[str], num_clips: int) -> list[str]:
         others[PurePosixPath(name).suffix.lower()] -= 1
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted((+others).items())[:5])
     if kinds:
-        notes.append(f"left out {len(relative) - len(audio)} files that are not audio: {kinds}")
+        others_are = counted(len(relative) - len(audio), "file that is", "files that are")
+        notes.append(f"left out {others_are} not audio: {kinds}")
     if len(audio) > num_clips:
         notes.append(f"left out {len(audio) - num_clips} audio files that are in no class folder")
     return notes

@@ -35,6 +35,7 @@ from pipeline.manifest.layouts.listing import HDF5_SUFFIXES
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.layouts.segments import read_vocabulary
 from pipeline.manifest.manifest import Manifest
+from pipeline.terminal.units import counted
 
 _NAME, _TARGET = "audio_name", "target"
 
@@ -128,7 +129,8 @@ def _labels(dataset: Any, num_clips: int, num_classes: int | None) -> list[list[
         if num_classes is not None and not rows[:, num_classes:].any():
             rows = rows[:, :num_classes]  # the rest fills the last byte
     if num_classes not in (None, rows.shape[1]):
-        raise ValueError(f"{dataset.name} has {rows.shape[1]} classes, the label CSV {num_classes}")
+        has = counted(rows.shape[1], "class", "classes")
+        raise ValueError(f"{dataset.name} has {has}, the label CSV {num_classes}")
     if not np.isin(rows, (0, 1)).all():
         raise ValueError(f"{dataset.name} has other numbers than 0 and 1")
     return [[str(number) for number in np.flatnonzero(row)] for row in rows]

@@ -41,4 +41,4 @@ def no_files_error(location: str) -> UserError:
             "a file in no known layout",
             "name the folder that holds it, or a table (.csv, .tsv) or container (.parquet, .tar)",
         )
-    return UserError(location, "no such folder, or nothing in it but hidden files")
+    return UserError(location, "no such file or folder, or nothing in it but hidden files")

@@ -29,6 +29,7 @@ from pipeline.manifest.layouts.container_rows import (
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.layouts.parquet_audio import audio_column, is_damage
 from pipeline.manifest.manifest import Manifest
+from pipeline.terminal.units import counted
 
 SUFFIX = ".parquet"
 
@@ -111,7 +112,8 @@ def _named(value: Any, names: list[str]) -> Any:
     if not isinstance(value, int):
         return value
     if value >= len(names):
-        raise UserError("", f"a label is {value}, but only {len(names)} classes have names")
+        have = counted(len(names), "class has a name", "classes have names")
+        raise UserError("", f"a label is {value}, but only {have}")
     return names[value] if value >= 0 else None
 
 

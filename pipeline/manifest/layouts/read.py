@@ -5,6 +5,8 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import PurePosixPath
 
+import pyarrow.compute as pc
+
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest.files import is_manifest
@@ -15,6 +17,7 @@ from pipeline.manifest.layouts.names import LAYOUTS, READ_BY
 from pipeline.manifest.layouts.options import SourceOptions, split_and_path
 from pipeline.manifest.layouts.visible import VisibleFiles
 from pipeline.manifest.manifest import Manifest
+from pipeline.storage.stored_table import batches
 
 _SAMPLE_SIZE = 4
 """Parquet files that are told from manifests."""
@@ -107,8 +110,10 @@ def _without_effect(options: SourceOptions, layout: str, manifest: Manifest) -> 
         for name, (flag, layouts) in READ_BY.items()
         if layout not in layouts and getattr(options, name) != getattr(default, name)
     ]
-    splits = {default.split, *manifest.clips["split"].unique().to_pylist()}
-    if options.split not in splits:
+    if options.split != default.split and not any(
+        pc.any(pc.equal(batch["split"], options.split)).as_py()
+        for batch in batches(manifest.clips, ["split"])
+    ):
         notes.append(
             f"--split {options.split} has no effect: the source names the split of every clip"
         )

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest.layouts.audio_files import AudioFiles
+from pipeline.manifest.layouts.name_groups import group_by_names
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.layouts.visible import VisibleFiles
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
@@ -57,7 +58,8 @@ def read(source: str, options: SourceOptions) -> Manifest:
         for name in words
     ]
     notes += files.notes() + _notes(len(wavs) - len(words), sorted(split_of.keys() - set(words)))
-    return from_clips(clips, sorted({clip.labels[0] for clip in clips}), notes)
+    manifest = from_clips(clips, sorted({clip.labels[0] for clip in clips}), notes)
+    return group_by_names(manifest, options.group, "speech-commands")
 
 
 def _read_list(path: str) -> list[str] | None:

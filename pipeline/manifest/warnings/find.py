@@ -7,6 +7,7 @@ from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.warnings.counts import count_warnings
 from pipeline.manifest.warnings.groups import group_warnings
 from pipeline.manifest.warnings.labels import are_ids, label_warnings, split_warnings
+from pipeline.storage.stored_table import batches
 
 
 def manifest_warnings(manifest: Manifest) -> list[str]:
@@ -16,8 +17,11 @@ def manifest_warnings(manifest: Manifest) -> list[str]:
     """
     splits, folds = count_clips(manifest, "split"), count_clips(manifest, "fold")
     is_official = manifest.coverage is not None
-    lengths = pc.list_value_length(manifest.clips["labels"])
-    num_clips, num_labelled = len(lengths), pc.sum(pc.greater(lengths, 0)).as_py()
+    num_clips = manifest.clips.num_rows
+    num_labelled = sum(
+        pc.sum(pc.greater(pc.list_value_length(batch["labels"]), 0)).as_py()
+        for batch in batches(manifest.clips, ["labels"])
+    )
     are_classes = is_official or not are_ids(splits, num_labelled)
     return [
         *manifest.warnings,

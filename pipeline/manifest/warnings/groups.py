@@ -1,10 +1,14 @@
 """Warnings about groups of clips, such as those of a speaker, in several splits or folds."""
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.manifest.groups import Grouping, known, videos_in_names
 from pipeline.manifest.manifest import Manifest
+from pipeline.storage.stored_table import StoredTable, batches
+from pipeline.storage.table_hashes import text_hashes
 
 _PLACES = {"split": "splits", "fold": "folds"}
 
@@ -21,19 +25,28 @@ def group_warnings(manifest: Manifest) -> list[str]:
         warning
         for grouping in groupings
         for column in _PLACES
-        if (warning := _warn(grouping, manifest.clips[column], column)) is not None
+        if (warning := _warn(grouping, manifest.clips, column)) is not None
     ]
 
 
-def _warn(grouping: Grouping, parts: pa.ChunkedArray, column: str) -> str | None:
-    num_parts = len(pc.unique(parts))
-    table = pa.table({"group": grouping.values, "part": parts.combine_chunks()})
-    table = table.filter(known(grouping.values))
-    counts = table.group_by("group").aggregate([("part", "count_distinct"), ("part", "count")])
-    num_groups = counts.num_rows
+def _warn(grouping: Grouping, clips: pa.Table | StoredTable, column: str) -> str | None:
+    parts = _numbers(clips, column)
+    num_parts = int(parts.max()) + 1
+    if num_parts == 1:
+        return None
+    is_known = np.asarray(known(grouping.values))
+    groups = text_hashes(grouping.values.filter(pa.array(is_known)))
+    parts = parts[is_known]
+    order = np.lexsort((parts, groups))
+    groups, parts = groups[order], parts[order]
+    is_first = np.concatenate([[True], groups[1:] != groups[:-1]])[: len(groups)]
+    num_groups = int(is_first.sum())
     if num_groups < num_parts:
         return None  # too few to keep together
-    num_spread = pc.sum(pc.greater(counts["part_count_distinct"], 1)).as_py()
+    # In a group the parts are sorted: its last one differs from its first if there are several.
+    starts = np.flatnonzero(is_first)
+    ends = np.append(starts[1:], len(groups)) - 1
+    num_spread = int((parts[starts] != parts[ends]).sum())
     if not num_spread:
         return None
     places = _PLACES[column]
@@ -42,3 +55,15 @@ def _warn(grouping: Grouping, parts: pa.ChunkedArray, column: str) -> str | None
         f"{num_spread:,} of {num_groups:,} values of {grouping.name!r} have clips in several "
         f"{places}, so a model is scored on what it was trained on; {remedy}"
     )
+
+
+def _numbers(clips: pa.Table | StoredTable, column: str) -> npt.NDArray[np.int32]:
+    """`[N]` the number of each clip's split or fold."""
+    number_of: dict[object, int] = {}
+    numbers = []
+    for batch in batches(clips, [column]):
+        names = pc.unique(batch[column])
+        own = [number_of.setdefault(name, len(number_of)) for name in names.to_pylist()]
+        indices = pc.index_in(batch[column], names).to_numpy()
+        numbers.append(np.array(own, dtype=np.int32)[indices])
+    return np.concatenate(numbers)

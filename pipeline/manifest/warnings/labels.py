@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.manifest.class_counts import ClassCounts
 from pipeline.manifest.splits import is_part_name
+from pipeline.terminal.units import counted
 
 SHOWN = 5
 """Names that a line shows; the rest is counted."""
@@ -72,16 +73,18 @@ def are_ids(counts: ClassCounts, num_labelled: int) -> bool:
 def _one_label(clips_of: dict[str, int], num_clips: int) -> Iterable[str]:
     if list(clips_of.values()) == [num_clips]:
         (label,) = clips_of
+        have = "the only clip has" if num_clips == 1 else f"all {num_clips:,} clips have"
         yield (
-            f"all {num_clips:,} clips have one label, {label!r}: every model scores mAP 1.0 on one "
-            f"class; name the folder that holds a folder per class, or {_NAME_THE_COLUMN}"
+            f"{have} one label, {label!r}: every model scores mAP "
+            "1.0 on one class; name the folder that holds a folder per class, or "
+            f"{_NAME_THE_COLUMN}"
         )
 
 
 def _ids(clips_of: dict[str, int], num_labelled: int) -> Iterable[str]:
     yield (
-        f"{len(clips_of):,} labels on {num_labelled:,} clips look like ids, not classes: "
-        f"{some(list(clips_of))}; {_NAME_THE_COLUMN}"
+        f"{counted(len(clips_of), 'label')} on {num_labelled:,} clips look like ids, "
+        f"not classes: {some(list(clips_of))}; {_NAME_THE_COLUMN}"
     )
 
 
@@ -92,7 +95,7 @@ def _alike(kind: str, clips_of: dict[str, int]) -> list[str]:
         normal = unicodedata.normalize("NFKC", name).casefold()
         groups.setdefault(re.sub(r"[\s_-]+", " ", normal).strip(), []).append(name)
     alike = [
-        " and ".join(f"{name!r} ({clips_of[name]:,} clips)" for name in group)
+        " and ".join(f"{name!r} ({counted(clips_of[name], 'clip')})" for name in group)
         for group in groups.values()
         if len(group) > 1
     ]
@@ -117,7 +120,8 @@ def _lists(clips_of: dict[str, int], has_lists: bool) -> Iterable[str]:
         ]
         if lists:
             yield (
-                f"{len(lists):,} labels hold {sign!r} and count as one class each: "
+                f"{counted(len(lists), 'label holds', 'labels hold')} {sign!r} and "
+                f"{'counts as one class' if len(lists) == 1 else 'count as one class each'}: "
                 f"{some([repr(label) for label in lists])}; if they are lists, list the files in "
                 f"a table and add --separator {sign!r}"
             )
@@ -137,5 +141,5 @@ def _parts(clips_of: dict[str, int]) -> Iterable[str]:
 def _empty(clips_of: dict[str, int]) -> Iterable[str]:
     empty = [label for label in clips_of if label.strip().casefold() in _EMPTY]
     if empty:
-        shown = some([f"{label!r} ({clips_of[label]:,} clips)" for label in empty])
+        shown = some([f"{label!r} ({counted(clips_of[label], 'clip')})" for label in empty])
         yield f"labels that programs write for an empty cell: {shown}; leave those cells empty"

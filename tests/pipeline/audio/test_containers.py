@@ -331,8 +331,8 @@ def test_unusable_parquet_files_are_noted(tmp_path: Path) -> None:
     assert len(manifest.notes) == 4
     for note, name in zip(manifest.notes, "bcde", strict=True):
         assert_names(note, "left out", "Parquet")
-        assert note.endswith(f"(1 in 1 files, such as {tmp_path}/{name}.parquet)")
-    assert_notes(manifest.notes[2:], ["0 columns"], ["label is 5", "1 classes"])
+        assert note.endswith(f"(1 in 1 file, such as {tmp_path}/{name}.parquet)")
+    assert_notes(manifest.notes[2:], ["0 columns"], ["label is 5", "1 class"])
 
 
 def test_damaged_pages_alone_are_refused(tmp_path: Path) -> None:
@@ -428,13 +428,13 @@ def test_other_tar_members_are_skipped_and_noted(tmp_path: Path) -> None:
         "d": b"5",
     }
     assert {clip["split"] for clip in clips.values()} == {"test"}
-    where = f"(1 in 1 files, such as {path})"
+    where = f"(1 in 1 file, such as {path})"
     assert_notes(
         manifest.notes,
         ["left out", "key", where],
         ["JSON", where],
-        ["left out", "neither", "2 in 1 files"],
-        ["left out", "hidden", "3 in 1 files"],
+        ["left out", "neither", "2 in 1 file"],
+        ["left out", "hidden", "3 in 1 file"],
         ["left out", "links", where],
         ["left out", "fold", "start_s", "end_s", where],
         ["2 clips", "label"],
@@ -451,7 +451,7 @@ def test_numbers_of_a_tar_that_are_none_cost_only_their_clips(
     manifest = tar_files.read(write_tar(tmp_path / "a.tar", members), SourceOptions())
     check(manifest, "m")
     assert list(by_id(manifest)) == ["b"]
-    assert_notes(manifest.notes, ["left out", key, "1 in 1 files"])
+    assert_notes(manifest.notes, ["left out", key, "1 in 1 file"])
 
 
 def test_tar_members_of_any_name_are_kept(tmp_path: Path) -> None:
@@ -481,7 +481,7 @@ def test_truncated_tar_keeps_its_whole_members(tmp_path: Path) -> None:
         assert listing["name"].to_pylist() == ["0", "1", "2"][:num_whole], size_bytes
         assert [read_place(clip) for clip in listing.to_pylist()] == audio[:num_whole]
         assert len(notes) == 1, size_bytes
-        assert notes[0].endswith(f"(1 in 1 files, such as {path})")
+        assert notes[0].endswith(f"(1 in 1 file, such as {path})")
     path.write_bytes(whole[:last_block])
     assert_notes(tar_files.read(str(path), SourceOptions()).notes, ["3 clips", "label"])
 

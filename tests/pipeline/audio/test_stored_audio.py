@@ -26,6 +26,7 @@ from pipeline.manifest.files import write_manifest
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
 from pipeline.pages.dataset_page import write_dataset_page
 from pipeline.shards.estimate import estimate
+from pipeline.shards.plan import make_plan
 from pipeline.shards.settings import PrepareSettings
 from tests.support.audio import encode, noise, tone
 from tests.support.errors import refused
@@ -131,7 +132,7 @@ def test_damaged_flac_is_refused(damaged: Any) -> None:
 
 def test_index_locates_the_stored_audio(clips: list[Clip], dataset: PreparedDataset) -> None:
     uris = {clip.id: clip.uri for clip in clips}
-    rows = dataset.index.to_pylist()
+    rows = dataset.index.read().to_pylist()
     assert len(rows) == 28
     for row in rows:
         tar = Path(dataset.path, row["shard"]).read_bytes()
@@ -162,8 +163,8 @@ def test_index_and_card_equal_those_of_stored_fbanks(
     assert dataset.card.store == "audio"
     assert "store" not in cards[1]
     location = ["offset_bytes", "size_bytes", "xxh3"]
-    columns = dataset.index.drop_columns([*location, "num_clipped"])
-    assert columns.equals(fbank_dataset.index.drop_columns(location))
+    columns = dataset.index.read().drop_columns([*location, "num_clipped"])
+    assert columns.equals(fbank_dataset.index.read().drop_columns(location))
     assert (fbank_dataset.audio_fbank, dataset.audio_fbank) == (None, FbankSettings())
     for row in (0, 27):
         assert np.array_equal(dataset.read_fbank(row), fbank_dataset.read_fbank(row))
@@ -190,7 +191,7 @@ def test_clipping_is_counted(tmp_path: Path) -> None:
     assert values[0] == "1 (0.5 s)"
     assert "kB), 1 built by this run" in str(values)
     page = Path(write_dataset_page(f"{tmp_path}/out")).read_text()
-    assert "3 samples in 1 clips" in page
+    assert "3 samples in 1 clip<" in page
 
 
 def test_damaged_audio_is_named_and_rebuilt(
@@ -199,7 +200,7 @@ def test_damaged_audio_is_named_and_rebuilt(
     copy = Path(shutil.copytree(dataset.path, tmp_path / "out"))
     assert verify(copy) == []
     assert prepare(manifest, copy, AUDIO) is None
-    row = dataset.index.slice(3, 1).to_pylist()[0]
+    row = dataset.index.read().slice(3, 1).to_pylist()[0]
     shard = copy / row["shard"]
     whole = shard.read_bytes()
     middle = row["offset_bytes"] + row["size_bytes"] // 2
@@ -252,8 +253,13 @@ def test_command_line_prepares_the_same_data_set(
 def test_estimated_size_is_close(manifest: Manifest, dataset: PreparedDataset) -> None:
     size_bytes = sum(tar.size_bytes for tar in dataset.card.shards)
     # The data set ends four tars, the estimate one, each with up to 10 KB of zeros.
-    assert abs(estimate(manifest, AUDIO, 28).written_bytes - size_bytes) < 4 * 10_240
-    assert abs(estimate(manifest, FBANKS, 28).written_bytes - size_bytes) > 4 * 10_240
+    assert (
+        abs(estimate(make_plan(manifest, AUDIO), AUDIO, 28).written_bytes - size_bytes) < 4 * 10_240
+    )
+    assert (
+        abs(estimate(make_plan(manifest, FBANKS), FBANKS, 28).written_bytes - size_bytes)
+        > 4 * 10_240
+    )
 
 
 # --- training ----------------------------------------------------------------------------------

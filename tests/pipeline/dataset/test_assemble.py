@@ -30,6 +30,7 @@ from tests.support.errors import assert_names, refused
 from tests.support.preparation import (
     LABELS,
     SETTINGS,
+    Preparation,
     bad_clips,
     files,
     preparation,
@@ -44,12 +45,16 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory, clips: list[Clip]) -> PreparedDataset:
-    folder = tmp_path_factory.mktemp("prepared")
-    prep = preparation(folder, clips)
+def prepared(tmp_path_factory: pytest.TempPathFactory, clips: list[Clip]) -> Preparation:
+    prep = preparation(tmp_path_factory.mktemp("prepared"), clips)
     prep.build()
     prep.finish()
-    return open_dataset(str(folder))
+    return prep
+
+
+@pytest.fixture(scope="module")
+def dataset(prepared: Preparation) -> PreparedDataset:
+    return open_dataset(prepared.job.output)
 
 
 def test_card_describes_the_data_set(dataset: PreparedDataset, clips: list[Clip]) -> None:
@@ -73,6 +78,20 @@ def test_card_describes_the_data_set(dataset: PreparedDataset, clips: list[Clip]
     for name, checksum in (("index", card.index_sha256), ("rejects", card.rejects_sha256)):
         data = (folder / f"{name}.parquet").read_bytes()
         assert checksum == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize(("at_once", "num_ahead"), [(1, 1), (2, 1), (3, 2)])
+def test_data_set_does_not_depend_on_how_many_parts_are_read_at_once(
+    prepared: Preparation, monkeypatch: pytest.MonkeyPatch, at_once: int, num_ahead: int
+) -> None:
+    folder = Path(prepared.job.output)
+    expected = files(folder)
+    for name in ("index.parquet", "rejects.parquet", "card.json"):
+        (folder / name).unlink()
+    monkeypatch.setattr("pipeline.dataset.assemble._PARTS_AT_ONCE", at_once)
+    monkeypatch.setattr("pipeline.dataset.assemble._PARTS_AHEAD", num_ahead)
+    prepared.finish()
+    assert files(folder) == expected
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
@@ -117,11 +136,12 @@ def test_splits_and_folds_are_selected_or_refused(tmp_path: Path, clips: list[Cl
         dataset.select("test")
     with refused(tmp_path, "train", 3, [1, 2]):
         dataset.select("train", fold=3)
-    index = dataset.index.drop_columns("fold")
-    zeros = np.zeros(index.num_rows, dtype=np.int32)
-    unfolded = replace(dataset, index=index.append_column("fold", [zeros]))
-    with refused(tmp_path, "train", 3, "none"):
-        unfolded.select("train", fold=3)
+    unfolded = str(tmp_path / "unfolded")
+    prep = preparation(Path(unfolded), [replace(clip, fold=0) for clip in clips[:10]])
+    prep.build()
+    prep.finish()
+    with refused(unfolded, "train", 3, "none"):
+        open_dataset(unfolded).select("train", fold=3)
 
 
 def test_statistics_cover_all_clips_without_a_training_split(
@@ -320,7 +340,7 @@ def test_odd_files_and_lost_levels_are_noted(tmp_path: Path) -> None:
         prepared.build()
         summary = prepared.finish()
         return summary, {
-            row["id"]: row for row in open_dataset(str(tmp_path / output)).index.to_pylist()
+            row["id"]: row for row in open_dataset(str(tmp_path / output)).index.read().to_pylist()
         }
 
     summary, rows = prepare("mean")
@@ -364,7 +384,7 @@ def test_clips_of_a_lower_rate_are_counted_and_noted(
     assert summary.file_rates == {"16000": 1, "44100": 1}
     assert "low_rates" not in storage.read_json(f"{dataset.path}/card.json")
     summary, _ = prepare(clips[:1], "low")
-    assert_names(summary.low_rate_note, "all 1", "8,000 Hz")
+    assert_names(summary.low_rate_note, "1 clip", "8,000 Hz")
 
 
 def test_files_that_decoders_stumble_over_need_a_single_run(
@@ -387,5 +407,5 @@ def test_files_that_decoders_stumble_over_need_a_single_run(
     rejects = storage.read_table(str(tmp_path / "rejects.parquet")).to_pylist()
     assert [row["id"] for row in rejects] == ["01_truncated.flac to None"]
     assert summary.num_clips == len(clips) - 1
-    sample = estimate(prepared.manifest, PrepareSettings(), len(clips))
+    sample = estimate(prepared.plan, PrepareSettings(), len(clips))
     assert sum(sample.sampled_rejects.values()) == 1

@@ -76,7 +76,7 @@ def corrected(
     assert tuple(dataset.labels) == manifest.labels
     wanted = {row["id"]: row for row in manifest.clips.to_pylist()}
     rejected = set(pq.read_table(folder / "rejects.parquet")["id"].to_pylist())
-    rows = dataset.index.to_pylist()
+    rows = dataset.index.read().to_pylist()
     assert {row["id"] for row in rows} | rejected == set(wanted)
     for row in rows:
         for name in ("uri", "labels", "split", "fold", "common"):
@@ -261,16 +261,16 @@ def test_only_a_reject_with_another_path_is_tried(
 def test_clip_with_another_path_or_stretch_is_built_again(
     clips: list[Clip], copy: Path, before: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried, index = built(monkeypatch), open_dataset(str(copy)).index
+    tried, index = built(monkeypatch), open_dataset(str(copy)).index.read()
     corrected(manifest_of(changed(clips, (3,), end_s=0.2)), copy)
     assert tried == [clips[3].id]
-    rows = {row["id"]: row for row in open_dataset(str(copy)).index.to_pylist()}
+    rows = {row["id"]: row for row in open_dataset(str(copy)).index.read().to_pylist()}
     assert rows[clips[3].id]["duration_s"] == pytest.approx(0.2)
     # And back: the shard has it still.
     tried.clear()
     corrected(manifest_of(clips), copy)
     assert tried == []
-    assert open_dataset(str(copy)).index.equals(index)
+    assert open_dataset(str(copy)).index.read().equals(index)
 
 
 def test_run_of_rejects_alone_is_repeated_after_a_correction(
@@ -389,17 +389,17 @@ def test_low_rates_are_those_of_the_clips_that_are_left(clips: list[Clip], tmp_p
 
 def compacted(manifest: Manifest, folder: Path) -> PrepareSummary:
     """Compact, and check the result as a whole, and that a further run has nothing to do."""
-    index = open_dataset(str(folder)).index.sort_by("id")
+    index = open_dataset(str(folder)).index.read().sort_by("id")
     summary = compact(manifest, folder)
     assert summary is not None
     assert verify(folder) == []
     dataset = open_dataset(str(folder))
     assert dataset.card.corrections is None
     moved = ["shard", "offset_bytes"]
-    assert dataset.index.sort_by("id").drop_columns(moved).equals(index.drop_columns(moved))
+    assert dataset.index.read().sort_by("id").drop_columns(moved).equals(index.drop_columns(moved))
     assert prepare(manifest, folder) is None
     assert compact(manifest, folder) is None
-    names = {row["shard"] for row in dataset.index.to_pylist()}
+    names = {row["shard"] for row in dataset.index.read().to_pylist()}
     assert {f"shards/{name}.tar" for name in tars(folder)} == names
     parts = {path.stem for path in (folder / "_work" / "parts").iterdir()}
     assert parts >= {name.removeprefix("shards/").removesuffix(".tar") for name in names}
@@ -411,7 +411,7 @@ def compacted(manifest: Manifest, folder: Path) -> PrepareSummary:
 def test_only_shards_with_corrections_are_rewritten(clips: list[Clip], copy: Path) -> None:
     before = tars(copy)
     assert compact(manifest_of(clips), copy) is None
-    shard_of = {row["id"]: row["shard"] for row in open_dataset(str(copy)).index.to_pylist()}
+    shard_of = {row["id"]: row["shard"] for row in open_dataset(str(copy)).index.read().to_pylist()}
     affected = {Path(shard_of[clips[number].id]).stem for number in (0, 9)}
     rows = changed(clips, (9,), labels=("never",), fold=2)[1:]
     corrected(manifest_of(rows), copy)
@@ -460,7 +460,7 @@ def test_shards_are_listed_only_if_their_labels_are_those_of_the_index(
             read_source(str(source), "webdataset")
     compact(manifest, out, settings)
     listed = read_source(f"{out}/shards", "webdataset").clips.to_pylist()
-    index = {row["id"]: row["labels"] for row in open_dataset(str(out)).index.to_pylist()}
+    index = {row["id"]: row["labels"] for row in open_dataset(str(out)).index.read().to_pylist()}
     assert {row["id"]: row["labels"] for row in listed} == index
 
 
@@ -480,7 +480,7 @@ def test_compacted_data_set_is_corrected_and_grows_again(
 def test_damage_is_not_copied(clips: list[Clip], copy: Path) -> None:
     manifest = manifest_of(clips[1:])
     corrected(manifest, copy)
-    row = open_dataset(str(copy)).index.to_pylist()[-1]
+    row = open_dataset(str(copy)).index.read().to_pylist()[-1]
     clip = next(number for number, clip in enumerate(clips) if clip.id == row["id"])
     manifest = manifest_of(changed(clips, (clip,), labels=("never",))[1:])
     corrected(manifest, copy)
@@ -562,7 +562,9 @@ def check_kills(
             assert files(copy) == contents["new"], (after, number)
             assert verify(copy) == []
             old(undone)
-            rows = [open_dataset(str(folder)).index.sort_by("id") for folder in (undone, before)]
+            rows = [
+                open_dataset(str(folder)).index.read().sort_by("id") for folder in (undone, before)
+            ]
             moved = ["shard", "offset_bytes"]  # if a compaction was finished
             assert rows[0].drop_columns(moved).equals(rows[1].drop_columns(moved))
             assert verify(undone) == []

@@ -25,7 +25,8 @@ from pipeline.manifest.files import read_manifest, write_manifest
 from pipeline.manifest.layouts.read import read_source
 from pipeline.manifest.manifest import Manifest, from_clips
 from pipeline.manifest.synthetic import SyntheticSettings, write_synthetic
-from pipeline.shards.build import BuildJob, build_shard
+from pipeline.shards.build import build_shard
+from pipeline.shards.job import BuildJob
 from pipeline.shards.plan import make_plan, write_plan
 from pipeline.shards.settings import PrepareSettings
 from tests.conftest import forget_clients
@@ -223,7 +224,7 @@ def test_ray_data_reads_the_shards(reference: dict[str, bytes], tmp_path: Path) 
     rows = ray.data.read_webdataset([f"{tmp_path}/{name}" for name in names]).take_all()
     read = {row["json"]["id"]: row for row in rows}
     assert len(read) == len(rows) == 45
-    for position, clip in enumerate(dataset.index.to_pylist()):
+    for position, clip in enumerate(dataset.index.read().to_pylist()):
         row = read[clip["id"]]
         assert row["json"]["labels"] == clip["labels"]
         assert row["json"]["split"] == clip["split"]
@@ -264,7 +265,7 @@ def test_process_ends_with_one_line_and_a_status(tmp_path: Path) -> None:
     ("columns", "values"),
     [
         ({"id": [], "uri": [], "labels": []}, ["no clip"]),
-        ({"id": ["a", "a"], "uri": ["/a", "/b"], "labels": [["x"], []]}, [1, "ids", "a"]),
+        ({"id": ["a", "a"], "uri": ["/a", "/b"], "labels": [["x"], []]}, ["1 duplicate id", "a"]),
         ({"id": ["a"], "uri": ["a.wav"], "labels": [["x"]]}, ["uri", "'a.wav'"]),
         ({"id": ["a"], "uri": ["/a"]}, ["column 'labels'"]),
     ],

@@ -20,7 +20,9 @@ from pipeline.errors import UserError
 from pipeline.fbank_settings import FbankSettings
 from pipeline.manifest.files import read_manifest
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
-from pipeline.shards.build import BuildJob, build_shard
+from pipeline.shards.build import build_shard
+from pipeline.shards.job import BuildJob
+from pipeline.shards.match import match
 from pipeline.shards.parts import Part
 from pipeline.shards.plan import (
     DamagedPlanError,
@@ -131,7 +133,7 @@ def test_interrupted_addition_resumes_to_the_same_bytes(
     at_once = Path(shutil.copytree(before, tmp_path / "at once"))
     prepare(grown, at_once)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.dataset.prepare.build_shard", stop_after(number))
+        patch.setattr("pipeline.shards.build.build_shard", stop_after(number))
         with pytest.raises(KeyboardInterrupt):
             prepare(grown, copy)
     assert not (copy / "card.json").exists()
@@ -244,7 +246,7 @@ def test_unfinished_data_set_is_as_strict(
     clips: list[Clip], first: Manifest, tmp_path: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.dataset.prepare.build_shard", stop_after(1))
+        patch.setattr("pipeline.shards.build.build_shard", stop_after(1))
         with pytest.raises(KeyboardInterrupt):
             prepare(first, tmp_path)
     check_refused(manifest_of(clips, more=3), tmp_path, 13)
@@ -255,7 +257,7 @@ def test_run_without_finished_shards_allows_other_settings(
     clips: list[Clip], first: Manifest, tmp_path: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.dataset.prepare.build_shard", stop_after(0))
+        patch.setattr("pipeline.shards.build.build_shard", stop_after(0))
         with pytest.raises(KeyboardInterrupt):
             prepare(first, tmp_path / "out")
     other, settings = manifest_of(clips, train=6, more=3), replace(SETTINGS, clips_per_shard=5)
@@ -441,6 +443,25 @@ def test_row_groups_stay_together(clips: list[Clip], clips_per_shard: int) -> No
 @settings(max_examples=30)
 @given(
     clips=many_clips(),
+    clips_per_shard=st.sampled_from([1, 7, 30]),
+    partition_rows=st.integers(1, 40),
+)
+def test_plan_does_not_depend_on_how_many_clips_are_sorted_at_once(
+    clips: list[Clip], clips_per_shard: int, partition_rows: int
+) -> None:
+    manifest = from_clips(clips, LABELS)
+    chosen = PrepareSettings(clips_per_shard=clips_per_shard)
+    plan = make_plan(manifest, chosen)
+    in_parts = make_plan(manifest, chosen, partition_rows=partition_rows)
+    assert in_parts == plan
+    assert in_parts.rows is not None
+    assert plan.clips.equals(manifest.clips.take(pa.array(in_parts.rows)))
+    assert in_parts.rows.tolist() == match(plan.clips, manifest.clips).tolist()
+
+
+@settings(max_examples=30)
+@given(
+    clips=many_clips(),
     cuts=st.lists(st.integers(1, 79), max_size=2),
     clips_per_shard=st.sampled_from([1, 7, 30]),
 )
@@ -462,7 +483,7 @@ def test_grown_plan_round_trips_and_keeps_its_shards(
         assert planned_fingerprint(folder, manifest, chosen) == grown.fingerprint
         if plan:
             assert grown.specs[: len(plan.specs)] == plan.specs
-            assert grown.clips.slice(0, plan.clips.num_rows).equals(plan.clips)
+            assert plan.clips.equals(grown.clips.slice(0, plan.clips.num_rows))
         plan = grown
     assert plan is not None
     assert sorted(plan.clips["id"].to_pylist()) == sorted(clip.id for clip in clips)

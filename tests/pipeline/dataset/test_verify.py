@@ -1,11 +1,14 @@
 """`verify` names all damage, and `prepare` then repairs that and nothing else."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,11 +17,14 @@ from hypothesis import strategies as st
 
 import ray_job
 from pipeline import storage
+from pipeline.dataset.card import fingerprint
 from pipeline.dataset.prepare_summary import read_summary
+from pipeline.dataset.verify import document_faults
 from pipeline.errors import UserError
 from pipeline.manifest.files import write_manifest
 from pipeline.manifest.manifest import Manifest, from_clips
-from pipeline.shards.build import BuildJob, build_shard
+from pipeline.shards.build import build_shard
+from pipeline.shards.job import BuildJob
 from pipeline.shards.parts import Part, read_part
 from pipeline.shards.plan import ShardSpec
 from tests.support.audio import write_clips
@@ -58,6 +64,26 @@ def test_intact_data_set_has_no_fault(copy: Path, manifest: Manifest) -> None:
     # A published data set may lack what only `prepare` needs.
     shutil.rmtree(copy / "_work")
     assert verify(copy) == []
+
+
+def test_ids_that_repeat_are_told_from_equal_hashes(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_hash(ids: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+        return np.zeros(len(ids), np.uint64)
+
+    monkeypatch.setattr("pipeline.dataset.verify.text_hashes", no_hash)
+    assert document_faults(str(copy)) == []
+    monkeypatch.undo()
+    table = pq.read_table(copy / "index.parquet")
+    ids = pa.array(["train/0", *table["id"].to_pylist()[:-1]])
+    data = storage.encode_table(table.set_column(0, "id", ids))
+    (copy / "index.parquet").write_bytes(data)
+    card = storage.read_json(f"{copy}/card.json")
+    card["index_sha256"] = hashlib.sha256(data).hexdigest()
+    storage.write_json(f"{copy}/card.json", {**card, "fingerprint": fingerprint(card)})
+    (fault,) = document_faults(str(copy))
+    assert (fault.path, fault.what) == ("index.parquet", "has duplicate ids")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"shards": 1}'])
@@ -360,7 +386,7 @@ def test_interrupted_repair_resumes(
             built.append(spec.name)
             return build_shard(spec, job)
 
-        patch.setattr("pipeline.dataset.prepare.build_shard", stop_at_the_second)
+        patch.setattr("pipeline.shards.build.build_shard", stop_at_the_second)
         with pytest.raises(KeyboardInterrupt):
             prepare(manifest, copy)
     assert prepare(manifest, copy) is not None

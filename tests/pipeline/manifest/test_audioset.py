@@ -4,27 +4,38 @@ import csv
 import io
 import json
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import storage
+from pipeline.errors import UserError
 from pipeline.manifest.coverage import CommonClips
 from pipeline.manifest.files import read_manifest
-from pipeline.manifest.layouts.audioset import choose, pair, parse_names
+from pipeline.manifest.layouts import audioset
+from pipeline.manifest.layouts.audioset_join import (
+    Names,
+    choose,
+    match_names,
+    pair,
+    without_duplicates,
+)
+from pipeline.manifest.layouts.audioset_names import chosen_ids, ids_in_names
 from pipeline.manifest.layouts.location import list_audio
 from pipeline.manifest.layouts.options import SourceOptions
 from pipeline.manifest.layouts.read import detect, read_source
 from pipeline.manifest.layouts.segments import (
     SEGMENTS_SCHEMA,
-    read_segments,
+    iter_segments,
     read_vocabulary,
     segment_keys,
     split_and_segments,
@@ -79,6 +90,11 @@ LINES = [line.split(", ") for line in OFFICIAL.splitlines()[3:]]
 WHOLE_NUMBERS = [[i, s.split(".")[0], e.split(".")[0], labels] for i, s, e, labels in LINES]
 
 
+def read_all(given: list[str], mids: Sequence[str], **options: int) -> pa.Table:
+    tables = iter_segments(given, mids, **options)
+    return pa.concat_tables([SEGMENTS_SCHEMA.empty_table(), *tables])
+
+
 def joined(lines: list[list[str]], separator: str = ",", end: str = "\n") -> str:
     return "".join(separator.join(line) + end for line in lines)
 
@@ -104,7 +120,7 @@ def joined(lines: list[list[str]], separator: str = ",", end: str = "\n") -> str
 def test_circulating_forms_of_segment_csvs_are_read_alike(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes(text.encode())
-    table, notes = read_segments([f"mine={path}"], MIDS)
+    table = read_all([f"mine={path}"], MIDS)
     assert table.schema.equals(SEGMENTS_SCHEMA)
     assert table.to_pydict() == {
         "id": list(IDS),
@@ -113,13 +129,12 @@ def test_circulating_forms_of_segment_csvs_are_read_alike(tmp_path: Path, text: 
         "split": ["mine"] * 4,
         "classes": [[0, 2], [1], [0], [2]],
     }
-    assert notes == []
 
 
 def test_seconds_may_be_whole_numbers(tmp_path: Path) -> None:
     path = tmp_path / "eval_segments.csv"
     path.write_text(joined(WHOLE_NUMBERS))
-    table, _ = read_segments([str(path)], MIDS)
+    table = read_all([str(path)], MIDS)
     assert table["start_s"].to_pylist() == [30.0, 0.0, 239.0, 0.0]
 
 
@@ -129,7 +144,7 @@ def test_official_csvs_are_read_whole(real_data: Path) -> None:
     assert list(vocabulary.values())[:2] == ["Speech", "Male speech, man speaking"]
     paths = [real_data / "audioset" / f"{n}_segments.csv" for n in ("balanced_train", "eval")]
     mids = list(vocabulary)
-    table, notes = read_segments([str(path) for path in paths], mids)
+    table = read_all([str(path) for path in paths], mids)
     expected = []
     for split, path in zip(("balanced", "eval"), paths, strict=True):
         lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
@@ -139,7 +154,6 @@ def test_official_csvs_are_read_whole(real_data: Path) -> None:
     assert list(zip(*table.to_pydict().values(), strict=True)) == expected
     assert table.num_rows == 22_160 + 20_371
     assert len(table["classes"].combine_chunks().flatten()) == 52_882 + 51_804
-    assert notes == []
 
 
 def test_a_segment_listed_again_counts_once(tmp_path: Path) -> None:
@@ -147,10 +161,10 @@ def test_a_segment_listed_again_counts_once(tmp_path: Path) -> None:
     for name in ("eval_segments.csv", "balanced_train_segments.csv"):
         (tmp_path / name).write_text(later + OFFICIAL)
     given = [str(tmp_path / name) for name in ("eval_segments.csv", "balanced_train_segments.csv")]
-    table, notes = read_segments(given, MIDS)
+    table, num_duplicates = without_duplicates(read_all(given, MIDS))
     assert table["id"].to_pylist() == [IDS[1], *IDS]
     assert set(table["split"].to_pylist()) == {"eval"}
-    assert notes == ["5 segments are duplicates (same id and start); the first counts"]
+    assert num_duplicates == 5
 
 
 @pytest.mark.parametrize(
@@ -192,6 +206,18 @@ def test_broken_segment_csvs_are_refused(
     path.write_bytes(text.encode("latin-1"))
     with refused(f"{path}, line {line}" if line else path, *values):
         read(source)
+    with refused(f"{path}, line {line}" if line else path, *values):
+        read_all([str(path)], MIDS, block_bytes=50)
+
+
+def test_faults_are_counted_in_all_of_a_csv(tmp_path: Path) -> None:
+    path = tmp_path / "eval_segments.csv"
+    path.write_text("YTID, start\n" + OFFICIAL + "x, 1, 2, /m/a\n" + OFFICIAL + "y, 1, 2, /m/a\n")
+    for block_bytes in (60, 150, 10_000):
+        with refused(f"{path}, line 9", "YTID", "'x, 1, 2, /m/a'", 2):
+            read_all([str(path)], MIDS, block_bytes=block_bytes)
+    path.write_text(OFFICIAL)
+    assert read_all([str(path)], MIDS, block_bytes=60).equals(read_all([str(path)], MIDS))
 
 
 @pytest.mark.parametrize(
@@ -211,7 +237,7 @@ def test_broken_label_csvs_are_refused(source: Path, text: str, values: list[str
 
 
 def test_missing_audio_csvs_and_labels_are_refused(source: Path) -> None:
-    with refused(source, "no such folder"):
+    with refused(source, "no such file or folder"):
         read(source)
     labels = source.parent / "class_labels_indices.csv"
     with refused("/none.csv", "no such file"):
@@ -273,6 +299,11 @@ def named_segments(draw: st.DrawFn) -> list[tuple[str, float, str]]:
     return segments
 
 
+def parse_names(names: Sequence[str], ids: pa.Array) -> Names:
+    candidates = ids_in_names(pa.chunked_array([names], pa.string()))
+    return match_names(chosen_ids(candidates, pc.is_in(candidates["id"], ids)), ids)
+
+
 @example(segments=[("0000000_000", 0.0, "Another-title, 1_2-0000000_000.wav")], whole=False)
 @given(segments=named_segments(), whole=st.booleans())
 def test_file_names_of_every_form_match_their_segment(
@@ -280,7 +311,7 @@ def test_file_names_of_every_form_match_their_segment(
 ) -> None:
     ids, starts, names = zip(*segments, strict=True)
     keys, known = segment_keys(pa.table({"id": ids, "start_s": starts}))
-    parsed = parse_names(pa.chunked_array([names]), known)
+    parsed = parse_names(names, known)
     chosen, unreadable = choose(
         pair(parsed, keys, whole=whole), np.ones(len(names), dtype=bool), len(ids)
     )
@@ -306,7 +337,7 @@ def test_file_names_of_every_form_match_their_segment(
 )
 def test_other_file_names_match_no_segment(name: str) -> None:
     keys, known = segment_keys(pa.table({"id": IDS, "start_s": [30.0, 0.0, 239.8, 0.0]}))
-    parsed = parse_names(pa.chunked_array([[name]]), known)
+    parsed = parse_names([name], known)
     assert all(len(part) == 0 for part in pair(parsed, keys, whole=True))
 
 
@@ -383,7 +414,57 @@ def test_segments_of_one_video_get_distinct_ids(source: Path) -> None:
     # The id alone does not say which of the two segments a clip is.
     cut = read(source, segments=segments, cut="yes")
     assert cut.clips["id"].to_pylist() == [f"{IDS[0]}_500000", IDS[1]]
-    assert f"left out 1 files of no listed segment, such as {IDS[0]}.wav" in cut.notes
+    assert f"left out 1 file of no listed segment, such as {IDS[0]}.wav" in cut.notes
+
+
+# --- partitions ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    segments=st.lists(named_segments(), min_size=1, max_size=3),
+    num_partitions=st.integers(2, 9),
+    rows_per_range=st.integers(1, 5),
+    data=st.data(),
+)
+def test_manifest_does_not_depend_on_how_much_is_joined_at_once(
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    segments: list[list[tuple[str, float, str]]],
+    num_partitions: int,
+    rows_per_range: int,
+    data: st.DataObject,
+) -> None:
+    every = [segment for some in segments for segment in some]
+    label = st.lists(st.sampled_from(MIDS), min_size=1, max_size=2, unique=True)
+    lines = (
+        f'{clip}, {start_s}, {start_s + 10}, "{",".join(data.draw(label))}"\n'
+        for clip, start_s, _ in every
+    )
+    (source.parent / "eval_segments.csv").write_text("".join(lines))
+    names = data.draw(st.lists(st.sampled_from([name for *_, name in every]), unique=True))
+    paths = [f"{source}/{name}" for name in [*names, "other.wav", "zzzzzzzzzzz_30.wav"]]
+    sizes = data.draw(st.lists(st.integers(0, 1), min_size=len(paths), max_size=len(paths)))
+    listing = pa.record_batch({"path": paths, "size_bytes": sizes})
+    monkeypatch.setattr(storage, "iter_files", lambda _: [listing])
+    options = SourceOptions(
+        segments=(str(source.parent / "eval_segments.csv"),),
+        cut=data.draw(st.sampled_from(["yes", "no"])),
+    )
+
+    def outcome(num_partitions: int, rows_per_range: int) -> object:
+        try:
+            manifest = audioset.read(
+                str(source), options, num_partitions=num_partitions, rows_per_range=rows_per_range
+            )
+        except UserError as error:
+            return str(error)
+        assert manifest.missing is not None
+        videos = manifest.likely_groups[0].values.to_pylist()
+        rows = manifest.clips.to_pylist(), manifest.missing.to_pylist()
+        return *rows, videos, manifest.notes, manifest.coverage
+
+    assert outcome(num_partitions, rows_per_range) == outcome(1, 1000)
 
 
 # --- counts --------------------------------------------------------------------------------------
@@ -435,7 +516,7 @@ def test_common_ids_mark_their_clips(source: Path, listed: str) -> None:
     assert manifest.coverage.common == CommonClips(listed=3, found=2)
     assert_notes(manifest.notes, ["2 of 3", "common ids"])
     path.write_text("zzzzzzzzzzz")
-    with refused(path, "none of its 1 ids"):
+    with refused(path, "none of its 1 id"):
         read(source, common_ids=str(path))
     with refused("/none.txt", "no such file"):
         read(source, common_ids="/none.txt")

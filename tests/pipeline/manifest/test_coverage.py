@@ -8,7 +8,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.manifest.coverage import Coverage, count_classes, count_coverage
+from pipeline.manifest.coverage import Coverage, CoverageCounts
 from pipeline.storage import parse_document
 
 LABELS = ("dog", "rain", "never listed")
@@ -29,15 +29,15 @@ Segments = list[tuple[str, int, list[int], int]]
 def coverage_of(rows: Segments) -> Coverage:
     split, duration_s, classes, states = zip(*rows, strict=True)
     state = np.array(states)
-    return count_coverage(
-        "/audio",
+    counts = CoverageCounts(LABELS)
+    counts.add(
         split=pa.array(split),
         duration_s=np.array(duration_s, dtype=np.float64),
         classes=pa.array(classes, pa.list_(pa.int32())),
-        labels=LABELS,
         found=state == FOUND,
         unreadable=state == UNREADABLE,
     )
+    return counts.coverage("/audio")
 
 
 def test_segments_are_counted_by_split_and_class() -> None:
@@ -77,9 +77,7 @@ def test_each_segment_counts_once(rows: Segments) -> None:
 
 @given(rows=segments)
 def test_classes_are_counted_with_the_worst_first(rows: Segments) -> None:
-    lists = pa.array([row[2] for row in rows], pa.list_(pa.int32()))
-    found = np.array([row[3] == FOUND for row in rows])
-    classes = count_classes(lists, LABELS, found)
+    classes = coverage_of(rows).classes
     assert sorted(entry.label for entry in classes) == sorted(LABELS)
     assert [entry.share for entry in classes] == sorted(entry.share for entry in classes)
     for entry in classes:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.manifest.class_counts import count_clips
 from pipeline.manifest.folds import MAX_SEED, assign_folds
-from pipeline.manifest.manifest import SCHEMA, Clip, Manifest, from_clips, with_groups
+from pipeline.manifest.manifest import SCHEMA, Clip, Manifest, from_clips, with_column, with_groups
 from tests.pipeline.manifest.test_manifest import CLIPS, LABELS
 from tests.support.errors import assert_notes, refused
 
@@ -106,7 +106,7 @@ def test_classes_are_even_among_folds_of_groups() -> None:
 def test_a_class_smaller_than_the_number_of_folds_is_in_some_of_them() -> None:
     manifest = speech({f"s{i}": 2 for i in range(6)})
     labels = [["rare"], *manifest.clips["labels"].to_pylist()[1:]]
-    clips = manifest.clips.set_column(4, SCHEMA.field("labels"), pa.array(labels))
+    clips = with_column(manifest.clips, "labels", [pa.array(labels)])
     rare = replace(manifest, clips=clips, labels=("a", "b", "c", "rare"))
     counts = count_clips(assign_folds(rare, 5), "fold")
     assert sorted(counts.counts[3].tolist()) == [0, 0, 0, 0, 1]

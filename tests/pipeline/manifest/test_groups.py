@@ -216,10 +216,42 @@ def test_groups_are_a_field_in_containers(tmp_path: Path, kind: str) -> None:
         read_source(source, options=SourceOptions(group="singer"))
 
 
-def test_layouts_without_columns_have_no_groups(tmp_path: Path) -> None:
-    source = write_files(tmp_path, "dog/1.wav", "cat/1.wav")
-    with refused("--group speaker", "'folder'", remedy="speaker"):
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("{speaker}_*", ["dog/anna_1.wav", "cat/bob_1_2.wav"]),
+        ("*_{speaker}", ["dog/1_anna.wav", "cat/1_bob.flac"]),
+        ("*-{speaker}-*.wav", ["dog/1-anna-1.wav", "cat/2-bob-2.3.wav"]),
+        ("{speaker}/*", ["dog/anna/1.wav", "cat/bob/1.wav", "cat/x/bob/2.wav"]),
+    ],
+)
+def test_groups_are_parts_of_the_names_in_a_folder(
+    tmp_path: Path, pattern: str, names: list[str]
+) -> None:
+    source = write_files(tmp_path, *names)
+    manifest = read_source(source, options=SourceOptions(group=pattern))
+    expected = ["anna" if "anna" in name else "bob" for name in manifest.clips["id"].to_pylist()]
+    assert groups_of(manifest) == expected
+    assert manifest.group is not None
+    assert manifest.group.name == "speaker"
+
+
+def test_speech_commands_have_the_speakers_of_their_names(tmp_path: Path) -> None:
+    names = [f"{word}/{speaker}_nohash_0.wav" for word in ("yes", "no") for speaker in SPEAKERS]
+    source = write_files(tmp_path, *names)
+    write_table(tmp_path / "testing_list.txt", f"{names[0]}\n{names[3]}\n")
+    options = SourceOptions(group="{speaker}_nohash_*")
+    assert set(groups_of(read_source(source, options=options))) == set(SPEAKERS)
+
+
+def test_patterns_that_fit_no_names_are_refused(tmp_path: Path) -> None:
+    source = write_files(tmp_path, "dog/anna_1.wav", "cat/1.wav")
+    with refused("--group speaker", "'folder'", remedy="--group '{speaker}_*'"):
         read_source(source, options=SourceOptions(group="speaker"))
+    with refused("--group {speaker}_{take}", "'folder'", remedy=True):
+        read_source(source, options=SourceOptions(group="{speaker}_{take}"))
+    with refused("--group {speaker}_*", "1 of 2", "cat/1.wav", remedy=True):
+        read_source(source, options=SourceOptions(group="{speaker}_*"))
 
 
 def test_the_command_keeps_groups_together(

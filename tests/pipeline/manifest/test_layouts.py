@@ -228,7 +228,7 @@ def test_labels_may_have_another_separator(tmp_path: Path) -> None:
 def test_audio_in_two_splits_is_noted(tmp_path: Path) -> None:
     text = "path,labels,id,split,end_s\na.wav,dog,1,train,\na.wav,dog,2,test,\nb.wav,dog,3,test,1\n"
     source = write_table(tmp_path / "clips.csv", text + "b.wav,dog,4,train,2\n")
-    assert_notes(read_source(source, "auto").notes, ["1 clips", "another split", "a.wav"])
+    assert_notes(read_source(source, "auto").notes, ["1 clip", "another split", "a.wav"])
 
 
 def test_each_of_several_tables_needs_a_split(tmp_path: Path) -> None:
@@ -504,7 +504,7 @@ def test_a_folder_without_classes_is_refused(
 
 def test_missing_or_empty_folder_is_refused(tmp_path: Path) -> None:
     for source in (tmp_path, tmp_path / "none"):
-        with refused(source, "no such folder"):
+        with refused(source, "no such file or folder"):
             read_source(str(source), "auto")
 
 

@@ -147,7 +147,7 @@ NO_CLIP = {
 @pytest.mark.parametrize(
     ("columns", "values"),
     [
-        (plain(id=["same", "b", "same"]), [1, "ids", "same"]),
+        (plain(id=["same", "b", "same"]), [1, "id", "same"]),
         (plain(id=["a", "", "c"]), ["an empty id"]),
         (plain(id=["a", None, "c"]), ["column 'id'", 1, "empty"]),
         (plain(uri=["/a", None, None]), ["column 'uri'", 2, "empty"]),
@@ -181,6 +181,31 @@ def test_invalid_manifests_are_refused(
     path = write_plain(tmp_path / "m.parquet", **columns)
     with refused(path, *values):
         read_manifest(path)
+    with refused(path, *values):
+        read_manifest(path, batch_rows=1)
+
+
+def test_manifest_is_read_in_any_number_of_batches(tmp_path: Path) -> None:
+    path = str(tmp_path / "m.parquet")
+    write_manifest(path, from_clips(CLIPS, LABELS))
+    whole, in_parts = read_manifest(path), read_manifest(path, batch_rows=1)
+    assert in_parts.clips.num_batches == len(CLIPS)
+    assert in_parts.clips.equals(whole.clips)
+    again = str(tmp_path / "again.parquet")
+    write_manifest(again, in_parts)
+    assert Path(again).read_bytes() == Path(path).read_bytes()
+
+
+def test_damage_behind_the_first_clips_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    table = pa.table(plain())
+    pq.write_table(pa.concat_tables([table] * 100), path, row_group_size=100)
+    data = bytearray(path.read_bytes())
+    second = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    data[second : second + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    with refused(path, "Parquet", remedy="`manifest`"):
+        read_manifest(str(path), batch_rows=10)
 
 
 def test_a_label_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
@@ -229,5 +254,5 @@ def test_manifest_round_trips_in_a_bucket(s3: str) -> None:
     assert read_manifest(f"{s3}/m.parquet").labels == LABELS
     with refused(f"{s3}/none.parquet", "no manifest", remedy="`manifest`"):
         read_manifest(f"{s3}/none.parquet")
-    with refused("s3://no-such-bucket/m.parquet", "bucket", remedy="endpoint"):
+    with refused("s3://no-such-bucket", "bucket", remedy="endpoint"):
         read_manifest("s3://no-such-bucket/m.parquet")

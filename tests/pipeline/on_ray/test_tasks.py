@@ -27,7 +27,8 @@ def tasks(num, seconds):
     return run_tasks([{"seconds": seconds}] * num, where, memory_bytes=1e8)
 
 
-cluster = Cluster(initialize_head=True, connect=True, head_node_args={"num_cpus": 0})
+head = {"num_cpus": 0, "include_dashboard": False}
+cluster = Cluster(initialize_head=True, connect=True, head_node_args=head)
 names = {cluster.add_node(num_cpus=2, num_gpus=1)._node_id: "with a GPU"}
 alone = {names[row["node"]] for row in tasks(2, 0.0)}
 names[cluster.add_node(num_cpus=1)._node_id] = "first"
@@ -35,6 +36,7 @@ used = []
 for row in tasks(12, 1.0):
     if not used:
         names[cluster.add_node(num_cpus=1)._node_id] = "joined"
+        names[cluster.add_node(num_cpus=2, num_gpus=1)._node_id] = "joined with a GPU"
     used.append(names[row["node"]])
 print(json.dumps([sorted(alone), sorted(set(used)), len(used)]))
 ray.shutdown()

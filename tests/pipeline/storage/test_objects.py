@@ -1,32 +1,27 @@
 """Objects in buckets: lost answers, outages, odd keys; each through a faulty proxy to a server."""
 
+import hashlib
 import io
 import logging
+import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import boto3
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline import storage
 from pipeline.errors import PassingError
-from pipeline.storage import faults
-from tests.conftest import forget_clients
+from pipeline.storage import faults, table_file
 from tests.support.errors import assert_names, refused
-from tests.support.faulty_proxy import Faults, FaultyProxy, faulty_proxy
+from tests.support.faulty_proxy import Faults, FaultyProxy
 
 LARGE = bytes(range(256)) * 80_000
 """More than is written in one put."""
-
-
-@pytest.fixture
-def proxy(s3: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """The proxy between this process and the bucket `s3`; at first it passes everything on."""
-    with faulty_proxy(s3_endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        forget_clients()
-        yield proxy
 
 
 @pytest.fixture
@@ -194,3 +189,32 @@ def test_local_names_that_cannot_be_used_are_left_out(
     assert shown in message
     with refused(shown, fault, remedy="rename"):
         storage.absolute(str(odd))
+
+
+# --- tables that are read in pieces ---------------------------------------------------------------
+
+
+def test_table_in_a_bucket_is_fetched_once_and_read_in_pieces(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_file, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    table = pa.table({"number": np.random.default_rng(0).integers(2**60, size=2000)})
+    data = storage.encode_table(table, 100)
+    storage.write_bytes(f"{s3}/table", data)
+    source, sha256 = storage.open_whole(f"{s3}/table")
+    assert sha256 == hashlib.sha256(data).hexdigest()
+    assert list(tmp_path.iterdir()) == []
+    storage.remove(f"{s3}/table")
+    file = storage.TableFile(source, table.schema, where="table", remedy="")
+    assert file.read().equals(table)
+    with pytest.raises(FileNotFoundError):
+        storage.open_whole(f"{s3}/table")
+
+
+def test_full_folder_of_temporary_files_is_named(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_bytes(f"{s3}/table", b"content")
+    full = partial(Path("/dev/full").open, "wb", buffering=0)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", lambda **_: full())
+    with refused(tempfile.gettempdir(), f"{s3}/table", "No space left", remedy="TMPDIR"):
+        storage.open_whole(f"{s3}/table")

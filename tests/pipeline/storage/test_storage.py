@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -471,6 +472,36 @@ def test_storage_that_never_answered_is_noted_once(
     assert len(caplog.messages) == (0 if is_answered else 1)
     for message in caplog.messages:
         assert_names(message, endpoint, 60, "AWS_ENDPOINT_URL")
+
+
+@pytest.mark.parametrize(("given", "waited_s"), [("", 60), ("0", 0), ("6.5", 6.5), ("600", 600)])
+def test_variable_says_how_long_faults_are_retried(
+    given: str, waited_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+
+    def fail() -> None:
+        raise ConnectionResetError
+
+    clock = SimpleNamespace(monotonic=lambda: now_s, sleep=sleep)
+    monkeypatch.setattr("pipeline.storage.faults.time", clock)
+    monkeypatch.setenv("AST_RAY_RETRY_S", given)
+    with pytest.raises(ConnectionResetError):
+        storage.with_retries(fail)
+    assert now_s == waited_s
+
+
+@pytest.mark.parametrize("given", ["soon", "-1", "inf", "nan"])
+def test_time_of_retries_that_is_no_number_is_refused(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AST_RAY_RETRY_S", given)
+    with refused("AST_RAY_RETRY_S", given, "seconds"):
+        storage.read_bytes(str(tmp_path / "file"))
 
 
 def test_endpoint_without_scheme_is_an_explained_error(

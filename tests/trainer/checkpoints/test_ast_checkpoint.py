@@ -491,7 +491,7 @@ def test_run_without_checkpoint_is_refused(tmp_path: Path) -> None:
             "ast.safetensors",
             ["stride_time", "above 0", "got 0"],
         ),
-        ({"labels": ["a", "b"]}, "ast.safetensors", ["1 classes", 2]),
+        ({"labels": ["a", "b"]}, "ast.safetensors", ["1 class", 2]),
         ({"std": "x"}, "ast.safetensors", ["std", "number", "'x'"]),
     ],
 )

@@ -16,14 +16,12 @@ from tests.support.prepared import make_prepared, tiny_recipe
 from tests.support.runs import assert_same_run, newest, untimed
 from trainer.checkpoints.averaging import (
     average_epochs,
-    best_epoch,
-    epoch_name,
     remove_other_epochs,
     update_ema,
-    weights_path,
     write_weights,
 )
-from trainer.checkpoints.progress import EpochResult
+from trainer.checkpoints.paths import epoch_name, weights_path
+from trainer.checkpoints.progress import EpochResult, best_epoch
 from trainer.checkpoints.settings import AveragingSettings
 from trainer.checkpoints.state_files import read_state
 from trainer.data.clips import select_training_data

@@ -18,10 +18,10 @@ from trainer.checkpoints.checkpoint import (
     NUM_KEPT,
     Background,
     Checkpoint,
-    checkpoint_paths,
     load_newest,
     save_checkpoint,
 )
+from trainer.checkpoints.paths import checkpoint_paths
 from trainer.checkpoints.progress import CurvePoint, EpochResult, Progress, SkippedStep
 
 

@@ -13,6 +13,7 @@ from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from tests.support.errors import refused
 from tests.support.prepared import make_prepared, to_version_2
 from trainer.data import clip_reader
+from trainer.data.clip_columns import ClipIds, ClipLabels, ClipShards
 from trainer.data.clip_reader import ClipReader
 from trainer.data.clips import ClipSet, select_clips
 
@@ -96,11 +97,11 @@ def test_shards_are_closed_above_the_limit_of_open_files(
         Path(shard).write_bytes(np.full(128, number, dtype=np.float16).tobytes())
     many = ClipSet(
         name="many",
-        ids=shards,
-        shards=shards,
+        ids=ClipIds.of(shards),
+        shards=ClipShards.of(shards),
         offset_bytes=np.zeros(6, dtype=np.int64),
         size_bytes=np.full(6, 256, dtype=np.int64),
-        label_indices=[[]] * 6,
+        label_indices=ClipLabels.of([[]] * 6),
         common=np.zeros(6, dtype=np.bool_),
         labels=[],
         num_mels=128,

@@ -97,7 +97,7 @@ def assert_same(batches: Sequence[Batch], others: Sequence[Batch]) -> None:
 @pytest.mark.parametrize("crop", ["first", "random"])
 def test_batches_equal_a_plain_loop(dataset: PreparedDataset, clips: ClipSet, crop: Any) -> None:
     """Reads clips one at a time through the data set's index."""
-    rows = dataset.index.to_pylist()
+    rows = dataset.index.read().to_pylist()
     labels = {row["id"]: [dataset.labels.index(label) for label in row["labels"]] for row in rows}
     fbanks = {
         row["id"]: torch.from_numpy(dataset.read_fbank(position).copy())

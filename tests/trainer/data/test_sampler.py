@@ -11,6 +11,8 @@ from scipy.stats import chisquare
 
 from pipeline.errors import SettingValueError
 from tests.support.errors import refused
+from trainer.data.clip_columns import ClipLabels
+from trainer.data.random_streams import Stream, random_bits, uniform
 from trainer.data.sampler import (
     batch_positions,
     bucketed_order,
@@ -108,6 +110,32 @@ def test_order_is_the_same_in_every_release() -> None:
 
 @given(
     SEEDS,
+    st.lists(st.lists(st.integers(0, 3), max_size=3), min_size=1, max_size=60),
+    st.integers(1, 20),
+)
+def test_order_and_weights_are_the_same_however_many_are_worked_on_at_once(
+    seed: int, labels: list[list[int]], at_once: int
+) -> None:
+    packed = ClipLabels.of([[0], *labels])
+    weights = class_balanced_weights(packed, 4)
+    in_pieces = class_balanced_weights(packed, 4, at_once=at_once)
+    np.testing.assert_array_equal(in_pieces, weights)
+    where = {"seed": seed, "epoch": 2, "num_clips": len(packed)}
+    # One search for all numbers, in the order in which they are drawn.
+    edges = np.cumsum(weights)
+    drawn = uniform(random_bits(Stream.ORDER, seed=seed, epoch=2), len(packed)) * edges[-1]
+    expected = np.searchsorted(edges, drawn, side="right").tolist()
+    assert epoch_order(**where, weights=weights).tolist() == expected
+    assert epoch_order(**where, weights=weights, at_once=at_once).tolist() == expected
+    keys = uniform(random_bits(Stream.ORDER, seed=seed, epoch=2), len(packed))
+    shuffled = epoch_order(**where, weights=None, at_once=at_once)
+    assert shuffled.tolist() == np.argsort(keys, kind="stable").tolist()
+    partners = mixup_partners(**where)
+    np.testing.assert_array_equal(mixup_partners(**where, at_once=at_once), partners)
+
+
+@given(
+    SEEDS,
     EPOCHS,
     st.lists(st.sampled_from([10, 20, 30]), min_size=1, max_size=200),
     st.integers(1, 9),
@@ -154,7 +182,8 @@ def test_bucket_settings_out_of_range_are_refused(
 
 
 def test_clip_weight_is_the_sum_over_its_labels() -> None:
-    weights = class_balanced_weights([[0], [0, 1], [2, 0], [], [1, 1]], num_classes=4)
+    labels = ClipLabels.of([[0], [0, 1], [2, 0], [], [1, 1]])
+    weights = class_balanced_weights(labels, num_classes=4)
     rare, common = 1000 / 2.01, 1000 / 3.01
     assert weights == pytest.approx([common, common + rare, common + 1000 / 1.01, 0, rare])
     assert weights.dtype == np.float64
@@ -164,20 +193,20 @@ def test_clip_weight_is_the_sum_over_its_labels() -> None:
 def test_balanced_weights_equal_a_plain_count(clips: list[set[int]]) -> None:
     counts = [sum(index in labels for labels in clips) for index in range(6)]
     expected = [sum(1000 / (counts[index] + 0.01) for index in labels) for labels in clips]
-    weights = class_balanced_weights([sorted(labels) for labels in clips], num_classes=6)
+    weights = class_balanced_weights(ClipLabels.of(map(sorted, clips)), num_classes=6)
     assert weights == pytest.approx(expected)
 
 
 def test_balanced_epoch_of_single_labels_draws_classes_equally() -> None:
     labels = [[0]] * 9000 + [[1]] * 900 + [[2]] * 100
-    weights = sampling_weights(SamplerSettings(mode="balanced"), labels, 3)
+    weights = sampling_weights(SamplerSettings(mode="balanced"), ClipLabels.of(labels), 3)
     order = epoch_order(seed=1, epoch=1, num_clips=10_000, weights=weights)
     drawn = np.array([labels[clip][0] for clip in order])
     assert chisquare(np.bincount(drawn, minlength=3)).pvalue > 0.001
 
 
 def test_shuffling_needs_no_weights() -> None:
-    assert sampling_weights(SamplerSettings(mode="shuffle"), [[0], [1]], 2) is None
+    assert sampling_weights(SamplerSettings(mode="shuffle"), ClipLabels.of([[0], [1]]), 2) is None
 
 
 @given(st.integers(1, 300), st.integers(1, 70))
@@ -218,8 +247,8 @@ def test_weighted_sum_over_ranks_equals_the_batch_sum() -> None:
     ("call", "name", "value"),
     [
         (lambda: SamplerSettings(mode="random"), "mode", "'random'"),  # type: ignore[arg-type]
-        (lambda: class_balanced_weights([[0, 3]], 3), "label_indices", "0 to 3"),
-        (lambda: class_balanced_weights([[-1]], 3), "label_indices", "-1 to -1"),
+        (lambda: class_balanced_weights(ClipLabels.of([[0, 3]]), 3), "label_indices", "0 to 3"),
+        (lambda: class_balanced_weights(ClipLabels.of([[-1]]), 3), "label_indices", "-1 to -1"),
         (lambda: mixup_partners(seed=0, epoch=0, num_clips=0), "num_clips", 0),
         (lambda: steps_per_epoch(0, 4), "num_clips", 0),
         (lambda: steps_per_epoch(4, 0), "batch", 0),

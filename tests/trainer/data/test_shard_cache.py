@@ -125,6 +125,7 @@ def test_silent_storage_is_named(
         )
 
     cache = ShardCache(str(tmp_path), max_bytes=3000)
+    monkeypatch.setenv("AST_RAY_RETRY_S", "1")
     monkeypatch.setattr(storage, "read_range", read_range)
     with refused(shards[0], "no answer", type=PassingError, remedy="AWS_ENDPOINT_URL"):
         settled(cache, shards)

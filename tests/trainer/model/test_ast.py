@@ -1,5 +1,6 @@
 """The AST model against transformers, timm, plain arithmetic and the numbers of the paper."""
 
+import copy
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import torch._dynamo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, ParallelThingsBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ASTConfig, ASTForAudioClassification
@@ -28,6 +29,7 @@ from trainer.checkpoints.names import from_transformers_state
 from trainer.data.random_streams import patchout_seed
 from trainer.model.ast import AST
 from trainer.model.build import build_model, check_backbone
+from trainer.model.last_block import can_leave_out, take_num_outputs
 from trainer.model.patches import adapt_position_embedding, draw_kept_patches
 from trainer.model.settings import ModelSettings
 
@@ -655,7 +657,7 @@ def test_checkpointed_activations_give_the_same_gradients() -> None:
         model = randomise(build_model(shape, num_classes=3, num_mels=64))
         count: list[int] = []
         for block in model.blocks:
-            block.get_submodule("attn").register_forward_hook(
+            block.get_submodule("norm1").register_forward_hook(
                 lambda *_, count=count: count.append(1)
             )
         model.patchout_seed = 1
@@ -684,8 +686,49 @@ def test_compiled_blocks_have_a_graph_for_each_shape(monkeypatch: pytest.MonkeyP
     torch._dynamo.reset()
     for num_clips in (4, 3, 4, 2, 4):
         model(torch.randn(num_clips, 64, 64)).sum().backward()
-    assert len(sizes) == 3
+    # The last block is another program than those before it.
+    assert len(sizes) == 2 * 3
     assert all(isinstance(size, int) for shapes in sizes for size in shapes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"qk_norm": True, "scale_attn_norm": True, "init_values": 0.5},
+        {"qkv_bias": False},
+    ],
+)
+@pytest.mark.parametrize("fused", [True, False])
+def test_last_block_gives_the_first_outputs_of_the_whole(
+    changes: dict[str, Any], fused: bool
+) -> None:
+    """Outputs and gradients are timm's."""
+    torch.manual_seed(0)
+    whole: Any = Block(32, 4, **{"qkv_bias": True, **changes})
+    whole.attn.fused_attn = fused
+    last = copy.deepcopy(whole)
+    take_num_outputs(last)
+    x = torch.randn(3, 9, 32)
+    results = []
+    for block, arguments in ((whole, ()), (last, (2,))):
+        tokens = x.clone().requires_grad_()
+        outputs = block(tokens, *arguments)[:, :2]
+        outputs.square().sum().backward()
+        gradients = [weight.grad for weight in block.parameters()]
+        results.append([outputs, tokens.grad, *gradients])
+    assert can_leave_out(last)
+    assert last(x, 2).shape == (3, 2, 32)
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(last(x), whole(x))
+
+
+def test_last_block_of_another_kind_is_computed_whole() -> None:
+    block = ParallelThingsBlock(32, 4)
+    expected = block(torch.ones(1, 9, 32))
+    take_num_outputs(block)
+    assert not can_leave_out(block)
+    assert torch.equal(block(torch.ones(1, 9, 32), 2), expected)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

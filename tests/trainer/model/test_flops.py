@@ -58,8 +58,9 @@ def test_flops_equal_pytorchs_count(
 
 
 def test_base_model_has_the_expected_flops() -> None:
+    """Those of all outputs would be 261.5; the last block computes two of 1,214."""
     model = on_meta(ModelSettings(pretrained=False), 527)
-    assert forward_flops(model) / 1e9 == pytest.approx(261.5, abs=1)
+    assert forward_flops(model) / 1e9 == pytest.approx(242.2, abs=0.1)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
 from tests.support.runs import newest
 from tests.support.steps import own_lines, started, wait_for_step
 from trainer.checkpoints.progress import EpochResult
-from trainer.on_ray.actors import Referee
+from trainer.on_ray.board import Referee
 from trainer.on_ray.search import Asha
 from trainer.run.history import is_finished, read_history
 from trainer.studies.search.record import AshaSettings, SearchRecord, is_stopped, read_record

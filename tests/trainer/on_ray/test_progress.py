@@ -13,7 +13,7 @@ import ray
 from cluster.signals import one_interrupt
 from trainer.checkpoints.progress import CurvePoint, EpochResult
 from trainer.on_ray import progress as ray_progress
-from trainer.on_ray.actors import Board
+from trainer.on_ray.board import Board
 from trainer.run.run_progress import RunProgress
 
 POINT = CurvePoint(
@@ -105,6 +105,22 @@ def test_board_is_told_to_stop_once_and_the_step_interrupted_when_time_is_up(
     interrupted.assert_not_called()
     ray_progress._stop(board, -1.0, is_stopping)
     interrupted.assert_called_once()
+
+
+def test_board_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+
+    def get(answer: object, timeout: float) -> list[RunProgress]:
+        limits.append(timeout)
+        if len(limits) == 2:
+            raise ray.exceptions.GetTimeoutError
+        return [RUN]
+
+    monkeypatch.setattr(ray, "get", get)
+    board = SimpleNamespace(get=SimpleNamespace(remote=Mock()))
+    assert ray_progress._newest(board, []) == [RUN]
+    assert ray_progress._newest(board, [RUN, RUN]) == [RUN, RUN]
+    assert all(limits)
 
 
 def test_worker_learns_of_the_stop_from_the_answer_to_its_report(

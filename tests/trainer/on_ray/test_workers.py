@@ -40,7 +40,7 @@ def test_gpus_are_used_if_present(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", nodes({"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}))
     assert fit_workers(Workers(num=1), runs=9) == (Workers(num=1, use_gpu=True), 2)
     assert fit_workers(Workers(num=1, use_gpu=False), runs=99)[1] == 16
-    with refused("", "3 workers", "1 CPUs", "a GPU", "2 GPUs", remedy="--no-gpu"):
+    with refused("", "3 workers", "1 CPU", "a GPU", "2 GPUs", remedy="--no-gpu"):
         fit_workers(Workers(num=3))
 
 
@@ -123,7 +123,7 @@ def test_memory_limits_the_runs_at_once(
 def test_memory_of_the_model_counts_on_cpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", nodes({"CPU": 8.0, "GPU": 1.0, "memory": 2 * GB}))
     assert fit_workers(Workers(), model_bytes=4_000_000_000)[0].use_gpu
-    with refused("", "1 workers", "5.2 GB", "2.0 GB", remedy="train.micro_batch_size"):
+    with refused("", "1 worker", "5.2 GB", "2.0 GB", remedy="train.micro_batch_size"):
         fit_workers(Workers(use_gpu=False), model_bytes=4_000_000_000)
 
 

@@ -17,9 +17,10 @@ from pipeline import storage
 from pipeline.errors import SettingError
 from tests.support.errors import refused
 from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
+from trainer.data.clip_columns import ClipLabels
 from trainer.data.clips import select_training_data
 from trainer.model.build import build_model
-from trainer.recipe.fit import check_fit
+from trainer.recipe.model_fit import check_fit
 from trainer.recipe.parse import load_recipe, make_recipe
 from trainer.recipe.recipe import SECTIONS, Recipe
 
@@ -484,6 +485,15 @@ def test_settings_unfit_for_the_data_are_refused(
     check_fit(fitting, select_training_data(dataset, fitting.data))
     with refused(where, *values):
         check_fit(tiny_recipe(**changes), select_training_data(dataset, fitting.data))
+
+
+def test_best_epoch_of_clips_without_labels_is_refused(tmp_path: Path) -> None:
+    recipe = tiny_recipe(train={"select_by": "mAP"})
+    data = select_training_data(make_prepared(str(tmp_path), num_train=8, num_eval=8), recipe.data)
+    check_fit(recipe, data)
+    unlabelled = replace(data.evaluation, label_indices=ClipLabels.of([[]] * 8))
+    with refused("train.select_by", "'eval'", remedy="data.eval_split"):
+        check_fit(recipe, replace(data, evaluation=unlabelled))
 
 
 def number_settings() -> list[tuple[str, str]]:

@@ -10,7 +10,8 @@ from pipeline.dataset.prepared import PreparedDataset
 from tests.support.errors import assert_names, refused
 from tests.support.prepared import make_prepared, tiny_recipe
 from trainer.data.clips import select_training_data
-from trainer.recipe.fit import check_fit, check_rate
+from trainer.recipe.fit import check_rate
+from trainer.recipe.model_fit import check_fit
 from trainer.recipe.parse import load_recipe, make_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.recipe.warnings import recipe_warnings
@@ -60,7 +61,7 @@ NO_EFFECT = ["without effect"]
         ({"loader": {"cache_gb": 1.0, "cache_folder": "cache"}}, "loader.cache_gb", NO_EFFECT),
         ({"schedule": {"warmup_steps": 18}}, "schedule.warmup_steps", ["18 steps"]),
         ({"schedule": {"decay_after_epochs": [3]}}, "schedule.decay_after_epochs", [3]),
-        ({"published": {"mAP": [0.5]}}, "published.mAP", ["1 epochs", 3]),
+        ({"published": {"mAP": [0.5]}}, "published.mAP", ["1 epoch", 3]),
     ],
 )
 def test_odd_settings_are_warned_about(

@@ -120,7 +120,7 @@ def test_predictions_hold_the_ids_and_targets_of_a_clip_set(tmp_path: object) ->
     written = from_scores(clips, targets, targets * 0.5, Source(loss="bce"), clips.name)
     write(str(tmp_path), written)
     read = read_predictions(str(tmp_path), "train-fold2")
-    assert read.ids == clips.ids
+    assert read.ids == list(clips.ids)
     assert np.array_equal(read.targets, targets)
 
 

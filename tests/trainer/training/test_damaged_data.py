@@ -46,7 +46,7 @@ def recipe_file(tmp_path: Path) -> str:
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that would start Ray fail."""
 
-    def session(_: object) -> None:
+    def session(*_: object, **__: object) -> None:
         raise AssertionError("Ray would be started")
 
     for step in (train_step, evaluate_step):
@@ -56,7 +56,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """`train` trains in this process."""
-    monkeypatch.setattr(train_step, "session", lambda _: nullcontext())
+    monkeypatch.setattr(train_step, "session", lambda _, **__: nullcontext())
     monkeypatch.setattr(
         ray_train,
         "run_training",

@@ -18,7 +18,7 @@ from tests.support.errors import assert_names, refused
 from tests.support.prepared import make_prepared, tiny_recipe
 from tests.support.ranks import run_ranks
 from tests.support.runs import assert_same_run, known, newest, train_losses, untimed
-from trainer.checkpoints.checkpoint import checkpoint_paths
+from trainer.checkpoints.paths import checkpoint_paths
 from trainer.data.augment import augment_batch
 from trainer.data.clip_reader import ClipReader, IntArray
 from trainer.recipe.parse import make_recipe

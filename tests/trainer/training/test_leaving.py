@@ -10,7 +10,7 @@ from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from tests.support.prepared import make_prepared, tiny_recipe
 from tests.support.ranks import run_ranks
 from tests.support.runs import assert_close_runs, assert_same_run, newest
-from trainer.checkpoints.checkpoint import checkpoint_paths
+from trainer.checkpoints.paths import checkpoint_paths
 from trainer.run.leaving import LeavingError
 from trainer.run.run_progress import RunProgress
 from trainer.training.loop import train

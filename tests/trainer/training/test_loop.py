@@ -29,9 +29,11 @@ from tests.support.runs import (
     train_losses,
     untimed,
 )
-from trainer.checkpoints.checkpoint import Checkpoint, checkpoint_paths, save_checkpoint
+from trainer.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from trainer.checkpoints.paths import checkpoint_paths
 from trainer.checkpoints.progress import Progress
 from trainer.data.batch import Batch
+from trainer.data.clip_columns import ClipLabels
 from trainer.data.sampler import class_balanced_weights, epoch_order
 from trainer.optim.schedule import learning_rate
 from trainer.recipe.parse import make_recipe
@@ -109,6 +111,7 @@ def test_run_folder_holds_all_results(dataset: PreparedDataset, tmp_path: Path) 
         "eval_split": "train",
         "eval_fold": 2,
         "num_mels": 128,
+        "store": "fbank",
         "mean": pytest.approx(mean, rel=1e-9),
         "std": pytest.approx(std, rel=1e-9),
     }
@@ -204,7 +207,8 @@ def test_balanced_runs_train_on_the_balanced_draws(
     monkeypatch.setattr(loop, "make_step", spy)
     train(recipe, dataset, str(tmp_path / "run"), world=World())
     labels = np.array(classes_in_turn * 2)
-    weights = class_balanced_weights(labels[:, None].tolist(), 3)
+    packed = ClipLabels.of(labels[:, None].tolist())
+    weights = class_balanced_weights(packed, 3)
     orders = [epoch_order(seed=0, epoch=e, num_clips=40, weights=weights) for e in (1, 2)]
     assert seen == labels[np.concatenate(orders)].tolist()
     assert np.bincount(seen).min() > 16

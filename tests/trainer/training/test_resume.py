@@ -13,7 +13,8 @@ from pipeline.dataset.prepared import PreparedDataset
 from tests.support.errors import refused
 from tests.support.prepared import make_prepared, tiny_recipe
 from tests.support.runs import assert_same_run
-from trainer.checkpoints.checkpoint import Checkpoint, checkpoint_paths
+from trainer.checkpoints.checkpoint import Checkpoint
+from trainer.checkpoints.paths import checkpoint_paths
 from trainer.training import loop
 from trainer.training.loop import train
 from trainer.training.run_state import Run

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.dataset.prepared import PreparedDataset
 from pipeline.errors import UserError
+from pipeline.terminal.units import counted
 from trainer.data.clips import ClipSet, select_clips
 
 
@@ -37,10 +38,11 @@ def refuse_overlap(choosing: ClipSet, reported: ClipSet) -> None:
     Raises:
         UserError: some are in both.
     """
-    if num_shared := len(set(choosing.ids) & set(reported.ids)):
+    if num_shared := choosing.ids.num_shared(reported.ids):
         raise UserError(
             "--choose-on",
-            f"{num_shared:,} of its {len(choosing):,} clips are among those reported "
+            f"{num_shared:,} of its {counted(len(choosing), 'clip')} "
+            f"{'is' if num_shared == 1 else 'are'} among those reported "
             f"({reported.name!r}), whose scores the choice would flatter",
             "choose on a split that is not reported: --split names the one that is",
         )

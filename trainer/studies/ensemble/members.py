@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset
 from pipeline.errors import UserError
-from trainer.checkpoints.averaging import best_epoch
+from trainer.checkpoints.progress import best_epoch
 from trainer.data.clips import ClipSet
-from trainer.run.checks import evaluation_name
+from trainer.run.evaluation_name import evaluation_name
 from trainer.run.history import read_history
 from trainer.run.run_folder import read_recipe, read_run
 from trainer.scores.predictions import (

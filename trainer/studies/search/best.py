@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from pipeline import storage
+from pipeline.terminal.units import counted
 from trainer.recipe.recipe import Recipe
 from trainer.studies.search.record import SearchRecord, SearchRun
 from trainer.studies.search.result import show
@@ -29,8 +30,8 @@ def _header(output: str, record: SearchRecord, best: SearchRun) -> str:
     score = best.scores[record.metric]
     chosen = ", ".join(f"{name} = {show(value)}" for name, value in best.settings.items())
     lines = [
-        f"The best of {len(record.trials)} runs of a search over {', '.join(record.space)}, "
-        f"from the recipe {record.recipe}:",
+        f"The best of {counted(len(record.trials), 'run')} of a search over "
+        f"{', '.join(record.space)}, from the recipe {record.recipe}:",
         f"{chosen}.",
         "",
         f"Chosen by {record.metric} {score:.4f} on {record.chosen_by}, which is therefore no score "

@@ -75,7 +75,7 @@ def _default(data: DataSettings, dataset: PreparedDataset) -> DataSettings:
     found = sorted(filter(_is_validation, dataset.card.splits))
     if found and not data.fold:
         return replace(data, eval_split=found[0])
-    present = set(dataset.select(data.train_split)["fold"].to_pylist())
+    present = set(dataset.folds(data.train_split))
     folds = sorted(present - {0, *data.unused_folds})
     free = [fold for fold in folds if fold != data.fold]
     # At least one more to train on.

@@ -14,7 +14,8 @@ from pipeline import storage
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.errors import UserError
 from trainer.data.clips import TrainingData, select_training_data
-from trainer.recipe.fit import check_fit, check_rate
+from trainer.recipe.fit import check_rate
+from trainer.recipe.model_fit import check_fit
 from trainer.recipe.parse import load_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.recipe.settings import PublishedSettings

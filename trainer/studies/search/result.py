@@ -14,7 +14,8 @@ from rich.table import Table
 
 from pipeline import storage
 from pipeline.errors import UserError, last_line
-from trainer.checkpoints.averaging import best_epoch
+from pipeline.terminal.units import counted
+from trainer.checkpoints.progress import best_epoch
 from trainer.run.history import is_finished, read_history
 from trainer.run.skipped_steps import DivergedError
 from trainer.scores.metrics import METRICS
@@ -90,7 +91,7 @@ def score_names(record: SearchRecord) -> list[str]:
 
 def title(record: SearchRecord) -> str:
     """What was searched."""
-    return f"Search of {record.recipe}: {len(record.trials)} runs, by {record.metric}"
+    return f"Search of {record.recipe}: {counted(len(record.trials), 'run')}, by {record.metric}"
 
 
 def caption(record: SearchRecord) -> str:

@@ -160,6 +160,8 @@ def _parse(text: str, recipe: Recipe) -> Dimension:
     kind, colon, ends = spec.partition(":")
     if colon and kind in ("log", "uniform"):
         return _parse_range(setting, text, ends.split(":"), recipe, is_log=kind == "log")
+    if colon and kind.isalpha() and _type_of(setting) in (int, float):
+        raise UserError(where, f"no range is called {kind!r}", f"write {_SYNTAX.split(' (')[0]}")
     values = [_checked(recipe, setting, value, where) for value in _split(spec)]
     for value in values:
         if values.count(value) > 1:

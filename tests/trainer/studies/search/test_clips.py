@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from tests.support.errors import refused
@@ -16,7 +15,7 @@ def made_up(splits: str = "train eval", folds: tuple[int, ...] = (1, 2, 3, 4, 5)
     return SimpleNamespace(
         path="/data",
         card=SimpleNamespace(splits=dict.fromkeys(splits.split())),
-        select=lambda split: pa.table({"fold": list(folds)}),
+        folds=lambda split: list(folds),
     )
 
 

@@ -83,6 +83,7 @@ def test_narrow_range_keeps_enough_digits() -> None:
         ("schedule.lr=", ["section.key"]),
         ("lr=1,2", ["section.key"]),
         ("schedule.lr=log:1e-5", ["log:LOW:HIGH"]),
+        ("schedule.lr=lag:1e-5:1e-3", ["'lag'", "log:LOW:HIGH"]),
         ("schedule.lr=log:1:2:3:4", ["log:LOW:HIGH"]),
         ("schedule.lr=log:1e-3:1e-5", ["0.001", "1e-05"]),
         ("augment.mixup_share=log:0:1", ["above 0"]),

@@ -1,4 +1,4 @@
-"""Exports a run for transformers: the step `export`.
+"""Exports a run for transformers: the step `export --format transformers`.
 
 In: a run folder. Out: a folder that transformers loads, with the same logits, and in it
 `ast.safetensors`, the same model for this program.
@@ -19,42 +19,39 @@ import safetensors.torch
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.fbank_settings import FbankSettings
-from trainer.checkpoints.averaging import check_weights, weights_path
-from trainer.checkpoints.checkpoint import load_last
-from trainer.checkpoints.fit import load_exactly
 from trainer.checkpoints.from_own import EXPORTED_NAME, metadata
 from trainer.checkpoints.names import to_transformers_state
 from trainer.checkpoints.settings import Weights
-from trainer.checkpoints.state_files import State, encode_state, read_state
+from trainer.checkpoints.state_files import State, encode_state
+from trainer.exchange.model_card import CARD_NAME, TransformersFormat, model_card
+from trainer.exchange.settings import UNKNOWN_LICENCE
+from trainer.exchange.trained_model import read_trained_model
 from trainer.model.ast import AST
-from trainer.model.build import build_model
 from trainer.recipe.recipe import Recipe
-from trainer.run.run_folder import check_empty, read_recipe, read_run
+from trainer.run.run_folder import check_empty, read_run
 
 _logger = logging.getLogger(__name__)
 
 
-def export_run(run_path: str, output: str, weights: Weights = "last") -> None:
-    """Write weights of a run for transformers, and for this program.
+def export_transformers(
+    run_path: str, output: str, weights: Weights = "last", licence: str = UNKNOWN_LICENCE
+) -> None:
+    """Write weights of a run for transformers, and for this program, with a model card.
 
     Args:
         run_path: the run.
         output: folder to write, empty or new.
         weights: which of the run's weights.
+        licence: of the model, by its identifier on Hugging Face's hub.
 
     Raises:
         UserError: the run or these weights do not exist; transformers has no class for the model;
             the folder holds files.
     """
-    run = read_run(run_path)
+    read_run(run_path)
     check_empty(output)
-    trained = _read_weights(run_path, weights)
-    recipe, data = read_recipe(run_path, run), run.data
-    num_mels = data.num_mels or FbankSettings().num_mels
-    model = build_model(
-        recipe.model.without_weights(), num_classes=len(data.labels), num_mels=num_mels
-    )
-    load_exactly(model, trained, source=run_path)
+    trained = read_trained_model(run_path, weights)
+    model, recipe, data = trained.model, trained.recipe, trained.run.data
     _check_exportable(model, recipe)
     if recipe.sampler.bucket_frames:
         _logger.warning(
@@ -64,29 +61,25 @@ def export_run(run_path: str, output: str, weights: Weights = "last") -> None:
         )
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     ours = metadata(
-        run.settings["model"],
-        num_mels=num_mels,
+        trained.run.settings["model"],
+        num_mels=trained.fbank.num_mels,
         labels=data.labels,
         mean=data.mean,
         std=data.std,
         loss=recipe.train.loss,
+        scores=recipe.train.scores,
     )
     theirs = to_transformers_state(_with_one_eps(model, state))
+    card = model_card(trained, storage.absolute(output), TransformersFormat(), licence)
     storage.make_folder(output)
     storage.write_bytes(storage.join(output, EXPORTED_NAME), encode_state(state, ours))
     plain = safetensors.torch.save(theirs, {"format": "pt"})
     storage.write_bytes(storage.join(output, "model.safetensors"), plain)
-    features = _feature_extractor(recipe, num_mels, data.mean, data.std)
+    features = _feature_extractor(recipe, trained.fbank, data.mean, data.std)
     storage.write_json(storage.join(output, "preprocessor_config.json"), features)
-    config = _config(model, recipe, data.labels, num_mels)
+    config = _config(model, recipe, data.labels, trained.fbank.num_mels)
     storage.write_json(storage.join(output, "config.json"), config)
-
-
-def _read_weights(run_path: str, weights: Weights) -> State:
-    if weights != "last":
-        check_weights(run_path, weights)
-        return read_state(weights_path(run_path, weights))
-    return load_last(run_path).model
+    storage.write_bytes(storage.join(output, CARD_NAME), card)
 
 
 def _check_exportable(model: AST, recipe: Recipe) -> None:
@@ -97,6 +90,7 @@ def _check_exportable(model: AST, recipe: Recipe) -> None:
             "transformers has no class for this model: it needs two class tokens (a distilled "
             f"backbone) and square patches, got {shape.backbone} and "
             f"{shape.patch_frequency} x {shape.patch_time}",
+            "export it with --format onnx",
         )
 
 
@@ -140,13 +134,15 @@ def _config(model: AST, recipe: Recipe, labels: Sequence[str], num_mels: int) ->
     }
 
 
-def _feature_extractor(recipe: Recipe, num_mels: int, mean: float, std: float) -> dict[str, Any]:
+def _feature_extractor(
+    recipe: Recipe, fbank: FbankSettings, mean: float, std: float
+) -> dict[str, Any]:
     """`preprocessor_config.json`: the same fbanks, which transformers computes with torchaudio."""
     return {
         "feature_extractor_type": "ASTFeatureExtractor",
         "feature_size": 1,
-        "sampling_rate": FbankSettings().sample_rate_hz,
-        "num_mel_bins": num_mels,
+        "sampling_rate": fbank.sample_rate_hz,
+        "num_mel_bins": fbank.num_mels,
         "max_length": recipe.model.num_frames,
         "padding_value": 0.0,
         "padding_side": "right",

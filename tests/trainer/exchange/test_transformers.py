@@ -25,11 +25,12 @@ from tests.support.errors import assert_error_line, assert_names, refused
 from tests.support.prepared import LABELS, make_prepared, tiny_recipe, write_recipe
 from tests.support.runs import newest
 from tests.trainer.checkpoints.test_ast_checkpoint import AuthorsAst, transformers_model
-from trainer.checkpoints.averaging import weights_path, write_weights
+from trainer.checkpoints.averaging import write_weights
 from trainer.checkpoints.from_own import EXPORTED_NAME
+from trainer.checkpoints.paths import weights_path
 from trainer.checkpoints.read_weights import read_weights
 from trainer.data.augment import normalise
-from trainer.exchange.export_run import export_run
+from trainer.exchange.export_transformers import export_transformers
 from trainer.exchange.import_run import import_run
 from trainer.model.ast import AST
 from trainer.report.write import write_report
@@ -87,7 +88,7 @@ def assert_same_logits(run: str, dataset: PreparedDataset, folder: str, x: Tenso
 
 
 def test_transformers_gives_our_logits(run: str, dataset: PreparedDataset, tmp_path: Path) -> None:
-    export_run(run, str(tmp_path))
+    export_transformers(run, str(tmp_path))
     assert_same_logits(run, dataset, str(tmp_path), inputs(run, made_fbanks(dataset)))
     assert any("encoder.layer.1.attention" in name for name in load_file(tmp_path / NAME))
     config = transformers.AutoConfig.from_pretrained(tmp_path)
@@ -102,7 +103,7 @@ NAME = "model.safetensors"
 def test_transformers_pipeline_scores_real_recordings_alike(
     run: str, dataset: PreparedDataset, esc10: Path, tmp_path: Path
 ) -> None:
-    export_run(run, str(tmp_path))
+    export_transformers(run, str(tmp_path))
     paths = sorted((esc10 / "audio").iterdir())[::100]
     waves = [
         decode_audio(path.read_bytes(), DecodeSettings(), sample_rate_hz=16_000).samples
@@ -127,7 +128,7 @@ def test_export_of_a_run_in_buckets_warns_about_padding(
     sampler = replace(RECIPE.sampler, bucket_frames=(48, 56))
     train(replace(RECIPE, sampler=sampler), dataset, run, world=World())
     with caplog.at_level(logging.WARNING):
-        export_run(run, str(tmp_path / "out"))
+        export_transformers(run, str(tmp_path / "out"))
     assert_names(caplog.text, run, "[48, 56] frames")
 
 
@@ -145,7 +146,7 @@ def test_head_norm_eps_survives_the_export(
     (path / "checkpoints").mkdir()
     document = {"optimiser": saved.optimiser, "model": model.state_dict(), "progress": {}}
     torch.save(document, path / "checkpoints" / "step-00000000.pt")
-    export_run(str(path), str(tmp_path / "out"))
+    export_transformers(str(path), str(tmp_path / "out"))
     x = inputs(run, made_fbanks(dataset))
     assert_same_logits(str(path), dataset, str(tmp_path / "out"), x)
     before = model(x)
@@ -167,7 +168,7 @@ def test_interrupted_import_is_repeated(run: str, dataset: PreparedDataset, tmp_
 def test_export_and_import_round_trip_bit_by_bit(
     run: str, dataset: PreparedDataset, tmp_path: Path
 ) -> None:
-    export_run(run, str(tmp_path / "out"))
+    export_transformers(run, str(tmp_path / "out"))
     for source in ("out", "out/ast.safetensors"):
         again = str(tmp_path / ("from-" + source.replace("/", "-")))
         import_run(str(tmp_path / source), dataset.path, again, "", [])
@@ -187,8 +188,9 @@ def test_models_unknown_to_transformers_are_refused(
     recipe = tiny_recipe(model={**SHAPE, **model}, train={"epochs": 1})
     train(recipe, dataset, str(tmp_path / "run"), world=World())
     shape = {"backbone": "deit_tiny_distilled_patch16_224.fb_in1k", "patch_time": 16, **model}
-    with refused("", "transformers", shape["backbone"], f"16 x {shape['patch_time']}"):
-        export_run(str(tmp_path / "run"), str(tmp_path / "out"))
+    names = ("transformers", shape["backbone"], f"16 x {shape['patch_time']}")
+    with refused("", *names, remedy="--format onnx"):
+        export_transformers(str(tmp_path / "run"), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -197,10 +199,10 @@ def test_best_weights_are_exported_on_request(
 ) -> None:
     halved = {name: value / 2 for name, value in newest(run).model.items()}
     with refused(run, "'best'", remedy="train.select_by"):
-        export_run(run, str(tmp_path / "out"), "best")
+        export_transformers(run, str(tmp_path / "out"), "best")
     copy = shutil.copytree(run, tmp_path / "run")
     write_weights(str(copy), "best", halved)
-    export_run(str(copy), str(tmp_path / "out"), "best")
+    export_transformers(str(copy), str(tmp_path / "out"), "best")
     import_run(str(tmp_path / "out"), dataset.path, str(tmp_path / "again"), "", [])
     state = newest(str(tmp_path / "again")).model
     assert all(torch.equal(value, state[name]) for name, value in halved.items())
@@ -209,7 +211,7 @@ def test_best_weights_are_exported_on_request(
 def test_averaged_weights_need_no_checkpoint_but_must_be_intact(run: str, tmp_path: Path) -> None:
     write_run(str(tmp_path), read_run(run))
     write_weights(str(tmp_path), "averaged", newest(run).model)
-    export_run(str(tmp_path), str(tmp_path / "out"), "averaged")
+    export_transformers(str(tmp_path), str(tmp_path / "out"), "averaged")
     state, expected = (
         load_file(path)
         for path in (tmp_path / "out" / EXPORTED_NAME, weights_path(str(tmp_path), "averaged"))
@@ -219,7 +221,7 @@ def test_averaged_weights_need_no_checkpoint_but_must_be_intact(run: str, tmp_pa
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with refused("epochs/averaged.safetensors", "damaged", "checksum", remedy="restore"):
-        export_run(str(tmp_path), str(tmp_path / "again"), "averaged")
+        export_transformers(str(tmp_path), str(tmp_path / "again"), "averaged")
     with refused("out/ast.safetensors", "damaged", "checksum", remedy="restore"):
         read_weights(str(tmp_path / "out"), {})
     assert not (tmp_path / "again").exists()
@@ -232,14 +234,14 @@ def test_export_into_a_folder_with_files_is_refused(
     out = f"{s3}/out" if kind == "s3" else str(tmp_path)
     storage.write_bytes(f"{out}/shards/train-00000.tar", b"data")
     with refused(out, "shards/train-00000.tar", remedy="--out"):
-        export_run(run, out)
+        export_transformers(run, out)
     assert storage.list_files(out) == [f"{out}/shards/train-00000.tar"]
 
 
 def test_export_of_a_run_without_checkpoint_is_refused(run: str, tmp_path: Path) -> None:
     write_run(str(tmp_path), read_run(run))
     with refused(tmp_path, "no checkpoint"):
-        export_run(str(tmp_path), str(tmp_path / "out"))
+        export_transformers(str(tmp_path), str(tmp_path / "out"))
 
 
 # In
@@ -386,7 +388,7 @@ def test_model_without_evaluation_can_be_reported(dataset: PreparedDataset, tmp_
 
 
 def test_classes_are_ordered_by_name(run: str, dataset: PreparedDataset, tmp_path: Path) -> None:
-    export_run(run, str(tmp_path / "out"))
+    export_transformers(run, str(tmp_path / "out"))
     config = storage.read_json(f"{tmp_path}/out/config.json")
     (tmp_path / "out" / "ast.safetensors").unlink()
     other = {"0": LABELS[2], "1": LABELS[0], "2": LABELS[1]}

@@ -1,16 +1,17 @@
-"""What reading from S3 costs `prepare`, with and without latency, with obstore and pyarrow.
+"""What reading from S3 and writing to it cost `prepare`, with and without latency.
 
 In: a folder of audio, such as ESC-50's `audio/`. Steps: cut it into 10 s FLAC files of 16 kHz in a
 bucket on a local server (see `s3_server`); build a shard of them in this process, from local files,
-through pyarrow and obstore; then run `prepare` on Ray, with its workers already started. The sides
-take turns, and the best round of each is kept. Out: a table, with the seconds of each stage
-summed over all tasks.
+through pyarrow and obstore, and into the bucket; then run `prepare` on Ray, with its workers
+already started. The sides take turns, and the best round of each is kept. Out: a table, with the
+seconds of each stage summed over all tasks.
 
-    .venv/bin/python benchmarks/prepare_from_s3.py AUDIO_FOLDER --clips 4000
+    .venv/bin/python benchmarks/prepare_over_s3.py AUDIO_FOLDER --clips 4000
 """
 
 import argparse
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,7 +29,8 @@ from s3_server import serve_s3
 from cluster.session import connect
 from pipeline.dataset.prepare import prepare
 from pipeline.manifest.manifest import Clip, Manifest, from_clips
-from pipeline.shards.build import BuildJob, build_shard
+from pipeline.shards.build import build_shard
+from pipeline.shards.job import BuildJob
 from pipeline.shards.parts import STAGES
 from pipeline.shards.plan import make_plan, write_plan
 from pipeline.shards.settings import PrepareSettings
@@ -70,16 +72,23 @@ def main() -> None:
         print(f"clips of {CLIP_S} s ({len(names)} different), {describe_machine()}")
         local_clips = make_manifest(names, arguments.clips, f"{folder}/bucket")
         s3_clips = make_manifest(names, arguments.clips, "s3://bucket")
-        local = partial(time_shard, local_clips, None, 8)
-        shards: dict[Key, Side] = {("local files", 0.0): local}
-        tasks: dict[Key, Side] = {}
+        written = Path(folder) / "written"
+        written.mkdir()
+        shards: dict[Key, Side] = {("local files", 0.0): partial(time_shard, local_clips, None, 8)}
+        tasks: dict[Key, Side] = {
+            ("prepare, local files", 0.0): partial(time_prepare, local_clips, 8)
+        }
         for latency_ms in (0.0, arguments.latency_ms):
+            shard = partial(time_shard, local_clips, None, 8)
+            shards["to S3", latency_ms] = partial(into_bucket, shard, written)
+            task = partial(time_prepare, local_clips, 8)
+            tasks["prepare, to S3", latency_ms] = partial(into_bucket, task, written)
             for ahead in arguments.reads_ahead:
                 for name, read in (("pyarrow", read_by_pyarrow), ("obstore", None)):
                     side = partial(time_shard, s3_clips, read, ahead)
-                    shards[f"{name}, {ahead} ahead", latency_ms] = side
+                    shards[f"from S3, {name}, {ahead} ahead", latency_ms] = side
                 side = partial(time_prepare, s3_clips, ahead)
-                tasks[f"prepare, {ahead} ahead", latency_ms] = side
+                tasks[f"prepare, from S3, {ahead} ahead", latency_ms] = side
         show(take_turns(shards, latency_s, arguments.rounds))
         with connect(num_cpus=arguments.cpus):
             with tempfile.TemporaryDirectory() as output:
@@ -108,6 +117,13 @@ def take_turns(
             if key not in best or timing.seconds < best[key].seconds:
                 best[key] = timing
     return {key: best[key] for key in sides}
+
+
+def into_bucket(side: Side, bucket: Path, output: str) -> Timing:
+    """Run a side whose output goes into a bucket of the server, not into the folder `output`."""
+    timing = side(f"s3://{bucket.name}/{Path(output).name}")
+    shutil.rmtree(bucket / Path(output).name)
+    return timing
 
 
 def time_shard(manifest: Manifest, read: Reader | None, reads_ahead: int, output: str) -> Timing:
@@ -153,13 +169,13 @@ def time_prepare(manifest: Manifest, reads_ahead: int, output: str) -> Timing:
 def show(timings: dict[Key, Timing]) -> None:
     """Print a table."""
     stages = "".join(f"{stage:>8}" for stage in STAGES)
-    print(f"{'':20}{'latency':>9}{'clips':>7}{'seconds':>9}{'clips/s':>9}{'CPU ms':>8}{stages}")
+    print(f"{'':32}{'latency':>9}{'clips':>7}{'seconds':>9}{'clips/s':>9}{'CPU ms':>8}{stages}")
     for (name, latency_ms), timing in timings.items():
         rate = timing.num_clips / timing.seconds
         cpu = f"{1000 * timing.cpu_s / timing.num_clips:.2f}" if timing.cpu_s else ""
         seconds = "".join(f"{timing.stages_s[stage]:8.1f}" for stage in STAGES)
         print(
-            f"{name:20}{latency_ms:>6g} ms{timing.num_clips:7}{timing.seconds:9.1f}{rate:9.1f}"
+            f"{name:32}{latency_ms:>6g} ms{timing.num_clips:7}{timing.seconds:9.1f}{rate:9.1f}"
             f"{cpu:>8}{seconds}"
         )
 
