@@ -2,7 +2,8 @@
 
 All files of the project are read and written here; buckets through `pipeline.storage.objects`. A
 write is atomic: locally a temporary file beside the target and a rename; in a bucket one put or, if
-large, one multipart upload, whose parts a killed process leaves behind (see `uploads`).
+large, one multipart upload, which goes on while the file is written, and whose parts a killed
+process leaves behind (see `uploads`).
 Errors to explain to the user (a bucket that does not exist, refused credentials, a full
 disk, no answer) are raised as `UserError`; a missing file always as `FileNotFoundError`.
 """
@@ -12,6 +13,7 @@ import io
 import os
 import random
 import stat
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +31,10 @@ from pipeline.storage.faults import (
     with_retries,
 )
 from pipeline.storage.paths import is_remote, split
+from pipeline.storage.temporary import explained_temporary
+
+_KEPT_IN_MEMORY_BYTES = 256 * 2**20
+"""Of a file that goes to a bucket; a larger one is kept in the folder for temporary files."""
 
 
 def exists(path: str) -> bool:
@@ -133,25 +139,39 @@ class NewFile(ABC):
 
 
 def new_file(path: str) -> NewFile:
-    """A new file, which grows beside its target, or in memory if it goes to a bucket."""
+    """A new file, which grows beside its target, or in parts of an upload to its bucket."""
     return _NewObject(path) if is_remote(path) else _NewLocalFile(path)
 
 
 class _NewObject(NewFile):
+    """Is uploaded while it grows, and kept meanwhile, as an upload that fails begins anew."""
+
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        self._buffer = io.BytesIO()
+        with explained(path):
+            self._upload = _objects().GrowingUpload(path)
+        self._kept = tempfile.SpooledTemporaryFile(  # noqa: SIM115 (`__exit__` closes it)
+            max_size=_KEPT_IN_MEMORY_BYTES
+        )
 
     def __exit__(self, *_: object) -> None:
-        self._buffer.close()
+        self._upload.cancel()
+        # Closing writes the rest of the buffer, which may fail and is no longer needed.
+        with suppress(OSError):
+            self._kept.close()
 
     def write(self, data: bytes | memoryview, /) -> None:
-        self._buffer.write(data)
+        with explained_temporary(f"a copy of {self.path}"):
+            self._kept.write(data)
+        self._upload.write(data)
 
     def commit(self) -> None:
-        content = self._buffer.getvalue()
+        if self._upload.finish():
+            return
+        with explained_temporary(f"a copy of {self.path}"):
+            self._kept.flush()
         with explained(self.path):
-            with_retries(_objects().write_object, self.path, content)
+            with_retries(_objects().write_object, self.path, self._kept)
 
 
 class _NewLocalFile(NewFile):

@@ -5,23 +5,28 @@ anything else that goes wrong, with the storage's answer. Requests that may succ
 repeated by the callers, see `pipeline.storage.faults`.
 """
 
+import io
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import obstore
 from botocore.exceptions import ClientError, HTTPClientError
 from obstore.exceptions import BaseError, InvalidPathError
 
+from pipeline.errors import first_line
 from pipeline.storage.faults import ObjectStoreError, note_answer, with_retries
 from pipeline.storage.paths import ObjectPath, is_usable_key, split
 from pipeline.storage.stores import connect, request_payer, s3_file_system
 
+_logger = logging.getLogger(__name__)
+
 _PART_BYTES = 16 * 2**20
-"""Larger objects are written in parts of this size, ten at a time."""
-_PARTS_AT_ONCE = 10
+"""Larger objects are written in parts of this size, some at a time."""
+_PARTS_AT_ONCE = 4
 _KEYS_PER_PAGE = 1000
 _RANGE_NOT_SATISFIABLE = 416
 
@@ -69,9 +74,10 @@ def read_object_range(path: str, offset_bytes: int, size_bytes: int) -> bytes:
         return b""
 
 
-def write_object(path: str, content: bytes) -> None:
-    """Write an object, in one put or, if large, in one multipart upload."""
-    in_parts = len(content) > _PART_BYTES
+def write_object(path: str, content: IO[bytes]) -> None:
+    """Write an object from a file, in one put or, if large, in one multipart upload."""
+    in_parts = content.seek(0, io.SEEK_END) > _PART_BYTES
+    content.seek(0)
     try:
         with _translated(path) as (store, key):
             obstore.put(
@@ -86,6 +92,57 @@ def write_object(path: str, content: bytes) -> None:
         # If the answer to the end of an upload is lost, a retry finds no such upload.
         if not (in_parts and _holds(path, content)):
             raise
+
+
+class GrowingUpload:
+    """An upload in parts of what is written into it; it gives up at the first fault.
+
+    Content of no more than a part is not sent.
+    """
+
+    def __init__(self, path: str) -> None:
+        where = split(path)
+        self._writer: Any = obstore.open_writer(
+            connect(where.scheme, where.bucket).store,
+            where.key,
+            buffer_size=_PART_BYTES,
+            max_concurrency=_PARTS_AT_ONCE,
+        )
+        self._path, self._size_bytes = path, 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes; waits if the upload is some parts behind."""
+        self._size_bytes += memoryview(data).nbytes
+        if self._writer is None:
+            return
+        try:
+            self._writer.write(data)
+        except Exception as error:
+            _logger.debug("%s: the upload is given up: %s", self._path, first_line(error))
+            self.cancel()
+
+    def finish(self) -> bool:
+        """End the upload. Returns whether the object is now in place."""
+        if self._size_bytes <= _PART_BYTES:
+            self.cancel()
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return False
+        try:
+            writer.close()
+        except Exception as error:
+            _logger.debug("%s: the upload has failed: %s", self._path, first_line(error))
+            return False
+        return True
+
+    def cancel(self) -> None:
+        """Remove the parts that were sent, unless the upload has ended."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            # A `with` block that ends with an error removes them.
+            error = ConnectionAbortedError()
+            with suppress(Exception):
+                writer.__exit__(type(error), error, None)
 
 
 def object_info(path: str) -> ObjectInfo:
@@ -201,14 +258,19 @@ def _page(where: ObjectPath, items: list[tuple[str, int]], unusable: list[str]) 
     )
 
 
-def _holds(path: str, content: bytes) -> bool:
+def _holds(path: str, content: IO[bytes]) -> bool:
     """Whether an object has this content; False if the storage does not say so."""
     try:
-        return object_info(path).size_bytes == len(content) and (
-            read_object(path, lambda _: None) == content
-        )
+        if object_info(path).size_bytes != content.seek(0, io.SEEK_END):
+            return False
+        start = content.seek(0)
+        while part := content.read(_PART_BYTES):
+            if read_object_range(path, start, len(part)) != part:
+                return False
+            start += len(part)
     except (OSError, ObjectStoreError):
         return False
+    return True
 
 
 @contextmanager

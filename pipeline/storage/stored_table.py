@@ -9,7 +9,6 @@ import os
 import tempfile
 import weakref
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.errors import UserError, one_line
+from pipeline.storage.temporary import explained_temporary
 
 BATCH_ROWS = 2**17
 """Rows that are worked on at once."""
@@ -37,7 +36,7 @@ class StoredTable:
         self._ends = [0]
         """Rows up to the end of each batch, after a 0."""
         self._cached: tuple[int, pa.Table] | None = None
-        with _explained():
+        with explained_temporary("a temporary table"):
             descriptor, path = tempfile.mkstemp(prefix="ast-ray-")
             weakref.finalize(self, os.close, descriptor)
             Path(path).unlink()
@@ -56,7 +55,7 @@ class StoredTable:
         if not rows.num_rows:
             return
         columns = [column.combine_chunks() for column in rows.select(self.schema.names).columns]
-        with _explained():
+        with explained_temporary("a temporary table"):
             self._writer.write_batch(pa.record_batch(columns, schema=self.schema))
         self._ends.append(self._ends[-1] + rows.num_rows)
 
@@ -156,7 +155,7 @@ class StoredTable:
 
     def _reader(self, names: Sequence[str] | None) -> Any:
         if self._source is None:
-            with _explained():
+            with explained_temporary("a temporary table"):
                 self._writer.close()
                 self._sink.close()
                 self._source = pa.OSFile(self._path, "rb")
@@ -239,16 +238,3 @@ def batches(
     selected = table if names is None else table.select(names)
     for start in range(0, selected.num_rows, num_rows):
         yield selected.slice(start, num_rows)
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Names the folder of temporary files, and how to choose another, if it cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            tempfile.gettempdir(),
-            f"cannot hold a temporary table ({error.strerror or one_line(error)})",
-            "make room there, or set TMPDIR to a folder with room",
-        ) from error

@@ -19,6 +19,7 @@ from pipeline.storage.documents import DocumentError, check_cells, check_columns
 from pipeline.storage.faults import explained
 from pipeline.storage.files import open_binary
 from pipeline.storage.paths import is_remote
+from pipeline.storage.temporary import explained_temporary
 
 if TYPE_CHECKING:
     import numpy as np
@@ -189,16 +190,10 @@ class _Copy:
         """Append bytes, which can be read at once."""
         if self._file is None:
             return
-        try:
+        with explained_temporary(f"a copy of {self._copied}"):
             left = memoryview(piece)
             while left:  # without a buffer, a write may end early
                 left = left[self._file.write(left) :]
-        except OSError as error:
-            raise UserError(
-                tempfile.gettempdir(),
-                f"cannot hold a copy of {self._copied} ({error.strerror})",
-                "make room there, or set TMPDIR to a folder with room",
-            ) from error
 
 
 @contextmanager

@@ -92,6 +92,11 @@ class _Handler(BaseHTTPRequestHandler):
             )
             root = "InitiateMultipartUploadResult"
             self._send(200, f"<{root}>{result}</{root}>".encode())
+        elif name not in self.server.uploads:
+            self._send(404, b"<Error><Code>NoSuchUpload</Code></Error>")
+        elif self.command == "DELETE":
+            del self.server.uploads[name]
+            self._send(204, b"")
         elif self.command == "PUT":
             self.server.uploads[name][int(query["partNumber"])] = sent
             self._send(200, b"", {"ETag": _etag(sent)})

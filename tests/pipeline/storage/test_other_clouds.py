@@ -143,6 +143,18 @@ def test_files_are_written_read_listed_and_removed(bucket: str) -> None:
         storage.open_binary(path)
 
 
+def test_large_file_appears_only_when_committed(bucket: str) -> None:
+    path = f"{bucket}/large"
+    for is_committed in (False, True):
+        with storage.new_file(path) as file:
+            file.write(LARGE)
+            file.write(LARGE)
+            assert not storage.exists(path)
+            if is_committed:
+                file.commit()
+    assert storage.read_bytes(path) == 2 * LARGE
+
+
 def test_missing_bucket_is_one_line(bucket: str) -> None:
     missing = f"{bucket.partition('://')[0]}://no-such-bucket"
     for operation in (
