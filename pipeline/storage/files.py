@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import IO, Any, Self, cast
 
 from pipeline.errors import UserError
 from pipeline.storage.abandoned import lock_unfinished, remove_abandoned
@@ -108,6 +108,9 @@ def regular_size(path: str) -> int:
 
 def write_bytes(path: str, data: bytes) -> None:
     """Write the content atomically: a reader sees the old file, none, or all of the new one."""
+    if is_remote(path):
+        _write_object(path, io.BytesIO(data))  # no copy
+        return
     with new_file(path) as file:
         file.write(data)
         file.commit()
@@ -170,8 +173,12 @@ class _NewObject(NewFile):
             return
         with explained_temporary(f"a copy of {self.path}"):
             self._kept.flush()
-        with explained(self.path):
-            with_retries(_objects().write_object, self.path, self._kept)
+        _write_object(self.path, self._kept)
+
+
+def _write_object(path: str, content: IO[bytes]) -> None:
+    with explained(path):
+        with_retries(_objects().write_object, path, content)
 
 
 class _NewLocalFile(NewFile):
