@@ -44,6 +44,6 @@ def _remove(folder: Path) -> None:
     """Processes of the group end a little later than their step."""
     deadline = time.monotonic() + 60
     while (folder / "cgroup.procs").read_text():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, "processes outlive their step by 60 s"
         time.sleep(0.1)
     folder.rmdir()
