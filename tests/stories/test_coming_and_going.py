@@ -16,7 +16,7 @@ from pipeline.manifest.files import read_manifest, write_manifest
 from pipeline.manifest.manifest import Clip, from_clips
 from pipeline.shards.settings import PrepareSettings
 from tests.support.audio import write_clips
-from tests.support.nodes import Nodes, come_and_go, own_nodes, wait_for
+from tests.support.nodes import Nodes, come_and_go, own_nodes
 from tests.support.preparation import LABELS, contents
 from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
 from tests.support.runs import assert_losses_of_one_worker
@@ -124,13 +124,13 @@ def train(nodes: Nodes, seed: int, folder: Path, runs: list[str], *command: str)
     with started([name, str(recipe), *options]) as step:
         come_and_go(nodes, newest, seed, num_events=4, most=3)
         before = newest()
-        wait_for(lambda: newest() > before + 1, 600)
+        nodes.wait_for(lambda: newest() > before + 1, 600)
         step.send_signal(signal.SIGTERM)
         _, stderr = step.communicate(timeout=600)
     assert step.returncode == 128 + signal.SIGTERM, stderr
     assert_quiet(stderr)
     for run in runs:
-        assert_losses_of_one_worker(run, dataset, newest_step(run), f"{run}-fixed")
+        assert_losses_of_one_worker(run, dataset, f"{run}-fixed")
     return stderr
 
 

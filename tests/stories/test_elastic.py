@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
-from tests.support.runs import assert_losses_of_one_worker
+from tests.support.runs import assert_losses_of_one_worker, newest
 from tests.support.steps import PROJECT, ray_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -119,4 +119,5 @@ def test_run_goes_on_with_the_nodes_that_there_are(tmp_path: Path) -> None:
     stopped = re.findall(r"error: .*stopped; its newest checkpoint is of step (\d+)", done.stderr)
     assert len(stopped) == 1, done.stderr
     assert sorted(steps) == steps
-    assert_losses_of_one_worker(run, dataset.path, int(stopped[0]), str(tmp_path / "fixed"))
+    assert newest(run).progress.step == int(stopped[0])
+    assert_losses_of_one_worker(run, dataset.path, str(tmp_path / "fixed"))

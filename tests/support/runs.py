@@ -1,5 +1,6 @@
 """Comparisons of runs."""
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.dataset.prepared import open_dataset
+from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from trainer.checkpoints.checkpoint import Checkpoint, load_newest
+from trainer.checkpoints.paths import checkpoint_paths
+from trainer.checkpoints.progress import EpochResult, Progress
+from trainer.recipe.recipe import Recipe
 from trainer.run.history import is_finished, read_history
 from trainer.run.leaving import LeavingError
 from trainer.run.run_folder import read_recipe, read_run
@@ -61,9 +65,9 @@ def assert_same_run(run: str, other: str) -> None:
         assert torch.equal(loaded.model[name], value), name
     for number, state in expected.optimiser["state"].items():
         for name, value in state.items():
-            assert torch.equal(loaded.optimiser["state"][number][name], value)
+            assert torch.equal(loaded.optimiser["state"][number][name], value), (number, name)
     scores, other_scores = (read_predictions(path, "eval").scores for path in (run, other))
-    assert np.array_equal(scores, other_scores)
+    np.testing.assert_array_equal(scores, other_scores)
 
 
 def assert_close_runs(run: str, other: str) -> None:
@@ -113,8 +117,46 @@ def assert_events_match_history(run: Path) -> None:
             assert values == pytest.approx([getattr(point, name) for point in points], rel=1e-6)
 
 
-def assert_losses_of_one_worker(run: str, dataset: str, last_step: int, other: str) -> None:
-    """One worker, up to the same step, has the same curve as the run, up to sums of floats."""
+def assert_losses_of_one_worker(run: str, dataset: str, other: str) -> None:
+    """One worker, up to the run's newest checkpoint, has the same curves, up to sums of floats.
+
+    The run may have been stopped at any moment, even before its first checkpoint.
+    """
+    saved = load_newest(run)
+    progress = Progress() if saved is None else saved.progress
+    _assert_history(run, progress)
+    if saved is None:
+        return
+    _train_up_to(progress, read_recipe(run, read_run(run)), open_dataset(dataset), other)
+    expected = newest(other).progress
+    assert (progress.epoch, progress.epoch_step) == (expected.epoch, expected.epoch_step)
+    for points, others, name in (
+        (progress.steps, expected.steps, "loss"),
+        (progress.epochs, expected.epochs, "eval_loss"),
+    ):
+        assert [point.step for point in points] == [point.step for point in others]
+        losses = [known(getattr(point, name)) for point in points]
+        assert losses == pytest.approx([known(getattr(point, name)) for point in others], abs=1e-4)
+
+
+def _assert_history(run: str, progress: Progress) -> None:
+    """`history.json` has the curves of the newest checkpoint, or all of the one before.
+
+    It is written after the checkpoint: a worker may have been killed in between.
+    """
+    history = read_history(run)
+    num_points, num_epochs = len(history.steps), len(history.epochs)
+    assert [*history.steps] == progress.steps[:num_points], "history.json and checkpoint differ"
+    assert [*history.epochs] == progress.epochs[:num_epochs], "history.json and checkpoint differ"
+    before = max((int(path[-11:-3]) for path in checkpoint_paths(run)[:-1]), default=0)
+    lacking = [point.step for point in progress.steps[num_points:] if point.step <= before]
+    # The checkpoint before may be of the end of an epoch, without its result.
+    lacking += [result.step for result in progress.epochs[num_epochs:] if result.step < before]
+    assert not lacking, f"history.json: lacks points up to the checkpoint of step {before}"
+
+
+def _train_up_to(place: Progress, recipe: Recipe, dataset: PreparedDataset, run: str) -> None:
+    """Train alone up to the place of a checkpoint: before or after the evaluation of an epoch."""
     done = 0
 
     def report(progress: RunProgress) -> None:
@@ -122,16 +164,10 @@ def assert_losses_of_one_worker(run: str, dataset: str, last_step: int, other: s
         done = progress.step
 
     def asked() -> str:
-        return "far enough" if done >= last_step - 1 else ""
+        return "far enough" if place.epoch_step and done >= place.step - 1 else ""
 
-    recipe = read_recipe(run, read_run(run))
-    with pytest.raises(LeavingError):
-        train(recipe, open_dataset(dataset), other, world=World(), report=report, asked=asked)
-    history, expected = read_history(run), read_history(other)
-    for points, others, name in (
-        (history.steps, expected.steps, "loss"),
-        (history.epochs, expected.epochs, "eval_loss"),
-    ):
-        assert [point.step for point in points] == [point.step for point in others]
-        losses = [known(getattr(point, name)) for point in points]
-        assert losses == pytest.approx([known(getattr(point, name)) for point in others], abs=1e-4)
+    def go_on(result: EpochResult) -> bool:
+        return place.epoch_step > 0 or result.epoch < place.epoch - 1
+
+    with suppress(LeavingError):
+        train(recipe, dataset, run, world=World(), report=report, asked=asked, go_on=go_on)
