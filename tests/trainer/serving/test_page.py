@@ -89,7 +89,10 @@ def test_what_the_microphone_hears_is_tagged(address: str, browser: OfflineBrows
     opened = browser.open_address(address, address)
     page = opened.page
     page.get_by_role("button", name="Record").click()
-    wait_until(page, "document.getElementById('taken').textContent === '0:02'")
+    # A busy machine may miss any one of the times.
+    taken = "document.getElementById('taken').textContent >= '0:02'"
+    wait_until(page, f"{taken} || document.getElementById('error').textContent !== ''")
+    assert page.inner_text("#error") == ""
     page.get_by_role("button", name="Stop").click()
     wait_until(page, DONE)
     assert "Recording: rain 0." in page.inner_text("#status")
