@@ -194,6 +194,14 @@ def test_a_client_that_reads_no_answer_holds_no_connection(
     tagger: Tagger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "READ_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(connection, "REQUEST_TIMEOUT_S", 600.0)  # which ends it, too
+    lose, is_lost = connection.Connection.connection_lost, threading.Event()
+
+    def note(lost: connection.Connection, error: Exception | None) -> None:
+        lose(lost, error)
+        is_lost.set()
+
+    monkeypatch.setattr(connection.Connection, "connection_lost", note)
 
     class Talker(LocalModel):
         async def tag(self, request: TagRequest) -> Reply:
@@ -203,7 +211,7 @@ def test_a_client_that_reads_no_answer_holds_no_connection(
         host, port = urlsplit(at).netloc.split(":")
         with socket.create_connection((host, int(port)), timeout=60) as client:
             client.sendall(POST + b"1\r\n\r\nx")
-            time.sleep(3)
+            assert is_lost.wait(60)
             assert 0 < len(read_to_end(client)) < 50_000_000
 
 
