@@ -13,6 +13,7 @@ from ray.util import placement_group_table
 
 import ray_job
 from pipeline.dataset.prepared import PreparedDataset
+from tests.support.nodes import wait_for
 from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
 from tests.support.runs import newest
 from tests.support.steps import own_lines, started, wait_for_step
@@ -114,6 +115,12 @@ def test_referee_answers_the_newest_question() -> None:
     asyncio.run(ask())
 
 
+def groups() -> list[str]:
+    """Placement groups that hold resources."""
+    found = placement_group_table().values()
+    return [group["name"] for group in found if group["state"] != "REMOVED"]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("session")
 def test_stopped_run_frees_its_workers_and_is_not_trained_again(
@@ -127,9 +134,7 @@ def test_stopped_run_frees_its_workers_and_is_not_trained_again(
     stopped = str(tmp_path / "search" / record.trials[1].folder)
     assert newest(stopped).progress.epoch == 2, "with a checkpoint of its epoch"
     assert "stopped" in capfd.readouterr().out
-    groups = placement_group_table().values()
-    assert [group["name"] for group in groups if group["state"] != "REMOVED"] == []
-    assert ray.available_resources()["CPU"] == 2
+    wait_for(lambda: not groups() and ray.available_resources().get("CPU") == 2, 60)
 
     written = Path(stopped, "history.json").stat().st_mtime_ns
     assert ray_job.main(command(tmp_path, dataset)) == 0
@@ -151,7 +156,8 @@ def test_killed_search_resumes(dataset: PreparedDataset, tmp_path: Path) -> None
     arguments = command(tmp_path, dataset)
     first = tmp_path / "search" / "001-lr-0.002"
     with started(arguments) as process:
-        wait_for_step(process, first, 6)
+        # One step more than two epochs have: their history is written after their checkpoint.
+        wait_for_step(process, first, 7)
         process.kill()
         process.communicate()
     assert process.returncode == -signal.SIGKILL
