@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 from trainer.checkpoints.paths import check_weights, checkpoint_paths, epoch_name, weights_path
 from trainer.checkpoints.settings import Weights
 from trainer.data.clips import select_clips, select_training_data
+from trainer.model.backbone_names import is_surely_known
 from trainer.recipe.fit import check_rate, check_settings
 from trainer.recipe.recipe import Recipe
 from trainer.recipe.warnings import recipe_warnings
@@ -32,9 +33,9 @@ def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> tuple[bo
         Whether the run is finished; if not, also warnings about its settings or its folder.
 
     Raises:
-        UserError: the data set, split, fold or weights do not exist; settings do not fit the data,
-            or would learn nothing; the folder holds other files, is not writable, or another
-            process trains there; a finished run lacks what more epochs need.
+        UserError: the data set, split, fold, weights or backbone do not exist; settings do not fit
+            the data, or would learn nothing; the folder holds other files, is not writable, or
+            another process trains there; a finished run lacks what more epochs need.
     """
     dataset = open_dataset(dataset_path)
     data = select_training_data(dataset, recipe.data)
@@ -55,10 +56,19 @@ def check_training(recipe: Recipe, dataset_path: str, run_path: str) -> tuple[bo
     weights = recipe.model.weights_file
     if weights and not (is_begun or storage.exists(weights) or storage.list_files(weights)):
         raise UserError("model.weights_file", f"{weights} does not exist")
+    _check_backbone(recipe.model.backbone)
     check_tracker(recipe.train.tracker, run_path)
     with alone_in(run_path):  # refused before Ray starts; the training itself holds the lock
         pass
     return False, warnings + recipe_warnings(recipe, data)
+
+
+def _check_backbone(name: str) -> None:
+    if not is_surely_known(name):
+        # It loads timm, for seconds.
+        from trainer.model.build import check_backbone
+
+        check_backbone(name)
 
 
 def _missing_results(run_path: str, name: str) -> list[str]:
