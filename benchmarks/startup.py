@@ -4,9 +4,11 @@ In: nothing but the built-in data set of `make demo`, which is made first. Steps
 a few times, in a new process each. Out: a table of medians, and figures (see `figures`).
 
     python benchmarks/startup.py
+    python benchmarks/startup.py --before ../earlier    # by turns with another checkout
+    python benchmarks/startup.py --load 2 --only epoch mistyped report
 
-`train` counts until its bar shows a step, `evaluate` until its predictions are written, and the
-others until they end. The goals are for 2 idle cores; files are in the page cache after the first
+Rows that end with a step or a file count until the bar shows it or it is written, and the others
+until the command ends. The goals are for 2 idle cores; files are in the page cache after the first
 time.
 """
 
@@ -20,19 +22,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from figures import record
 
-PROGRAM = (sys.executable, str(Path(__file__).parents[1] / "ray_job.py"))
 PART = "startup"
 LIMIT_S = 300.0
 """Longest time of a command; one that takes longer ends the benchmark."""
 _NUM_CLIPS = 100
 _STEP = re.compile(rb"steps.*[^\d/][1-9]\d*/\d+")
 """The bar after the first step."""
+_BUSY = "while True: pass"
+
+
+def program(checkout: Path) -> tuple[str, str]:
+    """The command line of a checkout."""
+    return sys.executable, str(checkout / "ray_job.py")
+
+
+PROGRAM = program(Path(__file__).parents[1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,9 +51,9 @@ class Row:
     """What a person waits for."""
 
     name: str
-    goal_s: float
-    wait: Callable[[], float]
-    """Runs the command; returns the seconds waited."""
+    goal_s: float | None = None
+    wait: Callable[[Sequence[str]], float]
+    """Runs the command of a program; returns the seconds waited."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,64 +74,118 @@ class Demo:
         for source, manifest in (("clips.csv", clips), ("few.csv", self.path("few.parquet"))):
             done(*PROGRAM, "manifest", str(audio / source), "--out", manifest, "--quiet")
         done(*PROGRAM, "prepare", clips, "--out", self.path("data"), "--quiet")
-        done(*self.train("run"), "--set", "train.epochs=1", "--quiet")
+        done(*PROGRAM, *self.train("run"), "--set", "train.epochs=1", "--quiet")
 
     def train(self, name: str) -> Sequence[str]:
-        """The command that trains a run of this name."""
+        """The step that trains a run of this name."""
         data = self.path("data")
-        return *PROGRAM, "train", "demo", "--data", data, "--out", self.path(name), "--no-gpu"
+        return "train", "demo", "--data", data, "--out", self.path(name), "--no-gpu"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=5, help="runs of each command")
     parser.add_argument("--only", nargs="+", default=[], help="words in the names of rows")
+    parser.add_argument("--load", type=int, default=0, help="busy processes beside the commands")
+    parser.add_argument("--before", type=Path, help="another checkout, to compare with")
     arguments = parser.parse_args()
-    print(f"{os.cpu_count()} CPUs, load average {load()}", flush=True)
+    sides = {"now": PROGRAM}
+    if arguments.before:
+        sides = {"before": program(arguments.before.resolve()), **sides}
     with tempfile.TemporaryDirectory(prefix="startup-") as folder:
         demo = Demo(folder=Path(folder))
         demo.make()
-        print(f"{'':40}{'median s':>9}{'goal s':>8}  each; load average", flush=True)
-        for row in rows(demo):
-            if not arguments.only or any(word in row.name for word in arguments.only):
-                show(row, arguments.times)
+        with busy(arguments.load):
+            print(
+                f"{os.cpu_count()} CPUs, {arguments.load} busy processes beside, "
+                f"load average {load()}",
+                flush=True,
+            )
+            print(f"{'':48}{'median s':>9}{'goal s':>8}  each; load average", flush=True)
+            for row in rows(demo):
+                if not arguments.only or any(word in row.name for word in arguments.only):
+                    show(row, sides, arguments.times)
+
+
+@contextmanager
+def busy(num: int) -> Iterator[None]:
+    """So many processes that each want a CPU, for the length of a block."""
+    processes = [subprocess.Popen((sys.executable, "-c", _BUSY)) for _ in range(num)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def rows(demo: Demo) -> list[Row]:
     run, predictions = demo.path("run"), demo.folder / "run" / "predictions" / "eval.parquet"
-    refused = *PROGRAM, "train", "esc50", "--data", "data"
-    prepare = *PROGRAM, "prepare", demo.path("few.parquet"), "--quiet", "--out"
-    evaluate = *PROGRAM, "evaluate", run, "--no-gpu", "--quiet"
+    refused = "train", "esc50", "--data", "data"
+    prepare = "prepare", demo.path("few.parquet"), "--quiet", "--out"
+    evaluate = "evaluate", run, "--no-gpu", "--quiet"
+
+    def new_run() -> Sequence[str]:
+        return demo.train(f"run-{time.time_ns()}")
+
+    def new_data() -> str:
+        return demo.path(f"data-{time.time_ns()}")
+
     return [
-        Row(name="--help", goal_s=0.3, wait=lambda: done(*PROGRAM, "--help")),
-        Row(name="a refused argument", goal_s=0.3, wait=lambda: done(*refused, status=2)),
-        Row(name="report", goal_s=3.0, wait=lambda: done(*PROGRAM, "report", run)),
+        Row(name="--help", goal_s=0.3, wait=lambda program: done(*program, "--help")),
+        Row(
+            name="a refused argument",
+            goal_s=0.3,
+            wait=lambda program: done(*program, *refused, status=2),
+        ),
+        Row(
+            name="a mistyped key",
+            wait=lambda program: done(*program, *new_run(), "--set", "train.epoch=1", status=1),
+        ),
+        Row(
+            name="a mistyped backbone",
+            wait=lambda program: done(
+                *program, *new_run(), "--set", "model.backbone=deit_tiny", status=1
+            ),
+        ),
+        Row(name="report", goal_s=3.0, wait=lambda program: done(*program, "report", run)),
         Row(
             name="evaluate, to its predictions",
             goal_s=10.0,
-            wait=lambda: until_file(predictions, *evaluate),
+            wait=lambda program: until_file(predictions, *program, *evaluate),
         ),
         Row(
             name="train, to the first step shown",
             goal_s=10.0,
-            wait=lambda: until_step(*demo.train(f"run-{time.time_ns()}")),
+            wait=lambda program: until_step(*program, *new_run()),
+        ),
+        Row(
+            name="train of one epoch",
+            wait=lambda program: done(*program, *new_run(), "--set", "train.epochs=1"),
         ),
         Row(
             name=f"prepare of {_NUM_CLIPS} clips",
             goal_s=12.0,
-            wait=lambda: done(*prepare, demo.path(f"data-{time.time_ns()}")),
+            wait=lambda program: done(*program, *prepare, new_data()),
         ),
     ]
 
 
-def show(row: Row, times: int) -> None:
-    """Measure a row, print it and record its median."""
-    waited = [row.wait() for _ in range(times)]
-    median_s = statistics.median(waited)
-    record(PART, row.name, median_s, "s")
-    record(PART, f"{row.name}: goal, at most", row.goal_s, "s")
-    each = " ".join(f"{seconds:.2f}" for seconds in waited)
-    print(f"{row.name:40}{median_s:9.2f}{row.goal_s:8.1f}  {each}; {load()}", flush=True)
+def show(row: Row, sides: Mapping[str, Sequence[str]], times: int) -> None:
+    """Measure a row by turns of the sides, print it and record the medians."""
+    waited: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(times):
+        for side, program in sides.items():
+            waited[side].append(row.wait(program))
+    if row.goal_s is not None:
+        record(PART, f"{row.name}: goal, at most", row.goal_s, "s")
+    goal = "" if row.goal_s is None else f"{row.goal_s:.1f}"
+    for side, seconds in waited.items():
+        name = f"{row.name}, {side}" if len(sides) > 1 else row.name
+        median_s = statistics.median(seconds)
+        record(PART, name, median_s, "s")
+        each = " ".join(f"{value:.2f}" for value in seconds)
+        print(f"{name:48}{median_s:9.2f}{goal:>8}  {each}; {load()}", flush=True)
 
 
 def done(*command: str, status: int = 0) -> float:
