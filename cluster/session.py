@@ -67,8 +67,8 @@ def connect(
         num_cpus: CPUs of a local session; None: all of the machine.
         tells_of_lost_nodes: whether to log each lost node; the workers of a training do it
             themselves, with what it cost.
-        loading: modules that the block needs and that take seconds to import; they are while Ray
-            starts.
+        loading: modules that the block needs and that take seconds to import, in this order. They
+            are while Ray starts, and beside the block where it does not need them yet.
 
     Raises:
         UserError: the cluster cannot be reached or refuses, or an argument is invalid.
@@ -79,14 +79,18 @@ def connect(
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     quiet_loggers()
     variables = local_ray.variables() if target == "local" else _JOINING
-    with _environment(variables), ending_with_ray() as watch, one_interrupt() as handle_signals:
+    with (
+        _environment(variables),
+        _imported_beside(loading),
+        ending_with_ray() as watch,
+        one_interrupt() as handle_signals,
+    ):
         try:
-            with _imported_beside(loading):
-                if target == "local":
-                    local_ray.start(num_cpus)
-                    watch.follow()
-                else:
-                    _join(target, num_cpus)
+            if target == "local":
+                local_ray.start(num_cpus)
+                watch.follow()
+            else:
+                _join(target, num_cpus)
             handle_signals()
             with telling_of_lost_nodes() if tells_of_lost_nodes else nullcontext():
                 yield

@@ -73,7 +73,7 @@ def test_settings_load_no_heavy_library() -> None:
         ("trainer.report.write", {"ray", "timm", "torch"}),
         ("trainer.run.checks", {"ray", "timm", "torch"}),
         ("trainer.on_ray.board", {"ray", "timm", "torch"}),
-        ("trainer.on_ray.actors", {"timm", "torch"}),
+        ("trainer.on_ray.train", {"timm", "torch"}),
         ("pipeline.dataset.prepare", {"timm", "torch"}),
     ],
 )

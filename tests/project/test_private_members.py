@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import ray
@@ -26,28 +27,37 @@ from ray.data._internal.execution.operators.map_operator import MapOperator
 from ray.exceptions import ActorUnavailableError
 from ray.job_submission import JobSubmissionClient
 from ray.serve._private import replica as serve_replica
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.context import TrainContext
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.preemption import PreemptionContext
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ScalingPolicy
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    FixedScalingPolicy,
+    NoopDecision,
+    scaling_policy,
+)
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError
 from ray.train.v2.api.preemption import PreemptionInfo
 from torch import nn
 
-from cluster import loopback, ray_noise
+from cluster import local_ray, loopback, ray_noise
 from cluster.job_server import JobServer
+from pipeline.errors import UserError
 from pipeline.on_ray.head_node import HEAD_NODE
 from trainer.model import compile as compiling
 from trainer.on_ray import notices
 from trainer.on_ray.actor_pool import VALUES
 from trainer.on_ray.actors import Failures
+from trainer.on_ray.joining import JoinByFile
 from trainer.on_ray.retry import MAX_LOST_AT_START, Retrying
 from trainer.on_ray.scaling import Elastic, Fixed, OnOnlyNode
-from trainer.on_ray.torch_trainer import UNWANTED, Trainer
+from trainer.on_ray.trainer import UNWANTED, Trainer
 from trainer.optim.optimiser import make_optimiser
 from trainer.optim.settings import OptimiserSettings
 from trainer.optim.skip import step_unless
@@ -55,16 +65,14 @@ from trainer.optim.skip import step_unless
 ROOT = Path(__file__).parents[2]
 PRIVATE = {
     "cluster/job_server.py": ("_do_request", "_raise_error", "_ssl_context"),
-    "trainer/on_ray/torch_trainer.py": (
+    "trainer/on_ray/trainer.py": (
         "_create_default_callbacks",
         "_initialize_and_run_controller",
+        "TrainController",
     ),
     "trainer/on_ray/scaling.py": (
         "_get_draining_nodes",
         "_get_reserved_resources",
-        "_send_resource_request",
-        "_maybe_send_resource_request",
-        "_cancel_resource_request",
         "on_controller_start_worker_group",
     ),
     "trainer/on_ray/actors.py": ("WorkerGroupCallback",),
@@ -115,35 +123,118 @@ def test_trainer_leaves_out_two_helpers() -> None:
     callbacks = (PlacementGroupCleanerCallback, DatasetsCallback)
     assert {callback.__name__ for callback in callbacks} == UNWANTED
 
-    def kinds(kind: type[TorchTrainer]) -> set[str]:
-        trainer = kind(lambda: None, scaling_config=ray.train.ScalingConfig(num_workers=1))
+    def kinds(kind: type[DataParallelTrainer], **options: Any) -> set[str]:
+        config = ray.train.ScalingConfig(num_workers=1)
+        trainer = kind(lambda: None, scaling_config=config, **options)
         return {type(callback).__name__ for callback in trainer._create_default_callbacks()}
 
-    assert kinds(TorchTrainer) - kinds(Trainer) == UNWANTED
+    assert kinds(DataParallelTrainer) - kinds(Trainer, check=lambda: None) == UNWANTED
 
 
 def test_trainer_hands_our_policies_to_the_controller(monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr(
-        TorchTrainer,
+        DataParallelTrainer,
         "_initialize_and_run_controller",
         lambda self, **arguments: given.update(arguments),
     )
     for num_workers, kind in ((2, Fixed), ((1, 2), Elastic)):
         config = ray.train.ScalingConfig(num_workers=num_workers)
-        trainer = Trainer(lambda: None, scaling_config=config)
+        trainer = Trainer(lambda: None, check=lambda: None, scaling_config=config)
         trainer._initialize_and_run_controller(scaling_policy=object())
         assert isinstance(given["scaling_policy"], kind)
         assert isinstance(given["failure_policy"], Retrying)
     asking = inspect.getsource(TrainController._start_worker_group)
     assert "in self._controller_callbacks" in asking
     assert "callback.on_controller_start_worker_group(" in asking
-    for claim in ("_send_resource_request", "_maybe_send_resource_request"):
-        assert vars(OnOnlyNode)[claim] is not vars(ScalingPolicy)[claim]
-    assert "self._coordinator_client." in inspect.getsource(ScalingPolicy._cancel_resource_request)
     assert "_get_reserved_resources()" in inspect.getsource(ElasticScalingPolicy)
-    assert "_initialize_and_run_controller(" in inspect.getsource(TorchTrainer.fit)
+    assert "_initialize_and_run_controller(" in inspect.getsource(DataParallelTrainer.fit)
     assert "recompute" in inspect.getsource(_AutoscalingCoordinatorActor.get_reserved_resources)
+
+
+def test_controller_on_the_only_node_starts_while_the_training_is_checked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As Ray Train starts it, but without variables of its own."""
+    events: list[str] = []
+
+    def step(name: str) -> Any:
+        return SimpleNamespace(remote=lambda **_: events.append(name))
+
+    def check() -> None:
+        events.append("check")
+        if "refused" in events:
+            raise UserError("model.depth", "must be at most 12")
+
+    def start(**arguments: Any) -> Any:
+        assert isinstance(arguments["scaling_policy"], OnOnlyNode)
+        events.append("start")
+        return SimpleNamespace(run=step("run"), get_result=step("result"))
+
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda kind: SimpleNamespace(remote=start))
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    config = ray.train.ScalingConfig(num_workers=1)
+    joining = JoinByFile(folder=str(tmp_path), listens=True, is_only_node=True)
+    trainer = Trainer(lambda: None, check=check, scaling_config=config, backend_config=joining)
+    trainer._initialize_and_run_controller()
+    assert events == ["start", "check", "run", "result"]
+    events[:] = ["refused"]
+    with pytest.raises(UserError, match="at most 12"):
+        trainer._initialize_and_run_controller()
+    assert events == ["refused", "start", "check"]
+    theirs = inspect.getsource(DataParallelTrainer._initialize_and_run_controller)
+    for call in (
+        ")(TrainController)",
+        "controller_actor_cls.remote(**controller_init_kwargs)",
+        "ray.get(controller.run.remote())",
+        "ray.get(controller.get_result.remote())",
+    ):
+        assert call in theirs
+
+
+def test_workers_on_the_only_node_get_no_variables_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The controller has read them before the policy is told that it started."""
+    for name in ENV_VARS_TO_PROPAGATE:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in local_ray.variables().items():
+        monkeypatch.setenv(name, value)
+    assert WorkerGroup._get_worker_runtime_env({}) != {"env_vars": {}}
+    config = ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 3})
+    policy = OnOnlyNode(config)
+    policy.after_controller_start(None)
+    assert WorkerGroup._get_worker_runtime_env({}) == {"env_vars": {}}
+    source = inspect.getsource(TrainController.__init__)
+    assert source.index("ENABLE_PREEMPTION_WATCHER_ENV_VAR") < source.index("self._start()")
+
+
+def test_claims_are_made_where_a_node_can_be_shared_and_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At the end, Ray Train takes back what it has claimed alone."""
+    config = ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 3})
+    claims = _claims(monkeypatch, Fixed(config))
+    assert claims > 0
+    assert _claims(monkeypatch, OnOnlyNode(config)) == 0
+
+
+def _claims(monkeypatch: pytest.MonkeyPatch, policy: FixedScalingPolicy) -> int:
+    """How often a policy asks for what makes claims; checks what it decides."""
+    asked: list[str] = []
+
+    def client(requester: str) -> Any:
+        asked.append(requester)
+        return MagicMock()
+
+    monkeypatch.setattr(scaling_policy, "TrainAutoscalingCoordinatorClient", client)
+    policy.after_controller_start(SimpleNamespace(run_id="run"))
+    decision = policy.make_decision_for_non_running_worker_group()
+    assert (decision.num_workers, decision.resources_per_worker) == (2, {"CPU": 3})
+    status = {"worker_group_state": None, "worker_group_status": None}
+    assert isinstance(policy.make_decision_for_running_worker_group(**status), NoopDecision)
+    policy.before_controller_abort()
+    return len(asked)
 
 
 def test_failures_are_called_by_the_names_that_ray_train_has() -> None:

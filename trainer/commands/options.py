@@ -10,8 +10,10 @@ from trainer.checkpoints.settings import Weights
 from trainer.on_ray.settings import Workers
 from trainer.tagging.settings import WindowSettings
 
-LOADING = ("torch", "timm", "pandas")
-"""Modules that a training needs, the last for Ray Train, to import while Ray starts."""
+LOADING = ("trainer.on_ray.train",)
+"""Modules that start workers, to import while Ray starts."""
+LOADING_MODEL = ("trainer.on_ray.memory",)
+"""Modules that check a model before its training; they load PyTorch and timm."""
 
 RECIPE_HELP = "settings of the run: path of a .toml file, or a name such as esc50"
 

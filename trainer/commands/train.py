@@ -6,7 +6,7 @@ import logging
 from cluster.commands.session_options import session
 from pipeline.commands.step import Step
 from recipes import find_recipe
-from trainer.commands.options import LOADING, add_training_options, workers
+from trainer.commands.options import LOADING, LOADING_MODEL, add_training_options, workers
 
 _logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
             newest = checkpoints[-1].rpartition("/")[2]
             _logger.info("%s: resuming; the newest checkpoint is %s", output, newest)
         note_low_rates(dataset)
-        with session(arguments, loading=LOADING):
+        with session(arguments, loading=(*LOADING, *LOADING_MODEL)):
             from trainer.on_ray.train import run_training
 
             run_training(recipe, data, output, workers(arguments))

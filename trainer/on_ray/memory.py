@@ -14,10 +14,6 @@ from trainer.model.build import build_model
 from trainer.on_ray.settings import Workers
 from trainer.recipe.recipe import Recipe
 
-RUN_BYTES = 750_000_000
-"""Ray Train's controller of a run, and its helpers."""
-WORKER_BYTES = 500_000_000
-"""A worker with its libraries."""
 _FLOAT_BYTES = 4
 _VALUES_PER_PARAMETER = 4
 """In training: the weight, its gradient, and two means of Adam."""

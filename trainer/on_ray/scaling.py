@@ -10,6 +10,7 @@ Ray 2.60 has no option for it: private members of its policy are overridden here
 """
 
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,14 +54,24 @@ class OnOnlyNode(Fixed):
     needs a second or more to start, which the workers would wait for.
     """
 
-    def _send_resource_request(self) -> None:
-        """Called when the controller starts."""
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Ray Train's own makes the first claim; at the end there is none to take back."""
+        # The controller has read it. If it were handed on, Ray would start each worker in two
+        # steps: see `trainer.on_ray.trainer.Trainer`.
+        os.environ.pop("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", None)
+        # Ray warns of how Ray Train waits in the controller, unless a variable is set that would
+        # be handed on, too.
+        logging.getLogger("ray").setLevel(logging.ERROR)
 
-    def _maybe_send_resource_request(self) -> None:
-        """Called now and then."""
+    def make_decision_for_non_running_worker_group(self) -> ResizeDecision:
+        """Ray Train's own renews the claim, as does the next."""
+        return ResizeDecision(
+            num_workers=self.scaling_config.num_workers,
+            resources_per_worker=self.scaling_config.resources_per_worker,
+        )
 
-    def _cancel_resource_request(self) -> None:
-        """Called at the end."""
+    def make_decision_for_running_worker_group(self, **_: Any) -> NoopDecision:
+        return NoopDecision()
 
 
 class Elastic(_Elsewhere, ElasticScalingPolicy):  # type: ignore[misc]

@@ -5,46 +5,35 @@ restarts them when one is lost. The loop writes its checkpoints into the run fol
 whether after a lost worker or by the same command, resumes from the newest one.
 """
 
-import logging
 import signal
 import tempfile
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import ray
 import ray.train
-import torch
 
-from pipeline.dataset.prepared import card_path, open_dataset
-from pipeline.on_ray.shared_files import SharedPaths, check_here, check_shared, seen_here
+from pipeline.dataset.prepared import card_path
+from pipeline.on_ray.shared_files import SharedPaths, check_shared, seen_here
 from pipeline.terminal import log
-from trainer.checkpoints.progress import EpochResult
 from trainer.checkpoints.settings import Weights
 from trainer.model.settings import Precision
 from trainer.on_ray.actors import Failures
 from trainer.on_ray.environment import environment
-from trainer.on_ray.memory import model_bytes_of
-from trainer.on_ray.metrics import run_gauges, values_of
-from trainer.on_ray.notices import reason
-from trainer.on_ray.progress import Reporter, progress_board
+from trainer.on_ray.progress import progress_board
 from trainer.on_ray.settings import Workers
-from trainer.on_ray.torch_trainer import Trainer, torch_config
+from trainer.on_ray.trainer import Trainer, how_to_join
+from trainer.on_ray.worker_start import evaluate_worker, traced, train_worker
 from trainer.on_ray.workers import fit_workers, fixed_workers, note_precision, note_workers
 from trainer.optim.settings import ScoreFunction
-from trainer.recipe.parse import make_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.run.leaving import StoppedError
 from trainer.run.run_folder import read_recipe, read_run
-from trainer.run.run_progress import RunProgress
 from trainer.run.writer import alone_in
-from trainer.training.evaluate_run import evaluate_run
-from trainer.training.loop import train
-from trainer.training.world import World
 
 _VARIABLES = {
     # Twice as often as by default is enough for a notice of 30 s, as clouds give it.
@@ -65,14 +54,22 @@ def run_training(recipe: Recipe, dataset_path: str, run_path: str, workers: Work
         UserError: see `check_training` and `trainer.training.loop.train`; one of a worker is
             wrapped in Ray's own errors.
     """
-    needed = model_bytes_of([recipe], dataset_path, workers)
-    workers, _ = fit_workers(workers, model_bytes=needed)
+    workers, _ = fit_workers(workers)
     check_shared(shared_paths(dataset_path, run_path))
     note_workers([recipe], workers)
     # There is no wait for the board, whose process starts beside that of the controller.
     with progress_board(1) as board, alone_in(run_path):
         config = _config(recipe, dataset_path, run_path, workers, board)
-        _fit(_train_worker, config, run_path, workers, board)
+        check = partial(_check_memory, recipe, dataset_path, workers)
+        _fit(train_worker, config, run_path, workers, board, check=check)
+
+
+def _check_memory(recipe: Recipe, dataset_path: str, workers: Workers) -> None:
+    """Check that there is memory for the model of a run, as `fit_workers` does."""
+    # It loads PyTorch and timm, while the controller starts.
+    from trainer.on_ray.memory import model_bytes_of
+
+    fit_workers(workers, model_bytes=model_bytes_of([recipe], dataset_path, workers))
 
 
 def shared_paths(dataset_path: str, *run_paths: str) -> SharedPaths:
@@ -96,7 +93,7 @@ def fit_training(
         if ray.get(board.is_stopping.remote()):
             raise StoppedError(run_path, "stopped before its start")
         config = _config(recipe, dataset_path, run_path, workers, board, referee)
-        _fit(_train_worker, config, run_path, workers, board)
+        _fit(train_worker, config, run_path, workers, board)
 
 
 def _config(
@@ -179,7 +176,7 @@ def run_evaluations(
         "fold": fold,
         "threads": workers.cpus,
     }
-    _fit(_evaluate_worker, config, runs[0][0], workers)
+    _fit(evaluate_worker, config, runs[0][0], workers)
 
 
 def _fit(
@@ -188,21 +185,33 @@ def _fit(
     run_path: str,
     workers: Workers,
     board: Any = None,
+    *,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run a function in all workers; `board` is that of a training, which may be left."""
+    """Run a function in all workers.
+
+    Args:
+        worker: the function.
+        config: what it is given.
+        run_path: folder of the run that messages are about.
+        workers: where it runs.
+        board: that of a training, which may be left.
+        check: raises an error if it cannot run; called before the workers start.
+    """
     resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.use_gpu else {})}
     with (
-        torch_config(listens=board is not None) as joining,
+        how_to_join(listens=board is not None) as backend,
         ray_folder() as folder,
         environment(_VARIABLES),
         _ctrl_c_interrupts(),
     ):
         trainer = Trainer(
             partial(
-                _traced, worker, seen_here(shared_paths(config["dataset"], run_path)), log.level()
+                traced, worker, seen_here(shared_paths(config["dataset"], run_path)), log.level()
             ),
+            check=check,
             train_loop_config=config,
-            torch_config=joining,
+            backend_config=backend,
             scaling_config=ray.train.ScalingConfig(
                 num_workers=(workers.least, workers.num) if workers.least else workers.num,
                 elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,
@@ -221,22 +230,6 @@ def _fit(
             ),
         )
         trainer.fit()
-
-
-def _traced(
-    worker: Callable[[dict[str, Any]], None],
-    paths: Sequence[str],
-    log_level: int,
-    config: dict[str, Any],
-) -> None:
-    """Run a worker; add the traceback to an error, as processes do not hand it on."""
-    log.set_up(log_level, is_worker=True)
-    try:
-        check_here(paths)
-        worker(config)
-    except Exception as error:
-        error.add_note(traceback.format_exc())
-        raise
 
 
 @contextmanager
@@ -260,55 +253,3 @@ def ray_folder() -> Iterator[str]:
     """
     with tempfile.TemporaryDirectory(prefix="ast-ray-", ignore_cleanup_errors=True) as folder:
         yield folder
-
-
-def _world(threads: int) -> World:
-    """This worker's rank and device, once Ray Train has set up the process group."""
-    # Ray Train prints what any library logs at INFO, such as botocore.
-    logging.getLogger().setLevel(logging.WARNING)
-    context = ray.train.get_context()
-    device = ray.train.torch.get_device()
-    if device.type == "cpu":
-        torch.set_num_threads(threads)
-    return World(rank=context.get_world_rank(), size=context.get_world_size(), device=device)
-
-
-def _train_worker(config: dict[str, Any]) -> None:
-    name, settings = config["recipe"]
-    referee, reporter = config["referee"], Reporter(config["board"])
-    world = _world(config["threads"])
-
-    def go_on(result: EpochResult) -> bool:
-        answer: bool = ray.get(referee.ask.remote(config["run"], result))
-        return answer
-
-    with run_gauges(config["run"]) if world.is_first else nullcontext() as gauges:
-
-        def report(progress: RunProgress) -> None:
-            reporter.report(progress)
-            if gauges is not None:
-                gauges.set(values_of(progress))
-
-        train(
-            make_recipe(name, settings, where="recipe"),
-            open_dataset(config["dataset"]),
-            config["run"],
-            world=world,
-            report=report,
-            asked=lambda: reason() or reporter.asked(),
-            go_on=go_on if referee else None,
-        )
-
-
-def _evaluate_worker(config: dict[str, Any]) -> None:
-    dataset, world = open_dataset(config["dataset"]), _world(config["threads"])
-    for run_path, weights, name, settings in config["runs"]:
-        evaluate_run(
-            run_path,
-            make_recipe(name, settings, where="recipe"),
-            dataset,
-            split=config["split"],
-            fold=config["fold"],
-            weights=weights,
-            world=world,
-        )

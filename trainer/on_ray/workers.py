@@ -17,11 +17,15 @@ from pipeline.on_ray.nodes import (
 )
 from pipeline.terminal.units import counted
 from trainer.model.settings import Precision
-from trainer.on_ray.memory import RUN_BYTES, WORKER_BYTES
 from trainer.on_ray.settings import Workers
 from trainer.recipe.recipe import Recipe
 
 _logger = logging.getLogger(__name__)
+
+_RUN_BYTES = 750_000_000
+"""Ray Train's controller of a run, and its helpers."""
+_WORKER_BYTES = 500_000_000
+"""A worker with its libraries."""
 
 
 def fit_workers(workers: Workers, *, runs: int = 1, model_bytes: int = 0) -> tuple[Workers, int]:
@@ -57,7 +61,7 @@ def fit_workers(workers: Workers, *, runs: int = 1, model_bytes: int = 0) -> tup
             f"{plural(workers.cpus, 'CPU')} and {kind} each",
             need.remedy,
         )
-    own_bytes = WORKER_BYTES + (0 if workers.use_gpu else model_bytes)
+    own_bytes = _WORKER_BYTES + (0 if workers.use_gpu else model_bytes)
     workers_per_node = [float(room([node], need.each)) for node in possible]
     memory = [node.get("memory", math.inf) for node in possible]
     held = _fit_memory(workers.fewest, own_bytes, workers_per_node, memory)
@@ -118,7 +122,7 @@ def _fit_memory(
     num_workers: int, own_bytes: int, workers_per_node: list[float], memory: list[float]
 ) -> int:
     """How many runs the memory of the nodes holds; raises as `fit_workers`."""
-    run_bytes = RUN_BYTES + num_workers * own_bytes
+    run_bytes = _RUN_BYTES + num_workers * own_bytes
     # Ray Train's helpers run wherever there is room.
     each = run_bytes / num_workers
     held = [

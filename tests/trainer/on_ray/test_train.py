@@ -33,8 +33,10 @@ from trainer.data.clips import select_clips
 from trainer.data.loader import Loader
 from trainer.data.settings import LoaderSettings
 from trainer.on_ray import train as ray_train
+from trainer.on_ray import worker_run
 from trainer.on_ray.progress import progress_board
 from trainer.on_ray.tune import unfinished
+from trainer.on_ray.worker_start import traced
 from trainer.recipe.settings import TrainSettings
 from trainer.run.history import is_finished, read_history
 from trainer.run.run_folder import read_run
@@ -273,7 +275,7 @@ def test_worker_error_carries_its_traceback() -> None:
         raise ZeroDivisionError(config["what"])
 
     with pytest.raises(ZeroDivisionError) as caught:
-        ray_train._traced(worker, (), logging.INFO, {"what": "nothing"})
+        traced(worker, (), logging.INFO, {"what": "nothing"})
     (note,) = pickle.loads(pickle.dumps(caught.value)).__notes__
     assert 'raise ZeroDivisionError(config["what"])' in note
 
@@ -288,6 +290,7 @@ def test_invalid_commands_are_refused_before_ray_starts(
 ) -> None:
     monkeypatch.setattr("cluster.session.connect", None)
     free, taken = str(tmp_path / "run"), without_ray
+    typo = ("--set", "model.backbone=deit_tiny_distilled_patch16_242")
     gone = ("--set", "model.pretrained=true", "--set", "model.weights_file=/gone.pth")
     sounds = tmp_path / "sounds"
     sounds.mkdir()
@@ -300,6 +303,11 @@ def test_invalid_commands_are_refused_before_ray_starts(
         (train_command(recipe_file, dataset, free, *fold), data, ["no fold 9"]),
         (train_command(recipe_file, dataset, free, *mask), "augment.time_mask", ["got 99"]),
         (train_command(recipe_file, dataset, free, *gone), "model.weights_file", ["/gone.pth"]),
+        (
+            train_command(recipe_file, dataset, free, *typo),
+            "model.backbone",
+            ["did you mean deit_tiny_distilled_patch16_224?"],
+        ),
         (train_command(recipe_file, dataset, str(sounds)), str(sounds), ["dog.wav"]),
         (
             ["train", recipe_file, "--data", str(tmp_path), "--out", free],
@@ -339,14 +347,14 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(step, "session", lambda arguments, **_: nullcontext())
     monkeypatch.setattr(ray_train, "fit_workers", lambda workers, **_: (workers, 1))
     monkeypatch.setattr(ray_train, "check_shared", lambda paths: None)
-    monkeypatch.setattr(ray_train, "_fit", lambda worker, config, *others: worker(config))
-    monkeypatch.setattr(ray_train, "_world", lambda threads: World())
+    monkeypatch.setattr(ray_train, "_fit", lambda worker, config, *_, **__: worker(config))
+    monkeypatch.setattr(worker_run, "_world", lambda threads: World())
     board = SimpleNamespace(is_stopping=SimpleNamespace(remote=lambda: False))
     reporter = SimpleNamespace(report=lambda progress: None, asked=lambda: "")
     monkeypatch.setattr(ray, "get", lambda value: value)
-    monkeypatch.setattr(ray_train, "reason", lambda: "")
-    monkeypatch.setattr(ray_train, "run_gauges", lambda run_path: nullcontext())
-    monkeypatch.setattr(ray_train, "Reporter", lambda board: reporter)
+    monkeypatch.setattr(worker_run, "reason", lambda: "")
+    monkeypatch.setattr(worker_run, "run_gauges", lambda run_path: nullcontext())
+    monkeypatch.setattr(worker_run, "Reporter", lambda board: reporter)
     monkeypatch.setattr(ray_train, "progress_board", lambda num_runs: nullcontext(board))
 
 
