@@ -38,9 +38,10 @@ _STEP = re.compile(rb"steps.*[^\d/][1-9]\d*/\d+")
 _BUSY = "while True: pass"
 
 
-def program(checkout: Path) -> tuple[str, str]:
-    """The command line of a checkout."""
-    return sys.executable, str(checkout / "ray_job.py")
+def program(checkout: Path) -> Sequence[str]:
+    """The command line of a checkout, all of whose processes import its own files."""
+    place = "env", f"--chdir={checkout}", f"PYTHONPATH={checkout}"
+    return *place, sys.executable, str(checkout / "ray_job.py")
 
 
 PROGRAM = program(Path(__file__).parents[1])
