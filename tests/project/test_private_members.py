@@ -206,7 +206,8 @@ def test_workers_on_the_only_node_get_no_variables_of_their_own(
     policy.after_controller_start(None)
     assert WorkerGroup._get_worker_runtime_env({}) == {"env_vars": {}}
     source = inspect.getsource(TrainController.__init__)
-    assert source.index("ENABLE_PREEMPTION_WATCHER_ENV_VAR") < source.index("self._start()")
+    for variable in ("ENABLE_PREEMPTION_WATCHER_ENV_VAR", "HEALTH_CHECK_INTERVAL_S_ENV_VAR"):
+        assert source.index(variable) < source.index("self._start()")
 
 
 def test_claims_are_made_where_a_node_can_be_shared_and_nowhere_else(

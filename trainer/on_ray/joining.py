@@ -16,7 +16,7 @@ from ray.train.backend import Backend, BackendConfig
 
 from trainer.on_ray.notices import listen
 
-TIMEOUT_S = 1800
+_TIMEOUT_S = 1800
 """Longest wait of a worker for the others, as in Ray Train."""
 _LEAVE_S = 30.0
 """Longest wait for the workers to leave their group, as in Ray Train."""
@@ -75,7 +75,7 @@ def _join(*, backend: str, store: str) -> None:
         init_method=f"file://{store}",
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
-        timeout=timedelta(seconds=TIMEOUT_S),
+        timeout=timedelta(seconds=_TIMEOUT_S),
     )
 
 

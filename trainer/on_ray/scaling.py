@@ -32,6 +32,8 @@ _logger = logging.getLogger(__name__)
 
 _ANSWER_S = 5.0
 """Longest wait for the actor that shares the cluster among runs."""
+_READ_AT_START = ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S")
+"""Variables that Ray Train's controller reads before the policy is told that it has started."""
 
 
 class _Elsewhere:
@@ -56,9 +58,10 @@ class OnOnlyNode(Fixed):
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Ray Train's own makes the first claim; at the end there is none to take back."""
-        # The controller has read it. If it were handed on, Ray would start each worker in two
+        # The controller has read them. If they were handed on, Ray would start each worker in two
         # steps: see `trainer.on_ray.trainer.Trainer`.
-        os.environ.pop("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", None)
+        for name in _READ_AT_START:
+            os.environ.pop(name, None)
         # Ray warns of how Ray Train waits in the controller, unless a variable is set that would
         # be handed on, too.
         logging.getLogger("ray").setLevel(logging.ERROR)
