@@ -16,6 +16,7 @@ def start_waits_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "slow_module.py").write_text("import time; time.sleep(0.1)\nVALUE = 3\n")
     (tmp_path / "damaged_module.py").write_text("raise RuntimeError('damaged')\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "slow_module", raising=False)
 
     def start(num_cpus: int | None) -> None:
         deadline_s = time.monotonic() + 10
@@ -33,3 +34,16 @@ def test_modules_are_imported_while_ray_starts() -> None:
         with pytest.raises(RuntimeError, match="damaged"):
             __import__("damaged_module")
         assert "slow_module" in sys.modules
+
+
+@pytest.mark.usefixtures("start_waits_for")
+def test_block_does_not_wait_for_modules_that_it_does_not_need_yet(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    (tmp_path / "late_module.py").write_text(
+        "import time\nfrom pathlib import Path\ndeadline_s = time.monotonic() + 10\n"
+        f"while not Path({str(begun)!r}).exists():\n"
+        "    assert time.monotonic() < deadline_s\n    time.sleep(0.01)\n"
+    )
+    with connect(loading=["slow_module", "late_module"]):
+        begun.touch()
+        __import__("late_module")

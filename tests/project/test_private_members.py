@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -133,6 +134,7 @@ def test_trainer_leaves_out_two_helpers() -> None:
 
 def test_trainer_hands_our_policies_to_the_controller(monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
+    checked: list[str] = []
     monkeypatch.setattr(
         DataParallelTrainer,
         "_initialize_and_run_controller",
@@ -140,8 +142,10 @@ def test_trainer_hands_our_policies_to_the_controller(monkeypatch: pytest.Monkey
     )
     for num_workers, kind in ((2, Fixed), ((1, 2), Elastic)):
         config = ray.train.ScalingConfig(num_workers=num_workers)
-        trainer = Trainer(lambda: None, check=lambda: None, scaling_config=config)
+        check = partial(checked.append, kind.__name__)
+        trainer = Trainer(lambda: None, check=check, scaling_config=config)
         trainer._initialize_and_run_controller(scaling_policy=object())
+        assert checked[-1:] == [kind.__name__]
         assert isinstance(given["scaling_policy"], kind)
         assert isinstance(given["failure_policy"], Retrying)
     asking = inspect.getsource(TrainController._start_worker_group)

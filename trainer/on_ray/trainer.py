@@ -37,7 +37,7 @@ class Trainer(DataParallelTrainer):  # type: ignore[misc]
     On a node that there is for this step alone, the controller starts while this process still
     checks that the training can run. Ray Train would give the controller environment variables of
     its own. Ray starts such a process in two steps, each of which imports Ray, for 0.3 s. They are
-    not needed: all that a local Ray starts inherits the variables of this process.
+    not needed: all that Ray starts on its node inherits the variables that it was started with.
 
     Ray 2.60 has no option for it, nor for the policies of scaling and failures: the private
     `_create_default_callbacks` and `_initialize_and_run_controller` are overridden here.
