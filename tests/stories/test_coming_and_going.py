@@ -34,6 +34,8 @@ DECODE = "time.sleep(0.5)"
 RECIPE = tiny_recipe(
     schedule={"lr": 1e-5}, train={"epochs": 2000, "log_every_steps": 4, "checkpoint_every_s": 1}
 )
+ENOUGH = 13
+"""Steps: each of two runs may be writing a checkpoint of six more when a node is lost."""
 NOISE = ("Traceback", "state-dump", ".cc", "(raylet", "core_worker", "Fatal", "    @", "*** ")
 
 
@@ -122,9 +124,9 @@ def train(nodes: Nodes, seed: int, folder: Path, runs: list[str], *command: str)
         return sum(newest_step(run) for run in runs)
 
     with started([name, str(recipe), *options]) as step:
-        come_and_go(nodes, newest, seed, num_events=4, most=3)
+        come_and_go(nodes, newest, seed, num_events=4, most=3, enough=ENOUGH)
         before = newest()
-        nodes.wait_for(lambda: newest() > before + 1, 600)
+        nodes.wait_for(lambda: newest() >= before + ENOUGH, 600)
         step.send_signal(signal.SIGTERM)
         _, stderr = step.communicate(timeout=600)
     assert step.returncode == 128 + signal.SIGTERM, stderr

@@ -194,10 +194,17 @@ def wait_for(is_so: Callable[[], bool], timeout_s: float = START_S) -> None:
 
 
 def come_and_go(
-    nodes: Nodes, num_done: Callable[[], int], seed: int, *, num_events: int, most: int
+    nodes: Nodes,
+    num_done: Callable[[], int],
+    seed: int,
+    *,
+    num_events: int,
+    most: int,
+    enough: int = 2,
 ) -> int:
     """Kill or add a node at random, some time after the work has gone on since the last time.
 
+    It has once `enough` more is done: more than could be finished without a node that was lost.
     There is always one node, and never more than `most`. Returns how many were killed that had
     joined the cluster: one that is killed while it starts was never part of it.
     """
@@ -205,7 +212,7 @@ def come_and_go(
     num_killed = 0
     for _ in range(num_events):
         before = num_done()
-        nodes.wait_for(lambda before=before: num_done() > before + 1, 600)  # type: ignore[misc]
+        nodes.wait_for(lambda before=before: num_done() >= before + enough, 600)  # type: ignore[misc]
         time.sleep(rng.uniform(0, 2))
         if len(nodes) == 1 or (len(nodes) < most and rng.random() < 0.5):
             print("a node comes", flush=True)
