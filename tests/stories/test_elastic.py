@@ -24,9 +24,11 @@ import os, re, signal, subprocess, sys, threading, time
 from pathlib import Path
 import ray_job
 from ray.cluster_utils import Cluster
+from tests.support.patient_ray import be_patient
 from trainer.on_ray import train
 
 train._RESIZE_EVERY_S = 2.0
+be_patient()
 run, *command = sys.argv[1:]
 head = {"num_cpus": 0, "include_dashboard": False}
 cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -63,7 +65,7 @@ def story():
     go_on(lambda: len(workers()) == 2)
     cluster.remove_node(second, allow_graceful=False)
     go_on(lambda: len(workers()) == 1)
-    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1"]
+    start = [sys.executable, "-m", "tests.support.patient_ray", "start", "--block", "--num-cpus=1"]
     node = subprocess.Popen([*start, f"--address={cluster.address}"], stdout=subprocess.DEVNULL)
     go_on(lambda: len(workers()) == 2)
     before = workers()

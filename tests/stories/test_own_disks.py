@@ -22,12 +22,14 @@ import json, subprocess, sys, time
 import ray
 from ray.cluster_utils import Cluster
 import ray_job
+from tests.support.patient_ray import be_patient
 
+be_patient()
 own_disk, commands = sys.argv[1], json.loads(sys.argv[2])
 head = {"num_cpus": 1, "include_dashboard": False}
 cluster = Cluster(initialize_head=True, head_node_args=head)
 start = (
-    f"mount -t tmpfs none {own_disk} && exec {sys.executable} -m ray.scripts.scripts start "
+    f"mount -t tmpfs none {own_disk} && exec {sys.executable} -m tests.support.patient_ray start "
     f"--address={cluster.address} --block --num-cpus=1 --object-store-memory=100000000"
 )
 node = subprocess.Popen(

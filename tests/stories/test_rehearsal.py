@@ -253,6 +253,7 @@ def two_nodes() -> Iterator[tuple[str, Callable[[], None]]]:
     """The address of a Ray of two nodes of one CPU each, and what kills the second."""
     code = (
         "import sys; from ray.cluster_utils import Cluster;"
+        "from tests.support.patient_ray import be_patient; be_patient();"
         "cluster = Cluster(initialize_head=True, head_node_args={'include_dashboard': False});"
         "node = cluster.add_node();"
         "print(cluster.address, flush=True); sys.stdin.readline();"
@@ -263,6 +264,7 @@ def two_nodes() -> Iterator[tuple[str, Callable[[], None]]]:
         ray_folder() as folder,
         subprocess.Popen(
             [sys.executable, "-c", code],
+            cwd=PROJECT,
             env={**os.environ, "RAY_TMPDIR": folder},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -20,28 +20,7 @@ from tests.support.ray_head import free_ports
 from tests.support.steps import PROJECT, processes_in_session
 
 START_S = 240.0
-_PATIENT_RAY = """
-import time
-from ray._private import services
-from ray.scripts import scripts
-
-get_node, deadline = services.get_node, time.monotonic() + 120
-
-
-def wait_for_node(*where):
-    while True:
-        try:
-            return get_node(*where)
-        except RuntimeError:
-            if time.monotonic() > deadline:
-                raise
-
-
-services.get_node = wait_for_node
-scripts.main()
-"""
-"""Ray gives a node 30 s to start, which takes a minute and more where the cores are busy."""
-_RAY = (sys.executable, "-c", _PATIENT_RAY, "start", "--block")
+_RAY = (sys.executable, "-m", "tests.support.patient_ray", "start", "--block")
 _ALIVE = GcsNodeInfo.GcsNodeState.ALIVE
 _AGENT_PORTS = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port")
 """Two nodes of a machine cannot share them."""
