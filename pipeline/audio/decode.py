@@ -276,6 +276,11 @@ def _one_channel(samples: Samples, channel: Channel) -> Samples:
         return samples[:, 0]
     if channel == "right":
         return samples[:, 1]
+    if samples.shape[1] == 2:
+        # For two, float32 rounds as float64 and then float32 do, in a fifth of the time.
+        both: Samples = samples[:, 0] + samples[:, 1]
+        both *= np.float32(0.5)
+        return both
     # Adding channel by channel is many times faster than NumPy's mean over so short an axis.
     total = samples[:, 0].astype(np.float64)
     for number in range(1, samples.shape[1]):

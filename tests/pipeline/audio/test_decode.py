@@ -200,6 +200,15 @@ def test_channels_are_averaged(num_channels: int) -> None:
     np.testing.assert_allclose(decoded, channels.mean(axis=1), atol=1e-7)
 
 
+def test_two_channels_are_averaged_as_in_float64() -> None:
+    rng = np.random.default_rng(0)
+    sizes = 2.0 ** rng.integers(-149, 1, (20_000, 2))
+    channels = (rng.uniform(-1, 1, sizes.shape) * sizes).astype(np.float32)
+    decoded = decode(encode(channels, 16_000, "WAV", "FLOAT"))
+    expected = channels.mean(axis=1, dtype=np.float64).astype(np.float32)
+    np.testing.assert_array_equal(decoded, expected)
+
+
 @settings(max_examples=50)
 @given(start=st.integers(0, 15_999), length=st.integers(1, 20_000), whole=st.booleans())
 def test_segment_equals_that_part_of_the_file(start: int, length: int, whole: bool) -> None:

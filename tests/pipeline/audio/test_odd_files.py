@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from pipeline.audio import flac
 from pipeline.audio.decode import decode_audio
 from pipeline.audio.rejects import RejectError
 from pipeline.audio.settings import DecodeSettings
@@ -201,6 +202,14 @@ def test_recordings_that_follow_each_other_are_joined(kind: tuple[str, str]) -> 
             decode(first + other)
     with pytest.raises(RejectError):
         decode(first + second[:-40])
+
+
+@pytest.mark.parametrize("between", [b"", b"f", b"fL", b"fLa", b"fLaC", b"La", b"LaC"])
+def test_flac_recordings_are_found_at_even_and_odd_places(between: bytes) -> None:
+    first, second = (encode(part, RATE_HZ, "FLAC", "PCM_16") for part in (sound(), sound()[:9_000]))
+    for padding in (b"", b"\0"):
+        parts = [first + between + padding, second + padding, second]
+        assert flac.examine(b"".join(parts)).recordings == parts
 
 
 @pytest.mark.parametrize(

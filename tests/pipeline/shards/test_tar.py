@@ -14,7 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.shards.plan import shard_sizes
-from pipeline.shards.tar import ByteRange, Fbank, ShardWriter, fbank_from_bytes, shard_key
+from pipeline.shards.tar import (
+    ByteRange,
+    Fbank,
+    ShardWriter,
+    fbank_from_bytes,
+    member_header,
+    shard_key,
+)
 
 IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
 AWKWARD_IDS = [
@@ -109,6 +116,30 @@ def test_tar_bytes_are_reproducible() -> None:
             for member in tar
         }
     assert headers == {(0, 0o644, 0, 0, "", "")}
+
+
+@settings(max_examples=50, deadline=None)
+@given(ids=st.lists(st.one_of(IDS, st.sampled_from(AWKWARD_IDS)), min_size=1, unique=True))
+def test_tar_bytes_equal_those_of_tarfile(ids: list[str]) -> None:
+    data, _, _ = write_shard(ids)
+    file = io.BytesIO()
+    with (
+        tarfile.open(fileobj=io.BytesIO(data)) as ours,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for member in ours:
+            info = tarfile.TarInfo(member.name)
+            info.size, info.mode = member.size, 0o644
+            tar.addfile(info, ours.extractfile(member))
+    assert data == file.getvalue()
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 8**11 - 1, 8**11])
+@pytest.mark.parametrize("length", [1, 99, 100, 101])
+def test_headers_of_members_equal_those_of_tarfile(length: int, size: int) -> None:
+    info = tarfile.TarInfo("x" * length)
+    info.size, info.mode = size, 0o644
+    assert member_header(info.name, size) == info.tobuf(tarfile.PAX_FORMAT)
 
 
 def test_gnu_tar_lists_and_extracts_a_shard(tmp_path: Path) -> None:
