@@ -8,7 +8,9 @@ fbanks. Out: the RMS difference of raw log-mels. Needs sox.
 """
 
 import argparse
+import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -28,6 +30,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     files = sorted(path for path in parser.parse_args().folder.iterdir() if path.is_file())
+    if shutil.which("sox") is None:
+        sys.exit("needs the program sox (`apt-get install sox`)")
     with tempfile.TemporaryDirectory() as folder:
         differences = [difference(file, Path(folder)) for file in files]
     for name, options in (("sox", 0), ("sox -D (no dither)", 1)):

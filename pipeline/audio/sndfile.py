@@ -8,9 +8,11 @@ header is read here, too, and both must agree. Other files are left to FFmpeg.
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
+import numpy as np
+import numpy.typing as npt
 import soundfile
 
 from pipeline.audio import flac, wav
@@ -40,6 +42,8 @@ class Stretch:
     """Samples per channel, 0 if the stretch is outside the file."""
     reaches_end: bool
     """Whether the file has no samples after it."""
+    integers: npt.NDArray[np.int16] | None = None
+    """Its samples `[num_frames, channels]`, where they stand in memory as 16-bit integers."""
 
     @property
     def rate_hz(self) -> int:
@@ -60,7 +64,11 @@ class Stretch:
         step = max(1, _BLOCK_VALUES // self.num_channels)
         for block_start in range(0, self.num_frames, step):
             size = min(step, self.num_frames - block_start)
-            samples = self.file.read(size, dtype="float32", always_2d=True)
+            if self.integers is not None:
+                samples = self.integers[block_start : block_start + size].astype(np.float32)
+                samples *= np.float32(2**-15)
+            else:
+                samples = self.file.read(size, dtype="float32", always_2d=True)
             if len(samples) < size:
                 raise EOFError
             yield self.rate_hz, samples
@@ -90,7 +98,22 @@ def open_wav(
             return None
         num_frames = header.data_bytes // frame_bytes
     expected = (subtype, header.channels, header.rate_hz, num_frames)
-    return _open(file or io.BytesIO(data), expected, start_s, end_s)
+    stretch = _open(file or io.BytesIO(data), expected, start_s, end_s)
+    if stretch is None or file is not None or subtype != "PCM_16":
+        return stretch
+    return replace(stretch, integers=_integers(data, header, stretch))
+
+
+def _integers(data: bytes, header: wav.WavHeader, stretch: Stretch) -> npt.NDArray[np.int16]:
+    """The 16-bit samples of a stretch.
+
+    libsndfile, which has the same length, calls back for every 8 KB of them, which takes four times
+    as long. It opens no file with several parts that hold samples.
+    """
+    dtype = np.dtype(np.int16).newbyteorder("<" if header.order == "little" else ">")
+    start = header.data_start + stretch.file.tell() * header.frame_bytes
+    count = stretch.num_frames * header.channels
+    return np.frombuffer(data, dtype, count, start).reshape(-1, header.channels)
 
 
 def open_flac(data: bytes, start_s: float, end_s: float) -> Stretch | None:

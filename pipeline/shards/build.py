@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -194,7 +194,9 @@ def build_clip(
         "fold": clip.fold,
         "labels": clip.labels,
         "common": clip.common,
-        **asdict(byte_range),
+        "offset_bytes": byte_range.offset_bytes,
+        "size_bytes": byte_range.size_bytes,
+        "xxh3": byte_range.xxh3,
         "frames": len(numbers),
         "duration_s": duration_s,
         "num_clipped": num_clipped,

@@ -1,14 +1,18 @@
 """A stretch of a file equals that part of the whole file, whatever its format and place."""
 
+import io
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
+import soundfile
 import soxr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.audio import sndfile
 from pipeline.audio.decode import decode_audio
 from pipeline.audio.rejects import RejectError
 from pipeline.audio.settings import DecodeSettings
@@ -143,3 +147,35 @@ def test_stretches_are_on_the_clock_of_the_file(
             np.array_equal(cut[:1_000], samples[first : first + 1_000])
             for first in range(max(0, at - DELAY), at + DELAY)
         )
+
+
+@pytest.mark.parametrize("num_channels", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("container", "endian"), [("WAV", "LITTLE"), ("WAV", "BIG"), ("WAVEX", "")]
+)
+def test_16_bit_wav_in_memory_equals_what_libsndfile_reads(
+    container: str, endian: str, num_channels: int
+) -> None:
+    rng = np.random.default_rng(0)
+    samples = rng.integers(-(2**15), 2**15, (5_001, num_channels)).astype(np.int16)
+    file = io.BytesIO()
+    soundfile.write(
+        file, samples, 16_000, format=container, subtype="PCM_16", endian=endian or None
+    )
+    data = file.getvalue()
+    for start_s, end_s in ((0.0, None), (0.1, None), (0.05, 0.2), (0.3, 9.0), (1.0, None)):
+        ours, theirs = (sndfile.open_wav(data, start_s, end_s) for _ in range(2))
+        assert ours is not None
+        assert theirs is not None
+        assert ours.integers is not None
+        expected = list(replace(theirs, integers=None).read_blocks())
+        for (_, got), (_, wanted) in zip(ours.read_blocks(), expected, strict=True):
+            np.testing.assert_array_equal(got, wanted)
+
+
+def test_libsndfile_opens_no_wav_with_several_parts_that_hold_samples() -> None:
+    data = encode(noise(0.5, 16_000), 16_000)
+    for between in (b"", b"LIST\x04\0\0\0abcd"):
+        several = bytearray(data + between + data[36:])
+        several[4:8] = (len(several) - 8).to_bytes(4, "little")
+        assert sndfile.open_wav(bytes(several), 0.0, 0.1) is None
