@@ -15,6 +15,7 @@ are compiled, without the recorded point.
 
 import argparse
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
@@ -82,6 +83,8 @@ def measure(part: str, recipe: Recipe, dataset: PreparedDataset, device: torch.d
         points = read_history(run).steps
     bare_s = min(before_s, bare_step_s(recipe, device))
     steady = [point for point in points if point.epoch > 1 and not recorder.has_slowed(point.step)]
+    if not steady:
+        sys.exit(f"{part}: no step after the first epoch to measure; give more clips or --epochs")
     clips_per_s = statistics.median(point.clips_per_s or 0.0 for point in steady)
     bare = recipe.train.batch_size / bare_s
     waits = statistics.mean(point.data_wait_share or 0.0 for point in steady)

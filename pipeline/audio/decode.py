@@ -277,7 +277,7 @@ def _one_channel(samples: Samples, channel: Channel) -> Samples:
     if channel == "right":
         return samples[:, 1]
     if samples.shape[1] == 2:
-        # For two, float32 rounds as float64 and then float32 do, in a fifth of the time.
+        # For two, float32 rounds as float64 and then float32 do, in a quarter of the time.
         both: Samples = samples[:, 0] + samples[:, 1]
         both *= np.float32(0.5)
         return both
