@@ -79,8 +79,17 @@ def find_changes(
         plan: its plan, which stands for a missing or damaged index.
         usage: which clips of the plan the manifest uses.
     """
-    known = (_written(output) if card else None) or _planned(plan)
     now = manifest.clips
+    classes = _classes(card.labels if card else plan.basis.labels, list(manifest.labels))
+    known = _written(output) if card else None
+    if known is None and not usage.is_changed:
+        is_common, was_common = hashes_of(now, ["common"]), hashes_of(plan.clips, ["common"])
+        return Changes(
+            num_common=int((is_common[usage.rows] != was_common).sum()),
+            classes=classes,
+            num_added=now.num_rows - len(usage.rows),
+        )
+    known = known or _planned(plan)
     rows = find_ids(id_hashes(known.clips)[known.rows], id_hashes(now))
     is_kept = rows >= 0
     before, rows = known.rows[is_kept], rows[is_kept]
@@ -100,7 +109,7 @@ def find_changes(
         num_splits=int(is_changed("split").sum()),
         num_folds=int(is_changed("fold").sum()),
         num_common=int(is_changed("common").sum()),
-        classes=_classes(card.labels if card else plan.basis.labels, list(manifest.labels)),
+        classes=classes,
         num_removed=len(known.rows) - len(rows),
         num_added=now.num_rows - len(rows),
         num_other_audio=int(has_other_audio.sum()),

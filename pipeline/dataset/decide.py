@@ -138,7 +138,7 @@ def decide(manifest: Manifest, job: BuildJob, *, retry_rejects: bool) -> Work | 
     plan = make_plan(manifest, settings, before, again, rows_before=rows_before)
     if lost and not _reproduces(plan, lost.fingerprint, card, output):
         raise lost
-    usage = Usage(plan, manifest)
+    usage = Usage(plan, manifest, usage_before)
     if is_complete(plan.fingerprint, is_corrected=usage.is_changed) and not lost:
         return None
     if card and not before and card.plan_fingerprint != plan.fingerprint:

@@ -32,10 +32,16 @@ def match(planned: pa.Table | StoredTable, clips: pa.Table | StoredTable) -> Row
     known = np.flatnonzero(rows >= 0)
     is_same = hashes_of(planned, _AUDIO)[known] == hashes_of(clips, _AUDIO)[rows[known]]
     rows[known[~is_same]] = -1
+    return used_last(rows)
+
+
+def used_last(rows: Rows) -> Rows:
+    """The same rows, but of those that are repeated only the last; -1 in place of the others."""
     used = np.flatnonzero(rows >= 0)[::-1]
     _, last = np.unique(rows[used], return_index=True)
-    rows[np.delete(used, last)] = -1
-    return rows
+    result = rows.copy()
+    result[np.delete(used, last)] = -1
+    return result
 
 
 def find_ids(wanted: Hashes, ids: Hashes) -> Rows:

@@ -15,8 +15,9 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -81,6 +82,9 @@ class ShardSpec:
         return {name: value for name, value in fields.items() if value is not None}
 
 
+_Fingerprint = Callable[[ShardSpec, str], str]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Basis:
     """What all shards of a data set have in common: it never mixes shards of two bases."""
@@ -109,9 +113,9 @@ class Plan:
     clips: StoredTable
     basis: Basis
     made_from: object = field(default=None, compare=False, repr=False)
-    """The clips of the manifest that all shards were just planned from, if they were."""
-    rows: Rows | None = field(default=None, compare=False, repr=False)
-    """For each clip its row there."""
+    """The clips of the manifest that the last shards were just planned from, if they were."""
+    new_rows: Rows = field(default_factory=lambda: np.empty(0, np.int64), compare=False, repr=False)
+    """For each clip of these shards its row there."""
 
     @property
     def names(self) -> list[str]:
@@ -167,17 +171,20 @@ def make_plan(
     """
     basis = before.basis if before else _basis(manifest, settings)
     specs = list(before.specs) if before else []
+    if before and rows_before is None:
+        rows_before = match(before.clips, manifest.clips)
+    new = HashOrder(manifest.clips.num_rows, partition_rows)
+    _add_new(new, manifest, again, rows_before)
+    if before and not new.num_clips:
+        return replace(before, made_from=manifest.clips)
     clips = StoredTable(SCHEMA)
     if before:
         for batch in before.clips.batches():
             clips.append(batch)
-        if rows_before is None:
-            rows_before = match(before.clips, manifest.clips)
-    new = HashOrder(manifest.clips.num_rows, partition_rows)
-    _add_new(new, manifest, again, rows_before)
     first_numbers = next_numbers(specs)
     num_kept = len(specs)
     limits = _raised_limits(basis, settings)
+    fingerprint = _fingerprints(basis)
     first_file = specs[-1].plan_file + 1 if specs else 0
     all_rows: list[Rows] = []
     for split in sorted(new.num_clips):
@@ -199,13 +206,16 @@ def make_plan(
                     **limits,
                 )
                 clips_hash = hasher.hash(start, start + num_clips)
-                specs.append(replace(spec, fingerprint=_shard_fingerprint(basis, spec, clips_hash)))
+                specs.append(replace(spec, fingerprint=fingerprint(spec, clips_hash)))
                 first_numbers[split] += 1
                 start += num_clips
-    if before:
-        return Plan(specs=tuple(specs), clips=clips, basis=basis)
-    rows = np.concatenate([np.empty(0, np.int64), *all_rows])
-    return Plan(specs=tuple(specs), clips=clips, basis=basis, made_from=manifest.clips, rows=rows)
+    return Plan(
+        specs=tuple(specs),
+        clips=clips,
+        basis=basis,
+        made_from=manifest.clips,
+        new_rows=np.concatenate([np.empty(0, np.int64), *all_rows]),
+    )
 
 
 def _add_new(
@@ -267,7 +277,7 @@ def next_numbers(specs: Sequence[ShardSpec]) -> Counter[str]:
 def with_fingerprint(spec: ShardSpec, basis: Basis, clips: pa.Table) -> ShardSpec:
     """The shard with its fingerprint if it is built from these clips."""
     clips_hash = _hasher(clips).hash(0, clips.num_rows)
-    return replace(spec, fingerprint=_shard_fingerprint(basis, spec, clips_hash))
+    return replace(spec, fingerprint=_fingerprints(basis)(spec, clips_hash))
 
 
 def rearranged(before: Plan, specs: Sequence[ShardSpec], clips: StoredTable) -> Plan:
@@ -376,11 +386,12 @@ def read_plan(folder: str) -> Plan | None:
     if document is None:
         return None
     clips = StoredTable(SCHEMA)
+    fingerprint = _fingerprints(document.basis)
     for number, specs in groupby(document.specs, key=lambda spec: spec.plan_file):
         path = _clips_path(folder, number)
         try:
             table = storage.read_table(path, SCHEMA)
-            _check_clips(table, list(specs), document.basis)
+            _check_clips(table, list(specs), fingerprint)
         except (FileNotFoundError, ValueError, storage.NoFileError) as error:
             raise DamagedPlanError(path, error, document.fingerprint) from error
         clips.append(table)
@@ -391,12 +402,12 @@ def read_plan(folder: str) -> Plan | None:
     return plan
 
 
-def _check_clips(clips: pa.Table, specs: list[ShardSpec], basis: Basis) -> None:
+def _check_clips(clips: pa.Table, specs: list[ShardSpec], fingerprint: _Fingerprint) -> None:
     start = 0
     hasher = _hasher(clips)
     for spec in specs:
         end = min(start + spec.num_clips, clips.num_rows)
-        if _shard_fingerprint(basis, spec, hasher.hash(start, end)) != spec.fingerprint:
+        if fingerprint(spec, hasher.hash(start, end)) != spec.fingerprint:
             raise ValueError(f"the clips of {spec.name} do not match their fingerprint")
         start = end
 
@@ -425,9 +436,14 @@ def shard_sizes(num_clips: int, clips_per_shard: int) -> list[int]:
     return [num_clips // num_shards + (i < num_clips % num_shards) for i in range(num_shards)]
 
 
-def _shard_fingerprint(basis: Basis, spec: ShardSpec, clips_hash: str) -> str:
-    own = replace(basis, settings=spec.settings(basis.settings))
-    return _sha256(own.canonical(), clips_hash)
+def _fingerprints(basis: Basis) -> _Fingerprint:
+    """Gives the fingerprint of a shard and the hash of its clips."""
+
+    @lru_cache  # with many classes it is a long text, and the same for nearly all shards
+    def text(settings: PrepareSettings) -> str:
+        return replace(basis, settings=settings).canonical()
+
+    return lambda spec, clips_hash: _sha256(text(spec.settings(basis.settings)), clips_hash)
 
 
 def _hasher(clips: pa.Table) -> RangeHasher:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.audio.rejects import Reject
 from pipeline.manifest.manifest import Manifest
-from pipeline.shards.match import LABELLING, Rows, hashes_of, match
+from pipeline.shards.match import LABELLING, Rows, hashes_of, match, used_last
 from pipeline.shards.parts import Part
 from pipeline.shards.plan import Plan
 from pipeline.storage.stored_table import StoredTable, batches, taken
@@ -22,9 +22,19 @@ from pipeline.storage.stored_table import StoredTable, batches, taken
 class Usage:
     """Where each clip of a plan stands in a manifest."""
 
-    def __init__(self, plan: Plan, manifest: Manifest) -> None:
-        own = plan.rows if plan.made_from is manifest.clips else None
-        self.rows: Rows = match(plan.clips, manifest.clips) if own is None else own
+    def __init__(self, plan: Plan, manifest: Manifest, before: "Usage | None" = None) -> None:
+        """Compare a plan with a manifest.
+
+        Args:
+            plan: what the shards are built from.
+            manifest: the clips.
+            before: the usage, by the same manifest, of the plan that this one extends.
+        """
+        earlier = before.rows if before else np.empty(0, np.int64)
+        num_known = len(earlier) + len(plan.new_rows)
+        is_known = plan.made_from is manifest.clips and num_known == plan.clips.num_rows
+        rows = np.concatenate([earlier, plan.new_rows])
+        self.rows: Rows = used_last(rows) if is_known else match(plan.clips, manifest.clips)
         """For each clip of the plan its row of the manifest; -1: it is unused."""
         ends = np.cumsum([spec.num_clips for spec in plan.specs]).tolist()
         self._ranges = {
@@ -34,11 +44,13 @@ class Usage:
         self._plan = plan
         self._clips = manifest.clips
         self._is_changed = self.rows < 0
-        if own is None:
+        if not is_known:
             used = np.flatnonzero(~self._is_changed)
             planned = hashes_of(plan.clips, LABELLING)[used]
             now = hashes_of(manifest.clips, LABELLING)[self.rows[used]]
             self._is_changed[used] = planned != now
+        elif before:
+            self._is_changed[: len(earlier)] |= before._is_changed
 
     @cached_property
     def _ids(self) -> pa.Array:

@@ -34,6 +34,7 @@ from pipeline.shards.plan import (
     write_plan,
 )
 from pipeline.shards.settings import PrepareSettings
+from pipeline.shards.usage import Usage
 from tests.support.audio import encode, noise, write_clips
 from tests.support.errors import assert_error_line, assert_names, refused
 from tests.support.preparation import LABELS, SETTINGS, die, files, planned_ids
@@ -454,9 +455,8 @@ def test_plan_does_not_depend_on_how_many_clips_are_sorted_at_once(
     plan = make_plan(manifest, chosen)
     in_parts = make_plan(manifest, chosen, partition_rows=partition_rows)
     assert in_parts == plan
-    assert in_parts.rows is not None
-    assert plan.clips.equals(manifest.clips.take(pa.array(in_parts.rows)))
-    assert in_parts.rows.tolist() == match(plan.clips, manifest.clips).tolist()
+    assert plan.clips.equals(manifest.clips.take(pa.array(in_parts.new_rows)))
+    assert in_parts.new_rows.tolist() == match(plan.clips, manifest.clips).tolist()
 
 
 @settings(max_examples=30)
@@ -493,6 +493,34 @@ def test_grown_plan_round_trips_and_keeps_its_shards(
         rows = read_shard_clips(folder, spec)
         assert rows["id"].to_pylist() == planned
         assert set(rows["split"].to_pylist()) == {spec.split}
+
+
+@settings(max_examples=40)
+@given(
+    clips=many_clips(), num_first=st.integers(1, 79), remainders=st.tuples(*[st.integers(0, 9)] * 4)
+)
+def test_usage_of_a_grown_plan_is_that_of_comparing_it_anew(
+    clips: list[Clip], num_first: int, remainders: tuple[int, ...]
+) -> None:
+    removed, relabelled, moved, again = ([*range(left, len(clips), 5)] for left in remainders)
+    first = make_plan(from_clips(clips[:num_first], LABELS), SETTINGS)
+    now = list(clips)
+    for number in relabelled:
+        now[number] = replace(now[number], labels=("rain",))
+    for number in moved:
+        now[number] = replace(now[number], start_s=7.0)
+    kept = [clip for number, clip in enumerate(now) if number not in removed] or now
+    manifest = from_clips(kept, LABELS)
+    before = Usage(first, manifest)
+    tried_again = [clips[number].id for number in again]
+    grown = make_plan(manifest, SETTINGS, first, tried_again, rows_before=before.rows)
+    usage = Usage(grown, manifest, before)
+    anew = Usage(replace(grown, made_from=None), manifest)
+    assert usage.rows.tolist() == anew.rows.tolist()
+    assert usage.is_changed == anew.is_changed
+    assert [usage.is_shard_changed(name) for name in grown.names] == [
+        anew.is_shard_changed(name) for name in grown.names
+    ]
 
 
 def test_plan_of_many_shards_is_split_into_files(tmp_path: Path) -> None:
