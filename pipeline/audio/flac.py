@@ -6,6 +6,8 @@ checksum (RFC 9639, section 9.1). dr_flac skips frames whose checksum is wrong; 
 fewer samples than its header promises is left to FFmpeg, which reports what is wrong.
 """
 
+import re
+
 import miniaudio
 import numpy as np
 
@@ -22,8 +24,7 @@ from pipeline.audio.structure import SEVERAL, Structure
 
 _MAX_BITS = 24
 """Samples with more bits are not exact in float32."""
-_FIRST_PAIR, _MIDDLE_PAIR = (np.frombuffer(MAGIC[i : i + 2], np.uint16)[0] for i in (0, 1))
-"""Bytes of the mark that stand at an even place in the file if the mark does, or if it does not."""
+_MAGIC = re.compile(re.escape(MAGIC))
 _SYNCS = (b"\xff\xf8", b"\xff\xf9")
 """Start of a frame: of a fixed size, and of any size."""
 _MOST_TAG_BYTES = 256
@@ -105,29 +106,19 @@ def read_flac(data: bytes, max_values: int) -> Block | None:
 
 def _split(data: bytes) -> list[bytes]:
     """The recordings in the file, one after the other; usually one."""
+    # Every file is searched: a regular expression takes half as long as `bytes.find`, and less than
+    # NumPy on data that are not in the cache yet.
+    matches = _MAGIC.finditer(data, len(MAGIC))
     starts = [
-        place
-        for place in _places_of_magic(data)
-        if place and begins_with_streaminfo(data[place : place + HEADER_BYTES])
+        match.start()
+        for match in matches
+        if begins_with_streaminfo(data[match.start() : match.start() + HEADER_BYTES])
     ]
     if not starts:
         return [data]
     starts = [0, *starts]
     ends = [*starts[1:], len(data)]
     return [data[start:end] for start, end in zip(starts, ends, strict=True)]
-
-
-def _places_of_magic(data: bytes) -> list[int]:
-    """Every place with the mark of FLAC.
-
-    Every file is searched: comparing pairs of bytes takes half as long as a regular expression,
-    and a third of `bytes.find`.
-    """
-    pairs = np.frombuffer(data, np.uint16, count=len(data) // 2)
-    at_even = 2 * np.flatnonzero(pairs == _FIRST_PAIR)
-    at_odd = 2 * np.flatnonzero(pairs == _MIDDLE_PAIR) - 1
-    found = np.sort(np.concatenate([at_even, at_odd])).tolist()
-    return [place for place in found if place >= 0 and data.startswith(MAGIC, place)]
 
 
 def _count_after(data: bytes, place: int) -> int | None:
