@@ -89,39 +89,39 @@ def make_prepared(
     tars = []
     for split, num_clips in (("train", num_train), ("eval", num_eval)):
         name = f"shards/{split}-00000.tar"
-        file = storage.new_file(storage.join(folder, name))
-        writer = ShardWriter(file)
-        for number in range(num_clips):
-            count = int(rng.integers(1, max_labels + 1))
-            first = classes_in_turn[number % len(classes_in_turn)]
-            classes = sorted({first, *rng.permutation(len(LABELS))[: count - 1]})
-            fbank = _fbank(rng, classes, num_mels)
-            entry = {
-                "split": split,
-                "fold": number % NUM_FOLDS + 1 if split == "train" else 0,
-                "labels": [LABELS[number] for number in classes],
-                "duration_s": len(fbank) / 100,
-            }
-            clip_id = f"{split}/{number:02d}"
-            placed = writer.add(clip_id, entry, fbank)
-            exact = fbank.astype(np.float64)
-            rows.append(
-                {
-                    **entry,
-                    "id": clip_id,
-                    "uri": f"/audio/{clip_id}.wav",
-                    "shard": name,
-                    "offset_bytes": placed.offset_bytes,
-                    "size_bytes": placed.size_bytes,
-                    "xxh3": placed.xxh3,
-                    "frames": len(fbank),
-                    "common": number % 2 == 0,
-                    "fbank_sum": math.fsum(exact.ravel()),
-                    "fbank_sumsq": math.fsum((exact**2).ravel()),
+        with storage.new_file(storage.join(folder, name)) as file:
+            writer = ShardWriter(file)
+            for number in range(num_clips):
+                count = int(rng.integers(1, max_labels + 1))
+                first = classes_in_turn[number % len(classes_in_turn)]
+                classes = sorted({first, *rng.permutation(len(LABELS))[: count - 1]})
+                fbank = _fbank(rng, classes, num_mels)
+                entry = {
+                    "split": split,
+                    "fold": number % NUM_FOLDS + 1 if split == "train" else 0,
+                    "labels": [LABELS[number] for number in classes],
+                    "duration_s": len(fbank) / 100,
                 }
-            )
-        writer.finish()
-        file.commit()
+                clip_id = f"{split}/{number:02d}"
+                placed = writer.add(clip_id, entry, fbank)
+                exact = fbank.astype(np.float64)
+                rows.append(
+                    {
+                        **entry,
+                        "id": clip_id,
+                        "uri": f"/audio/{clip_id}.wav",
+                        "shard": name,
+                        "offset_bytes": placed.offset_bytes,
+                        "size_bytes": placed.size_bytes,
+                        "xxh3": placed.xxh3,
+                        "frames": len(fbank),
+                        "common": number % 2 == 0,
+                        "fbank_sum": math.fsum(exact.ravel()),
+                        "fbank_sumsq": math.fsum((exact**2).ravel()),
+                    }
+                )
+            writer.finish()
+            file.commit()
         tars.append(
             TarEntry(
                 name=name,
