@@ -22,7 +22,7 @@ from trainer.run.history import is_finished, read_history
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
 
 SCRIPT = PROJECT / "cluster" / "slurm" / "job.sh"
-NUM_EPOCHS = 20
+NUM_EPOCHS = 100
 JOIN_S = 600.0
 
 
