@@ -1,10 +1,12 @@
-"""A session imports what its block needs while Ray starts."""
+"""A session imports what its block needs while Ray starts, and its workers have their share."""
 
+import os
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import ray
 
 from cluster import local_ray
 from cluster.session import connect
@@ -47,3 +49,9 @@ def test_block_does_not_wait_for_modules_that_it_does_not_need_yet(tmp_path: Pat
     with connect(loading=["slow_module", "late_module"]):
         begun.touch()
         __import__("late_module")
+
+
+@pytest.mark.usefixtures("session")
+def test_workers_do_not_give_way_to_other_programs() -> None:
+    niceness = ray.remote(lambda: os.nice(0))
+    assert ray.get(niceness.remote()) == os.nice(0)
