@@ -198,12 +198,12 @@ def test_node_with_a_gpu_that_is_killed_changes_no_byte(
         for _ in range(2):
             nodes.add("--num-gpus=1", "--object-store-memory=500000000")
         nodes.wait_until_up()
+        # The page takes the step some seconds more, in which Ray misses the node.
         options = ("--address", nodes.address, "--gpu")
         with started(command(trained, audio, output, *options)) as step:
-            wait_for_segments(step, output, 3)
+            wait_for_segments(step, output, 1)
             nodes.kill_one("--num-gpus=1")
             _, errors = step.communicate(timeout=600)
             assert step.returncode == 0, errors
-    # None if all is tagged before Ray misses the node.
-    assert sum("lost" in line for line in own_lines(errors)) <= 1, errors
+    assert sum("lost" in line for line in own_lines(errors)) == 1, errors
     assert tags(output) == tags(whole)
