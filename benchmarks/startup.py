@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from figures import record
 
@@ -91,6 +92,8 @@ def main() -> None:
     parser.add_argument("--load", type=int, default=0, help="busy processes beside the commands")
     parser.add_argument("--before", type=Path, help="another checkout, to compare with")
     arguments = parser.parse_args()
+    # Ended by another program, it still ends what it has started.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sides = {"now": PROGRAM}
     if arguments.before:
         sides = {"before": program(arguments.before.resolve()), **sides}
@@ -193,17 +196,29 @@ def show(row: Row, sides: Mapping[str, Sequence[str]], times: int) -> None:
 def done(*command: str, status: int = 0) -> float:
     """Seconds that a command takes to its end, which must be of this status."""
     start_s = time.perf_counter()
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
-    if ended.returncode != status:
-        raise SystemExit(f"{' '.join(command)}: status {ended.returncode}\n{ended.stderr}")
+    with running(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        _, errors = process.communicate(timeout=LIMIT_S)
+    if process.returncode != status:
+        raise SystemExit(f"{' '.join(command)}: status {process.returncode}\n{errors.decode()}")
     return time.perf_counter() - start_s
+
+
+@contextmanager
+def running(*command: str, **options: Any) -> Iterator["subprocess.Popen[bytes]"]:
+    """A command, and its end: if the block fails, it has to stop, and its Ray with it."""
+    with subprocess.Popen(command, **options) as process:
+        try:
+            yield process
+        except BaseException:
+            process.terminate()
+            raise
 
 
 def until_file(path: Path, *command: str) -> float:
     """Seconds until a command has written a file; waits for its end."""
     path.unlink(missing_ok=True)
     start_s = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    with running(*command, stdout=subprocess.DEVNULL) as process:
         while not path.exists():
             if process.poll() is not None:
                 raise SystemExit(f"{' '.join(command)}: ended without {path}")
@@ -215,9 +230,8 @@ def until_step(*command: str) -> float:
     """Seconds until the bar of `train` shows a step; then stops it, and waits for its end."""
     terminal, end = pty.openpty()
     start_s = time.perf_counter()
-    with subprocess.Popen(
-        command, stdout=end, stderr=end, env={**os.environ, "TERM": "xterm", "COLUMNS": "120"}
-    ) as process:
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    with running(*command, stdout=end, stderr=end, env=environment) as process:
         os.close(end)
         shown, waited_s = b"", 0.0
         try:

@@ -138,17 +138,19 @@ def test_nothing_listens_beyond_this_machine(server: Server) -> None:
 def test_no_request_is_lost_with_a_replica(server: Server) -> None:
     before, contents = server.replicas(), recordings(20.0)
     assert len(before) == 2
-    done = threading.Event()
+    enough = threading.Semaphore(0)
 
     def tag(audio: bytes) -> Answer:
         answer = server.tag(audio)
-        done.set()
+        enough.release()
         return answer
 
     with ThreadPoolExecutor(50) as pool:
         answers = pool.map(tag, contents)
-        # Some are answered, most are on their way.
-        assert done.wait(60)
+        # Most are still on their way, and both replicas have taken some: Serve itself hands on
+        # those that no replica has.
+        for _ in range(10):
+            assert enough.acquire(timeout=60)
         os.kill(before[0], signal.SIGKILL)
         server.num_killed += 1
         assert_own_answers(list(answers), contents)
