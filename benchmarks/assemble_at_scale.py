@@ -32,6 +32,7 @@ from zlib import crc32
 import numpy as np
 import pyarrow as pa
 
+from pipeline.audio.rejects import Reject
 from pipeline.dataset.assemble import assemble
 from pipeline.dataset.prepare import prepare
 from pipeline.dataset.prepared import open_dataset
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("segments", type=Path, nargs="+", help="AudioSet's segment CSVs")
     parser.add_argument("--class-labels", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=NUM_AUDIOSET, help="clips in the manifest")
+    parser.add_argument("--reject-share", type=float, default=0.0, help="share of broken clips")
     parser.add_argument("--ranks", type=int, default=8, help="ranks that share each batch")
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
@@ -107,7 +109,7 @@ def main() -> None:
         labels = read_labels(arguments.segments, arguments.class_labels)
         manifest, output = f"{folder}/manifest.parquet", f"{folder}/data"
         for step in (
-            partial(make_data, manifest, output, labels, arguments.clips),
+            partial(make_data, manifest, output, labels, arguments.clips, arguments.reject_share),
             partial(time_assembly, manifest, output),
             partial(time_opening, output, arguments.ranks),
             partial(time_order, arguments.clips),
@@ -139,7 +141,9 @@ def read_labels(segments: list[Path], class_labels: Path) -> Labels:
     return [*names.values()], [[names[mid] for mid in row[3].split(",")] for row in rows]
 
 
-def make_data(path: str, output: str, labels: Labels, num_clips: int) -> list[Row]:
+def make_data(
+    path: str, output: str, labels: Labels, num_clips: int, reject_share: float
+) -> list[Row]:
     """Write the manifest, the plan, and the part files and tars that the tasks would leave."""
     write_manifest(path, make_manifest(labels, num_clips))
     clock = Clock()
@@ -150,7 +154,7 @@ def make_data(path: str, output: str, labels: Labels, num_clips: int) -> list[Ro
     clock.step(f"plan of {len(plan.specs):,} shards")
     write_plan(plan, job.work, manifest)
     clock.step("plan written")
-    write_parts(plan, output)
+    write_parts(plan, output, reject_share)
     return clock.rows
 
 
@@ -160,9 +164,9 @@ def time_assembly(path: str, output: str) -> list[Row]:
     plan = read_plan(job.work)
     assert plan is not None
     clock.step("manifest and plan read")
-    assemble(plan, manifest, job, built=set(), max_reject_share=0.0, elapsed_s=lambda: 1.0)
+    assemble(plan, manifest, job, built=set(), max_reject_share=1.0, elapsed_s=lambda: 1.0)
     clock.step("index, ledger and card")
-    again = prepare(manifest, output, job.settings, session=nullcontext(), max_reject_share=0.0)
+    again = prepare(manifest, output, job.settings, session=nullcontext(), max_reject_share=1.0)
     assert again is None
     clock.step("prepare again, all complete")
     return clock.rows
@@ -214,17 +218,19 @@ def make_manifest(labels: Labels, num_clips: int) -> Manifest:
     return Manifest(clips=clips, labels=tuple(vocabulary))
 
 
-def write_parts(plan: Plan, output: str) -> None:
+def write_parts(plan: Plan, output: str, reject_share: float) -> None:
     """Write the part files and tars that the tasks would have left."""
     (Path(output) / "shards").mkdir()
     start = 0
     for spec in plan.specs:
         clips = plan.clips.slice(start, spec.num_clips)
         start += spec.num_clips
+        num_rejects = round(reject_share * spec.num_clips)
+        broken, clips = clips.slice(0, num_rejects), clips.slice(num_rejects)
         tar = TarEntry(
             name=f"shards/{spec.name}.tar",
-            num_clips=spec.num_clips,
-            size_bytes=spec.num_clips * 257_536 + 10_240,
+            num_clips=clips.num_rows,
+            size_bytes=clips.num_rows * 257_536 + 10_240,
             sha256="0" * 64,
         )
         with (Path(output) / tar.name).open("wb") as file:
@@ -233,7 +239,10 @@ def write_parts(plan: Plan, output: str) -> None:
             fingerprint=spec.fingerprint,
             tar=tar,
             index=_index(clips, tar.name),
-            rejects=(),
+            rejects=tuple(
+                Reject(**row, stage="decode", reason="cut short or damaged")
+                for row in broken.select(["id", "uri"]).to_pylist()
+            ),
             stages_s=dict.fromkeys(STAGES, 1.0),
             fetched_bytes=180_000 * spec.num_clips,
             other_rates_hz={},

@@ -4,9 +4,8 @@ The ledger is a Parquet table with one row per rejected clip. Reasons contain no
 numbers of a single file, so that equal reasons can be counted together.
 """
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
@@ -19,8 +18,11 @@ Stage = Literal["fetch", "decode", "fbank"]
 TOO_LONG = "longer than"
 TOO_LARGE = "larger than the limit on files"
 """How the reasons begin that a limit gives, which an option can raise."""
+MAY_RETURN = ("not found", "access refused")
+"""Reasons of the stage `fetch` that may no longer hold."""
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "uri", "stage", "reason")])
+_ROWS_AT_ONCE = 65_536
 
 
 class RejectError(Exception):
@@ -47,7 +49,7 @@ class Reject:
     @property
     def may_return(self) -> bool:
         """Whether the file was not there, or not for us, and may be now."""
-        return self.stage == "fetch" and self.reason in ("not found", "access refused")
+        return self.stage == "fetch" and self.reason in MAY_RETURN
 
     @property
     def limit(self) -> str | None:
@@ -59,15 +61,37 @@ class Reject:
         return None
 
 
+class Ledger:
+    """Collects rejected clips. There may be millions, so it keeps them in columns."""
+
+    def __init__(self) -> None:
+        self._tables: list[pa.Table] = []
+        self._latest: list[Reject] = []
+
+    def add(self, rejects: Iterable[Reject]) -> None:
+        """Add some clips, in any order."""
+        self._latest += rejects
+        if len(self._latest) >= _ROWS_AT_ONCE:
+            self._tables.append(to_table(self._latest))
+            self._latest = []
+
+    def table(self) -> pa.Table:
+        """All clips, ordered by id."""
+        tables = pa.concat_tables([*self._tables, to_table(self._latest)])
+        # In one piece, so that the bytes of its file do not depend on when clips were added.
+        return tables.sort_by("id").combine_chunks()
+
+
 def to_table(rejects: Sequence[Reject]) -> pa.Table:
-    """The ledger's table, ordered by id."""
-    rows = sorted((asdict(reject) for reject in rejects), key=lambda row: row["id"])
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+    """Some clips as rows of the ledger."""
+    columns = ([getattr(reject, name) for reject in rejects] for name in SCHEMA.names)
+    return pa.table([pa.array(column, pa.string()) for column in columns], schema=SCHEMA)
 
 
-def count_reasons(rejects: Sequence[Reject]) -> dict[str, int]:
+def count_reasons(ledger: pa.Table) -> dict[str, int]:
     """Number of rejected clips by "stage: reason", the most frequent first."""
-    counts = Counter(f"{reject.stage}: {reject.reason}" for reject in rejects)
+    groups = ledger.group_by(["stage", "reason"]).aggregate([([], "count_all")]).to_pylist()
+    counts = {f"{group['stage']}: {group['reason']}": group["count_all"] for group in groups}
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 

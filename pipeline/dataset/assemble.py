@@ -15,7 +15,7 @@ from typing import TypeVar
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.audio.rejects import Reject, check_share, count_reasons, to_table
+from pipeline.audio.rejects import Ledger, Reject, check_share, count_reasons
 from pipeline.dataset.card import (
     Card,
     Corrections,
@@ -50,6 +50,8 @@ from pipeline.shards.usage import Usage
 from pipeline.threads import ahead
 
 _READERS = 16
+_LOOKS = 8
+"""Missing files that each of them looks for at once."""
 _PARTS_AHEAD = 64
 """Part files that are read before their turn: each is some 100 KB, or 1 MB in memory."""
 _PARTS_AT_ONCE = 32
@@ -87,8 +89,8 @@ def is_intact(card: Card, output: str) -> bool:
     )
 
 
-def any_is_back(rejects: Iterable[Reject]) -> bool:
-    """Whether a file that was missing or refused is there now."""
+def any_is_there(uris: Iterable[str], *, threads: int) -> bool:
+    """Whether one of some files is there, and not refused; threads ask for as many at once."""
 
     def is_there(uri: str) -> bool:
         try:
@@ -96,7 +98,7 @@ def any_is_back(rejects: Iterable[Reject]) -> bool:
         except UserError:
             return False
 
-    return any(is_there(reject.uri) for reject in rejects if reject.may_return)
+    return any(ahead(is_there, uris, threads=threads, num_ahead=2 * threads))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,8 +106,8 @@ class Finished:
     """What is kept of a part file while others are read: its index may have millions of rows."""
 
     tar: TarEntry | None
-    rejects: tuple[Reject, ...]
-    """Those that the manifest uses."""
+    over_limits: tuple[Reject, ...]
+    """Clips that the manifest uses, and that were rejected for a limit."""
 
 
 def finished_parts(
@@ -130,9 +132,13 @@ def finished_parts(
 
     def check(spec: ShardSpec, part: Part) -> Finished | None:
         rejects = usage.rejects(spec.name, part)
-        if (retry_rejects and rejects) or (look_again and any_is_back(rejects)):
+        if retry_rejects and rejects:
             return None
-        return Finished(tar=part.tar, rejects=rejects)
+        may_be_there = [reject.uri for reject in rejects if reject.may_return]
+        if look_again and any_is_there(may_be_there, threads=_LOOKS):
+            return None
+        over_limits = tuple(reject for reject in rejects if reject.limit)
+        return Finished(tar=part.tar, over_limits=over_limits)
 
     specs = [spec for spec in plan.specs if spec.name not in damaged]
     return {spec.name: finished for spec, finished in _from_parts(specs, output, check)}
@@ -173,7 +179,7 @@ class _Collected:
 
     totals: IndexTotals = field(default_factory=IndexTotals)
     rates: RateCounts
-    rejects: list[Reject] = field(default_factory=list)
+    rejects: Ledger = field(default_factory=Ledger)
     tars: list[TarEntry] = field(default_factory=list)
     num_outdated: int = 0
     fetched_bytes: int = 0
@@ -210,8 +216,9 @@ def assemble(
     usage = Usage(plan, manifest)
     with IndexWriter(index_path(job.output), index_schema(job.settings.store)) as index:
         found = _collect(plan, manifest, job, usage, index)
-        reasons = count_reasons(found.rejects)
-        ledger = storage.encode_table(to_table(found.rejects))
+        rejects = found.rejects.table()
+        reasons = count_reasons(rejects)
+        ledger = storage.encode_table(rejects)
         begin()
         storage.write_bytes(ledger_path(job.output), ledger)
         num_clips = manifest.clips.num_rows
@@ -269,7 +276,7 @@ def _collect(
 
     for spec, part in _from_parts(plan.specs, job.output, lambda _, part: part):
         finished.add(spec.name)
-        found.rejects += usage.rejects(spec.name, part)
+        found.rejects.add(usage.rejects(spec.name, part))
         found.fetched_bytes += part.fetched_bytes
         for stage in STAGES:
             found.stages_s[stage] += part.stages_s[stage]

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.audio.rejects import SCHEMA, Reject
-from pipeline.dataset.assemble import any_is_back, finished_parts, is_intact, read_card
+from pipeline.audio.rejects import MAY_RETURN, SCHEMA
+from pipeline.dataset.assemble import any_is_there, finished_parts, is_intact, read_card
 from pipeline.dataset.card import Card, common_fingerprint, manifest_fingerprint
 from pipeline.dataset.changes import Changes, find_changes, in_words
 from pipeline.dataset.prepare_summary import is_damaged
@@ -40,6 +40,8 @@ from pipeline.terminal.units import counted
 _logger = logging.getLogger(__name__)
 
 _SAMPLES_PER_BUCKET = 3
+_LOOKS = 64
+"""Files of the ledger that are looked for at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +117,7 @@ def decide(manifest: Manifest, job: BuildJob, *, retry_rejects: bool) -> Work | 
             and not (retry_rejects and card.rejects.num)
             and is_intact(card, output)
             and not is_damaged(output)
-            and not any_is_back(_rejects(output) if card.rejects.num else ())
+            and not (card.rejects.num and any_is_there(_may_return(output), threads=_LOOKS))
         )
 
     fingerprint = planned_fingerprint(job.work, manifest, settings)
@@ -180,7 +182,7 @@ def _rejected_by_lower_limits(
         reject.id
         for spec in lower
         if spec.name in parts
-        for reject in parts[spec.name].rejects
+        for reject in parts[spec.name].over_limits
         if reject.limit and is_lower(spec, reject.limit)
     ]
 
@@ -211,12 +213,16 @@ def _reproduces(plan: Plan, fingerprint: str | None, card: Card | None, output: 
     return all(specs.get(path) == found for path, found in part_fingerprints(output).items())
 
 
-def _rejects(output: str) -> list[Reject]:
+def _may_return(output: str) -> list[str]:
+    """Files of the ledger that were missing or refused."""
     try:
-        data = storage.read_bytes(ledger_path(output))
-        return [Reject(**row) for row in storage.parse_table(data, SCHEMA).to_pylist()]
+        ledger = storage.parse_table(storage.read_bytes(ledger_path(output)), SCHEMA)
     except storage.DocumentError:
         return []  # for `verify` to find
+    is_fetch = pc.equal(ledger["stage"], "fetch")
+    may_return = pc.and_(is_fetch, pc.is_in(ledger["reason"], pa.array(MAY_RETURN)))
+    uris: list[str] = ledger["uri"].filter(may_return).to_pylist()
+    return uris
 
 
 def _check_buckets(batches: Iterator[pa.Table]) -> None:

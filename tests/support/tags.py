@@ -73,7 +73,8 @@ def write_tags(
         )
     write_rows(folder / WINDOWS, windows, layout.windows, rows_per_group)
     write_rows(folder / RECORDINGS, rows, layout.recordings, rows_per_group)
-    storage.write_table(str(folder / REJECTS), to_table(rejects))
+    table = to_table(rejects)
+    storage.write_table(str(folder / REJECTS), table)
     seen = dict.fromkeys(label for row in rows for label in row["max_labels"])
     card = TagCard(
         plan=make_plan(**plan),
@@ -81,7 +82,7 @@ def write_tags(
         num_recordings=len(rows),
         num_windows=len(windows),
         duration_s=sum(row["duration_s"] for row in rows),
-        rejects=count_reasons(rejects),
+        rejects=count_reasons(table),
         low_rates={},
     )
     storage.write_json(str(folder / CARD), asdict(card))

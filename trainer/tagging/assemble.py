@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.audio.rejects import Reject, count_reasons, to_table
+from pipeline.audio.rejects import Ledger, Reject, count_reasons
 from pipeline.errors import UserError
 from pipeline.manifest.manifest import Clip
 from pipeline.version import VERSION
@@ -130,7 +130,7 @@ def assemble(output: str, recordings: Recordings, plan: TagPlan, layout: Layout)
     Raises:
         UserError: the file of a segment is missing or damaged.
     """
-    rejects: list[Reject] = []
+    ledger = Ledger()
     low_rates: dict[str, int] = {}
     duration_s = 0.0
     done = done_segments(output)
@@ -144,7 +144,7 @@ def assemble(output: str, recordings: Recordings, plan: TagPlan, layout: Layout)
             clips = recordings.clips_of(part)
             segments = _segments(output, part, done, layout, windows)
             for table, faults in finished_recordings(segments, clips, layout):
-                rejects += faults
+                ledger.add(faults)
                 rows.add(table)
                 duration_s += sum(table["duration_s"].to_pylist())
                 for rate_hz in table["file_rate_hz"].to_pylist():
@@ -152,7 +152,8 @@ def assemble(output: str, recordings: Recordings, plan: TagPlan, layout: Layout)
                         low_rates[str(rate_hz)] = low_rates.get(str(rate_hz), 0) + 1
         windows.commit()
         rows.commit()
-    storage.write_table(storage.join(output, REJECTS), to_table(rejects))
+    rejects = ledger.table()
+    storage.write_table(storage.join(output, REJECTS), rejects)
     card = TagCard(
         plan=plan,
         labels=list(layout.labels),

@@ -18,6 +18,7 @@ from pipeline import storage
 from pipeline.audio.rejects import check_share
 from pipeline.audio.settings import DecodeSettings
 from pipeline.dataset.assemble import is_intact, read_card
+from pipeline.dataset.decide import decide
 from pipeline.dataset.prepare_summary import PrepareSummary
 from pipeline.dataset.prepared import PreparedDataset, open_dataset
 from pipeline.dataset.source_rates import note_low_rates
@@ -177,6 +178,24 @@ def test_too_many_rejects_leave_a_ledger_but_no_card(tmp_path: Path, clips: list
     assert prep.finished() == {spec.name for spec in prep.plan.specs}
     assert prep.finish(max_reject_share=1 / 3).num_clips_built == 0
     assert open_dataset(str(tmp_path / "out")).card.rejects.num == 7
+
+
+def test_one_file_that_is_back_among_many_missing_is_found(
+    tmp_path: Path, clips: list[Clip]
+) -> None:
+    missing = [
+        Clip(id=f"no {i}", uri=str(tmp_path / f"{i}.wav"), labels=("dog",)) for i in range(500)
+    ]
+    prep = preparation(tmp_path / "out", [*clips, *missing], replace(SETTINGS, clips_per_shard=100))
+    prep.build()
+    prep.finish()
+    assert decide(prep.manifest, prep.job, retry_rejects=False) is None
+    Path(missing[321].uri).write_bytes(Path(clips[0].uri).read_bytes())
+    work = decide(prep.manifest, prep.job, retry_rejects=False)
+    assert work is not None
+    (spec,) = work.unfinished
+    rows = work.usage.rows_in(spec.name).tolist()
+    assert len(clips) + 321 in rows
 
 
 @pytest.mark.parametrize("num_rejects", range(1, 100))
