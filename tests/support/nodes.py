@@ -20,9 +20,6 @@ from tests.support.ray_head import free_ports
 from tests.support.steps import PROJECT, processes_in_session
 
 START_S = 240.0
-UP_S = 180.0
-"""Until all nodes of a new cluster have joined it."""
-_MOST_STARTS = 3
 _RAY = (sys.executable, "-m", "tests.support.patient_ray", "start", "--block")
 _ALIVE = GcsNodeInfo.GcsNodeState.ALIVE
 _AGENT_PORTS = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port")
@@ -72,7 +69,7 @@ class Nodes:
 
     def wait_until_up(self) -> None:
         """Wait until the cluster has all nodes."""
-        self.wait_for(self._are_up, UP_S)
+        self.wait_for(self._are_up, START_S)
 
     def _are_up(self) -> bool:
         alive = {node.node_name for node in _nodes_of(self.address) if node.state == _ALIVE}
@@ -122,9 +119,6 @@ def kill_session(leader: "subprocess.Popen[bytes]") -> None:
 def own_nodes(folder: str, num: int, variables: Mapping[str, str] | None = None) -> Iterator[Nodes]:
     """A cluster with some nodes.
 
-    A head may stop answering while its nodes join it. Nothing of the project runs then, so another
-    cluster is started in its place.
-
     Args:
         folder: of its files; short, as sockets are in it.
         num: how many nodes beside the head.
@@ -133,49 +127,29 @@ def own_nodes(folder: str, num: int, variables: Mapping[str, str] | None = None)
     without = ("RAY_", "PYTHONDONTWRITEBYTECODE", "AWS_", "CUDA_VISIBLE_DEVICES")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(without)}
     environment |= {"RAY_AUTH_MODE": "disabled", **(variables or {})}
-    for attempt in range(_MOST_STARTS):
-        with _own_head(Path(folder, str(attempt)), environment) as nodes:
-            for _ in range(num):
-                nodes.add()
-            try:
-                nodes.wait_until_up()
-            except AssertionError:
-                print(_last_lines(Path(folder, str(attempt))))
-                continue
-            yield nodes
-            return
-    raise AssertionError(f"none of {_MOST_STARTS} clusters had {num} nodes within {UP_S:g} s")
-
-
-@contextlib.contextmanager
-def _own_head(folder: Path, environment: dict[str, str]) -> Iterator[Nodes]:
-    folder.mkdir()
     names = ("port", "ray-client-server-port", *_AGENT_PORTS)
     ports = dict(zip(names, free_ports(len(names)), strict=True))
-    nodes = Nodes(f"127.0.0.1:{ports['port']}", environment, folder / "nodes.log")
+    nodes = Nodes(f"127.0.0.1:{ports['port']}", environment, Path(folder, "nodes.log"))
     head = nodes.start(
         "--head",
         "--num-cpus=0",
         "--include-dashboard=false",
         "--disable-usage-stats",
-        f"--temp-dir={folder}",
+        f"--temp-dir={folder}/ray",
         *(f"--{name}={port}" for name, port in ports.items()),
     )
     try:
         # A client of a head that does not listen yet would not come back for a minute.
         wait_for(lambda: _answers(ports["port"]))
         wait_for(lambda: len(_nodes_of(nodes.address)) == 1)
+        for _ in range(num):
+            nodes.add()
+        nodes.wait_until_up()
         yield nodes
     finally:
         print(nodes.log.read_text(errors="replace"))  # shown if a test has failed
         nodes.close()
         kill_session(head)
-
-
-def _last_lines(folder: Path) -> str:
-    """What the head of a cluster last wrote into its log."""
-    logs = folder.glob("session_2*/logs/gcs_server.out")
-    return "\n".join(line for log in logs for line in log.read_text().splitlines()[-50:])
 
 
 def _answers(port: int) -> bool:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.audio.rejects import Reject, count_reasons, to_table
+from pipeline.audio.rejects import Ledger, Reject, count_reasons
 from tests.support.audio import encode, noise, tone
 from trainer.tagging.assemble import CARD, RECORDINGS, REJECTS, WINDOWS, TagCard, TagPlan
 from trainer.tagging.rows import Layout
@@ -73,7 +73,9 @@ def write_tags(
         )
     write_rows(folder / WINDOWS, windows, layout.windows, rows_per_group)
     write_rows(folder / RECORDINGS, rows, layout.recordings, rows_per_group)
-    table = to_table(rejects)
+    ledger = Ledger()
+    ledger.add(rejects)
+    table = ledger.table()
     storage.write_table(str(folder / REJECTS), table)
     seen = dict.fromkeys(label for row in rows for label in row["max_labels"])
     card = TagCard(
