@@ -13,7 +13,7 @@ from cluster.commands.submit import submit_step
 from cluster.program import print_error, program_name
 from cluster.ray_noise import skip_lines_of_workers
 from pipeline.commands import download, manifest, prepare, verify
-from pipeline.errors import UserError
+from pipeline.errors import INTERRUPTED, UserError
 from pipeline.terminal import log
 from pipeline.version import VERSION
 from trainer.commands import (
@@ -28,9 +28,6 @@ from trainer.commands import (
     tag,
     train,
 )
-
-INTERRUPTED = 130
-"""The exit status after Ctrl-C."""
 
 STEPS = (
     download.STEP,

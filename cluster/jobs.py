@@ -26,7 +26,7 @@ from cluster.own_files import OwnFiles
 from cluster.packages import NO_PACKAGES, Packages
 from cluster.program import program_name
 from cluster.upload import PROGRAM, job_folder, path_in_job
-from pipeline.errors import UserError
+from pipeline.errors import INTERRUPTED, UserError
 
 _logger = logging.getLogger(__name__)
 
@@ -40,9 +40,6 @@ PLAIN_VARIABLES = (
 
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 """Sent only on request: everyone with access to the job server can read a job's variables."""
-
-INTERRUPTED = 130
-"""Exit status of a stopped job, and of following one until Ctrl-C, as in shells."""
 
 LOST_S = 120.0
 """Following a job ends after the server has not responded for this long."""

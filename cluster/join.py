@@ -12,10 +12,7 @@ import ray
 
 from cluster.program import print_error
 from cluster.session import connect
-from pipeline.errors import UserError
-
-INTERRUPTED = 130
-"""Exit status after SIGTERM or Ctrl-C, as in shells."""
+from pipeline.errors import INTERRUPTED, UserError
 
 _ASK_EVERY_S = 0.5
 

@@ -4,6 +4,9 @@ import copy
 from collections.abc import Sequence
 from typing import Self
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C or SIGTERM, as in shells."""
+
 
 class UserError(Exception):
     """The user's input is wrong, or the storage or cluster that it names does not work.

@@ -64,6 +64,8 @@ def read_state(path: str) -> State:
     """
     suffix = PurePosixPath(path).suffix.lower()
     if suffix not in (".safetensors", ".pth", ".pt", ".bin"):
+        if not storage.exists(path) and not storage.holds_files(path):
+            raise UserError(path, "no such file or folder of weights")
         raise UserError(
             path,
             "not weights: a file of weights ends in .safetensors, .pth, .pt or .bin, and a folder "

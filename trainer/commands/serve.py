@@ -3,12 +3,13 @@
 import argparse
 import logging
 import os
-from typing import TYPE_CHECKING, get_args
+import sys
+from typing import TYPE_CHECKING, NoReturn, get_args
 
 from cluster.commands.session_options import add_session_options, has_cluster, session
 from pipeline.audio.settings import Channel
 from pipeline.commands.step import Step, positive
-from pipeline.errors import SettingValueError, UserError
+from pipeline.errors import INTERRUPTED, SettingValueError, UserError
 from trainer.commands.model_options import add_model, add_model_options, model_choice
 from trainer.commands.options import add_window_options, window_settings
 from trainer.commands.several_runs import share_of_gpu
@@ -112,7 +113,7 @@ def _add_tag_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int:
     try:
         limits = ServeLimits(max_mb=arguments.max_mb, max_duration_s=arguments.max_duration_s)
     except SettingValueError as error:
@@ -125,6 +126,9 @@ def run(arguments: argparse.Namespace) -> None:
     opened = open_port(arguments.host, arguments.port)
     try:
         _serve(arguments, opened, token, limits, defaults)
+    except KeyboardInterrupt:
+        print("interrupted; it no longer answers requests", file=sys.stderr)
+        return INTERRUPTED
     finally:
         opened.close()
 
@@ -135,7 +139,7 @@ def _serve(
     token: str | None,
     limits: ServeLimits,
     defaults: TagSettings,
-) -> None:
+) -> NoReturn:
     from trainer.serving.door import LOCAL_HOSTS, make_app
     from trainer.serving.server import address_of, is_loopback, serving
 

@@ -51,9 +51,10 @@ def test_build_model_reads_the_weights_file_instead_of_the_hub(
     assert torch.equal(model.get_parameter("norm.bias"), published["norm.bias"])
 
 
-def test_missing_file_is_refused(tmp_path: Path) -> None:
-    with refused("nothing.pt", "no such file"):
-        read_state(str(tmp_path / "nothing.pt"))
+@pytest.mark.parametrize("name", ["nothing.pt", "nothing", "nothing/best"])
+def test_missing_file_or_folder_is_refused(tmp_path: Path, name: str) -> None:
+    with refused(name, "no such file"):
+        read_state(str(tmp_path / name))
 
 
 def test_folder_as_file_is_refused(tmp_path: Path) -> None:
@@ -63,8 +64,10 @@ def test_folder_as_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_other_suffixes_are_refused(tmp_path: Path) -> None:
-    with refused("weights.npz", ".safetensors", ".pth", ".pt", ".bin"):
-        read_state(str(tmp_path / "weights.npz"))
+    (tmp_path / "weights.npz").write_bytes(b"PK")
+    for path in (tmp_path, tmp_path / "weights.npz"):
+        with refused(path, ".safetensors", ".pth", ".pt", ".bin"):
+            read_state(str(path))
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
