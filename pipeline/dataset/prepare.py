@@ -31,8 +31,8 @@ from pipeline.shards.usage import Usage
 from pipeline.terminal.progress import ProgressBar, Rate
 
 _TASK_MEMORY_PER_CLIP_BYTES = 600_000
-"""A tar on its way to S3 is held in memory, up to 256 MiB of it; this leaves room for the parts that
-are being sent."""
+"""A tar on its way to S3 is held in memory, up to 256 MiB of it; this leaves room for the parts
+that are being sent."""
 
 
 def prepare(
