@@ -99,13 +99,26 @@ class Nodes:
         kill_session(node.leader)
         return node.name in {one.node_name for one in _nodes_of(self.address)}
 
-    def kill_one(self, option: str) -> None:
-        """Kill a node that was added with this option."""
-        self.kill(next(i for i, node in enumerate(self._nodes) if option in node.options))
+    def kill_one_with(self, words: bytes) -> None:
+        """Kill a node once it has a process with these words in its command line."""
+
+        def has_killed() -> bool:
+            found = [i for i, node in enumerate(self._nodes) if _has_process(node, words)]
+            return bool(found) and self.kill(found[0])
+
+        wait_for(has_killed)
 
     def close(self) -> None:
         while self._nodes:
             self.kill(0)
+
+
+def _has_process(node: _Node, words: bytes) -> bool:
+    for process in processes_in_session(node.leader.pid):
+        with contextlib.suppress(OSError):
+            if words in Path(f"/proc/{process}/cmdline").read_bytes():
+                return True
+    return False
 
 
 def kill_session(leader: "subprocess.Popen[bytes]") -> None:

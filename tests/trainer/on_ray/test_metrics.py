@@ -3,8 +3,7 @@
 import json
 import re
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pipeline.manifest.manifest import from_clips
 from pipeline.on_ray.metrics import PREPARE_METRICS
 from pipeline.shards.settings import PrepareSettings
 from tests.support.audio import write_clips
+from tests.support.nodes import wait_for
 from tests.support.preparation import LABELS
 from tests.support.prepared import make_prepared, tiny_recipe
 from tests.support.steps import PROJECT, ray_folder
@@ -29,8 +29,8 @@ from trainer.run.run_progress import RunProgress
 
 ONLY_ON_GPUS = {"ast_train_mfu", "ast_train_peak_memory_bytes"}
 
-Samples = dict[tuple[str, str], float]
-"""Values by metric, without Ray's prefix, and the folder that it is about."""
+Samples = dict[str, float]
+"""Values by metric, without Ray's prefix."""
 
 
 @pytest.fixture(scope="module")
@@ -43,41 +43,35 @@ def reporting_ray() -> Iterator[None]:
             yield
 
 
-def scrape() -> Samples:
-    """What the node shows of our steps."""
+def scrape(folder: str) -> Samples:
+    """What the node shows of a step; it may also show one that this process ran before."""
     [node] = ray.nodes()
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    samples = {}
-    line = re.compile(r'^ray_(ast_\w+){.*folder="([^"]*)".*} (\S+)$', re.MULTILINE)
-    for name, folder, value in line.findall(requests.get(url, timeout=30).text):
-        samples[name, folder] = float(value)
-    return samples
+    line = re.compile(rf'^ray_(ast_\w+){{.*folder="{re.escape(folder)}".*}} (\S+)$', re.MULTILINE)
+    found = line.findall(requests.get(url, timeout=30).text)
+    return {name: float(value) for name, value in found}
 
 
 @contextmanager
-def scraping() -> Iterator[Samples]:
-    """Collects the last value of each sample while the block runs."""
+def scraping(folder: str, names: Set[str]) -> Iterator[Samples]:
+    """Collects the last value of each sample of a step, until all came and are no longer shown."""
     seen: Samples = {}
     is_over = threading.Event()
 
     def collect() -> None:
         while not is_over.wait(0.2):
-            seen.update(scrape())
+            seen.update(scrape(folder))
 
     thread = threading.Thread(target=collect)
     thread.start()
     try:
         yield seen
+        # The last values of a step reach the node only with the next report.
+        wait_for(lambda: seen.keys() >= names)
+        wait_for(lambda: not scrape(folder))
     finally:
         is_over.set()
         thread.join()
-
-
-def wait_until_gone(folder: str) -> None:
-    deadline = time.monotonic() + 120
-    while any(about == folder for _, about in scrape()):
-        assert time.monotonic() < deadline, scrape()
-        time.sleep(0.5)
 
 
 @pytest.mark.slow
@@ -86,16 +80,15 @@ def wait_until_gone(folder: str) -> None:
 def test_run_shows_its_figures_until_it_ends(tmp_path: Path) -> None:
     data, run = make_prepared(f"{tmp_path}/data").path, f"{tmp_path}/run"
     recipe = tiny_recipe(train={"epochs": 60, "log_every_steps": 1})
-    with scraping() as seen:
+    names = TRAIN_METRICS.keys() - ONLY_ON_GPUS
+    with scraping(run, names) as seen:
         run_training(recipe, data, run, Workers(use_gpu=False))
-    assert {name for name, _ in seen} == TRAIN_METRICS.keys() - ONLY_ON_GPUS
-    assert {folder for _, folder in seen} == {run}
+    assert seen.keys() == names
     history = read_history(run)
-    assert seen["ast_train_num_steps", run] == history.num_steps == 360
-    assert seen["ast_train_eval_map", run] in {result.mAP for result in history.epochs}
-    assert 0 <= seen["ast_train_data_wait_share", run] <= 1
-    assert seen["ast_train_clips_per_s", run] > 0
-    wait_until_gone(run)
+    assert seen["ast_train_num_steps"] == history.num_steps == 360
+    assert seen["ast_train_eval_map"] in {result.mAP for result in history.epochs}
+    assert 0 <= seen["ast_train_data_wait_share"] <= 1
+    assert seen["ast_train_clips_per_s"] > 0
 
 
 @pytest.mark.slow
@@ -105,7 +98,7 @@ def test_preparation_shows_its_figures_until_it_ends(tmp_path: Path) -> None:
     clips = write_clips(tmp_path / "audio", 60)
     Path(clips[5].uri).write_bytes(b"")
     output = f"{tmp_path}/data"
-    with scraping() as seen:
+    with scraping(output, PREPARE_METRICS.keys()) as seen:
         prepare(
             from_clips(clips, LABELS),
             output,
@@ -113,11 +106,9 @@ def test_preparation_shows_its_figures_until_it_ends(tmp_path: Path) -> None:
             session=nullcontext(),
             max_reject_share=0.1,
         )
-    assert {name for name, _ in seen} == PREPARE_METRICS.keys()
-    assert {folder for _, folder in seen} == {output}
-    assert seen["ast_prepare_num_clips", output] == 60
-    assert seen["ast_prepare_rejects", output] <= 1
-    wait_until_gone(output)
+    assert seen.keys() == PREPARE_METRICS.keys()
+    assert seen["ast_prepare_num_clips"] == 60
+    assert seen["ast_prepare_rejects"] <= 1
 
 
 def test_values_have_the_names_of_the_gauges() -> None:

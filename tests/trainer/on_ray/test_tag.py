@@ -192,7 +192,10 @@ def test_actor_that_always_dies_ends_the_step(
 def test_node_with_a_gpu_that_is_killed_changes_no_byte(
     trained: Trained, audio: Path, whole: Path, tmp_path: Path
 ) -> None:
-    """Ray takes these nodes for ones with GPUs; the model computes on their CPUs."""
+    """Ray takes these nodes for ones with GPUs; the model computes on their CPUs.
+
+    The other actor may still start when the first segment is done: a node that scores is killed.
+    """
     output = tmp_path / "tags"
     with ray_folder() as short, own_nodes(short, 1) as nodes:
         for _ in range(2):
@@ -202,7 +205,7 @@ def test_node_with_a_gpu_that_is_killed_changes_no_byte(
         options = ("--address", nodes.address, "--gpu")
         with started(command(trained, audio, output, *options)) as step:
             wait_for_segments(step, output, 1)
-            nodes.kill_one("--num-gpus=1")
+            nodes.kill_one_with(b"_Scorer)).submit")
             _, errors = step.communicate(timeout=600)
             assert step.returncode == 0, errors
     assert sum("lost" in line for line in own_lines(errors)) == 1, errors
