@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 
 from cluster.ray_noise import skip_lines_of_workers
+from pipeline.terminal import log
 from tests.support.faulty_proxy import FaultyProxy, faulty_proxy
 
 # The program does this first, but some tests import Ray before they call it.
@@ -170,6 +171,17 @@ def _s3_server(variables: dict[str, str]) -> Iterator[str]:
         assert port, "the S3 server ended at once"
         yield f"http://127.0.0.1:{port}"
         server.terminate()
+
+
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """Pytest's own, which would miss the program's messages: they do not reach the root logger."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in log.PACKAGES:
+            logger = logging.getLogger(name)
+            patch.setattr(logger, "propagate", False)
+            patch.setattr(logger, "handlers", [*logger.handlers, caplog.handler])
+        yield caplog
 
 
 @pytest.fixture(scope="module")

@@ -172,7 +172,7 @@ def _attempt(
     row: dict[str, Any],
 ) -> dict[str, Any]:
     """The task's result, or its `UserError` as data: Ray Data keeps only the text of tracebacks."""
-    log.set_up(log_level, is_worker=True)
+    log.set_up(log_level)
     try:
         check_here(paths)
         return task(row)

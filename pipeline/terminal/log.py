@@ -9,7 +9,9 @@ left as they are.
 import logging
 import sys
 
-_PACKAGES = ("pipeline", "trainer", "cluster")
+PACKAGES = ("pipeline", "trainer", "cluster")
+"""Those of the program; their loggers show its messages."""
+
 _NAMES = {logging.DEBUG: "debug", logging.INFO: "note", logging.WARNING: "warning"}
 
 
@@ -24,24 +26,20 @@ class _StandardError(logging.Handler):
 _HANDLER = _StandardError()
 
 
-def set_up(level: int, *, is_worker: bool = False) -> None:
-    """Show the program's messages from this level on.
-
-    Args:
-        level: WARNING for --quiet, INFO, or DEBUG for --verbose.
-        is_worker: whether this is a process of Ray, whose root logger already has handlers.
-    """
-    for name in _PACKAGES:
+def set_up(level: int) -> None:
+    """Show the program's messages from this level on: WARNING for --quiet, INFO or DEBUG."""
+    for name in PACKAGES:
         logger = logging.getLogger(name)
         logger.setLevel(level)
-        logger.propagate = not is_worker
+        # Ray, and libraries that log without a logger, give the root one a handler of its own.
+        logger.propagate = False
         if _HANDLER not in logger.handlers:
             logger.addHandler(_HANDLER)
 
 
 def level() -> int:
     """The level set by `set_up`, to pass on to other processes."""
-    return logging.getLogger(_PACKAGES[0]).level or logging.INFO
+    return logging.getLogger(PACKAGES[0]).level or logging.INFO
 
 
 def is_quiet() -> bool:

@@ -49,7 +49,7 @@ class Failures(WorkerGroupCallback):  # type: ignore[misc]
             self._decide(worker_group_status.errors)
 
     def _decide(self, worker_exceptions: dict[int, Exception]) -> None:
-        log.set_up(self._log_level, is_worker=True)
+        log.set_up(self._log_level)
         for error in worker_exceptions.values():
             # Also of a storage that does not answer: the worker has waited for it.
             if isinstance(error, UserError):

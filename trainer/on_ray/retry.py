@@ -39,6 +39,6 @@ class Retrying(DefaultFailurePolicy):  # type: ignore[misc]
         self._lost_at.append(now)
         if len(self._lost_at) > MAX_LOST_AT_START:
             return False
-        log.set_up(self._log_level, is_worker=True)
+        log.set_up(self._log_level)
         _logger.warning("a worker was lost while it started; starting the workers again")
         return True

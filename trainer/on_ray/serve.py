@@ -79,7 +79,7 @@ class Replica:
     """A process with the model."""
 
     def __init__(self, setup: ReplicaSetup) -> None:
-        log.set_up(setup.log_level, is_worker=True)
+        log.set_up(setup.log_level)
         _open_no_port()
         torch.set_num_threads(setup.threads)
         check_here(setup.paths)

@@ -78,7 +78,7 @@ class _Setting:
 
     def enter(self) -> None:
         """Prepare a process."""
-        log.set_up(self.log_level, is_worker=True)
+        log.set_up(self.log_level)
         check_here(self.paths)
 
 

@@ -244,7 +244,7 @@ class _Ends(tune.Callback):
 
 
 def _trial(config: dict[str, Any], constants: dict[str, Any]) -> None:
-    log.set_up(constants["log_level"], is_worker=True)
+    log.set_up(constants["log_level"])
     name, settings = constants["recipes"][config["run"]]
     fit_training(
         make_recipe(name, settings, where="recipe"),

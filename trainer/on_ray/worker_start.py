@@ -29,7 +29,7 @@ def traced(
     config: dict[str, Any],
 ) -> None:
     """Run a worker; add the traceback to an error, as processes do not hand it on."""
-    log.set_up(log_level, is_worker=True)
+    log.set_up(log_level)
     try:
         check_here(paths)
         worker(config)

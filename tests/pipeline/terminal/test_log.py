@@ -1,6 +1,7 @@
 """Log messages of the program: one line each, from the chosen level on."""
 
 import logging
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -36,12 +37,17 @@ def test_messages_at_or_above_the_level_are_shown_once(
     assert (printed.out, printed.err.splitlines()) == ("", shown)
 
 
-def test_messages_of_workers_skip_rays_handlers(
-    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+def test_messages_are_shown_once_beside_a_root_logger_with_handlers(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    log.set_up(logging.INFO, is_worker=True)
-    logging.getLogger("pipeline.storage").warning("odd")
-    assert caplog.messages == []
+    root = logging.getLogger()
+    handler = logging.StreamHandler(sys.stderr)
+    root.addHandler(handler)
+    try:
+        log.set_up(logging.INFO)
+        logging.getLogger("pipeline.storage").warning("odd")
+    finally:
+        root.removeHandler(handler)
     assert capsys.readouterr().err == "warning: odd\n"
 
 
