@@ -17,9 +17,12 @@ from hypothesis import settings
 from cluster.ray_noise import skip_lines_of_workers
 from pipeline.terminal import log
 from tests.support.faulty_proxy import FaultyProxy, faulty_proxy
+from tests.support.patience import PATIENCE
 
 # The program does this first, but some tests import Ray before they call it.
 skip_lines_of_workers()
+
+os.environ.update(PATIENCE)
 
 # Time limits of single examples depend on the machine's load more than on the code.
 settings.register_profile("ast-ray", deadline=None)
@@ -98,7 +101,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def own_logging() -> Iterator[None]:
     """Restore the log level and handlers that a step has set."""
     yield
-    for name in ("pipeline", "trainer", "cluster"):
+    for name in log.PACKAGES:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.setLevel(logging.NOTSET)

@@ -46,11 +46,11 @@ if sys.argv[1] == "count":
         print("line", number, flush=True)
         time.sleep(float(sys.argv[3]))
 if sys.argv[1] == "count" and len(sys.argv) == 5:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not os.path.exists(sys.argv[4]) and time.monotonic() < deadline:
         time.sleep(0.05)
 if sys.argv[1] == "sleep":
-    time.sleep(600)
+    time.sleep(7200)
 if sys.argv[1] == "import":
     print("value", __import__(sys.argv[2]).VALUE, flush=True)
 if sys.argv[1] == "exit":
@@ -77,6 +77,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         submit_when_ready(head, process, "exit", "7", submission_id="seven")
         submit_when_ready(head, process, "sleep", submission_id="sleeper")
         yield head
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server on busy cores may need more time to answer than one that serves alone."""
+    monkeypatch.setattr(job_server, "VERSION_TIMEOUT_S", 60.0)
 
 
 @pytest.fixture(autouse=True)

@@ -53,7 +53,7 @@ def kill_once(command: list[str], name: str, folder: Path, pattern: str) -> tupl
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
             kill_process(step.pid, name)
-            stdout, stderr = step.communicate(timeout=120)
+            stdout, stderr = step.communicate(timeout=600)
             return stdout, stderr, step.returncode
 
 
@@ -91,7 +91,7 @@ def test_prepare_that_loses_ray_ends_with_one_line(
     assert status == 1
     assert_one_line(printed, error, word, "SIGKILL")
     with started(command) as step:
-        _, stderr = step.communicate(timeout=240)
+        _, stderr = step.communicate(timeout=600)
     assert step.returncode == 0, stderr
     assert contents(str(output)) == reference
 

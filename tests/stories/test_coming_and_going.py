@@ -34,8 +34,10 @@ DECODE = "time.sleep(0.5)"
 RECIPE = tiny_recipe(
     schedule={"lr": 1e-5}, train={"epochs": 2000, "log_every_steps": 4, "checkpoint_every_s": 1}
 )
-ENOUGH = 13
-"""Steps: each of two runs may be writing a checkpoint of six more when a node is lost."""
+WRITING = 6
+"""Steps: a checkpoint of so many more may be in the making when a node is lost."""
+ENOUGH = 2 * WRITING + 1
+"""Steps of two runs together."""
 NOISE = ("Traceback", "state-dump", ".cc", "(raylet", "core_worker", "Fatal", "    @", "*** ")
 
 
@@ -125,8 +127,9 @@ def train(nodes: Nodes, seed: int, folder: Path, runs: list[str], *command: str)
 
     with started([name, str(recipe), *options]) as step:
         come_and_go(nodes, newest, seed, num_events=4, most=3, enough=ENOUGH)
-        before = newest()
-        nodes.wait_for(lambda: newest() >= before + ENOUGH, 600)
+        # All runs are under way when they are told to end, which they have a limited time for.
+        before = {run: newest_step(run) for run in runs}
+        nodes.wait_for(lambda: all(newest_step(run) > before[run] + WRITING for run in runs), 600)
         step.send_signal(signal.SIGTERM)
         _, stderr = step.communicate(timeout=600)
     assert step.returncode == 128 + signal.SIGTERM, stderr

@@ -24,11 +24,9 @@ import os, re, signal, subprocess, sys, threading, time
 from pathlib import Path
 import ray_job
 from ray.cluster_utils import Cluster
-from tests.support.patient_ray import be_patient
 from trainer.on_ray import train
 
 train._RESIZE_EVERY_S = 2.0
-be_patient()
 run, *command = sys.argv[1:]
 head = {"num_cpus": 0, "include_dashboard": False}
 cluster = Cluster(initialize_head=True, head_node_args=head)

@@ -24,7 +24,7 @@ from trainer.tagging.events import Event, events_of
 from trainer.training.loop import train
 from trainer.training.world import World
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 RATE_HZ, CLIP_S = 44_100, 5.0
 HELD_OUT = 1

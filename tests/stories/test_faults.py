@@ -268,7 +268,7 @@ def test_lasting_fault_ends_training_in_one_line(
     proxy.spoil(faults)
     command = ["train", str(recipe), f"--data={s3}/data", f"--out={s3}/run", "--address=local"]
     with started([*command, "--num-cpus=2"]) as step:
-        _, stderr = step.communicate(timeout=240)
+        _, stderr = step.communicate(timeout=600)
     assert step.returncode == 1, stderr
     [line] = [line for line in own_lines(stderr) if "error" in line]
     assert_names(line, named)

@@ -66,7 +66,7 @@ def live_gpus(address: str) -> str:
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
     command = [sys.executable, "-c", NODES, address]
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=True
+        command, env=environment, capture_output=True, text=True, timeout=600, check=True
     )
     return done.stdout.strip()
 

@@ -34,9 +34,7 @@ CLUSTER = """
 import os, sys, threading, time
 from ray.cluster_utils import Cluster
 import ray_job
-from tests.support.patient_ray import be_patient
 
-be_patient()
 note, *command = sys.argv[1:]
 head = {"num_cpus": 0, "include_dashboard": False}
 cluster = Cluster(initialize_head=True, head_node_args=head)

@@ -20,7 +20,7 @@ from tests.support.steps import PROJECT, started
 from trainer.run.run_folder import read_run
 from trainer.scores.predictions import metrics_path
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(2400)]
 
 PAGE = PROJECT / "docs" / "own-data.md"
 NUM_VOICES, NUM_TAKES = 10, 2

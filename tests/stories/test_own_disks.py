@@ -22,9 +22,7 @@ import json, subprocess, sys, time
 import ray
 from ray.cluster_utils import Cluster
 import ray_job
-from tests.support.patient_ray import be_patient
 
-be_patient()
 own_disk, commands = sys.argv[1], json.loads(sys.argv[2])
 head = {"num_cpus": 1, "include_dashboard": False}
 cluster = Cluster(initialize_head=True, head_node_args=head)

@@ -41,7 +41,7 @@ from trainer.recipe.parse import load_recipe
 from trainer.training.loop import train
 from trainer.training.world import World
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 BUCKET = "s3://rehearsal"
 MANIFEST, OUTPUT, RUN = (f"{BUCKET}/lab/{name}" for name in ("audioset.parquet", "audioset", "run"))
@@ -253,7 +253,6 @@ def two_nodes() -> Iterator[tuple[str, Callable[[], None]]]:
     """The address of a Ray of two nodes of one CPU each, and what kills the second."""
     code = (
         "import sys; from ray.cluster_utils import Cluster;"
-        "from tests.support.patient_ray import be_patient; be_patient();"
         "cluster = Cluster(initialize_head=True, head_node_args={'include_dashboard': False});"
         "node = cluster.add_node();"
         "print(cluster.address, flush=True); sys.stdin.readline();"

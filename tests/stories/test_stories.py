@@ -26,7 +26,7 @@ def read_metrics(run_path: str, name: str) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_demo_learns_its_sounds_and_draws_a_report(tmp_path: Path) -> None:
     run_script("demo.sh", DEMO_FOLDER=str(tmp_path))
 
@@ -41,7 +41,7 @@ def test_demo_learns_its_sounds_and_draws_a_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_esc10_goes_from_a_bucket_to_a_report(esc10: Path, s3: str) -> None:
     run_script("esc10-s3.sh", s3, str(esc10), "--set", "train.epochs=8")
 

@@ -25,6 +25,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
     FakeMultiNodeProvider,
 )
 
+from tests.support.patience import PATIENCE
 from tests.support.ray_head import free_ports
 from tests.support.steps import PROJECT, processes_in_session
 
@@ -204,6 +205,7 @@ def _environment(site: Path, *, is_v2: bool) -> dict[str, str]:
     environment |= {
         "RAY_AUTH_MODE": "disabled",
         "RAY_FAKE_CLUSTER": "1",
+        **PATIENCE,
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}",
         "PYTHONPATH": ":".join(path),

@@ -139,6 +139,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "lost answer":
             self._reset()
             return
+        if fault == "stall" and not body:
+            time.sleep(self.server.faults.stall_s)
         self.send_response(answer.status)
         for name, value in answer.getheaders():
             if name.lower() in _PASSED_ON or name.lower().startswith("x-amz-"):
@@ -148,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
             return
         self.wfile.write(body[: len(body) // 2])
-        if fault == "stall":
+        if fault == "stall" and body:
             time.sleep(self.server.faults.stall_s)
         if fault == "reset in body":
             self._reset()

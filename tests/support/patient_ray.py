@@ -1,31 +1,12 @@
 """The command `ray`, and clusters in a process, for nodes that share a machine with busy cores."""
 
 import os
-import time
 from typing import Any
 
-from ray._private import services
 from ray._private.node import Node
 from ray.scripts import scripts
 
-START_S = 120.0
-"""For a node to start; Ray gives it 30 s, which take a minute and more where the cores are busy."""
-
-
-def be_patient() -> None:
-    """Let nodes that this process starts have `START_S`."""
-    get_node = services.get_node
-
-    def wait_for_node(*where: Any) -> Any:
-        deadline = time.monotonic() + START_S
-        while True:
-            try:
-                return get_node(*where)  # type: ignore[no-untyped-call]
-            except RuntimeError:
-                if time.monotonic() > deadline:
-                    raise
-
-    services.get_node = wait_for_node
+from tests.support.patience import PATIENCE
 
 
 def name_files_apart() -> None:
@@ -45,6 +26,6 @@ def name_files_apart() -> None:
 
 
 if __name__ == "__main__":
-    be_patient()
+    os.environ.update(PATIENCE)
     name_files_apart()
     scripts.main()

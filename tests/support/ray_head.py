@@ -14,8 +14,9 @@ from pathlib import Path
 
 from cluster import jobs
 from pipeline.errors import UserError
+from tests.support.patience import PATIENCE
 
-START_S = 120.0
+START_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def started(
     ]  # fmt: skip
     without = ("RAY_", "PYTHONDONTWRITEBYTECODE", "AWS_")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(without)}
-    environment["RAY_AUTH_MODE"] = "disabled"
+    environment |= {"RAY_AUTH_MODE": "disabled", **PATIENCE}
     environment["PATH"] = f"{Path(python).parent}:{environment['PATH']}"
     # Its output is shown with the tests that fail without it.
     process = subprocess.Popen(command, env=environment, stderr=subprocess.STDOUT)

@@ -53,6 +53,7 @@ SchedulerParameters=batch_sched_delay=1,sched_interval=2
 KillWait=30
 MinJobAge=600
 GresTypes=gpu
+MessageTimeout=100
 {nodes}
 PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
@@ -188,7 +189,7 @@ def _lines(slurm: Slurm, *command: str) -> list[str]:
 
 
 def _wait_for(condition: Callable[[], bool], slurm: Slurm) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline, slurm.logs()
         time.sleep(0.2)

@@ -89,10 +89,20 @@ def is_session_alive(session: int) -> bool:
 
 def processes_in_session(session: int) -> list[int]:
     """Process ids of a session, such as of a node that `ray start --block` leads."""
+    return _processes_with(3, session)
+
+
+def children_of(process: int) -> list[int]:
+    """Process ids of those that it has started and that still run."""
+    return _processes_with(1, process)
+
+
+def _processes_with(field: int, value: int) -> list[int]:
+    """Those with this value in a field that follows the name in their `/proc/*/stat`."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session:
+            if int(fields[field]) == value:
                 found.append(int(stat.parent.name))
     return found

@@ -26,6 +26,7 @@ from tests.conftest import forget_clients
 from tests.support.audio import write_clips
 from tests.support.errors import assert_names, refused
 from tests.support.fake_gcs import fake_gcs
+from tests.support.ray_head import free_ports
 from tests.support.without_ray import prepare
 
 PROJECT = Path(__file__).parents[3]
@@ -56,9 +57,7 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a local Azure Blob Storage."""
     if not (AZURITE.exists() and shutil.which("node")):
         pytest.skip("needs azurite: sh tests/install_azurite.sh")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     folder = tmp_path_factory.mktemp("azurite")
     command = [
         str(AZURITE),
@@ -73,10 +72,11 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         env={**os.environ, "AZURITE_ACCOUNTS": f"{ACCOUNT}:{KEY}"},
         stdout=subprocess.DEVNULL,
     ) as server:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while True:
             with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
                 break
+            assert server.poll() is None, "azurite ended at once"
             assert time.monotonic() < deadline, "azurite does not answer"
             time.sleep(0.1)
         yield f"http://127.0.0.1:{port}/{ACCOUNT}"

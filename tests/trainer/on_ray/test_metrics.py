@@ -4,7 +4,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator, Set
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -60,7 +60,8 @@ def scraping(folder: str, names: Set[str]) -> Iterator[Samples]:
 
     def collect() -> None:
         while not is_over.wait(0.2):
-            seen.update(scrape(folder))
+            with suppress(requests.RequestException):
+                seen.update(scrape(folder))
 
     thread = threading.Thread(target=collect)
     thread.start()

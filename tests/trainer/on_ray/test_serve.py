@@ -19,7 +19,7 @@ import pytest
 from tests.support.audio import encode
 from tests.support.serving import Answer, send
 from tests.support.sockets import listening
-from tests.support.steps import is_session_alive, processes_in_session, started
+from tests.support.steps import children_of, is_session_alive, processes_in_session, started
 from tests.support.tagging import Trained, sound, train_on_audio
 from trainer.tagging.job import tag_in_memory
 from trainer.tagging.load import ModelChoice, load_tagger
@@ -164,6 +164,11 @@ def test_no_request_is_lost_with_a_replica(server: Server) -> None:
 def test_memory_stays_flat_over_2000_requests(server: Server) -> None:
     audio = recordings(3.0)[:10]
     send_all = partial(_send_all, server)
+    deadline = time.monotonic() + 300
+    # A replica starts its decoder with the first clip, after it has loaded the model.
+    while not all(children_of(replica) for replica in server.replicas()):
+        assert time.monotonic() < deadline, "a replica answers no request"
+        send_all(audio * 40)
     send_all(audio * 40)
     before = _bytes_by_process(server)
     send_all(audio * 200)

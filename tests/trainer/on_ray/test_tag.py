@@ -143,7 +143,7 @@ def test_killed_steps_and_actors_change_no_byte(
     assert not (resumed / WINDOWS).exists()
     with started(command(trained, audio, resumed, *options)) as step:
         os.kill(wait_for_worker(step.pid), signal.SIGKILL)
-        _, errors = step.communicate(timeout=240)
+        _, errors = step.communicate(timeout=600)
         assert step.returncode == 0, errors
     assert tags(resumed) == tags(whole)
 
@@ -188,7 +188,7 @@ def test_actor_that_always_dies_ends_the_step(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_node_with_a_gpu_that_is_killed_changes_no_byte(
     trained: Trained, audio: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -472,7 +472,7 @@ def test_same_command_resumes_after_ctrl_c_and_kill(
     dataset: PreparedDataset, tmp_path: Path
 ) -> None:
     """A longer run: it takes a moment until Ctrl-C has ended it."""
-    recipe = replace(RECIPE, train=replace(RECIPE.train, epochs=25))
+    recipe = replace(RECIPE, train=replace(RECIPE.train, epochs=50))
     recipe_file = str(write_recipe(tmp_path / "tiny.toml", recipe))
     run = tmp_path / "run"
     options = ["--workers", "2", "--num-cpus", "2"]

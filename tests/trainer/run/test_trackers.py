@@ -206,6 +206,7 @@ def test_mlflow_keeps_one_run_with_each_point_once(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", SECRET)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "sounds")
+    monkeypatch.setattr(follow, "STOP_S", 120.0)
     data, run = make_prepared(f"{tmp_path}/data"), tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         train(tracked(), data, str(run), world=World(), report=stop_at(7))
@@ -233,6 +234,7 @@ def test_wandb_keeps_one_run_offline_without_secrets(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    monkeypatch.setattr(follow, "STOP_S", 120.0)
     data, run = make_prepared(f"{tmp_path}/data"), tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         train(tracked("wandb"), data, str(run), world=World(), report=stop_at(7))

@@ -170,7 +170,7 @@ sandbox_child.run(int(sys.argv[1]), decode)
 
 def test_audio_that_crashes_or_hangs_its_decoder_harms_no_other() -> None:
     command = [sys.executable, "-c", CRASHING]
-    start = partial(DecoderProcess, command=command, timeout_s=2.0)
+    start = partial(DecoderProcess, command=command, timeout_s=10.0)
     decoders = Decoders(sample_rate_hz=RATE_HZ, max_duration_s=9.0, start=start)
     whole = encode(sound("dog", 0.5))
 
@@ -186,4 +186,4 @@ def test_audio_that_crashes_or_hangs_its_decoder_harms_no_other() -> None:
     for place in (1, 3, 5):
         assert len(results[place].samples) == 8_000
     assert "crashed" in str(results[0])
-    assert "longer than 2 s" in str(results[2])
+    assert "longer than 10 s" in str(results[2])

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,13 +26,20 @@ from trainer.serving.server import address_of, is_loopback, open_port
 from trainer.serving.settings import ServeLimits
 from trainer.tagging.model import Tagger
 
-LIMITS = ServeLimits(max_mb=1.0, body_timeout_s=0.5)
+LIMITS = ServeLimits(max_mb=1.0)
 TOKEN = "a token of 24 characters".replace(" ", "-")
 
 
 @pytest.fixture(scope="module")
 def address(tagger: Tagger) -> Iterator[str]:
     with local_server(tagger, limits=LIMITS) as at:
+        yield at
+
+
+@pytest.fixture(scope="module")
+def impatient(tagger: Tagger) -> Iterator[str]:
+    """The address of a server that waits half a second for a body."""
+    with local_server(tagger, limits=replace(LIMITS, body_timeout_s=0.5)) as at:
         yield at
 
 
@@ -126,9 +134,11 @@ def test_a_length_that_is_none_is_refused(length: bytes, address: str) -> None:
     assert raw(address, head).startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 413 "))
 
 
-def test_a_slow_body_is_refused_and_a_broken_one_forgotten(address: str, audio: bytes) -> None:
+def test_a_slow_body_is_refused_and_a_broken_one_forgotten(
+    address: str, impatient: str, audio: bytes
+) -> None:
     head = b"POST /tag HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nRIFF"
-    received = raw(address, head)
+    received = raw(impatient, head)
     assert received.startswith(b"HTTP/1.1 408 ")
     assert json.loads(received.splitlines()[-1]).keys() == {"error"}
     host, port = urlsplit(address).netloc.split(":")
@@ -163,10 +173,10 @@ POST = b"POST /tag HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
     ids=["nothing", "part of a line", "headers", "next", "body of none", "body", "refused body"],
 )
 def test_a_client_that_is_slow_for_ever_holds_no_connection(
-    sent: bytes, answer: bytes, address: str, monkeypatch: pytest.MonkeyPatch
+    sent: bytes, answer: bytes, impatient: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "REQUEST_TIMEOUT_S", 1.0)
-    host, port = urlsplit(address).netloc.split(":")
+    host, port = urlsplit(impatient).netloc.split(":")
     with socket.create_connection((host, int(port)), timeout=60) as client:
         client.sendall(sent)
         threading.Thread(target=dribble, args=(client,), daemon=True).start()
