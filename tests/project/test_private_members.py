@@ -82,7 +82,7 @@ PRIVATE = {
     "trainer/on_ray/serve.py": ("ray.serve._private", "add_port_to_grpc_server"),
     "trainer/on_ray/retry.py": ("_is_retryable_error",),
     "pipeline/on_ray/head_node.py": ("__internal_head__",),
-    "pipeline/on_ray/autoscaler.py": ("__autoscaling_status", "_raylet", "autoscaler_pb2"),
+    "pipeline/on_ray/autoscaler.py": ("__autoscaling_status", "ray._raylet", "autoscaler_pb2"),
     "trainer/model/compile.py": ("torch._dynamo",),
     "trainer/optim/skip.py": ("found_inf",),
     "cluster/ray_noise.py": ("ray._private.", "ray.dashboard"),
