@@ -28,8 +28,6 @@ def variables() -> dict[str, str]:
         **({} if given or disabled else {"RAY_AUTH_TOKEN": _TOKEN}),
         # An idle worker for each CPU takes memory, and saves no time.
         "RAY_prestart_worker_first_driver": "0",
-        # How long it may take to start, in place of 30 s, which a busy machine exceeds.
-        "RAY_raylet_start_wait_time_s": "120",
         # Workers have the same claim to the CPUs as other programs, which else get thirty times as
         # much: Ray gives way to them by 15.
         "RAY_worker_niceness": "0",

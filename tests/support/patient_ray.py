@@ -1,4 +1,4 @@
-"""The command `ray`, and clusters in a process, for nodes that share a machine with busy cores."""
+"""The command `ray` for nodes that share a machine with busy cores."""
 
 import os
 from typing import Any

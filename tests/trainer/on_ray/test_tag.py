@@ -201,7 +201,6 @@ def test_node_with_a_gpu_that_is_killed_changes_no_byte(
         for _ in range(2):
             nodes.add("--num-gpus=1", "--object-store-memory=500000000")
         nodes.wait_until_up()
-        # The page takes the step some seconds more, in which Ray misses the node.
         options = ("--address", nodes.address, "--gpu")
         with started(command(trained, audio, output, *options)) as step:
             wait_for_segments(step, output, 1)
