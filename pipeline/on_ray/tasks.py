@@ -21,6 +21,7 @@ import ray
 import ray.data
 
 from pipeline.errors import UserError
+from pipeline.on_ray import process
 from pipeline.on_ray.nodes import (
     NODE_ID_LABEL,
     Need,
@@ -172,7 +173,7 @@ def _attempt(
     row: dict[str, Any],
 ) -> dict[str, Any]:
     """The task's result, or its `UserError` as data: Ray Data keeps only the text of tracebacks."""
-    log.set_up(log_level)
+    process.set_up(log_level)
     try:
         check_here(paths)
         return task(row)

@@ -52,9 +52,7 @@ def started(command: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
 
 def own_lines(stderr: str) -> list[str]:
     """The command's own notes and errors; on a busy machine Ray may print some more lines."""
-    lines = stderr.splitlines()
-    # Tune ends its trials by SIGTERM; Python may report what that interrupts.
-    own = [line for line in lines if not line.startswith("\x1b[36m(_trial pid=")]
+    own = stderr.splitlines()
     unwanted = (
         "Traceback",
         "PreemptionWatcher",

@@ -14,8 +14,8 @@ from ray.exceptions import RayActorError
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from pipeline.errors import PassingError, UserError, last_line
+from pipeline.on_ray import process
 from pipeline.on_ray.silent_nodes import silent_nodes
-from pipeline.terminal import log
 from trainer.run.leaving import LeavingError, StoppedError
 
 _logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Failures(WorkerGroupCallback):  # type: ignore[misc]
             self._decide(worker_group_status.errors)
 
     def _decide(self, worker_exceptions: dict[int, Exception]) -> None:
-        log.set_up(self._log_level)
+        process.set_up(self._log_level)
         for error in worker_exceptions.values():
             # Also of a storage that does not answer: the worker has waited for it.
             if isinstance(error, UserError):

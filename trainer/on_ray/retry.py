@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError
 # and has no option for it.
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
 
-from pipeline.terminal import log
+from pipeline.on_ray import process
 
 _logger = logging.getLogger(__name__)
 
@@ -39,6 +39,6 @@ class Retrying(DefaultFailurePolicy):  # type: ignore[misc]
         self._lost_at.append(now)
         if len(self._lost_at) > MAX_LOST_AT_START:
             return False
-        log.set_up(self._log_level)
+        process.set_up(self._log_level)
         _logger.warning("a worker was lost while it started; starting the workers again")
         return True

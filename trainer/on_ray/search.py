@@ -19,7 +19,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from pipeline.terminal import log
+from pipeline.on_ray import process
 from trainer.checkpoints.progress import EpochResult
 from trainer.on_ray.board import Referee
 from trainer.on_ray.settings import Workers
@@ -121,7 +121,7 @@ class _Trial(tune.Trainable):
     def setup(self, config: dict[str, Any], **parameters: Any) -> None:
         """Called by Tune in the process of the trial."""
         self._run, self._constants = config["run"], parameters["constants"]
-        log.set_up(self._constants["log_level"])
+        process.set_up(self._constants["log_level"])
         self._past = deque(read_history(self._run).epochs)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="run")
         self._fit: Any = None

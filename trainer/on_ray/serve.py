@@ -26,6 +26,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from pipeline.errors import UserError
+from pipeline.on_ray import process
 from pipeline.on_ray.shared_files import SharedPaths, check_here, check_shared, seen_here
 from pipeline.on_ray.tasks import MAX_LOST
 from pipeline.terminal import log
@@ -79,7 +80,7 @@ class Replica:
     """A process with the model."""
 
     def __init__(self, setup: ReplicaSetup) -> None:
-        log.set_up(setup.log_level)
+        process.set_up(setup.log_level)
         _open_no_port()
         torch.set_num_threads(setup.threads)
         check_here(setup.paths)

@@ -22,6 +22,7 @@ import torch
 from pipeline.audio.sandbox import DecoderProcess
 from pipeline.errors import UserError
 from pipeline.manifest.manifest import Clip
+from pipeline.on_ray import process
 from pipeline.on_ray.quiet import quiet_ray_data
 from pipeline.on_ray.shared_files import SharedPaths, check_here, check_shared, seen_here
 from pipeline.on_ray.tasks import MAX_LOST, away_from_gpus
@@ -78,7 +79,7 @@ class _Setting:
 
     def enter(self) -> None:
         """Prepare a process."""
-        log.set_up(self.log_level)
+        process.set_up(self.log_level)
         check_here(self.paths)
 
 

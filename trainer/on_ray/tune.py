@@ -18,6 +18,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from pipeline.dataset.prepared import open_dataset
 from pipeline.errors import UserError
+from pipeline.on_ray import process
 from pipeline.on_ray.head_node import HEAD_NODE
 from pipeline.on_ray.shared_files import check_shared
 from pipeline.terminal import log
@@ -244,7 +245,7 @@ class _Ends(tune.Callback):
 
 
 def _trial(config: dict[str, Any], constants: dict[str, Any]) -> None:
-    log.set_up(constants["log_level"])
+    process.set_up(constants["log_level"])
     name, settings = constants["recipes"][config["run"]]
     fit_training(
         make_recipe(name, settings, where="recipe"),

@@ -4,8 +4,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pipeline.on_ray import process
 from pipeline.on_ray.shared_files import check_here
-from pipeline.terminal import log
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -29,7 +29,7 @@ def traced(
     config: dict[str, Any],
 ) -> None:
     """Run a worker; add the traceback to an error, as processes do not hand it on."""
-    log.set_up(log_level)
+    process.set_up(log_level)
     try:
         check_here(paths)
         worker(config)
