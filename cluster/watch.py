@@ -36,12 +36,15 @@ class Watch:
         self._stderr = os.dup(2)
         self._end, self._end_expected = os.pipe()
         self._kills = memory_kills()
+        # Of an earlier session of this process, which has ended them but may not have reaped them.
+        self._earlier = set(_ray_children())
         self._thread: threading.Thread | None = None
 
     def follow(self) -> None:
-        """Watch the raylet and the GCS that are children of this process."""
+        """Watch the raylet and the GCS that this process has started since."""
         if threading.current_thread() is threading.main_thread():
-            processes = {os.pidfd_open(process): name for process, name in _ray_children()}
+            started = set(_ray_children()) - self._earlier
+            processes = {os.pidfd_open(process): name for process, name in started}
             self._thread = threading.Thread(
                 target=self._watch, args=(processes,), name="watch", daemon=True
             )
