@@ -1,5 +1,7 @@
 """`serve` on Ray: each request gets its own tags, whatever dies on the way."""
 
+import asyncio
+import json
 import os
 import signal
 import statistics
@@ -20,11 +22,18 @@ from tests.support.audio import encode
 from tests.support.serving import Answer, send
 from tests.support.sockets import listening
 from tests.support.steps import children_of, is_session_alive, processes_in_session, started
-from tests.support.tagging import Trained, sound, train_on_audio
+from tests.support.tagging import PITCHES_HZ, Trained, sound, train_on_audio
+from trainer.on_ray import serve
+from trainer.on_ray.settings import Workers
+from trainer.serving.answer import Scores
+from trainer.serving.reply import Reply
+from trainer.serving.request import TagRequest
+from trainer.serving.settings import ServeLimits
 from trainer.tagging.job import tag_in_memory
 from trainer.tagging.load import ModelChoice, load_tagger
 from trainer.tagging.settings import KeepSettings, TagSettings
 from trainer.tagging.source import list_recordings
+from trainer.tagging.windows import Samples
 
 pytestmark = pytest.mark.ray
 
@@ -119,6 +128,53 @@ def assert_own_answers(answers: list[Answer], contents: list[bytes]) -> None:
     assert {answer.status for answer in answers} == {200}
     durations = [answer.document["duration_s"] for answer in answers]
     assert durations == [(len(content) - 44) / 2 / 16_000 for content in contents]
+
+
+@pytest.mark.usefixtures("session")
+def test_requests_share_batches(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(serve.Replica):
+        """Other requests are decoded while the model computes; it notes the sizes of batches."""
+
+        def __init__(self, setup: serve.ReplicaSetup) -> None:
+            self._sizes: list[int] = []
+            super().__init__(setup)
+
+        async def _score(self, windows: list[Samples]) -> list[Scores]:
+            self._sizes.append(len(windows))
+            await asyncio.sleep(0.5)
+            return await super()._score(windows)
+
+        async def sizes(self) -> list[int]:
+            return self._sizes
+
+    requests = [
+        TagRequest(audio=encode(sound(label, (30 + number) / 100)), settings=TagSettings())
+        for number, label in enumerate(list(PITCHES_HZ) * 4)
+    ]
+
+    async def ask(model: serve.Replicas) -> tuple[list[Reply], list[Reply], list[int]]:
+        together = await asyncio.gather(*map(model.tag, requests))
+        alone = [await model.tag(request) for request in requests]
+        return together, alone, await model._handle.sizes.remote()
+
+    monkeypatch.setattr(serve, "Replica", Slow)
+    with serve.replicas(
+        ModelChoice(path=trained.run),
+        Workers(num=1, cpus=1),
+        ServeLimits(),
+        batch_size=4,
+        name="slow",
+        keeps_running=True,
+    ) as model:
+        together, alone, sizes = asyncio.run(ask(model))
+    assert sizes[-12:] == [1] * 12
+    assert sum(sizes) == 24
+    assert max(sizes) == 4
+    for number, (one, other) in enumerate(zip(together, alone, strict=True)):
+        shared, own = json.loads(one.body), json.loads(other.body)
+        assert shared["duration_s"] == own["duration_s"] == (30 + number) / 100
+        assert shared["max_labels"] == own["max_labels"]
+        assert shared["max_scores"] == pytest.approx(own["max_scores"], abs=1e-6)
 
 
 def test_fifty_requests_at_once_get_their_own_answers(server: Server) -> None:
