@@ -93,6 +93,8 @@ def start(num_cpus: int | None) -> None:
         else:
             text = one_line(error).rstrip(".")
             reason = f"Ray cannot start ({text}); see ray/session_latest/logs in this folder"
+            if "timed out" in text:
+                reason += "; on a busy machine, set RAY_raylet_start_wait_time_s=120"
         raise UserError(folder, reason) from error
 
 

@@ -117,3 +117,13 @@ def test_too_few_open_files_are_refused_before_ray_starts(monkeypatch: pytest.Mo
     monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray starts"))
     with refused("", "64", "144", "2 CPUs", remedy="ulimit -n"):
         local_ray.start(2)
+
+
+def test_a_busy_machine_is_told_how_to_wait_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def time_out(**_: object) -> None:
+        raise Exception("The current node timed out during startup. It could be overloaded.")
+
+    monkeypatch.setenv("RAY_TMPDIR", "/short")
+    monkeypatch.setattr("ray.init", time_out)
+    with refused("/short", "timed out", "session_latest/logs", "RAY_raylet_start_wait_time_s=120"):
+        local_ray.start(2)
