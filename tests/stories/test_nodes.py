@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 SETTINGS = PrepareSettings(clips_per_shard=8)
 NUM_SHARDS = 30
 MAX_DECODE_S = 12.0
-"""The start of a decoder counts, too, which takes seconds on a busy machine."""
+"""Far more than one of these clips takes, on a busy machine too; the hang lasts this long."""
 
 CLUSTER = """
 import os, sys, threading, time
