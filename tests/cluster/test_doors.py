@@ -50,7 +50,7 @@ def test_prepare_listens_on_loopback_alone(tmp_path: Path) -> None:
 def test_train_listens_on_loopback_alone(tmp_path: Path) -> None:
     """Two workers, which have a process group."""
     dataset = make_prepared(f"{tmp_path}/data")
-    recipe = write_recipe(tmp_path / "tiny.toml", tiny_recipe(train={"epochs": 1}))
+    recipe = write_recipe(tmp_path / "tiny.toml", tiny_recipe(train={"epochs": 60}))
     options = ["--workers=2", "--address=local", "--num-cpus=2", "--no-gpu"]
     seen = addresses_while(
         ["train", str(recipe), f"--data={dataset.path}", f"--out={tmp_path}/run", *options]

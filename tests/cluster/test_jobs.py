@@ -231,7 +231,8 @@ def test_interrupted_follower_leaves_the_job_running(
 ) -> None:
     call = f"print_logs('sleeper', address='{cluster.url}', follow=True)"
     code = f"from pipeline.terminal import log; log.set_up({logging.INFO});"
-    code += f"from cluster import jobs; exit(jobs.{call})"
+    code += "from cluster import job_server, jobs; job_server.VERSION_TIMEOUT_S = 60.0;"
+    code += f"exit(jobs.{call})"
     follower = subprocess.Popen(
         [sys.executable, "-c", code], cwd=PROJECT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -13,6 +13,7 @@ from pipeline.manifest.manifest import from_clips
 from tests.support.audio import write_clips
 from tests.support.cgroups import memory_group
 from tests.support.errors import assert_error_line
+from tests.support.patience import PATIENCE
 from tests.support.preparation import LABELS, SETTINGS, contents
 from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
 from tests.support.steps import PROJECT
@@ -35,6 +36,7 @@ def run(limit_bytes: int, *command: str) -> subprocess.CompletedProcess[str]:
     """Run a step whose processes have this much memory together."""
     environment = {name: value for name, value in os.environ.items() if "RAY" not in name}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment |= PATIENCE
     with memory_group(limit_bytes) as group:
         step = [sys.executable, str(PROJECT / "ray_job.py"), *command]
         return subprocess.run(

@@ -21,6 +21,7 @@ from tests.support.audio import write_clips
 from tests.support.errors import assert_error_line, refused
 from tests.support.preparation import LABELS, contents
 from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
+from tests.support.sabotage import sabotaged
 from tests.support.steps import ray_folder, started
 from tests.support.without_ray import prepare
 from trainer.checkpoints.paths import checkpoint_paths
@@ -87,7 +88,10 @@ def test_prepare_that_loses_ray_ends_with_one_line(
 ) -> None:
     output = tmp_path / "out"
     command = ["prepare", manifest, f"--out={output}", "--address=local", "--clips-per-shard=2"]
-    printed, error, status = kill_once(command, process, output, "_work/parts/*.parquet")
+    first = read_manifest(manifest).clips["uri"][0].as_py()
+    # A task hangs, so the run cannot end before it is killed.
+    with sabotaged(tmp_path, {first: "once(hang)"}):
+        printed, error, status = kill_once(command, process, output, "_work/parts/*.parquet")
     assert status == 1
     assert_one_line(printed, error, word, "SIGKILL")
     with started(command) as step:

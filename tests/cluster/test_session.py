@@ -21,7 +21,7 @@ def start_waits_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delitem(sys.modules, "slow_module", raising=False)
 
     def start(num_cpus: int | None) -> None:
-        deadline_s = time.monotonic() + 10
+        deadline_s = time.monotonic() + 60
         while not hasattr(sys.modules.get("slow_module"), "VALUE"):
             assert time.monotonic() < deadline_s
             time.sleep(0.01)
@@ -42,7 +42,7 @@ def test_modules_are_imported_while_ray_starts() -> None:
 def test_block_does_not_wait_for_modules_that_it_does_not_need_yet(tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     (tmp_path / "late_module.py").write_text(
-        "import time\nfrom pathlib import Path\ndeadline_s = time.monotonic() + 10\n"
+        "import time\nfrom pathlib import Path\ndeadline_s = time.monotonic() + 60\n"
         f"while not Path({str(begun)!r}).exists():\n"
         "    assert time.monotonic() < deadline_s\n    time.sleep(0.01)\n"
     )

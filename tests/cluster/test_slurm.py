@@ -22,7 +22,7 @@ from trainer.run.history import is_finished, read_history
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
 
 SCRIPT = PROJECT / "cluster" / "slurm" / "job.sh"
-NUM_EPOCHS = 100
+NUM_EPOCHS = 200
 JOIN_S = 600.0
 
 
@@ -57,6 +57,16 @@ def wait_for_checkpoint(cluster: Slurm, job_id: str, run: Path) -> None:
         if is_late or job["JobState"] not in {"PENDING", "RUNNING"}:
             raise AssertionError(f"{Path(job['StdOut']).read_text()}\n{cluster.logs()}")
         time.sleep(0.1)
+
+
+def wait_for_restart(cluster: Slurm, job_id: str) -> None:
+    deadline = time.monotonic() + 900
+    while (job := cluster.job(job_id))["Restarts"] == "0":
+        is_late = time.monotonic() > deadline
+        if is_late or job["JobState"] in {"COMPLETED", "FAILED"}:
+            raise AssertionError(f"{Path(job['StdOut']).read_text()}\n{cluster.logs()}")
+        time.sleep(0.1)
+    assert job["Restarts"] == "1"
 
 
 def environments(job_id: str) -> Iterator[tuple[int, dict[str, str]]]:
@@ -117,7 +127,7 @@ def test_jobs_share_nodes_resume_and_hand_on_their_status(cluster: Slurm, tmp_pa
     assert_guarded(cluster, first, tmp_path)
     # As Slurm does by `--signal=B:TERM@60`, before the time limit.
     cluster.run("scancel", "--batch", "--signal=TERM", first)
-    assert cluster.wait(first, "PENDING")["Restarts"] == "1"
+    wait_for_restart(cluster, first)
     stopped_at = read_history(str(tmp_path / "first")).num_steps
     assert 0 < stopped_at < NUM_EPOCHS * 6
     failing = submit(cluster, tmp_path, *train(short, f"{tmp_path}/none", tmp_path / "third"))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.errors import assert_error_line
+from tests.support.patience import PATIENCE
 from tests.support.ray_head import Cluster, started, submit_when_ready
 from tests.support.steps import PROJECT, ray_folder
 
@@ -21,12 +22,28 @@ def head() -> Iterator[Cluster]:
         yield cluster
 
 
+PATIENT = """
+import sys
+from cluster import job_server
+job_server.VERSION_TIMEOUT_S = 60.0
+import ray_job
+sys.exit(ray_job.main())
+"""
+"""The command line, with more time for a job server on a busy machine."""
+
+
 def ray_job(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a new process."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    command = [sys.executable, str(PROJECT / "ray_job.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        [sys.executable, "-c", PATIENT, *arguments],
+        cwd=PROJECT,
+        env=environment | PATIENCE,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
 
 
 @pytest.mark.slow

@@ -40,7 +40,11 @@ def step_that_loses(start_raylet: Start) -> None:
         time.sleep(60)
 
 
-def test_end_of_a_process_ends_the_step(start_raylet: Start) -> None:
+def test_end_of_a_process_ends_the_step(
+    start_raylet: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else the watch may end this process.
+    monkeypatch.setattr("cluster.watch._GIVE_UP_S", 60.0)
     with pytest.raises(UserError, match=r"raylet ended in the middle of the step \(SIGKILL\)"):
         step_that_loses(start_raylet)
 

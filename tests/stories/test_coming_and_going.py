@@ -28,7 +28,7 @@ from trainer.checkpoints.paths import checkpoint_paths
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 SETTINGS = PrepareSettings(clips_per_shard=4)
-NUM_CLIPS = 120
+NUM_CLIPS = 200
 DECODE = "time.sleep(0.5)"
 """So that preparing takes as long as the nodes come and go, at little work."""
 RECIPE = tiny_recipe(
@@ -61,6 +61,7 @@ def nodes(cluster: Nodes) -> Nodes:
         cluster.add()
     while len(cluster) > 2:
         cluster.kill(0)
+    cluster.wait_until_up()
     return cluster
 
 
@@ -87,8 +88,11 @@ def test_prepare_gives_the_same_bytes(
     def num_built() -> int:
         return len(list((output / "_work" / "parts").glob("[!.]*.parquet")))
 
+    num_lost = nodes.num_lost()
     with started([*command, f"--address={nodes.address}"]) as step:
         num_killed = come_and_go(nodes, num_built, seed, num_events=4, most=3)
+        # A step that ends before Ray takes a node for lost rightly says nothing of it.
+        nodes.wait_for(lambda: nodes.num_lost() >= num_lost + num_killed, 60)
         assert step.poll() is None, "too early"
         _, stderr = step.communicate(timeout=600)
     assert step.returncode == 0, stderr

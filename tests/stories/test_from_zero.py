@@ -13,6 +13,7 @@ from pipeline.manifest.files import write_manifest
 from pipeline.manifest.manifest import from_clips
 from tests.support.audio import write_clips
 from tests.support.autoscaling import NodeType, autoscaling_cluster
+from tests.support.nodes import wait_for
 from tests.support.preparation import LABELS
 from tests.support.prepared import make_prepared, tiny_recipe, write_recipe
 from tests.support.steps import PROJECT, own_lines, ray_folder
@@ -90,11 +91,12 @@ def test_training_waits_for_gpus_that_nobody_named(
     assert "--no-gpu" in refused[1][-1]
     assert "gpu (1 CPU, 1 GPU)" in refused[1][-1]
     runs = ["--out", str(tmp_path / "runs"), "--seeds", "1", "2"]
-    status, lines = run(cluster, "ensemble", *command, *runs)
+    # Long enough that the second run asks while the first has the only GPU.
+    status, lines = run(cluster, "ensemble", *command, *runs, "--set", "train.epochs=100")
     assert status == 0, lines
     assert any("no GPU is there yet" in line for line in lines)
     # Both runs had a GPU: one was waited for, the other came when its run asked.
-    assert live_gpus(cluster).count("1.0") == 2
+    wait_for(lambda: live_gpus(cluster).count("1.0") == 2)
 
 
 def test_first_autoscaler_starts_the_nodes_of_all_workers(

@@ -49,8 +49,10 @@ def kill_the_node_in_the_note():
     cluster.remove_node(node, allow_graceful=False)
     print("killed", flush=True)
 
-threading.Thread(target=kill_the_node_in_the_note, daemon=True).start()
+killer = threading.Thread(target=kill_the_node_in_the_note, daemon=True)
+killer.start()
 status = ray_job.main([*command, "--address", cluster.address])
+killer.join(60)
 cluster.shutdown()
 sys.exit(status)
 """

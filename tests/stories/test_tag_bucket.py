@@ -21,7 +21,7 @@ from trainer.tagging.part_files import done_segments
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(2400)]
 
-NUM_RECORDINGS, NUM_BROKEN = 320, 8
+NUM_RECORDINGS, NUM_BROKEN = 640, 8
 NOISE = ("Traceback", "state-dump", ".cc", "(raylet", "core_worker", "Fatal", "    @", "*** ")
 
 
@@ -41,7 +41,9 @@ def num_done(output: str) -> int:
 
 
 def command(model: str, bucket: str, name: str, where: str = "--num-cpus=2") -> list[str]:
-    return ["tag", model, f"{bucket}/audio", f"--out={bucket}/{name}", "--no-page", where]
+    """Many windows, so that each of the steps that are killed has much left to do."""
+    options = ["--hop=0.16", "--no-page", where]
+    return ["tag", model, f"{bucket}/audio", f"--out={bucket}/{name}", *options]
 
 
 def wait_for_segment(output: str, rng: random.Random, step: "subprocess.Popen[str]") -> None:

@@ -22,8 +22,11 @@ from tests.support.steps import PROJECT, processes_in_session
 START_S = 240.0
 _RAY = (sys.executable, "-m", "tests.support.patient_ray", "start", "--block")
 _ALIVE = GcsNodeInfo.GcsNodeState.ALIVE
-_AGENT_PORTS = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port")
-"""Two nodes of a machine cannot share them."""
+_AGENT_PORTS = (
+    "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port",
+    "runtime-env-agent-port",
+)  # fmt: skip
+"""Two nodes of a machine cannot share them. Left to choose, an agent must do so within 15 s."""
 _SMALL = ("--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=100000000")
 
 
@@ -100,13 +103,24 @@ class Nodes:
         return node.name in {one.node_name for one in _nodes_of(self.address)}
 
     def kill_one_with(self, words: bytes) -> None:
-        """Kill a node once it has a process with these words in its command line."""
+        """Kill a node while it has a process with these words in its command line."""
 
         def has_killed() -> bool:
-            found = [i for i, node in enumerate(self._nodes) if _has_process(node, words)]
-            return bool(found) and self.kill(found[0])
+            for number, node in enumerate(self._nodes):
+                if _has_process(node, words):
+                    # Nothing may end between the look and the kill.
+                    _signal(node, signal.SIGSTOP)
+                    if _has_process(node, words):
+                        self.kill(number)
+                        return True
+                    _signal(node, signal.SIGCONT)
+            return False
 
         wait_for(has_killed)
+
+    def num_lost(self) -> int:
+        """How many nodes that had joined are lost, as the cluster knows."""
+        return sum(node.state != _ALIVE for node in _nodes_of(self.address))
 
     def close(self) -> None:
         while self._nodes:
@@ -119,6 +133,12 @@ def _has_process(node: _Node, words: bytes) -> bool:
             if words in Path(f"/proc/{process}/cmdline").read_bytes():
                 return True
     return False
+
+
+def _signal(node: _Node, number: signal.Signals) -> None:
+    for process in processes_in_session(node.leader.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
 def kill_session(leader: "subprocess.Popen[bytes]") -> None:

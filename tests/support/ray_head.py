@@ -104,7 +104,13 @@ def started(
     ]  # fmt: skip
     without = ("RAY_", "PYTHONDONTWRITEBYTECODE", "AWS_")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(without)}
-    environment |= {"RAY_AUTH_MODE": "disabled", **PATIENCE}
+    environment |= {
+        "RAY_AUTH_MODE": "disabled",
+        **PATIENCE,
+        # Of the dashboard and of its parts; 60 and 30 s by default.
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "240",
+        "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": "240",
+    }
     environment["PATH"] = f"{Path(python).parent}:{environment['PATH']}"
     # Its output is shown with the tests that fail without it.
     process = subprocess.Popen(command, env=environment, stderr=subprocess.STDOUT)

@@ -27,6 +27,11 @@ def hang():
     time.sleep(600)
 
 
+def held():
+    while os.path.exists(NOTE + ".hold"):
+        time.sleep(0.05)
+
+
 def once(deed):
     if not os.path.exists(NOTE):
         import ray

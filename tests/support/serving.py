@@ -79,7 +79,7 @@ def send(
     **headers: str,
 ) -> Answer:
     """Send a request; underscores in the names of headers stand for hyphens."""
-    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=120)
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=300)
     try:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, f"/{path}", body, named)

@@ -40,7 +40,8 @@ class Failures(WorkerGroupCallback):  # type: ignore[misc]
         self._nodes: list[str] = []
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        """Note the node of each rank."""
+        """Set up the controller's process, and note the node of each rank."""
+        process.set_up(self._log_level)
         self._nodes = [worker.metadata.node_id for worker in worker_group.get_workers()]
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
@@ -49,7 +50,6 @@ class Failures(WorkerGroupCallback):  # type: ignore[misc]
             self._decide(worker_group_status.errors)
 
     def _decide(self, worker_exceptions: dict[int, Exception]) -> None:
-        process.set_up(self._log_level)
         for error in worker_exceptions.values():
             # Also of a storage that does not answer: the worker has waited for it.
             if isinstance(error, UserError):

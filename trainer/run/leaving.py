@@ -14,7 +14,7 @@ class LeavingError(Exception):
 
         Args:
             step: steps done.
-            reason: why this worker asked for it; empty if another one did.
+            reason: why a worker asked for it; empty if it is not known.
         """
         super().__init__(step, reason)
         self.step, self.reason = step, reason

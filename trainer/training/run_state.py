@@ -119,7 +119,7 @@ def leave(run: Run, window: OpenWindow) -> NoReturn:
         run.progress.window = window
         save(run, is_needed=False)
     wait_for_writes(run)
-    raise LeavingError(run.progress.step, run.asked())
+    raise LeavingError(run.progress.step, run.world.share(run.asked()))
 
 
 def wait_for_writes(run: Run) -> None:

@@ -10,6 +10,9 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+_TEXT_BYTES = 256
+"""What ranks share of a text; the rest is cut off."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class World:
@@ -41,6 +44,13 @@ class World:
         everyone = [torch.empty_like(rows) for _ in range(self.size)]
         torch.distributed.all_gather(everyone, rows.contiguous())
         return torch.cat(everyone)
+
+    def share(self, text: str) -> str:
+        """The text of the lowest rank that has any; all ranks call it."""
+        data = text.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES, b"\0")
+        rows = self.gather(torch.tensor([[*data]], dtype=torch.uint8, device=self.device))
+        texts = (bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows.tolist())
+        return next(filter(None, texts), "")
 
     def replicate(self, model: nn.Module) -> nn.Module:
         """The model on this rank's device; DDP averages its gradients over the ranks."""

@@ -93,6 +93,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[Any]]]:
         monkeypatch.setattr(on_ray, "_LOOK_EVERY_S", 0.001)
         return requests
 
+    monkeypatch.setattr(on_ray, "_ASK_EVERY_S", 600.0)
     return set_up
 
 

@@ -133,7 +133,7 @@ def assert_own_answers(answers: list[Answer], durations_s: list[float]) -> None:
 @pytest.mark.usefixtures("session")
 def test_requests_share_batches(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     class Slow(serve.Replica):
-        """Other requests are decoded while the model computes; it notes the sizes of batches."""
+        """The others are decoded while the first batch is held; it notes the sizes of batches."""
 
         def __init__(self, setup: serve.ReplicaSetup) -> None:
             self._sizes: list[int] = []
@@ -141,7 +141,7 @@ def test_requests_share_batches(trained: Trained, monkeypatch: pytest.MonkeyPatc
 
         async def _score(self, windows: list[Samples]) -> list[Scores]:
             self._sizes.append(len(windows))
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(10 if len(self._sizes) == 1 else 0)
             return await super()._score(windows)
 
         async def sizes(self) -> list[int]:

@@ -46,13 +46,24 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 @pytest.fixture(scope="module")
-def deadly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A recording that kills its decoder."""
+def deadly(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Iterator[Path]:
+    """A recording that kills its decoder; another is decoded once there is no `note.hold`."""
     folder = tmp_path_factory.mktemp("sabotage")
     path = folder / "deadly.wav"
     path.write_bytes(encode(sound("rain", 0.5)))
-    with sabotaged(folder, {str(path): "die()"}):
+    with sabotaged(folder, {str(path): "die()", trained.clips[0].uri: "held()"}):
         yield path
+
+
+@contextmanager
+def holding(deadly: Path) -> Iterator[None]:
+    """A step that tags cannot end within the block."""
+    hold = deadly.with_name("note.hold")
+    hold.touch()
+    try:
+        yield
+    finally:
+        hold.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -82,22 +93,21 @@ def wait_for_segments(step: "subprocess.Popen[str]", output: Path, num: int) -> 
         time.sleep(0.02)
 
 
-def wait_for_worker(step: int) -> int:
-    """A process of the step that tags, a moment after it has started to."""
+def kill_a_worker(step: int) -> None:
+    """Kill a process of the step while it tags."""
     deadline = time.monotonic() + 240
-    while not (workers := workers_of(step)):
+    while not (workers := workers_of(step, b"_Scorer)).submit")):
         assert time.monotonic() < deadline, "no worker within 240 s"
         time.sleep(0.02)
-    time.sleep(1)
-    return workers[0]
+    os.kill(workers[0], signal.SIGKILL)
 
 
-def workers_of(step: int) -> list[int]:
-    """Processes of a step's Ray that tag: children of its raylet."""
+def workers_of(step: int, words: bytes = b"_Scorer") -> list[int]:
+    """Processes of a step's Ray with these words in their titles: children of its raylet."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
-            if b"_Scorer" in path.read_bytes() and parent(parent(int(path.parent.name))) == step:
+            if words in path.read_bytes() and parent(parent(int(path.parent.name))) == step:
                 found.append(int(path.parent.name))
     return found
 
@@ -131,18 +141,19 @@ def test_recording_that_kills_its_decoder_costs_itself_alone(whole: Path) -> Non
 
 
 def test_killed_steps_and_actors_change_no_byte(
-    trained: Trained, audio: Path, whole: Path, tmp_path: Path
+    trained: Trained, deadly: Path, audio: Path, whole: Path, tmp_path: Path
 ) -> None:
     resumed = tmp_path / "resumed"
     # Only the tags are compared; `whole` has a page.
     options = ("--num-cpus", "2", "--no-page")
-    with started(command(trained, audio, resumed, *options)) as step:
+    with holding(deadly), started(command(trained, audio, resumed, *options)) as step:
         wait_for_segments(step, resumed, 3)
         os.killpg(step.pid, signal.SIGKILL)
         step.communicate()
     assert not (resumed / WINDOWS).exists()
     with started(command(trained, audio, resumed, *options)) as step:
-        os.kill(wait_for_worker(step.pid), signal.SIGKILL)
+        with holding(deadly):
+            kill_a_worker(step.pid)
         _, errors = step.communicate(timeout=600)
         assert step.returncode == 0, errors
     assert tags(resumed) == tags(whole)
@@ -172,14 +183,14 @@ def killing_workers() -> Iterator[list[int]]:
 
 
 def test_actor_that_always_dies_ends_the_step(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Trained, deadly: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(on_ray_tag, "_MOST_RESTARTS", 1)
     choice = ModelChoice(path=trained.run)
     recordings = list_recordings(trained.clips[0].uri)
     job = make_job(load_tagger(choice), str(tmp_path), TagSettings(), batch_size=1)
     work = Work(parts=deal_parts(recordings), done={}, recordings=recordings, job=job)
-    with connect(address="local", num_cpus=1), killing_workers() as killed:
+    with holding(deadly), connect(address="local", num_cpus=1), killing_workers() as killed:
         tag = tag_on_ray(choice, Workers(num=1), SharedPaths())
         with pytest.raises(RayActorError) as caught:
             list(tag(work))
