@@ -155,8 +155,8 @@ def _wait_for_a_node(nodes: Nodes, memory_bytes: float, wait_s: float) -> None:
 def away_from_gpus(each: dict[str, float]) -> dict[str, Any]:
     """Ray's options that keep a task off the nodes with GPUs, if others can hold what it takes.
 
-    Called for each task, as nodes come and go. Ray's default strategy alone would use nodes with
-    GPUs once the others are busy.
+    Called for each task, as nodes come and go: only tasks that wait already may go to a node with
+    GPUs that joins. Ray's default strategy alone would use such nodes once the others are busy.
     """
     alive = [node for node in ray.nodes() if node["Alive"]]
     with_gpus = [node["NodeID"] for node in alive if node["Resources"].get("GPU", 0)]
