@@ -22,7 +22,8 @@ def set_up(log_level: int) -> None:
     """Show messages from this level on, and no traceback where Ray ends the process.
 
     Ray ends processes by SIGTERM, on which its handler raises SystemExit. Python reports that as
-    an ignored error if it comes while a destructor runs. A process may be set up again.
+    an ignored error if it comes where nothing can be raised, as in a destructor. A process may be
+    set up again.
     """
     log.set_up(log_level)
     if not isinstance(sys.unraisablehook, _AllButExits):
